@@ -1,10 +1,10 @@
-"""Time of a training step of a recipe's decoder on made-up tokens: tokens a second, the fraction of the
-device's matrix products, memory, and where the time goes.
+"""Time a training step of a recipe's decoder on made-up tokens: tokens per second, the fraction of the device's
+matrix-product throughput, memory, and a profile.
 
     python kernels/bench/training_step.py --device cuda --recipe cm3leon-350m -o training.json
 
-Forward, loss, backward, clipping and the optimiser's step, as in `cm3 train`, without data. The floor is
-the arithmetic of the step at the throughput of a large matrix product, measured first.
+Runs forward, loss, backward, clipping and the optimiser's step, as in `cm3 train`, without data. The lower bound is the
+step's arithmetic at the throughput of a large matrix product, measured first.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from cm3run.training.optim import OptimizerGroup
 from cm3run.training.packing import TrainingBatch
 
 WARM_STEPS, STEPS = 3, 10
-#: Documents of a row: each sees only itself.
+#: Number of documents per row; each sees only itself.
 DOCUMENTS = 3
 PROFILED = 25
 
@@ -50,7 +50,7 @@ def vocabulary_of(recipe: Recipe) -> Vocabulary:
 
 
 def batch_of(recipe: Recipe, vocabulary: Vocabulary) -> TrainingBatch:
-    """Full rows of packed documents."""
+    """Return full rows of packed documents."""
     assert recipe.decoder is not None
     rows, length = recipe.train.batch_rows, recipe.decoder.context_length
     generator = torch.Generator().manual_seed(0)
@@ -68,8 +68,8 @@ def batch_of(recipe: Recipe, vocabulary: Vocabulary) -> TrainingBatch:
 
 
 def flops_of(recipe: Recipe, vocabulary: Vocabulary) -> float:
-    """6 a weight and token, the head included; attention: 12 of each pair of a query and a key that it
-    sees, and number of the width (2 products forward, 4 backward)."""
+    """Return the FLOP of a step: 6 per weight and token, including the head; for attention, 12 per visible pair of
+    query and key and per number of the width (2 products forward, 4 backward)."""
     decoder: Any = recipe.decoder
     rows, length = recipe.train.batch_rows, decoder.context_length
     width, inner = decoder.d_model, decoder.d_ff or 4 * decoder.d_model
@@ -82,7 +82,7 @@ def flops_of(recipe: Recipe, vocabulary: Vocabulary) -> float:
 
 
 def seconds_of(run: Callable[[], object], device: torch.device, number: int) -> list[float]:
-    """Seconds of each of `number` calls, the device's work included."""
+    """Return the seconds of each of `number` calls, including the device's work."""
     times = []
     for _ in range(number):
         _finish(device)
@@ -99,7 +99,7 @@ def _finish(device: torch.device) -> None:
 
 
 def product_throughput(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP a second of a square product."""
+    """Measure the FLOP per second of a square product."""
     size = 8192 if device.type == "cuda" else 512
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     times = seconds_of(lambda: a @ b, device, 8)[3:]
@@ -107,7 +107,7 @@ def product_throughput(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def profile(run: Callable[[], object], device: torch.device) -> list[dict[str, Any]]:
-    """The operations that take longest in one step: name, calls, milliseconds."""
+    """Return the operations that take longest in one step: name, calls, milliseconds."""
     kinds = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
         kinds.append(torch.profiler.ProfilerActivity.CUDA)
@@ -180,14 +180,14 @@ def main() -> None:
     parser.add_argument("--recipe", default="cm3leon-350m")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("-o", "--out", type=Path, required=True)
-    parser.add_argument("overrides", nargs="*", help="of the recipe, section.key=value")
+    parser.add_argument("overrides", nargs="*", help="recipe overrides, section.key=value")
     args = parser.parse_args()
     recipe = compose(args.recipe, args.overrides, registry=load_registry())
     found = measure(recipe, choose_device(args.device))
     args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(
         f"{found['recipe']} on {found['device']}, {found['precision']}: "
-        f"{found['tokens_per_second']:,.0f} tokens/s, {found['seconds'] * 1e3:,.1f} ms a step, "
+        f"{found['tokens_per_second']:,.0f} tokens/s, {found['seconds'] * 1e3:,.1f} ms per step, "
         f"{found['of_products']:.1%} of a product's throughput"
     )
 

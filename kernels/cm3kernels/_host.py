@@ -12,20 +12,20 @@ from torch import Tensor
 
 
 def require(condition: bool, op: str, cause: str | Callable[[], str]) -> None:
-    """Raise `ValueError` naming the op when an argument does not fit. Pass a function to build the
-    text only then: formatting a dozen messages takes some 15 us, and an op is called in every layer
-    of every step."""
+    """Raise `ValueError` naming the op if an argument is invalid. Pass a function to format the text only on
+    failure: formatting a dozen messages takes about 15 us, and an op is called in every layer of every
+    step."""
     if not condition:
         raise ValueError(f"{op}: {cause if isinstance(cause, str) else cause()}")
 
 
 def device_of(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Context in which Triton launches on the tensor's device; it takes the current one, whatever
-    device the tensors are on."""
+    """Context in which Triton launches on the tensor's device; otherwise it uses the current device, whatever
+    the tensors' device."""
     return torch.cuda.device(tensor.device) if tensor.device.type == "cuda" else nullcontext()
 
 
 def interprets() -> bool:
-    """Whether Triton kernels run in Triton's interpreter (decided by the environment before they
-    are imported)."""
+    """Whether Triton kernels run in Triton's interpreter (set by the environment before they are
+    imported)."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"

@@ -1,6 +1,6 @@
-"""Which implementation of an op runs: chosen by name, refused with a reason, never replaced silently.
+"""Chooses the implementation of an op: by name, rejected with a reason, never replaced silently.
 
-The tables at the end list the implementations of each op, fastest first, and what each refuses; `choose` takes one.
+The tables at the end list the implementations of each op, fastest first, and what each rejects; `choose` selects one.
 Triton's are in `OP/triton.py`.
 """
 
@@ -26,10 +26,10 @@ class Implementation:
     """One way to compute an op.
 
     Args:
-        load: returns the function; imports what it needs only then (called every time: a repeated
-            import costs nothing).
-        refusal: why it can't take these tensors, in words that end with what to do instead; None
-            where it can.
+        load: returns the function; imports its requirements only then (called every time: a repeated import
+            costs nothing).
+        refusal: why it can't run on these tensors, ending with the next step; None if it
+            can.
         automatic_on: device types for which "auto" may choose it; None: all.
     """
 
@@ -41,19 +41,19 @@ class Implementation:
 def choose(
     op: str, implementation: str, available: Mapping[str, Implementation], tensor: Tensor
 ) -> Callable[..., Any]:
-    """The implementation of that name; "auto" is the first of `available` that supports the tensor,
-    and logs its choice once (logger "cm3kernels", level info; a warning where a faster one is meant
-    for this device and can't run).
+    """Return the implementation of that name; "auto" is the first of `available` that supports the tensor, and
+    logs its choice once (logger "cm3kernels", level info; a warning if a faster one is intended for this device
+    but can't run).
 
     Args:
-        op: the op's name, for the message.
+        op: name of the op, for the message.
         implementation: "auto" or a key of `available`.
-        available: fastest first.
+        available: implementations, fastest first.
         tensor: one of the arguments; its device and dtype decide.
 
     Raises:
-        ValueError: no such implementation, with a list of those available; or it can't run here,
-            with the reason.
+        ValueError: there is no such implementation (lists those available), or it can't run here (states the
+            reason).
     """
     if implementation == "auto":
         passed_over: list[str] = []
@@ -67,7 +67,7 @@ def choose(
             f"{name}: {candidate.refusal(tensor)}" for name, candidate in available.items()
         )
         raise ValueError(
-            f"{op}: no implementation takes this tensor\n  cause: {reasons}\n  next: use another "
+            f"{op}: no implementation supports this tensor\n  cause: {reasons}\n  next: use another "
             "device or dtype"
         )
     if implementation not in available:
@@ -92,8 +92,8 @@ def _say(op: str, name: str, tensor: Tensor, passed_over: list[str]) -> None:
 
 
 def triton_refusal(tensor: Tensor) -> str | None:
-    """Why a Triton kernel can't take this tensor: no Triton, or no GPU and no interpreter. None
-    where it can."""
+    """Return why a Triton kernel can't run on this tensor: no Triton, or neither a GPU nor the interpreter. None
+    if it can."""
     if importlib.util.find_spec("triton") is None:
         return (
             "Triton is not installed; next: pip install 'cm3leon[triton]', or implementation='auto'"
@@ -115,14 +115,14 @@ def triton_refusal(tensor: Tensor) -> str | None:
 def triton_implementation(
     load: Callable[[], Callable[..., Any]], refusal: Callable[[Tensor], str | None] = triton_refusal
 ) -> Implementation:
-    """A Triton kernel: "auto" takes it on CUDA tensors; by name it also runs on CPU tensors, in the
+    """A Triton kernel: "auto" chooses it for CUDA tensors; by name it also runs on CPU tensors, in the
     interpreter."""
     return Implementation(load, refusal, automatic_on=("cuda",))
 
 
-#: A whole tile of queries is in registers.
+#: A whole tile of queries must fit in registers.
 LARGEST_HEAD_DIM = 128
-#: The most ids whose masses, with 40 bits after the point, an int64 sum can hold.
+#: Maximum number of ids whose masses, with 40 fractional bits, fit in an int64 sum.
 LARGEST_VOCABULARY = 2**22
 
 
@@ -149,12 +149,12 @@ def _attention_triton_refusal(q: Tensor) -> str | None:
         return reason
     if q.shape[3] > LARGEST_HEAD_DIM:
         return (
-            f"the head dimension is {q.shape[3]}, the kernels support up to {LARGEST_HEAD_DIM}; "
+            f"the head dimension is {q.shape[3]}, but the kernels support at most {LARGEST_HEAD_DIM}; "
             "next: implementation='sdpa'"
         )
     if q.dtype == torch.float64 and q.device.type == "cuda":
         return (
-            "float64 is only for checks in the interpreter; next: implementation='reference', or a "
+            "float64 is only supported for checks in the interpreter; next: implementation='reference', or a "
             "narrower dtype"
         )
     return None
@@ -172,7 +172,7 @@ ATTENTION = {
     "sdpa": Implementation(_attention_sdpa),
     "reference": Implementation(_attention_reference),
 }
-#: Where the logarithm of the softmax's denominator is asked for, too.
+#: Implementations that also return the logarithm of the softmax's denominator.
 ATTENTION_WITH_LSE = {**ATTENTION, "sdpa": Implementation(_attention_sdpa, _no_lse)}
 
 
@@ -231,12 +231,12 @@ def _guided_sample_reference() -> Callable[..., Any]:
 def _guided_sample_triton_refusal(logits_SV: Tensor) -> str | None:
     if logits_SV.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return (
-            f"logits_SV is {logits_SV.dtype}, the kernels support float32, bfloat16 and float16; "
+            f"logits_SV is {logits_SV.dtype}, but the kernels support float32, bfloat16 and float16; "
             "next: cast it, or implementation='auto'"
         )
     if logits_SV.shape[1] > LARGEST_VOCABULARY:
         return (
-            f"logits_SV has {logits_SV.shape[1]} ids, the kernels support {LARGEST_VOCABULARY}; "
+            f"logits_SV has {logits_SV.shape[1]} ids, but the kernels support {LARGEST_VOCABULARY}; "
             "next: implementation='auto'"
         )
     return triton_refusal(logits_SV)

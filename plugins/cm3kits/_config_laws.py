@@ -1,7 +1,7 @@
-"""Laws of configs, for every kind: every key counts, and is in the fingerprint; a config can be sent to
-another process, where the component is the same.
+"""Laws of configs, for every kind: every key matters and is in the fingerprint; a config can be sent to another
+process, which builds the same component.
 
-A kit says what a component does with a few fixed inputs (`observe`). The laws build the component with
+A kit returns a component's results for a few fixed inputs (`observe`). The laws build the component with
 other values of each key and compare.
 """
 
@@ -49,9 +49,9 @@ from cm3kits._findings import (
 )
 from cm3kits._laws import Contract
 
-#: Functions of a config that read keys to check, copy or print them.
+#: Functions of a config that read keys only to check, copy or print them.
 _NO_USE = {"check", "check_fields", "__repr__", "__eq__", "__init__", "__post_init__", "protocol"}
-#: Files of the machinery that reads all keys.
+#: Files of the framework that read all keys.
 _MACHINERY = {
     "dataclasses.py",
     "copy.py",
@@ -60,7 +60,7 @@ _MACHINERY = {
     "_config_laws.py",
     "_findings.py",
 }
-#: Source files of a plugin's package that are looked at.
+#: Maximum number of a plugin's source files to search.
 _MOST_FILES = 60
 
 
@@ -70,8 +70,8 @@ class UnusedKeyWarning(UserWarning):
 
 @contextmanager
 def keys_read(config_class: type[Any], found: set[str]) -> Iterator[None]:
-    """Within it, the names of a config's keys that are read are added to `found`, but for reads of its own
-    `check` and of what copies and prints configs."""
+    """Context that adds the names of keys read from a config to `found`, except reads by its own `check` and by
+    functions that copy and print configs."""
     before: Any = config_class.__getattribute__
     own = "__getattribute__" in config_class.__dict__
 
@@ -93,8 +93,8 @@ def keys_read(config_class: type[Any], found: set[str]) -> Iterator[None]:
 
 
 def is_mentioned(key: str, *parts: Any) -> bool:
-    """Whether the modules of these classes and objects, or their packages, read an attribute of this name, or
-    have it as a text, outside of a config's `check`."""
+    """Whether the modules of these classes and objects, or their packages, read an attribute with this name, or
+    contain it as a text, outside a config's `check`."""
     return any(key in _mentions(path) for path in _files(parts))
 
 
@@ -110,7 +110,7 @@ def _files(parts: tuple[Any, ...]) -> list[Path]:
 
 
 def _mentions(path: Path) -> set[str]:
-    """Attributes that a file reads, and its texts without spaces."""
+    """Return the attributes read in a file, and its strings without spaces."""
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     except (OSError, SyntaxError, ValueError):
@@ -130,7 +130,7 @@ def _names(node: ast.AST) -> Iterator[str]:
 
 
 T = TypeVar("T")
-#: Seconds for trying values of keys, and as many again for all keys that seem to have no effect.
+#: Seconds for trying values of keys, and the same again for all keys that seem to have no effect.
 _SECONDS = 3.0
 #: Output -> values; see `ConfigLaws.observe`.
 Outputs = dict[str, Any]
@@ -151,12 +151,12 @@ class _Trial:
 class ConfigLaws(Contract[T]):
     """Base of the kits of kinds with configs."""
 
-    #: By how much a number of an output may differ where nothing differs but rounding, relative to it.
+    #: Relative tolerance of output numbers that differ only by rounding.
     output_tolerance: ClassVar[float] = 1e-3
 
-    #: The config, and its values before anything was built.
+    #: The config, and its values before building anything.
     _keys_before: ClassVar[Any] = (None, None)
-    #: Whether components are built in other folders, too, for trying values of keys.
+    #: Whether components can be built in other folders when trying values of keys.
     _moves: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -165,42 +165,40 @@ class ConfigLaws(Contract[T]):
             cls._keys_before = (cls.config, copy.deepcopy(to_plain(cls.config)))
 
     def observe(self, component: T) -> Outputs:
-        """What the component does with a few fixed inputs: a name -> arrays, numbers, texts, lists and dicts
-        of them. Its fingerprint is none of them."""
+        """Return the component's results for a few fixed inputs: name -> arrays, numbers, texts, lists and dicts
+        of them. Leave out its fingerprint."""
         return {}
 
     def fingerprints(self, component: T) -> dict[str, tuple[str, tuple[str, ...]]]:
-        """Each fingerprint: its name -> its value, and the outputs that it stands for (): all."""
+        """Return each fingerprint: name -> value, and the outputs it identifies; (): all outputs."""
         value = getattr(component, "fingerprint", None)
         return {} if value is None else {"fingerprint": (value, ())}
 
     def observed(self) -> tuple[dict[str, Any], Outputs]:
-        """The fingerprints and outputs of a component made anew, called in another process."""
+        """Return the fingerprints and outputs of a new component; called in another process."""
         component = self.make_again()
         return self.fingerprints(component), self.observe(component)
 
     # ---- laws
 
     def law_a_config_can_be_sent(self) -> None:
-        """Pickled, copied, or written as a recipe and read, a config is the same; building changes nothing
-        in it."""
+        """A config is the same after pickling, copying, or writing and reading it as a recipe; building changes
+        nothing in it."""
         config = self.config
         if config is None:
             return
         of, before = type(self)._keys_before
         before = copy.deepcopy(before if of is config else to_plain(config))
-        advice = (
-            "keep values that a recipe can hold in its fields, and everything else in the component"
-        )
-        self._check_unchanged(before)  # by what other laws built
+        advice = "keep only values that a recipe can hold in its fields, everything else in the component"
+        self._check_unchanged(before)  # after building for other laws
         try:
             again = pickle.loads(pickle.dumps(config))
-        except Exception as error:  # of a class's own pickling
+        except Exception as error:  # from a class's own pickling
             raise LawBroken(
-                "pickled the config, as processes that load data do",
+                "pickled the config, as data loader processes do",
                 "an equal config",
                 shown(error),
-                next_step=f"define the class at the top of a module, and {advice}",
+                next_step=f"define the class at the top level of a module, and {advice}",
             ) from error
         same(to_plain(again), before, "pickled the config and read it again", next_step=advice)
         same(to_plain(copy.deepcopy(config)), before, "copied the config", next_step=advice)
@@ -214,12 +212,12 @@ class ConfigLaws(Contract[T]):
                 "wrote the config as a recipe, and read it",
                 next_step=advice,
             )
-        with self.building(), suppress(Exception):  # other laws say that it can't be built
+        with self.building(), suppress(Exception):  # other laws report that it can't be built
             _built(self, config)
         self._check_unchanged(before)
 
     def _check_unchanged(self, before: Any) -> None:
-        """Raise `LawBroken` if the config has other values than it had before anything was built."""
+        """Raise `LawBroken` if building changed the config's values."""
         same(
             to_plain(self.config),
             before,
@@ -228,8 +226,8 @@ class ConfigLaws(Contract[T]):
         )
 
     def law_every_key_counts(self) -> None:
-        """With another value of any key the component still works, and a fingerprint or what comes out is another,
-        unless the config names the key in `not_in_outputs`."""
+        """With another value of any key the component still works, and its fingerprint or its outputs change, unless
+        the config lists the key in `not_in_outputs`."""
         config = self.config
         if config is None:
             return
@@ -241,9 +239,9 @@ class ConfigLaws(Contract[T]):
                 trial.broken is None,
                 f"built it with {trial.key} = {shown(trial.value)} instead of "
                 f"{shown(getattr(config, trial.key))}, and called it",
-                "what the interface states",
+                "results as stated by the interface",
                 trial.broken.cause if trial.broken is not None else "",
-                next_step="correct the component for this value, or refuse it in the config's check()",
+                next_step="correct the component for this value, or reject it in the config's check()",
             )
         end = time.monotonic() + _SECONDS
         for key in _own_keys(config):
@@ -253,14 +251,14 @@ class ConfigLaws(Contract[T]):
             self._tell_of_no_effect(key, own, base, end)
 
     def _tell_of_no_effect(self, key: str, own: list[_Trial], base: _Trial, end: float) -> None:
-        """Raise for a key that nothing reads; warn of one that is read, and may count where no law looks."""
+        """Raise for a key that nothing reads; warn about a key that is read but has no visible effect."""
         name = type(self.config).__name__
         found = LawBroken(
             f"built it with other values of the key {key!r}: "
             + ", ".join(shown(trial.value) for trial in own[:6]),
             f"another fingerprint, or other {', '.join(base.outputs)}",
             f"the same as with {key} = {shown(getattr(self.config, key))}",
-            next_step=f"use the key, or remove it; if it decides speed, memory, devices or training alone, "
+            next_step=f"use the key, or remove it; if it affects only speed, memory, devices or training, "
             f"write not_in_outputs = ({key!r},) in {name}",
         )
         if key not in self._keys_read() and not is_mentioned(key, type(self.config), self.subject):
@@ -273,14 +271,14 @@ class ConfigLaws(Contract[T]):
 
     @classmethod
     def _keys_read(cls) -> set[str]:
-        """Keys that were read while components were built and called."""
+        """Keys read while building and calling components."""
         if "_keys_found" not in cls.__dict__:
             cls._keys_found = set()  # type: ignore[attr-defined]  # as `_subject`
         found: set[str] = cls._keys_found  # type: ignore[attr-defined]  # set on each class
         return found
 
     def law_the_fingerprint_covers_every_key(self) -> None:
-        """Where another value of a key changes what comes out, the fingerprint is another one."""
+        """If another value of a key changes the outputs, the fingerprint changes, too."""
         if self.config is None:
             return
         base, trials = self._trials()
@@ -298,8 +296,8 @@ class ConfigLaws(Contract[T]):
                     + (f", which changes {found.where}" if found else ""),
                     f"another {name}",
                     f"the same {name}: {value!r}",
-                    next_step=f"put every key that decides what comes out into `{name}`: what was made "
-                    "with one would be taken for what the other makes",
+                    next_step=f"include every key that affects the outputs in `{name}`: otherwise results of one "
+                    "component would be reused for the other",
                 )
 
     def law_another_process_agrees(self) -> None:
@@ -321,7 +319,7 @@ class ConfigLaws(Contract[T]):
             )
         did = f"made it in this process, and in one with PYTHONHASHSEED={answer.seed}: its "
         advice = (
-            "use hashlib instead of hash(), sort sets before their order counts, and keep time, process "
+            "use hashlib instead of hash(), sort sets where their order matters, and keep time, process "
             "and address out of it"
         )
         for name, (value, _) in fingerprints.items():
@@ -338,7 +336,7 @@ class ConfigLaws(Contract[T]):
     # ---- other values of keys
 
     def _trials(self) -> tuple[_Trial | None, list[_Trial]]:
-        """The component as configured, None if its config alone does not build it; and with other values."""
+        """Return the component as configured (None if its config alone can't build it), and with other values."""
         cls = type(self)
         if "_tried" not in cls.__dict__:
             cls._tried = self._try_all()  # type: ignore[attr-defined]  # as `_subject`
@@ -349,15 +347,15 @@ class ConfigLaws(Contract[T]):
         base = self._try(self.config, "", None)
         if base.error or not (base.outputs or base.fingerprints):
             return None, []
-        # where files that a value such as a folder's name makes harm nothing, unless paths of the config need
-        # the folder that is current
+        # where files created by a value, such as a folder's name, do no harm, unless paths of the config
+        # need the current folder
         with _own_folder():
             type(self)._moves = not self._try(self.config, "", None).error
         with _own_folder() if self._moves else nullcontext():
             return base, self._tried_values(base)
 
     def _tried_values(self, base: _Trial) -> list[_Trial]:
-        """The component with other values of each key, until one has an effect."""
+        """Return the component with other values of each key, until one has an effect."""
         trials: list[_Trial] = []
         end = time.monotonic() + _SECONDS
         for key in _own_keys(self.config):
@@ -389,11 +387,11 @@ class ConfigLaws(Contract[T]):
                 )
         except BrokenLawError as error:
             return _Trial(key, value, error=shown(error), broken=error)
-        except Exception as error:  # of a component: what it raises is a result too
+        except Exception as error:  # from a component: an error is a result, too
             return _Trial(key, value, error=shown(error))
 
     def _counts_beside_others(self, key: str, own: list[_Trial], end: float) -> bool:
-        """Whether a key has an effect where another key has another value; True if time is up."""
+        """Whether a key has an effect together with another value of another key; True if time is up."""
         for other in _own_keys(self.config):
             for value in itertools.islice(_other_values(self.config, other), 4):
                 changed = _with(self.config, other, value) if other != key else None
@@ -413,13 +411,13 @@ class ConfigLaws(Contract[T]):
 
 @contextmanager
 def _own_folder() -> Iterator[None]:
-    """Within it, a new folder is the current one."""
+    """Context with a new folder as the current one."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, chdir(folder):
         yield
 
 
 def _built(contract: Contract[Any], config: ComponentConfig) -> Any:
-    """The component of a config, built in the kind's usual way."""
+    """Build the component of a config in the usual way of its kind."""
     own = copy.copy(contract)
     own.config = config  # type: ignore[misc]  # of this instance alone
     config.check()
@@ -427,7 +425,7 @@ def _built(contract: Contract[Any], config: ComponentConfig) -> Any:
 
 
 def _effect(contract: ConfigLaws[Any], base: _Trial, trial: _Trial) -> bool:
-    """Whether anything that can be seen is another: an error, a fingerprint, an output."""
+    """Whether anything visible differs: an error, a fingerprint, an output."""
     if trial.error or base.error:
         return trial.error != base.error
     return trial.fingerprints != base.fingerprints or _change(contract, base, trial) is not None
@@ -436,7 +434,7 @@ def _effect(contract: ConfigLaws[Any], base: _Trial, trial: _Trial) -> bool:
 def _change(
     contract: ConfigLaws[Any], base: _Trial, trial: _Trial, labels: tuple[str, ...] = ()
 ) -> Difference | None:
-    """The first output of these that differs."""
+    """Return the first of these outputs that differs."""
     for label in labels or base.outputs:
         found = difference(trial.outputs[label], base.outputs[label], contract.output_tolerance)
         if found is not None:
@@ -446,7 +444,7 @@ def _change(
 
 
 def _own_keys(config: ComponentConfig) -> list[str]:
-    """A config's keys, without those of its kind's base, of components in it, and `not_in_outputs`."""
+    """Return a config's keys, except those of its kind's base, nested components, and `not_in_outputs`."""
     kind = KINDS.get(config.kind)
     of_base = set(hints(kind.config)) if kind is not None else set()
     left_out = of_base | keys_not_in_outputs(type(config))
@@ -458,17 +456,17 @@ def _own_keys(config: ComponentConfig) -> list[str]:
 
 
 def _with(config: ComponentConfig, key: str, value: Any) -> ComponentConfig | None:
-    """The config with another value of a key; None if it refuses it."""
+    """Return the config with another value of a key; None if it rejects the value."""
     try:
         changed = dataclasses.replace(config, **{key: value})
         changed.check()
-    except Exception:  # whatever refuses it, no such config
+    except Exception:  # rejected by any error
         return None
     return changed
 
 
 def _other_values(config: ComponentConfig, key: str) -> Iterator[Any]:
-    """Other values of a key, the nearest first."""
+    """Yield other values of a key, the nearest first."""
     now, annotation = getattr(config, key), hints(type(config))[key]
     seen: list[Any] = [now]
     for value in _values(now, annotation):
@@ -550,8 +548,8 @@ def _nested(now: Any) -> Iterator[Any]:
 
 
 def _request(contract: Contract[Any]) -> _other_process.Request | None:
-    """How another process makes the component of its config; None if the test has inputs or a `make` of its own,
-    whose files or fixtures are of this process."""
+    """Return the request that builds the component of its config in another process; None if the test has its own
+    inputs or `make`, whose files or fixtures belong to this process."""
     cls = type(contract)
     kit = next((base for base in cls.__mro__ if _is_kit(base)), None)
     if kit is None or contract.config is None:
@@ -566,15 +564,15 @@ def _request(contract: Contract[Any]) -> _other_process.Request | None:
             attributes.setdefault(name, value)
     try:
         config, kept = pickle.dumps(contract.config), pickle.dumps(attributes)
-    except Exception:  # of a class's own pickling
-        return None  # another law says so
+    except Exception:  # from a class's own pickling
+        return None  # reported by another law
     return _other_process.Request(
         (kit.__module__, kit.__qualname__), config, kept, _other_process.modules_of(contract.config)
     )
 
 
 def _is_kit(cls: type[Any]) -> bool:
-    """Whether a class is a kit, not a test: it builds from a config, and has none."""
+    """Whether a class is a kit, not a test: it builds from a config but has none."""
     return (
         issubclass(cls, Contract) and cls.__dict__.get("config") is None and "kind" in cls.__dict__
     )

@@ -1,7 +1,7 @@
-"""What a law found, in words that an author can act on: what was done, expected, got, where, what next.
+"""Findings of a law, worded for the author: what was done, the expected and actual result, where, next step.
 
 Laws compare with `same`, `holds` and `refuses`, which raise `LawBroken`; the base of the kits adds the
-law, the component and its config. Values are described, never printed as objects at addresses.
+law, the component and its config. Values are described, never printed as objects with addresses.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from cm3core.config.schema import to_plain
 from cm3core.errors import CM3Error, DeviceError, MissingPackageError
 from cm3core.interfaces.component import ComponentConfig
 
-#: Letters of a value in a message.
+#: Maximum length of a value in a message.
 _MOST = 200
 _OBJECT = re.compile(r"<(?:[\w.]*<locals>\.|[\w]+\.)*([\w]+) object at 0x[0-9a-fA-F]+>")
 _FUNCTION = re.compile(
@@ -34,9 +34,9 @@ class LawBroken(AssertionError):  # what pytest shows an author: a law is broken
 
     Args:
         did: what the law did, in the past tense: "encoded 3 pictures together, and one by one".
-        expected, got: what should have come out, and what did.
+        expected, got: expected and actual result.
         where: the first place that differs; "" for a single value.
-        next_step: what the author can do about it; "": correct the component, or waive the law.
+        next_step: the next step; "": correct the component, or waive the law.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class LawBroken(AssertionError):  # what pytest shows an author: a law is broken
         super().__init__(self.text())
 
     def text(self) -> str:
-        """All of it, a line for each part."""
+        """Return everything, one line per part."""
         parts = {
             "expected": self.expected,
             "got": self.got,
@@ -64,17 +64,17 @@ class LawBroken(AssertionError):  # what pytest shows an author: a law is broken
         return "\n".join(lines)
 
     def in_a_line(self) -> str:
-        """What was done, expected and got, for a report of many laws."""
+        """Return what was done, expected and got, for a report of many laws."""
         where = f" at {self.where}" if self.where else ""
         told = f"{self.did}: expected {self.expected}, got {self.got}{where}"
         return " ".join(readable(told).split())
 
     def tested_lines(self) -> list[str]:
-        """What it was tested on."""
+        """Return the tested component."""
         return f"tested: {readable(self.component)}".splitlines() if self.component else []
 
     def framed(self, law: str, meaning: str, component: str) -> LawBroken:
-        """The same, with the law and what it was tested on."""
+        """Return the finding with the law and the tested component."""
         self.law = f"{law}: {meaning}" if meaning else law
         self.component = component
         self.next_step = self.next_step or (
@@ -89,7 +89,7 @@ class LawBroken(AssertionError):  # what pytest shows an author: a law is broken
 
 
 def readable(text: str) -> str:
-    """A text without addresses of objects.
+    """Return a text without addresses of objects.
 
     >>> readable("where 3 = <tests.Short object at 0x7f1e>.size, <function f at 0x12>")
     'where 3 = (a Short).size, f'
@@ -99,7 +99,7 @@ def readable(text: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value in a few words: arrays by type, shape and first values, configs as recipes write them."""
+    """Describe a value briefly: arrays by dtype, shape and first values, configs as in recipes."""
     if (array := _as_array(value)) is not None:
         flat = ", ".join(_number(one) for one in array.reshape(-1)[:6].tolist())
         more = ", ..." if array.size > 6 else ""
@@ -122,7 +122,7 @@ def _number(value: Any) -> str:
 
 
 def recipe_form(config: Any) -> str:
-    """A config as the section of a recipe, in YAML; its class is named beside it."""
+    """Return a config as a recipe section in YAML, with its class."""
     plain = to_plain(config)
     keys = {name: _plain_value(value) for name, value in plain.items()} if plain else {}
     text = yaml.safe_dump({config.kind: keys}, sort_keys=False, allow_unicode=True).rstrip()
@@ -130,7 +130,7 @@ def recipe_form(config: Any) -> str:
 
 
 def _plain_value(value: Any) -> Any:
-    """What YAML can hold; anything else in words."""
+    """Return values that YAML can hold; describe others in words."""
     if isinstance(value, dict):
         return {str(name): _plain_value(inner) for name, inner in value.items()}
     if isinstance(value, list):
@@ -153,11 +153,11 @@ class Difference:
 
 
 def difference(got: Any, expected: Any, tolerance: float = 0.0) -> Difference | None:
-    """The first difference of two values of any form, None if they are equal.
+    """Return the first difference between two values of any type, None if they are equal.
 
     Args:
         got, expected: arrays, tensors, numbers, texts, and lists, dicts and dataclasses of them.
-        tolerance: by which numbers may differ, absolutely or relative to the larger one.
+        tolerance: tolerance of numbers, absolute or relative to the larger one.
     """
     return next(_differences(got, expected, tolerance, ""), None)
 
@@ -292,7 +292,7 @@ def holds(
 
 
 def every(values: Any, condition: Any, did: str, expected: str, *, next_step: str = "") -> None:
-    """Raise `LawBroken` unless a condition holds for each value of an array: both have one shape."""
+    """Raise `LawBroken` unless a condition holds for each value of an array; both have the same shape."""
     values, right = np.asarray(_as_array(values)), np.asarray(_as_array(condition))
     if right.all():
         return
@@ -309,7 +309,7 @@ def refuses(
     match: str = "",
     next_step: str = "",
 ) -> Any:
-    """Return the error that the call raises; raise `LawBroken` unless it is one of `error` that says `match`
+    """Return the error raised by the call; raise `LawBroken` unless it is an `error` whose message matches `match`
     (a regular expression)."""
     expected = f"a {error.__name__}" + (f" that says {match!r}" if match else "")
     try:
@@ -320,6 +320,6 @@ def refuses(
         if match and not re.search(match, str(raised)):
             raise LawBroken(did, expected, shown(raised), next_step=next_step) from raised
         return raised
-    except Exception as raised:  # of a component, in place of the error asked for
+    except Exception as raised:  # from a component, instead of the expected error
         raise LawBroken(did, expected, shown(raised), next_step=next_step) from raised
     raise LawBroken(did, expected, f"no error, but {shown(returned)}", next_step=next_step)

@@ -1,6 +1,6 @@
-"""`Contract`: the base of all conformance kits; turns laws into tests for each implementation.
+"""`Contract`: the base of all conformance kits. It turns laws into tests for each implementation.
 
-A kit defines its laws as plain methods, and how to build a component from a config:
+A kit defines its laws as plain methods, and builds a component from a config:
 
     class SamplerContract(Contract[Sampler]):
         kind = "sampler"
@@ -13,31 +13,31 @@ A kit defines its laws as plain methods, and how to build a component from a con
             seed = data.draw(st.integers(0, 2**31))
             ...
 
-and an author's test is a subclass with a `config` (or a `make`, where the component isn't built the
-kind's usual way). For every `law_NAME` of its ancestors, each such subclass gets its own method
-`test_NAME`, wrapped in a new `hypothesis.given(data=st.data())`. (Inherited `@given` methods are
-one function shared by all subclasses, which Hypothesis's `differing_executors` check refuses in the
+and an author's test is a subclass with a `config` (or a `make`, if the component isn't built in the
+usual way of its kind). For every `law_NAME` of its ancestors, each such subclass gets its own method
+`test_NAME`, wrapped in a new `hypothesis.given(data=st.data())`. (Inherited `@given` methods are one
+function shared by all subclasses, which Hypothesis's `differing_executors` check rejects in the
 second one.)
 
-Between equal calls a law finds the global generators in other states: Hypothesis seeds them at the start of each
-example, and some components read them without advancing them (`torch.initial_seed`, `fork_rng`), so that two calls in
-a row may agree by accident. `subject` and `make_again` perturb them, so laws write `self.subject` for every call, and
-`self.make_again()` for a second instance. Each example starts from another state, and a call that leaves a generator
-in another state than it found it in breaks the law. What builds a component may use them: laws do that under `with
+Between equal calls a law sees the global generators in different states: Hypothesis seeds them at the start of each
+example, and some components read them without advancing them (`torch.initial_seed`, `fork_rng`), so two consecutive
+calls may agree by accident. `subject` and `make_again` perturb them, so laws write `self.subject` for every call, and
+`self.make_again()` for a second instance. Each example starts from another state, and a call that changes a
+generator's state breaks the law. Building a component may use them: laws then use `with
 self.building():`. They are restored after the law.
 
-Laws compare with `same`, `holds` and `refuses` of `cm3kits._findings`, which say what was done,
-expected and got; a plain `assert` is told with the law's docstring.
+Laws compare with `same`, `holds` and `refuses` of `cm3kits._findings`, which report what was done, the expected
+and the actual result; a plain `assert` is reported with the law's docstring.
 
-A law that draws nothing is written `law_NAME(self)`, without `data`, and runs once. A class
-attribute `max_examples` limits the examples per law (for slow components). A component that a law
-does not apply to waives it: a method `waive_NAME` returns the reason, with which the test is
-skipped.
+A law that draws nothing is written `law_NAME(self)`, without `data`, and runs once. The class attribute
+`max_examples` limits the examples per law (for slow components). A component waives a law that does not
+apply to it: a method `waive_NAME` returns the reason, and the test is skipped with that
+reason.
 
-Hypothesis shrinks for up to five minutes per failing test, so that a kit of a dozen laws could take an hour to fail. After
-`SECONDS_PER_LAW`, examples tried only for shrinking are ended before they draw anything, as Hypothesis ends one that draws
-too much; the smallest failing example found so far is then reported as usual. (Hypothesis's own limit can be lowered, but
-then prints that five minutes have passed, and asks for a bug report.)
+Hypothesis shrinks for up to five minutes per failing test, so a kit of a dozen laws could take an hour to fail. After
+`SECONDS_PER_LAW`, examples tried only for shrinking end before they draw anything, as Hypothesis ends examples that
+draw too much; the smallest failing example so far is then reported as usual. (Hypothesis's own limit can be lowered,
+but it then prints that five minutes have passed, and asks for a bug report.)
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ from cm3kits._findings import LawBroken, readable, recipe_form
 
 
 def perturb(number: int) -> None:
-    """Put all global generators into a state that depends on the number only."""
+    """Put all global generators into a state that depends only on the number."""
     random.seed(number)
-    np.random.seed(number)  # noqa: NPY002  # the global generator is what is meant
-    # what hasn't imported torch can't depend on it; most kits don't need it
+    np.random.seed(number)  # noqa: NPY002  # the global generator is intended
+    # without torch imported, nothing can depend on it; most kits don't need it
     if (torch := sys.modules.get("torch")) is not None:
         torch.default_generator.manual_seed(number)
         if _uses_cuda():
@@ -80,9 +80,9 @@ def perturb(number: int) -> None:
 
 
 def states() -> dict[str, Any]:
-    """The state of each global generator, under the name by which an author knows it."""
+    """Return the state of each global generator, by its public name."""
     found: dict[str, Any] = {"random": random.getstate()}
-    own: Any = np.random.get_state()  # noqa: NPY002  # the global one is meant
+    own: Any = np.random.get_state()  # noqa: NPY002  # the global one is intended
     found["numpy.random"] = (own[0], own[1].tobytes(), *own[2:])
     if (torch := sys.modules.get("torch")) is not None:
         found["torch"] = torch.random.get_rng_state().numpy().tobytes()
@@ -90,7 +90,7 @@ def states() -> dict[str, Any]:
 
 
 def changed(before: dict[str, Any]) -> list[str]:
-    """Names of the global generators that are not in these states any more."""
+    """Return the names of global generators whose state has changed."""
     now = states()
     return [name for name, state in before.items() if now[name] != state]
 
@@ -98,7 +98,7 @@ def changed(before: dict[str, Any]) -> list[str]:
 @contextmanager
 def preserved() -> Iterator[None]:
     """Restore the global generators afterwards."""
-    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002  # the global one is meant
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002  # the global one is intended
     torch = sys.modules.get("torch")
     state = None if torch is None else torch.random.get_rng_state()
     devices = torch.cuda.get_rng_state_all() if torch is not None and _uses_cuda() else None
@@ -106,7 +106,7 @@ def preserved() -> Iterator[None]:
         yield
     finally:
         random.setstate(python)
-        np.random.set_state(legacy)  # noqa: NPY002  # the global one is meant
+        np.random.set_state(legacy)  # noqa: NPY002  # the global one is intended
         if torch is not None:
             torch.random.set_rng_state(state)
             if devices is not None:
@@ -118,17 +118,17 @@ def _uses_cuda() -> bool:
     return bool(torch.cuda.is_available() and torch.cuda.is_initialized())
 
 
-#: Seconds for one law, and for all laws of a test class together.
+#: Seconds for one law, and for all laws of a test class.
 SECONDS_PER_LAW, SECONDS_PER_CLASS = 5.0, 20.0
-#: Seconds for each further law once those of the class are used up.
+#: Seconds for each further law once the class's seconds are used up.
 LEAST_SECONDS = 0.5
 
 
 class Shrinking:
-    """How long one run of a law's test has been shrinking.
+    """Measures how long a run of a law's test has been shrinking.
 
     Args:
-        used: seconds that other laws of the test class took.
+        used: seconds used by other laws of the test class.
     """
 
     def __init__(self, used: float) -> None:
@@ -147,13 +147,13 @@ class Shrinking:
 
     def check(self, data: st.DataObject) -> None:
         """End the current example if it would only shrink another one, and time is up."""
-        # the last run of the failing example is the one that is reported
+        # the last run of the failing example is reported
         if self.seconds > self.limit and not current_build_context().is_final:
             data.conjecture_data.mark_overrun()
 
 
 T = TypeVar("T")
-#: States of the global generators in which examples of a law begin.
+#: States of the global generators at the start of a law's examples.
 _STARTS = st.integers(0, 2**31 - 1)
 
 
@@ -161,18 +161,18 @@ class Contract(Generic[T]):
     """Base of the kits. Abstract: tests are subclasses of a kit with a `config` or a `make`.
 
     Raises:
-        PluginError: on creating a subclass: `config` is of another kind or lacks values, a waiver
-            names no law or gives no reason, or a test of a law is replaced.
+        PluginError: on creating a subclass: `config` is of another kind or lacks values, a waiver is for an
+            unknown law or gives no reason, or a law's test is replaced.
     """
 
-    #: The kind whose components are tested, see `cm3core.plugins.kinds`; set by each kit.
+    #: Kind of the tested components, see `cm3core.plugins.kinds`; set by each kit.
     kind: ClassVar[str] = ""
-    #: What `make` builds: an instance of the component's config. None: the test defines `make`.
+    #: Config that `make` builds: an instance of the component's config. None: the test defines `make`.
     # a ComponentConfig; Any, so that a test may use its own fields
     config: ClassVar[Any] = None
     #: Examples per law; None: the active Hypothesis profile's number.
     max_examples: ClassVar[int | None] = None
-    _subject: ClassVar[Any]  # a T; class variables can't say so
+    _subject: ClassVar[Any]  # a T, which class variables can't express
     #: Seconds spent on shrinking failing examples of this class's laws.
     _shrinking_seconds: ClassVar[float] = 0.0
     _shrinking: Shrinking
@@ -182,7 +182,7 @@ class Contract(Generic[T]):
     _is_new: bool = False
 
     def make(self) -> T:
-        """Return a new instance of the component under test; equal calls give equal components.
+        """Return a new instance of the component under test; equal calls return equal components.
 
         By default, checks `config` and builds it with `build`.
         """
@@ -190,12 +190,12 @@ class Contract(Generic[T]):
         return self.build(self.config)
 
     def build(self, config: Any) -> T:
-        """Build the component of a config in the kind's usual way."""
+        """Build the component of a config in the usual way of its kind."""
         raise NotImplementedError
 
     @property
     def subject(self) -> T:
-        """The component under test, made once per test class (examples share it).
+        """The component under test, created once per test class (examples share it).
 
         Each access puts the global generators of `random`, numpy and torch into another state.
         """
@@ -208,24 +208,24 @@ class Contract(Generic[T]):
         return subject
 
     def make_again(self) -> T:
-        """Another instance, equal to the subject, made with the global generators perturbed."""
+        """Return another instance, equal to the subject, created with perturbed global generators."""
         self._perturb_generators()
         with self.building():
             return self.make()
 
     @contextmanager
     def building(self) -> Iterator[None]:
-        """Within it, global generators may be used: networks are built with random weights, which those of
-        a file then replace."""
+        """Context in which global generators may be used: networks start with random weights, which a file's
+        weights then replace."""
         self._check_generators()
         self._generators_left = None
         yield
         self._generators_left, self._is_new = states(), True
 
     def _perturb_generators(self) -> None:
-        """Put the global generators of `random`, numpy and torch into a state not seen before.
+        """Put the global generators of `random`, numpy and torch into a new state.
 
-        Called before each use of the component, so that a law finds one that depends on them.
+        Called before each use of the component, so that a law detects a component that depends on them.
         They are restored after the law.
         """
         self._check_generators()
@@ -234,24 +234,24 @@ class Contract(Generic[T]):
         self._generators_left = states()
 
     def _check_generators(self) -> None:
-        """Raise `LawBroken` if a call since the last look changed the state of a global generator."""
+        """Raise `LawBroken` if a call since the last check changed the state of a global generator."""
         left, self._generators_left = self._generators_left, None
         used = [] if left is None else changed(left)
         is_new, self._is_new = self._is_new, False
         if used == ["torch"] and is_new:
-            return  # a network that is built when it is first needed
+            return  # a network that is built on first use
         if used:
             raise LawBroken(
                 "called it, and looked at the global random generators before and after",
                 "their states unchanged",
                 f"the state of {' and '.join(used)} was changed",
-                next_step="draw from a generator of its own, made of a seed or passed to the call: other "
-                "components, and runs that are to be repeated, share the global ones",
+                next_step="draw from its own generator, seeded or passed to the call: other "
+                "components, and reproducible runs, share the global ones",
             )
 
     @classmethod
     def laws(cls) -> dict[str, str]:
-        """Law (without `law_`, sorted) -> its docstring's first paragraph, on one line."""
+        """Return law (without `law_`, sorted) -> its docstring's first paragraph on one line."""
         return {
             name.removeprefix("law_"): _meaning(getattr(cls, name))
             for name in dir(cls)
@@ -262,7 +262,7 @@ class Contract(Generic[T]):
     def for_config(
         cls, config: ComponentConfig | type[ComponentConfig], **attributes: Any
     ) -> type[Contract[T]]:
-        """This kit's tests for a config, as a class that pytest collects.
+        """Return this kit's tests for a config, as a class that pytest collects.
 
         Args:
             config: an instance, or a class whose fields all have defaults.
@@ -286,8 +286,8 @@ class Contract(Generic[T]):
         if cls.config is not None and cls.kind != cls.config.kind:
             raise PluginError(
                 cls.__qualname__,
-                f"its config {type(cls.config).__name__} is of kind {cls.config.kind!r}, "
-                f"the kit is for {cls.kind!r}",
+                f"its config {type(cls.config).__name__} has the kind {cls.config.kind!r}, "
+                f"but the kit is for {cls.kind!r}",
                 f"inherit the kit of {cls.config.kind!r}",
             )
         waivers = _waivers(cls, laws)
@@ -311,7 +311,7 @@ class Contract(Generic[T]):
 
 
 def _with_defaults(config_class: type[ComponentConfig]) -> ComponentConfig:
-    """A config of defaults only."""
+    """Return a config with defaults only."""
     if is_dataclass(config_class) and (
         missing := [item.name for item in init_fields(config_class) if default(item) is MISSING]
     ):
@@ -325,7 +325,7 @@ def _with_defaults(config_class: type[ComponentConfig]) -> ComponentConfig:
 
 
 def _waivers(cls: type[Contract[Any]], laws: dict[str, str]) -> dict[str, str]:
-    """Law -> the reason why it is waived."""
+    """Return law -> reason for waiving it."""
     waivers = {}
     for name in dir(cls):
         if not name.startswith("waive_"):
@@ -340,7 +340,7 @@ def _waivers(cls: type[Contract[Any]], laws: dict[str, str]) -> dict[str, str]:
             raise PluginError(
                 f"{cls.__qualname__}.{name}",
                 f"returns {reason!r}, not a reason",
-                "return a sentence on why the law does not apply",
+                "return a sentence that says why the law does not apply",
             )
         waivers[law] = reason
     return waivers
@@ -354,7 +354,7 @@ def _skip(reason: str) -> Callable[..., None]:
 
 
 def _test_of(law: Callable[..., None], cls: type[Contract[Any]]) -> Callable[..., None]:
-    """A test function of `law` that no other class shares."""
+    """Return a test function of `law` for this class alone."""
     if "data" not in inspect.signature(law).parameters:
 
         def run_once(self: Contract[Any]) -> None:
@@ -365,7 +365,7 @@ def _test_of(law: Callable[..., None], cls: type[Contract[Any]]) -> Callable[...
 
     def run(self: Contract[Any], data: st.DataObject) -> None:
         self._shrinking.check(data)
-        # from a state that belongs to the example, so that it can be repeated; not among its draws
+        # from a state determined by the example, so that it can be repeated; not one of its draws
         self._first_state = data.conjecture_data.draw(_STARTS)
         self._perturbations, self._generators_left = 0, None
         try:
@@ -382,13 +382,13 @@ def _test_of(law: Callable[..., None], cls: type[Contract[Any]]) -> Callable[...
     run.__qualname__ = f"{cls.__qualname__}.{law.__name__}"
     test = limits(given(data=st.data())(run))
 
-    @functools.wraps(test)  # with the attributes that Hypothesis's pytest plugin reads
+    @functools.wraps(test)  # keeps the attributes that Hypothesis's pytest plugin reads
     def run_limited(self: Contract[Any]) -> None:
         self._shrinking = Shrinking(cls._shrinking_seconds)
         try:
             test(self)
         except BaseExceptionGroup as group:
-            # Hypothesis's, of what failed and then did not, as where a component remembers calls
+            # Hypothesis's error for flaky failures, e.g. if a component remembers calls
             found = next((one for one in group.exceptions if isinstance(one, LawBroken)), None)
             if found is None:
                 raise
@@ -404,7 +404,7 @@ def _test_of(law: Callable[..., None], cls: type[Contract[Any]]) -> Callable[...
 
 
 def _run(contract: Contract[Any], law: Callable[..., None], *drawn: st.DataObject) -> None:
-    """One run of a law; what it finds is told with the law and the component."""
+    """Run a law once; findings are reported with the law and the component."""
     name, meaning = law.__name__.removeprefix("law_"), _meaning(law)
     try:
         with preserved():
@@ -426,11 +426,11 @@ def _meaning(law: Callable[..., None]) -> str:
 
 
 def _tested(contract: Contract[Any]) -> str:
-    """What the law was tested on: the config as a recipe has it, else the component's class."""
+    """Describe the tested component: its config as in a recipe, or its class."""
     if contract.config is not None:
         try:
             return recipe_form(contract.config)
-        except (TypeError, ValueError, AttributeError):  # a kind's own test has odd configs
+        except (TypeError, ValueError, AttributeError):  # tests of the kits have unusual configs
             return type(contract.config).__name__
     subject = type(contract).__dict__.get("_subject")
     return f"{type(subject).__name__}, made by {type(contract).__qualname__}.make"
@@ -443,7 +443,7 @@ def _innermost(traceback: TracebackType | None) -> TracebackType | None:
 
 
 def _is_of_kits(place: TracebackType | None) -> bool:
-    """Whether an assertion is a law's, in this folder or in a kit of another kind's author."""
+    """Whether an assertion belongs to a law, in this folder or in a third party's kit."""
     if place is None:
         return True
     code = place.tb_frame.f_code

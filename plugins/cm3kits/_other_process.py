@@ -1,8 +1,8 @@
-"""A process with another `PYTHONHASHSEED` that makes a test's component and says what it does.
+"""A process with another `PYTHONHASHSEED` that builds a test's component and returns its results.
 
-One server process serves all tests of a process: it has imported what every kit needs, and forks for
-each request, so that a request costs little and finds no modules of another. It runs the author's own
-test code, as this process does.
+One server process serves all tests of a process: it imports what every kit needs, and forks for each
+request, so requests are cheap and see no modules of other requests. It runs the author's own test
+code, like this process.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from typing import IO, Any
 
 from cm3core.errors import CM3Error
 
-#: Seconds that a request may take.
+#: Time limit of a request in seconds.
 TIMEOUT = 120.0
 _SEED = "PYTHONHASHSEED"
 
 
 @dataclass
 class Request:
-    """What to make, and how to find it.
+    """The component to build, and its location.
 
     Args:
         kit: module and qualified name of the test class, or of the kit if `config` is given.
-        config: pickled; None: the test class has its own.
-        attributes: pickled; class attributes of the test.
-        modules: name -> file of modules that may not be on `path`.
+        config: pickled config; None: the test class has its own.
+        attributes: pickled class attributes of the test.
+        modules: module name -> file, for modules that may not be on `path`.
         path, folder, environment: `sys.path`, working directory and variables.
         with_torch: whether to import torch before forking.
     """
@@ -55,13 +55,13 @@ class Request:
 
 @dataclass
 class Answer:
-    """What the other process found; `error` is "" if it made the component.
+    """Results of the other process; `error` is "" if it built the component.
 
     Args:
         fingerprints, outputs: see `ConfigLaws`.
         seed: its `PYTHONHASHSEED`.
-        error: what it raised.
-        cm3_error: that error, if it is one of ours.
+        error: text of the error raised.
+        cm3_error: the error itself, if it is a `CM3Error`.
     """
 
     fingerprints: dict[str, Any] = field(default_factory=dict)
@@ -72,7 +72,7 @@ class Answer:
 
 
 def modules_of(value: Any) -> dict[str, str]:
-    """Module -> file of the classes of a config and of what is in it."""
+    """Return module -> file of the classes of a config and its values."""
     found: dict[str, str] = {}
     if is_dataclass(value):
         bases: Any = type(value).__mro__
@@ -92,7 +92,7 @@ def modules_of(value: Any) -> dict[str, str]:
 
 
 class _Server:
-    """The process; started by the first request."""
+    """The process, started by the first request."""
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
@@ -128,7 +128,7 @@ class _Server:
         return self.process
 
     def end(self) -> None:
-        """Stop it."""
+        """Stop the process."""
         if self.process is not None:
             with suppress(OSError):
                 self.process.kill()
@@ -145,7 +145,7 @@ atexit.register(_SERVER.end)
 
 
 def ask(request: Request) -> Answer:
-    """Make a component in the other process, and return what it does."""
+    """Build a component in the other process, and return its results."""
     return _SERVER.ask(request)
 
 
@@ -181,8 +181,8 @@ def serve() -> None:
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
-    os.dup2(nothing, 1)  # what a plugin prints is no answer
-    import cm3kits.strategies  # noqa: F401  # what all kits need, before the fork
+    os.dup2(nothing, 1)  # a plugin's output is not an answer
+    import cm3kits.strategies  # noqa: F401  # needed by all kits, before the fork
 
     while True:
         try:
@@ -231,7 +231,7 @@ def _answer(request: Request) -> Answer:
 
 
 def _import(name: str, file: str) -> None:
-    """Import a module by its name, or from its file where the name leads to none."""
+    """Import a module by name, or from its file if the name is not found."""
     if name in sys.modules:
         return
     with suppress(ImportError):
@@ -246,8 +246,8 @@ def _import(name: str, file: str) -> None:
 
 
 def _have_parents(name: str, file: Path) -> None:
-    """Have the packages around a module in `sys.modules`, as pytest does for tests that it imports from files:
-    `pickle` imports a module's top package before the module."""
+    """Create the packages above a module in `sys.modules`, as pytest does for tests imported from files: `pickle`
+    imports a module's top-level package before the module."""
     parts = name.split(".")[:-1]
     for depth in range(len(parts), 0, -1):
         file = file.parent

@@ -1,4 +1,4 @@
-"""Calls at once, for laws of components that several threads use."""
+"""Concurrent calls, for laws of components used by several threads."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from threading import Barrier
 from typing import TypeVar
 
 T = TypeVar("T")
-#: Seconds after which Python lets another thread run: as few as it takes, so that threads meet.
+#: Python's thread switch interval in seconds: very short, so that threads interleave.
 _SWITCH = 1e-6
 
 
 def at_once(*calls: Callable[[], T]) -> list[T]:
-    """The calls' results; each runs in a thread of its own, and all begin together.
+    """Return the calls' results; each runs in its own thread, and all start together.
 
-    The first error of a call is raised, after all have ended.
+    Raises the first error of a call after all have ended.
     """
     together, before = Barrier(len(calls)), sys.getswitchinterval()
 

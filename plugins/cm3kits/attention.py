@@ -28,9 +28,9 @@ def dense_attention(
     offset_B: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """The oracle: one query at a time over the visible keys, in the inputs' dtype.
+    """Compute the oracle: one query at a time over the visible keys, in the inputs' dtype.
 
-    Slow on purpose.
+    Deliberately slow.
     """
     B, T, H, D = q_BTHD.shape
     K = k_BSKD.shape[2]
@@ -78,7 +78,7 @@ class AttentionCase:
     scale: float | None
 
     def call(self, backend: AttentionBackend, dtype: torch.dtype, **options: Any) -> Tensor:
-        """The backend's result for the inputs in `dtype`."""
+        """Return the backend's result for the inputs in `dtype`."""
         return backend.attend(
             self.q_BTHD.to(dtype),
             self.k_BSKD.to(dtype),
@@ -90,7 +90,7 @@ class AttentionCase:
         )
 
     def told(self) -> str:
-        """The call in words."""
+        """Describe the call."""
         B, T, H, D = self.q_BTHD.shape
         S, K = self.k_BSKD.shape[1:3]
         told = f"{B} rows of {T} queries and {S} keys, {H} heads of {D} over {K} of keys"
@@ -99,7 +99,7 @@ class AttentionCase:
         return told if self.offset_B is None else f"{told}, offset {self.offset_B.tolist()}"
 
     def expected(self) -> Tensor:
-        """The oracle's result."""
+        """Return the oracle's result."""
         return dense_attention(
             self.q_BTHD, self.k_BSKD, self.v_BSKD, self.kv_start_BT, self.offset_B, self.scale
         )
@@ -123,7 +123,7 @@ class AttentionContract(ConfigLaws[AttentionBackend]):
         return backend
 
     def case(self, data: st.DataObject, *, cached: bool, max_tokens: int = 9) -> AttentionCase:
-        """A random call; with `cached`, rows of different lengths and unread slots after them."""
+        """Draw a random call; with `cached`, rows have different lengths and unread slots after them."""
         B, T = (
             data.draw(st.integers(1, 3), label="B"),
             data.draw(st.integers(1, max_tokens), label="T"),
@@ -153,7 +153,7 @@ class AttentionContract(ConfigLaws[AttentionBackend]):
         )
 
     def observe(self, component: AttentionBackend) -> Outputs:
-        """Results of a plain call and of one with a cache."""
+        """Return results of a plain call and of one with a cache."""
         generator = torch.Generator().manual_seed(0)
         q, k, v = (
             torch.randn(2, 9, heads, self.head_dims[0], generator=generator, dtype=torch.float64)

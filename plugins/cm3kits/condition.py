@@ -35,7 +35,7 @@ class ConditionContract(ConfigLaws[Condition]):
         return condition
 
     def observe(self, component: Condition) -> Outputs:
-        """Structures of pictures or boxes, without and with a generator."""
+        """Return structures of pictures or boxes, without and with a generator."""
         sources: list[Any] = self.sources(component)
         return {
             "structures": [component.draw(source) for source in sources],
@@ -46,7 +46,7 @@ class ConditionContract(ConfigLaws[Condition]):
         }
 
     def sources(self, component: Condition) -> list[Any]:
-        """What `observe` draws from. Override it for texts of another form."""
+        """Return the sources for `observe`. Override it for texts in another format."""
         if component.draws_from == "image":
             return [*example_pictures(40), *(example_pictures(24, 36) // 2)[:2]]
         places = (10, 20, 90, 140), (100, 8, 240, 130), (0, 0, 255, 255)
@@ -54,8 +54,8 @@ class ConditionContract(ConfigLaws[Condition]):
         return [text_of_boxes(boxes[:count]) for count in (1, 2, 3)]
 
     def source(self, data: st.DataObject) -> Any:
-        """What the condition is drawn from: a picture, or a text of boxes. Override it for texts of
-        another form."""
+        """Return a source of the condition: a picture, or a text of boxes. Override it for texts in another
+        format."""
         if self.subject.draws_from == "image":
             return data.draw(pictures(max_side=40))
         low, high = st.integers(0, 120), st.integers(130, 255)
@@ -63,7 +63,7 @@ class ConditionContract(ConfigLaws[Condition]):
         return text_of_boxes(data.draw(st.lists(box, min_size=1, max_size=4)))
 
     def law_a_structure_is_a_picture_of_the_same_size(self, data: st.DataObject) -> None:
-        """It is uint8 [height, width, 3]; of a picture, as large as that."""
+        """A structure is uint8 [height, width, 3], with the size of its picture, if it has one."""
         source = self.source(data)
         for rng in (None, np.random.default_rng(1)):
             drawn = self.subject.draw(source, rng)
@@ -88,7 +88,7 @@ class ConditionContract(ConfigLaws[Condition]):
             same(other, first, f"drew {shown(source)} with two conditions of one config, {how}")
 
     def law_the_picture_given_is_not_written_to(self, data: st.DataObject) -> None:
-        """The source is what it was, and what is drawn is no part of it."""
+        """The source is unchanged, and the structure is not a view of it."""
         source = self.source(data)
         if isinstance(source, str):
             return
@@ -106,7 +106,7 @@ class ConditionContract(ConfigLaws[Condition]):
         self.subject.draw(source)
 
     def law_the_fingerprint_is_fixed(self) -> None:
-        """It is a text, the same in an equal condition."""
+        """The fingerprint is a text, the same in an equal condition."""
         fingerprint = self.subject.fingerprint
         holds(
             isinstance(fingerprint, str) and fingerprint,
@@ -119,7 +119,7 @@ class ConditionContract(ConfigLaws[Condition]):
         same(again, fingerprint, "looked at the fingerprints of two conditions of one config")
 
     def law_wrong_input_is_refused(self) -> None:
-        """Pictures of another form and empty texts are errors, never converted."""
+        """Pictures in another format and empty texts are errors, never converted."""
         wrong: list[Any] = [np.zeros(shape, np.uint8) for shape in ((4, 4), (4, 4, 1), (0, 4, 3))]
         wrong += [np.zeros((4, 4, 3), np.float32)]
         wrong += ["", " "] if self.subject.draws_from == "text" else ["a text"]

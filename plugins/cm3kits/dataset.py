@@ -25,7 +25,7 @@ from cm3core.interfaces.dataset import DocumentSource
 from cm3kits._config_laws import ConfigLaws, Outputs
 from cm3kits._findings import holds, refuses, same, shown
 
-#: Documents that laws look at where they look at all.
+#: Maximum number of documents checked by laws that check all.
 _MOST = 256
 
 
@@ -40,7 +40,7 @@ class DocumentSourceContract(ConfigLaws[DocumentSource]):
         return source
 
     def observe(self, component: DocumentSource) -> Outputs:
-        """Ids, texts and pictures of the first documents, and what else is known of them."""
+        """Return ids, texts and pictures of the first documents, and their other properties."""
         few = range(min(len(component), 48))
         pictures = []
         for index in few[:12]:
@@ -65,7 +65,7 @@ class DocumentSourceContract(ConfigLaws[DocumentSource]):
         }
 
     def fingerprints(self, component: DocumentSource) -> dict[str, tuple[str, tuple[str, ...]]]:
-        """`fingerprint` stands for ids and pictures, `content_fingerprint` and `quick_fingerprint` for texts too."""
+        """`fingerprint` identifies ids and pictures; `content_fingerprint` and `quick_fingerprint` also texts."""
         held = ("number of documents", "ids", "pictures")
         found = {
             "fingerprint": (component.fingerprint, held),
@@ -76,7 +76,7 @@ class DocumentSourceContract(ConfigLaws[DocumentSource]):
         return found
 
     def law_ids_are_unique_and_stable(self) -> None:
-        """Every document has a unique id, the same when the source is made again."""
+        """Every document has a unique id, the same in a new source of the same config."""
         ids, did = _ids(self.subject), "looked at the ids of all documents"
         holds(ids, did, "at least one document", "none")
         for place, name in enumerate(ids):
@@ -90,7 +90,7 @@ class DocumentSourceContract(ConfigLaws[DocumentSource]):
         same(_ids(self.make_again()), ids, "looked at the ids of two sources of one config")
 
     def law_ids_are_the_same_in_every_split(self) -> None:
-        """An id names one document, whatever split it is read in; a split of all has the ids of each."""
+        """An id names the same document in every split; the split of all has the ids of each."""
         splits = self._splits()
         held: dict[str, tuple[str, Any]] = {}
         for split, source in splits.items():
@@ -100,9 +100,9 @@ class DocumentSourceContract(ConfigLaws[DocumentSource]):
                 holds(
                     known == content,
                     f"read the splits {other!r} and {split!r}, and looked for the id {name!r}",
-                    "one document in both",
+                    "the same document in both",
                     f"{shown(known)} in {other!r}, {shown(content)} in {split!r}",
-                    next_step="make ids of what a document is in its files (a path, a key), not of its place "
+                    next_step="derive ids from a document's files (a path, a key), not from its position "
                     "in a split",
                 )
         if (whole := splits.get("all")) is None:
@@ -115,11 +115,11 @@ class DocumentSourceContract(ConfigLaws[DocumentSource]):
                 f"read the splits {split!r} and 'all'",
                 f"the ids of {split!r} in 'all' too",
                 f"{len(strange)} others, such as {strange[:3]}",
-                next_step="leave the split out of ids",
+                next_step="keep the split out of ids",
             )
 
     def _splits(self) -> dict[str, DocumentSource]:
-        """The source of each split that has documents."""
+        """Return the source of each split that has documents."""
         found: dict[str, DocumentSource] = {}
         config = self.config
         names = () if config is None else type(config).splits
@@ -142,7 +142,7 @@ class DocumentSourceContract(ConfigLaws[DocumentSource]):
         same(again, first, "looked at the fingerprints of two sources of one config")
 
     def law_the_original_is_a_picture_file(self, data: st.DataObject) -> None:
-        """None, or a file of a picture: an SVG as such, any other of a format that is read; the same every time."""
+        """The original is None or a picture file, an SVG or a supported format, and the same every time."""
         index = self._draw_index(data)
         original, did = self.subject.original(index), f"asked for original({index})"
         holds(self.subject.original(index) == original, f"{did} twice", "the same", "another one")
@@ -158,7 +158,7 @@ class DocumentSourceContract(ConfigLaws[DocumentSource]):
             holds(size, f"{did}, and opened it", "a picture", size)
 
     def law_documents_are_texts_and_pictures(self, data: st.DataObject) -> None:
-        """Not empty; texts are non-blank, valid Unicode; pictures have keys or complete codes."""
+        """Documents are not empty; texts are non-blank, valid Unicode; pictures have keys or complete codes."""
         index = self._draw_index(data)
         document = self.subject.document(index, _draw_rng(data))
         did = f"read document {index}"
@@ -188,14 +188,14 @@ class DocumentSourceContract(ConfigLaws[DocumentSource]):
         holds(
             keys >= wanted,
             did,
-            f"those of the document: {sorted(wanted)}",
+            f"the document's keys: {sorted(wanted)}",
             sorted(keys),
             next_step="add yours to cm3core.document.content_keys(document)",
         )
         same(sorted(self.make_again().content_keys(index)), sorted(keys), f"{did} of two sources")
 
     def law_without_a_generator_it_is_canonical(self, data: st.DataObject) -> None:
-        """Without `rng`, a document is always the same, also in a source made again."""
+        """Without `rng`, a document is always the same, also in a new source of the same config."""
         index = self._draw_index(data)
         canonical = self.subject.document(index)
         self.subject.document(self._draw_index(data), np.random.default_rng(0))
@@ -239,7 +239,7 @@ class DocumentSourceContract(ConfigLaws[DocumentSource]):
             same(again, kept, f"{did}, wrote to its pixels, and loaded it again", next_step=_COPY)
 
     def law_equal_keys_are_equal_pictures(self) -> None:
-        """Two pictures share a key only when they share all pixels."""
+        """Two pictures share a key only if they share all pixels."""
         first: dict[str, Image] = {}
         for index, segment in self._segments(self.subject):
             if isinstance(segment, Image):
@@ -249,7 +249,7 @@ class DocumentSourceContract(ConfigLaws[DocumentSource]):
                     same(segment.load(), known.load(), did)
 
     def law_texts_hold_every_canonical_text(self) -> None:
-        """`texts` includes every canonical text, for tokenizers to learn from."""
+        """`texts` includes every canonical text, for training tokenizers."""
         texts = "\n".join(self.subject.texts())
         for index, segment in self._segments(self.subject):
             if isinstance(segment, Text):
@@ -276,7 +276,7 @@ class DocumentSourceContract(ConfigLaws[DocumentSource]):
                 holds(isinstance(part, str) and part, did, "a text", part)
 
     def law_an_index_outside_is_refused(self) -> None:
-        """Document -1 and documents after the last are refused."""
+        """Document -1 and documents after the last raise an error."""
         count = len(self.subject)
         for index in (-1, count):
             refuses(
@@ -287,7 +287,7 @@ class DocumentSourceContract(ConfigLaws[DocumentSource]):
             )
 
     def _segments(self, source: DocumentSource) -> Iterator[tuple[int, object]]:
-        """The segments of the first canonical documents, with the documents' indices."""
+        """Yield the segments of the first canonical documents, with the documents' indices."""
         for index in range(min(len(source), _MOST)):
             for segment in source.document(index):
                 yield index, segment
@@ -309,8 +309,8 @@ def _kind_or_key(segment: object) -> str | type:
     return segment.key if isinstance(segment, Image) else type(segment)
 
 
-#: What to do where a picture's pixels were changed by who loaded it.
-_COPY = "return a copy, or an array that can't be written to"
+#: Next step if a caller changed a loaded picture's pixels.
+_COPY = "return a copy, or a read-only array"
 
 
 def _is_unicode(text: str) -> bool:
@@ -322,14 +322,14 @@ def _is_unicode(text: str) -> bool:
 
 
 def _content(source: DocumentSource, index: int) -> tuple[list[str], str]:
-    """What a document is, without its id: keys of its pictures, and its texts."""
+    """Return a document's content without its id: keys of its pictures, and its texts."""
     document = source.document(index)
     pictures = [segment.key for segment in document if isinstance(segment, Image)]
     return pictures, _told(source, index, None)
 
 
 def _told(source: DocumentSource, index: int, rng: np.random.Generator | None) -> str:
-    """A document's texts, with the places of its pictures."""
+    """Return a document's texts, with the positions of its pictures."""
     return " | ".join(
         segment.text if isinstance(segment, Text) else type(segment).__name__
         for segment in source.document(index, rng)
@@ -337,7 +337,7 @@ def _told(source: DocumentSource, index: int, rng: np.random.Generator | None) -
 
 
 def _record(source: DocumentSource, index: int) -> dict[str, str]:
-    """A document's fields in words."""
+    """Describe a document's fields."""
     return {
         name: value.key if isinstance(value, Image) else shown(value)
         for name, value in source.record(index).items()
@@ -345,7 +345,7 @@ def _record(source: DocumentSource, index: int) -> dict[str, str]:
 
 
 def _orders(source: DocumentSource) -> list[str]:
-    """The orders of two epochs."""
+    """Return the orders of two epochs."""
     return [
         "random" if (order := source.epoch_order(1, epoch)) is None else str(order[:_MOST].tolist())
         for epoch in range(2)

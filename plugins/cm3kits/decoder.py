@@ -1,10 +1,10 @@
-"""Conformance kit of decoders: causality, cache equals no cache, document starts isolate.
+"""Conformance kit of decoders: causality, equality with and without cache, isolation of packed documents.
 
     class TestMine(DecoderContract):
         config = MyConfig(context_length=32, ...)
 
 The kit works in float64 on weights perturbed after initialisation, so that branches that start at
-zero count. `attention` is the kit's dense oracle; override it to test a decoder with
+zero have an effect. `attention` is the kit's dense oracle; override it to test a decoder with
 another backend. Legend: B rows, T tokens, E model dimension, V ids.
 """
 
@@ -29,7 +29,7 @@ from cm3kits.samples import make_vocabulary
 class DecoderContract(ConfigLaws[Decoder]):
     """Laws of `Decoder` and its cache.
 
-    The config must be of a tiny decoder with a context of at least 24 tokens.
+    The config must describe a tiny decoder with a context of at least 24 tokens.
     """
 
     kind: ClassVar[str] = "decoder"
@@ -52,9 +52,9 @@ class DecoderContract(ConfigLaws[Decoder]):
 
     @property
     def decoder(self) -> Decoder:
-        """The subject in float64 and evaluation mode with noise added to every parameter.
+        """The subject in float64 and evaluation mode, with noise added to every parameter.
 
-        Made once per test class.
+        Created once per test class.
         """
         subject = self.subject
         if "_trained" not in type(self).__dict__:
@@ -70,18 +70,18 @@ class DecoderContract(ConfigLaws[Decoder]):
         return subject
 
     def tokens(self, data: st.DataObject, B: int, T: int) -> Tensor:
-        """Random ids [B, T]."""
+        """Draw random ids [B, T]."""
         generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31), label="tokens"))
         return torch.randint(0, self.vocabulary.size, (B, T), generator=generator)
 
     def cells(self, tokens_BT: Tensor) -> Tensor:
-        """A cell for each image code, -1 elsewhere."""
+        """Return a cell for each image code, -1 elsewhere."""
         code_BT = tokens_BT - self.vocabulary.image.start
         is_code_BT = (code_BT >= 0) & (code_BT < self.vocabulary.num_image)
         return torch.where(is_code_BT, (code_BT * 7 + 3) % (self.grid[0] * self.grid[1]), -1)
 
     def observe(self, component: Decoder) -> Outputs:
-        """States and logits in evaluation and in training, a cache, sizes, groups of parameters."""
+        """Return states and logits in evaluation and training, a cache, sizes, groups of parameters."""
         tokens_BT = torch.arange(24).view(2, 12) * 5 % self.vocabulary.size
         cells_BT, module = self.cells(tokens_BT), component.module
         found: Outputs = {
@@ -114,11 +114,11 @@ class DecoderContract(ConfigLaws[Decoder]):
     def assert_close(
         self, actual: Tensor, expected: Tensor, did: str = "computed states in two ways"
     ) -> None:
-        """Raise unless they are equal up to the order of float64 sums."""
+        """Raise unless they are equal up to the rounding of float64 sums."""
         same(actual, expected, did, tolerance=self.tolerance)
 
     def plain(self, tokens_BT: Tensor) -> Tensor:
-        """Hidden states without cache or packing."""
+        """Compute hidden states without cache or packing."""
         return self.decoder.hidden_states(tokens_BT, cells_BT=self.cells(tokens_BT))
 
     @torch.no_grad()
@@ -170,7 +170,7 @@ class DecoderContract(ConfigLaws[Decoder]):
 
     @torch.no_grad()
     def law_a_full_cache_takes_no_more(self) -> None:
-        """Advancing a row beyond its reserved room raises."""
+        """Advancing a row beyond its reserved room raises an error."""
         arranged = self.decoder.for_inference()
         cache = arranged.allocate_cache(2, 4)
         same(cache.length_B.tolist(), [0, 0], "looked at length_B of a new cache")
@@ -184,7 +184,7 @@ class DecoderContract(ConfigLaws[Decoder]):
 
     @torch.no_grad()
     def law_inference_equals_training(self, data: st.DataObject) -> None:
-        """`for_inference` gives the same states and logits; an unknown precision is refused."""
+        """`for_inference` gives the same states and logits; an unknown precision raises an error."""
         tokens_BT = self.tokens(data, 2, 6)
         arranged = self.decoder.for_inference()
         did = "arranged it for inference, and compared "
@@ -206,14 +206,14 @@ class DecoderContract(ConfigLaws[Decoder]):
 
     @torch.no_grad()
     def law_rows_are_independent(self, data: st.DataObject) -> None:
-        """A row has the same states as alone."""
+        """A row has the same states in a batch as alone."""
         tokens_BT = self.tokens(data, 3, data.draw(st.integers(1, 10), label="T"))
         alone = self.plain(tokens_BT[1:2])
         self.assert_close(self.plain(tokens_BT)[1:2], alone, "computed a row among 3, and alone")
 
     @torch.no_grad()
     def law_every_earlier_token_counts(self) -> None:
-        """The first token changes the last state: attention works."""
+        """The first token affects the last state, i.e. attention works."""
         tokens_BT = torch.arange(10)[None]
         other_BT = tokens_BT.clone()
         other_BT[0, 0] = 11
@@ -227,7 +227,7 @@ class DecoderContract(ConfigLaws[Decoder]):
 
     @torch.no_grad()
     def law_token_by_token_equals_at_once(self, data: st.DataObject) -> None:
-        """A cache fed one token at a time gives the states of one forward pass."""
+        """A cache filled one token at a time gives the states of one forward pass."""
         tokens_BT = self.tokens(data, 2, 7)
         cells_BT = self.cells(tokens_BT)
         arranged = self.decoder.for_inference()
@@ -245,7 +245,7 @@ class DecoderContract(ConfigLaws[Decoder]):
 
     @torch.no_grad()
     def law_ragged_chunks_equal_at_once(self, data: st.DataObject) -> None:
-        """Rows may take different numbers of a chunk's tokens; the rest is padding."""
+        """Rows may use different numbers of a chunk's tokens; the rest is padding."""
         tokens_BT = self.tokens(data, 3, 11)
         expected = self.plain(tokens_BT)
         length_B = torch.tensor(
@@ -273,7 +273,7 @@ class DecoderContract(ConfigLaws[Decoder]):
 
     @torch.no_grad()
     def law_documents_packed_into_a_row_are_isolated(self, data: st.DataObject) -> None:
-        """With restarting positions and kv_start, packed documents have their states alone."""
+        """With restarting positions and kv_start, packed documents have the same states as alone."""
         lengths = data.draw(st.lists(st.integers(1, 6), min_size=2, max_size=3), label="documents")
         tokens_BT = self.tokens(data, 1, sum(lengths))
         starts_BT = torch.cat([torch.full((n,), sum(lengths[:i])) for i, n in enumerate(lengths)])[
@@ -347,7 +347,7 @@ class DecoderContract(ConfigLaws[Decoder]):
         rows: list[list[int]],
         counts: list[int],
     ) -> None:
-        """Read `counts` new tokens per row, compare with the whole row, append them to `rows`."""
+        """Read `counts` new tokens per row, compare with the whole row, and append them to `rows`."""
         new_BT = self.tokens(data, len(rows), max(counts))
         states_BTE = decoder.hidden_states(new_BT, cells_BT=self.cells(new_BT), cache=cache)
         cache.advance(counts)
@@ -361,8 +361,8 @@ class DecoderContract(ConfigLaws[Decoder]):
 
     @torch.no_grad()
     def law_logits_of_a_range_are_a_slice(self, data: st.DataObject) -> None:
-        """The head over a range of ids equals a slice of the full head, which is `head_weight` for all
-        ids but those with a head of their own."""
+        """The head over a range of ids equals a slice of the full head, which is `head_weight` for all ids without
+        a separate head."""
         hidden = self.plain(self.tokens(data, 1, 3))
         full = self.decoder.logits(hidden)
         same(list(full.shape), [1, 3, self.vocabulary.size], "computed logits of 3 states")
@@ -377,8 +377,8 @@ class DecoderContract(ConfigLaws[Decoder]):
         self.assert_close(part, full[..., start:stop], did)
 
     def law_loss_is_that_of_the_logits(self, data: st.DataObject) -> None:
-        """`loss_sums` is the logits' weighted cross entropy with z loss, groups and gradients, among
-        the ids that share the target's head."""
+        """`loss_sums` equals the logits' weighted cross entropy with z loss, groups and gradients, over the ids
+        that share the target's head."""
         hidden_NE = self.plain(self.tokens(data, 1, 9))[0].detach().requires_grad_()
         generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99), label="targets"))
         targets_N = torch.randint(0, self.vocabulary.size, (9,), generator=generator)

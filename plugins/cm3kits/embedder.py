@@ -23,7 +23,7 @@ _TOLERANCE = 1e-4
 
 
 def _texts(max_num: int = 6) -> st.SearchStrategy[list[str]]:
-    """Lists of short texts in any script, including empty ones and ones without words."""
+    """Draw lists of short texts in any script, including empty ones and ones without words."""
     return st.lists(
         st.sampled_from(["red apple, noto style", "a dog", "", "...", "été 猫"])
         | texts(max_size=30),
@@ -33,7 +33,7 @@ def _texts(max_num: int = 6) -> st.SearchStrategy[list[str]]:
 
 
 def _pictures(max_num: int) -> st.SearchStrategy[list[PixelArray]]:
-    """Pictures of up to 90 pixels per side, each of a different size."""
+    """Draw pictures of up to 90 pixels per side, each with another size."""
     return st.lists(pictures(max_side=90), min_size=1, max_size=max_num)
 
 
@@ -49,7 +49,7 @@ class EmbedderContract(ConfigLaws[Embedder]):
         return embedder
 
     def observe(self, component: Embedder) -> Outputs:
-        """Vectors of texts and pictures."""
+        """Return vectors of texts and pictures."""
         some = [*example_pictures(32), example_pictures(90)[0][:, :40]]
         return {
             "vectors of texts": component.embed_texts(SAMPLE_TEXTS),
@@ -78,7 +78,7 @@ class EmbedderContract(ConfigLaws[Embedder]):
             same(lengths, np.ones(count), did + ", and took lengths", tolerance=_TOLERANCE)
 
     def law_nothing_gives_no_rows(self) -> None:
-        """No texts, no pictures, no documents: shape [0, dimension]."""
+        """No texts, pictures or documents give the shape [0, dimension]."""
         for what, vectors in (
             ("texts", self.subject.embed_texts([])),
             ("images", self.subject.embed_images([])),
@@ -103,7 +103,7 @@ class EmbedderContract(ConfigLaws[Embedder]):
             )
 
     def law_a_document_is_the_mean_of_its_parts(self, data: st.DataObject) -> None:
-        """Text and picture vectors are normalised, averaged, normalised; a single one is kept."""
+        """Text and picture vectors are normalised, averaged and normalised; a single one is kept."""
         text, picture = (
             data.draw(st.sampled_from(["red apple", "a dog, noto style"])),
             data.draw(pictures(max_side=90)),
@@ -118,7 +118,7 @@ class EmbedderContract(ConfigLaws[Embedder]):
             [text_part, image_part, normalise((text_part + image_part)[None] / 2)[0]]
         )
         did = "embedded a text, a picture, and a document of both"
-        advice = "don't override embed_documents, or take the mean of the parts' unit vectors"
+        advice = "don't override embed_documents, or use the mean of the parts' unit vectors"
         for got, wanted in (
             (self.subject.embed_documents(documents), expected),
             (self.subject.embed_document(documents[2]), expected[2]),
@@ -126,7 +126,7 @@ class EmbedderContract(ConfigLaws[Embedder]):
             same(got, wanted, did, tolerance=_TOLERANCE, next_step=advice)
 
     def law_an_empty_document_is_refused(self) -> None:
-        """A document with neither text nor picture has no vector."""
+        """Embedding a document without text and picture raises an error."""
         refuses(
             lambda: self.subject.embed_documents([(Text("a dog"),), ()]),
             "embedded an empty document",
@@ -135,7 +135,7 @@ class EmbedderContract(ConfigLaws[Embedder]):
         )
 
     def law_what_is_no_picture_is_refused(self) -> None:
-        """Pictures must be non-empty uint8 [height, width, 3]; the message names the wrong one."""
+        """Pictures must be non-empty uint8 [height, width, 3]; the error names the invalid one."""
         good = np.zeros((4, 4, 3), np.uint8)
         wrong: list[Any] = [
             np.zeros((4, 4, 3), np.float32),
@@ -174,7 +174,7 @@ class EmbedderContract(ConfigLaws[Embedder]):
         )
 
     def law_equal_makes_are_equal(self) -> None:
-        """Two embedders of one config have the same fingerprint and vectors."""
+        """Two embedders of the same config have the same fingerprint and vectors."""
         other, did = self.make_again(), "made it twice, and compared "
         holds(other.fingerprint != "", "looked at its fingerprint", "a text", other.fingerprint)
         same(other.fingerprint, self.subject.fingerprint, did + "the fingerprints")
@@ -185,7 +185,7 @@ class EmbedderContract(ConfigLaws[Embedder]):
         )
 
     def law_different_things_have_different_vectors(self) -> None:
-        """Different texts have different vectors, and so have different pictures."""
+        """Different texts have different vectors, and so do different pictures."""
         rows = np.arange(32)[:, None, None]
         noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
         flat, striped = (

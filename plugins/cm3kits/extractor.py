@@ -22,7 +22,7 @@ from cm3kits.strategies import pictures
 
 
 def _pictures(max_num: int = 3) -> st.SearchStrategy[list[PixelArray]]:
-    """Pictures of up to 40 pixels per side, each of a different size."""
+    """Draw pictures of up to 40 pixels per side, each with another size."""
     return st.lists(pictures(max_side=40), min_size=1, max_size=max_num)
 
 
@@ -31,7 +31,7 @@ class ExtractorContract(ConfigLaws[Extractor]):
 
     kind: ClassVar[str] = "extractor"
     max_examples: ClassVar[int | None] = 10
-    #: How much a picture's features may depend on the rest of the batch, relative to the largest.
+    #: Tolerance of features computed in different batches, relative to the largest feature.
     batch_tolerance: ClassVar[float] = 1e-4
 
     def build(self, config: Any) -> Extractor:
@@ -40,7 +40,7 @@ class ExtractorContract(ConfigLaws[Extractor]):
         return extractor
 
     def observe(self, component: Extractor) -> Outputs:
-        """Features of pictures, and of texts if it reads them."""
+        """Return features of pictures, and of texts if supported."""
         found: Outputs = {"features": component.extract(list(example_pictures(32)[:4]))}
         if component.reads_text:
             found["features of texts"] = component.extract_texts(SAMPLE_TEXTS)
@@ -70,7 +70,7 @@ class ExtractorContract(ConfigLaws[Extractor]):
         same(many, before, "extracted features, and looked at the pictures given")
 
     def law_a_batch_equals_its_pictures_one_by_one(self, data: st.DataObject) -> None:
-        """The rest of the batch does not matter."""
+        """A picture's features do not depend on the rest of the batch."""
         many = data.draw(_pictures())
         alone = np.concatenate([self.subject.extract([picture]) for picture in many])
         did = f"extracted features of {len(many)} pictures together, and one by one"
@@ -108,7 +108,7 @@ class ExtractorContract(ConfigLaws[Extractor]):
         )
 
     def law_texts_are_read_or_refused(self) -> None:
-        """Texts get features as pictures do, or `DataError` where `reads_text` is false."""
+        """Texts get features like pictures, or raise `DataError` if `reads_text` is false."""
         some = ["a red apple", "", "été 猫"]
         if not self.subject.reads_text:
             refuses(
@@ -125,12 +125,12 @@ class ExtractorContract(ConfigLaws[Extractor]):
         self._same(alone, features_ND[:1], "extracted features of a text alone, and among 3")
 
     def law_no_pictures_are_a_batch(self) -> None:
-        """No pictures in, no features out."""
+        """No pictures give no features."""
         shape = list(self.subject.extract([]).shape)
         same(shape, [0, self.subject.dimension], "extracted features of no pictures")
 
     def law_wrong_input_is_refused(self) -> None:
-        """Grey pictures, other types and pictures without pixels are errors, never converted."""
+        """Grey pictures, other dtypes and empty pictures are errors, never converted."""
         wrong: list[Any] = [np.zeros(shape, np.uint8) for shape in ((4, 4), (4, 4, 1), (4, 4, 4))]
         wrong += [np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)]
         for pixels in wrong:

@@ -1,4 +1,4 @@
-"""Conformance kit of image tokenizers: shapes, types, determinism, places and rules of codes, refusals.
+"""Conformance kit of image tokenizers: shapes, dtypes, determinism, positions and rules of codes, errors.
 
 class TestMine(ImageTokenizerContract):
     config = MyTokenizerConfig()
@@ -24,9 +24,9 @@ from cm3kits._findings import differ, every, holds, refuses, same
 from cm3kits.samples import example_pictures
 from cm3kits.strategies import images
 
-#: Place of a code -> (row, column).
+#: Index of a code -> (row, column).
 _Order: TypeAlias = Callable[[int, int, int], tuple[int, int]]
-#: Orders that codes may have by mistake; raster order is the first. Arguments: place, rows, columns.
+#: Possible wrong orders of codes; the first is raster order. Arguments: index, rows, columns.
 _ORDERS: Mapping[str, _Order] = {
     "raster order": lambda place, rows, columns: (place // columns, place % columns),
     "column by column": lambda place, rows, columns: (place % rows, place // rows),
@@ -43,21 +43,21 @@ _ORDERS: Mapping[str, _Order] = {
         columns - 1 - place % columns,
     ),
 }
-#: Cells that are looked at.
+#: Maximum number of cells to check.
 _MOST_CELLS = 12
-#: How much nearer another order must be: what spreads over the whole picture speaks for none.
+#: How much nearer another order must be, since effects that spread over the whole picture support none.
 _CLEARLY = 0.7
 _UNTRAINED = (
-    "check that codes count from 0, and the order of rows and columns in `_encode` and `_decode`; weights "
-    "that were never trained can't hold it: waive_{} then returns that"
+    "check that codes start at 0, and the order of rows and columns in `_encode` and `_decode`; untrained weights "
+    "can't satisfy this law: let waive_{} return that reason"
 )
 
 
 def random_codes(
     form: PictureForm, codebook_size: int, number: int, rng: np.random.Generator
 ) -> IntArray:
-    """Return codes int32 [number, c] that keep the rules of a form, drawn one after the other, each uniformly among the
-    classes of codes that may follow and then in its class."""
+    """Draw codes int32 [number, c] that follow the rules of a form, one by one: first a class, uniform over the allowed
+    ones, then a code of that class."""
     if form.rules is None:
         return rng.integers(0, codebook_size, (number, form.num_codes), dtype=np.int32)
     members = [
@@ -76,7 +76,7 @@ def random_codes(
 
 
 def _shifted(form: PictureForm, codes: IntArray, step: int, codebook_size: int) -> IntArray:
-    """Each code replaced by its neighbour, in the same class of codes."""
+    """Replace each code by its neighbour in the same class of codes."""
     if form.rules is None:
         return (codes + step) % codebook_size
     after = np.arange(codebook_size, dtype=np.int32)
@@ -88,7 +88,7 @@ def _shifted(form: PictureForm, codes: IntArray, step: int, codebook_size: int) 
 
 
 class ImageTokenizerContract(ConfigLaws[ImageTokenizer]):
-    """Laws of `ImageTokenizer`. Weights must be set; random ones will do for all but one law, which such a
+    """Laws of `ImageTokenizer`. Weights must be set; random ones suffice for all laws but one, which such a
     test waives."""
 
     kind: ClassVar[str] = "image_tokenizer"
@@ -100,7 +100,7 @@ class ImageTokenizerContract(ConfigLaws[ImageTokenizer]):
         return tokenizer
 
     def observe(self, component: ImageTokenizer) -> Outputs:
-        """Codes of pictures, and pictures of codes."""
+        """Return codes of pictures, and pictures of codes."""
         form = component.form
         codes = random_codes(form, component.codebook_size, 4, np.random.default_rng(0))
         rules = [] if form.rules is None else [form.rules.fingerprint]
@@ -196,7 +196,7 @@ class ImageTokenizerContract(ConfigLaws[ImageTokenizer]):
         same(codes, before[1], "decoded codes, and looked at the codes given")
 
     def law_a_batch_is_its_items(self, data: st.DataObject) -> None:
-        """Codes, and up to rounding pixels, do not depend on the rest of the batch."""
+        """Codes and (up to rounding) pixels do not depend on the rest of the batch."""
         pictures, codes = self._pictures(data, 3), self._codes(data)
         alone = np.concatenate([self.subject.encode(picture[None]) for picture in pictures])
         same(self.subject.encode(pictures), alone, "encoded 3 pictures together, and one by one")
@@ -210,7 +210,7 @@ class ImageTokenizerContract(ConfigLaws[ImageTokenizer]):
         )
 
     def law_the_config_knows_the_sizes(self) -> None:
-        """The config's `codebook_size`, `form`, `grid` and `image_size` are the tokenizer's."""
+        """The config's `codebook_size`, `form`, `grid` and `image_size` equal the tokenizer's."""
         if self.config is not None:
             for name in ("codebook_size", "form", "grid", "image_size"):
                 same(
@@ -220,7 +220,7 @@ class ImageTokenizerContract(ConfigLaws[ImageTokenizer]):
                 )
 
     def law_codes_tell_pictures_apart(self) -> None:
-        """Not all pictures have the same codes; not all codes decode to one picture."""
+        """Different pictures have different codes; different codes decode to different pictures."""
         if self.subject.codebook_size == 1:
             return
         height, width = self.subject.image_size
@@ -232,16 +232,18 @@ class ImageTokenizerContract(ConfigLaws[ImageTokenizer]):
         differ(codes, np.broadcast_to(codes[0], codes.shape), did, "not the same codes for all")
         size, form = self.subject.codebook_size, self.subject.form
         uniform = np.arange(size, dtype=np.int32)[:64, None].repeat(form.num_codes, 1)
-        did = f"decoded {len(uniform)} pictures, each of one code"
+        did = f"decoded {len(uniform)} pictures, each with a single code"
         if form.rules is not None:
             uniform = random_codes(form, size, 8, np.random.default_rng(0))
             did = "decoded 8 pictures of random codes"
         decoded = self.subject.decode(uniform)
-        differ(decoded, np.broadcast_to(decoded[0], decoded.shape), did, "not one picture for all")
+        differ(
+            decoded, np.broadcast_to(decoded[0], decoded.shape), did, "not the same picture for all"
+        )
 
     def law_decoded_pictures_are_the_encoded_ones(self) -> None:
-        """A picture that is encoded and decoded is nearer to itself than to another one, and nearer than what
-        neighbouring codes, or the codes in another order, decode to. Waive it for random weights."""
+        """An encoded and decoded picture is nearer to the original than to another one, and nearer than pictures of
+        neighbouring codes, or of the codes in another order. Waive it for random weights."""
         tokenizer = self.subject
         pictures = example_pictures(*tokenizer.image_size)[:5]
         codes = tokenizer.encode(pictures)
@@ -284,8 +286,8 @@ class ImageTokenizerContract(ConfigLaws[ImageTokenizer]):
             )
 
     def law_codes_are_in_raster_order(self) -> None:
-        """The k codes of row r and column c are from (r * columns + c) * k on: they show, and see, what is there.
-        Sequences have no places."""
+        """The k codes at row r and column c have the indices from (r * columns + c) * k on, in encoding and
+        decoding. Sequences have no rows and columns."""
         form = self.subject.form
         rows, columns, depth = form.rows, form.columns, form.depth
         cells = rows * columns
@@ -297,7 +299,7 @@ class ImageTokenizerContract(ConfigLaws[ImageTokenizer]):
             "changed one code, decoded, and looked where the picture changed",
             {int(place): _centre(self._shown(int(place))) for place in places},
         )
-        # which code of a cell changes is the place; where the cell is, is known
+        # the code that changes gives the index; the cell's position is known
         found: dict[int, Any] = {}
         for place in places.tolist():
             changed = np.unique(self._seen(place // columns, place % columns) // depth)
@@ -328,11 +330,11 @@ class ImageTokenizerContract(ConfigLaws[ImageTokenizer]):
             did,
             "raster order: place 1 is the second cell of the first row",
             best,
-            next_step="flatten codes from [N, rows, columns], and reshape them to that before decoding",
+            next_step="flatten codes from [N, rows, columns], and reshape them back before decoding",
         )
 
     def _shown(self, place: int) -> npt.NDArray[np.float64]:
-        """How much each pixel changes, [H, W], where the codes of a place do."""
+        """Return how much each pixel changes with the codes of a place, [H, W]."""
         form, size = self.subject.form, self.subject.codebook_size
         codes = np.zeros((3, form.num_codes), np.int32)
         own = slice(place * form.depth, (place + 1) * form.depth)
@@ -348,7 +350,7 @@ class ImageTokenizerContract(ConfigLaws[ImageTokenizer]):
         return change
 
     def _seen(self, row: int, column: int) -> npt.NDArray[np.int64]:
-        """The places whose code changes most often where a cell of a picture does."""
+        """Return the places whose codes change most often with a cell of a picture."""
         rows, columns = self.subject.form.rows, self.subject.form.columns
         height, width = self.subject.image_size
         base = np.zeros((3, height, width, 3), np.uint8)
@@ -402,7 +404,7 @@ class ImageTokenizerContract(ConfigLaws[ImageTokenizer]):
             same(str(codebook.dtype), "torch.float32", f"{did}: its type")
 
     def law_nothing_is_a_batch(self) -> None:
-        """No pictures give no codes, no codes no pictures."""
+        """No pictures give no codes, and no codes give no pictures."""
         height, width = self.subject.image_size
         rows, columns = self.subject.grid
         codes = self.subject.encode(np.zeros((0, height, width, 3), np.uint8))
@@ -411,7 +413,7 @@ class ImageTokenizerContract(ConfigLaws[ImageTokenizer]):
         same(list(pictures.shape), [0, height, width, 3], "decoded no codes")
 
     def law_wrong_input_is_refused(self) -> None:
-        """Other sizes, types and codes out of range are errors, never resized or clamped."""
+        """Other sizes, other dtypes and codes out of range are errors, never resized or clamped."""
         height, width = self.subject.image_size
         rows, columns = self.subject.grid
         size = self.subject.codebook_size
@@ -443,12 +445,12 @@ class ImageTokenizerContract(ConfigLaws[ImageTokenizer]):
 
 
 def _distance(one: PixelArray, other: PixelArray) -> float:
-    """Mean absolute difference of pictures, in levels."""
+    """Return the mean absolute difference of pictures, in levels."""
     return float(np.abs(one.astype(int) - other.astype(int)).mean())
 
 
 def _centre(weights_HW: npt.NDArray[np.float64]) -> tuple[float, float] | None:
-    """The centre (y, x) of what changed, each 0..1; None if nothing did."""
+    """Return the centre (y, x) of the changes, each 0..1; None if nothing changed."""
     total = weights_HW.sum()
     if total == 0:
         return None

@@ -1,4 +1,4 @@
-"""Conformance kit of kind `layout`: sequences, prompts and grammar agree, and lead back to documents.
+"""Conformance kit of kind `layout`: sequences, prompts and grammar agree, and convert back to documents.
 
 class TestMine(LayoutContract):
     config = MyLayoutConfig()
@@ -26,9 +26,9 @@ from cm3core.vocab import VocabularySizes
 from cm3kits._config_laws import ConfigLaws, Outputs
 from cm3kits._findings import every, holds, refuses, same, shown
 
-#: Image codes of the kit's pictures.
+#: Number of image codes in the kit.
 NUM_CODES = 6
-#: Tokens that the kit's text tokenizer has besides bytes: those of Chameleon and its kin.
+#: Tokens of the kit's text tokenizer besides bytes: those of Chameleon and related models.
 PUBLISHED = (
     *("<s>", "<pad>", "</s>", "<unk>", "<racm3:break>", "<eoss>", "<reserved08706>"),
     *(f"IMGIMG{letter}Z" for letter in string.ascii_uppercase[:NUM_CODES]),
@@ -38,7 +38,7 @@ _WORDS = ("a", "red bell", "x<s>y", "é", " two", "4*4", "<eoss>")
 
 
 class NamedBytes(TextTokenizer):
-    """Bytes as ids, behind special tokens of these names; no text becomes one."""
+    """A tokenizer with special tokens of these names, followed by bytes as ids; no text becomes a special token."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names)
@@ -66,19 +66,19 @@ class NamedBytes(TextTokenizer):
 
 
 class LayoutContract(ConfigLaws[Layout]):
-    """Laws of `Layout`, built for `text_tokenizer()`, pictures of `grid` and `NUM_CODES` codes."""
+    """Laws of `Layout`, built for `text_tokenizer()`, pictures of `grid`, and `NUM_CODES` codes."""
 
     kind: ClassVar[str] = "layout"
     grid: ClassVar[tuple[int, int]] = (2, 4)
     max_examples: ClassVar[int | None] = 40
 
     def text_tokenizer(self) -> TextTokenizer:
-        """What the layout is built with; override it for a layout that needs other tokens."""
+        """Return the layout's text tokenizer; override it for a layout that needs other tokens."""
         return NamedBytes(PUBLISHED)
 
     @property
     def sizes(self) -> VocabularySizes:
-        """What a layout that gives out ids by itself goes by."""
+        """Return the inputs for a layout that assigns its own ids."""
         return VocabularySizes(self.text_tokenizer().vocab_size, NUM_CODES, num_sentinels=8)
 
     def build(self, config: Any) -> Layout:
@@ -90,20 +90,20 @@ class LayoutContract(ConfigLaws[Layout]):
 
     @property
     def serializer(self) -> Serializer:
-        """Documents <-> tokens under the layout."""
+        """The serializer of the layout."""
         layout = self.subject
         return Serializer(layout.vocabulary, self.text_tokenizer(), self.grid, layout=layout)
 
     # ---- documents of laws
 
     def picture(self, data: st.DataObject) -> Codes:
-        """A picture without holes."""
+        """Draw a picture without holes."""
         number = self.grid[0] * self.grid[1]
         codes = data.draw(st.lists(st.integers(0, NUM_CODES - 1), min_size=number, max_size=number))
         return Codes(np.array(codes, np.int32), self.grid)
 
     def document(self, data: st.DataObject) -> Document:
-        """One to four segments, no empty text; the last is a picture if the layout writes no texts."""
+        """Draw one to four segments without empty texts; the last is a picture if the layout writes no texts."""
         kinds = data.draw(st.lists(st.sampled_from(("text", "image")), min_size=1, max_size=4))
         if not self.subject.reads_pictures:
             kinds[:-1] = ["text"] * (len(kinds) - 1)
@@ -115,7 +115,7 @@ class LayoutContract(ConfigLaws[Layout]):
         )
 
     def with_hole(self, document: Document, data: st.DataObject) -> Document:
-        """The document with its last segment, or the end of it, missing."""
+        """Return the document with its last segment, or the end of it, missing."""
         last = document[-1]
         if isinstance(last, Text):
             return (*document[:-1], TextHole(len(self.serializer.text_tokens(last.text)) + 1))
@@ -127,13 +127,13 @@ class LayoutContract(ConfigLaws[Layout]):
         return (*document[:-1], Codes(last.codes, last.grid, missing))
 
     def grammar(self, prompt: Prompt) -> HoleGrammar:
-        """The grammar of a prompt."""
+        """Return the grammar of a prompt."""
         serializer = self.serializer
         size = serializer.text_tokenizer.vocab_size
         return HoleGrammar(prompt.holes, serializer.vocabulary, size, serializer.text)
 
     def observe(self, component: Layout) -> Outputs:
-        """Sequences of documents, prompts, and what a guidance stream without texts sees."""
+        """Return sequences of documents, prompts, and prompts of a guidance stream without texts."""
         tokenizer = self.text_tokenizer()
         serializer = Serializer(component.vocabulary, tokenizer, self.grid, layout=component)
         codes = np.arange(self.grid[0] * self.grid[1], dtype=np.int32) % NUM_CODES
@@ -157,15 +157,15 @@ class LayoutContract(ConfigLaws[Layout]):
         }
 
     def fingerprints(self, component: Layout) -> dict[str, tuple[str, tuple[str, ...]]]:
-        """The vocabulary and the fingerprint stand for all sequences."""
+        """The vocabulary and the fingerprint identify all sequences."""
         both = f"{component.fingerprint} {component.vocabulary.to_dict()}"
         return {"fingerprint and vocabulary": (both, ())}
 
     # ---- laws
 
     def law_every_document_has_ids(self, data: st.DataObject) -> None:
-        """Any segments in any order become ids of the table, none of them padding, between `begin`
-        and `end`; each picture's codes are where the sequence says."""
+        """Any segments in any order become ids of the table, without padding, between `begin` and `end`; each
+        picture's codes are where the sequence states."""
         layout, document = self.subject, self.document(data)
         retrieved = [self.document(data) for _ in range(data.draw(st.integers(0, 2)))]
         sequence = self.serializer.sequence(document, retrieved)
@@ -189,7 +189,7 @@ class LayoutContract(ConfigLaws[Layout]):
                 same(numbers, list(range(len(segment.codes))), f"{at}its cells, sorted")
 
     def law_sequences_come_back(self, data: st.DataObject) -> None:
-        """A sequence is a document again, segment by segment, if no text of it is empty."""
+        """A sequence converts back to its document, segment by segment, if no text is empty."""
         document = self.document(data)
         again = self.serializer.documents(self.serializer.sequence(document))
         holds(
@@ -200,8 +200,8 @@ class LayoutContract(ConfigLaws[Layout]):
         )
 
     def law_prompts_continue_as_trained(self, data: st.DataObject) -> None:
-        """A prompt, what is drawn and what is fed behind it are, token for token, the sequence that
-        training has; only what follows the last draw is left."""
+        """A prompt, drawn tokens and forced tokens together equal the training sequence, token by token; only
+        tokens after the last draw are missing."""
         document = self.document(data)
         sequence = self.serializer.sequence(document).tokens
         asked = self.with_hole(document, data)
@@ -230,8 +230,8 @@ class LayoutContract(ConfigLaws[Layout]):
         holds(behind in allowed, f"{did}, and looked at what is left", expected, behind)
 
     def law_the_grammar_is_exact(self, data: st.DataObject) -> None:
-        """Where a code is due, every code may be drawn and nothing else; where text is due, every id
-        of texts and, after the first, what ends it."""
+        """Where a code is expected, every code may be drawn and nothing else; where text is expected, every text id
+        and, after the first, its stop tokens."""
         document = self.with_hole(self.document(data), data)
         vocabulary = self.subject.vocabulary
         prompt = self.serializer.prompt(document)
@@ -263,8 +263,8 @@ class LayoutContract(ConfigLaws[Layout]):
         )
 
     def law_ids_have_one_meaning(self) -> None:
-        """Image codes have an id each; padding, and what is written around segments, are none of
-        them, and padding is no text."""
+        """Each image code has one id; padding and delimiters of segments are not image codes, and padding is not
+        text."""
         layout, vocabulary = self.subject, self.subject.vocabulary
         codes = vocabulary.of_codes(np.arange(NUM_CODES))
         did = "looked at the ids of image codes"
@@ -286,8 +286,8 @@ class LayoutContract(ConfigLaws[Layout]):
             )
 
     def law_hidden_texts_leave_no_trace(self, data: st.DataObject) -> None:
-        """What a guidance stream without texts sees doesn't depend on them, but for their length where
-        a `blank` stands for each token; its hole is the same."""
+        """A guidance stream without texts doesn't depend on them, except on their length if a `blank` replaces each
+        token; its hole is the same."""
         picture = self.picture(data)
         first, second = data.draw(st.sampled_from(_WORDS)), data.draw(st.sampled_from(_WORDS))
         hidden = PromptVariant(hide_text="all")
@@ -311,8 +311,8 @@ class LayoutContract(ConfigLaws[Layout]):
             same(facts, [_facts(hole) for hole in seen.holes], f"{did}, and compared their holes")
 
     def law_holes_elsewhere_need_sentinels(self, data: st.DataObject) -> None:
-        """With sentinels any hole can be filled; without, one that is not the end is refused, with
-        the layout's name."""
+        """With sentinels any hole can be filled; without, a hole that is not at the end raises an error with the
+        layout's name."""
         layout = self.subject
         stated = self.config.has_sentinels
         same(layout.has_sentinels, stated, "compared has_sentinels with the config's")
@@ -326,7 +326,7 @@ class LayoutContract(ConfigLaws[Layout]):
         holds(named, did, f"an error that names the layout {layout.name!r}", error.cause)
 
     def law_sizes_are_known_without_building(self) -> None:
-        """The config states no fewer tokens of a picture than there are, and as many rows of the
+        """The config states at least the number of tokens of a picture, and the exact number of rows of the
         table."""
         picture = self.subject.frame(self.grid).num_tokens(self.grid)
         stated = self.config.picture_length(self.grid)
@@ -337,7 +337,7 @@ class LayoutContract(ConfigLaws[Layout]):
         holds(told in (None, size), "looked at the config's num_ids", f"{size} or None", told)
 
     def law_equal_makes_are_equal(self, data: st.DataObject) -> None:
-        """Equal configs make equal vocabularies, fingerprints and sequences."""
+        """Equal configs build equal vocabularies, fingerprints and sequences."""
         again, did = self.make_again(), "made it twice, and compared "
         mine, other = self.subject.vocabulary.to_dict(), again.vocabulary.to_dict()
         same(other, mine, did + "the vocabularies")
@@ -349,7 +349,7 @@ class LayoutContract(ConfigLaws[Layout]):
 
 
 def _named(document: Document) -> str:
-    """A document in words."""
+    """Describe a document."""
     words = []
     for segment in document:
         if isinstance(segment, Text):

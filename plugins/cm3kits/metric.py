@@ -7,8 +7,8 @@ class TestMine(MetricContract):
         perfect = MetricBatch([0, 1], {"texts": ["a", "b"], "references": [["a"], ["b"]]})
         return [([perfect], {"exact": 1.0})]
 
-The samples are made of the columns that the metric needs; a metric that demands more of their
-values (of `targets`, say) overrides `column`.
+The samples consist of the columns that the metric needs; a metric with stricter requirements for their
+values (for `targets`, say) overrides `column`.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from cm3core.interfaces.metric import FLOAT_COLUMNS, Metric, MetricBatch, Score
 from cm3kits._config_laws import ConfigLaws, Outputs
 from cm3kits._findings import holds, refuses, same
 
-#: Whose results may not fit; `where(a > b, a - b, b - a)` overflows too, and is right.
+#: Operations whose results may overflow; `where(a > b, a - b, b - a)` overflows, too, but is right.
 _ARITHMETIC = {"add", "subtract", "multiply", "power", "square", "negative"}
 _SIGNS = {"add": "+", "subtract": "-", "multiply": "*", "power": "**"}
 
 
 class Watched(np.ndarray):
-    """An array whose arithmetic in 8 or 16 bits is done again in 64, and noted where that differs."""
+    """An array that repeats its 8-bit and 16-bit arithmetic in 64 bits, and notes differences."""
 
     notes: list[str]
 
     @classmethod
     def of(cls, pixels: PixelArray, notes: list[str]) -> Watched:
-        """The same pixels; what overflows is noted in `notes`, in words."""
+        """Wrap pixels; overflows are described in `notes`."""
         watched = pixels.copy().view(cls)
         watched.notes = notes
         return watched
@@ -93,7 +93,7 @@ def _is_narrow(result: Any) -> bool:
 
 
 def _told(name: str, inputs: list[Any], result: Any, wrong: Any) -> str:
-    """The first wrong result in words: `3 - 5 = 254 in uint8`."""
+    """Describe the first wrong result: `3 - 5 = 254 in uint8`."""
     place = tuple(np.argwhere(wrong)[0])
     values = [np.broadcast_to(one, result.shape)[place].item() for one in inputs]
     sign = _SIGNS.get(name)
@@ -112,7 +112,7 @@ class MetricContract(ConfigLaws[Metric]):
 
     kind: ClassVar[str] = "metric"
     max_examples: ClassVar[int | None] = 8
-    #: How far a score may move with batches, order and shards, relative to it (to 1 if it is smaller).
+    #: Tolerance of a score under other batches, order and shards, relative to it (to 1 if it is smaller).
     tolerance: ClassVar[float] = 1e-6
 
     def build(self, config: Any) -> Metric:
@@ -121,23 +121,23 @@ class MetricContract(ConfigLaws[Metric]):
         return metric
 
     def known_answers(self) -> Sequence[tuple[Sequence[MetricBatch], dict[str, float]]]:
-        """Batches, and some of the scores that they must give. Override it: the laws can't know what
-        a metric measures."""
+        """Return batches, and some of the scores that they must give. Override it: the laws can't know what a
+        metric measures."""
         return ()
 
     def column(self, name: str, num: int, rng: np.random.Generator) -> Sequence[Any]:
-        """`num` values of a column of `COLUMNS`."""
+        """Return `num` values of a column in `COLUMNS`."""
         values: Sequence[Any] = _column(name, num, rng)
         return values
 
     def observe(self, component: Metric) -> Outputs:
-        """Scores of samples."""
+        """Return scores of samples."""
         rng = np.random.default_rng(0)
         num = max(component.minimum + 9, 30)
         for group in component.needs:
             columns = {name: self.column(name, num, rng) for name in group}
             if "texts" in columns and "references" in columns:
-                # random texts are never right: one that is, and one but for its capitals
+                # random texts are never right: add a right one, and one that differs only in case
                 right = [many[0] for many in columns["references"][:2]]
                 columns["texts"] = [right[0], right[1].swapcase(), *columns["texts"][2:]]
             component.update(MetricBatch(list(range(num)), columns))
@@ -162,7 +162,7 @@ class MetricContract(ConfigLaws[Metric]):
             self._same(self._scores(alone), self._scores(few), did)
 
     def law_order_does_not_matter(self, data: st.DataObject) -> None:
-        """Scores are the same in any order of the samples; the columns are unchanged."""
+        """Scores are the same for any order of the samples; the columns are unchanged."""
         samples, rng = self._samples(data)
         before = copy.deepcopy(samples)
         whole = self._scores(samples)
@@ -172,8 +172,8 @@ class MetricContract(ConfigLaws[Metric]):
             same(batch.columns, old.columns, "scored samples, and looked at the columns given")
 
     def law_merged_shards_equal_the_whole(self, data: st.DataObject) -> None:
-        """Metrics of parts, merged in any order, give the scores of the whole; what is merged into
-        another is unchanged."""
+        """Metrics of parts, merged in any order, give the scores of the whole; a metric merged into another is
+        unchanged."""
         samples, rng = self._samples(data)
         whole = self._scores(samples)
         for _ in range(2):
@@ -183,14 +183,14 @@ class MetricContract(ConfigLaws[Metric]):
             first, second = self.make_again(), self.make_again()
             for shard in rng.permutation(3):
                 first.merge(shards[shard])
-                second.merge(shards[shard])  # as it was
+                second.merge(shards[shard])  # unchanged
             self._same(_named(first), whole, "scored all samples, and merged 3 metrics of parts")
             did = "scored all samples, and merged 3 metrics that had been merged before"
             self._same(_named(second), whole, did)
 
     def law_metrics_share_nothing(self, data: st.DataObject) -> None:
-        """A metric's scores are of its own samples, whatever another one has seen of the same numbers, before
-        and in between."""
+        """A metric's scores depend only on its own samples, even if another one sees the same numbers before or in
+        between."""
         samples, rng = self._samples(data)
         others = [
             MetricBatch(
@@ -216,8 +216,8 @@ class MetricContract(ConfigLaws[Metric]):
             holds(max(nums) <= known, did, f"scores of at most {known} samples", max(nums))
 
     def law_too_few_samples_are_refused(self, data: st.DataObject) -> None:
-        """`result` raises `DataError` with less than `minimum` samples of any group, and gives scores
-        with so many."""
+        """`result` raises `DataError` with fewer than `minimum` samples in any group, and returns scores with
+        `minimum`."""
         minimum = self.subject.minimum
         samples, _ = self._samples(data)
         enough = [_take(batch, range(minimum)) for batch in samples]
@@ -232,7 +232,7 @@ class MetricContract(ConfigLaws[Metric]):
             refuses(metric.result, did, DataError, match="needs")
 
     def law_a_sample_counts_once(self, data: st.DataObject) -> None:
-        """A sample given again, by `update` or by `merge`, is refused and changes nothing."""
+        """Adding a sample again, by `update` or `merge`, raises an error and changes nothing."""
         samples, _ = self._samples(data)
         metric, other = self.make_again(), self.make_again()
         for batch in samples:
@@ -254,7 +254,7 @@ class MetricContract(ConfigLaws[Metric]):
         self._same(_named(metric), self._scores(samples), did)
 
     def law_a_result_changes_nothing(self, data: st.DataObject) -> None:
-        """`result` may be called in between, and again, and changes no later score."""
+        """`result` may be called at any time, repeatedly, and changes no later score."""
         samples, _ = self._samples(data)
         metric, least = self.make_again(), self.subject.minimum
         for batch in samples:
@@ -267,8 +267,8 @@ class MetricContract(ConfigLaws[Metric]):
         self._same(_named(metric), self._scores(samples), did)
 
     def law_scores_are_named_and_counted(self, data: st.DataObject) -> None:
-        """Scores have the same valid names whatever the samples, count these, are finite, and are the mean
-        of their values per sample where they have them."""
+        """Scores always have the same valid names, count the samples, are finite, and equal the mean of their values per
+        sample, if they have these."""
         samples, _ = self._samples(data)
         metric = self.make_again()
         for batch in samples:
@@ -294,8 +294,8 @@ class MetricContract(ConfigLaws[Metric]):
                 same(score.value, mean, did_mean, tolerance=1e-6)
 
     def law_simple_samples_have_finite_scores(self) -> None:
-        """Right answers, equal pictures and pictures of one colour have scores that are finite numbers, or are
-        refused by the metric, with a reason."""
+        """Right answers, equal pictures and pictures of one colour have finite scores, or raise an error with a
+        reason."""
         for name in ("right answers", "pictures of one colour"):
             metric = self.make_again()
             num = max(metric.minimum, 4)
@@ -311,12 +311,12 @@ class MetricContract(ConfigLaws[Metric]):
                 _check_finite(
                     score,
                     f"scored {num} samples that are {name}: {score.name}",
-                    next_step="treat divisions by zero and logarithms of zero, as those of PSNR for equal "
+                    next_step="handle divisions by zero and logarithms of zero, as PSNR does for equal "
                     "pictures, or raise a DataError that says what can't be scored",
                 )
 
     def law_what_is_no_number_is_refused(self, data: st.DataObject) -> None:
-        """NaN and infinity in a column raise `DataError`; they are never left out of a mean."""
+        """NaN and infinity in a column raise `DataError`; a mean never skips them."""
         samples, _ = self._samples(data)
         for batch in samples:
             for name in sorted(FLOAT_COLUMNS.intersection(batch.columns)):
@@ -338,7 +338,7 @@ class MetricContract(ConfigLaws[Metric]):
                     )
 
     def law_pixels_do_not_overflow(self) -> None:
-        """Arithmetic with pixels is not done in uint8, where 0 - 1 is 255."""
+        """Arithmetic with pixels does not use uint8, where 0 - 1 is 255."""
         groups = [
             group for group in self.subject.needs if {"pictures", "reference_pictures"} & {*group}
         ]
@@ -376,7 +376,7 @@ class MetricContract(ConfigLaws[Metric]):
         try:
             expected = self._scores(wide)
         except Exception:
-            expected = {}  # it takes no other type: what overflowed counts
+            expected = {}  # it supports no other dtype: overflows count
         found = self._scores(batches)
         holds(
             expected and all(abs(found[name] - expected[name]) < 1e-9 for name in found),
@@ -387,8 +387,8 @@ class MetricContract(ConfigLaws[Metric]):
         )
 
     def law_near_pictures_score_no_worse_than_opposite_ones(self) -> None:
-        """Of pictures and references, those that differ by 8 levels are scored no worse than negatives: a
-        difference of 255 is not one of 1."""
+        """Pictures that differ from their references by 8 levels score no worse than negatives: a difference of 255
+        is not treated as 1."""
         both = {"pictures", "reference_pictures"}
         if not any(both <= {*group} for group in self.subject.needs):
             return
@@ -399,7 +399,7 @@ class MetricContract(ConfigLaws[Metric]):
         blocks[0, :3], blocks[1, :3] = 255, 0
         height, width = self.column("pictures", 1, rng)[0].shape[
             :2
-        ]  # a network may need them large
+        ]  # a network may need large ones
         times = -(-max(height, width) // 6)
         large = blocks.repeat(times, axis=1).repeat(times, axis=2).repeat(3, axis=3)
         reference = large[:, :height, :width]
@@ -425,7 +425,7 @@ class MetricContract(ConfigLaws[Metric]):
             )
 
     def law_the_protocol_is_json(self) -> None:
-        """The config's protocol is JSON, with its version and every key, and the same each time."""
+        """The config's protocol is JSON, with its version and every key, and always the same."""
         if self.config is None:
             return
         protocol = self.config.protocol()
@@ -439,7 +439,7 @@ class MetricContract(ConfigLaws[Metric]):
         same(self.config.protocol(), protocol, f"{did} before and after building a metric")
 
     def law_known_answers_are_given(self) -> None:
-        """The scores of `known_answers`."""
+        """The metric gives the scores of `known_answers`."""
         for place, (batches, answers) in enumerate(self.known_answers()):
             found = self._scores(list(batches))
             for name, value in answers.items():
@@ -448,7 +448,7 @@ class MetricContract(ConfigLaws[Metric]):
                 same(found[name], value, did, tolerance=1e-6)
 
     def law_other_columns_are_refused(self) -> None:
-        """A batch without the columns that it needs is an error."""
+        """A batch without the required columns raises an error."""
         refuses(
             lambda: self.subject.update(MetricBatch([0], {})),
             "gave it a sample without columns",
@@ -457,7 +457,7 @@ class MetricContract(ConfigLaws[Metric]):
         )
 
     def _samples(self, data: st.DataObject) -> tuple[Samples, np.random.Generator]:
-        """A batch for each group, of some more samples than needed."""
+        """Draw a batch for each group, with a few more samples than needed."""
         rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1), label="seed"))
         num = self.subject.minimum + data.draw(st.integers(1, 9), label="more samples")
         indices = [int(index) for index in rng.permutation(3 * num)[:num]]
@@ -488,7 +488,7 @@ def _check_finite(score: Score, did: str, next_step: str = "") -> None:
 
 
 def _simple(columns: dict[str, Any], sort: str) -> dict[str, Any]:
-    """The columns, changed to right answers, or to pictures of one colour."""
+    """Return the columns, changed to right answers or to pictures of one colour."""
     columns = dict(columns)
     pictures, references = (columns.get(f"{name}pictures") for name in ("", "reference_"))
     if sort == "right answers":
@@ -516,7 +516,7 @@ def _named(metric: Metric) -> dict[str, float]:
 
 
 def _take(batch: MetricBatch, places: Any) -> MetricBatch:
-    """Some samples of a batch."""
+    """Return some samples of a batch."""
     places = [int(place) for place in places]
     return MetricBatch(
         [batch.indices[place] for place in places],
@@ -530,7 +530,7 @@ def _take(batch: MetricBatch, places: Any) -> MetricBatch:
 
 
 def _parts(samples: Samples, rng: np.random.Generator) -> Samples:
-    """The samples in parts of random sizes."""
+    """Split the samples in parts of random sizes."""
     parts = []
     for batch in samples:
         num = len(batch.indices)
@@ -540,7 +540,7 @@ def _parts(samples: Samples, rng: np.random.Generator) -> Samples:
 
 
 def _column(name: str, num: int, rng: np.random.Generator) -> Any:
-    """Random values of a column."""
+    """Draw random values of a column."""
 
     def sentence() -> str:
         return " ".join(rng.choice(_WORDS, int(rng.integers(4, 9))))

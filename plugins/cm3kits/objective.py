@@ -1,4 +1,4 @@
-"""Conformance kit of objectives: what holds for every masking.
+"""Conformance kit of objectives: laws of every masking.
 
 class TestMine(ObjectiveContract):
     config = MyObjectiveConfig()
@@ -26,7 +26,7 @@ __all__ = ["ObjectiveContract", "make_sequence"]
 
 #: Codes per side of a picture with more rows than the kit's vocabulary has sentinels.
 _LARGE_SIDE = 33
-#: Documents of the sequences that `observe` masks; the last is the query.
+#: Documents of the sequences masked by `observe`; the last is the query.
 _EXAMPLES = (
     [[("text", 6), ("image", 16)]],
     [[("image", 9), ("text", 5)], [("text", 8), ("image", 16)]],
@@ -41,14 +41,14 @@ class ObjectiveContract(ConfigLaws[MaskingObjective]):
     kind: ClassVar[str] = "objective"
 
     def build(self, config: Any) -> MaskingObjective:
-        """Build for the kit's vocabulary, with the control tokens that the config asks for."""
+        """Build for the kit's vocabulary, with the control tokens requested by the config."""
         if own := tuple(config.control_tokens()):
             type(self).vocabulary = self.vocabulary.with_control(own)
         objective: MaskingObjective = config.build(self.vocabulary)
         return objective
 
     def observe(self, component: MaskingObjective) -> Outputs:
-        """What it makes of sequences, with many generators."""
+        """Return masked sequences, with many generators."""
         found: Outputs = {
             "max_added_tokens": component.max_added_tokens,
             "control tokens": list(self.config.control_tokens()),
@@ -86,7 +86,7 @@ class ObjectiveContract(ConfigLaws[MaskingObjective]):
         )
 
     def _unmasked(self, masked: MaskedSequence) -> IntArray:
-        """The sequence before masking."""
+        """Reconstruct the sequence before masking."""
         did = "put the spans behind a masked sequence back in place of their sentinels"
         try:
             return np.asarray(unmask(masked, self.vocabulary))
@@ -97,7 +97,7 @@ class ObjectiveContract(ConfigLaws[MaskingObjective]):
             raise LawBroken(did, expected, got) from None
 
     def law_shapes_and_types(self, data: st.DataObject) -> None:
-        """int32, int32 and float32 of one length; weights are finite, >= 0, and 0 for <pad>."""
+        """Arrays are int32, int32 and float32 with the same length; weights are finite, >= 0, and 0 for <pad>."""
         _, masked = self._masked(data)
         did, num = "masked a sequence", len(masked.tokens)
         for name, dtype in (("tokens", np.int32), ("cells", np.int32), ("weights", np.float32)):
@@ -110,7 +110,7 @@ class ObjectiveContract(ConfigLaws[MaskingObjective]):
         every(weights, ~padding | (weights == 0), did, "a weight of 0 for <pad>")
 
     def law_spans_hold_no_specials(self, data: st.DataObject) -> None:
-        """A moved span is not empty, of one modality and without <eos>, <break> or sentinels."""
+        """A moved span is not empty, has one modality, and contains no <eos>, <break> or sentinels."""
         _, masked = self._masked(data)
         end = int(np.flatnonzero(masked.tokens == self.vocabulary.eos)[-1])
         moved = masked.tokens[end + 1 :].tolist()
@@ -140,7 +140,7 @@ class ObjectiveContract(ConfigLaws[MaskingObjective]):
         )
 
     def law_cells_move_along(self, data: st.DataObject) -> None:
-        """Image codes keep their raster cells; nothing else has one."""
+        """Image codes keep their raster cells; other tokens have none."""
         sequence, masked = self._masked(data)
         is_image = np.isin(masked.tokens, self.vocabulary.image)
         every(
@@ -178,13 +178,13 @@ class ObjectiveContract(ConfigLaws[MaskingObjective]):
         same(sequence.cells, before[1], did)
 
     def law_retrieved_documents_are_whole(self, data: st.DataObject) -> None:
-        """What is retrieved is given, in prompts too: no span of it is masked, unless the config says
+        """Retrieved documents are inputs, in prompts too: no span in them is masked, unless the config sets
         `masks_retrieved`."""
         if self.config is None or self.config.masks_retrieved:
             return
         sequence, masked = self._masked(data)
         first = sequence.segments[sequence.query_segment].start
-        own = ~np.isin(masked.tokens, self.vocabulary.control_ids)  # without what it adds
+        own = ~np.isin(masked.tokens, self.vocabulary.control_ids)  # without tokens that it adds
         masked = MaskedSequence(masked.tokens[own], masked.cells[own], masked.weights[own])
         end = int(np.flatnonzero(masked.tokens == self.vocabulary.eos)[-1])
         moved = _places(masked, self.vocabulary)[end + 1 :]
@@ -194,15 +194,15 @@ class ObjectiveContract(ConfigLaws[MaskingObjective]):
             f"masked a sequence whose query document begins at token {first}",
             "spans of the query document only",
             f"the retrieved tokens {gone[:8]} moved behind it",
-            next_step="draw spans from sequence.segments[sequence.query_segment:]; an objective that is "
-            "meant to mask retrieved documents says masks_retrieved = True in its config",
+            next_step="draw spans from sequence.segments[sequence.query_segment:]; an objective that should "
+            "mask retrieved documents sets masks_retrieved = True in its config",
         )
 
     def law_loss_weights_belong_to_their_tokens(self, data: st.DataObject) -> None:
-        """`text_loss_weight` scales the weights of texts, `retrieved_loss_weight` those of others.
+        """`text_loss_weight` scales the weights of texts, `retrieved_loss_weight` those of retrieved documents.
 
-        That is: the text tokens of all documents, and all tokens before the last document, wherever
-        their spans move; what the objective masks does not depend on the weights.
+        That is, the text tokens of all documents, and all tokens before the last document, wherever their
+        spans move; masking does not depend on the weights.
         """
         if self.config is None:
             return
@@ -240,7 +240,7 @@ class ObjectiveContract(ConfigLaws[MaskingObjective]):
             )
 
     def law_something_is_trained(self, data: st.DataObject) -> None:
-        """Some token of a document with text and picture has a loss."""
+        """A document with text and picture has at least one token with a loss."""
         sequence = make_sequence(
             self.vocabulary, [[("text", 4), ("image", 4)]], data.draw(st.integers(0, 2**32 - 1))
         )
@@ -257,8 +257,8 @@ class ObjectiveContract(ConfigLaws[MaskingObjective]):
         )
 
     def law_the_reserve_is_enough(self, data: st.DataObject) -> None:
-        """`max_added_tokens` is constant, not negative, and never exceeded, even by many spans."""
-        # where spans don't meet, and a picture has a row for each sentinel
+        """`max_added_tokens` is constant, not negative, and never exceeded, even with many spans."""
+        # spans don't touch, and a picture has a row for each sentinel
         large = make_sequence(
             self.vocabulary,
             [[("text", 200), ("image", _LARGE_SIDE**2), ("text", 200)]],
@@ -282,7 +282,7 @@ class ObjectiveContract(ConfigLaws[MaskingObjective]):
         )
 
     def law_no_room_means_no_masking(self, data: st.DataObject) -> None:
-        """A sequence that fills the context is not changed."""
+        """A sequence that fills the context is unchanged."""
         sequence = data.draw(token_sequences(self.vocabulary))
         masked = self.subject.mask(sequence, np.random.default_rng(0), len(sequence))
         same(masked.tokens, sequence.tokens, "masked a sequence that fills the context")
@@ -299,10 +299,10 @@ class ObjectiveContract(ConfigLaws[MaskingObjective]):
 
 
 def _places(masked: MaskedSequence, vocabulary: Vocabulary) -> IntArray:
-    """Where each token was before masking; -1 for what masking adds."""
+    """Return each token's position before masking; -1 for tokens added by masking."""
     tokens = masked.tokens.tolist()
     end = int(np.flatnonzero(masked.tokens == vocabulary.eos)[-1])
-    moved: dict[int, list[int]] = {}  # sentinel -> where the tokens of its span are now
+    moved: dict[int, list[int]] = {}  # sentinel -> current positions of its span's tokens
     sentinel = -1
     for index in range(end + 1, len(tokens)):
         if tokens[index] in vocabulary.sentinels:

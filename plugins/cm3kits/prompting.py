@@ -23,19 +23,19 @@ from cm3kits._laws import Contract
 from cm3kits.strategies import images
 from cm3run.prompting import Asked, Finisher, Found, PromptRewriter
 
-#: The texts of the memory that is searched.
+#: Texts of the memory to search.
 MEMORY = (
     *("dog, filled", "cat, outline", "red apple", "a cup of coffee", "two cats in a hat, colour"),
     *("house with a garden", "bird", "bird cage, filled", "rocket", "no dogs, outline"),
 )
 _WORDS = ("a", "the", "two", "of", "with", "dog", "cats", "birds", "cage", "red", "zzz", "colour")
 _PICTURE = Codes(np.arange(4, dtype=np.int32), (2, 2))
-#: A search that has not ended after so many queries never does.
+#: A search that has not ended after this many queries counts as endless.
 _MOST_QUERIES = 100
 
 
 def _prompts() -> st.SearchStrategy[str]:
-    """Words of the memory and others, with and without a style; and any text."""
+    """Draw words of the memory and others, with and without a style, and arbitrary texts."""
     words = st.lists(st.sampled_from(_WORDS), min_size=1, max_size=5).map(" ".join)
     styled = st.tuples(words, st.sampled_from(["", ", outline", ", in colour"])).map("".join)
     return st.one_of(styled, st.sampled_from(MEMORY), st.text(max_size=20))
@@ -56,14 +56,14 @@ class PromptRewriterContract(Contract[PromptRewriter]):
         return rewriter
 
     def law_a_prompt_stays_a_text(self, data: st.DataObject) -> None:
-        """A prompt is searched for as a text, and never as nothing."""
+        """A prompt is searched for as a non-empty text."""
         prompt, known = data.draw(_prompts()), data.draw(_known())
         text = self.subject.rewrite(prompt, known)
         is_text = isinstance(text, str) and (bool(text.strip()) or not prompt.strip())
-        holds(is_text, f"rewrote the prompt {prompt!r}", "a text with something in it", text)
+        holds(is_text, f"rewrote the prompt {prompt!r}", "a non-empty text", text)
 
     def law_rewriting_is_deterministic(self, data: st.DataObject) -> None:
-        """Equal prompts are searched for as equal texts, also by an equal rewriter."""
+        """Equal prompts give equal texts, also with an equal rewriter."""
         prompt, known = data.draw(_prompts()), data.draw(_known())
         text = self.subject.rewrite(prompt, known)
         same(self.subject.rewrite(prompt, known), text, f"rewrote {prompt!r} twice")
@@ -71,23 +71,23 @@ class PromptRewriterContract(Contract[PromptRewriter]):
         same(again, text, f"rewrote {prompt!r} with two rewriters of one config")
 
     def law_the_subject_is_a_part_of_the_text(self, data: st.DataObject) -> None:
-        """What names the thing to be drawn is a part of the text, as it stands there."""
+        """The subject is a substring of the text."""
         text = data.draw(_prompts())
         subject = self.subject.subject(text)
-        holds(subject in text, f"took the subject of {text!r}", "a part of it", subject)
+        holds(subject in text, f"took the subject of {text!r}", "a substring of it", subject)
 
     def law_a_search_returns_what_it_found(self, data: st.DataObject) -> None:
-        """A search ends, with results that it was sent, each once, no more than were asked for."""
+        """A search ends and returns retrieved documents, without duplicates, and no more than requested."""
         asked = self._asked(data)
         found, sent = searched(self.subject, asked)
         ids = [one.index for one in found.results]
         number = f"searched for {text_of(asked.query)!r}, {asked.number} results"
         holds(len(ids) <= asked.number, number, f"at most {asked.number} results", ids)
         holds(len(set(ids)) == len(ids), number, "each document once", ids)
-        holds(sent.issuperset(ids), number, "documents that the retriever found", ids)
+        holds(sent.issuperset(ids), number, "documents returned by the retriever", ids)
 
     def law_searching_is_deterministic(self, data: st.DataObject) -> None:
-        """Equal prompts find equal documents, also by an equal rewriter."""
+        """Equal prompts find equal documents, also with an equal rewriter."""
         asked = self._asked(data)
         found, _ = searched(self.subject, asked)
         again, _ = searched(self.make_again(), asked)
@@ -96,7 +96,7 @@ class PromptRewriterContract(Contract[PromptRewriter]):
         )
 
     def law_turns_are_places_of_results(self, data: st.DataObject) -> None:
-        """Documents that take turns are among the results, each once, and there is one."""
+        """Documents that take turns are results, without duplicates, and there is at least one."""
         asked = self._asked(data)
         found, _ = searched(self.subject, asked)
         if found.results:
@@ -119,7 +119,7 @@ class PromptRewriterContract(Contract[PromptRewriter]):
 
 
 def searched(rewriter: PromptRewriter, asked: Asked) -> tuple[Found, set[int]]:
-    """What a rewriter finds in `MEMORY`, and the documents that it was sent."""
+    """Return what a rewriter finds in `MEMORY`, and the documents that it received."""
     searching, sent = rewriter.search(asked), set[int]()
     did = f"searched for {text_of(asked.query)!r}"
     try:
@@ -138,7 +138,7 @@ def searched(rewriter: PromptRewriter, asked: Asked) -> tuple[Found, set[int]]:
 
 
 def _retrieved(query: str, number: int) -> list[Retrieved]:
-    """Documents of `MEMORY`, by the share of words in common."""
+    """Return documents of `MEMORY`, by the share of common words."""
 
     def score(text: str) -> float:
         asked, said = (set(one.replace(",", "").split()) for one in (query, text))
@@ -159,7 +159,7 @@ class FinisherContract(Contract[Finisher]):
         return finisher
 
     def law_pictures_keep_their_size(self, data: st.DataObject) -> None:
-        """uint8 [H, W, 3] of any size stays that; the picture given is not changed."""
+        """Pictures uint8 [H, W, 3] of any size keep shape and dtype; the input is unchanged."""
         picture, texts, others = _finished(data)
         before = picture.copy()
         for did, finished in (
@@ -181,22 +181,22 @@ class FinisherContract(Contract[Finisher]):
         same(self.make_again().finish_decoded(picture), decoded, "finished a decoded picture twice")
 
     def law_an_svg_is_one(self, data: st.DataObject) -> None:
-        """`svg` returns None, or a whole SVG document."""
+        """`svg` returns None or a whole SVG document."""
         picture, _, _ = _finished(data)
         try:
             text = self.subject.svg(picture)
-        except ImportError:  # of a package that is optional
+        except ImportError:  # an optional package
             return
         if text is not None:
             try:
                 root = ElementTree.fromstring(text).tag.rpartition("}")[2]
             except ElementTree.ParseError as error:
-                root = f"no XML ({error})"
+                root = f"not XML ({error})"
             holds(root == "svg", "wrote a picture as SVG", "a document whose root is svg", root)
 
 
 def _finished(data: st.DataObject) -> tuple[PixelArray, Sequence[str], Sequence[PixelArray]]:
-    """A picture, the texts of its prompt, and the pictures that it was made after."""
+    """Draw a picture, the texts of its prompt, and its source pictures."""
     texts = data.draw(st.lists(_prompts(), max_size=2))
     others = list(data.draw(images()))[: data.draw(st.integers(0, 2))]
     return data.draw(images())[0], texts, others

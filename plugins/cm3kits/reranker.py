@@ -4,9 +4,9 @@
         config = MyRerankerConfig()
 
 The candidates have letters as text and pictures of 2 x 3 codes. A config is built with an embedder
-without weights (`embedder`) and with `likelihood()`, which asks a tiny decoder over this
-vocabulary; override them to use others: any embedder,
-`Likelihood(decoder, SERIALIZER, VOCABULARY)` over any decoder with a context of 64 tokens or more.
+without weights (`embedder`) and with `likelihood()`, which uses a tiny decoder over this vocabulary;
+override them to use others: any embedder, or
+`Likelihood(decoder, SERIALIZER, VOCABULARY)` with any decoder that has a context of at least 64 tokens.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ SERIALIZER = Serializer(VOCABULARY, LetterTokenizer(), GRID)
 
 
 def pixels_of(codes: Codes) -> PixelArray:
-    """Pixels uint8 [4, 6, 3] of codes: each a block of a different colour."""
+    """Return pixels uint8 [4, 6, 3] of codes, each a block of another colour."""
     colours = np.stack([codes.codes * 16, 255 - codes.codes * 16, codes.codes * 7], axis=-1).astype(
         np.uint8
     )
@@ -65,13 +65,13 @@ def pixels_of(codes: Codes) -> PixelArray:
 
 
 def _letters() -> st.SearchStrategy[str]:
-    """One to six letters."""
+    """Draw one to six letters."""
     return st.text(LETTERS, min_size=1, max_size=6)
 
 
 @st.composite
 def candidates(draw: st.DrawFn, kinds: Sequence[str]) -> list[Candidate]:
-    """One to five candidates of one request of one of `kinds` (see `RerankerContract`)."""
+    """Draw one to five candidates of a request, of one of `kinds` (see `RerankerContract`)."""
     kind, given_text = draw(st.sampled_from(kinds)), draw(_letters())
     given_picture, original = draw(codes(grid=GRID)), draw(codes(grid=GRID))
     retrieved = tuple(draw(st.lists(st.tuples(_letters().map(Text), codes(grid=GRID)), max_size=1)))
@@ -86,14 +86,14 @@ def make_candidates(
     retrieved: tuple[Document, ...],
     answers: Sequence[tuple[str, Codes]],
 ) -> list[Candidate]:
-    """Candidates of one request.
+    """Return candidates of one request.
 
     Args:
         kind: see `RerankerContract.kinds`.
-        given_text: of the request.
-        pictures: the picture given, and the one of whose codes a box is missing.
-        retrieved: documents that are prepended.
-        answers: the text and the picture of each candidate, of which the kind takes what it needs.
+        given_text: text of the request.
+        pictures: the given picture, and the picture with a box of missing codes.
+        retrieved: prepended documents.
+        answers: text and picture of each candidate; the kind uses what it needs.
     """
     given_picture, original = pictures
     holed = Codes(original.codes, GRID, BOX)
@@ -123,18 +123,18 @@ def make_candidates(
 
 
 class RerankerContract(ConfigLaws[Reranker]):
-    """Laws of a reranker: a score depends on the candidate only, and is repeatable."""
+    """Laws of a reranker: a score depends only on the candidate, and is repeatable."""
 
     kind: ClassVar[str] = "reranker"
     max_examples: ClassVar[int | None] = 15
     #: The embedder, for rerankers that need one.
     embedder: ClassVar[Embedder] = HashEmbedder()
-    #: The request: a picture for a text, a box of one, a text for a picture (before or after it,
-    #: or the end of a text), or both.
+    #: Kinds of requests: a picture for a text, a box of one, a text for a picture (before or after it, or
+    #: the end of a text), or both.
     kinds: ClassVar[tuple[str, ...]] = ("picture", "box", "text", "text after", "part", "both")
 
     def likelihood(self) -> Likelihood:
-        """The likelihood by a tiny decoder with random weights, the same in every call."""
+        """Return the likelihood under a tiny decoder with random weights, the same in every call."""
         from cm3kits.attention import DenseAttention
         from cm3kits.tiny import TinyDecoder
         from cm3run.generation import likelihood
@@ -148,7 +148,7 @@ class RerankerContract(ConfigLaws[Reranker]):
         return reranker
 
     def observe(self, component: Reranker) -> Outputs:
-        """Scores of candidates of each kind of request, and what they are called."""
+        """Return scores of candidates of each kind of request, and the measure's name."""
         rng = np.random.default_rng(0)
         found: Outputs = {"measure": component.measure}
         for kind in self.kinds:
@@ -166,7 +166,7 @@ class RerankerContract(ConfigLaws[Reranker]):
         return found
 
     def law_each_candidate_gets_a_finite_number(self, data: st.DataObject) -> None:
-        """One finite float per candidate, in order; no scores for no candidates."""
+        """Each candidate gets one finite float, in order; no candidates give no scores."""
         some = data.draw(candidates(self.kinds))
         scores = self.subject.score(some)
         did = f"scored {len(some)} candidates"
@@ -182,7 +182,7 @@ class RerankerContract(ConfigLaws[Reranker]):
         same(self.subject.score([]), [], "scored no candidates")
 
     def law_a_score_is_the_candidate_s_own(self, data: st.DataObject) -> None:
-        """Up to rounding, neither the other candidates nor their order matter."""
+        """Up to rounding, a score depends neither on other candidates nor on their order."""
         some = data.draw(candidates(self.kinds))
         scores = self.subject.score(some)
         order = data.draw(st.permutations(range(len(some))))
@@ -207,7 +207,7 @@ class RerankerContract(ConfigLaws[Reranker]):
         same(scores[-1], scores[0], did, tolerance=_TOLERANCE)
 
     def law_scores_repeat(self, data: st.DataObject) -> None:
-        """The same candidates get the same scores again, also from another instance."""
+        """The same candidates always get the same scores, also from another instance."""
         some = data.draw(candidates(self.kinds))
         scores = self.subject.score(some)
         same(self.subject.score(some), scores, "scored the same candidates twice")
@@ -216,7 +216,7 @@ class RerankerContract(ConfigLaws[Reranker]):
         same(again, scores, did, tolerance=_TOLERANCE)
 
     def law_inputs_are_not_written_to(self, data: st.DataObject) -> None:
-        """The list of candidates is unchanged: scores are matched to it by place."""
+        """The list of candidates is unchanged, since scores are matched to it by index."""
         some = data.draw(candidates(self.kinds))
         given = list(some)
         self.subject.score(given)

@@ -3,7 +3,7 @@
     class TestMine(RetrieverContract):
         config = MyRetrieverConfig()
 
-A retriever that is not built from a config defines `make` and `over`.
+For a retriever that is not built from a config, define `make` and `over`.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from cm3kits.samples import HashEmbedder, ListSource, example_documents, own_cac
 
 __all__ = ["HashEmbedder", "ListSource", "RetrieverContract", "example_documents"]
 
-#: Scores this close are equal: the last bits depend on the order of sums.
+#: Scores this close are equal: the last bits depend on the order of summation.
 _TIE = 1e-4
 
 
 class RetrieverContract(ConfigLaws[Retriever]):
     """Laws of a retriever.
 
-    A test's own `make` returns one over any memory of two documents or more, most simply
+    A test's own `make` returns a retriever over any memory of at least two documents, most simply
     `self.over(self.memory())`.
     """
 
@@ -41,7 +41,7 @@ class RetrieverContract(ConfigLaws[Retriever]):
     embedder: ClassVar[Embedder] = HashEmbedder()
 
     def memory(self) -> DocumentSource:
-        """The documents that the subject searches."""
+        """Return the documents that the subject searches."""
         return ListSource(example_documents())
 
     def build(self, config: Any) -> Retriever:
@@ -51,14 +51,14 @@ class RetrieverContract(ConfigLaws[Retriever]):
     def over(self, memory: DocumentSource) -> Retriever:
         """Return the retriever over another memory; equal calls give equal retrievers."""
         if self.config is None:
-            # the author's part, like Contract.make
+            # left to the author, like Contract.make
             raise NotImplementedError("a test without `config` defines `over`")
         with own_cache():
             retriever: Retriever = self.config.build(memory, self.embedder)
         return retriever
 
     def observe(self, component: Retriever) -> Outputs:
-        """Results of a few queries, few and many of them."""
+        """Return results of a few queries, with few and many results."""
         memory = component.memory
         asked: list[Document] = [memory.document(index) for index in (0, 1, 2, 9, len(memory) - 1)]
         asked += [
@@ -72,7 +72,7 @@ class RetrieverContract(ConfigLaws[Retriever]):
         return found | {"results of parts": [_told(one) for one in parts]}
 
     def queries(self, data: st.DataObject) -> list[Document]:
-        """One to five queries: documents of the memory, and texts that may not be in it."""
+        """Draw one to five queries: documents of the memory, and texts that may not be in it."""
         memory = self.subject.memory
         one = st.one_of(
             st.integers(0, len(memory) - 1).map(memory.document),
@@ -81,7 +81,7 @@ class RetrieverContract(ConfigLaws[Retriever]):
         return data.draw(st.lists(one, min_size=1, max_size=5))
 
     def names(self, data: st.DataObject, queries: Sequence[Document]) -> list[set[str]]:
-        """Ids and content keys of documents of the memory, for each query."""
+        """Draw ids and content keys of documents in the memory, for each query."""
         memory = self.subject.memory
         known = sorted(
             {
@@ -93,7 +93,7 @@ class RetrieverContract(ConfigLaws[Retriever]):
         return [data.draw(st.sets(st.sampled_from(known), max_size=6)) for _ in queries]
 
     def law_results_name_memory_documents_once(self, data: st.DataObject) -> None:
-        """At most `num_retrieved` distinct documents, under their ids, with finite scores."""
+        """Results are at most `num_retrieved` distinct documents, with their ids and finite scores."""
         count = data.draw(st.integers(0, len(self.subject.memory) + 3))
         queries = self.queries(data)
         results = self.subject.retrieve(queries, count)
@@ -108,7 +108,7 @@ class RetrieverContract(ConfigLaws[Retriever]):
                 holds(math.isfinite(result.score), did, "finite scores", result.score)
 
     def law_results_have_plain_types(self, data: st.DataObject) -> None:
-        """`index` is an int, `score` a float and `id` a str: not numpy's, which JSON refuses."""
+        """`index` is an int, `score` a float and `id` a str, not numpy types, which JSON rejects."""
         for found in self.subject.retrieve(self.queries(data), len(self.subject.memory)):
             for result in found:
                 for name, kind in (
@@ -141,7 +141,7 @@ class RetrieverContract(ConfigLaws[Retriever]):
             holds(now == old, f"retrieved, and looked at {what}", "what it was before", "another")
 
     def law_the_best_come_first(self, data: st.DataObject) -> None:
-        """Results of the same query part: preferred ones first, each by descending score."""
+        """Results of the same query part have preferred ones first, each group by descending score."""
         queries = self.queries(data)
         for query, found in zip(
             queries, self.subject.retrieve(queries, len(self.subject.memory)), strict=True
@@ -162,12 +162,12 @@ class RetrieverContract(ConfigLaws[Retriever]):
                     holds(
                         False,
                         did,
-                        "the best first, of those found by one part of the query",
+                        "the best first, among those found by the same part of the query",
                         f"scores {told} in this order",
                         where=f"results {wrong - 1} and {wrong}",
-                        next_step="sort by (not preferred, -score); a retriever that chooses one after "
-                        "another, as MMR, gives the value that it chose by as the score (with -1 as the highest "
-                        "cosine of the first, which nothing was chosen before)",
+                        next_step="sort by (not preferred, -score); a retriever that selects documents one by one, such as "
+                        "MMR, returns the value used for the selection as the score (with -1 as the highest "
+                        "cosine of the first, which has no predecessor)",
                     )
 
     def law_what_is_excluded_is_never_found(self, data: st.DataObject) -> None:
@@ -185,16 +185,16 @@ class RetrieverContract(ConfigLaws[Retriever]):
                     "none of these",
                     f"{result.id}, which has {sorted(both)}",
                     where=f"result {place}",
-                    next_step="leave out what self.is_excluded(index, exclude[i]) is true of",
+                    next_step="leave out documents for which self.is_excluded(index, exclude[i]) is true",
                 )
 
     def law_what_is_excluded_makes_room(self, data: st.DataObject) -> None:
-        """Excluded documents take no place: the results are those without them, moved up, or those of a
-        memory that does not have them."""
+        """Excluded documents take no slots: the results are the others, moved up, or those from a memory without the
+        excluded documents."""
         memory, queries = self.subject.memory, self.queries(data)
         count = data.draw(st.integers(1, 4))
         everything = self.subject.retrieve(queries, len(memory))
-        # also the first of those found, in whose places others come
+        # also the first results, whose slots other documents take
         banned = [
             names | set(_ids(whole)[: data.draw(st.integers(0, 6))])
             for names, whole in zip(self.names(data, queries), everything, strict=True)
@@ -214,9 +214,9 @@ class RetrieverContract(ConfigLaws[Retriever]):
             expected = _ids(rest[:count])
             if _ids(found) == expected:
                 continue
-            # which comes next may depend on which came before, as where results must differ. Fewer than asked for
-            # are right where all results are few: how rare a word is may decide whether it counts, so that a
-            # memory without the excluded finds more
+            # the next document may depend on earlier ones, e.g. if results must differ. Fewer than requested are
+            # fine if all results are few: the rarity of a word may decide whether it counts, so that a memory
+            # without the excluded documents finds more
             without = self._ids_without(query, names, count)
             holds(
                 _ids(found) == without,
@@ -224,11 +224,11 @@ class RetrieverContract(ConfigLaws[Retriever]):
                 f"{expected}, all results without the excluded ones"
                 + ("" if without == expected else f", or {without}, as of a memory without them"),
                 _ids(found),
-                next_step="leave out excluded documents before the best are taken, not after",
+                next_step="remove excluded documents before selecting the best, not after",
             )
 
     def _ids_without(self, query: Document, names: set[str], count: int) -> list[str]:
-        """What is found in a memory without the documents that are excluded."""
+        """Return results from a memory without the excluded documents."""
         memory = self.subject.memory
         kept = [
             index
@@ -243,7 +243,7 @@ class RetrieverContract(ConfigLaws[Retriever]):
         return _ids(other.retrieve([query], count)[0])
 
     def law_a_batch_is_its_queries(self, data: st.DataObject) -> None:
-        """A query's results do not depend on the other queries, nor on what is excluded for these."""
+        """A query's results do not depend on other queries, nor on their exclusions."""
         queries = self.queries(data)
         for banned in (None, self.names(data, queries)):
             together = self.subject.retrieve(queries, 3, banned)
@@ -259,7 +259,7 @@ class RetrieverContract(ConfigLaws[Retriever]):
                 same(got, scores, f"{did}: scores", tolerance=_TIE)
 
     def law_searches_repeat(self, data: st.DataObject) -> None:
-        """The same queries give the same results and scores again, also from another instance."""
+        """The same queries always give the same results and scores, also from another instance."""
         queries = self.queries(data)
         count = data.draw(st.sampled_from([4, len(self.subject.memory)]))
         results = self.subject.retrieve(queries, count)
@@ -278,7 +278,7 @@ class RetrieverContract(ConfigLaws[Retriever]):
             same(_ids(found), _ids(more[:2]), did)
 
     def law_the_memorys_order_decides_ties_only(self, data: st.DataObject) -> None:
-        """In another memory order: the same scores, and contents except for ties at the end."""
+        """Another order of the memory gives the same scores, and the same contents except for ties at the end."""
         memory, queries = self.subject.memory, self.queries(data)
         order = data.draw(st.permutations(range(len(memory))))
         with self.building():
@@ -314,7 +314,7 @@ class RetrieverContract(ConfigLaws[Retriever]):
                 )
 
     def law_exact_finds_the_same(self, data: st.DataObject) -> None:
-        """In a memory this small, the exact search gives the same results."""
+        """In a memory this small, exact search gives the same results."""
         queries, count = self.queries(data), data.draw(st.integers(1, 6))
         exact = self.subject.exact()
         did = "retrieved with it and with exact()"
@@ -327,7 +327,7 @@ class RetrieverContract(ConfigLaws[Retriever]):
             same([result.score for result in again], scores, f"{did}: scores", tolerance=_TIE)
 
     def law_nothing_asked_nothing_found(self) -> None:
-        """No queries, or `num_retrieved` 0: empty lists."""
+        """No queries, or `num_retrieved` 0, give empty lists."""
         query = self.subject.memory.document(0)
         same(self.subject.retrieve([], 3), [], "retrieved for no queries")
         same(
@@ -337,7 +337,7 @@ class RetrieverContract(ConfigLaws[Retriever]):
         )
 
     def law_a_negative_count_is_refused(self) -> None:
-        """A negative `num_retrieved` is an error."""
+        """A negative `num_retrieved` raises an error."""
         refuses(
             lambda: self.subject.retrieve([self.subject.memory.document(0)], -1),
             "retrieved -1 documents",
@@ -347,7 +347,7 @@ class RetrieverContract(ConfigLaws[Retriever]):
 
 
 def _named(query: Document) -> str:
-    """A query in a few words."""
+    """Describe a query briefly."""
     words = [repr(text) for text in [text_of(query)] if text]
     return " and ".join([*words, *["a picture" for one in query if not isinstance(one, Text)]])
 
@@ -367,7 +367,7 @@ def _kinds(found: Sequence[Retrieved]) -> list[tuple[str, bool]]:
 def _contents(
     memory: DocumentSource, found: Sequence[Retrieved], kind: tuple[str, bool], last: float
 ) -> list[tuple[str, list[str]]]:
-    """Contents of one kind's results that score higher than `last`, ignoring order and ids."""
+    """Return contents of one kind's results that score higher than `last`, ignoring order and ids."""
     nearer = [
         result.index
         for result, own in zip(found, _kinds(found), strict=True)

@@ -38,19 +38,19 @@ from cm3kits.tiny import example_parts
 
 _MODALITIES = ("text", "image")
 _RAMPS = ("constant", "up", "down")
-#: Seeds with which one request is drawn in a batch and alone.
+#: Number of seeds with which a request is drawn in a batch and alone.
 _NUM_SEEDS = 256
-#: Seeds whose draws are counted, and the difference of a count's share from its probability that 6
-#: standard deviations allow.
+#: Number of seeds whose draws are counted, and the allowed difference between a count's share and its
+#: probability: 6 standard deviations.
 _MANY_SEEDS = 1024
 _RARELY_MORE = 0.1
 _FEW_IDS = st.integers(1, 12)
-#: (shape of the distribution, ids): laws that want other draws for other seeds look at each of them.
+#: (shape of the distribution, ids), checked by laws that require different draws for different seeds.
 _SPREADS = (("flat", 8), ("few", 8), ("power", 64), ("flat", 256))
 
 
 class SamplerContract(StateLaws):
-    """Laws of samplers: plans are constant and consistent; draws legal, plausible, independent."""
+    """Laws of samplers: plans are constant and consistent; draws are legal, plausible and independent."""
 
     kind: ClassVar[str] = "sampler"
 
@@ -61,15 +61,15 @@ class SamplerContract(StateLaws):
         return sampler
 
     def parts(self) -> ModelParts:
-        """Those of a small model whose pictures are the ones drawn here."""
+        """Return the parts of a small model for the pictures drawn here."""
         return example_parts(grid=GRID, num_codes=NUM_CODES, first_code=FIRST_ID)
 
     def companions(self) -> Sequence[Sampler]:
-        """Other samplers that share calls with this one, mixed into its batches."""
+        """Return other samplers that share calls with this one, mixed into its batches."""
         return ()
 
     def observe(self, component: Sampler) -> Outputs:
-        """Plans and draws, of the sampler and its candidates, for both modalities."""
+        """Return plans and draws of the sampler and its candidates, for both modalities."""
         found: Outputs = {}
         for modality in _MODALITIES:
             found[f"plans ({modality})"] = [
@@ -98,9 +98,9 @@ class SamplerContract(StateLaws):
             _check_plan(plan)
 
     def law_candidates_share_their_prompts(self, data: st.DataObject) -> None:
-        """All candidates of a request have the same prompts in the same order, which are read once.
+        """All candidates of a request have the same prompts in the same order, so they are read once.
 
-        Equal calls give equal plans, and candidate 0 has the plans of the sampler itself.
+        Equal calls give equal plans, and candidate 0 has the sampler's own plans.
         """
         index = data.draw(st.integers(0, 100), label="candidate")
         candidate, again = (self.subject.for_candidate(index) for _ in range(2))
@@ -115,7 +115,7 @@ class SamplerContract(StateLaws):
             same(str(first), str(own), f"{did}candidate 0 and of the sampler")
 
     def law_samplers_that_share_a_call_say_so(self) -> None:
-        """A sampler shares calls with itself, and with those that the test names."""
+        """A sampler shares calls with itself, and with the companions of the test."""
         for other, name in (
             (self.subject, "itself"),
             *((one, "a companion") for one in self.companions()),
@@ -124,10 +124,10 @@ class SamplerContract(StateLaws):
             holds(answer, f"asked draws_with({name})", "True", answer)
 
     def law_neighbours_keep_their_pictures(self, data: st.DataObject) -> None:
-        """What the sampler draws for requests of those that it says it draws with is what these would draw.
+        """If the sampler says that it draws with others, it draws for their requests what they would draw.
 
-        They are its candidates, those that the test names, samplers of other configs, and it as an instance of each
-        of its bases, whose `draws_with` it may have inherited.
+        The others are its candidates, the test's companions, samplers of other configs, and the sampler itself as an
+        instance of each of its bases, whose `draws_with` it may have inherited.
         """
         others = [*_as_its_bases(self.subject), *self.companions()]
         others += {id(one): one for one in map(self.subject.for_candidate, range(4))}.values()
@@ -143,13 +143,13 @@ class SamplerContract(StateLaws):
                 same(
                     batch.draw(),
                     batch.draw(other),
-                    f"drew for requests of another sampler, a {type(other).__name__}, with which it says it "
-                    "draws, and by that one",
+                    f"drew for requests of another sampler, a {type(other).__name__}, with which it claims to "
+                    "draw, and with that sampler",
                     next_step="let draws_with say no, or draw by each request's own plan",
                 )
 
     def _of_other_configs(self, name: str, values: Sequence[float]) -> Iterator[Sampler]:
-        """Samplers of the config with these values of a key, as far as it takes them."""
+        """Yield samplers of the config with these values of a key, skipping rejected ones."""
         kind = type(getattr(self.config, name))
         for value in values:
             config = dataclasses.replace(self.config, **{name: kind(value)})
@@ -173,15 +173,15 @@ class SamplerContract(StateLaws):
     def law_a_draw_does_not_depend_on_its_place(self, data: st.DataObject) -> None:
         """A request draws the same alone as in a batch, with each of many seeds.
 
-        Alone, its rows are elsewhere, its slice is cut to what matters, and there are no columns
-        for requests with more streams.
+        Alone, its rows are elsewhere, its slice is cut to the relevant ids, and there are no columns for
+        requests with more streams.
         """
         batch = _Batch(self, data)
         if data.draw(st.booleans(), label="unfiltered"):  # then all ids count
             batch.plans = tuple(_only(plan) for plan in batch.plans)
         place = data.draw(st.integers(0, batch.n - 1))
         rows_G, low = batch.rows(place), int(batch.allowed_nR[place].nonzero()[0])
-        # one seed rarely shows logits that are slightly wrong
+        # one seed rarely reveals slightly wrong logits
         seed_k = batch.seed_n[place] + torch.arange(batch.num_seeds(_NUM_SEEDS))
         together_nk = batch.repeated(seed_k).draw().view(batch.n, len(seed_k))
         alone_k = self._alone(batch, place, rows_G, low, seed_k)
@@ -190,15 +190,15 @@ class SamplerContract(StateLaws):
             alone_k,
             together_nk[place],
             f"{did}, with {len(seed_k)} seeds",
-            next_step="use the row's own logits and the ids that it may draw alone: the slice has ids of others, "
-            "as many as the batch needs, so that its width counts for nothing",
+            next_step="use only the row's own logits and allowed ids: the slice contains ids of other requests, as many "
+            "as the batch needs, so its width must not matter",
         )
         one = self._alone(batch, place, rows_G, low, seed_k[:1])
         same(int(one[0]), int(batch.draw()[place]), f"{did}, with one seed")
         same(int(alone_k[0]), int(one[0]), f"{did}, with one seed and with {len(seed_k)}")
 
     def _alone(self, batch: _Batch, place: int, rows_G: Tensor, low: int, seed_k: Tensor) -> Tensor:
-        """The ids that one request of a batch draws without the others, one for each seed."""
+        """Return the ids that one request of a batch draws without the others, one per seed."""
         num_seeds, num_streams = len(seed_k), len(rows_G)
         return self.subject.draw(
             batch.logits_SR[rows_G, low:],
@@ -212,17 +212,17 @@ class SamplerContract(StateLaws):
         )
 
     def law_equal_draws_are_equal_and_seeds_matter(self) -> None:
-        """The same seed and position draw the same id; many seeds do not all draw one id."""
+        """The same seed and position draw the same id; many seeds do not all draw the same id."""
         many = torch.arange(64)
         self._check_spread_of("seeds", many, torch.zeros_like(many))
 
     def law_positions_matter(self) -> None:
-        """One seed does not draw the same id at all of many positions."""
+        """A seed does not draw the same id at all of many positions."""
         many = torch.arange(64)
         self._check_spread_of("positions", torch.full_like(many, 7), many)
 
     def _check_spread_of(self, what: str, seed_n: Tensor, position_n: Tensor) -> None:
-        """Draw of several distributions: equal draws are equal, and they differ for some distribution."""
+        """Draw from several distributions: equal draws are equal, and they differ for some distribution."""
         plan = _only(self.subject.plan("image"))
         generator = torch.Generator().manual_seed(0)
         found, greedy = [], isinstance(self.subject, StatefulSampler)
@@ -232,13 +232,13 @@ class SamplerContract(StateLaws):
             did = f"drew twice with each of 64 {what}, of a distribution that is {shape!r}"
             same(second, first, did)
             found.append(sorted(set((first - _FIRST).tolist())))
-            # a threshold below all ids leaves the likeliest alone
+            # a threshold above all ids leaves only the likeliest
             greedy = greedy and found[-1] == [int(row_R.argmax())]
         holds(
             greedy or any(len(ids) > 1 for ids in found),
-            f"drew with each of 64 {what} of {len(_SPREADS)} distributions",
-            "not one id for all",
-            f"one id for all: {shown([ids[0] for ids in found])}",
+            f"drew with each of 64 {what} from {len(_SPREADS)} distributions",
+            "not the same id for all",
+            f"the same id for all: {shown([ids[0] for ids in found])}",
             next_step=f"draw by seed_n and position_n: other {what} draw other ids",
         )
 
@@ -260,7 +260,7 @@ class SamplerContract(StateLaws):
         same(unmasked_n, masked_n, "drew without a mask, and with one of all True")
 
     def law_inputs_are_not_written_to(self, data: st.DataObject) -> None:
-        """Logits, weights, masks, seeds and positions are unchanged: the engine reuses them."""
+        """Logits, weights, masks, seeds and positions are unchanged, since the engine reuses them."""
         batch = _Batch(self, data)
         names = ("logits_SR", "stream_rows_nG", "weights_nG", "allowed_nR", "seed_n", "position_n")
         before = {name: getattr(batch, name).clone() for name in names}
@@ -272,7 +272,7 @@ class SamplerContract(StateLaws):
     def law_temperature_zero_takes_the_largest_of_the_mix(self, data: st.DataObject) -> None:
         """At temperature 0, without plausibility, the id is the legal argmax of the weighted sum.
 
-        The weights are the call's, not the plan's, whatever min-p and typical are.
+        The weights come from the call, not from the plan, whatever min-p and typical are.
         """
         batch = _Batch(self, data)
         others = {
@@ -282,7 +282,7 @@ class SamplerContract(StateLaws):
         batch.plans = tuple(_only(plan, temperature=0.0, **others) for plan in batch.plans)
         for place, token in enumerate(batch.draw().tolist()):
             mixed_R = batch.mixed(place)
-            # The order of sums may change the last bits: any id within rounding of the largest is
+            # The order of summation may change the last bits: any id within rounding of the largest is
             # right.
             got, best = float(mixed_R[token - batch.first_id]), float(mixed_R.max())
             holds(
@@ -297,7 +297,7 @@ class SamplerContract(StateLaws):
         """An id outside the reference stream's plausible set is never drawn, whatever the mix."""
         batch = _Batch(self, data)
         kept = [batch.plausible(place) for place in range(batch.n)]
-        for _ in range(8):  # an id that should be excluded may be a rare one
+        for _ in range(8):  # an id that should be excluded may be rare
             for place, token in enumerate(batch.draw().tolist()):
                 holds(
                     bool(kept[place][token - batch.first_id]),
@@ -309,9 +309,9 @@ class SamplerContract(StateLaws):
             batch.position_n = batch.position_n + 1
 
     def law_log_probabilities_are_those_of_its_draws(self, data: st.DataObject) -> None:
-        """If the sampler tells them: they are a distribution over allowed ids, and so often is each drawn.
+        """Log-probabilities, if the sampler returns them, are a distribution over allowed ids and match the draws.
 
-        Told which ids the filters keep, it answers the same.
+        With the ids that the filters keep as an argument, the result is the same.
         """
         if not tells_log_probabilities(self.subject):
             return
@@ -350,7 +350,7 @@ class SamplerContract(StateLaws):
             _only(plan, **{name: value, "temperature": temperature}) for plan in batch.plans
         )
         kept = [kept_ids(name, value, batch.mixed(place) / temperature) for place in range(batch.n)]
-        for _ in range(8):  # an id that should be excluded may be a rare one
+        for _ in range(8):  # an id that should be excluded may be rare
             for place, token in enumerate(batch.draw().tolist()):
                 holds(
                     bool(kept[place][token - batch.first_id]),
@@ -358,14 +358,14 @@ class SamplerContract(StateLaws):
                     f"one of the {int(kept[place].sum())} ids that {name} keeps",
                     f"the id {token}",
                     where=f"request {place}",
-                    next_step="do what each request's plan says, its filters in the order of "
+                    next_step="follow each request's plan, with its filters in the order of "
                     "cm3core.interfaces.Filters",
                 )
             batch.position_n = batch.position_n + 1
 
 
 def _numbers(config: Any) -> list[str]:
-    """Keys of a config that hold numbers."""
+    """Return the keys of a config that hold numbers."""
     if not dataclasses.is_dataclass(config):
         return []
     names = [one.name for one in dataclasses.fields(config) if one.init]
@@ -373,7 +373,7 @@ def _numbers(config: Any) -> list[str]:
 
 
 def _start_alike(one: Sampler, other: Sampler) -> bool:
-    """Whether two samplers' requests begin with equal states: `draw` is of requests that begin, with its own."""
+    """Whether two samplers' requests start with equal states: `draw` starts requests with its own state."""
     flat = [
         flat_state(each.initial_state(RequestStart())) if isinstance(each, StatefulSampler) else {}
         for each in (one, other)
@@ -384,7 +384,7 @@ def _start_alike(one: Sampler, other: Sampler) -> bool:
 
 
 def _as_its_bases(sampler: Sampler) -> Iterator[Sampler]:
-    """The sampler as an instance of each base that could be one, with the same attributes."""
+    """Yield the sampler as an instance of each concrete base class, with the same attributes."""
     for base in type(sampler).__mro__[1:]:
         if issubclass(base, Sampler) and not inspect.isabstract(base):
             twin = copy.copy(sampler)
@@ -399,8 +399,8 @@ def _as_its_bases(sampler: Sampler) -> Iterator[Sampler]:
 class _Batch:
     """A random batch of requests of the sampler, its candidates and its companions.
 
-    Stream rows are in any order, -1 after a request's last stream; weights are as a schedule might
-    set them; plans are of both modalities, with a mask per request.
+    Stream rows are in any order, -1 after a request's last stream; weights are as a schedule might set
+    them; plans cover both modalities, with a mask per request.
     """
 
     def __init__(
@@ -465,11 +465,11 @@ class _Batch:
         )
 
     def num_seeds(self, most: int) -> int:
-        """How many seeds laws try: fewer where ids are many."""
+        """Return how many seeds laws try: fewer if there are many ids."""
         return most if self.logits_SR.shape[1] <= 12 else most // 4
 
     def repeated(self, seed_k: Tensor) -> _Batch:
-        """The batch with each request once for every seed, k times in a row."""
+        """Return the batch with each request repeated k times in a row, once per seed."""
         repeated, k = copy.copy(self), len(seed_k)
         repeated.n = self.n * k
         repeated.plans = tuple(plan for plan in self.plans for _ in range(k))
@@ -481,17 +481,17 @@ class _Batch:
         return repeated
 
     def rows(self, place: int) -> Tensor:
-        """Rows of a request's own G streams, int64 [G]."""
+        """Return the rows of a request's own G streams, int64 [G]."""
         return self.stream_rows_nG[place, : len(self.plans[place].streams)]
 
     def mixed(self, place: int) -> Tensor:
-        """Weighted sum of a request's streams, float64 [R]; -inf where an id is not allowed."""
+        """Return the weighted sum of a request's streams, float64 [R]; -inf for ids that are not allowed."""
         rows_G = self.rows(place)
         mixed_R = self.weights_nG[place, : len(rows_G)].double() @ self.logits_SR[rows_G].double()
         return mixed_R.masked_fill(~self.allowed_nR[place], -torch.inf)
 
     def plausible(self, place: int) -> Tensor:
-        """Bool [R], as defined in `Filters`; ties and rounding at the threshold are included."""
+        """Return the plausible ids as bool [R], as defined in `Filters`; includes ties and rounding at the threshold."""
         plan = self.plans[place]
         filters, allowed_R = plan.filters, self.allowed_nR[place]
         reference_R = self.logits_SR[self.rows(place)[plan.reference]].double()
@@ -512,14 +512,14 @@ class _Batch:
         return allowed_R & (probability_R >= threshold * (1 - 1e-6))
 
 
-#: First id of the slices that `_drawn` draws of.
+#: First id of the slices used by `_drawn`.
 _FIRST = 5
 
 
 def _drawn(
     sampler: Sampler, plan: SamplingPlan, row_R: Tensor, seed_n: Tensor, position_n: Tensor
 ) -> Tensor:
-    """The id that each seed and position draws of one distribution, the same in all streams."""
+    """Return the id that each seed and position draws from one distribution, the same in all streams."""
     n, G = len(seed_n), len(plan.streams)
     return sampler.draw(
         row_R.expand(G, -1).contiguous(),
@@ -534,7 +534,7 @@ def _drawn(
 
 
 def _run(sampler: Sampler, plan: SamplingPlan, rows_SR: Tensor, modality: str) -> list[list[int]]:
-    """The ids of 6 requests in a run of several draws, with the state that they start with."""
+    """Return the ids of 6 requests in a run of several draws, from their initial state."""
     n, G, T = 6, len(plan.streams), len(rows_SR)
     seed_n, is_image = torch.arange(n), modality == "image"
     starts = [RequestStart(seed=seed, grid=GRID) for seed in range(n)]
@@ -594,7 +594,7 @@ def _variants(plan: SamplingPlan) -> list[object]:
 
 
 def _weights(plan: SamplingPlan, share: float = 1.0) -> list[float]:
-    """The streams' weights at a schedule's share of the guidance."""
+    """Return the streams' weights at a schedule's share of the guidance."""
     return [
         (1 - share) * (index == plan.reference) + share * stream.weight
         for index, stream in enumerate(plan.streams)
@@ -602,15 +602,15 @@ def _weights(plan: SamplingPlan, share: float = 1.0) -> list[float]:
 
 
 def _only(plan: SamplingPlan, **filters: Any) -> SamplingPlan:
-    """The plan with only these filters; all others, including the sampler's own, are off."""
+    """Return the plan with only these filters; all others, including the sampler's own, are off."""
     return dataclasses.replace(plan, filters=type(plan.filters)(**filters))
 
 
-# What each filter of `Filters` keeps, by its definition. Legend: R ids of the legal slice.
+# The ids kept by each filter of `Filters`, by definition. Legend: R ids of the legal slice.
 
 
 def kept_ids(name: str, value: float, scores_R: Tensor) -> Tensor:
-    """The ids that one filter keeps, bool [R]; ties and rounding at the threshold are included."""
+    """Return the ids kept by one filter, bool [R]; includes ties and rounding at the threshold."""
     slack, legal_R = rounding(scores_R), scores_R > -torch.inf
     if name == "top_k":
         return (
@@ -621,7 +621,7 @@ def kept_ids(name: str, value: float, scores_R: Tensor) -> Tensor:
     if name == "min_p":
         return scores_R >= scores_R.max() + math.log(value) - slack
     probability_R, surprise_R = scores_R.softmax(0), -scores_R.log_softmax(0)
-    cost_R = surprise_R  # what a set takes first: the most probable, or the most typical
+    cost_R = surprise_R  # order of inclusion: the most probable, or the most typical first
     if name == "typical_p":
         cost_R = (surprise_R - (probability_R * surprise_R.masked_fill(~legal_R, 0.0)).sum()).abs()
     nearer_RR = cost_R[None] < cost_R[:, None] - slack
@@ -629,5 +629,5 @@ def kept_ids(name: str, value: float, scores_R: Tensor) -> Tensor:
 
 
 def rounding(values_R: Tensor) -> float:
-    """The maximum rounding error of a float32 sum of such values."""
+    """Return the maximum rounding error of a float32 sum of such values."""
     return 1e-6 * (1 + float(values_R[values_R > -torch.inf].abs().max()))

@@ -1,11 +1,11 @@
-"""Laws of what a sampler remembers: each request has its own state, and nothing is kept elsewhere.
+"""Laws of sampler states: each request has its own state, and nothing is stored elsewhere.
 
-Part of the conformance kit of samplers (`cm3kits.sampler`). They hold for samplers without
-state too: those may remember nothing.
+Part of the conformance kit of samplers (`cm3kits.sampler`). They also hold for samplers without state,
+which may remember nothing.
 
-What a request remembers shows in what it draws only where it decides which ids are left: the codes are
-many, and their distributions those of `cm3kits.strategies.shaped`, of low and high entropy, so that
-thresholds of a few bits and of many leave some out.
+A request's state affects its draws only if it decides which ids are left. So there are many codes, with the
+distributions of `cm3kits.strategies.shaped`, of low and high entropy, so that thresholds of a few bits and
+of many exclude some.
 
 Legend: n requests, S stream rows, G guidance streams, R ids of the legal slice, C cells, T steps.
 """
@@ -31,12 +31,12 @@ from cm3kits._findings import same
 from cm3kits._threads import at_once
 from cm3kits.strategies import shaped
 
-#: Grid of the pictures drawn, and number of image codes: 12 bits, which thresholds of 16 fall to within a
+#: Grid of the pictures, and number of image codes: 12 bits, which thresholds of 16 bits reach within a
 #: picture.
 GRID, NUM_CODES = (4, 4), 4096
-#: Codes that samplers without state draw of: nothing of theirs lasts.
+#: Number of codes for samplers without state, which store nothing.
 _FEW_CODES = 64
-#: Those of half of the runs of samplers with state.
+#: Number of codes in half of the runs of samplers with state.
 _SOME_CODES = 256
 _SHAPES = ("flat", "power", "few", "mixed")
 #: Id of image code 0.
@@ -47,7 +47,7 @@ class StateLaws(ConfigLaws[Sampler]):
     """Laws of `draw_with_state` and `initial_state`, over runs of several draws."""
 
     def law_a_state_does_not_depend_on_its_place(self, data: st.DataObject) -> None:
-        """A request draws the same codes, and remembers the same, alone as in a batch."""
+        """A request draws the same codes, and has the same state, alone as in a batch."""
         run = _Run(self.subject, data)
         everyone = list(range(run.n))
         together = run.start(everyone)
@@ -62,9 +62,9 @@ class StateLaws(ConfigLaws[Sampler]):
             same(value[0], wanted, f"{did}: state[{name!r}]", tolerance=1e-5, next_step=_KEEP)
 
     def law_a_forked_request_continues_alike(self, data: st.DataObject) -> None:
-        """A copy of a request continues as the request does, and changes nothing for it.
+        """A copy of a request continues like the request, and does not affect it.
 
-        With another seed, it goes its own way, and the request still continues the same.
+        With another seed, the copy diverges, and the request still continues as before.
         """
         run = _Run(self.subject, data)
         everyone, place = list(range(run.n)), data.draw(st.integers(0, run.n - 1))
@@ -82,7 +82,7 @@ class StateLaws(ConfigLaws[Sampler]):
                 same(second, alone, f"{did}: the copy, and the request alone", next_step=_KEEP)
 
     def law_a_request_starts_afresh(self, data: st.DataObject) -> None:
-        """Equal requests start with equal states and draw the same, whatever was drawn before."""
+        """Equal requests start with equal states and draw the same codes, whatever was drawn before."""
         run = _Run(self.subject, data)
         everyone = list(range(run.n))
         first = run.start(everyone)
@@ -95,8 +95,8 @@ class StateLaws(ConfigLaws[Sampler]):
         same(codes, drawn, did, next_step=_KEEP)
 
     def law_threads_do_not_disturb_each_other(self, data: st.DataObject) -> None:
-        """Two threads that draw at once, each for its own requests, draw what each draws alone: a server
-        has several batches."""
+        """Two threads that draw at the same time, each for its own requests, draw what each draws alone, since a
+        server has several batches."""
         runs = [_Run(self.subject, data, most_draws=5, most_ids=_SOME_CODES) for _ in range(2)]
 
         def drawn(run: _Run) -> list[list[int]]:
@@ -109,15 +109,15 @@ class StateLaws(ConfigLaws[Sampler]):
         same(together, alone, did, next_step=_KEEP)
 
 
-#: What to do where requests share what each should remember.
+#: Next step if requests share state.
 _KEEP = (
-    "keep what a request remembers in its state, a row for each request, and nothing on the sampler: one "
+    "store each request's state in its row of the state, and nothing on the sampler: it "
     "serves many requests, in any order"
 )
 
 
 class _Run:
-    """Requests of a sampler and its candidates, with logits for each of several draws."""
+    """Requests of a sampler and its candidates, with logits for several draws."""
 
     def __init__(
         self,
@@ -155,7 +155,7 @@ class _Run:
                 self.logits_TnGR[step, place] = own_R + noise_GR
 
     def start(self, places: Sequence[int]) -> DrawState:
-        """The state of these requests before their first draw."""
+        """Return the state of these requests before their first draw."""
         starts = [RequestStart(seed=place, grid=GRID) for place in places]
         flat = [
             flat_state(own.initial_state(start)) if isinstance(own, StatefulSampler) else {}
@@ -178,7 +178,7 @@ class _Run:
         *,
         seed_of_last: int | None = None,
     ) -> list[list[int]]:
-        """Draw `steps` for the requests at `places`, whose state changes; returns codes by row."""
+        """Draw `steps` for the requests at `places`, updating their state; returns codes by row."""
         seed_n = torch.tensor(places)
         if seed_of_last is not None:
             seed_n[-1] = seed_of_last
@@ -192,7 +192,7 @@ class _Run:
         return codes
 
     def _draw(self, state: DrawState, places: Sequence[int], step: int, seed_n: Tensor) -> Tensor:
-        """One draw; the cell drawn is the step's number."""
+        """Draw once; the cell is the step's number."""
         num = len(places)
         state.cell_n.fill_(step)
         rows_nG, weights_nG = torch.full((num, self.G), -1), torch.zeros(num, self.G)

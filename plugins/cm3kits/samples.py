@@ -1,5 +1,5 @@
-"""Samples for tests without files: a memory, an embedder without weights, documents, pictures, and small tables of
-ids, whose parts may have any order: no component may rely on one."""
+"""Samples for tests without files: a memory, an embedder without weights, documents, pictures, and small id tables,
+whose parts may be in any order, since components must not rely on one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SAMPLE_TEXTS = (
     "a flag 🇯🇵 and a family 👩‍👩‍👧",
 )
 
-#: Spellings of special tokens, here and in the systems this framework follows.
+#: Spellings of special tokens, here and in related systems.
 SPECIAL_SPELLINGS = (
     "<s>",
     "</s>",
@@ -47,7 +47,7 @@ SPECIAL_SPELLINGS = (
 
 
 class ListSource(DocumentSource):
-    """A memory of the given documents, with ids "d0", "d1", ... or as given."""
+    """A memory of the given documents, with ids "d0", "d1", ... or the given ids."""
 
     def __init__(self, documents: Sequence[Document], ids: Sequence[str] | None = None) -> None:
         self._documents = list(documents)
@@ -57,7 +57,7 @@ class ListSource(DocumentSource):
         return len(self._documents)
 
     def id(self, index: int) -> str:
-        """Its id."""
+        """Return a document's id."""
         return self._ids[index]
 
     def _document(self, index: int, rng: np.random.Generator | None) -> Document:
@@ -74,7 +74,7 @@ class ListSource(DocumentSource):
 
 
 class HashEmbedder(Embedder):
-    """An embedder without weights, for tests: pseudo-random vectors from the content's bytes."""
+    """An embedder without weights, for tests: pseudo-random vectors derived from the content's bytes."""
 
     def __init__(self, dimension: int = 8) -> None:
         self._dimension = dimension
@@ -101,7 +101,7 @@ class HashEmbedder(Embedder):
 
 
 def example_documents(count: int = 24) -> list[Document]:
-    """Documents with both text and picture, text, or a picture, in turn; the last two are equal."""
+    """Return documents with text and picture, a text, or a picture, in turn; the last two are equal."""
     documents: list[Document] = []
     for i in range(count - 1):
         picture = np.full((4, 4, 3), (i * 37 % 256, i * 101 % 256, i * 53 % 256), np.uint8)
@@ -111,8 +111,8 @@ def example_documents(count: int = 24) -> list[Document]:
 
 
 def example_pictures(height: int, width: int | None = None) -> PixelArray:
-    """Six different pictures uint8 [6, height, width, 3]: a red square at the top left, a ramp from the left, one
-    from the top, stripes, a blue disc at the bottom right, and noise."""
+    """Return six different pictures uint8 [6, height, width, 3]: a red square at the top left, a ramp from the left,
+    one from the top, stripes, a blue disc at the bottom right, and noise."""
     width = height if width is None else width
     y_HW, x_HW = np.mgrid[0:height, 0:width]
     y_HW, x_HW = y_HW / max(1, height - 1), x_HW / max(1, width - 1)
@@ -132,7 +132,7 @@ def example_pictures(height: int, width: int | None = None) -> PixelArray:
 
 @contextmanager
 def own_cache() -> Iterator[None]:
-    """Keep what is cached of the kits' many small memories out of the user's cache."""
+    """Keep the kits' many small memories out of the user's cache."""
     before = os.environ.get("CM3_CACHE")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["CM3_CACHE"] = folder
@@ -158,12 +158,12 @@ def make_vocabulary(
     num_unused: int = 0,
     order: Sequence[str] = ("image", "special", "text", "sentinels", "unused"),
 ) -> Vocabulary:
-    """A vocabulary with sentinels.
+    """Return a vocabulary with sentinels.
 
     Args:
-        num_text, num_image, num_sentinels: ids of each part.
-        num_unused: ids that mean nothing.
-        order: of `PARTS` among the ids.
+        num_text, num_image, num_sentinels: number of ids of each part.
+        num_unused: number of unused ids.
+        order: order of `PARTS` among the ids.
 
     >>> table = make_vocabulary(3, 2, 1)
     >>> [table.name(token) for token in (0, 2, 6, 9, 10)]

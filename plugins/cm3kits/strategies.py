@@ -9,16 +9,16 @@
 | strategy | draws |
 | --- | --- |
 | `texts` | valid Unicode strings, including spelled special tokens and odd spaces |
-| `vocabularies` | layouts of ids, including the smallest |
+| `vocabularies` | id tables, including the smallest |
 | `pictures`, `images` | one uint8 picture [H, W, 3], a batch of one size [N, H, W, 3]: noise, blocks, flat, black and white |
-| `codes` | a picture as image codes, whole or with cells missing |
+| `codes` | a picture as image codes, complete or with missing cells |
 | `documents` | texts and pictures (pixels by reference, or codes), and holes if requested |
 | `memories`, `banks` | a `DocumentSource` in memory; a bank's documents have codes instead of pixels |
-| `token_sequences` | serialised documents, as masking objectives take them |
-| `logits` | float32 tensors [rows, ids]: flat, falling as a power of the rank, few likely ids, large, tied, -inf if requested |
+| `token_sequences` | serialised documents, the input of masking objectives |
+| `logits` | float32 tensors [rows, ids]: flat, power law in the rank, few likely ids, large, tied, -inf if requested |
 
-Everything drawn is a function of few numbers, so that Hypothesis shrinks it quickly: arrays are
-made from a drawn seed. Only `logits` imports torch, when it is called.
+All draws are functions of a few numbers, so that Hypothesis shrinks them quickly: arrays are generated
+from a drawn seed. Only `logits` imports torch, when it is called.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ _LOOKS = ("noise", "blocks", "flat", "black and white", "tinted")
 def texts(
     *, min_size: int = 0, max_size: int | None = None, blank: bool = True
 ) -> st.SearchStrategy[str]:
-    """Valid Unicode strings: any characters, or captions, special tokens and odd spaces in a row.
+    """Valid Unicode strings: any characters, or sequences of captions, special tokens and odd spaces.
 
     Args:
-        min_size, max_size: characters.
-        blank: whether a text may be only white space (which no document's text is).
+        min_size, max_size: number of characters.
+        blank: whether a text may be only white space (texts of documents may not).
     """
     pieces = st.lists(st.sampled_from(SAMPLE_TEXTS + SPECIAL_SPELLINGS + _SPACES), max_size=6).map(
         "".join
@@ -83,7 +83,7 @@ def vocabularies(
 ) -> st.SearchStrategy[Vocabulary]:
     """Tables of ids with at least one text id, image code and sentinel, in any order.
 
-    They may have ids that mean nothing.
+    They may have unused ids.
     """
     return st.builds(
         make_vocabulary,
@@ -105,7 +105,7 @@ def images(
     max_side: int = 24,
     writable: bool = True,
 ) -> PixelArray:
-    """Pictures of one size, uint8 [N, height, width, 3].
+    """Pictures of the same size, uint8 [N, height, width, 3].
 
     They are noise, blocks, one colour, black and white, or one tint with noise.
 
@@ -113,7 +113,7 @@ def images(
         num: N. None: 1..max_num.
         size: (height, width) in pixels. None: 1..max_side each, square or not.
         max_num, max_side: see `num` and `size`.
-        writable: whether the array may be written to.
+        writable: whether the array is writable.
     """
     count = draw(st.integers(1, max_num), label="pictures") if num is None else num
     height, width = (
@@ -140,7 +140,7 @@ def pictures(
 
 
 def _paint(look: str, height: int, width: int, seed: int) -> PixelArray:
-    """Pixels uint8 [height, width, 3]."""
+    """Return pixels uint8 [height, width, 3]."""
     rng = np.random.default_rng(seed)
     if look == "noise":
         return rng.integers(0, 256, (height, width, 3), np.uint8)
@@ -201,9 +201,9 @@ def documents(
         text: strategy of its texts, which must not be only white space. None: `texts` of at most
             40 characters.
         pixels: pictures may be `Image`s.
-        coded: pictures may be `Codes`, of `codes()` or of a strategy of yours.
+        coded: pictures may be `Codes`, from `codes()` or your own strategy.
         holes: at least one segment is a hole: `TextHole`, `MaskedText`, `ImageHole` or
-            `Codes` with cells missing.
+            `Codes` with missing cells.
         max_side: maximum pixels per side of an `Image`.
     """
     words = texts(max_size=40, blank=False) if text is None else text
@@ -233,7 +233,7 @@ def memories(
     min_size: int = 2,
     max_size: int = 12,
 ) -> DocumentSource:
-    """A data set in memory (`ListSource`), with ids "d0", "d1", ...; some have a document twice.
+    """A data set in memory (`ListSource`), with ids "d0", "d1", ...; some contain a document twice.
 
     Args:
         document: strategy of its documents. None: `documents()`.
@@ -264,7 +264,7 @@ def banks(
 def make_sequence(
     vocabulary: Vocabulary, documents: Sequence[Sequence[tuple[str, int]]], seed: int = 0
 ) -> TokenSequence:
-    """A sequence of random tokens; each document is segments (modality, number of tokens).
+    """Return a sequence of random tokens; each document is a list of segments (modality, number of tokens).
 
     The last document is the query.
     """
@@ -308,9 +308,9 @@ def token_sequences(vocabulary: Vocabulary) -> st.SearchStrategy[TokenSequence]:
 
 @st.composite
 def logits(draw: st.DrawFn, num_rows: int, num_ids: int, *, infinite: bool = False) -> Tensor:
-    """Logits float32 [num_rows, num_ids], each row of a random sort.
+    """Logits float32 [num_rows, num_ids], each row of a random type.
 
-    Sorts: those of `shaped`, all equal, ordinary, peaked, very large, few values (ties), or one id far above
+    Types: those of `shaped`, all equal, ordinary, peaked, very large, few values (ties), or one id far above
     the rest.
 
     Args:
@@ -352,13 +352,13 @@ def logits(draw: st.DrawFn, num_rows: int, num_ids: int, *, infinite: bool = Fal
 
 
 def shaped(shape: str, num_ids: int, generator: Generator) -> Tensor:
-    """Logits float32 [num_ids] of a distribution as models have them, in a random order of ids.
+    """Return logits float32 [num_ids] of a distribution typical of models, in a random order of ids.
 
     Args:
-        shape: "flat", of the highest entropy; "power", falling as a power of the rank, steeply or not; "few",
-            2 ids or more that are nearly equally likely, and all others hardly; "sure", one id.
-        num_ids: ids.
-        generator: what is random.
+        shape: "flat", with the highest entropy; "power", decreasing as a power of the rank, steeply or not; "few",
+            2 or more ids nearly equally likely, all others very unlikely; "sure", one id.
+        num_ids: number of ids.
+        generator: source of randomness.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Conformance kit of tasks: documents, prompts and answers fit each other, whatever the wording.
+"""Conformance kit of tasks: documents, prompts and answers match for every wording.
 
 class TestMine(TaskContract):
     config = MyTaskConfig()
@@ -27,12 +27,12 @@ from cm3core.interfaces.task import Record, Task
 from cm3kits._config_laws import ConfigLaws, Outputs
 from cm3kits._findings import holds, refuses, same, shown
 
-#: Words of which a law makes texts, each field its own.
+#: Words for the texts of laws; each field gets different ones.
 _WORDS = ("red", "bell", "is it", "under 3", "café", "don't know", "yes!", "A (b)", "1.")
 
 
 class TaskContract(ConfigLaws[Task]):
-    """Laws of `Task`. `max_examples` is of each law."""
+    """Laws of `Task`. `max_examples` applies to each law."""
 
     kind: ClassVar[str] = "task"
     max_examples: ClassVar[int | None] = 25
@@ -43,7 +43,7 @@ class TaskContract(ConfigLaws[Task]):
         return task
 
     def record(self, data: st.DataObject) -> dict[str, Any]:
-        """A record of the task; override it if fields have values of a special form."""
+        """Draw a record of the task; override it if fields need values in a special format."""
         record: dict[str, Any] = {"unused": "a further field"}
         for number, (name, kind) in enumerate(self.subject.fields.items()):
             if kind == "text":
@@ -54,7 +54,7 @@ class TaskContract(ConfigLaws[Task]):
         return record
 
     def observe(self, component: Task) -> Outputs:
-        """Fields, and documents and prompts of a record, in many wordings."""
+        """Return fields, and documents and prompts of a record, in many wordings."""
         records: list[dict[str, Any]] = [{} for _ in range(4)]
         for place, record in enumerate(records):
             for number, (name, kind) in enumerate(component.fields.items()):
@@ -75,7 +75,7 @@ class TaskContract(ConfigLaws[Task]):
         return found
 
     def law_fields_and_responses_are_named(self) -> None:
-        """At least one field is given and one asked for; types are "text" or "image"."""
+        """At least one field is an input and one a response; types are "text" or "image"."""
         task, did = self.subject, "looked at fields and responses"
         kinds = set(task.fields.values())
         holds(kinds <= {"text", "image"}, did, 'types "text" or "image"', sorted(kinds))
@@ -85,13 +85,13 @@ class TaskContract(ConfigLaws[Task]):
         holds(
             set(responses) < set(task.fields),
             did,
-            f"responses among the fields {list(task.fields)}, and a field that is given",
+            f"responses among the fields {list(task.fields)}, and at least one input field",
             responses,
         )
 
     def law_the_prompt_filled_is_the_document(self, data: st.DataObject) -> None:
-        """With the same generator, the prompt is the document with a hole in place of each response,
-        and of nothing else."""
+        """With the same generator, the prompt is the document with exactly each response replaced by a
+        hole."""
         record, seed = self.record(data), data.draw(_SEEDS)
         document = self.subject.document(record, _rng(seed))
         prompt = self.subject.prompt(record, _rng(seed))
@@ -117,7 +117,7 @@ class TaskContract(ConfigLaws[Task]):
         holds(holes == len(self.subject.responses), did, expected, f"{holes} holes: {told}")
 
     def law_responses_are_marked(self, data: st.DataObject) -> None:
-        """What the document marks are the responses; a text may have the punctuation behind it."""
+        """The document marks exactly the responses; a text may include the punctuation after it."""
         record, seed = self.record(data), data.draw(_SEEDS)
         marked: list[Any] = []
         for segment in self.subject.document(record, _rng(seed)):
@@ -126,9 +126,7 @@ class TaskContract(ConfigLaws[Task]):
             elif isinstance(segment, (Image, Codes)) and segment.response:
                 marked.append(segment)
         values = {name: record[name] for name in self.subject.responses}
-        did = (
-            f"made the document of a record, with default_rng({seed}), and looked at what it marks"
-        )
+        did = f"made the document of a record, with default_rng({seed}), and looked at its marks"
         told = [one if isinstance(one, str) else shown(one) for one in marked]
         holds(len(marked) == len(values), did, f"{len(values)} responses", told)
         for name, value in values.items():
@@ -139,7 +137,7 @@ class TaskContract(ConfigLaws[Task]):
             holds(found, did, f"the response {name!r}: {shown(value)}", told)
 
     def law_every_wording_has_all_fields(self, data: st.DataObject) -> None:
-        """Nothing that is given is left out, whatever wording is drawn."""
+        """Every wording includes all fields."""
         record, seed = self.record(data), data.draw(_SEEDS)
         document = self.subject.document(record, _rng(seed))
         did = f"made the document of a record, with default_rng({seed})"
@@ -150,7 +148,7 @@ class TaskContract(ConfigLaws[Task]):
             holds(there, did, expected, shown_segments(document))
 
     def law_prompts_read_no_response(self, data: st.DataObject) -> None:
-        """A prompt needs no responses, and is the same with others."""
+        """A prompt needs no responses, and does not depend on them."""
         record, seed = self.record(data), data.draw(_SEEDS)
         prompt = self.subject.prompt(record, _rng(seed))
         bare = {name: record[name] for name in record if name not in self.subject.responses}
@@ -160,7 +158,7 @@ class TaskContract(ConfigLaws[Task]):
         same(self.subject.prompt(bare, _rng(seed)), prompt, did)
 
     def law_answers_are_read_back(self, data: st.DataObject) -> None:
-        """`answer` of the whole document gives its responses."""
+        """`answer` of the complete document returns its responses."""
         record, seed = self.record(data), data.draw(_SEEDS)
         document = self.subject.document(record, _rng(seed))
         bare = {name: record[name] for name in record if name not in self.subject.responses}
@@ -169,7 +167,7 @@ class TaskContract(ConfigLaws[Task]):
         same(found, wanted, f"read the answer of {shown_segments(document)}")
 
     def law_the_generator_decides_the_wording(self, data: st.DataObject) -> None:
-        """Equal generators give equal documents, and no generator always the same one."""
+        """Equal generators give equal documents; without a generator the document is always the same."""
         record, seed = self.record(data), data.draw(_SEEDS)
         for make, how in ((self.subject, "twice"), (self.make_again(), "with two of one config")):
             did = f"made the document of a record {how}, "
@@ -180,7 +178,7 @@ class TaskContract(ConfigLaws[Task]):
             same(make.prompt(record), self.subject.prompt(record), f"{bare}: the prompt")
 
     def law_incomplete_records_are_refused(self, data: st.DataObject) -> None:
-        """A field that is missing, empty or of another type is an error that names record and
+        """A missing or empty field, or one with another type, raises an error that names record and
         field."""
         whole = self.record(data)
         for name, kind in self.subject.fields.items():
@@ -199,7 +197,7 @@ class TaskContract(ConfigLaws[Task]):
 
 
 def shown_segments(document: Document) -> str:
-    """A document or prompt in a line."""
+    """Describe a document or prompt in one line."""
     parts = []
     for segment in document:
         if isinstance(segment, Text):
@@ -235,7 +233,7 @@ def _num_holes(segment: Segment) -> int:
 
 
 def _parts_seen(segment: Segment) -> list[str]:
-    """The texts before, between and behind the holes of a text."""
+    """Return the texts before, between and after the holes of a text."""
     parts = segment.parts if isinstance(segment, MaskedText) else ()
     if isinstance(segment, Text):
         parts = (segment.text,)
@@ -249,14 +247,14 @@ def _parts_seen(segment: Segment) -> list[str]:
 
 
 def _parts_between(text: Text) -> list[str]:
-    """The texts before, between and behind the responses of a text."""
+    """Return the texts before, between and after the responses of a text."""
     ends = [0, *(stop for _, stop in text.responses)]
     starts = [*(start for start, _ in text.responses), len(text.text)]
     return [text.text[end:start] for end, start in zip(ends, starts, strict=True)]
 
 
 def responses_of(document: Document) -> list[str]:
-    """The texts that a document marks, for tests of tasks."""
+    """Return the texts marked in a document, for tests of tasks."""
     return [
         segment.text[start:stop]
         for segment in document

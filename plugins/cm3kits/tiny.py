@@ -1,8 +1,8 @@
-"""Parts of a small model without files: `TinyDecoder` with its cache; an image tokenizer that knows a few greys, and a
-memory of pictures of their codes.
+"""Parts of a small model without files: `TinyDecoder` with its cache, an image tokenizer with a few greys, and a memory
+of pictures with its codes.
 
-Every token affects all later ones, so that a likelihood or a reranker built on the decoder distinguishes
-inputs. Legend: B rows, T tokens, S keys held, L layers, E model dimension, H heads, D head
+Every token affects all later ones, so a likelihood or a reranker based on the decoder distinguishes
+inputs. Legend: B rows, T tokens, S cached keys, L layers, E model dimension, H heads, D head
 dimension.
 """
 
@@ -42,7 +42,7 @@ class TinyCache(KVCache):
         return self._length_B
 
     def write(self, layer: int, k_BTHD: Tensor, v_BTHD: Tensor) -> tuple[Tensor, Tensor]:
-        """Append keys and values to each row, if there is room; return all of the layer's."""
+        """Append keys and values to each row, if there is room; return all of the layer's keys and values."""
         for row, start in enumerate(self._length_B.tolist()):
             count = min(k_BTHD.shape[1], self.held.shape[3] - start)
             self.held[layer, 0, row, start : start + count] = k_BTHD[row, :count]
@@ -65,7 +65,7 @@ class TinyCache(KVCache):
         self.held = _grown(self.held, int((self._length_B + torch.tensor(more_B)).max()))
 
     def advance(self, count_B: Sequence[int]) -> None:
-        """Count tokens as held."""
+        """Mark tokens as cached."""
         length_B = self._length_B + torch.tensor(count_B)
         if int(length_B.max()) > self.held.shape[3]:
             raise GenerationError(
@@ -84,8 +84,8 @@ class TinyDecoder(nn.Module, Decoder):
     """Two pre-norm layers of width 16 with learned positions; the head is the embedding.
 
     Args:
-        vocab_size: ids.
-        attention: the backend of its layers.
+        vocab_size: number of ids.
+        attention: backend of its layers.
         context_length: maximum tokens per row.
     """
 
@@ -117,7 +117,7 @@ class TinyDecoder(nn.Module, Decoder):
         kv_start_BT: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """Final hidden states [B, T, E]; see `Decoder.hidden_states`."""
+        """Return final hidden states [B, T, E]; see `Decoder.hidden_states`."""
         B, T = tokens_BT.shape
         offset_B = None if cache is None else cache.length_B
         if positions_BT is None:

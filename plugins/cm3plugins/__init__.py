@@ -1,8 +1,8 @@
-"""The bundled implementations; they register exactly as a third party's do.
+"""The bundled implementations. They register exactly like third-party plugins.
 
-A folder for each kind, `icons` for what models of icons need around drawing, and two for what kinds share:
+There is a folder for each kind, `icons` for parts that only icon models need, and two folders shared by kinds:
 `trained` and `vision`. The config classes
-named here live in light modules; what they `build` is imported when it is built.
+named here are in light modules; `build` imports the implementations.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _moved.serve(
     }
 )
 
-#: What was here before, and is in distributions beside this one.
+#: Components that moved from here to other distributions.
 CM3_BESIDE = {
     "retriever/pgvector": "cm3postgres",
     **{
@@ -64,7 +64,7 @@ CM3_BESIDE = {
     **{f"task/{name}": "cm3published" for name in ("emu3_caption", "emu3_question")},
 }
 
-#: Keys that the core's sections had, and components of this plugin have now.
+#: Keys that moved from the core's sections to components of this plugin.
 CM3_MOVED_KEYS = {
     "retriever.query_leaves_out": "prompt_rewriter/word_lists/leaves_out",
     "retriever.query_replaces": "prompt_rewriter/word_lists/replaces",
@@ -88,7 +88,7 @@ def cm3_kinds() -> Sequence[Kind]:
             interface="PromptRewriter",
             kit="cm3kits.prompting:PromptRewriterContract",
             words="prompt rewriter",
-            summary="Prompt rewriters: a prompt -> what the memory is searched for",
+            summary="Prompt rewriters: a prompt -> the text that the memory is searched for",
         ),
         Kind(
             hook="cm3_finishers",
@@ -96,7 +96,7 @@ def cm3_kinds() -> Sequence[Kind]:
             interface="Finisher",
             kit="cm3kits.prompting:FinisherContract",
             words="finisher",
-            summary="Finishers: a drawn picture -> the picture as it is shown, and as SVG",
+            summary="Finishers: a generated picture -> the picture to show, and its SVG",
         ),
     ]
 

@@ -98,12 +98,12 @@ def test_no_recorded_kernel_spills() -> None:
         (
             Usage(100, 8, 50_000, USAGE.instructions),
             recorded(),
-            ["op.kernel.d64 on sm_90: spills 8 bytes a thread"],
+            ["op.kernel.d64 on sm_90: spills 8 bytes per thread"],
         ),
         (
             Usage(100, 0, 232_449, USAGE.instructions),
             recorded(shared=232_448),
-            ["op.kernel.d64 on sm_90: needs 232449 bytes of shared memory, a block has 232448"],
+            ["op.kernel.d64 on sm_90: needs 232449 bytes of shared memory, but a block has 232448"],
         ),
         (
             Usage(100, 0, 50_000, {"HMMA": 9}),
@@ -122,7 +122,7 @@ def test_no_recorded_kernel_spills() -> None:
         (
             USAGE,
             {**recorded(), "op.old": {}},
-            ["op.old: is in the budget, but no kernel has it any more"],
+            ["op.old: is in the budget, but no kernel has this entry any more"],
         ),
         (None, recorded(), ["op.kernel.d64 on sm_90: does not compile: CompilationError: why"]),
     ],
@@ -234,7 +234,7 @@ def test_planted_kernels_are_found(tmp_path: Path) -> None:
     assert spills.startswith("spilling on sm_90: spills ")
     assert repeated.startswith("chained.w8 on sm_90: multiplies 1.50 times what its tiles need")
     assert wrong == (
-        "copy: arguments that the kernel doesn't have: ['BLOK']; arguments with neither or both "
+        "copy: arguments that the kernel lacks: ['BLOK']; arguments that need exactly one "
         "of type and value: ['n']"
     )
 

@@ -113,7 +113,7 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     wide = torch.zeros(1, 2, 1, 160)
     assert tells(
         refused(q=wide, k=wide, v=wide),
-        "attention: implementation 'triton' can't ... is 160 ... to 128",
+        "attention: implementation 'triton' can't ... is 160 ... at most 128",
     )
     many = torch.zeros(1).expand(2**16, 1, 1, 1)
     assert tells(refused(q=many, k=many, v=many), "attention: q is [65536, 1 ... 1 ... 1")

@@ -74,7 +74,7 @@ def test_a_name_is_taken_at_its_word(name: str, message: str) -> None:
 def test_none_that_can_is_told_with_every_reason() -> None:
     with pytest.raises(ValueError) as caught:
         choose("op", "auto", {"fast": AVAILABLE["fast"]}, torch.zeros(4))
-    assert tells(caught.value, "op: no implementation takes this tensor\n  cause")
+    assert tells(caught.value, "op: no implementation supports this tensor\n  cause")
 
 
 def test_a_text_is_made_when_it_is_needed() -> None:

@@ -208,10 +208,10 @@ def test_a_compiler_that_fails_is_a_reason(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(native, "_in_use", [])  # a process that has it asks no compiler
     compiler = tmp_path / "cc"
     for script, reason in (
-        ("exit 1", "the compiler .* fails: no message"),
+        ("exit 1", "the compiler .* failed: no message"),
         (
             'case "$1" in --version) ;; *) echo "x.cpp:1: error: no header" >&2; exit 1;; esac',
-            "fails: x.cpp:1: error: no header",
+            "failed: x.cpp:1: error: no header",
         ),
     ):
         compiler.write_text(f"#!/bin/sh\n{script}\n")

@@ -93,7 +93,7 @@ def test_another_library_in_its_place_is_never_loaded(
     with caplog.at_level(logging.WARNING, "cm3kernels"):
         native._loaded(folder)
     assert loaded == [b"code", b"code"]
-    assert "it is compiled again" in caplog.text
+    assert "compiling it again" in caplog.text
     assert not path.is_symlink()
     assert native._fault(path) is None
 
@@ -105,10 +105,8 @@ def test_a_folder_that_others_may_write_is_not_used(
     for place, mode in ((folder, 0o777), (folder, 0o1777), (folder.parent, 0o777)):
         usual = stat.S_IMODE(place.stat().st_mode)
         place.chmod(mode)
-        assert folder_fault(folder) == f"{place} can be written by other users"
-        with pytest.raises(
-            native.Unavailable, match="can be written by other users; compiled code"
-        ):
+        assert folder_fault(folder) == f"{place} is writable by other users"
+        with pytest.raises(native.Unavailable, match="is writable by other users; compiled code"):
             native._loaded(folder)
         place.chmod(usual)
     assert folder_fault(folder) is None
@@ -122,10 +120,10 @@ def test_a_link_to_a_folder_is_looked_at_on_both_ways(folder: Path, tmp_path: Pa
     open_to_all.mkdir()
     open_to_all.chmod(0o777)
     (open_to_all / "compiled").symlink_to(folder)
-    assert folder_fault(open_to_all / "compiled") == f"{open_to_all} can be written by other users"
+    assert folder_fault(open_to_all / "compiled") == f"{open_to_all} is writable by other users"
     (open_to_all / "real").mkdir(mode=0o700)
     (tmp_path / "link").symlink_to(open_to_all / "real")
-    assert folder_fault(tmp_path / "link") == f"{open_to_all} can be written by other users"
+    assert folder_fault(tmp_path / "link") == f"{open_to_all} is writable by other users"
 
 
 def test_folders_and_files_of_another_user(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -199,7 +199,7 @@ def test_dall_es_files_are_refused_by_name(
     assert "correct image_tokenizer.decoder_weights_sha256" in refusal(
         replace(config, decoder_weights_sha256="0" * 64)
     )
-    assert "has 24 codes, and the recipe expects 8,192" in refusal(replace(config, num_codes=None))
+    assert "has 24 codes, but the recipe expects 8,192" in refusal(replace(config, num_codes=None))
     assert "there is no such file" in refusal(replace(config, decoder_weights="gone.pkl"))
     tensors = decoder_tensors()
     del tensors["blocks.group_2.block_1.id_path.w"], tensors["blocks.group_2.block_1.id_path.b"]

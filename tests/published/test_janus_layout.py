@@ -89,12 +89,12 @@ def test_janus_hides_a_request_behind_padding() -> None:
         (
             (PICTURE, TextHole(3)),
             (),
-            "layout janus: has a picture with something behind",
+            "layout janus: has content after a picture",
         ),
         (
             (Text("hi"), ImageHole()),
             ((Text("a"),),),
-            "layout janus: has one request and one answer",
+            "layout janus: supports one request and one answer",
         ),
     ],
 )

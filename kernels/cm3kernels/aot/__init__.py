@@ -1,16 +1,16 @@
-"""Compile every kernel and shipped launch configuration without a GPU, and hold it to a budget.
+"""Compile every kernel and shipped launch configuration without a GPU, and compare with a budget.
 
     python -m cm3kernels.aot             compile all entries, compare with budget.json
-    python -m cm3kernels.aot --changed   compile only what differs from the record, and one entry of
-                                         each kernel (`--changed nothing`: without these)
-    python -m cm3kernels.aot --write     record what the kernels need now
+        python -m cm3kernels.aot --changed   compile only entries that differ from the record, and one entry of
+                                             each kernel (`--changed nothing`: without these)
+    python -m cm3kernels.aot --write     record the kernels' present usage
     python -m cm3kernels.aot --only attention --show
                                          some entries, with the instructions found; compares nothing
 
-Each op's `triton.py` lists its kernels in `aot_entries()`. A compiled kernel shows what a green
-interpreter can't: registers, spills, shared memory, products smaller than the hardware's, the
-instructions that make it fast. Triton's wheel brings the tools. Runs in a process of its own, never
-interpreted: under TRITON_INTERPRET a kernel is no longer something that can be compiled.
+Each op's `triton.py` lists its kernels in `aot_entries()`. A compiled kernel shows what a passing
+interpreter run can't: registers, spills, shared memory, products smaller than the hardware's, the
+instructions that make it fast. Triton's wheel includes the tools. Runs in its own process, never
+interpreted: under TRITON_INTERPRET a kernel can't be compiled.
 """
 
 from cm3kernels.aot.budget import (

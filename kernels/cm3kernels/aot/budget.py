@@ -1,4 +1,4 @@
-"""The budget: what was recorded for every entry, and what counts as a regression."""
+"""The budget: the recorded usage of every entry, and the definition of a regression."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ TOLERANCE = 0.05
 
 
 def triton_version() -> str:
-    """The installed version: "3.7.1"."""
+    """Return the installed version: "3.7.1"."""
     import triton
 
     return str(triton.__version__)
 
 
 def triton_series() -> str:
-    """The key of the budget: "3.7". The compiler changes between series, and registers with it."""
+    """Return the key of the budget: "3.7". The compiler, and with it register use, changes between series."""
     return ".".join(triton_version().split(".")[:2])
 
 
 def read_budget(path: Path = BUDGET) -> dict[str, Any]:
-    """The recorded usage: {"3.7": {"triton": "3.7.1", "entries": {name: {target: usage and
+    """Return the recorded usage: {"3.7": {"triton": "3.7.1", "entries": {name: {target: usage and
     fingerprint}}}}."""
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
@@ -43,13 +43,13 @@ def read_budget(path: Path = BUDGET) -> dict[str, Any]:
 def unchanged(
     entries: Sequence[AotEntry], recorded: Mapping[str, Any], *, always: str = "kernel"
 ) -> list[Result]:
-    """The recorded results of entries that need not be compiled: same fingerprint, and not the
-    first entry of a kernel function, which is always compiled.
+    """Return the recorded results of entries that need not be compiled: those with the same fingerprint, except
+    the first entry of each kernel function, which is always compiled.
 
     Args:
         entries: all entries, sorted.
-        recorded: the budget's "entries", of exactly this version of Triton.
-        always: "nothing" leaves out those first entries, too.
+        recorded: the budget's "entries", for exactly this version of Triton.
+        always: "nothing" also skips those first entries.
     """
     found, seen = [], set()
     for entry in entries:
@@ -78,11 +78,11 @@ def findings(
     *,
     tolerance: float = TOLERANCE,
 ) -> list[str]:
-    """Everything that is wrong, one line each; empty when all is well.
+    """Return all problems, one line each; empty if there are none.
 
     Args:
-        entries: all that there are.
-        results: what was compiled.
+        entries: all entries.
+        results: results of compilation.
         recorded: the budget's "entries" of this series: name -> target -> usage.
         tolerance: allowed growth of registers and shared memory.
     """
@@ -93,7 +93,7 @@ def findings(
         for finding in _check(by_name[result.name], result, recorded, tolerance)
     ]
     wrong += [
-        f"{name}: is in the budget, but no kernel has it any more"
+        f"{name}: is in the budget, but no kernel has this entry any more"
         for name in sorted(set(recorded) - set(by_name))
     ]
     return wrong
@@ -110,10 +110,10 @@ def _check(
         return []
     wrong = []
     if usage.spill:
-        wrong.append(f"{place}: spills {usage.spill} bytes a thread")
+        wrong.append(f"{place}: spills {usage.spill} bytes per thread")
     if usage.shared > SHARED_LIMIT[arch]:
         wrong.append(
-            f"{place}: needs {usage.shared} bytes of shared memory, a block has "
+            f"{place}: needs {usage.shared} bytes of shared memory, but a block has "
             f"{SHARED_LIMIT[arch]}"
         )
     wrong += [
@@ -140,7 +140,7 @@ def _check(
 def as_budget(
     results: Iterable[Result], entries: Iterable[AotEntry] = ()
 ) -> dict[str, dict[str, Any]]:
-    """The record: name -> target -> usage and fingerprint, aligned NVIDIA targets only."""
+    """Return the record: name -> target -> usage and fingerprint, for aligned NVIDIA targets only."""
     prints = {entry.name: {"fingerprint": fingerprint(entry)} for entry in entries}
     recorded: dict[str, dict[str, Any]] = {}
     for result in results:
@@ -153,9 +153,9 @@ def as_budget(
 
 
 def write_budget(recorded: Mapping[str, Any], path: Path = BUDGET) -> None:
-    """Replace the file in one step."""
+    """Replace the file atomically."""
     text = json.dumps(recorded, indent=1, sort_keys=True)
-    # One line for each target: a change of a kernel is a change of its lines.
+    # One line per target, so that a changed kernel changes only its own lines.
     text = re.sub(
         r"\{\n[^{}]*\"instructions\": \{[^}]*\},[^}]*\}",
         lambda match: re.sub(r"\s+", " ", match[0]),

@@ -21,14 +21,12 @@ from cm3kernels.aot.compiling import instructions_of
 from cm3kernels.aot.entry import collect
 from cm3kernels.aot.jobs import Result, jobs_of, run
 
-DESCRIPTION = (
-    "Compile every kernel and shipped launch configuration without a GPU, and hold it to a budget."
-)
+DESCRIPTION = "Compile every kernel and shipped launch configuration without a GPU, and compare with a budget."
 HEADING = f"{'kernel and configuration':<56} {'target':<16} {'regs':>5} {'spill':>6} {'shared':>8}"
 
 
 def line(result: Result, *, show_instructions: bool = False) -> str:
-    """A result under `HEADING`."""
+    """Format a result under `HEADING`."""
     usage = result.usage
     figures = f"{usage.registers:>5} {usage.spill:>6} {usage.shared:>8}" if usage else result.error
     extra = f"  {instructions_of(usage)}" if usage and show_instructions else ""
@@ -36,21 +34,21 @@ def line(result: Result, *, show_instructions: bool = False) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns 1 when something is over its budget."""
+    """Run the command; returns 1 if an entry exceeds its budget."""
     parser = argparse.ArgumentParser(prog="python -m cm3kernels.aot", description=DESCRIPTION)
     parser.add_argument(
         "--changed",
         nargs="?",
         const="kernel",
         choices=("kernel", "nothing"),
-        help="skip entries that are as recorded, except for one of each kernel (or nothing)",
+        help="skip unchanged entries, except one of each kernel (skip those, too, with 'nothing')",
     )
-    parser.add_argument("--write", action="store_true", help="record what the kernels need now")
+    parser.add_argument("--write", action="store_true", help="record the kernels' present usage")
     parser.add_argument(
         "--only",
         default="",
         metavar="TEXT",
-        help="only entries whose name contains this; compared with nothing",
+        help="only entries whose name contains this; no comparison",
     )
     parser.add_argument("--show", action="store_true", help="print the instructions found")
     parser.add_argument(

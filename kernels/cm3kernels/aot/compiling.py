@@ -1,4 +1,4 @@
-"""Compiling an entry without its hardware, and reading from the result what it needs."""
+"""Compiling an entry without its hardware, and reading its resource usage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from cm3kernels.aot.entry import AotEntry
 
-#: Instructions that show how a kernel works. Cache hints may come between the parts: LDG.E.EL.128.
+#: Instructions that reveal how a kernel works. Cache hints may stand between the parts: LDG.E.EL.128.
 TELLING = {
     name: re.compile(pattern)
     for name, pattern in {
@@ -41,11 +41,11 @@ class Usage:
     """Resources of a compiled kernel.
 
     Args:
-        registers: 32-bit registers a thread (AMD: vector registers).
-        spill: bytes of local memory a thread; anything but 0 is a finding.
-        shared: bytes of shared memory a block.
-        instructions: how often each of `TELLING` occurs (AMD: `v_mfma`).
-        multiply_adds: of the tensor core instructions in the code, for one block.
+        registers: 32-bit registers per thread (AMD: vector registers).
+        spill: bytes of local memory per thread; anything but 0 is a finding.
+        shared: bytes of shared memory per block.
+        instructions: number of occurrences of each of `TELLING` (AMD: `v_mfma`).
+        multiply_adds: multiply-adds of the tensor core instructions in the code, for one block.
     """
 
     registers: int
@@ -56,13 +56,13 @@ class Usage:
 
 
 def compile_entry(entry: AotEntry, arch: int | str, *, aligned: bool = True) -> Any:
-    """Triton's compiled kernel for a compute capability (80, 90) or an AMD architecture ("gfx942").
+    """Return Triton's compiled kernel for a compute capability (80, 90) or an AMD architecture ("gfx942").
 
     Args:
-        entry: what to compile.
-        arch: the target hardware; it need not be present.
-        aligned: False leaves out the divisibility by 16: odd strides occur, and must compile as
-            well.
+        entry: entry to compile.
+        arch: target hardware; it need not be present.
+        aligned: False omits the divisibility by 16: odd strides occur, and must also
+            compile.
 
     Raises:
         TypeError: an argument has neither type nor value; the kernel is an interpreted one.
@@ -83,8 +83,8 @@ def compile_entry(entry: AotEntry, arch: int | str, *, aligned: bool = True) -> 
     ]
     if unknown or missing:
         raise TypeError(
-            f"{entry.name}: arguments that the kernel doesn't have: {sorted(unknown)}; "
-            f"arguments with neither or both of type and value: {missing}"
+            f"{entry.name}: arguments that the kernel lacks: {sorted(unknown)}; "
+            f"arguments that need exactly one of type and value: {missing}"
         )
     signature = {name: entry.types.get(name, "constexpr") for name in kernel.arg_names}
     attrs = (
@@ -111,8 +111,8 @@ def compile_entry(entry: AotEntry, arch: int | str, *, aligned: bool = True) -> 
 def measure(
     entry: AotEntry, arch: int | str, *, aligned: bool = True, instructions: bool = True
 ) -> Usage:
-    """Compile and read registers, spills and shared memory; instructions only on request, since
-    disassembling takes half a second."""
+    """Compile and read registers, spills and shared memory; and instructions on request, since disassembling
+    takes half a second."""
     compiled = compile_entry(entry, arch, aligned=aligned)
     return _amd_usage(compiled) if isinstance(arch, str) else _nvidia_usage(compiled, instructions)
 
@@ -125,7 +125,7 @@ def _nvidia_usage(compiled: Any, instructions: bool) -> Usage:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(compiled.asm["cubin"])
         commands: list[list[str | Path]] = [[tools / "cuobjdump", "--dump-resource-usage", path]]
-        if instructions:  # the same text as cuobjdump's --dump-sass, in half the time
+        if instructions:  # same text as cuobjdump's --dump-sass, in half the time
             commands.append([tools / "nvdisasm", "--print-code", "--no-dataflow", path])
         resources, *sass = (
             subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -165,7 +165,7 @@ def _amd_usage(compiled: Any) -> Usage:
 
 
 def instructions_of(usage: Usage) -> str:
-    """The telling instructions in words: "HGMMA 4, LDGSTS 8"."""
+    """Describe the telling instructions: "HGMMA 4, LDGSTS 8"."""
     return (
         ", ".join(f"{name} {count}" for name, count in usage.instructions.items())
         or "none of the telling instructions"

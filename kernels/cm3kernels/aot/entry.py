@@ -14,7 +14,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class AotEntry:
-    """One kernel with one launch configuration, as the launcher would specialise it.
+    """A kernel with a launch configuration, specialised as by the launcher.
 
     Args:
         name: unique among all, "op.kernel.configuration": `attention.forward.bf16.d64`.
@@ -23,14 +23,14 @@ class AotEntry:
             argument is in `constexprs`.
         constexprs: values of the compile-time arguments. A stride that is 1 at run time becomes a
             constant: put it here.
-        div16: arguments that are multiples of 16 at run time (pointers, most strides). Without them
-            loads are narrow, and the figures describe a kernel that is never run.
-        num_warps, num_stages: of the launch.
+        div16: arguments that are multiples of 16 at run time (pointers, most strides). Without them loads
+            are narrow, and the figures describe a kernel that never runs.
+        num_warps, num_stages: launch settings.
         expects: compute capability (80, 90) -> names in `TELLING` that must occur.
-        archs: the capabilities that this configuration is launched on.
-        multiply_adds: of all `tl.dot` in the code, each counted once, for one block; 0: not
-            checked. Where a tile is too small for its warps they repeat each other's products: the
-            result is right, but the tensor cores do twice the work.
+        archs: capabilities on which this configuration is launched.
+        multiply_adds: of all `tl.dot` in the code, each counted once, for one block; 0: not checked. If a
+            tile is too small for its warps, they repeat each other's products: the result is right, but the
+            tensor cores do twice the work.
     """
 
     name: str
@@ -46,7 +46,7 @@ class AotEntry:
 
 
 def collect() -> list[AotEntry]:
-    """The entries of all ops, sorted by name. Raises `ValueError` when two have the same name."""
+    """Return the entries of all ops, sorted by name. Raises `ValueError` if two have the same name."""
     entries: list[AotEntry] = []
     for op in pkgutil.iter_modules([str(Path(__file__).parents[1])]):
         name = f"cm3kernels.{op.name}.triton"
@@ -59,8 +59,8 @@ def collect() -> list[AotEntry]:
 
 
 def fingerprint(entry: AotEntry) -> str:
-    """Hash of everything that the compiler receives: the source of the kernel and of what it calls,
-    types, constants, launch. With one version of Triton, equal fingerprints compile to equal
+    """Hash everything that the compiler receives: the source of the kernel and of functions that it calls, types,
+    constants, launch. With the same version of Triton, equal fingerprints compile to equal
     code."""
     given = (
         entry.kernel.cache_key,

@@ -70,16 +70,16 @@ def attention(
 
     Args:
         q: floating [B, T, H, D], last stride 1; any other strides.
-        k, v: the same dtype [B, S, K, D]; H a multiple of K (query head h reads key head h // (H /
+        k, v: same dtype, [B, S, K, D]; H is a multiple of K (query head h reads key head h // (H /
             K)); last stride 1.
-        kv_start: int32 or int64 [B, T], any values: below 0 counts as 0, and past its own position
-            a query sees nothing. None: 0.
-        offset: int32 or int64 [B]; None: 0 for all, and then S == T.
+        kv_start: int32 or int64 [B, T], any values: below 0 counts as 0; past its own position a query
+            sees nothing. None: 0.
+        offset: int32 or int64 [B]; None: 0 for all, which requires S == T.
         scale: positive and finite; default 1 / sqrt(D).
         return_lse: also return the logarithm of the softmax's denominator.
         implementation: "auto" or a name in `IMPLEMENTATIONS`.
-        plan: an `AttentionPlan` made from exactly these T, S, kv_start and offset, for calls that
-            share them.
+        plan: an `AttentionPlan` made from exactly these T, S, kv_start and offset, to share it between
+            calls.
 
     Returns:
         out [B, T, H, D], dtype of q; zeros (and zero gradients) for a query that sees no key. With
@@ -88,8 +88,8 @@ def attention(
         "reference".
 
     Raises:
-        ValueError: shapes, dtypes, devices or strides that don't fit, or an implementation that
-            can't run here.
+        ValueError: shapes, dtypes, devices or strides are invalid, or the implementation can't run
+            here.
     """
     q, k, v = cast_by_autocast(q, k, v)
     _check(q, k, v, kv_start, offset, scale)
@@ -115,11 +115,11 @@ def attention(
 
 
 def cast_by_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Floating tensors in autocast's dtype where it is enabled for their device (float64 stays as
-    it is); otherwise unchanged.
+    """Cast floating tensors to autocast's dtype if it is enabled for their device (float64 is unchanged);
+    otherwise return them unchanged.
 
-    Under autocast a norm of q and k gives float32 while v is bfloat16: torch's own function casts
-    them, and so do we."""
+    Under autocast a norm of q and k gives float32 while v is bfloat16: torch's own function casts them, and
+    so does this one."""
     device = tensors[0].device.type
     if not torch.is_autocast_enabled(device):
         return tensors
@@ -133,8 +133,8 @@ def _wrong(cause: str) -> ValueError:
     return ValueError(f"{OP}: {cause}")
 
 
-# An op is called in every layer of every step, and formatting a dozen messages takes some 15 us: none is formatted
-# before it is needed.
+# An op is called in every layer of every step, and formatting a dozen messages takes about 15 us, so messages are
+# formatted only on failure.
 
 
 def _check(

@@ -1,5 +1,5 @@
 """The entries of `attention` in the budget of compiled kernels: every shipped configuration
-(`cm3kernels.aot`)."""
+(see `cm3kernels.aot`)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from cm3kernels.attention._grad_keys import grad_keys_kernel
 from cm3kernels.attention._grad_queries import grad_queries_kernel
 from cm3kernels.attention.configs import DELTA, PRECISION, Launch, block_d, table
 
-#: Kernel -> its function, and the number of products in its code (each loop is there twice, with
-#: and without a mask).
+#: Kernel -> its function, and the number of products in its code (each loop occurs twice, with and
+#: without a mask).
 KERNELS = {
     "forward": (forward_kernel, 4),
     "decode": (forward_kernel, 4),
@@ -23,9 +23,9 @@ KERNELS = {
 
 
 def aot_entries() -> list[AotEntry]:
-    """Every shipped configuration, with everything that changes the code: packed rows or plain
-    causal ones, and in `grad_keys`, where they make a longer loop, grouped heads. float16 compiles
-    to the same code as bfloat16."""
+    """Return every shipped configuration, with everything that changes the code: packed rows or plain causal
+    ones, and grouped heads in `grad_keys`, where they lengthen the loop. float16 compiles to the same code as
+    bfloat16."""
     entries = [
         entry
         for dtype, num_bytes in (("bf16", 2), ("fp32", 4))

@@ -1,7 +1,7 @@
 """Launch configurations of the attention kernels: a table, no tuning at run time.
 
-Registers bound the choice: 64 K a multiprocessor, 255 a thread.
-`python -m cm3kernels.aot --only attention` prints what each configuration needs; none spills. Head
+Registers limit the choice: 64 K per multiprocessor, 255 per thread.
+`python -m cm3kernels.aot --only attention` prints each configuration's usage; none spills. Head
 dimensions are padded to 32, 64 or 128.
 """
 
@@ -14,18 +14,18 @@ from torch import Tensor
 
 from cm3kernels._host import interprets
 
-#: Head dimensions that kernels are compiled for; others are padded to the next.
+#: Head dimensions for which kernels are compiled; others are padded to the next.
 BLOCKS_D = (32, 64, 128)
-#: float32 products on tensor cores as three of tf32's: each factor is split into two of 11 bits, so
-#: a product's error is some 2^-22, compared with float32's own 2^-24 and plain tf32's 2^-11. "ieee"
-#: uses no tensor cores; AMD's compiler has no tf32x3.
+#: float32 products on tensor cores use three of tf32's: each factor is split into two of 11 bits, so a
+#: product's error is about 2^-22, compared with float32's own 2^-24 and plain tf32's 2^-11. "ieee" uses
+#: no tensor cores; AMD's compiler has no tf32x3.
 PRECISION = "ieee" if torch.version.hip else "tf32x3"
 
 
 @dataclass(frozen=True)
 class Launch:
-    """How one kernel is launched: queries and keys a tile, warps a block, stages of the loads'
-    pipeline."""
+    """Launch of a kernel: queries and keys per tile, warps per block, stages of the pipeline of
+    loads."""
 
     block_q: int
     block_k: int
@@ -33,10 +33,10 @@ class Launch:
     num_stages: int
 
 
-#: kernel -> bytes of an element -> padded head dimension -> launch. Where sm_80 (163 KiB of shared
-#: memory, mma from registers) needs a different one from sm_90, it is in the table `SM80`. A
-#: product that feeds another has 16 rows or more (queries; in `grad_keys` keys) for each warp: with
-#: fewer, warps repeat each other's work (`AotEntry.multiply_adds`).
+#: kernel -> bytes per element -> padded head dimension -> launch. If sm_80 (163 KiB of shared memory, mma
+#: from registers) needs another one than sm_90, it is in the table `SM80`. A product that feeds another has
+#: at least 16 rows (queries; in `grad_keys` keys) per warp: with fewer, warps repeat each other's work
+#: (`AotEntry.multiply_adds`).
 SM90: dict[str, dict[int, dict[int, Launch]]] = {
     "forward": {
         2: {32: Launch(128, 64, 4, 3), 64: Launch(128, 64, 8, 3), 128: Launch(128, 64, 8, 3)},
@@ -69,21 +69,21 @@ SM80: dict[str, dict[int, dict[int, Launch]]] = {
 }
 #: The launch of `delta_kernel`, which has no keys.
 DELTA = Launch(128, 0, 4, 1)
-#: In the interpreter a tile costs the same whatever its size; small ones cover more of the kernels'
+#: In the interpreter a tile's cost does not depend on its size; small ones cover more of the kernels'
 #: cases.
 INTERPRETED = Launch(32, 32, 4, 1)
-#: Up to this many queries (decoding), the kernel runs with a small tile of queries.
+#: Up to this many queries (decoding), the kernel uses a small tile of queries.
 MOST_DECODED = 16
 
 
 def block_d(head_dim: int) -> int:
-    """The padded head dimension."""
+    """Return the padded head dimension."""
     return next(block for block in BLOCKS_D if head_dim <= block)
 
 
 def table(kernel: str, num_bytes: int, padded: int, *, capability: int) -> Launch:
-    """The launch of a kernel ("forward", "decode", "grad_keys", "grad_queries") on sm_80 or sm_90
-    and their successors."""
+    """Return the launch of a kernel ("forward", "decode", "grad_keys", "grad_queries") on sm_80 or sm_90 and
+    their successors."""
     if (
         capability < 90
         and (older := SM80.get(kernel, {}).get(num_bytes, {}).get(padded)) is not None
@@ -93,7 +93,7 @@ def table(kernel: str, num_bytes: int, padded: int, *, capability: int) -> Launc
 
 
 def launch(kernel: str, q: Tensor) -> Launch:
-    """The launch for a tensor [B, T, H, D], by its device, element size and head dimension."""
+    """Return the launch for a tensor [B, T, H, D], by device, element size and head dimension."""
     if q.device.type == "cpu" and interprets():
         return INTERPRETED
     major, minor = torch.cuda.get_device_capability(q.device)

@@ -1,5 +1,5 @@
-"""Shared by the layers of one forward pass: which query sees which keys, in the form that each
-implementation needs, made once and only on demand.
+"""Shared by the layers of a forward pass: which query sees which keys, in the form needed by each
+implementation, computed once and only on demand.
 
 Legend: B rows, T queries, S keys, M tiles of queries, N tiles of keys.
 """
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-#: More than any token's position, and far enough below int32's maximum to be added to.
+#: Above any token's position, and far enough below int32's maximum for additions.
 FAR = 2**30
 
 
@@ -45,7 +45,7 @@ class AttentionPlan:
 
     @property
     def plain(self) -> bool:
-        """Causal attention of whole rows to themselves."""
+        """Whether this is plain causal attention of whole rows."""
         return self.kv_start is None and self.offset is None
 
     def mask(self) -> Tensor | None:
@@ -55,9 +55,9 @@ class AttentionPlan:
         return self._mask
 
     def segments(self) -> tuple[int, ...] | None:
-        """Lengths of the documents of all rows, in order (their sum is B * T), where rows are
-        packed documents that each see only themselves; None where they are not, or where reading
-        the values would wait for a device or break a compiled graph."""
+        """Lengths of the documents of all rows, in order (they sum to B * T), if rows are packed documents that
+        each see only themselves; otherwise None, also if reading the values would wait for a device or break a
+        compiled graph."""
         if not self._looked_for_segments and not torch.compiler.is_compiling():
             self._looked_for_segments = True
             if (
@@ -82,7 +82,7 @@ class AttentionPlan:
         return self._narrow.get(name)
 
     def query_tiles(self, block_q: int, block_k: int) -> tuple[Tensor, Tensor] | None:
-        """`query_tiles` of this plan; None where every query begins at key 0."""
+        """Return `query_tiles` of this plan; None if every query starts at key 0."""
         start = self.narrow_start()
         if start is None:
             return None
@@ -94,7 +94,7 @@ class AttentionPlan:
 def visible_mask(
     num_queries: int, num_keys: int, kv_start: Tensor | None, offset: Tensor | None
 ) -> Tensor:
-    """Bool [B, 1, T, S], which query sees which key; B is 1 without `kv_start` and `offset`."""
+    """Return bool [B, 1, T, S], which query sees which key; B is 1 without `kv_start` and `offset`."""
     device = (
         kv_start.device if kv_start is not None else offset.device if offset is not None else None
     )
@@ -109,14 +109,14 @@ def visible_mask(
 
 
 def segments(kv_start_BT: Tensor) -> tuple[int, ...] | None:
-    """See `AttentionPlan.segments`. Reads the values, so only on the CPU."""
+    """See `AttentionPlan.segments`. Reads the values, so it needs the CPU."""
     B, T = kv_start_BT.shape
     if B * T == 0:
         return None
     position_T = torch.arange(T)
     start_BT = kv_start_BT.clamp(min=0).to(position_T.dtype)
     opens_BT = start_BT == position_T
-    # Packed documents: every query starts where the latest query that starts at itself does.
+    # Packed documents: every query has the same start as the latest query that starts at itself.
     begun_BT = torch.where(opens_BT, position_T, -1).cummax(1).values
     if not torch.equal(begun_BT, start_BT):
         return None
@@ -125,19 +125,19 @@ def segments(kv_start_BT: Tensor) -> tuple[int, ...] | None:
 
 
 def query_tiles(start_BT: Tensor, block_q: int, block_k: int) -> tuple[Tensor, Tensor]:
-    """For each tile of keys, the tiles of queries that see any of it: first those that see all of
-    it, then the others.
+    """Return, for each tile of keys, the tiles of queries that see any of it: first those that see all of it,
+    then the others.
 
     Args:
-        start_BT: int32 [B, T]; T keys as well.
-        block_q: queries a tile.
-        block_k: keys a tile; a multiple or a divisor of `block_q`.
+        start_BT: int32 [B, T]; there are also T keys.
+        block_q: queries per tile.
+        block_k: keys per tile; a multiple or a divisor of `block_q`.
 
     Returns:
-        tiles: int32 [B, N, M], each row a permutation of the tiles of queries in that order,
-        ascending within each part. counts: int32 [B, N, 2], how many see all of the tile, and how
-        many see any of it (including the former). The former have `block_q` queries each. Exact for
-        block_k >= block_q, and a superset on the diagonal otherwise.
+        tiles: int32 [B, N, M], each row a permutation of the tiles of queries in that order, ascending
+        within each part. counts: int32 [B, N, 2], how many see all of the tile, and how many see any of
+        it (including the former). The former have `block_q` queries each. Exact for block_k >= block_q,
+        otherwise a superset on the diagonal.
     """
     B, T = start_BT.shape
     device = start_BT.device

@@ -1,7 +1,7 @@
 """Attention with one visibility rule, in plain tensor algebra: the definition that every faster
 implementation must match.
 
-Legend: B rows, T queries, S keys, H query heads, K key heads, G = H / K queries a key head, D head
+Legend: B rows, T queries, S keys, H query heads, K key heads, G = H / K queries per key head, D head
 dimension.
 """
 
@@ -32,8 +32,8 @@ def attention_reference(
 
     visible_B1TS = visible_mask(T, S, plan.kv_start, plan.offset).to(q_BTHD.device)
     visible_B11TS = visible_B1TS[:, None]
-    # Masks by boolean, never by arithmetic with -inf: a query that sees nothing gives zeros and
-    # zero gradients, not NaN.
+    # Masks are boolean, without arithmetic with -inf: a query that sees nothing gives zeros and zero
+    # gradients, not NaN.
     scores_BKGTS = scores_BKGTS.masked_fill(~visible_B11TS, torch.finfo(inside).min)
     weights_BKGTS = torch.softmax(scores_BKGTS, dim=-1).masked_fill(~visible_B11TS, 0.0)
     out_BTHD = (

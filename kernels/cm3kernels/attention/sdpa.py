@@ -1,12 +1,12 @@
 """Attention by torch's `scaled_dot_product_attention`.
 
 Plain causal rows use `is_causal`, for which the kernels skip much of the upper triangle. On the CPU
-packed rows are attended document by document, one causal call each, where that is faster: no score
-across documents is computed, forward or backward; short ones in bfloat16 by plain products
+packed rows are attended document by document, with one causal call each, where that is faster: no score
+across documents is computed, forward or backward; short ones in bfloat16 use plain products
 (`attend_documents`). Everything else (a cache, retrieved documents, a
 GPU) uses a boolean mask. Legend: B rows, T queries, S keys, H query heads, K key heads, D head
-dimension, X tokens of all rows (of all documents), L padded length of a group of documents, P rows (a token's head)
-of all groups, padding included.
+dimension, X tokens of all rows (of all documents), L padded length of a group of documents, P rows (one head of a token)
+of all groups, including padding.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from torch import Tensor
 
 from cm3kernels.attention.plan import AttentionPlan
 
-#: Longest document whose scores are multiplied out in bfloat16 on a CPU: in one head they take 0.5 MB.
+#: Longest document whose scores are computed as plain products in bfloat16 on a CPU: they take 0.5 MB per head.
 LONGEST_PRODUCT = 512
-#: What a call costs in addition to its scores, as a number of scores of one head of 64 dimensions:
-#: about 0.2 ms.
+#: Cost of a call in addition to its scores, as a number of scores of one head with 64 dimensions: about
+#: 0.2 ms.
 CALL_COST = 12_000
-#: By what factor one call a document must be expected to be faster.
+#: Minimum expected speed-up for one call per document.
 MARGIN = 1.2
 
 
@@ -40,7 +40,7 @@ def attention_sdpa(
     return_lse: bool,
 ) -> tuple[Tensor, None]:
     """See `cm3kernels.attention`."""
-    assert not return_lse, "refused by the dispatch"
+    assert not return_lse, "rejected by the dispatch"
     return _attend_plan(q_BTHD, k_BSKD, v_BSKD, plan, scale), None
 
 
@@ -59,8 +59,8 @@ def _attend_plan(
         return _attend(q_BTHD, k_BSKD, v_BSKD, None, scale)
     if lengths is None or not documents_are_faster(lengths, q_BTHD, torch.get_num_threads()):
         return _attend(q_BTHD, k_BSKD, v_BSKD, plan.mask(), scale)
-    # Splitting is free, and its backward is one concatenation: each slice would fill a gradient of
-    # full size with zeros.
+    # Splitting is free, and its backward is one concatenation: each slice would fill a full-size gradient
+    # with zeros.
     documents = zip(
         *(x.flatten(0, 1).split(lengths) for x in (q_BTHD, k_BSKD, v_BSKD)), strict=True
     )
@@ -71,10 +71,10 @@ def _attend_plan(
 
 
 def documents_are_faster(lengths: tuple[int, ...], q_BTHD: Tensor, num_threads: int) -> bool:
-    """Whether one call a document beats one call with a mask, forward and backward, on the CPU.
+    """Whether one call per document beats one call with a mask, forward and backward, on the CPU.
 
-    The backward assigns whole heads of whole rows to threads: with two threads, three heads of one
-    document take as long as four.
+    The backward assigns whole heads of whole rows to threads: with two threads, three heads of a document
+    take as long as four.
     """
     B, T, H, D = q_BTHD.shape
     together = -(-B * H // num_threads) * T**2 * D / 64
@@ -85,7 +85,7 @@ def documents_are_faster(lengths: tuple[int, ...], q_BTHD: Tensor, num_threads: 
 def _attend(
     q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, mask_B1TS: Tensor | None, scale: float
 ) -> Tensor:
-    """One call; causal without a mask."""
+    """Attend in one call; causal without a mask."""
     q_BHTD, k_BKSD, v_BKSD = (x.transpose(1, 2) for x in (q_BTHD, k_BSKD, v_BSKD))
     out_BHTD = F.scaled_dot_product_attention(
         q_BHTD,
@@ -99,25 +99,25 @@ def _attend(
     return out_BHTD.transpose(1, 2)
 
 
-# Plain products, for bfloat16 on a CPU that multiplies it. torch's fused CPU function spends most of a short document
-# outside of its products, above all backward. Here documents of like lengths are padded to one batch. As in a chain of
-# torch's functions in bfloat16, scores are rounded to bfloat16, and their softmax is computed in float32 and rounded; the
-# probabilities are kept for the backward: short documents only. `cm3 bench attention` compares the two.
+# Plain products, for bfloat16 on a CPU with instructions for it. torch's fused CPU function spends most of a short
+# document's time outside its products, mainly backward. Here documents of similar lengths are padded to one batch. As in
+# a chain of torch functions in bfloat16, scores are rounded to bfloat16, and their softmax is computed in float32 and
+# rounded; probabilities are kept for the backward, so only for short documents. `cm3 bench attention` compares the two.
 
-#: A group's documents are at least this part of its padded length.
+#: A group's documents have at least this fraction of its padded length.
 _LEAST = 0.8
 #: Padded lengths are multiples of this: narrower products are slower.
 _MULTIPLE = 16
 
 
 class Layout(NamedTuple):
-    """Where each row is when documents are multiplied in groups.
+    """Position of each row when documents are multiplied in groups.
 
     Args:
-        groups: (number of matrices, L) of each group; its rows follow those of the former.
-        rows: for each place, the row that is there (of padding, one of the same document), int64 [P].
-        places: for each row, its place, int64 [X * H].
-        padding: the places that hold no row, int64.
+        groups: (number of matrices, L) of each group; its rows follow the previous group's.
+        rows: the row at each place (for padding, a row of the same document), int64 [P].
+        places: the place of each row, int64 [X * H].
+        padding: places without a row, int64.
     """
 
     groups: tuple[tuple[int, int], ...]
@@ -127,7 +127,7 @@ class Layout(NamedTuple):
 
 
 def can_multiply(q_BTHD: Tensor, k_BSKD: Tensor, lengths: Sequence[int]) -> bool:
-    """Whether `attend_documents` takes these documents, and is the faster one."""
+    """Whether `attend_documents` supports these documents and is faster."""
     return (
         q_BTHD.device.type == "cpu"
         and q_BTHD.dtype == torch.bfloat16
@@ -141,14 +141,14 @@ def can_multiply(q_BTHD: Tensor, k_BSKD: Tensor, lengths: Sequence[int]) -> bool
 
 @lru_cache(maxsize=1)
 def _multiplies_bf16() -> bool:
-    """Whether oneDNN has products of bfloat16 here."""
+    """Whether oneDNN supports bfloat16 products here."""
     supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return supported
 
 
-@lru_cache(maxsize=8)  # the layers of a pass share one
+@lru_cache(maxsize=8)  # shared by the layers of a pass
 def layout_of(lengths: tuple[int, ...], num_heads: int) -> Layout:
-    """The layout of documents that lie one after the other, the longest first.
+    """Return the layout of consecutive documents, the longest first.
 
     >>> layout = layout_of((2, 20, 1), 1)
     >>> layout.groups, layout.places.tolist()[:3], layout.rows.tolist()[-32:-29]
@@ -180,12 +180,12 @@ def layout_of(lengths: tuple[int, ...], num_heads: int) -> Layout:
 def attend_documents(
     q_XHD: Tensor, k_XHD: Tensor, v_XHD: Tensor, lengths: tuple[int, ...], scale: float
 ) -> Tensor:
-    """Causal attention of each document to itself, bfloat16 [X, H, D]; differentiable once.
+    """Return causal attention of each document to itself, bfloat16 [X, H, D]; differentiable once.
 
     Args:
         q_XHD, k_XHD, v_XHD: bfloat16 on the CPU.
-        lengths: of the documents, in order; their sum is X.
-        scale: of the scores.
+        lengths: lengths of the documents, in order; they sum to X.
+        scale: scale of the scores.
     """
     out_XHD: Tensor = _Products.apply(q_XHD, k_XHD, v_XHD, lengths, scale)  # type: ignore[no-untyped-call]  # torch's annotations lack it
     return out_XHD
@@ -239,17 +239,17 @@ class _Products(torch.autograd.Function):
 
 @lru_cache(maxsize=64)
 def _mask(length: int) -> Tensor:
-    """0 where a query sees a key, else -inf, bfloat16 [L, L]."""
+    """Return 0 where a query sees a key, otherwise -inf, bfloat16 [L, L]."""
     return torch.full((length, length), float("-inf"), dtype=torch.bfloat16).triu_(1)
 
 
 def _gathered(x_XHD: Tensor, layout: Layout) -> Tensor:
-    """The rows in the order of the layout, [P, D]."""
+    """Return the rows in the order of the layout, [P, D]."""
     return x_XHD.reshape(-1, x_XHD.shape[-1]).index_select(0, layout.rows)
 
 
 def _groups(layout: Layout, *arrays_PD: Tensor) -> Iterator[list[Tensor]]:
-    """Each group's part of the arrays, as matrices [N * H, L, D]."""
+    """Yield each group's part of the arrays, as matrices [N * H, L, D]."""
     start = 0
     for number, length in layout.groups:
         stop = start + number * length

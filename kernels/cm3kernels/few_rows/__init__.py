@@ -1,5 +1,5 @@
-"""Op `few_rows`: products of few rows with a fixed weight on a CPU, and a whole step of a decoder's
-layers in one call. Layout and formulas: README.md in this folder.
+"""Op `few_rows`: products of few rows with a fixed weight on a CPU, and a complete step of a decoder's layers
+in one call. Layout and formulas: README.md in this folder.
 
 Legend: M rows, K inputs, V outputs, E width, F feed-forward width, H heads, D head dimension, L layers.
 """
@@ -20,14 +20,14 @@ from cm3kernels.few_rows.native import Unavailable, library, refusal
 __all__ = ["DecoderStep", "FewRowsProduct", "Unavailable", "library", "refusal"]
 
 OP = "few_rows"
-#: Precision of the weights -> number in products.h, inputs of a group.
+#: Precision of the weights -> number in products.h, and inputs per group.
 KINDS = {"bf16": (0, 2), "int8": (1, 4), "fp32": (2, 1)}
-#: What follows a product -> number in products.h.
+#: Function after a product -> number in products.h.
 AFTER = {None: 0, "relu": 1, "gelu": 2}
 ADD = 3
 PANEL = 16  # outputs
 LARGE_PAGE = 2**21
-#: Rows of one call: what a thread keeps for its inputs is bounded.
+#: Maximum rows of a call, which limits a thread's memory for inputs.
 MOST_ROWS = 1024
 LARGEST_HEAD_DIM = 128
 
@@ -60,19 +60,19 @@ class _Pool(ctypes.Structure):
 
 
 class FewRowsProduct:
-    """x -> activation(x @ weight.T); a row's result has the same bits with any other rows.
+    """x -> activation(x @ weight.T); a row's result has the same bits whatever the other rows are.
 
     Args:
         weight: floating [V, K] on the CPU; copied.
-        precision: of the weight as it is multiplied. "bf16": inputs are rounded to bfloat16, sums are
-            float32. "int8": codes -127..127 with a scale for each output; inputs are rounded to 8 bits
-            with a scale for each row. "fp32": nothing is rounded.
+        precision: precision of the weight in products. "bf16": inputs are rounded to bfloat16, sums are
+            float32. "int8": codes -127..127 with a scale per output; inputs are rounded to 8 bits with a
+            scale per row. "fp32": nothing is rounded.
         activation: None, "relu" or "gelu" (the exact one).
-        folder: where the compiled library is kept.
+        folder: folder of the compiled library.
 
     Raises:
-        Unavailable: the library can't be had on this machine.
-        ValueError: another precision or activation, or a weight of another shape.
+        Unavailable: the library can't be built or loaded on this machine.
+        ValueError: unknown precision or activation, or a weight of another shape.
     """
 
     def __init__(
@@ -100,21 +100,21 @@ class FewRowsProduct:
         if precision == "int8":
             codes, scale_V = int8_codes(weight)
             missing = -len(codes) % PANEL
-            # sums of bytes are too large by 128 for each input
+            # sums of bytes are too large by 128 per input
             zero_V = torch.nn.functional.pad(128 * codes.sum(1, dtype=torch.int32), (0, missing))
             scale_V = torch.nn.functional.pad(scale_V / 127, (0, missing))
         elif precision == "bf16":
             codes = weight.bfloat16()
         else:
             codes = weight.float()
-        #: What the library reads; kept alive here.
+        #: Arrays read by the library; kept alive here.
         self._memory = panels(codes, group, self._library), scale_V, zero_V
         addresses = (0 if one is None else one.data_ptr() for one in self._memory)
         self.table = _Product(*addresses, self.num_inputs, self.num_outputs, kind)
         self._at = ctypes.addressof(self.table)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """float32 [M, V] of floating x [M, K]."""
+        """Return float32 [M, V] for floating x [M, K]."""
         out = torch.empty(len(x), self.num_outputs)
         self._multiply(x, out, AFTER[self.activation])
         return out
@@ -128,7 +128,7 @@ class FewRowsProduct:
             and total.shape == (len(x), self.num_outputs),
             OP,
             lambda: (
-                f"the total is {total.dtype} {list(total.shape)}, must be contiguous float32 "
+                f"total is {total.dtype} {list(total.shape)}, must be contiguous float32 "
                 f"{[len(x), self.num_outputs]}"
             ),
         )
@@ -155,10 +155,10 @@ class DecoderStep:
     x + attention(LN(x)), then x + down(activation(up(LN(x)))), with LayerNorm without weights.
 
     Args:
-        layers: of each layer the products of q, k and v together [3 E], of the attended values, up
-            (whose activation follows it) and down.
-        norms: of each layer the float32 weights [D] of LayerNorm of queries and of keys; None: no norm.
-        num_heads: H; E / H a multiple of 16, at most `LARGEST_HEAD_DIM`.
+        layers: for each layer the products of q, k and v together [3 E], of the attended values, up
+            (followed by its activation) and down.
+        norms: for each layer the float32 weights [D] of LayerNorm of queries and of keys; None: no norm.
+        num_heads: H; E / H must be a multiple of 16, at most `LARGEST_HEAD_DIM`.
     """
 
     def __init__(
@@ -185,20 +185,20 @@ class DecoderStep:
 
     @staticmethod
     def takes(head_dim: int) -> bool:
-        """Whether heads of this many dimensions are supported."""
+        """Whether heads with this many dimensions are supported."""
         return head_dim % 16 == 0 and 0 < head_dim <= LARGEST_HEAD_DIM
 
     def __call__(
         self, x_ME: Tensor, keys_LHND: Tensor, values_LHND: Tensor, runs: Sequence[Sequence[range]]
     ) -> Tensor:
-        """LayerNorm of the layers' output, float32 [M, E]. `x_ME` is changed.
+        """Return LayerNorm of the layers' output, float32 [M, E]. `x_ME` is overwritten.
 
         Args:
-            x_ME: float32, contiguous: the embeddings of one new token of each row.
-            keys_LHND, values_LHND: float32, contiguous: the pool of N slots. Each row's new key and
-                value are written to its last slot.
-            runs: of each row, the slots that it sees in order, none empty; the last one of the last run
-                is the new token's.
+            x_ME: float32, contiguous: embeddings of one new token per row.
+            keys_LHND, values_LHND: float32, contiguous: the pool of N slots. Each row's new key and value are
+                written to its last slot.
+            runs: for each row, the slots that it sees in order, none empty; the last slot of the last run is
+                the new token's.
         """
         M, E = x_ME.shape
         for name, tensor in (("x_ME", x_ME), ("keys", keys_LHND), ("values", values_LHND)):
@@ -245,15 +245,17 @@ class DecoderStep:
 
 
 def int8_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes int8 [V, K] and scales float32 [V]: code * scale is the weight, rounded; the largest of a
-    row is exact.
+    """Return codes int8 [V, K] and scales float32 [V]: code * scale is the rounded weight; a row's largest
+    weight is exact.
 
     >>> int8_codes(torch.tensor([[0.5, -1.0, 0.0, 0.1]]))
     (tensor([[  64, -127,    0,   13]], dtype=torch.int8), tensor([0.0079]))
     """
     codes = torch.empty(weight.shape, dtype=torch.int8)
     scale_V = torch.empty(len(weight))
-    for start in range(0, len(weight), MOST_ROWS):  # in float32 they take many times their result
+    for start in range(
+        0, len(weight), MOST_ROWS
+    ):  # in float32 they take many times the memory of the result
         rows = slice(start, start + MOST_ROWS)
         part = weight[rows].float()
         scale_V[rows] = (part.abs().amax(1) / 127).clamp(min=1e-12)
@@ -262,7 +264,7 @@ def int8_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def panels(codes: Tensor, group: int, native: ctypes.CDLL) -> Tensor:
-    """[V, K] -> panels of 16 outputs: [V / 16, K / group, 16, group], padded with zeros; uint8."""
+    """Rearrange [V, K] to panels of 16 outputs: [V / 16, K / group, 16, group], padded with zeros; uint8."""
     V, K = codes.shape
     padded = torch.nn.functional.pad(codes, (0, -K % group, 0, -V % PANEL))
     V, K = padded.shape

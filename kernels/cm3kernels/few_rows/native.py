@@ -1,7 +1,7 @@
-"""The library of `few_rows`: compiled once for this machine by its C++ compiler, and kept in a folder.
+"""The library of `few_rows`: compiled once for this machine by its C++ compiler, and stored in a folder.
 
-Where it can't be (no compiler, other instructions), there is a reason, and callers use something else. A file that is
-to be run as code must be this user's, and nobody else can have put it there.
+If that fails (no compiler, other instructions), callers get a reason and use something else. Files that will be executed
+as code must belong to this user, and nobody else may be able to write them.
 """
 
 from __future__ import annotations
@@ -31,44 +31,44 @@ FLAGS = (
     *("-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"),
     *("-mavx512bf16", "-mavx512vnni"),
 )
-#: Seconds that a compiler may take; some five are usual.
+#: Time limit of the compiler in seconds; about five are usual.
 LONGEST_COMPILATION = 300
-#: "0": nothing is compiled, and this library is not used.
+#: "0": don't compile and don't use this library.
 SWITCH = "CM3_NATIVE"
 
 
-#: The library of this process, once it is loaded: it is the same in every folder.
+#: This process's library, once loaded; it is the same in every folder.
 _in_use: list[ctypes.CDLL] = []
 
 
 class Unavailable(Exception):
-    """Why the library can't be used here."""
+    """The library can't be used; the message gives the reason."""
 
 
 def refusal() -> str | None:
-    """Why it is not even tried here: the switch, the system or the CPU. None: it can be."""
+    """Return why the library is not even tried: the switch, the system or the CPU. None if it can be tried."""
     if os.environ.get(SWITCH) == "0":
         return f"{SWITCH} is 0"
     if not sys.platform.startswith("linux"):
-        return f"it is for Linux, not {sys.platform}"
+        return f"it needs Linux, not {sys.platform}"
     if not (
         torch.backends.cpu.get_cpu_capability() == "AVX512"
         and torch.cpu._is_avx512_bf16_supported()
         and torch.cpu._is_vnni_supported()
     ):
-        return "it needs a CPU with AVX512, its bfloat16 and its byte products (VNNI)"
+        return "it needs a CPU with AVX512, including its bfloat16 and byte products (VNNI)"
     if torch.cpu._is_amx_tile_supported():
         return "oneDNN has better instructions on this CPU (AMX)"
     return None
 
 
 def library(folder: Path) -> ctypes.CDLL:
-    """The library, compiled if `folder` doesn't have it.
+    """Return the library; compiles it if `folder` doesn't have it.
 
-    A process tries that once a folder, until it has the library.
+    A process tries this once per folder, until it has the library.
 
     Raises:
-        Unavailable: it can't be compiled or loaded, with the reason.
+        Unavailable: it can't be compiled or loaded; states the reason.
     """
     if (reason := refusal()) is not None:
         raise Unavailable(reason)
@@ -82,7 +82,7 @@ def library(folder: Path) -> ctypes.CDLL:
 
 @functools.cache
 def _tried(folder: Path) -> ctypes.CDLL | str:
-    """The library, or why there is none."""
+    """Return the library, or the reason why there is none."""
     try:
         return _loaded(folder)
     except Unavailable as reason:
@@ -96,15 +96,15 @@ def _loaded(folder: Path) -> ctypes.CDLL:
         if not folder.exists():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if (fault := folder_fault(folder)) is not None:
-            # whoever writes there could put in code that would run as this user
+            # others with write access could insert code that would run as this user
             reason = (
-                f"{fault}; compiled code is only kept where nobody else can write: set CM3_CACHE"
+                f"{fault}; compiled code is stored only where nobody else can write: set CM3_CACHE"
             )
             _log.warning("few_rows: %s", reason)
             raise Unavailable(reason)
         if (fault := _fault(path)) is not None:
             if path.is_symlink() or path.exists():
-                _log.warning("few_rows: %s; it is compiled again", fault)
+                _log.warning("few_rows: %s; compiling it again", fault)
             _compile(compiler, path)
         loaded = ctypes.CDLL(str(path))
     except OSError as error:
@@ -117,26 +117,26 @@ def _loaded(folder: Path) -> ctypes.CDLL:
 
 
 def _record(path: Path) -> Path:
-    """Where the hash of a library is kept."""
+    """Return the path of a library's stored hash."""
     return path.with_suffix(".so.sha256")
 
 
 def _fault(path: Path) -> str | None:
-    """Why a library is not used as it is; None: it is this user's, and has the hash that it was written with."""
+    """Return why a library can't be used; None if it belongs to this user and has its recorded hash."""
     if not path.is_symlink() and not path.exists():
-        return f"{path} is not there"
+        return f"{path} does not exist"
     if (fault := file_fault(path)) is not None:
         return fault
     record = _record(path)
     if not record.is_file() or file_fault(record) is not None:
         return f"{path} has no record of its hash"
     if record.read_text(encoding="ascii", errors="replace").strip() != sha256_of(path):
-        return f"{path} has another hash than it was written with"
+        return f"{path} does not have its recorded hash"
     return None
 
 
 def _compiler() -> list[str]:
-    """The C++ compiler's command: `CXX`, or the first one found."""
+    """Return the C++ compiler's command: `CXX`, or the first one found."""
     if named := os.environ.get("CXX"):
         return named.split()
     for name in ("c++", "g++", "clang++"):
@@ -146,7 +146,7 @@ def _compiler() -> list[str]:
 
 
 def _fingerprint(compiler: list[str]) -> str:
-    """Hash of everything that the library depends on."""
+    """Hash everything that the library depends on."""
     found = _run([*compiler, "--version"])
     digest = hashlib.sha256(repr((found, FLAGS)).encode())
     for source in sorted([*SOURCES.glob("*.h"), SOURCES / ENTRY]):
@@ -155,8 +155,8 @@ def _fingerprint(compiler: list[str]) -> str:
 
 
 def _compile(compiler: list[str], path: Path) -> None:
-    """Written beside its place first: another process sees all of it or nothing."""
-    _log.info("few_rows: compiling for this CPU, once (some seconds)")
+    """Compile to a temporary file first, so that other processes see all of it or nothing."""
+    _log.info("few_rows: compiling for this CPU, once (takes a few seconds)")
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
         _run([*compiler, *FLAGS, str(SOURCES / ENTRY), "-o", str(made)])
@@ -164,7 +164,7 @@ def _compile(compiler: list[str], path: Path) -> None:
         hashed = _record(made)
         hashed.write_text(f"{sha256_of(made)}\n", encoding="ascii")
         hashed.chmod(0o600)
-        # another compiler run gives the same library, or another one, which is then compiled again
+        # another compiler run gives the same library, or one that fails its hash and is then compiled again
         hashed.replace(_record(path))
         made.replace(path)
 
@@ -178,7 +178,7 @@ def _run(command: list[str]) -> str:
         raise Unavailable(f"the compiler {command[0]} doesn't run: {error}") from error
     if done.returncode:
         said = next((line for line in done.stderr.splitlines() if "error" in line), "no message")
-        raise Unavailable(f"the compiler {command[0]} fails: {said.strip()}")
+        raise Unavailable(f"the compiler {command[0]} failed: {said.strip()}")
     return done.stdout
 
 
@@ -186,47 +186,47 @@ _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def folder_fault(folder: Path) -> str | None:
-    """Why what lies in a folder can't be trusted to be this user's; None: it can.
+    """Return why a folder's contents can't be trusted to be this user's; None if they can.
 
-    The folder must be this user's, and writable for nobody else. So must each folder that it is in, by either of
-    its spellings where links are followed; these may also be root's, and writable for others where the sticky bit
-    keeps them from replacing what is not theirs (`/tmp`). Access control lists are not looked at.
+    The folder must belong to this user, and must not be writable for others. So must each of its parent folders, with links
+    followed or not; these may also belong to root, and be writable for others if the sticky bit keeps them from replacing
+    other users' files (`/tmp`). Access control lists are not checked.
     """
-    # Path.resolve would lose the spelling
+    # Path.resolve would lose the unresolved path
     for spelling in dict.fromkeys((Path(os.path.abspath(folder)), Path(os.path.realpath(folder)))):  # noqa: PTH100
         for place in (spelling, *spelling.parents):
             try:
                 found = place.stat()
             except OSError as error:
-                return f"{place} can't be looked at ({error.strerror})"
+                return f"{place} can't be checked ({error.strerror})"
             own = found.st_uid == os.geteuid()
             if not own and (place == spelling or found.st_uid != 0):
                 return f"{place} belongs to another user"
             sticky = place != spelling and found.st_mode & stat.S_ISVTX
             if _others_write(found) and not sticky:
-                return f"{place} can be written by other users"
+                return f"{place} is writable by other users"
     return None
 
 
 def file_fault(path: Path) -> str | None:
-    """The same of a file in such a folder."""
+    """Return the same for a file in such a folder."""
     found = path.lstat()
     if not stat.S_ISREG(found.st_mode):
         return f"{path} is not a regular file"
     if found.st_uid != os.geteuid():
         return f"{path} belongs to another user"
     if _others_write(found):
-        return f"{path} can be written by other users"
+        return f"{path} is writable by other users"
     return None
 
 
 def sha256_of(path: Path) -> str:
-    """Hash of a file's bytes."""
+    """Return the SHA-256 of a file's bytes."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _others_write(found: os.stat_result) -> bool:
-    """Whether anybody but the owner may write; a group that has no other member is the owner."""
+    """Whether anybody but the owner may write; a group without other members counts as the owner."""
     mode = found.st_mode & _OTHERS_WRITE
     return bool(mode) and not (mode == stat.S_IWGRP and _is_private(found.st_gid))
 

@@ -45,60 +45,60 @@ def guided_sample(
     out_log_probability_n: Tensor | None = None,
     debug: bool = False,
 ) -> Tensor:
-    """Mix the guidance streams of each request, filter, draw one id: one call for a batch with any
-    mixture of settings.
+    """Mix the guidance streams of each request, filter, and draw one id: one call for a batch with any mixture of
+    settings.
 
     Order: mix -> allowed ids -> plausible ids of the reference stream -> temperature -> top-k ->
     top-p -> min-p -> typical -> draw. A filter that is None is off for all requests. All
     implementations give the same tokens.
 
     Args:
-        logits_SV: floating [S, V]; logits of every stream row over ids first_id..first_id+V-1. An
-            id whose logit is not finite in the reference or in a stream of nonzero weight is never
+        logits_SV: floating [S, V]; logits of every stream row over ids first_id..first_id+V-1. An id whose
+            logit is not finite in the reference or in a stream of nonzero weight is never
             drawn.
-        stream_rows_nG: int64 [n, G]; the rows of each request's streams. -1: no such stream, for
-            requests with fewer than G.
-        weights_nG: floating [n, G]; the mixed logits are the weighted sum of the streams', rounded
-            to float32. A weight of 0 leaves the stream out of the sum, and it may still be the
+        stream_rows_nG: int64 [n, G]; rows of each request's streams. -1: no such stream, for requests with
+            fewer than G.
+        weights_nG: floating [n, G]; the mixed logits are the weighted sum of the streams', rounded to
+            float32. A weight of 0 removes the stream from the sum, but it may still be the
             reference.
-        reference_n: int64 [n]; which stream (0..G-1) decides plausibility. None: 0.
-        allowed_nV: bool [n, V]. None: all. An id has to pass this mask, the bits and the range.
+        reference_n: int64 [n]; the stream (0..G-1) that decides plausibility. None: 0.
+        allowed_nV: bool [n, V]. None: all. An id must pass this mask, the bits and the range.
         temperature_n: floating [n]; 0 picks the largest mixed logit (lowest id on a tie), whatever
             the later filters. None: 1.
-        top_k_n, top_p_n: int64, floating [n]; of the mixed distribution, top-p after top-k. <= 0 or
+        top_k_n, top_p_n: int64, floating [n]; applied to the mixed distribution, top-p after top-k. <= 0 or
             >= V, and >= 1, are off. Ties with the threshold are kept; never empty.
-        plausible_top_k_n, plausible_top_p_n: the same, of the reference's allowed ids at
+        plausible_top_k_n, plausible_top_p_n: the same, applied to the reference's allowed ids at
             temperature 1.
         plausible_alpha_n, plausible_k_n: floating, int64 [n]; reference probability >= alpha * its
             k-th largest. 0 is off.
-        min_p_n: floating [n], 0..1; keeps, of what is left, ids with at least min_p times the
-            largest probability. 0 is off.
-        typical_p_n: floating [n]; keeps, of what is left, renormalised, the smallest set of ids of
-            mass >= typical_p whose surprise is nearest to the entropy. >= 1 is off. Ties with the
-            last are kept; never empty.
-        seed_n, position_n: int64 [n]; the draw depends on (seed, position, id) only. position in
+        min_p_n: floating [n], 0..1; keeps, of the remaining ids, those with at least min_p times the largest
+            probability. 0 is off.
+        typical_p_n: floating [n]; keeps, of the remaining ids, renormalised, the smallest set with mass >=
+            typical_p whose surprise is nearest to the entropy. >= 1 is off. Ties with the last are kept; never
+            empty.
+        seed_n, position_n: int64 [n]; the draw depends only on (seed, position, id). position in
             0..2**32-1.
         first_id: id of column 0.
         implementation: "auto" or a name in `IMPLEMENTATIONS`. "auto": "triton" on CUDA, else
             "eager".
         allowed_bits_nW: int32 [n, ceil(V / 32)]; column v is allowed where bit v % 32 of word v //
             32 is set.
-        allowed_from_n, allowed_to_n: int64 [n]; ids allowed_from..allowed_to-1 are allowed. Ids of
-            the whole vocabulary.
-        out_tokens_S: int64 [S]; also receives the token of each request at all its stream rows;
-            other rows are left unchanged. No row may belong to two requests.
-        out_log_probability_n: float32 [n]; receives the log-probability with which the draw picks
-            its token: over the ids that the filters keep, at the request's temperature; 0 at
+        allowed_from_n, allowed_to_n: int64 [n]; ids allowed_from..allowed_to-1 are allowed, as ids of the whole
+            vocabulary.
+        out_tokens_S: int64 [S]; also receives the token of each request at all its stream rows; other rows
+            are unchanged. No row may belong to two requests.
+        out_log_probability_n: float32 [n]; receives the log-probability of the drawn token over the ids that
+            the filters keep, at the request's temperature; 0 at
             temperature 0.
-        debug: check on CUDA, too, that every request had a legal id (waits for the device).
+        debug: on CUDA, too, check that every request has a legal id (waits for the device).
 
     Returns:
-        int64 [n] ids, `first_id` included. On CUDA the Triton kernels give -1 for a request without
-        a legal id, since raising would mean waiting for the device; everything else raises.
+        int64 [n] ids, including `first_id`. On CUDA the Triton kernels return -1 for a request without a legal
+        id, since raising would mean waiting for the device; all others raise.
 
     Raises:
-        ValueError: shapes, dtypes, devices or (on the CPU) values that don't fit, a request without
-            a legal id, or an implementation that doesn't exist or can't run.
+        ValueError: shapes, dtypes, devices or (on the CPU) values are invalid, a request has no legal id, or
+            the implementation doesn't exist or can't run.
 
     Source: CM3leon paper, section 3.1, equations 1 to 3; the draw is this project's.
 
@@ -155,7 +155,7 @@ INTEGER = (
     "allowed_from_n",
     "allowed_to_n",
 )
-#: Settings whose values are checked -> whether a value is wrong, and what it must be.
+#: Settings with checked values -> whether a value is invalid, and what it must be.
 WRONG: dict[str, tuple[Callable[[float], bool], str]] = {
     "temperature_n": (
         lambda value: not 0 <= value < math.inf,
@@ -174,7 +174,7 @@ def _wrong(cause: str) -> ValueError:
     return ValueError(f"{OP}: {cause}")
 
 
-# Formatting a message costs more than a check: none is formatted before it is needed.
+# Formatting a message costs more than a check, so messages are formatted only on failure.
 
 
 def _check_shapes(
@@ -267,8 +267,8 @@ def _check_values(
     settings: dict[str, Tensor | None],
     out_tokens_S: Tensor | None,
 ) -> None:
-    """The checks that need no waiting for a device. On CUDA the kernels give no token to a
-    request with a wrong row."""
+    """Run the checks that need no waiting for a device. On CUDA the kernels return no token for a request with an
+    invalid row."""
     rows, num_rows, (_, G) = stream_rows_nG.tolist(), len(logits_SV), stream_rows_nG.shape
     for request in rows:
         if min(request) < -1 or max(request) >= num_rows:

@@ -1,11 +1,11 @@
-"""Classifier-free guidance: the streams' logits, mixed; and the ids that count as plausible.
+"""Classifier-free guidance: mixes the streams' logits, and selects plausible ids.
 
     x_v = float32(sum_g weights[g] * logits[stream_rows[g], v])
 
 Guidance u + s (c - u) has the weights (s, 1 - s) on the streams (c, u); editing (s, s_picture - s, 1 - s_picture);
-contrastive decoding and CD-K (1 / T_expert, -1 / T_amateur), with only those ids of the expert that `alpha_threshold`
-leaves. The sum is rounded to float32
-once, so that ties mean the same on every device. `_tile.py` has the same for the Triton kernels.
+contrastive decoding and CD-K (1 / T_expert, -1 / T_amateur), restricted to the expert's ids that pass
+`alpha_threshold`. The sum is rounded to float32
+once, so that ties mean the same on every device. `_tile.py` does the same in the Triton kernels.
 
 Source: CM3leon paper, section 3.1, equations 1 to 3. Legend: S stream rows, n requests, G streams, V ids of the slice,
 W = ceil(V / 32) words of a bit mask.
@@ -29,11 +29,11 @@ def mix(
     allowed_nV: Tensor | None,
     first_request: int = 0,
 ) -> tuple[Tensor, Tensor | None]:
-    """Weighted sum of the streams, float32; legal ids (None: all): allowed, and with a finite logit
-    in the reference and in every present stream of nonzero weight.
+    """Return the weighted sum of the streams, float32; and the legal ids (None: all): allowed, and with a finite
+    logit in the reference and in every present stream of nonzero weight.
 
     Raises:
-        ValueError: a request has no legal id; the message has its number, counted from
+        ValueError: a request has no legal id; the message states its number, counted from
             `first_request`.
     """
     rows = stream_rows_nG.tolist()
@@ -57,14 +57,14 @@ def mix(
 
 
 def _weighted_sum(streams: list[Tensor], weights_nG: Tensor) -> Tensor:
-    """In the streams' order, so that the sum is the same in any batch; float64, then rounded to
+    """Sum in the streams' order, so that the sum is the same in any batch; in float64, then rounded to
     float32."""
     if (
         len(streams) == 1
         and streams[0].dtype != torch.float64
         and weights_nG.dtype != torch.float64
     ):
-        # a single product of float32 is rounded once anyway
+        # a single product of float32 is rounded only once anyway
         return streams[0].float() * weights_nG.float()
     weights_nG = weights_nG.double()
     mixed_nV = streams[0].to(torch.float64, copy=True).mul_(weights_nG[:, :1])
@@ -74,9 +74,9 @@ def _weighted_sum(streams: list[Tensor], weights_nG: Tensor) -> Tensor:
 
 
 def differentiable_mix(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor) -> Tensor:
-    """`mix` with gradients, [n, V]: rounded in the same way, and float64 for float64.
+    """Same as `mix` with gradients, [n, V]: rounded in the same way, and float64 for float64.
 
-    Logits that are not finite count as 0: their ids are not kept.
+    Non-finite logits count as 0: their ids are not kept.
     """
     exact = logits_SV.dtype == torch.float64
     weights_nG = weights_nG.double() * (stream_rows_nG >= 0)
@@ -91,7 +91,7 @@ def differentiable_mix(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Te
 def reference_logits(
     logits_SV: Tensor, stream_rows_nG: Tensor, reference_n: Tensor | None
 ) -> Tensor:
-    """Logits of each request's reference stream, [n, V]; possibly a view."""
+    """Return the logits of each request's reference stream, [n, V]; possibly a view."""
     rows, chosen = (
         stream_rows_nG.tolist(),
         [0] * len(stream_rows_nG) if reference_n is None else reference_n.tolist(),
@@ -100,7 +100,7 @@ def reference_logits(
 
 
 def _rows(logits_SV: Tensor, rows: list[int]) -> Tensor:
-    """Some rows [n, V]; row 0 for -1. Evenly spaced rows, as an engine passes them, are not
+    """Return some rows [n, V]; row 0 for -1. Evenly spaced rows, as passed by an engine, are not
     copied."""
     step = rows[1] - rows[0] if len(rows) > 1 else 1
     if step > 0 and rows[0] >= 0 and rows == list(range(rows[0], rows[0] + step * len(rows), step)):
@@ -111,9 +111,9 @@ def _rows(logits_SV: Tensor, rows: list[int]) -> Tensor:
 
 
 def alpha_threshold(values_nV: Tensor, alpha_n: Tensor | None, k_n: Tensor | None) -> Tensor:
-    """log(alpha * k-th largest probability) on unnormalised logits [n, 1]: the softmax's normaliser
-    cancels. -inf where alpha is off (<= 0); never above the largest value. A k beyond the number of
-    legal ids means the smallest of them."""
+    """Return log(alpha * k-th largest probability) on unnormalised logits [n, 1]: the softmax's normaliser cancels.
+    -inf where alpha is off (<= 0); never above the largest value. A k above the number of legal ids means the
+    smallest of them."""
     if alpha_n is None:
         return torch.full_like(values_nV[:, :1], -math.inf)
     num_legal_n = (values_nV > -math.inf).sum(dim=1)
@@ -127,7 +127,7 @@ def alpha_threshold(values_nV: Tensor, alpha_n: Tensor | None, k_n: Tensor | Non
 
 
 def only(keep_nV: Tensor | None, values_nV: Tensor) -> Tensor:
-    """The values, -inf where not kept. None keeps all."""
+    """Return the values, -inf where not kept. None keeps all."""
     return values_nV if keep_nV is None else torch.where(keep_nV, values_nV, -math.inf)
 
 
@@ -140,7 +140,7 @@ def legal_ids(
     allowed_from_n: Tensor | None,
     allowed_to_n: Tensor | None,
 ) -> Tensor | None:
-    """The mask, the bits and the range of allowed ids as one mask, bool [n, V]; None: all."""
+    """Combine the mask, the bits and the range of allowed ids in one mask, bool [n, V]; None: all."""
     masks = [] if allowed_nV is None else [allowed_nV]
     if allowed_bits_nW is not None:
         column_V = torch.arange(V, device=allowed_bits_nW.device)
@@ -161,7 +161,7 @@ def legal_ids(
 
 
 def write_rows(token_n: Tensor, stream_rows_nG: Tensor, out_tokens_S: Tensor | None) -> Tensor:
-    """The tokens, once each is written to all rows of its request, of whatever stream."""
+    """Write each token to all stream rows of its request, and return the tokens."""
     if out_tokens_S is not None:
         there_nG = stream_rows_nG >= 0
         out_tokens_S[stream_rows_nG[there_nG]] = token_n[:, None].expand_as(stream_rows_nG)[

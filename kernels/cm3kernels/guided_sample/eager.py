@@ -1,11 +1,11 @@
-"""The same tokens as `reference.py` from fewer operations: the fast path where there is no GPU.
+"""Draws the same tokens as `reference.py` with fewer operations: the fast path without a GPU.
 
-No row is sorted. Top-k selects its ids by groups. The threshold of a nucleus is not searched where
-most draws fall inside: the race is run without it, and the winner is inside if the ids above it
-have less than p of the mass; otherwise, and where the threshold itself is needed, masses are
-accumulated in buckets. The race is decided by products, the arg max of log(1 - u) / mass: one
-logarithm an id, and where few ids are left, only of those. For one request with few ids a call
-costs more than its arithmetic: settings are read as Python numbers, and what is off is left out.
+No row is sorted. Top-k selects its ids by groups. The threshold of a nucleus is not computed if most draws fall
+inside: the race runs without it, and the winner is inside if the ids above it have less than p of the mass; otherwise,
+and if the threshold itself is needed, masses are accumulated in buckets. The race is decided by products, the arg max of
+log(1 - u) / mass: one logarithm per id and, if few ids are left, only for those. For one request with few ids a call
+costs more than its arithmetic: settings are read as Python numbers, and disabled ones are
+skipped.
 Legend: n requests, m some of them, V ids of the slice, M ids considered (all, or each request's
 largest in descending order), L kept ids of all requests together, a positions ahead, b buckets.
 """
@@ -24,14 +24,14 @@ from torch import Tensor
 from cm3kernels.guided_sample.cfg import legal_ids, mix, only, reference_logits, write_rows
 from cm3kernels.guided_sample.philox import log_survival, log_survival_of, philox4x32
 
-#: Ids of all requests that are processed at once. More would not fit the cache, and their arrays
-#: would come fresh from the system each time, which costs more than the arithmetic.
+#: Number of ids of all requests processed at a time. More would not fit in the cache, and their arrays would be newly
+#: allocated by the system each time, which costs more than the arithmetic.
 AT_ONCE = 32768
-#: The p from which a nucleus is only checked for the winner of the race.
+#: From this p on, only the race's winner is checked against a nucleus.
 LEFT_TO_THE_WINNER = 0.8
-#: How many runners-up may be tried in its place.
+#: Number of runners-up that may be tried instead.
 NUM_RUNNERS_UP = 3
-#: Below this score a mass is so small that float64 doesn't represent it at full precision.
+#: Below this score, float64 does not represent a mass at full precision.
 LOWEST_SCORE = -1e300
 
 
@@ -52,7 +52,7 @@ class Settings:
     position_n: Tensor
 
     def of(self, index_m: Tensor) -> Settings:
-        """The settings of some requests."""
+        """Return the settings of some requests."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         some: dict[str, Any] = {
             name: None if value is None else value[index_m] for name, value in values.items()
@@ -70,7 +70,7 @@ def guided_sample_eager(
     debug: bool,
     **given: Any,
 ) -> Tensor:
-    """See `cm3kernels.guided_sample`; everything is checked, with `debug` or without."""
+    """See `cm3kernels.guided_sample`; everything is checked, regardless of `debug`."""
     n, V = len(stream_rows_nG), logits_SV.shape[1]
     narrow = any(
         all(0 < k <= V // 8 for k in _numbers(given[name]) or [0])
@@ -79,7 +79,7 @@ def guided_sample_eager(
     narrow = narrow or all(alpha > 0 for alpha in _numbers(given["plausible_alpha_n"]) or [0])
     # narrow: most of the work is on far fewer ids
     step = max(AT_ONCE * (4 if narrow else 1) // V, 1)
-    # operations cost less in it; the sum below makes an ordinary tensor
+    # operations cost less in inference mode; the sum below makes an ordinary tensor
     with torch.inference_mode():
         if n <= step:
             column_n = _some(
@@ -118,7 +118,7 @@ def _some(
     out_log_probability_n: Tensor | None,
     **settings: Any,
 ) -> Tensor:
-    """Columns drawn for requests `first_request` and following, int64 [n]."""
+    """Return the columns drawn for requests from `first_request` on, int64 [n]."""
     of, n, V = Settings(**settings), len(stream_rows_nG), logits_SV.shape[1]
     allowed_nV = legal_ids(
         n, V, first_id, allowed_nV, allowed_bits_nW, allowed_from_n, allowed_to_n
@@ -158,14 +158,14 @@ def _draw(
     look: bool,
     with_log: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Columns drawn, int64 [n], and their log-probabilities if requested, float64 [n].
+    """Return the columns drawn, int64 [n], and their log-probabilities if requested, float64 [n].
 
     Args:
-        mixed_nV, reference_nV: logits, -inf where an id is not legal. No reference: no plausibility
+        mixed_nV, reference_nV: logits, -inf for illegal ids. Without a reference there is no plausibility
             filter.
         of: settings.
         first_id: id of column 0.
-        look: whether a nucleus may be checked for the winner alone. Then there is no
+        look: whether a nucleus may be checked only for the winner. Then there is no
             log-probability.
         with_log: whether log-probabilities are requested.
     """
@@ -213,8 +213,8 @@ def _draw(
 def _runners_up(
     nucleus: Nucleus, score_nV: Tensor, column_n: Tensor, outside: list[int]
 ) -> list[int]:
-    """Replace winners outside of the nucleus by the next in the race, and so on; returns the
-    requests whose winner is still outside."""
+    """Replace winners outside the nucleus by the next in the race, repeatedly; return the requests whose winner is
+    still outside."""
     for _ in range(NUM_RUNNERS_UP):
         if not outside:
             break
@@ -239,7 +239,7 @@ def _draw_apart(
     look: bool,
     with_log: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """`_draw`, with the greedy requests apart."""
+    """Same as `_draw`, with the greedy requests handled separately."""
     column_n, log_n = (
         torch.empty_like(of.seed_n),
         torch.empty_like(of.seed_n, dtype=torch.float64) if with_log else None,
@@ -264,8 +264,8 @@ def _numbers(values_n: Tensor | None) -> list[Any]:
 def _plausible_floor(
     reference_nV: Tensor, of: Settings, *, look: bool
 ) -> tuple[Tensor | None, Nucleus | None]:
-    """Smallest plausible logit of the reference stream, [n, 1] (None: all are plausible), and the
-    nucleus that it does not apply."""
+    """Return the smallest plausible logit of the reference stream, [n, 1] (None: all are plausible), and the nucleus
+    that it does not include."""
     V, floor_n1, nucleus = reference_nV.shape[1], None, None
     ks, ps = _numbers(of.plausible_top_k_n), _numbers(of.plausible_top_p_n)
     if any(0 < k < V for k in ks):
@@ -284,7 +284,7 @@ def _plausible_floor(
         ks = [min(max(k, 1), V) for k in _numbers(of.plausible_k_n) or [1]]
         largest_nM = largest(reference_nV, max(ks))[0].double()
         kth_n1 = largest_nM[:, :1]
-        if max(ks) > 1:  # more than the legal ids: the smallest of them
+        if max(ks) > 1:  # above the number of legal ids: the smallest of them
             k_n1 = torch.tensor(ks, device=kth_n1.device)[:, None].minimum(
                 (largest_nM > -math.inf).sum(dim=1, keepdim=True)
             )
@@ -297,8 +297,8 @@ def _plausible_floor(
 def _plausible_ids(
     mixed_nV: Tensor, reference_nV: Tensor, floor_n1: Tensor, *, narrow: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Mixed logits, -inf where the reference's is below the floor; only the columns that are
-    considered, where these are few."""
+    """Return mixed logits, -inf where the reference's is below the floor; and only the considered columns, if these
+    are few."""
     V, keep_nV = mixed_nV.shape[1], reference_nV >= floor_n1
     if narrow and mixed_nV.numel() > SMALL and 8 * (num := int(keep_nV.sum(dim=1).max())) <= V:
         reference_nM, column_nM = largest(reference_nV, num)
@@ -311,8 +311,8 @@ def _plausible_ids(
 def _filter(
     mixed_nM: Tensor, column_nM: Tensor | None, of: Settings, nucleus: Nucleus | None, *, look: bool
 ) -> tuple[Kept, Nucleus | None]:
-    """Temperature (above 0), top-k, top-p, min-p and typical ids. Leaves out a nucleus, the given
-    one or that of top-p, where `look` allows it."""
+    """Apply temperature (above 0), top-k, top-p, min-p and typical ids. Skips a nucleus, the given one or top-p's,
+    if `look` allows it."""
     M, floor_n1, descending = mixed_nM.shape[1], None, False
     ks, ps, typical_ps = _numbers(of.top_k_n), _numbers(of.top_p_n), _numbers(of.typical_p_n)
     if any(0 < k < M for k in ks):
@@ -371,14 +371,14 @@ def _filter(
 
 # Thresholds, found without sorting a row.
 
-#: The buckets of a nucleus span this many nats below the largest key; what is further away falls
-#: into the last.
+#: The buckets of a nucleus span this many nats below the largest key; keys further away fall in the
+#: last one.
 BUCKETED_NATS = 32.0
 
 
 def at_least(values_nM: Tensor, floor_n1: Tensor) -> Tensor:
-    """1 where a value is at least the floor, else 0; float64, since multiplying masses costs less
-    than selecting them."""
+    """Return 1 where a value is at least the floor, else 0; float64, since multiplying masses costs less than
+    selecting them."""
     return torch.ge(
         values_nM,
         floor_n1,
@@ -391,7 +391,7 @@ def higher(first_n1: Tensor | None, second_n1: Tensor) -> Tensor:
 
 
 def kth_value(descending_nM: Tensor, ks: Sequence[int], num_ids: int) -> Tensor:
-    """The k-th value of each row, [n, 1]; -inf where k is off (<= 0 or >= `num_ids`)."""
+    """Return the k-th value of each row, [n, 1]; -inf where k is off (<= 0 or >= `num_ids`)."""
     if min(ks) == max(ks):
         return descending_nM[:, ks[0] - 1 : ks[0]]
     place_n1 = torch.tensor(
@@ -401,10 +401,10 @@ def kth_value(descending_nM: Tensor, ks: Sequence[int], num_ids: int) -> Tensor:
 
 
 def largest(values_nV: Tensor, num: int) -> tuple[Tensor, Tensor]:
-    """`values_nV.topk(num)`: values in descending order and their columns, [n, num].
+    """Return `values_nV.topk(num)`: values in descending order and their columns, [n, num].
 
-    By groups: the `num` groups with the largest maxima contain the `num` largest values. A k-th of
-    the work, in two steps."""
+    Works by groups: the `num` groups with the largest maxima contain the `num` largest values. This takes
+    a fraction of the work, in two steps."""
     V = values_nV.shape[1]
     # as many groups as values in the groups that are kept
     size = 2 ** max(round(math.log2(V / num) / 2), 0)
@@ -423,7 +423,7 @@ def largest(values_nV: Tensor, num: int) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Nucleus:
-    """A top-p filter: the ids of largest keys whose mass reaches p of the request's.
+    """A top-p filter: the ids with the largest keys whose mass reaches p of the request's.
 
     Args:
         key_nM: -inf where there is no mass.
@@ -437,12 +437,12 @@ class Nucleus:
     ps: Sequence[float]
 
     def of(self, index_m: Tensor) -> Nucleus:
-        """The filter of some requests."""
+        """Return the filter of some requests."""
         ps = [self.ps[place] for place in index_m.tolist()]
         return Nucleus(self.key_nM[index_m], self.mass_nM[index_m], self.p_n[index_m], ps)
 
     def outside(self, column_n: Tensor) -> list[int]:
-        """Requests whose id is outside: the ids above it have p of the mass already."""
+        """Return requests whose id is outside: the ids above it already have p of the mass."""
         above_nM = torch.empty_like(self.mass_nM)  # 1 or 0; multiplying costs less than selecting
         torch.gt(self.key_nM, self.key_nM.gather(1, column_n[:, None]), out=above_nM)
         above_n, total_n = above_nM.mul_(self.mass_nM).sum(dim=1), self.mass_nM.sum(dim=1)
@@ -454,16 +454,16 @@ class Nucleus:
         ]
 
     def heavy(self) -> Tensor:
-        """1 for ids that may be inside, else 0: the others are so unlikely that together they have
-        less than 1 - p of the mass."""
-        # 0.999: rounding
+        """Return 1 for ids that may be inside, else 0: the others are so unlikely that together they have less than
+        1 - p of the mass."""
+        # 0.999 allows for rounding
         share_n1 = (
             (1 - self.p_n.double()[:, None]).clamp_(min=0).mul_(0.999 / self.mass_nM.shape[1])
         )
         return at_least(self.mass_nM, self.mass_nM.sum(dim=1, keepdim=True).mul_(share_n1))
 
     def floor(self, *, descending: bool = False) -> Tensor:
-        """Its smallest key, [n, 1]; -inf where p >= 1. `descending`: the keys are sorted."""
+        """Return its smallest key, [n, 1]; -inf where p >= 1. `descending`: the keys are sorted."""
         key_nM, mass_nM, p_n1 = self.key_nM, self.mass_nM, self.p_n.double()[:, None]
         if descending:
             sum_nM = mass_nM.cumsum(dim=1)
@@ -485,9 +485,9 @@ class Nucleus:
 
 
 def _bucketed_floor(key_nM: Tensor, mass_nM: Tensor, p_n1: Tensor) -> Tensor:
-    """Smallest key of a nucleus: masses are accumulated in buckets of equal width below the largest
-    key, and only the bucket in which the sum reaches p is sorted. Buckets never separate equal
-    keys, so the result is exact."""
+    """Return the smallest key of a nucleus: masses are accumulated in buckets of equal width below the largest key,
+    and only the bucket in which the sum reaches p is sorted. Buckets never separate equal keys, so the result is
+    exact."""
     n, M = key_nM.shape
     num_buckets = min(max(M // 4, 64), 2048)
     highest_n1 = key_nM.amax(dim=1, keepdim=True)
@@ -518,10 +518,10 @@ def _bucketed_floor(key_nM: Tensor, mass_nM: Tensor, p_n1: Tensor) -> Tensor:
 
 
 def typical_ids(score_nM: Tensor, mass_nM: Tensor, p_n: Tensor, ps: Sequence[float]) -> Tensor:
-    """`reference.typical_ids` of the ids that have a mass, in the form of `_at_least`.
+    """Return `reference.typical_ids` of the ids that have a mass, in the form of `_at_least`.
 
-    Surprise and entropy have the same normaliser, so their distance is that of a score from the
-    mean score."""
+    Surprise and entropy have the same normaliser, so their distance equals a score's distance from the mean
+    score."""
     mean_n1 = (mass_nM * score_nM.clamp(min=-1000.0)).sum(dim=1, keepdim=True) / mass_nM.sum(
         dim=1, keepdim=True
     )
@@ -534,18 +534,18 @@ def typical_ids(score_nM: Tensor, mass_nM: Tensor, p_n: Tensor, ps: Sequence[flo
 #: Up to this many ids of all requests, a race of all costs less than selecting those that take
 #: part.
 SMALL = 8192
-#: Positions whose random numbers are then made at once.
+#: Number of positions whose random numbers are then generated at once.
 AHEAD = 16
 
 
 @dataclass(frozen=True)
 class Kept:
-    """The ids that the filters leave, of M ids of each request.
+    """The ids kept by the filters, among M ids of each request.
 
     Args:
         score_nM: float64; (x - largest x) / temperature.
         mass_nM: float64; exp of the score, 0 where an id is not kept.
-        num_kept: upper bound, of all requests together; None: not counted.
+        num_kept: upper bound for all requests together; None: not counted.
         column_nM: columns of the M ids among the V; None: M is V.
     """
 
@@ -555,7 +555,7 @@ class Kept:
     column_nM: Tensor | None
 
     def log_probability(self, column_n: Tensor) -> Tensor:
-        """Log-probability of one id of each request, float64 [n]."""
+        """Return the log-probability of one id of each request, float64 [n]."""
         place_n1 = column_n[:, None]
         if self.column_nM is not None:
             place_n1 = (self.column_nM == place_n1).int().argmax(dim=1, keepdim=True)
@@ -565,8 +565,8 @@ class Kept:
 def race(
     kept: Kept, V: int, first_id: int, seed_n: Tensor, position_n: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """Columns drawn, int64 [n], of equal scores the lowest id; and every id's score, float64 [n,
-    V], where all take part."""
+    """Return the columns drawn, int64 [n] (the lowest id on ties), and every id's score, float64 [n, V], if all
+    take part."""
     num_ids = len(seed_n) * V
     if kept.column_nM is not None:
         return _race_in_columns(kept.mass_nM, kept.column_nM, V, first_id, seed_n, position_n), None
@@ -581,9 +581,9 @@ def race(
 
 
 class SurvivalAhead:
-    """`log_survival` of some requests. Where ids are few, `AHEAD` positions cost about four times
-    as much as one, and an engine requests one after the other: when the second in a row is
-    requested, those that follow are made with it."""
+    """`log_survival` of some requests. With few ids, `AHEAD` positions cost about four times as much as one, and an
+    engine requests one after the other: when the second in a row is requested, the following ones are generated with
+    it."""
 
     def __init__(self, seeds: tuple[int, ...], first_id: int, V: int, device: torch.device) -> None:
         self._seeds, self._first_id, self._V = seeds, first_id, V
@@ -593,8 +593,8 @@ class SurvivalAhead:
         )
 
     def at(self, position_n: Tensor) -> Tensor:
-        """float64 [n, V]; must not be written to."""
-        # read atomically: there may be several threads
+        """Return float64 [n, V]; read-only."""
+        # one atomic read: there may be several threads
         (starts, made_anV), positions = self._made, position_n.tolist()
         steps = {position - start for position, start in zip(positions, starts, strict=True)}
         step = steps.pop() if len(steps) == 1 else -1
@@ -617,7 +617,7 @@ _survival_ahead = lru_cache(maxsize=4)(SurvivalAhead)
 def _race_in_columns(
     mass_nM: Tensor, column_nM: Tensor, V: int, first_id: int, seed_n: Tensor, position_n: Tensor
 ) -> Tensor:
-    """`race` among some columns of each request."""
+    """Run `race` among some columns of each request."""
     id_nM = column_nM + first_id
     bits_nM4 = philox4x32(seed_n, id_nM >> 2, position_n)
     score_nM = log_survival_of(bits_nM4.gather(2, (id_nM & 3)[..., None])[..., 0]).div_(mass_nM)
@@ -627,7 +627,7 @@ def _race_in_columns(
 def _race_of_few(
     mass_nV: Tensor, V: int, first_id: int, seed_n: Tensor, position_n: Tensor
 ) -> Tensor:
-    """`race` among the ids that have a mass, of all requests in one row."""
+    """Run `race` among the ids that have a mass, with all requests in one row."""
     index_L = mass_nV.view(-1).nonzero()[:, 0]
     row_L = index_L // V
     column_L = index_L - row_L * V

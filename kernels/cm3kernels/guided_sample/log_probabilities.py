@@ -1,9 +1,9 @@
 """Op `guided_log_probabilities`: the distribution that `guided_sample` draws from, differentiable.
 
-Which ids the filters keep is decided without gradients, by the same functions as in `reference.py`:
-a set doesn't change with a small change of the logits. Within it the result is a log-softmax of the
-mixed logits, and gradients reach every stream of nonzero weight. Legend: S stream rows, n requests, G
-streams, V ids of the slice.
+The filters select ids without gradients, with the same functions as in `reference.py`: the set doesn't change with a
+small change of the logits. Within it the result is a log-softmax of the mixed logits, and gradients reach every stream
+of nonzero weight. Legend: S stream rows, n requests, G streams, V ids of the
+slice.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ def guided_log_probabilities(
     typical_p_n: Tensor | None = None,
     kept_nV: Tensor | None = None,
 ) -> Tensor:
-    """Log-probabilities with which `guided_sample` draws each id, given the same arguments.
+    """Return the log-probabilities with which `guided_sample` draws each id, given the same arguments.
 
     Args:
         logits_SV, stream_rows_nG, weights_nG, reference_n, allowed_nV, temperature_n, top_k_n,
             top_p_n, plausible_top_k_n, plausible_top_p_n, plausible_alpha_n, plausible_k_n, min_p_n,
             typical_p_n: see `guided_sample`. Gradients flow to `logits_SV`.
-        kept_nV: bool [n, V]; the ids that the filters kept at an earlier call: used in place of the
-            filters of this one (not of `allowed_nV` and the temperature), so that other weights are
-            asked about the same set of ids. None: the filters decide.
+        kept_nV: bool [n, V]; ids kept by the filters in an earlier call, which replace this call's filters
+            (but not `allowed_nV` and the temperature), so that other weights are evaluated on the same set
+            of ids. None: use the filters.
 
     Returns:
-        float32 [n, V] (float64 for float64 logits), in nats; -inf for ids that are never drawn. Of a
-        request of temperature 0, 0 for the id that it takes; with `kept_nV`, its temperature counts as
+        float32 [n, V] (float64 for float64 logits), in nats; -inf for ids that are never drawn. For a
+        request with temperature 0: 0 for the id that it takes; with `kept_nV`, its temperature counts as
         1.
 
     Raises:
-        ValueError: a request has no id that may be drawn.
+        ValueError: a request has no legal id.
 
     Source: see `guided_sample`. Keeping the set of an earlier call: DeepSeek-V3.2 (2025), section 3.1
     ("Keep Sampling Mask").
@@ -93,7 +93,7 @@ def guided_log_probabilities(
             **filters,
         )
         left_nV = scores_nV > -math.inf
-        if bool(greedy_n1.any()):  # of equal scores the lowest id, as in a draw
+        if bool(greedy_n1.any()):  # the lowest id on ties, as in a draw
             lowest_n1 = scores_nV.argmax(dim=1, keepdim=True)
             taken_nV = torch.zeros_like(left_nV).scatter_(1, lowest_n1, True)
             left_nV = torch.where(greedy_n1, taken_nV, left_nV)

@@ -1,6 +1,6 @@
-"""Random numbers of a draw: a function of (seed, position, id), by Philox4x32-10.
+"""Random numbers of a draw: a function of (seed, position, id), using Philox4x32-10.
 
-That generator is counter-based: four 32-bit words from a key and a counter, no state.
+The generator is counter-based: four 32-bit words from a key and a counter, without state.
 
 Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011); the
 same words as Random123, Triton's `tl.philox` and cuRAND. torch has no unsigned 64-bit product, so
@@ -19,16 +19,16 @@ MASK = 0xFFFFFFFF
 MULTIPLIER_0, MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
 WEYL_0, WEYL_1 = 0x9E3779B9, 0xBB67AE85
 NUM_ROUNDS = 10
-#: Up to this many counters (of all keys) Python integers are faster than tensors.
+#: Up to this many counters (of all keys), Python integers are faster than tensors.
 FEW = 320
 
 
 def log_survival(seed_n: Tensor, position_n: Tensor, first_id: int, num_ids: int) -> Tensor:
-    """-E, float64 [n, V]: log(1 - u) of one uniform variate for each id.
+    """Return -E, float64 [n, V]: log(1 - u) of one uniform variate per id.
 
-    E is exponential and belongs to (seed, position, id) alone: word id % 4 of Philox4x32-10 under
-    key `seed`, counter (id // 4, position, 0, 0); u = ((word >> 8) + 0.5) / 2**24. The arg min of
-    E_v / p_v, in other words the arg max of log p_v - log E_v, is a draw of p.
+    E is exponential and depends only on (seed, position, id): word id % 4 of Philox4x32-10 under key
+    `seed`, counter (id // 4, position, 0, 0); u = ((word >> 8) + 0.5) / 2**24. The arg min of E_v / p_v,
+    i.e. the arg max of log p_v - log E_v, is a draw from p.
     """
     counter_1c = torch.arange(
         first_id // 4, (first_id + num_ids - 1) // 4 + 1, device=seed_n.device
@@ -40,13 +40,13 @@ def log_survival(seed_n: Tensor, position_n: Tensor, first_id: int, num_ids: int
 
 
 def log_survival_of(bits: Tensor) -> Tensor:
-    """log(1 - u) of 24 random bits, float64, in place. 1 - u is exact, so this is as good as
+    """Return log(1 - u) of 24 random bits, float64, in place. 1 - u is exact, so this is as accurate as
     log1p(-u), and faster."""
     return bits.mul_(-(2.0**-24)).add_(1.0 - 2.0**-25).log_()
 
 
 def philox4x32(key: Tensor, counter_0: Tensor, counter_1: Tensor) -> Tensor:
-    """The upper 24 bits of the words of counters (counter_0, counter_1, 0, 0) under 64-bit keys.
+    """Return the upper 24 bits of the words of counters (counter_0, counter_1, 0, 0) under 64-bit keys.
 
     Args:
         key: int64 [n]; low half key word 0, high half key word 1.
@@ -62,10 +62,10 @@ def philox4x32(key: Tensor, counter_0: Tensor, counter_1: Tensor) -> Tensor:
 
 
 def _by_tensors(key: Tensor, counter_0: Tensor, counter_1: Tensor, n: int, c: int) -> Tensor:
-    """Two words at a time; all rounds reuse the same memory."""
-    # Words 0 and 2 are multiplied, words 1 and 3 only mixed in; the two products change places, so
-    # they are written crosswise. Where a product overflows, `>> 32` and the mask still give its
-    # true high half; the low half is masked only at the end.
+    """Process two words at a time; all rounds reuse the same memory."""
+    # Words 0 and 2 are multiplied, words 1 and 3 only mixed in; the two products swap places, so they are
+    # written crosswise. Where a product overflows, `>> 32` and the mask still give its true high half; the
+    # low half is masked only at the end.
     multiplier_0, multiplier_1, mask, half, eight, mask_24 = _constants(key.device)
     even = torch.zeros(2, n, c, dtype=torch.int64, device=key.device)
     even[0] = counter_0
@@ -92,8 +92,8 @@ def _by_tensors(key: Tensor, counter_0: Tensor, counter_1: Tensor, n: int, c: in
 
 @cache
 def _constants(device: torch.device) -> tuple[Tensor, ...]:
-    """Multipliers, masks and shifts, without dimensions: a call with a tensor costs less than one
-    with a number."""
+    """Return multipliers, masks and shifts as tensors without dimensions: a call with a tensor costs less than with
+    a number."""
     return tuple(
         torch.tensor(value, device=device)
         for value in (MULTIPLIER_0, MULTIPLIER_1, MASK, 32, 8, MASK >> 8)
@@ -102,7 +102,7 @@ def _constants(device: torch.device) -> tuple[Tensor, ...]:
 
 @cache
 def _weyl_sequence(device: torch.device) -> Tensor:
-    """The increment of the key in each round, int64 [rounds, 2, 1]."""
+    """Return the increment of the key in each round, int64 [rounds, 2, 1]."""
     return (
         torch.arange(NUM_ROUNDS, device=device)[:, None]
         * torch.tensor([WEYL_0, WEYL_1], device=device)
@@ -110,17 +110,17 @@ def _weyl_sequence(device: torch.device) -> Tensor:
 
 
 def _key_schedule(key: Tensor) -> Tensor:
-    """Both key words of every round, int64 [rounds, 2, n, 1]: the key plus a Weyl sequence."""
+    """Return both key words of every round, int64 [rounds, 2, n, 1]: the key plus a Weyl sequence."""
     return (torch.stack([key, key >> 32]) + _weyl_sequence(key.device)).bitwise_and_(MASK)[
         ..., None
     ]
 
 
 def _by_integers(key: Tensor, counter_0: Tensor, counter_1: Tensor, n: int, c: int) -> Tensor:
-    """All counters side by side in one Python integer, 64 bits each: for few of them an operation
-    on a tensor costs as much as its call, on an integer a tenth of that. A product of two 32-bit
-    words stays within its lane; what a shift brings in from the next lane is above bit 31, as is
-    everything else that a round's mask removes."""
+    """Process all counters side by side in one Python integer, 64 bits each: for few of them an operation on a
+    tensor costs as much as its call, on an integer a tenth of that. A product of two 32-bit words stays
+    within its lane; bits shifted in from the next lane are above bit 31, as is everything else that a round's
+    mask removes."""
     ones = _ones(n * c)
     mask, mask_24, weyl_0, weyl_1 = ones * MASK, ones * (MASK >> 8), ones * WEYL_0, ones * WEYL_1
     keys, word_0, word_1 = (
@@ -135,7 +135,7 @@ def _by_integers(key: Tensor, counter_0: Tensor, counter_1: Tensor, n: int, c: i
         key_0, key_1 = key_0 + weyl_0, key_1 + weyl_1  # stays far below 64 bits
     first, second = (
         (even >> 8 & mask_24 | (odd >> 8 & mask_24) << 32).to_bytes(8 * n * c, "little")
-        # two words a lane: the bytes cost most
+        # two words per lane: the conversion to bytes costs most
         for even, odd in ((word_0, word_1), (word_2, word_3))
     )
     bits = (
@@ -148,12 +148,12 @@ def _by_integers(key: Tensor, counter_0: Tensor, counter_1: Tensor, n: int, c: i
 
 @lru_cache(maxsize=32)
 def _ones(num: int) -> int:
-    """1 in each lane."""
+    """Return 1 in each lane."""
     return int.from_bytes(b"\1\0\0\0\0\0\0\0" * num, "little")
 
 
 def _lanes(values: Tensor, n: int, c: int) -> int:
-    """A lane for each of int64 values, expanded to [n, c]."""
+    """Return a lane for each of the int64 values, expanded to [n, c]."""
     lanes = bytearray(8 * n * c)
     torch.frombuffer(lanes, dtype=torch.int64).view(n, c).copy_(values)
     return int.from_bytes(lanes, "little")

@@ -1,8 +1,8 @@
 """Filters and the draw, in plain tensor algebra, after the mixing of `cfg.py`: the definition that every
 faster implementation must match.
 
-The mixed logits are rounded to float32 once, so that "k-th largest" and "tie" mean the same on
-every device; everything else is float64, so that the formula decides the token, and not rounding.
+The mixed logits are rounded to float32 once, so that "k-th largest" and "tie" mean the same on every
+device; everything else is float64, so that the formula decides the token, not rounding.
 Legend: S stream rows, n requests, G streams, V ids of the slice, W = ceil(V / 32) words of a bit
 mask, c = V / 4 counters.
 """
@@ -51,7 +51,7 @@ def guided_sample_reference(
     out_log_probability_n: Tensor | None,
     debug: bool,
 ) -> Tensor:
-    """See `cm3kernels.guided_sample`; everything is checked, with `debug` or without."""
+    """See `cm3kernels.guided_sample`; everything is checked, regardless of `debug`."""
     n, V = len(stream_rows_nG), logits_SV.shape[1]
     allowed_nV = legal_ids(
         n, V, first_id, allowed_nV, allowed_bits_nW, allowed_from_n, allowed_to_n
@@ -74,7 +74,7 @@ def guided_sample_reference(
     )
 
     noise_nV = -(-log_survival(seed_n, position_n, first_id, V)).log()
-    # of equal scores argmax takes the lowest id
+    # argmax takes the lowest id on ties
     token_n = (scores_nV + noise_nV * ~greedy_n1).argmax(dim=1)
     if out_log_probability_n is not None:
         log_probability_nV = torch.where(greedy_n1, 0.0, scores_nV.log_softmax(dim=1))
@@ -99,9 +99,9 @@ def filtered_scores(
     min_p_n: Tensor | None,
     typical_p_n: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Scores of the ids that the filters keep, float64 [n, V], -inf for the others; and which requests
-    are greedy, bool [n, 1]: of these only the largest scores are left. Softmax of the scores is what
-    is drawn from."""
+    """Return the scores of the ids that the filters keep, float64 [n, V], -inf for the others; and which requests
+    are greedy, bool [n, 1]: for these only the largest scores are kept. The draw is from the softmax of the
+    scores."""
     mixed_nV, legal_nV = mix(logits_SV, stream_rows_nG, weights_nG, reference_n, allowed_nV)
     reference_nV = only(legal_nV, reference_logits(logits_SV, stream_rows_nG, reference_n).double())
 
@@ -115,7 +115,7 @@ def filtered_scores(
     threshold_n1 = top_threshold(scores_nV, top_k_n, top_p_n)
     if min_p_n is not None:  # the largest score is 0, and the normaliser cancels
         threshold_n1 = torch.maximum(threshold_n1, min_p_n.double()[:, None].log())
-    threshold_n1 = torch.where(greedy_n1, 0.0, threshold_n1)  # the largest, whose score is 0
+    threshold_n1 = torch.where(greedy_n1, 0.0, threshold_n1)  # only the largest, whose score is 0
     scores_nV = only(scores_nV >= threshold_n1, scores_nV)
     if typical_p_n is not None:
         scores_nV = only(typical_ids(scores_nV, typical_p_n), scores_nV)
@@ -123,7 +123,7 @@ def filtered_scores(
 
 
 def tempered(mixed_nV: Tensor, temperature_n: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(x - largest x) / temperature, and which requests are greedy, bool [n, 1]: temperature <= 0
+    """Return (x - largest x) / temperature, and which requests are greedy, bool [n, 1]: temperature <= 0
     (divided by 1)."""
     scores_nV = mixed_nV - mixed_nV.amax(dim=1, keepdim=True)
     if temperature_n is None:
@@ -133,7 +133,7 @@ def tempered(mixed_nV: Tensor, temperature_n: Tensor | None) -> tuple[Tensor, Te
 
 
 def top_threshold(values_nV: Tensor, top_k_n: Tensor | None, top_p_n: Tensor | None) -> Tensor:
-    """Smallest value [n, 1] kept by top-k, then by top-p of what top-k left; -inf where both are
+    """Return the smallest value [n, 1] kept by top-k, then by top-p of the rest; -inf where both are
     off.
 
     Ties with the threshold are kept; top_k <= 0 or >= V and top_p >= 1 are off; top_p <= 0 keeps
@@ -167,11 +167,11 @@ def top_threshold(values_nV: Tensor, top_k_n: Tensor | None, top_p_n: Tensor | N
 
 
 def typical_ids(scores_nV: Tensor, typical_p_n: Tensor) -> Tensor:
-    """Locally typical ids, bool [n, V]: the smallest set of mass >= typical_p in ascending order of
+    """Return the locally typical ids, bool [n, V]: the smallest set with mass >= typical_p in ascending order of
     |surprise - entropy|.
 
-    Ties with the last one are kept; typical_p >= 1 is off; <= 0 keeps the nearest. Ids with score
-    -inf have no mass, and come last. Source: Meister, Pimentel, Wiher, Cotterell, "Locally typical
+    Ties with the last one are kept; typical_p >= 1 is off; <= 0 keeps the nearest. Ids with score -inf
+    have no mass and come last. Source: Meister, Pimentel, Wiher, Cotterell, "Locally typical
     sampling" (2022).
     """
     log_probability_nV = scores_nV.log_softmax(dim=1)

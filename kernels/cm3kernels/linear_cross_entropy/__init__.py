@@ -28,21 +28,21 @@ def linear_cross_entropy(
     chunk_bytes: int | None = None,
     implementation: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Weighted sum of the tokens' losses in nats, in total and by group, from hidden states and the
+    """Return the weighted sum of the tokens' losses in nats, in total and by group, from hidden states and the
     head's weight.
 
     Args:
         hidden_NE: hidden states, floating.
-        head_VE: the head's weight, floating; logits are hidden @ head.T, multiplied in autocast's
-            dtype where autocast is on, else in that of the hidden states.
+        head_VE: the head's weight, floating; logits are hidden @ head.T, computed in autocast's dtype if
+            autocast is on, otherwise in the hidden states' dtype.
         targets_N: int64, the id that each hidden state predicts, 0 to V - 1.
-        weights_N: floating, without a gradient. Tokens of weight 0 add no loss and no gradient,
-            whatever their hidden state and target are.
+        weights_N: floating, without a gradient. Tokens with weight 0 add no loss and no gradient, whatever
+            their hidden state and target are.
         groups_N: integer, 0 to num_groups - 1 (the modality of the target).
         num_groups: number of groups.
         z_loss: adds z_loss * (log Z)^2 to each token's loss (PaLM, arXiv:2204.02311, section 5).
-        chunk_bytes: at most this many bytes of logits (and their gradient) at once. None: 8 to
-            32 MiB ("torch"), 1 GiB ("triton").
+        chunk_bytes: maximum bytes of logits (and their gradient) at a time. None: 8 to 32 MiB ("torch"),
+            1 GiB ("triton").
         implementation: "auto" or a name in `IMPLEMENTATIONS`.
 
     Returns:
@@ -51,11 +51,11 @@ def linear_cross_entropy(
         group. Float32, float64 for float64 hidden states.
 
     Raises:
-        ValueError: shapes, dtypes, devices or settings that don't fit; on a CPU also a target or
-            group out of range (on CUDA, which is never waited for, the loss of such a target and
-            the sums of such a group are NaN).
+        ValueError: shapes, dtypes, devices or settings are invalid; on a CPU also a target or group out of
+            range (on CUDA, without waiting for the device, the loss of such a target and the sums of such a
+            group are NaN).
 
-    Source: logits in chunks with the gradient computed on the spot: Liger Kernel
+    Source: logits in chunks with the gradient computed immediately: Liger Kernel
     (arXiv:2410.10989), section 3.2.
 
     >>> hidden = torch.ones(2, 1)

@@ -1,10 +1,10 @@
 """Cross entropy of a linear head in chunks of rows, in PyTorch's own operations: for CPUs.
 
-The gradient of a chunk is computed while its logits are in memory, so nothing is computed twice;
-the logits' memory is reused for the exponentials and then for the gradient. Tokens of weight 0 are
-dropped first (which waits for the device; in a compiled graph they are zeroed).
+The gradient of a chunk is computed while its logits are in memory, so nothing is computed twice; the logits'
+memory is reused for the exponentials and then for the gradient. Tokens with weight 0 are dropped first (which
+waits for the device; in a compiled graph they are zeroed instead).
 
-Legend: N tokens, R tokens of a chunk, E model dimension, V ids.
+Legend: N tokens, R tokens per chunk, E model dimension, V ids.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch.autograd.function import once_differentiable
 
 from cm3kernels.linear_cross_entropy.reference import group_sums
 
-#: Most bytes of one chunk's logits, if nothing is said.
+#: Default maximum bytes of a chunk's logits.
 CHUNK_BYTES = 32 << 20
-#: This many are enough for a chunk of as many rows: they stay in a cache, and glibc gives memory of more than
-#: 32 MiB back to the system each time. A chunk of fewer rows is slower, since it reads the head for each.
+#: This many are enough for a chunk of this many rows: they stay in a cache, and glibc returns memory of more than
+#: 32 MiB to the system each time. A chunk of fewer rows is slower, since it reads the head for each.
 _CACHED_BYTES, _ENOUGH_ROWS = 8 << 20, 384
 
 
@@ -63,7 +63,7 @@ def linear_cross_entropy_chunked(
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """The forward also computes the gradient (for an upstream gradient of 1); the backward scales
+    """The forward also computes the gradient (for an upstream gradient of 1); the backward only scales
     it."""
 
     @staticmethod
@@ -115,8 +115,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def _chunk_losses(logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """exp(logits - max), overwriting the logits; each row's loss, log Z, and sum of the first. One
-    exponential for each entry."""
+    """Return exp(logits - max), overwriting the logits; each row's loss, log Z, and sum of the exponentials. Uses
+    one exponential per entry."""
     largest_R = logits_RV.amax(dim=1)
     logits_RV -= largest_R.unsqueeze(1)
     target_R = logits_RV.gather(1, targets_R.unsqueeze(1)).squeeze(1)

@@ -21,17 +21,17 @@ def linear_cross_entropy_reference(
     z_loss: float,
     **_options: object,
 ) -> tuple[Tensor, Tensor]:
-    """See `cm3kernels.linear_cross_entropy`. All logits in memory, in float32 (float64 for
-    float64), whatever the products' dtype; the gradient is autograd's."""
+    """See `cm3kernels.linear_cross_entropy`. Keeps all logits in memory, in float32 (float64 for float64),
+    whatever the products' dtype; the gradient is autograd's."""
     inside = torch.promote_types(hidden_NE.dtype, torch.float32)
     counts_N = weights_N != 0
-    # A token of weight 0 is removed before the product: its hidden state may be anything, and 0 *
-    # NaN is NaN.
+    # A token with weight 0 is removed before the product: its hidden state may be anything, and 0 * NaN is
+    # NaN.
     hidden_NE = torch.where(counts_N[:, None], hidden_NE.to(inside), 0.0)
     with torch.autocast(hidden_NE.device.type, enabled=False):
         logits_NV = hidden_NE @ head_VE.to(inside).T
     log_z_N = torch.logsumexp(logits_NV, dim=1)
-    # Not log Z minus the target's logit: both may be huge, and their difference would be lost.
+    # Not log Z minus the target's logit: if both are huge, their difference is lost.
     nll_N = -torch.log_softmax(logits_NV, dim=1).gather(
         1, targets_N.masked_fill(~counts_N, 0)[:, None]
     )[:, 0]
@@ -41,10 +41,10 @@ def linear_cross_entropy_reference(
 
 
 def group_sums(nll_N: Tensor, weights_N: Tensor, groups_N: Tensor, num_groups: int) -> Tensor:
-    """Sum of weight * nll and of weights of each group, [G, 2]; all NaN when a token of nonzero
-    weight has a group out of range.
+    """Return the sums of weight * nll and of weights per group, [G, 2]; all NaN if a token with nonzero weight has
+    a group out of range.
 
-    No scatter-add: the same bits every time.
+    Uses no scatter-add, so the bits are always the same.
 
     >>> nll, weights = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 1.0, 0.5])
     >>> group_sums(nll, weights, torch.tensor([0, 1, 1]), 2).tolist()

@@ -27,26 +27,26 @@ def segment_decode(
     scale: float | None = None,
     implementation: str = "auto",
 ) -> Tensor:
-    """One new token of each row attends to all keys of the row's segments: softmax(q k^T * scale) v
-    over their concatenation.
+    """Attend from one new token of each row to all keys of the row's segments: softmax(q k^T * scale) v over
+    their concatenation.
 
     Args:
         q: floating [R, H, D].
-        keys, values: the pool of one layer, same dtype, [slots, K, D]; any strides with the last
+        keys, values: the pool of one layer, same dtype, [slots, K, D]; any strides, with the last
             one 1.
-        lengths: int32 [S], on the same device: slots of each segment that are filled, 0 to its
-            capacity. Other slots are never read, whatever they contain.
+        lengths: int32 [S], on the same device: filled slots of each segment, 0 to its capacity. Other slots
+            are never read, whatever they contain.
         plan: from `plan_segments`, on the same device.
         scale: positive and finite; default 1 / sqrt(D).
         implementation: "auto" or a name in `IMPLEMENTATIONS`.
 
     Returns:
-        [R, H, D], dtype of q; zeros for a row that has no keys. Without a gradient.
+        [R, H, D], dtype of q; zeros for a row without keys. No gradient.
 
     Raises:
-        ValueError: shapes, dtypes or devices that don't fit; a gradient is required; on a CPU also
-            lengths outside a segment (on CUDA lengths are not checked, and a kernel stops at the
-            segment's end); or an implementation that can't run.
+        ValueError: shapes, dtypes or devices are invalid; a gradient is required; on a CPU also lengths
+            outside a segment (on CUDA lengths are not checked, and a kernel stops at the segment's end); or
+            the implementation can't run.
 
     Source: partial attention merged by its log-sum-exp: Juravsky et al. 2024 (Hydragen,
     arXiv:2402.05099), section 3.

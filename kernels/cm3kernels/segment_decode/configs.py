@@ -1,15 +1,15 @@
-"""Launches of the `segment_decode` kernels: by head dimension and element size. No Triton here."""
+"""Launches of the `segment_decode` kernels, by head dimension and element size. No Triton here."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: Head dimensions that are compiled ahead of time. Any other up to the largest runs too, in the
-#: launch of the next one of these.
+#: Head dimensions compiled ahead of time. Any other up to the largest also runs, with the launch of the next
+#: one of these.
 HEAD_DIMS = (32, 64, 80, 96, 128)
-#: A row of keys is in registers as a whole.
+#: A whole row of keys must fit in registers.
 LARGEST_HEAD_DIM = HEAD_DIMS[-1]
-#: Triton's products have no fewer columns.
+#: Minimum number of columns of Triton's products.
 LEAST_BLOCK = 16
 
 
@@ -22,9 +22,9 @@ class SegmentConfig:
     num_stages: int
 
 
-#: (head dimension, bytes of an element) -> launch; the same for every tile, since a longer one adds
-#: arithmetic and no loads. Float32 products are exact ("ieee", no tensor cores), and the
-#: accumulators of the longest tile fit the registers of 8 warps only.
+#: (head dimension, bytes per element) -> launch; the same for every tile, since a longer one adds arithmetic
+#: but no loads. Float32 products are exact ("ieee", no tensor cores), and the accumulators of the longest tile
+#: only fit the registers of 8 warps.
 CONFIGS = {
     (dim, num_bytes): SegmentConfig(64, 4, 3)
     if num_bytes == 2
@@ -35,12 +35,12 @@ CONFIGS = {
 
 
 def config_of(dim: int, num_bytes: int) -> SegmentConfig:
-    """The launch of any head dimension up to `LARGEST_HEAD_DIM`."""
+    """Return the launch of any head dimension up to `LARGEST_HEAD_DIM`."""
     return CONFIGS[min(known for known in HEAD_DIMS if known >= dim), num_bytes]
 
 
 def block_dim(dim: int) -> int:
-    """Columns of the tile that holds a head: a power of two.
+    """Return the columns of the tile for a head, a power of two.
 
     >>> block_dim(5), block_dim(64), block_dim(80)
     (16, 64, 128)

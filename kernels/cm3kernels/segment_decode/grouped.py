@@ -1,10 +1,10 @@
-"""Decode attention over segments on a CPU: each run of segments is one call of PyTorch's attention,
-results merged by their LSE.
+"""Decode attention over segments on a CPU: each run of segments is one call of PyTorch's attention, and
+results are merged by their LSE.
 
-All rows of a shared segment are the queries of one product, so its keys are read once for all of
-them. In a run of unequal lengths, neighbours of equal length share one call: no segment pays for a
-longer one, and nothing is padded, copied or masked. At small sizes the calls dominate, so each run
-is merged into its rows, as views, when it is done.
+All rows of a shared segment are queries of one product, so its keys are read once for all of them. In a run of
+unequal lengths, adjacent segments of equal length share a call: no segment pays for a longer one, and nothing is
+padded, copied or masked. At small sizes the calls dominate, so each finished run is merged into its rows, as
+views.
 
 Legend: R rows, H query heads, K key heads, G = H / K, D head dimension, b segments of a run, n rows
 of a segment, M = n * G queries, L keys.
@@ -46,7 +46,7 @@ def segment_decode_grouped(
         )
         if parts is None:
             continue
-        # torch's results are in memory query by query: no copy.
+        # torch's results are in memory query by query, so this needs no copy.
         part_ZKGD, lse_ZKG = (
             part.transpose(1, 2).reshape(b * n, -1, K, *part.shape[3:]).transpose(1, 2)
             for part in parts
@@ -69,9 +69,9 @@ def segment_decode_grouped(
 
 
 def _nothing(like: Tensor) -> tuple[Tensor, Tensor]:
-    """Results of attention to no keys: zeros, and an LSE that has no weight against any other.
+    """Return results of attention to no keys: zeros, and an LSE with no weight against any other.
 
-    The smallest number and not -inf: the difference of two that are -inf would be NaN.
+    The LSE is the smallest number, not -inf, since the difference of two -inf would be NaN.
     """
     dtype = torch.promote_types(like.dtype, torch.float32)
     return like.new_zeros(like.shape, dtype=dtype), like.new_full(
@@ -82,8 +82,8 @@ def _nothing(like: Tensor) -> tuple[Tensor, Tensor]:
 def _attend_run(
     q_bKMD: Tensor, keys: Tensor, values: Tensor, run: SegmentRun, held: list[int], scale: float
 ) -> tuple[Tensor, Tensor] | None:
-    """Attention of each segment's queries to its keys: results, and natural LSE [b, K, M]. None
-    where all are empty."""
+    """Return attention of each segment's queries to its keys: results, and natural LSE [b, K, M]. None if all
+    are empty."""
     if held.count(held[0]) == len(held):
         return _attend(q_bKMD, keys, values, run, 0, held[0], scale) if held[0] else None
     parts, first = [], 0
@@ -106,7 +106,7 @@ def _attend(
     length: int,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """The run's segments from number `first` on, as many as there are queries, all of that
+    """Attend to the run's segments from number `first` on, as many as there are queries, all with this
     length."""
     k_bKLD, v_bKLD = (
         _view(pool, run.start + first * run.capacity, run.capacity, len(q_bKMD), length)
@@ -120,7 +120,7 @@ def _attend(
 
 
 def _view(pool: Tensor, start: int, capacity: int, num_segments: int, length: int) -> Tensor:
-    """The first `length` slots of neighbouring segments, [b, K, L, D], without a copy."""
+    """Return the first `length` slots of adjacent segments, [b, K, L, D], without a copy."""
     slot, head, _ = pool.stride()
     return pool.as_strided(
         (num_segments, pool.shape[1], length, pool.shape[2]),

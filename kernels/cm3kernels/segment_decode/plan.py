@@ -1,9 +1,9 @@
-"""The plan of a decode step: which rows read which segments, cut into the kernels' work items. Made
-once per prompt.
+"""The plan of a decode step: which rows read which segments, cut into the kernels' work items. Computed once
+per prompt.
 
-What changes from step to step (the length of each segment) is not part of it, but in a tensor on
-the device: one plan, and one captured CUDA graph, serves all steps. Layout of the cache and a drawn
-example: README.md in this folder.
+Values that change from step to step (the length of each segment) are not part of it, but in a tensor on the
+device: one plan, and one captured CUDA graph, serves all steps. README.md in this folder shows the cache layout
+and a drawn example.
 
 Legend: R rows, S segments, Z uses (a row reading a segment), N work items, P partial results (an
 item for one of its rows).
@@ -21,13 +21,13 @@ from torch import Tensor
 from cm3kernels._host import require
 
 OP = "plan_segments"
-#: Keys that a kernel reads at once; the unit of splits.
+#: Number of keys that a kernel reads at a time; the unit of splits.
 KEY_BLOCK = 64
-#: The most rows of a kernel's tile: query heads of one key head, for all rows of an item.
+#: Maximum rows of a kernel's tile: query heads of one key head, for all rows of an item.
 MAX_TILE = 64
-#: A partial result costs 8 bytes an element of its rows, its keys and values 2 to 8: splits have at
-#: least this many times as many keys as an item has queries, so that partial results stay below a
-#: quarter of the traffic.
+#: A partial result costs 8 bytes per element of its rows, its keys and values 2 to 8: splits have at least this
+#: many times as many keys as an item has queries, so that partial results stay below a quarter of the
+#: traffic.
 KEYS_PER_QUERY = 8
 #: Columns of `SegmentPlan.items`.
 SEGMENT, START, FIRST, COUNT, ROWS_BEGIN, NUM_ROWS = range(6)
@@ -35,16 +35,16 @@ SEGMENT, START, FIRST, COUNT, ROWS_BEGIN, NUM_ROWS = range(6)
 
 @dataclass(frozen=True)
 class SegmentRun:
-    """Segments side by side in the pool, of equal capacity and with equally many rows: one batched
-    product on a CPU.
+    """Adjacent segments in the pool, with equal capacity and equally many rows: one batched product on a
+    CPU.
 
     Args:
         segments: their indices, in the order of the pool.
-        start: slot of the first one.
-        capacity: slots of each.
-        num_rows: rows that read each.
-        rows: the rows of the first, of the second, ...; no row twice. A slice where they
-            are evenly spaced, else int64 [b * n] on the CPU.
+        start: first slot of the first one.
+        capacity: slots per segment.
+        num_rows: rows that read each segment.
+        rows: the rows of the first, of the second, ...; no row twice. A slice if they are
+            evenly spaced, otherwise int64 [b * n] on the CPU.
     """
 
     segments: tuple[int, ...]
@@ -60,22 +60,22 @@ class SegmentPlan:
 
     Args:
         num_rows: R.
-        num_query_heads, num_key_heads: of the queries and of the pool.
+        num_query_heads, num_key_heads: heads of the queries and of the pool.
         num_segments: S; the number of entries of `lengths`.
-        num_slots: the pool has at least this many.
+        num_slots: minimum number of slots of the pool.
         capacities: slots of each segment.
         starts: first slot of each segment.
         row_segments: the segments of each row, in order.
-        items: int32 [N, 6], the kernel's work list: segment, first slot, first key, number of keys
-            (of the capacity; those past the present length are skipped), its first entry in
-            `item_rows`, its number of rows.
-        item_rows: int32 [P]; the rows of all items. An entry's index is also that of its partial
+        items: int32 [N, 6], the kernel's work list: segment, first slot, first key, number of keys (of the
+            capacity; those past the current length are skipped), its first entry in `item_rows`, its number
+            of rows.
+        item_rows: int32 [P]; the rows of all items. An entry's index is also the index of its partial
             result.
-        merge_begin: int32 [R + 1]; where each row's entries in `merge_partials` begin.
+        merge_begin: int32 [R + 1]; start of each row's entries in `merge_partials`.
         merge_partials: int32 [P]; the partial results of row 0, of row 1, ...
-        tile: rows of the kernel's tile, 16 to `MAX_TILE`, or 0 where the query heads of a key head
+        tile: rows of the kernel's tile, 16 to `MAX_TILE`, or 0 if the query heads of a key head
             exceed it.
-        runs: the work as a CPU does it, runs with most rows first.
+        runs: the work on a CPU, runs with most rows first.
     """
 
     num_rows: int
@@ -111,15 +111,15 @@ def plan_segments(
         starts: first slot of each segment in the pool.
         capacities: slots that each segment may fill; for a finished one, its length.
         row_segments: for each row the segments that it reads, in order. A row may have none.
-        num_query_heads, num_key_heads: the former a multiple of the latter.
-        device: where the work list goes: the pool's device.
-        target_programs: programs that fill the device; splits are chosen to make about this many
+        num_query_heads, num_key_heads: the former is a multiple of the latter.
+        device: device of the work list, which is the pool's.
+        target_programs: number of programs that fill the device; splits are chosen to give about this many
             items when all segments are full. Default: two for each of the 132 multiprocessors of an
             H100.
-        split: keys of a work item, overriding that choice (rounded up to a multiple of 64).
+        split: keys per work item, overriding that choice (rounded up to a multiple of 64).
 
     Raises:
-        ValueError: numbers that don't fit each other.
+        ValueError: the numbers are inconsistent.
 
     >>> heads = {"num_query_heads": 4, "num_key_heads": 4}
     >>> plan = plan_segments([0, 100, 110], [100, 10, 10], [[0, 1], [0, 2]], **heads)
@@ -224,8 +224,8 @@ def _items(
     target_programs: int,
     split: int | None,
 ) -> tuple[Tensor, Tensor, int]:
-    """The work list, the rows of all items, and the tile: rows in blocks that fit a tile, keys in
-    even splits."""
+    """Return the work list, the rows of all items, and the tile: rows in blocks that fit a tile, keys in even
+    splits."""
     block = max(1, MAX_TILE // group)
     num_blocks_S = _ceil_div(uses_S, block)
     # X: blocks of rows
@@ -263,9 +263,9 @@ def _items(
 def _runs(
     starts: Sequence[int], capacities: Sequence[int], row_segments: Sequence[Sequence[int]]
 ) -> tuple[SegmentRun, ...]:
-    """Segments in runs. One that a row reads twice counts as two, of which the second has the
+    """Return segments in runs. A segment that a row reads twice counts as two, of which the second has the
     repeated rows."""
-    rows_of: dict[tuple[int, int], list[int]] = {}  # (how often before, segment)
+    rows_of: dict[tuple[int, int], list[int]] = {}  # (number of earlier uses, segment)
     for row, segments in enumerate(row_segments):
         for place, segment in enumerate(segments):
             rows_of.setdefault((segments[:place].count(segment), segment), []).append(row)
@@ -299,7 +299,7 @@ def _runs(
 
 
 def _as_slice(rows: list[int]) -> slice | Tensor:
-    """A slice, which selects a view, where rows are evenly spaced."""
+    """Return a slice, which selects a view, if rows are evenly spaced."""
     step = rows[1] - rows[0] if len(rows) > 1 else 1
     if step > 0 and rows == list(range(rows[0], rows[-1] + 1, step)):
         return slice(rows[0], rows[-1] + 1, step)
@@ -311,11 +311,11 @@ def _ceil_div(value: Tensor, by: Tensor | int) -> Tensor:
 
 
 def _exclusive_sum(count: Tensor, *, total: bool = False) -> Tensor:
-    """Exclusive cumulative sum; `total`: with the sum of all at the end."""
+    """Return the exclusive cumulative sum; `total`: with the sum of all at the end."""
     sums = torch.cat([count.new_zeros(1), count.cumsum(0)])
     return sums if total else sums[:-1]
 
 
 def _within(count: Tensor) -> Tensor:
-    """0..count[0]-1, 0..count[1]-1, ..."""
+    """Return 0..count[0]-1, 0..count[1]-1, ..."""
     return torch.arange(int(count.sum())) - torch.repeat_interleave(_exclusive_sum(count), count)

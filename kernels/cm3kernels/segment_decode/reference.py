@@ -23,8 +23,8 @@ def segment_decode_reference(
     *,
     scale: float | None = None,
 ) -> Tensor:
-    """See `cm3kernels.segment_decode`: a row attends to its segments' keys, one after the other.
-    Computes in float32 (float64 for float64). A loop over rows, with a copy of each row's keys: for
+    """See `cm3kernels.segment_decode`: a row attends to its segments' keys, one after the other. Computes in
+    float32 (float64 for float64). Loops over rows and copies each row's keys, so it is only for
     tests."""
     R, H, D = q_RHD.shape
     inside = torch.promote_types(q_RHD.dtype, torch.float32)

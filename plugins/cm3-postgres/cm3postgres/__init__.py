@@ -1,13 +1,13 @@
-"""`pgvector`: documents in a PostgreSQL database, shared by all models that draw from it.
+"""`pgvector`: documents in a PostgreSQL database, shared by the models that retrieve from it.
 
     options.py     the recipe's keys; light
-    config.py      what is built of them; light
-    connection.py  a connection that is opened again when it is lost
-    schema.py      the tables, and making them
-    rows.py        a document to a row of the table, and back
+    config.py      the config, which builds the retriever; light
+    connection.py  a connection that is reopened when it is lost
+    schema.py      the tables, and creating them
+    rows.py        converts documents to rows of the table, and back
     memory.py      the database as a source of documents; adding and removing them
     search.py      the retriever
-    transfer.py    whole banks into a database, and back
+    transfer.py    copies whole banks into a database, and back
     command.py     `cm3 postgres`; stat.py is its action `stat`
 
 Needs a server with the extension pgvector 0.7 or newer.

@@ -1,4 +1,4 @@
-"""The command line of `cm3 postgres`. Light: heavy modules are imported when it runs."""
+"""The command line of `cm3 postgres`. Light: it imports heavy modules only when it runs."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from cm3postgres.schema import About
 
 DESCRIPTION = (
-    "Keep the documents of memory banks in a PostgreSQL database that many models draw from while it\n"
-    "changes (retriever=pgvector). What is not given is libpq's: PGHOST, PGPORT, PGDATABASE, PGUSER,\n"
-    "PGSERVICE. A password is taken from ~/.pgpass, PGPASSWORD or a service file, and there is no\n"
-    "option for it."
+    "Keep the documents of memory banks in a PostgreSQL database, from which many models retrieve while it\n"
+    "changes (retriever=pgvector). Defaults are libpq's: PGHOST, PGPORT, PGDATABASE, PGUSER, PGSERVICE.\n"
+    "Set a password in ~/.pgpass, PGPASSWORD or a service file; there is no option "
+    "for it."
 )
 EXAMPLES = """examples:
   cm3 postgres init my/bank --host db.example --database art
@@ -31,12 +31,12 @@ PLACE = "cm3 postgres"
 NUM_SHOWN = 5
 
 
-#: Adds an action: name, line, description, example and what runs it.
+#: Adds an action: name, summary, description, example and function.
 _Add = Callable[[str, str, str, str, Any], ArgumentParser]
 
 
 def configure(parser: ArgumentParser) -> None:
-    """The actions."""
+    """Add the actions."""
     parser.description = DESCRIPTION
     parser.formatter_class = RawDescriptionHelpFormatter
     parser.epilog = EXAMPLES
@@ -68,9 +68,9 @@ def configure(parser: ArgumentParser) -> None:
 def _configure_init(add: _Add) -> None:
     init = add(
         "init",
-        "make a memory for what a bank's embedder and image tokenizer make",
-        "Makes a schema with the tables of a memory, without documents, and an HNSW index. The user\n"
-        "needs the right to make schemas, and the extension pgvector 0.7 or newer.",
+        "create a memory for a bank's embedder and image tokenizer",
+        "Creates a schema with the tables of a memory, without documents, and an HNSW index. The user\n"
+        "needs the right to create schemas, and the extension pgvector 0.7 or newer.",
         "cm3 postgres init my/bank --database art",
         _init,
     )
@@ -78,7 +78,7 @@ def _configure_init(add: _Add) -> None:
     init.add_argument(
         "--no-index",
         action="store_true",
-        help="don't build the index, so that many documents are added faster; build it later with cm3 postgres index",
+        help="don't build the index, to add many documents faster; build it later with cm3 postgres index",
     )
     _add_index(init)
 
@@ -86,8 +86,8 @@ def _configure_init(add: _Add) -> None:
 def _configure_index(add: _Add) -> None:
     index = add(
         "index",
-        "build the index of a memory that was made without one",
-        "Builds the HNSW index. Documents can be searched meanwhile, and be added when it is done.",
+        "build the index of a memory created without one",
+        "Builds the HNSW index. Documents can be searched meanwhile; adding waits until it is done.",
         "cm3 postgres index --database art",
         _index,
     )
@@ -98,8 +98,8 @@ def _configure_push(add: _Add) -> None:
     push = add(
         "push",
         "add the documents of a bank",
-        "Adds a bank's documents, a thousand in a transaction, while others search. What is there "
-        "already,\nunchanged, is left out: a push that was interrupted is repeated.",
+        "Adds a bank's documents, a thousand per transaction, while others search. Unchanged documents "
+        "that\nalready exist are skipped, so an interrupted push can be repeated.",
         "cm3 postgres push my/bank --data my/pictures --style watercolour --database art",
         _push,
     )
@@ -107,20 +107,16 @@ def _configure_push(add: _Add) -> None:
     push.add_argument(
         "--data",
         metavar="RECIPE|PATH|NAME",
-        help="the bank's data set, for licences, sources and styles by id",
+        help="the bank's data set, which gives licences, sources and styles by id",
     )
     push.add_argument(
         "--id-prefix", default="", metavar="TEXT", help="with --data: the prefix of the bank's ids"
     )
     push.add_argument(
-        "--licence", metavar="NAME", help="licence of documents that --data gives none for"
+        "--licence", metavar="NAME", help="licence of documents without one in --data"
     )
-    push.add_argument(
-        "--source", metavar="TEXT", help="source of documents that --data gives none for"
-    )
-    push.add_argument(
-        "--style", metavar="TEXT", help="style of documents that --data gives none for"
-    )
+    push.add_argument("--source", metavar="TEXT", help="source of documents without one in --data")
+    push.add_argument("--style", metavar="TEXT", help="style of documents without one in --data")
     there = push.add_mutually_exclusive_group()
     there.add_argument(
         "--replace",
@@ -139,7 +135,7 @@ def _configure_pull(add: _Add) -> None:
     pull = add(
         "pull",
         "write the documents into a new bank",
-        "Writes the documents of one moment into a new memory bank, with metadata.jsonl: their "
+        "Writes a snapshot of the documents into a new memory bank, with metadata.jsonl: their "
         "licences,\nsources and styles, which push reads.",
         "cm3 postgres pull -o my/bank --licence CC0-1.0 --database art",
         _pull,
@@ -162,7 +158,7 @@ def _configure_remove(add: _Add) -> None:
     remove = add(
         "remove",
         "remove documents, by id or by licence, source or style",
-        "Removes documents in one transaction: who searches afterwards does not find them.",
+        "Removes documents in one transaction: later searches do not find them.",
         "cm3 postgres remove cat.png dogs/rex.png --database art",
         _remove,
     )
@@ -173,8 +169,8 @@ def _configure_remove(add: _Add) -> None:
 def _configure_stat(add: _Add) -> None:
     add(
         "stat",
-        "show what a memory holds",
-        "Shows the number of documents by licence, source and style, and what made them.",
+        "show the contents of a memory",
+        "Shows the number of documents by licence, source and style, and their embedder and tokenizer.",
         "cm3 postgres stat --database art",
         _stat,
     )
@@ -198,14 +194,14 @@ def _add_connection(parser: ArgumentParser) -> None:
         type=real_number(0, 86400),
         default=10.0,
         metavar="S",
-        help="how long to retry a lost connection (default: %(default)g)",
+        help="seconds to retry a lost connection (default: %(default)g)",
     )
     group.add_argument(
         "--timeout-seconds",
         type=real_number(0.1, 86400),
         default=30.0,
         metavar="S",
-        help="how long to wait for an answer before the connection counts as lost (default: %(default)g)",
+        help="seconds to wait for an answer before the connection counts as lost (default: %(default)g)",
     )
 
 
@@ -234,7 +230,7 @@ def _add_filter(parser: ArgumentParser) -> None:
             action="append",
             default=[],
             metavar="TEXT",
-            help=f"only documents of this {name}; may be given several times",
+            help=f"only documents with this {name}; can be repeated",
         )
 
 
@@ -272,9 +268,9 @@ def _init(args: Namespace) -> int:
     from cm3postgres.transfer import new_memory
 
     memory = new_memory(options, bank)
-    print(f"{memory.place}: made, for vectors of {bank.manifest.dimension:,} numbers")
+    print(f"{memory.place}: created, for vectors of {bank.manifest.dimension:,} numbers")
     if bank.manifest.dimension > MOST_INDEXED:
-        print(f"no index: pgvector indexes {MOST_INDEXED:,} numbers; every search is exact")
+        print(f"no index: pgvector indexes at most {MOST_INDEXED:,} numbers; every search is exact")
     elif not args.no_index:
         build_index(memory.database, bank.manifest.dimension, args.links, args.construction)
     return 0
@@ -287,7 +283,7 @@ def _index(args: Namespace) -> int:
 
     built = build_index(memory.database, memory.manifest.dimension, args.links, args.construction)
     number = f"{memory.num_documents:,} documents"
-    print(f"{memory.place}: {'indexed' if built else 'the index is there already'}, {number}")
+    print(f"{memory.place}: {'indexed' if built else 'the index already exists'}, {number}")
     return 0
 
 
@@ -308,7 +304,7 @@ def _push(args: Namespace) -> int:
         progress=not args.quiet,
     )
     replaced = f", {report.num_replaced:,} replaced" if report.num_replaced else ""
-    there = f"; already there: {report.num_there:,}" if report.num_there else ""
+    there = f"; already present: {report.num_there:,}" if report.num_there else ""
     print(
         f"{memory.place}: {report.num_added:,} added{replaced}{there}; "
         f"{memory.num_documents:,} documents"
@@ -317,7 +313,7 @@ def _push(args: Namespace) -> int:
 
 
 def _abouts(args: Namespace) -> tuple[dict[str, About], About]:
-    """Licence, source and style by id, and of the other documents."""
+    """Return licence, source and style by id, and for the other documents."""
     from dataclasses import replace
 
     from cm3apps.cli._dataset import data_source, recipe_of
@@ -346,7 +342,7 @@ def _pull(args: Namespace) -> int:
     from cm3core.files import user_path
 
     if user_path(args.out).exists():
-        raise DataError(str(args.out), "is there already", "name a new folder")
+        raise DataError(str(args.out), "already exists", "choose a new folder")
     memory = _opened(args)
     from cm3postgres.memory import Filter
     from cm3postgres.transfer import pull
@@ -367,7 +363,7 @@ def _remove(args: Namespace) -> int:
     if given == bool(args.ids):
         raise CM3Error(
             f"{PLACE} remove",
-            "is given ids and a filter" if given else "no document is given",
+            "got both ids and a filter" if given else "got neither ids nor a filter",
             "give ids, or --licence, --source, --style",
         )
     memory = _opened(args)

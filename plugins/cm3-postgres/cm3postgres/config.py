@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from cm3postgres.search import PgvectorRetriever
 
 
-#: Stands for the server and credentials that libpq takes from the environment.
+#: Placeholder for the server and credentials that libpq reads from the environment.
 LIBPQ = "libpq"
 
 
 @dataclass(kw_only=True)
 class PgvectorRetrieverConfig(ConnectionOptions, SearchOptions, VectorRetrieverConfig):
-    """Nearest document vectors in a PostgreSQL database that many models share.
+    """Retrieves the nearest document vectors from a PostgreSQL database shared by many models.
 
-    The database is filled by `cm3 postgres`, and may change while models draw. The rules are
+    The database is filled by `cm3 postgres`, and may change while models generate. The rules are
     described in `VectorRetrieverConfig`, the connection in `ConnectionOptions`, filters and search in
-    `SearchOptions`; `bank` and `cache` are not read.
+    `SearchOptions`; `bank` and `cache` are not used.
     """
 
     own_memory: ClassVar[bool] = True
@@ -39,18 +39,18 @@ class PgvectorRetrieverConfig(ConnectionOptions, SearchOptions, VectorRetrieverC
         if self.bank is not None:
             raise RecipeError(
                 "retriever.bank",
-                "is set, and this retriever searches a database",
+                "is set, but this retriever searches a database",
                 "leave it out; cm3 postgres push copies a bank into a database",
             )
         for name in ("licences", "sources", "styles"):
             if any("\0" in value for value in getattr(self, name)):
                 raise RecipeError(
-                    f"retriever.{name}", "holds a null character", "leave that value out"
+                    f"retriever.{name}", "holds a null character", "remove that value"
                 )
 
     def reaches(self) -> list[Reach]:
-        """The server, or the source that libpq takes it from: the environment and the user's files."""
-        why = "its memory is a database there; libpq gives it the user's name and the password that it finds"
+        """Declare the server, or where libpq finds it: the environment and the user's files."""
+        why = "its memory is a database there; libpq sends it the user name and the password that it finds"
         found = []
         if self.service is not None:
             target = f"service={self.service}"
@@ -60,7 +60,7 @@ class PgvectorRetrieverConfig(ConnectionOptions, SearchOptions, VectorRetrieverC
                 target = host if host.startswith(("/", "@")) else f"{host}:{self.port or 5432}"
                 found.append(Reach(CONNECTS, target, "host", why, self.host or ""))
         if self.service is None and (self.host is None or "" in self.host.split(",")):
-            left_out = "left out, so libpq takes the server and the password of your environment"
+            left_out = "not set, so libpq uses the server and the password of your environment"
             found.append(Reach(CREDENTIALS, LIBPQ, "host", left_out, self.host or ""))
         return found
 
@@ -71,21 +71,21 @@ class PgvectorRetrieverConfig(ConnectionOptions, SearchOptions, VectorRetrieverC
             MissingPackageError: psycopg is not installed.
             DatabaseError: the server can't be reached, or has no such memory.
         """
-        self.check()  # a stored recipe was not checked: a name may be a whole connection string
+        self.check()  # stored recipes are unchecked: a name may be a whole connection string
         return open_shared_memory(self)
 
     def build(self, memory: DocumentSource, embedder: Embedder | None) -> PgvectorRetriever:
         """Return the retriever over the database, using a memory opened by `open_memory`.
 
         Raises:
-            RecipeError: no embedder.
+            RecipeError: there is no embedder.
             DataError: the database's vectors are from another embedder.
         """
         if embedder is None:
             raise RecipeError(
                 "retriever",
-                "searches by vectors, which needs an embedder, and the recipe has none",
-                "add the embedder that cm3 postgres stat names",
+                "searches by vectors and needs an embedder, but the recipe has none",
+                "add the embedder shown by cm3 postgres stat",
             )
         shared = memory if isinstance(memory, _memory_class()) else self.open_memory()
         shared.check_embedder(embedder)
@@ -95,7 +95,7 @@ class PgvectorRetrieverConfig(ConnectionOptions, SearchOptions, VectorRetrieverC
 
 
 def open_shared_memory(options: ConnectionOptions) -> SharedMemory:
-    """The memory at these options; see `PgvectorRetrieverConfig.open_memory`."""
+    """Open the memory at these options; see `PgvectorRetrieverConfig.open_memory`."""
     return _memory_class().open(options)
 
 

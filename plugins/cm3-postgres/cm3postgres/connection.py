@@ -24,25 +24,25 @@ T = TypeVar("T")
 
 #: Seconds before the first retry, doubled for each further one up to the second number.
 _FIRST_WAIT, _LONGEST_WAIT = 0.05, 1.0
-#: Error classes and states worth a retry: the connection is gone, the server is stopping or starting, has
+#: Error classes and states worth a retry: the connection is gone, the server is stopping or starting, there are
 #: too many clients, or another transaction was in the way.
 _PASSING = re.compile(r"08...|57P0.|53300|40001|40P01")
-#: Refusals of a connection that waiting does not change, in the server's English wording.
+#: Rejections of a connection that waiting does not change, in the server's English wording.
 _REFUSED = re.compile(
     r"authentication failed|no password supplied|does not exist|no pg_hba\.conf entry|"
     r"permission denied|definition of service|\binvalid |is not permitted"
 )
-#: Refusals of a connection because the server or the role has too many.
+#: Rejections because the server or the role has too many connections.
 _TAKEN = re.compile(r"too many (clients|connections)|remaining connection slots")
-#: The server ended the connection: by an administrator or a limit on transactions.
+#: The server closed the connection, because of an administrator or a transaction limit.
 _ENDED = re.compile(r"57P0[1245]|25P0[34]")
-#: Another transaction was in the way at every attempt.
+#: Another transaction was in the way on every attempt.
 _IN_THE_WAY = re.compile(r"40001|40P01")
-#: Next step for refusals of a statement, by state.
+#: Next step for rejected statements, by state.
 _STEPS = {
     "57014": "raise statement_timeout of that user or database, then repeat",
     "53100": "free space on the server's disk, then repeat",
-    "25006": "name the server that is written to, not its copy, or a user who may write; then repeat",
+    "25006": "use the primary server, not a replica, or a user with write access; then repeat",
 }
 
 
@@ -50,7 +50,7 @@ class Database:
     """A process's connection to a memory's database. Threads take turns.
 
     Args:
-        options: its address, and how long to try.
+        options: its address and time limits.
     """
 
     def __init__(self, options: ConnectionOptions) -> None:
@@ -59,15 +59,15 @@ class Database:
         self._connection: Connection | None = None
         self._process = os.getpid()
         self._until = 0.0
-        self._silent = False  # the watchdog ended the connection
+        self._silent = False  # the watchdog closed the connection
 
     @property
     def place(self) -> str:
-        """For messages: schema, database and host, as far as options name them."""
+        """Name for messages: schema, database and host, as far as the options set them."""
         return self._place({})
 
     def _place(self, environment: Mapping[str, str]) -> str:
-        """`environment`: names what options leave out."""
+        """`environment`: values for options that are not set."""
         named = []
         for word in ("service", "host", "port", "database"):
             value, variable = getattr(self.options, word), f"PG{word.upper()}"
@@ -80,15 +80,15 @@ class Database:
         )
 
     def run(self, work: Callable[[Connection], T], *, limited: bool = True) -> T:
-        """Call `work` with the connection, inside a transaction. If the connection is lost, it is
-        called again, so it must depend on the database alone.
+        """Call `work` with the connection, inside a transaction. If the connection is lost, it is called
+        again, so it must depend only on the database.
 
         Args:
             work: called with the connection.
             limited: the connection counts as lost if the server does not answer for `timeout_seconds`.
 
         Raises:
-            DatabaseError: the server can't be reached within `retry_seconds`, or refuses.
+            DatabaseError: the server can't be reached within `retry_seconds`, or rejects the statement.
         """
         with self._lock:
             until, wait = time.monotonic() + self.options.retry_seconds, _FIRST_WAIT
@@ -139,13 +139,13 @@ class Database:
             except UnicodeError as error:  # from the name lookup, before anything is sent
                 raise DatabaseError(
                     f"host {options.host!r}" if options.host is not None else "PGHOST",
-                    "is no name of a server",
+                    "is not a valid server name",
                     "correct the host (--host, retriever.host or PGHOST)",
                 ) from error
             try:
-                with suppress(psycopg.ProgrammingError):  # the extension is not there yet
+                with suppress(psycopg.ProgrammingError):  # the extension does not exist yet
                     register_vector(connection)
-            except psycopg.Error:  # its own statements may be refused, too
+            except psycopg.Error:  # its own statements may be rejected, too
                 connection.close()
                 raise
             self._connection = connection
@@ -157,8 +157,8 @@ class Database:
 
     @contextmanager
     def _watched(self, connection: Connection, limited: bool) -> Iterator[None]:
-        """End the connection when the server does not answer for `timeout_seconds`: a stopped server, or
-        one behind a dead network, never does."""
+        """Close the connection if the server does not answer for `timeout_seconds`: a stopped server, or one
+        behind a dead network, never does."""
         if not limited:
             yield
             return
@@ -184,7 +184,7 @@ class Database:
     def _is_lost(self, error: psycopg.Error) -> bool:
         """Whether the connection is gone and a new one may help."""
         if self._connection is None:
-            # a state means that the server has answered
+            # a state means that the server answered
             return error.sqlstate is None and _REFUSED.search(str(error)) is None
         return self._connection.closed or self._connection.broken
 
@@ -199,57 +199,58 @@ class Database:
         cause = error.diag.message_primary or lines[-1].strip()
         if isinstance(error, (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName)):
             return DatabaseError(
-                self.place, "holds no memory", "make it: cm3 postgres init BANK, with the same keys"
+                self.place,
+                "holds no memory",
+                "create it: cm3 postgres init BANK, with the same keys",
             )
         if isinstance(error, psycopg.errors.InsufficientPrivilege):
-            step = "grant the user that right, or name another user"
+            step = "grant the user that right, or use another user"
             if "create extension" in cause:
-                step = (
-                    "let an administrator run CREATE EXTENSION vector in that database, then repeat"
-                )
+                step = "ask an administrator to run CREATE EXTENSION vector in that database, then repeat"
             return DatabaseError(self.place, f"refuses: {cause}", step)
         if error.sqlstate in _STEPS:
             return DatabaseError(self.place, f"refuses: {cause}", _STEPS[error.sqlstate])
-        # with libpq's variables, which may be wrong
+        # includes libpq's variables, which may be wrong
         place = self._place(os.environ)
         if passing and _TAKEN.search(cause):
             return DatabaseError(
                 place,
-                f"has no free connection, tried for {self.options.retry_seconds:g} s ({cause})",
-                "close others, or raise max_connections or the role's limit; retriever.retry_seconds "
-                "waits longer",
+                f"has no free connection after {self.options.retry_seconds:g} s ({cause})",
+                "close other connections, or raise max_connections or the role's limit; or raise "
+                "retriever.retry_seconds to wait longer",
             )
         if passing and self._silent:
             return DatabaseError(
                 place,
-                f"does not answer within {self.options.timeout_seconds:g} s, tried for "
+                f"did not answer within {self.options.timeout_seconds:g} s, after retrying for "
                 f"{self.options.retry_seconds:g} s ({cause})",
-                "find out what the server waits for; retriever.timeout_seconds waits longer for an answer",
+                "find out what the server is waiting for, or raise retriever.timeout_seconds to wait longer",
             )
         if passing and _ENDED.fullmatch(error.sqlstate or ""):
             return DatabaseError(
                 place,
-                f"ends the connection, tried for {self.options.retry_seconds:g} s ({cause})",
-                "find out in the server's log who or which limit ends it; retriever.retry_seconds tries "
-                "longer",
+                f"closed the connection, after retrying for {self.options.retry_seconds:g} s ({cause})",
+                "see the server's log for the reason, or raise retriever.retry_seconds to retry longer",
             )
         if passing and _IN_THE_WAY.fullmatch(error.sqlstate or ""):
             return DatabaseError(
                 self.place,
-                f"is changed by others at the same time, tried for {self.options.retry_seconds:g} s ({cause})",
-                "repeat when they are done; retriever.retry_seconds tries longer",
+                f"is being changed by others, after retrying for {self.options.retry_seconds:g} s ({cause})",
+                "repeat when they are done, or raise retriever.retry_seconds to retry longer",
             )
         if passing:
             return DatabaseError(
                 place,
-                f"can't be reached, tried for {self.options.retry_seconds:g} s ({cause})",
-                "start the server or correct host and port; retriever.retry_seconds waits longer",
+                f"can't be reached, after retrying for {self.options.retry_seconds:g} s ({cause})",
+                "start the server, or correct host and port; raise retriever.retry_seconds to retry longer",
             )
         if self._connection is None:
             return DatabaseError(
                 place,
-                f"refuses the connection ({cause})",
-                "correct host, database and user; a password is taken from ~/.pgpass, PGPASSWORD "
+                f"rejects the connection ({cause})",
+                "correct host, database and user; set a password in ~/.pgpass, PGPASSWORD "
                 "or a service file",
             )
-        return DatabaseError(self.place, f"refuses: {cause}", "correct that, then repeat")
+        return DatabaseError(
+            self.place, f"rejected the statement: {cause}", "correct that, then repeat"
+        )

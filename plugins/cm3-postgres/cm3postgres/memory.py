@@ -1,9 +1,9 @@
 """A memory in PostgreSQL as a source of documents, which can be added and removed at any time.
 
-A document's index is its number in the database. Numbers are never reused, so an index always means the same
-document or, once that is removed, none.
+A document's index is its number in the database. Numbers are never reused, so an index always refers to the
+same document or, once that is removed, to none.
 
-Legend: E numbers of a vector.
+Legend: E numbers per vector.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ if TYPE_CHECKING:
 COLUMNS = (
     "id, licence, source, attribution, style, has_both, keys, text, segments, codes, digest, vector"
 )
-#: Documents added in one transaction, and read from the server at once.
+#: Number of documents added in one transaction, and read from the server at a time.
 AT_ONCE = 1000
-#: Number of recently found documents to keep, so that reading them needs no request to the server.
+#: Number of recently found documents to cache, so that reading them needs no request to the server.
 _KEPT = 4096
 
 
 @dataclass(frozen=True)
 class AddReport:
-    """The numbers of documents added, replaced, and skipped because they were there."""
+    """The numbers of documents added, replaced, and skipped because they already exist."""
 
     num_added: int = 0
     num_replaced: int = 0
@@ -78,7 +78,7 @@ class Filter:
 
     @property
     def condition(self) -> str:
-        """The condition for WHERE; `values` are its parameters."""
+        """The condition for WHERE, with parameters `values`."""
         parts = [f"{column} = ANY(%({column})s)" for column, wanted in self._columns() if wanted]
         return " AND ".join(parts) or "true"
 
@@ -92,12 +92,12 @@ class Filter:
 
 
 class SharedMemory(Memory):
-    """Documents in PostgreSQL, made by `open` or `create`.
+    """Documents in PostgreSQL; use `open` or `create`.
 
     Args:
-        database: its connection.
-        manifest: the embedder and image tokenizer of the documents.
-        version: of pgvector.
+        database: connection.
+        manifest: embedder and image tokenizer of the documents.
+        version: version of pgvector.
     """
 
     def __init__(self, database: Database, manifest: Manifest, version: tuple[int, ...]) -> None:
@@ -112,7 +112,7 @@ class SharedMemory(Memory):
         """Connect to an existing memory.
 
         Raises:
-            DatabaseError: it can't be reached, or is not a memory.
+            DatabaseError: the database can't be reached, or is not a memory.
         """
         database = Database(options)
 
@@ -140,13 +140,13 @@ class SharedMemory(Memory):
         self.database.close()
 
     def __len__(self) -> int:
-        """One more than the largest document number that this process knows, removed documents
-        included."""
+        """One more than the largest document number known to this process, including removed
+        documents."""
         return self._length
 
     @property
     def num_documents(self) -> int:
-        """The number of documents now."""
+        """The current number of documents."""
         return int(self._one("SELECT count(*) FROM {s}.documents")[0])
 
     def refresh(self) -> None:
@@ -166,7 +166,7 @@ class SharedMemory(Memory):
         return self.stored(index).document.document
 
     def provenance(self, index: int) -> Provenance:
-        """Licence, source and attribution, as given when it was added."""
+        """Licence, source and attribution, as given when the document was added."""
         row = self._one(
             "SELECT licence, source, attribution FROM {s}.documents WHERE number = %s", [index]
         )
@@ -176,8 +176,8 @@ class SharedMemory(Memory):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all current documents, in order, and of the tools that made them. The server reads
-        them all."""
+        """Hash of all current documents, in order, and of their embedder and image tokenizer. The server
+        reads them all."""
         digests = self._one(
             "SELECT encode(sha256(coalesce(string_agg(digest, ''::bytea ORDER BY number), ''::bytea)), "
             "'hex') FROM {s}.documents"
@@ -187,14 +187,14 @@ class SharedMemory(Memory):
 
     @property
     def content_fingerprint(self) -> str:
-        """The same; the documents are not read in this process."""
+        """The same; this process does not read the documents."""
         return self.fingerprint
 
     def stored(self, index: int) -> StoredDocument:
-        """A document and its vector, from the recently found ones or from the server.
+        """Return a document and its vector, from the recently found ones or from the server.
 
         Raises:
-            DataError: it was removed.
+            DataError: the document was removed.
         """
         with self._lock:
             if index in self._kept:
@@ -206,7 +206,7 @@ class SharedMemory(Memory):
         return self.keep([row])[0]
 
     def keep(self, rows: Iterable[tuple[Any, ...]]) -> list[StoredDocument]:
-        """Turn rows of the columns `READ` into documents, and keep them for reading by number."""
+        """Convert rows of the columns `READ` to documents, and cache them by number."""
         found = [stored(row, self.manifest, self.place) for row in rows]
         with self._lock:
             for one in found:
@@ -224,13 +224,13 @@ class SharedMemory(Memory):
         replace: bool = False,
         skip_duplicates: bool = False,
     ) -> Iterator[AddReport]:
-        """Add documents, `AT_ONCE` per transaction; others see each transaction as a whole. Documents
-        that are there, byte for byte, are skipped, so an interrupted call can be repeated.
+        """Add documents, `AT_ONCE` per transaction; others see each transaction as a whole. Documents that already
+        exist, byte for byte, are skipped, so an interrupted call can be repeated.
 
         Args:
-            documents: with the fields for filters.
-            replace: replace documents that have the same id and another content, which are refused
-                otherwise.
+            documents: documents with their filter fields.
+            replace: replace documents that have the same id and other content, which otherwise raise an
+                error.
             skip_duplicates: skip them instead.
 
         Yields:
@@ -238,14 +238,14 @@ class SharedMemory(Memory):
 
         Raises:
             DataError: an id exists with another content, or a document can't be stored.
-            DatabaseError: the server can't be reached or refuses.
+            DatabaseError: the server can't be reached or rejects a statement.
         """
         waiting = iter(documents)
         while batch := list(islice(waiting, AT_ONCE)):
             names = [one.id for one, _ in batch]
             if len(set(names)) < len(names):
                 twice = next(name for name in names if names.count(name) > 1)
-                raise DataError(f"document {twice!r}", "is given twice", "give each id once")
+                raise DataError(f"document {twice!r}", "is given twice", "use each id once")
             rows = {one.id: row_of(one, about, self.manifest) for one, about in batch}
             yield self.database.run(
                 lambda connection, rows=rows: self._add(connection, rows, replace, skip_duplicates)  # type: ignore[misc]  # mypy infers no lambda with a default
@@ -280,10 +280,9 @@ class SharedMemory(Memory):
             )
             raise DataError(
                 self.place,
-                f"has documents of {len(changed):,} of these ids with another content, licence, "
+                f"has documents with {len(changed):,} of these ids but different content, licence, "
                 f"source or style ({shown})",
-                "put the new ones in their place (--replace), leave them out (--skip-duplicates), or "
-                "give them other ids",
+                "replace them (--replace), skip them (--skip-duplicates), or use other ids",
             )
         if changed and replace:
             connection.execute(
@@ -306,22 +305,22 @@ class SharedMemory(Memory):
         return AddReport(len(new) - num_replaced, num_replaced, len(left_out))
 
     def remove(self, names: Sequence[str]) -> list[str]:
-        """Remove the documents with these ids in one transaction, and return the ids that existed. No
-        later search finds them.
+        """Remove the documents with these ids in one transaction, and return the ids that existed. Later
+        searches don't find them.
 
         Raises:
-            DatabaseError: the server can't be reached or refuses.
+            DatabaseError: the server can't be reached or rejects a statement.
         """
         given = [name for name in dict.fromkeys(names) if "\0" not in name]
         return self._removing("id = ANY(%(names)s)", {"names": given})
 
     def remove_where(self, chosen: Filter) -> list[str]:
-        """Remove all documents that pass a non-empty filter, and return their ids.
+        """Remove all documents that match a non-empty filter, and return their ids.
 
         Raises:
-            DatabaseError: the server can't be reached or refuses.
+            DatabaseError: the server can't be reached or rejects a statement.
         """
-        assert chosen.values, "an empty filter is every document"
+        assert chosen.values, "an empty filter matches every document"
         return self._removing(chosen.condition, chosen.values)
 
     def _removing(self, condition: str, values: Mapping[str, Any]) -> list[str]:
@@ -338,7 +337,7 @@ class SharedMemory(Memory):
         return [str(name) for _, name in rows]
 
     def tokenizer_files(self) -> dict[str, bytes]:
-        """The image tokenizer's files, by name."""
+        """Return the image tokenizer's files, by name."""
         statement = formatted(
             "SELECT name, content FROM {s}.tokenizer_files", self.database.options.schema
         )
@@ -348,7 +347,7 @@ class SharedMemory(Memory):
         return {str(name): bytes(content) for name, content in rows}
 
     def _one(self, statement: str, values: Sequence[Any] = ()) -> tuple[Any, ...]:
-        """The first row that a statement finds; empty if there is none."""
+        """Return the first row of a statement's result; empty if there is none."""
         return self.database.run(
             lambda connection: (
                 connection.execute(
@@ -361,8 +360,8 @@ class SharedMemory(Memory):
     def _removed(self, index: int) -> DataError:
         return DataError(
             f"{self.place}, document number {index}",
-            "is not there: it was removed",
-            "search again; numbers are not given twice",
+            "does not exist: it was removed",
+            "search again; numbers are not reused",
         )
 
 

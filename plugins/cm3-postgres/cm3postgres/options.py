@@ -1,4 +1,4 @@
-"""The keys of the retriever `pgvector`: where the database is, and how it is searched."""
+"""Keys of the retriever `pgvector`: the connection to the database, and the search."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import ClassVar
 from cm3core.errors import RecipeError
 from cm3core.interfaces.reach import TEXT, Outside
 
-#: PostgreSQL cuts longer names.
+#: PostgreSQL truncates longer names.
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
-#: What belongs into a connection string, where a password might be, too.
+#: Characters of connection strings, which may contain a password.
 _CONNECTION_STRING = re.compile(r"[=\s]|://")
 
 
 @dataclass(kw_only=True)
 class ConnectionOptions:
-    """Where a memory in PostgreSQL is.
+    """The connection to a memory in PostgreSQL.
 
-    What is left out is libpq's: the variables `PGHOST`, `PGPORT`, `PGDATABASE`, `PGUSER`,
-    `PGSERVICE`, and its defaults. There is no key for a password: give it by `~/.pgpass`,
+    Keys that are not set default to libpq's variables `PGHOST`, `PGPORT`, `PGDATABASE`, `PGUSER`,
+    `PGSERVICE`, and its defaults. There is no key for a password: set it in `~/.pgpass`,
     `PGPASSWORD` or a service file, which are read by libpq and stored nowhere else.
 
     Args:
@@ -29,10 +29,10 @@ class ConnectionOptions:
         host: the server's name, or the folder of its Unix socket.
         port: the server's port.
         database: the database.
-        user: who connects.
-        schema: the schema that the memory's tables are in; a database may have several memories.
-        retry_seconds: how long a lost connection is opened again, before that is an error.
-        timeout_seconds: a server that does not answer for so long counts as lost.
+        user: the user to connect as.
+        schema: schema of the memory's tables; a database may have several memories.
+        retry_seconds: how long to try to reopen a lost connection before raising an error.
+        timeout_seconds: a server that does not answer for this long counts as lost.
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {
@@ -59,38 +59,38 @@ class ConnectionOptions:
     timeout_seconds: float = 30.0
 
     def check_connection(self, section: str = "retriever.") -> None:
-        """Refuse names that PostgreSQL can't have, and connection strings.
+        """Reject names that PostgreSQL can't have, and connection strings.
 
-        Messages don't repeat these: they may hold a password."""
+        Messages don't repeat these, since they may contain a password."""
         if not _NAME.fullmatch(self.schema):
             raise RecipeError(
                 f"{section}schema",
-                f"is {self.schema!r}, which is no name of a schema",
-                "use a to z, 0 to 9 and _, at most 63 of them, and no digit first",
+                f"is {self.schema!r}, which is not a valid schema name",
+                "use at most 63 of a to z, 0 to 9 and _, without a digit first",
             )
         for name in ("service", "host", "database", "user"):
             value = getattr(self, name)
             if value is not None and (not value or "\0" in value):
-                raise RecipeError(f"{section}{name}", "is empty", "leave it out, or give a name")
+                raise RecipeError(f"{section}{name}", "is empty", "leave it out, or set a name")
             if value is not None and _CONNECTION_STRING.search(value):
                 raise RecipeError(
                     f"{section}{name}",
-                    "is a connection string, and it may be one name only",
-                    "give host, port, database and user, each by its key, and a password by "
+                    "is a connection string, but it must be a single name",
+                    "set host, port, database and user by their own keys, and a password in "
                     "~/.pgpass, PGPASSWORD or a service file",
                 )
 
 
 @dataclass(kw_only=True)
 class SearchOptions:
-    """Which documents are searched, and how thoroughly.
+    """Filters, and the thoroughness of searches.
 
     Args:
-        licences: only documents of one of these licences are found; an empty list: of any.
+        licences: retrieve only documents with one of these licences; an empty list: any.
         sources: only documents from one of these sources.
-        styles: only documents of one of these styles.
-        ef_search: size of the candidate list of a search in the HNSW graph: more finds more, and
-            takes longer.
+        styles: only documents with one of these styles.
+        ef_search: size of the candidate list of a search in the HNSW graph: higher values find more and
+            take longer.
         num_candidates: number of best results by the graph's 16-bit vectors that are ranked by exact
             score.
     """

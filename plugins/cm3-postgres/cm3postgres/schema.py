@@ -1,13 +1,13 @@
-"""The tables of a memory in PostgreSQL, how they are created, and a bank's document as a row, and back.
+"""The tables of a memory in PostgreSQL: creating them, and converting a bank's documents to rows and back.
 
-    about             one row: the format, and embedder and image tokenizer as in a bank's manifest
+    about             one row: the format, embedder and image tokenizer, as in a bank's manifest
     tokenizer_files   the image tokenizer's files, if it needs any
-    documents         a row per document; numbers are ascending and never reused
+    documents         one row per document; numbers are ascending and never reused
 
-A document's row has `segments` as JSON as in a bank's `documents.jsonl`: texts, and numbers of pictures. `codes` holds the
-pictures' codes, concatenated, little-endian, in the bank's type. `text` repeats the texts for people who look at the table.
+A row stores `segments` as JSON, as in a bank's `documents.jsonl`: texts, and indices of pictures. `codes` holds the
+pictures' codes, concatenated, little-endian, in the bank's dtype. `text` repeats the texts for people who read the table.
 
-Legend: c codes of a picture, E numbers of a vector.
+Legend: c codes per picture, E numbers per vector.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
 
 FORMAT = 1
-#: The graph is built over 16-bit vectors; pgvector indexes up to this many numbers of them (since this version).
+#: The graph is built over 16-bit vectors; pgvector indexes up to this many numbers (since this version).
 MOST_INDEXED, LEAST_VERSION = 4000, (0, 7)
 #: pgvector's own limit for a vector.
 MOST_NUMBERS = 16_000
-#: Vectors up to this many numbers are stored in the row, where comparing them is fastest; a row must fit
-#: into a page of 8 kB.
+#: Vectors up to this many numbers are stored in the row, which is fastest to compare; a row must fit in a
+#: page of 8 kB.
 _MOST_INLINE = 1500
 VECTOR_INDEX = "documents_by_vector"
 #: Links per node, and size of the candidate list while the graph is built: pgvector's defaults.
@@ -51,17 +51,17 @@ def create(database: Database, manifest: Manifest, files: Mapping[str, bytes]) -
 
     Args:
         database: the connection.
-        manifest: the embedder and image tokenizer of future documents.
-        files: of the image tokenizer, by name.
+        manifest: embedder and image tokenizer of future documents.
+        files: files of the image tokenizer, by name.
 
     Raises:
-        DataError: vectors have more numbers than pgvector takes.
-        DatabaseError: the memory exists, pgvector is missing, or the user has no right to.
+        DataError: vectors have more numbers than pgvector supports.
+        DatabaseError: the memory exists, pgvector is missing, or the user lacks the rights.
     """
     if manifest.dimension > MOST_NUMBERS:
         raise DataError(
             "embedder",
-            f"makes vectors of {manifest.dimension:,} numbers, and pgvector takes {MOST_NUMBERS:,}",
+            f"has vectors of {manifest.dimension:,} numbers, but pgvector supports {MOST_NUMBERS:,}",
             "use another embedder",
         )
 
@@ -73,8 +73,8 @@ def create(database: Database, manifest: Manifest, files: Mapping[str, bytes]) -
         if there is not None and there[0] is not None:
             raise DatabaseError(
                 database.place,
-                "holds a memory already",
-                "name another schema, or add to this one: cm3 postgres push",
+                "already holds a memory",
+                "use another schema, or add to this one: cm3 postgres push",
             )
         for statement in _statements(manifest.dimension):
             connection.execute(formatted(statement, database.options.schema))
@@ -93,7 +93,7 @@ def create(database: Database, manifest: Manifest, files: Mapping[str, bytes]) -
             )
 
     database.run(work)
-    database.close()  # a connection reads the types of a new extension when it is opened
+    database.close()  # a connection reads a new extension's types when it is opened
 
 
 def _statements(dimension: int) -> list[str]:
@@ -124,21 +124,21 @@ def _statements(dimension: int) -> list[str]:
 
 
 def build_index(database: Database, dimension: int, links: int, construction: int) -> bool:
-    """Build the HNSW graph if it is missing; return whether it was built. Adding and searching documents
-    wait until it is done.
+    """Build the HNSW graph if it is missing; return whether it was built. Adding documents waits until it is
+    done.
 
     Args:
-        database: of the memory.
+        database: database of the memory.
         dimension: E.
-        links, construction: of the graph, pgvector's `m` and `ef_construction`.
+        links, construction: the graph's `m` and `ef_construction` in pgvector.
 
     Raises:
-        DatabaseError: vectors have more numbers than an index takes, or the server refuses.
+        DatabaseError: vectors have more numbers than an index supports, or the server rejects it.
     """
     if dimension > MOST_INDEXED:
         raise DatabaseError(
             database.place,
-            f"has vectors of {dimension:,} numbers, and a graph takes {MOST_INDEXED:,} at most",
+            f"has vectors of {dimension:,} numbers, but a graph supports at most {MOST_INDEXED:,}",
             "search without one, which is exact and slow",
         )
 
@@ -173,20 +173,22 @@ def read_manifest(connection: Connection, database: Database) -> Manifest:
     ).fetchall()
     if not rows:
         raise DatabaseError(
-            database.place, "holds no memory", "make it: cm3 postgres init BANK, with the same keys"
+            database.place,
+            "holds no memory",
+            "create it: cm3 postgres init BANK, with the same keys",
         )
     ((number, values),) = rows
     if not isinstance(number, int) or number > FORMAT:
         raise DatabaseError(
             database.place,
-            f"has format {number}, this version reads {FORMAT}",
+            f"has the format {number}, but this version reads {FORMAT}",
             "use a newer cm3leon",
         )
     try:
         return _manifest_of(values)
     except (KeyError, TypeError, ValueError) as error:
         raise DatabaseError(
-            database.place, f"its table 'about' is damaged ({error})", "make the memory again"
+            database.place, f"its table 'about' is damaged ({error})", "create the memory again"
         ) from error
 
 
@@ -194,12 +196,12 @@ def check_extension(connection: Connection, place: str, *, create: bool = False)
     """Return the version of pgvector in the database.
 
     Args:
-        connection: to the database.
-        place: for messages.
+        connection: connection to the database.
+        place: name for messages.
         create: create the extension if it is missing.
 
     Raises:
-        DatabaseError: it is missing or too old.
+        DatabaseError: the extension is missing or too old.
     """
     available = connection.execute(
         "SELECT coalesce((SELECT extversion FROM pg_extension WHERE extname = 'vector'), "
@@ -209,14 +211,14 @@ def check_extension(connection: Connection, place: str, *, create: bool = False)
     if version is None:
         raise DatabaseError(
             place,
-            "its server has no extension pgvector",
-            "install it there, on Debian: apt-get install postgresql-VERSION-pgvector",
+            "its server does not have the extension pgvector",
+            "install it there; on Debian: apt-get install postgresql-VERSION-pgvector",
         )
     numbers = tuple(int(part) for part in str(version).split(".") if part.isdigit())
     if numbers < LEAST_VERSION:
         raise DatabaseError(
             place,
-            f"has pgvector {version}, and {'.'.join(map(str, LEAST_VERSION))} or newer is needed",
+            f"has pgvector {version}, but needs {'.'.join(map(str, LEAST_VERSION))} or newer",
             "install a newer one, then: ALTER EXTENSION vector UPDATE",
         )
     if create:
@@ -225,7 +227,7 @@ def check_extension(connection: Connection, place: str, *, create: bool = False)
 
 
 def formatted(statement: str, schema: str) -> sql.Composed:
-    """Format a statement with the quoted schema name in place of `{s}`."""
+    """Replace `{s}` in a statement by the quoted schema name."""
     return sql.SQL(statement).format(s=sql.Identifier(schema))
 
 
@@ -249,9 +251,9 @@ def _manifest_of(values: Any) -> Manifest:
         raise ValueError(f"has sizes {list(numbers)}")
     for maker in (embedder, tokenizer):
         if not isinstance(maker["name"], str) or not isinstance(maker["fingerprint"], str):
-            raise TypeError("has names that are none")
+            raise TypeError("has invalid names")
         if not isinstance(maker["config"], dict):
-            raise TypeError("has a config that is none")
+            raise TypeError("has an invalid config")
     return Manifest(
         dimension,
         Maker(embedder["name"], embedder["config"], embedder["fingerprint"]),
@@ -271,7 +273,7 @@ READ = "number, id, keys, has_both, segments, codes, vector"
 
 @dataclass(frozen=True)
 class About:
-    """The fields that filters use.
+    """The fields used by filters.
 
     Args:
         provenance: licence, source and attribution.
@@ -284,7 +286,7 @@ class About:
 
 @dataclass(frozen=True, eq=False)
 class StoredDocument:
-    """A row as it was read: its `number` and the document."""
+    """A row: its `number` and the document."""
 
     number: int
     has_both: bool
@@ -292,10 +294,10 @@ class StoredDocument:
 
 
 def row_of(one: BankDocument, about: About, manifest: Manifest) -> tuple[Any, ...]:
-    """Values of the columns `memory.COLUMNS`.
+    """Return the values of the columns `memory.COLUMNS`.
 
     Raises:
-        DataError: a database can't hold this document.
+        DataError: the database can't store this document.
     """
     place = f"document {one.id!r}"
     told = about.provenance
@@ -318,7 +320,7 @@ def row_of(one: BankDocument, about: About, manifest: Manifest) -> tuple[Any, ..
     ):
         raise DataError(
             place,
-            f"its vector is no unit vector of {manifest.dimension} numbers",
+            f"its vector is not a unit vector of {manifest.dimension} numbers",
             "build the bank again",
         )
     text, codes = json.dumps(segments).encode(), b"".join(pictures)
@@ -333,20 +335,20 @@ def row_of(one: BankDocument, about: About, manifest: Manifest) -> tuple[Any, ..
 
 
 def _check_texts(place: str, texts: Mapping[str, str]) -> None:
-    """Raise `DataError` for a text that PostgreSQL can't hold; `texts`: by what they are."""
+    """Raise `DataError` for a text that PostgreSQL can't store; `texts`: name -> text."""
     for name, value in texts.items():
         if "\0" in value or not _is_unicode(value):
             raise DataError(
                 place,
-                f"its {name} holds a character that PostgreSQL can't",
-                f"give it another {name}",
+                f"its {name} contains a character that PostgreSQL can't store",
+                f"use another {name}",
             )
 
 
 def _segments_of(
     place: str, one: BankDocument, manifest: Manifest
 ) -> tuple[list[str | int], list[bytes]]:
-    """A document's texts and numbers of pictures, and the pictures' codes."""
+    """Return a document's texts and indices of pictures, and the pictures' codes."""
     segments: list[str | int] = []
     pictures: list[bytes] = []
     for segment in one.document:
@@ -360,14 +362,14 @@ def _segments_of(
         else:
             raise DataError(
                 place,
-                f"holds {type(segment).__name__}, and a memory holds texts and codes",
+                f"contains {type(segment).__name__}, but a memory stores only texts and codes",
                 "build a bank of it first: cm3 memory build",
             )
     return segments, pictures
 
 
 def stored(row: tuple[Any, ...], manifest: Manifest, place: str) -> StoredDocument:
-    """Turn a row of the columns `READ` into a document.
+    """Convert a row of the columns `READ` to a document.
 
     Raises:
         DataError: the row is damaged.
@@ -382,16 +384,16 @@ def stored(row: tuple[Any, ...], manifest: Manifest, place: str) -> StoredDocume
         codes_pc = codes_pc.reshape(-1, tokenizer.grid[0] * tokenizer.grid[1])
         if codes_pc.size and not 0 <= codes_pc.min() <= codes_pc.max() < tokenizer.codebook_size:
             raise ValueError(
-                f"codes {codes_pc.min()}..{codes_pc.max()}, the codebook has "
+                f"codes {codes_pc.min()}..{codes_pc.max()}, but the codebook has "
                 f"{tokenizer.codebook_size} entries"
             )
         if any(type(part) is int and not 0 <= part < len(codes_pc) for part in parts):
-            raise ValueError("a picture that is not there")
+            raise ValueError("a missing picture")
         document: Document = tuple(
             Text(part) if isinstance(part, str) else Codes(codes_pc[part], tokenizer.grid)
             for part in parts
         )
-        # pgvector's Python package returns arrays, since version 0.5 its own objects
+        # pgvector's Python package returns arrays or, since version 0.5, its own objects
         values = np.asarray(getattr(vector, "to_numpy", lambda: vector)(), np.float32)
         if values.shape != (manifest.dimension,):
             raise ValueError(f"a vector of {values.size} numbers")

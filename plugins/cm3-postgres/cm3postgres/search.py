@@ -1,10 +1,10 @@
 """The retriever `pgvector`: candidates from the HNSW graph, ranked by exact scores, in one statement.
 
 The graph is built over 16-bit vectors; scores come from the full ones, so thresholds mean the same as with
-every other index. Filters are part of the statement: the graph is searched until enough documents pass them
-(pgvector 0.8's iterative scan); if it still finds too few, all documents that pass are compared.
+every other index. Filters are part of the statement: the graph is searched until enough documents match
+(pgvector 0.8's iterative scan); if it still finds too few, all matching documents are compared.
 
-Legend: Q searches, W results of each, E numbers of a vector.
+Legend: Q searches, W results per search, E numbers per vector.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
     from cm3postgres.options import SearchOptions
 
 RowArray = npt.NDArray[np.int64]
-#: pgvector's largest candidate list; the first version that continues if filters leave too few.
+#: pgvector's largest candidate list; the first version that continues if filters leave too few results.
 _MOST_EF, _ITERATIVE = 1000, (0, 8)
-#: Searches sent at once.
+#: Number of searches sent at a time.
 _SENT = 16
 
 
 class PgvectorRetriever(RuleRetriever):
-    """The rules, applied to a database that may change between any two searches.
+    """Applies the rules to a database that may change between any two searches.
 
     Args:
         config: the rules.
-        options: the filters, and how the graph is searched.
-        memory: the database.
+        options: filters and search settings.
+        memory: memory in the database.
         embedder: embeds the queries.
-        approximate: search by the graph; False: compare every document.
+        approximate: search with the graph; False: compare every document.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class PgvectorRetriever(RuleRetriever):
         self._filter = Filter(options.licences, options.sources, options.styles)
 
     def exact(self) -> PgvectorRetriever:
-        """The same rules, comparing every document."""
+        """Return a retriever with the same rules that compares every document."""
         if not self._approximate:
             return self
         return PgvectorRetriever(
@@ -92,11 +92,11 @@ class PgvectorRetriever(RuleRetriever):
     def _rows(
         self, connection: Connection, vectors_QE: FloatArray, width: int
     ) -> list[list[tuple[Any, ...]]]:
-        """For each search its rows (score, *columns `READ`), best first, from one snapshot of the database."""
+        """Return each search's rows (score, *columns `READ`), best first, from one snapshot of the database."""
         every = list(range(len(vectors_QE)))
         if self._filter.values:
-            # the generic plan, used after five runs, doesn't know how few documents pass the filter: it
-            # walks the graph where comparing all that pass takes a tenth of the time
+            # the generic plan, used after five runs, doesn't know how few documents match the filter: it
+            # walks the graph where comparing all matches takes a tenth of the time
             connection.execute("SELECT set_config('plan_cache_mode', 'force_custom_plan', true)")
         if not self._approximate:
             return self._executed(connection, self._exact(width), vectors_QE, every)
@@ -106,7 +106,7 @@ class PgvectorRetriever(RuleRetriever):
         if self._shared.version >= _ITERATIVE:
             connection.execute("SELECT set_config('hnsw.iterative_scan', 'relaxed_order', true)")
         found = self._executed(connection, self._nearest(number, width), vectors_QE, every)
-        # too few pass the filter near the query, or there are no more: only comparing all tells
+        # too few matches near the query, or no more exist: only comparing all tells
         short = [place for place in every if len(found[place]) < min(width, len(self._shared))]
         again = self._executed(connection, self._exact(width), vectors_QE, short)
         for place, rows in zip(short, again, strict=True):
@@ -120,7 +120,7 @@ class PgvectorRetriever(RuleRetriever):
         vectors_QE: FloatArray,
         places: list[int],
     ) -> list[list[tuple[Any, ...]]]:
-        """The rows that a statement finds for some searches, `_SENT` of which are sent at once."""
+        """Return the rows of a statement for several searches, sent `_SENT` at a time."""
         found = []
         for start in range(0, len(places), _SENT):
             cursors = []

@@ -10,12 +10,12 @@ if TYPE_CHECKING:
     from cm3postgres.connection import Connection
     from cm3postgres.memory import SharedMemory
 
-#: Values of a column that are shown, the most frequent first.
+#: Number of a column's values to show, the most frequent first.
 NUM_VALUES = 10
 
 
 def facts(memory: SharedMemory) -> list[tuple[str, str]]:
-    """Names and values, all of one moment."""
+    """Return names and values from one snapshot."""
     schema, manifest = memory.database.options.schema, memory.manifest
 
     def work(connection: Connection) -> list[tuple[str, str]]:
@@ -33,13 +33,13 @@ def facts(memory: SharedMemory) -> list[tuple[str, str]]:
             [f"{schema}.{VECTOR_INDEX}"],
         )
         rows = [
-            ("documents", f"{number:,}, {both:,} of text and picture; {size / 1e6:,.1f} MB"),
+            ("documents", f"{number:,}, {both:,} with text and picture; {size / 1e6:,.1f} MB"),
             (
                 "index",
                 "none; every search is exact: cm3 postgres index"
                 if not indexes
                 else f"HNSW, {indexes[0][1] / 1e6:,.1f} MB"
-                + ("" if indexes[0][0] else "; not usable, drop it and build it again"),
+                + ("" if indexes[0][0] else "; invalid, drop it and build it again"),
             ),
         ]
         for column, title in (("licence", "licences"), ("source", "sources"), ("style", "styles")):

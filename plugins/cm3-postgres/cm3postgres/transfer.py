@@ -33,15 +33,15 @@ if TYPE_CHECKING:
     from cm3run.bank.manifest import ShardInfo
     from cm3run.bank.shard import BankDocument
 
-#: A file of pulled banks, which `push` reads. A line is {"id": ..., "licence": ..., "source": ...,
+#: A file of pulled banks, which `push` reads. Each line is {"id": ..., "licence": ..., "source": ...,
 #: "attribution": ..., "style": ...}.
 METADATA = "metadata.jsonl"
-#: Larger image tokenizers are not stored: a database value is limited to 1 GB.
+#: Size limit of image tokenizers: a database value is limited to 1 GB.
 _MOST_BYTES = 512 << 20
 
 
 def new_memory(options: ConnectionOptions, bank: MemoryBank) -> SharedMemory:
-    """Create an empty memory for documents of a bank's embedder and image tokenizer.
+    """Create an empty memory for documents with a bank's embedder and image tokenizer.
 
     Raises:
         DataError: the image tokenizer's files are too large, or the vectors too long.
@@ -55,8 +55,8 @@ def new_memory(options: ConnectionOptions, bank: MemoryBank) -> SharedMemory:
     if size > _MOST_BYTES:
         raise DataError(
             str(folder),
-            f"has {size / 1e6:,.0f} MB, and a database takes {_MOST_BYTES / 1e6:,.0f} MB of them",
-            "use an image tokenizer that is found by its name",
+            f"has {size / 1e6:,.0f} MB, but a database stores at most {_MOST_BYTES / 1e6:,.0f} MB of it",
+            "use an image tokenizer that is bundled or has no files",
         )
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
     return SharedMemory.create(options, bank.manifest, files)
@@ -74,15 +74,15 @@ def push(
     """Add all documents of a bank. After an interruption, call it again: existing documents are skipped.
 
     Args:
-        bank, memory: of the same embedder and image tokenizer.
+        bank, memory: must have the same embedder and image tokenizer.
         about: licence, source and style of a document, by its id.
         replace, skip_duplicates: see `SharedMemory.add`.
-        progress: show a bar.
+        progress: show a progress bar.
 
     Raises:
         DataError: embedder or image tokenizer differ, an id exists with another content, or a document is
             damaged.
-        DatabaseError: the server can't be reached or refuses.
+        DatabaseError: the server can't be reached or rejects a statement.
     """
     for kind, ours, theirs in (
         ("embedder", memory.manifest.embedder, bank.manifest.embedder),
@@ -94,7 +94,7 @@ def push(
                 f"was built with another {kind} ({theirs.name!r}, fingerprint "
                 f"{theirs.fingerprint[-12:]}) than {memory.place} ({ours.name!r}, "
                 f"{ours.fingerprint[-12:]})",
-                "build the bank with the other's, or make another memory: cm3 postgres init",
+                "build the bank with the memory's, or create another memory: cm3 postgres init",
             )
 
     def documents() -> Iterator[tuple[BankDocument, About]]:
@@ -111,7 +111,7 @@ def push(
             report += part
             bar.update(part.num_added + part.num_replaced + part.num_there)
     if report.num_added or report.num_replaced:
-        # the plan depends on how many documents pass a filter; the server counts them by itself only
+        # the plan depends on how many documents match a filter; the server counts them by itself only
         # a minute later, or never
         analyze = formatted("ANALYZE {s}.documents", memory.database.options.schema)
         memory.database.run(lambda connection: connection.execute(analyze), limited=False)
@@ -129,20 +129,20 @@ def pull(
     """Write a new bank from a snapshot of a memory's documents, in the order of their numbers.
 
     Args:
-        memory: is not changed.
+        memory: the memory; not changed.
         out: a new folder, which appears once it is complete.
         chosen: the filter; None: all documents.
         shard_size: documents per shard.
-        progress: show a bar.
+        progress: show a progress bar.
 
     Raises:
-        DataError: no document passes, one is damaged, or `out` exists.
+        DataError: no document matches, one is damaged, or `out` exists.
         DatabaseError: the server can't be reached, or the connection is lost.
         FileError: the disk is full.
     """
     target, chosen = user_path(out), chosen or Filter()
     if target.exists():
-        raise DataError(str(target), "is there already", "name a new folder")
+        raise DataError(str(target), "already exists", "choose a new folder")
     check_writable(target, folder=True)
     files = memory.tokenizer_files()
     try:
@@ -155,20 +155,19 @@ def pull(
                 limited=False,
             )
             if not shards:
-                raise DataError(memory.place, "has no such document", "push a bank first")
+                raise DataError(memory.place, "has no matching document", "push a bank first")
             for name, content in files.items():
                 path = (temporary / IMAGE_TOKENIZER / name).resolve()
                 if not path.is_relative_to((temporary / IMAGE_TOKENIZER).resolve()):
-                    raise DataError(
-                        memory.place, f"names a file {name!r} outside", "remove it from the table"
-                    )
+                    step = "remove it from the table"
+                    raise DataError(memory.place, f"lists {name!r}, outside its folder", step)
                 make_folder(path.parent)
                 path.write_bytes(content)
             memory.manifest.with_shards(tuple(shards)).write(temporary)
             temporary.rename(target)
             sync_directory(target.parent)
     except (OSError, FileError) as error:
-        # a shard's error names the temporary folder
+        # a shard's error contains the temporary folder
         reason = error if isinstance(error, OSError) else error.__cause__
         if not isinstance(reason, OSError):
             raise
@@ -232,8 +231,8 @@ def _pulled(
 
 
 def abouts_of(source: DocumentSource, id_prefix: str = "") -> dict[str, About]:
-    """Licence, source and style of a data set's documents, by id. The style is its records' field `style`,
-    if they have one."""
+    """Return licence, source and style of a data set's documents, by id. The style is the record's field `style`,
+    if it has one."""
     found = {}
     for index in range(len(source)):
         style = source.record(index).get("style", "")

@@ -14,14 +14,14 @@ from cm3plugins.samplers.cfg import EditCFGSamplerConfig
 class ChameleonSamplerConfig(EditCFGSamplerConfig):
     """Chameleon's guidance: u + s_picture (i - u) + s (f - i), i without texts, u without pictures too.
 
-    As `edit_cfg`, but i sees no text of the query at all. Without pictures in the prompt, i and u are
+    Like `edit_cfg`, but i sees no text of the query at all. Without pictures in the prompt, i and u are
     one stream. Formula and defaults: facebookresearch/chameleon (`guidance_scale_image` 1.2,
-    `guidance_scale_text` 3.0, temperature 0.7, top-p 0.9, of texts a repetition penalty of 1.2); no set
+    `guidance_scale_text` 3.0, temperature 0.7, top-p 0.9, a repetition penalty of 1.2 for texts); no set
     of plausible codes.
 
     Args:
-        repetition_penalty: of texts: logits of tokens that were read or written are divided by it where
-            positive and multiplied where negative (CTRL, arXiv:1909.05858); 1 is off.
+        repetition_penalty: penalty for texts: logits of tokens already read or written are divided by it if
+            positive and multiplied if negative (CTRL, arXiv:1909.05858); 1 is off.
     """
 
     edits: ClassVar[bool] = False
@@ -34,10 +34,10 @@ class ChameleonSamplerConfig(EditCFGSamplerConfig):
     repetition_penalty: float = 1.2
 
     def plan(self, modality: str) -> SamplingPlan:
-        """The plan for "text" or "image" positions."""
+        """Return the plan for "text" or "image" positions."""
         penalty = self.repetition_penalty if modality == "text" else 1.0
         return replace(super().plan(modality), repetition_penalty=penalty)
 
     def without_edit(self) -> PromptVariant:
-        """What i sees: pictures, and `negative_prompt` in place of the texts."""
+        """Return the prompt of stream i: pictures, and `negative_prompt` instead of the texts."""
         return PromptVariant(hide_text="all", replace_text=self.negative_prompt)

@@ -1,7 +1,7 @@
 """Emu3-Chat's tasks, worded as in BAAI's `processing_emu3.py` and README (baaivision/Emu3, Apache-2.0).
 
-Its prompt is "You are a helpful assistant. USER: {picture}{question}. ASSISTANT:"; the layout `emu3` writes
-the last word (`layout.answer`), so that a question and its full stop are one text.
+Its prompt is "You are a helpful assistant. USER: {picture}{question}. ASSISTANT:"; the layout `emu3` adds the
+last word (`layout.answer`), so that a question and its full stop are one text.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _SYSTEM, _PICTURE = "You are a helpful assistant. USER: ", "{image: image}"
 
 @dataclass(kw_only=True)
 class Emu3CaptionConfig(TaskConfig):
-    """Picture to description, by Emu3-Chat. Fields: image, caption.
+    """Describe a picture with Emu3-Chat. Fields: image, caption.
 
     Args:
-        request: what is asked; a full stop follows it.
+        request: the request, without its final full stop.
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {
@@ -34,12 +34,10 @@ class Emu3CaptionConfig(TaskConfig):
     request: str = "Please describe the image"
 
     def check(self) -> None:
-        """Raise `RecipeError` for a request that can't be used."""
+        """Raise `RecipeError` for an invalid request."""
         super().check()
         if not self.request.strip() or set("{}") & set(self.request):
-            raise RecipeError(
-                "task.request", f"is {self.request!r}", "give words that have no braces"
-            )
+            raise RecipeError("task.request", f"is {self.request!r}", "use words without braces")
 
     def build(self) -> WordedTask:
         self.check()
@@ -48,7 +46,7 @@ class Emu3CaptionConfig(TaskConfig):
 
 @dataclass(kw_only=True)
 class Emu3QuestionConfig(TaskConfig):
-    """Question about a picture, to Emu3-Chat. Fields: image, question, answer."""
+    """Ask Emu3-Chat a question about a picture. Fields: image, question, answer."""
 
     serves = "ask"
 

@@ -2,15 +2,15 @@
 
 | name | what | where |
 | --- | --- | --- |
-| `by_device` | `triton` for tensors on CUDA that it takes, else `sdpa` | everywhere
+| `by_device` | `triton` for supported tensors on CUDA, `sdpa` otherwise | everywhere
 |
-| `sdpa` | torch's fused function; on the CPU packed documents one by one, in bfloat16 by plain products | everywhere
+| `sdpa` | torch's fused function; on the CPU it runs packed documents one by one, in bfloat16 with plain matmuls | everywhere
 |
-| `triton` | this project's kernels: masked tiles are skipped, bitwise reproducible | CUDA (or
+| `triton` | this project's kernels: skips masked tiles, bitwise reproducible | CUDA (or
 Triton's interpreter) |
 | `flex` | torch's FlexAttention, compiled | CUDA; on the CPU without gradients, uncompiled |
 | `xformers` | memory-efficient attention of mslk or xformers | CUDA |
-| `reference` | all scores in memory | everywhere |
+| `reference` | materialises all scores | everywhere |
 """
 
 from __future__ import annotations
@@ -33,33 +33,33 @@ LONGEST_PRODUCT = 512
 class SDPAAttentionConfig(AttentionConfig):
     """`torch.nn.functional.scaled_dot_product_attention`.
 
-    Flash kernels on CPU and GPU, forward and backward; on a GPU packed documents take a dense mask, and
-    nothing is skipped.
+    Flash kernels on CPU and GPU, forward and backward. On a GPU, packed documents use a dense mask, so
+    no tiles are skipped.
     """
 
     def build(self) -> AttentionBackend:
-        """The backend; runs wherever torch runs."""
+        """Return the backend. It runs wherever torch runs."""
         from cm3plugins.attention.kernels import KernelAttention
 
         return KernelAttention("sdpa")
 
     def kept_bytes(self, rows: int, length: int, num_heads: int, itemsize: int) -> int:
-        """A mask in the type of the scores, where rows are not attended document by document; in 16 bits
-        the probabilities of short documents."""
+        """Bytes of the mask, in the scores' dtype, unless rows are attended document by document; in 16 bits,
+        bytes of short documents' probabilities."""
         scores = num_heads * min(length, LONGEST_PRODUCT) if itemsize == 2 else 0
         return rows * length * max(length, scores) * itemsize
 
 
 @dataclass(kw_only=True)
 class ByDeviceAttentionConfig(AttentionConfig):
-    """Chosen by the device of each call: this project's kernels on CUDA, else `sdpa`.
+    """Chooses by device at each call: this project's kernels on CUDA, `sdpa` elsewhere.
 
-    On CUDA, heads that the kernels don't take (above 128) and a torch without Triton fall back to
-    `sdpa`, with a warning.
+    On CUDA it falls back to `sdpa`, with a warning, for head dimensions that the kernels don't support
+    (above 128) and when Triton is missing.
     """
 
     def build(self) -> AttentionBackend:
-        """The backend; runs wherever torch runs."""
+        """Return the backend. It runs wherever torch runs."""
         from cm3plugins.attention.kernels import KernelAttention
 
         return KernelAttention("auto")
@@ -69,22 +69,22 @@ class ByDeviceAttentionConfig(AttentionConfig):
         return TritonAttentionConfig() if device == "cuda" else SDPAAttentionConfig()
 
     def kept_bytes(self, rows: int, length: int, num_heads: int, itemsize: int) -> int:
-        """That of `sdpa`, the larger one."""
+        """Bytes kept by `sdpa`, which keeps more."""
         return SDPAAttentionConfig().kept_bytes(rows, length, num_heads, itemsize)
 
 
 @dataclass(kw_only=True)
 class ReferenceAttentionConfig(AttentionConfig):
-    """All scores in memory, float32 or wider: slow and plain; defines what the others compute."""
+    """Materialises all scores in float32 or wider. Slow; the reference for the other backends."""
 
     def build(self) -> AttentionBackend:
-        """The backend; runs wherever torch runs."""
+        """Return the backend. It runs wherever torch runs."""
         from cm3plugins.attention.kernels import KernelAttention
 
         return KernelAttention("reference")
 
     def kept_bytes(self, rows: int, length: int, num_heads: int, itemsize: int) -> int:
-        """Scores, and their softmax, in float32."""
+        """Bytes of the scores and their softmax in float32."""
         return 2 * rows * num_heads * length * length * 4
 
 
@@ -98,7 +98,7 @@ class TritonAttentionConfig(AttentionConfig):
     largest_head_dim: ClassVar[int | None] = 128
 
     def build(self) -> AttentionBackend:
-        """The backend.
+        """Return the backend.
 
         Raises:
             MissingPackageError: Triton is not installed.
@@ -121,7 +121,7 @@ class TritonAttentionConfig(AttentionConfig):
             raise DeviceError(
                 "attention 'triton'",
                 "there is no CUDA device",
-                f"{USE_SDPA}; to try the kernels slowly on the "
+                f"{USE_SDPA}; to run the kernels (slowly) on the "
                 "CPU, set TRITON_INTERPRET=1 before starting",
             )
         return KernelAttention("triton")
@@ -131,8 +131,8 @@ class TritonAttentionConfig(AttentionConfig):
 class FlexAttentionConfig(AttentionConfig):
     """`torch.nn.attention.flex_attention`, compiled with a block mask on CUDA.
 
-    On the CPU it has no backward, and is not compiled here (that takes a C++ compiler and about ten
-    seconds): all scores in memory, for comparison only.
+    On the CPU it has no backward and isn't compiled here (compiling needs a C++ compiler and takes about
+    ten seconds): it materialises all scores, for comparison only.
     """
 
     def check_training(self, device: str) -> None:
@@ -141,7 +141,7 @@ class FlexAttentionConfig(AttentionConfig):
             raise no_backward()
 
     def build(self) -> AttentionBackend:
-        """The backend; on the CPU `attend` raises `DeviceError` if gradients are required."""
+        """Return the backend. On the CPU `attend` raises `DeviceError` if gradients are required."""
         from cm3plugins.attention.flex import FlexAttention
 
         return FlexAttention()
@@ -160,7 +160,7 @@ class XFormersAttentionConfig(AttentionConfig):
             raise cuda_only()
 
     def build(self) -> AttentionBackend:
-        """The backend.
+        """Return the backend.
 
         Raises:
             DeviceError: there is no CUDA device.

@@ -33,7 +33,7 @@ class FlexAttention(AttentionBackend):
         offset_B: Tensor | None = None,
     ) -> BlockMask | None:
         known = kv_start_BT if offset_B is None else offset_B
-        if known is None:  # the device isn't either: `attend` builds the plain causal mask
+        if known is None:  # nor is the device: `attend` builds the plain causal mask
             return None
         return block_mask(num_queries, num_keys, kv_start_BT, offset_B, known.device)
 
@@ -101,7 +101,7 @@ def block_mask(
     offset_B: Tensor | None,
     device: torch.device,
 ) -> BlockMask:
-    """The visibility rule for T queries and S keys; a single row if all rows are alike."""
+    """Block mask of the visibility rule for T queries and S keys; one row if all rows are the same."""
     tensor = kv_start_BT if offset_B is None else offset_B
 
     def visible(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:

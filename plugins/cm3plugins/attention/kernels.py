@@ -11,7 +11,7 @@ from cm3kernels.attention import AttentionPlan, attention
 class KernelAttention(AttentionBackend):
     """See `AttentionBackend`.
 
-    Tensors that the implementation can't take raise the op's `ValueError`.
+    Tensors that the implementation doesn't support raise the op's `ValueError`.
 
     Args:
         implementation: "auto" or a name in `cm3kernels.attention.IMPLEMENTATIONS`.

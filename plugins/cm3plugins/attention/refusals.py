@@ -1,4 +1,4 @@
-"""The errors of attention backends that can't run somewhere. Light: no torch here."""
+"""Errors for attention backends that can't run on a device. Light: no torch here."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ USE_SDPA = "use `attention: sdpa`, which runs everywhere"
 
 
 def no_backward() -> DeviceError:
-    """The error of `flex` where gradients are required on the CPU."""
+    """Error of `flex` when gradients are required on the CPU."""
     return DeviceError(
         "attention 'flex'",
-        "FlexAttention has no backward on the CPU, so it can't train there",
+        "FlexAttention has no backward pass on the CPU, so it can't train there",
         "use `attention: sdpa`, train on a CUDA device, or call under torch.no_grad()",
     )
 
 
 def cuda_only() -> DeviceError:
-    """The error of `xformers` where there is no CUDA device."""
+    """Error of `xformers` without a CUDA device."""
     return DeviceError(
         "attention 'xformers'",
-        "there is no CUDA device, and none of its kernels runs on a CPU",
+        "there is no CUDA device, and its kernels don't run on a CPU",
         USE_SDPA,
     )

@@ -1,6 +1,6 @@
 """Attention by xformers' memory-efficient attention. CUDA only.
 
-Newer versions take it from the package mslk. Plain causal rows and packed documents use the biases
+Newer versions get it from the package mslk. Plain causal rows and packed documents use the biases
 that its fast kernels support; a cache and retrieved documents use a dense bias. Legend: B rows, T
 queries, S keys, H query heads, K key heads, D head dimension.
 """
@@ -26,17 +26,17 @@ ALIGNMENT = 8
 
 
 def load_fmha(modules: Sequence[str] = MODULES) -> Any:
-    """The first of these modules that can be imported.
+    """Return the first of these modules that can be imported.
 
     Raises:
-        MissingPackageError: none can be; with the reason for each.
+        MissingPackageError: no module can be imported; the error has the reason for each.
     """
     reasons = []
     for name in modules:
         try:
             return importlib.import_module(name)
         except (ImportError, OSError) as error:
-            # OSError: a library that its extension needs is missing
+            # OSError: a library needed by its extension is missing
             reasons.append(f"{name}: {error}")
     raise MissingPackageError(
         "attention 'xformers'",
@@ -48,7 +48,7 @@ def load_fmha(modules: Sequence[str] = MODULES) -> Any:
 
 @dataclass(frozen=True)
 class XFormersPlan:
-    """A bias of xformers, and whether it needs all rows' tokens as one row."""
+    """An xformers bias, and whether it needs the tokens of all rows joined in one row."""
 
     bias: Any
     joined: bool
@@ -57,7 +57,7 @@ class XFormersPlan:
 class XFormersAttention(AttentionBackend):
     """See `AttentionBackend`; a plan is the bias.
 
-    Lengths of packed documents are read on the host, once per plan.
+    The lengths of packed documents are read on the host, once per plan.
 
     Args:
         fmha: the module, from `load_fmha`.
@@ -127,7 +127,7 @@ class XFormersAttention(AttentionBackend):
         out = self.fmha.memory_efficient_attention(*tensors, attn_bias=bias, scale=scale)
         assert isinstance(out, Tensor)
         out_BTHD = out.view(B, T, H, D)
-        # A softmax of nothing but -inf: zeros, as everywhere else.
+        # A softmax over -inf alone becomes zeros, as in the other backends.
         return (
             out_BTHD
             if empty_B1T1 is None
@@ -136,7 +136,7 @@ class XFormersAttention(AttentionBackend):
 
 
 def dense_bias(mask_B1TS: Tensor, num_heads: int, dtype: torch.dtype) -> Tensor:
-    """[B, H, T, S] of 0 and -inf, rows aligned as the kernels need.
+    """[B, H, T, S] of 0 and -inf, rows aligned for the kernels.
 
     A row that sees nothing is all 0, never all -inf.
     """

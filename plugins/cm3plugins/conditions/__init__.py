@@ -1,4 +1,4 @@
-"""Conditions: pictures of structures, drawn from pictures or from boxes. Here are the configs.
+"""Configs of conditions: structure pictures, drawn from pictures or from boxes.
 
 `plain.py` needs no further package, `opencv.py` the extra `conditions`, `networks.py` the networks of `controlnet_aux`.
 """
@@ -18,16 +18,16 @@ from cm3core.interfaces.reach import READS, Outside
 if TYPE_CHECKING:
     from cm3core.interfaces.condition import Condition
 
-#: Where the files of weights are published.
+#: Where the weights are published.
 WEIGHTS = "https://huggingface.co/lllyasviel/Annotators"
 
 
 @dataclass(kw_only=True)
 class DrawnConfig(ConditionConfig):
-    """Base of the conditions that opencv draws (extra `conditions`), with settings that training varies.
+    """Base of the conditions drawn with opencv (extra `conditions`). Training can vary their settings.
 
     Args:
-        vary: training draws each setting that says so from (1 - vary) to (1 + vary) times its own.
+        vary: in training, each setting marked "varied" is multiplied by a random factor from (1 - vary) to (1 + vary).
     """
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"vary": (0, 0.99)}
@@ -56,8 +56,8 @@ class CannyConfig(DrawnConfig):
     """Canny's edges, white on black (extra `conditions`).
 
     Args:
-        feature: what the structure is called in a document.
-        low, high: thresholds of the gradient: edges begin above `high` and go on above `low`; varied.
+        feature: name of the structure in a document.
+        low, high: thresholds of the gradient: edges start above `high` and continue above `low`; varied.
     """
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
@@ -78,15 +78,15 @@ class CannyConfig(DrawnConfig):
 
 @dataclass(kw_only=True)
 class XDoGConfig(DrawnConfig):
-    """Lines as a pen draws them, white on black: extended difference of Gaussians (extra `conditions`;
+    """Pen-like lines, white on black: extended difference of Gaussians (extra `conditions`;
     Winnemoeller, Kyprianidis and Olsen 2012).
 
     Args:
-        feature: what the structure is called in a document.
-        sigma: width of the lines: the smaller blur, in pixels of a picture of 256 pixels a side; the
-            other is 1.6 times as wide; varied.
-        threshold: difference of brightness, 0 to 1, from which on there is a line; varied.
-        sharpness: how fast a line sets in; more is more like ink.
+        feature: name of the structure in a document.
+        sigma: width of the lines: standard deviation of the smaller blur, for a picture of 256 pixels a side;
+            the other blur is 1.6 times as wide; varied.
+        threshold: smallest difference in brightness, 0 to 1, that makes a line; varied.
+        sharpness: how abruptly a line starts; higher values look more like ink.
     """
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
@@ -108,13 +108,13 @@ class XDoGConfig(DrawnConfig):
 
 @dataclass(kw_only=True)
 class EdgesConfig(ConditionConfig):
-    """Where neighbouring pixels differ, broad black lines on white: what an image tokenizer of few codes
-    keeps. Needs no extra.
+    """Broad black lines on white where neighbouring pixels differ. They survive image tokenizers with few
+    codes. Needs no extra.
 
     Args:
-        feature: what the structure is called in a document.
-        size: pixels of the shorter side to which the picture is shrunk first; a smaller one is taken as it is.
-        threshold: difference of grey values, of 255, that is an edge.
+        feature: name of the structure in a document.
+        size: the picture is first shrunk to this many pixels on its shorter side; smaller pictures stay as they are.
+        threshold: difference in grey value (0 to 255) above which pixels form an edge.
     """
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
@@ -137,10 +137,10 @@ class LineSegmentsConfig(DrawnConfig):
     Jakubowicz, Morel and Randall 2010).
 
     Args:
-        feature: what the structure is called in a document.
-        shortest: length of the shortest line, in pixels of a picture of 256 pixels a side; varied.
-        scale: the picture is scaled by this before lines are looked for: less finds fewer, smoother
-            ones; varied.
+        feature: name of the structure in a document.
+        shortest: length of the shortest line kept, in pixels for a picture of 256 pixels a side; varied.
+        scale: factor by which the picture is scaled before lines are detected; lower values find fewer,
+            smoother lines; varied.
     """
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
@@ -160,14 +160,14 @@ class LineSegmentsConfig(DrawnConfig):
 
 @dataclass(kw_only=True)
 class RegionsConfig(DrawnConfig):
-    """Regions of like colours, each in a colour of its own: a segmentation map without labels (extra
+    """Regions of similar colour, each in a colour of its own: a segmentation map without labels (extra
     `conditions`; mean shift, Comaniciu and Meer 2002).
 
     Args:
-        feature: what the structure is called in a document.
-        radius: how far colours are averaged, in pixels of a picture of 256 pixels a side; varied.
-        colours: difference of colours, of 255, that one region may have; varied.
-        smallest: regions of less than this share of the picture are black.
+        feature: name of the structure in a document.
+        radius: radius over which colours are averaged, in pixels for a picture of 256 pixels a side; varied.
+        colours: largest difference in colour (0 to 255) within a region; varied.
+        smallest: regions smaller than this fraction of the picture are black.
     """
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
@@ -189,13 +189,13 @@ class RegionsConfig(DrawnConfig):
 
 @dataclass(kw_only=True)
 class NetworkConfig(ConditionConfig):
-    """Base of the conditions that a network of `controlnet_aux` draws (extra `controlnet`), from a file of
-    weights that you have. Nothing is downloaded, and no code in the file is run.
+    """Base of the conditions drawn by a network of `controlnet_aux` (extra `controlnet`), from your own copy
+    of its weights. Nothing is downloaded, and no code in the file is run.
 
     Args:
-        path: the file of weights; it must be given.
-        resolution: pixels of the picture's shorter side as the network sees it; its sides are rounded to
-            multiples of 64.
+        path: file of weights; required.
+        resolution: the picture's shorter side is scaled to this many pixels for the network; sides are
+            rounded to multiples of 64.
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {
@@ -203,7 +203,7 @@ class NetworkConfig(ConditionConfig):
     }
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"resolution": (64, 2048)}
-    #: The file, as it is published.
+    #: Name of the published file.
     file: ClassVar[str] = ""
     path: str = ""
     resolution: int = 512
@@ -212,7 +212,7 @@ class NetworkConfig(ConditionConfig):
         """Load the weights.
 
         Raises:
-            RecipeError: no file is named.
+            RecipeError: no file is given.
             CheckpointError: there is no such file, or it holds other tensors.
             MissingPackageError: controlnet_aux is not installed.
         """
@@ -220,10 +220,10 @@ class NetworkConfig(ConditionConfig):
         name = next(name for name, known in CONDITIONS.items() if isinstance(self, known))
         step = f"give the file {self.file}, published at {WEIGHTS}"
         if not self.path:
-            raise RecipeError("condition.path", f"is not given; {name!r} needs weights", step)
+            raise RecipeError("condition.path", f"is not set; {name!r} needs weights", step)
         path = user_path(self.path)
         if not path.is_file():
-            raise CheckpointError(str(path), "there is no such file of weights", step)
+            raise CheckpointError(str(path), "no such weights file", step)
         if find_spec("controlnet_aux") is None:
             raise MissingPackageError.extra(f"condition {name!r}", "controlnet_aux", "controlnet")
         from cm3plugins.conditions.networks import NETWORKS, NetworkStructure
@@ -237,7 +237,7 @@ class HEDConfig(NetworkConfig):
     2015).
 
     Args:
-        feature: what the structure is called in a document.
+        feature: name of the structure in a document.
     """
 
     file: ClassVar[str] = "ControlNetHED.pth"
@@ -246,11 +246,11 @@ class HEDConfig(NetworkConfig):
 
 @dataclass(kw_only=True)
 class PoseConfig(NetworkConfig):
-    """Bodies as sticks on black (extra `controlnet`; OpenPose, Cao et al. 2017, whose licence allows no
+    """Bodies as stick figures on black (extra `controlnet`; OpenPose, Cao et al. 2017; its licence forbids
     commercial use).
 
     Args:
-        feature: what the structure is called in a document.
+        feature: name of the structure in a document.
     """
 
     file: ClassVar[str] = "body_pose_model.pth"
@@ -259,10 +259,10 @@ class PoseConfig(NetworkConfig):
 
 @dataclass(kw_only=True)
 class DepthConfig(NetworkConfig):
-    """Near surfaces are bright (extra `controlnet`; MiDaS 3 as dpt_hybrid, Ranftl et al. 2021).
+    """A depth map, bright where near (extra `controlnet`; MiDaS 3 as dpt_hybrid, Ranftl et al. 2021).
 
     Args:
-        feature: what the structure is called in a document.
+        feature: name of the structure in a document.
     """
 
     file: ClassVar[str] = "dpt_hybrid-midas-501f0c75.pt"
@@ -271,10 +271,10 @@ class DepthConfig(NetworkConfig):
 
 @dataclass(kw_only=True)
 class NormalsConfig(NetworkConfig):
-    """The directions of surfaces as colours (extra `controlnet`; Bae, Budvytis and Cipolla 2021).
+    """Surface normals as colours (extra `controlnet`; Bae, Budvytis and Cipolla 2021).
 
     Args:
-        feature: what the structure is called in a document.
+        feature: name of the structure in a document.
     """
 
     file: ClassVar[str] = "scannet.pt"
@@ -283,12 +283,12 @@ class NormalsConfig(NetworkConfig):
 
 @dataclass(kw_only=True)
 class BoxesConfig(ConditionConfig):
-    """Objects at boxes, drawn from a text: "bell at (10, 12) -> (40, 44)", coordinates 0 to 255. A label
-    has always the same colour.
+    """Objects in boxes, drawn from a text: "bell at (10, 12) -> (40, 44)", coordinates 0 to 255. A label
+    always has the same colour.
 
     Args:
-        feature: what the structure is called in a document.
-        size: pixels a side of what is drawn.
+        feature: name of the structure in a document.
+        size: side of the drawn picture in pixels.
     """
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"size": (8, 4096)}
@@ -303,10 +303,10 @@ class BoxesConfig(ConditionConfig):
 
 @dataclass(kw_only=True)
 class AsItIsConfig(ConditionConfig):
-    """A picture that is a structure already, as it is: a sketch, a segmentation map, a pose.
+    """The picture unchanged, for pictures that are structures already: sketches, segmentation maps, poses.
 
     Args:
-        feature: what the structure is called in a document: the words of the model's training.
+        feature: name of the structure in a document, worded as in the model's training.
     """
 
     def build(self) -> Condition:

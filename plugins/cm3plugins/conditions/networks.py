@@ -1,4 +1,4 @@
-"""Conditions `hed`, `pose`, `depth` and `normals`: networks of `controlnet_aux`, the weights from a file."""
+"""Conditions `hed`, `pose`, `depth` and `normals`: networks of `controlnet_aux`, with weights from a file."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 #: The networks halve a picture up to six times.
 _STEP = 64
-#: A picture's longer side is seen as at most this many times the shorter one: a strip of one pixel
-#: would fill the memory otherwise.
+#: A picture's longer side is scaled to at most this many times the shorter one; otherwise a strip of
+#: one pixel would fill the memory.
 _LONGEST = 4
 _DIGITS = 16
 
@@ -37,9 +37,9 @@ class Network:
     """A network of `controlnet_aux`.
 
     Args:
-        make: the network, with random weights.
-        detector: what draws with it: network -> a function of pixels.
-        key: the name in the file of one of the network's tensors.
+        make: returns the network with random weights.
+        detector: network -> a function that draws from pixels.
+        key: name of a network's tensor -> its name in the file.
     """
 
     make: Callable[[], Any]
@@ -48,14 +48,14 @@ class Network:
 
 
 class NetworkStructure(Condition):
-    """A network's drawing of a picture, scaled to the picture's size. It never varies.
+    """A network's drawing of a picture, scaled to the picture's size. Nothing is varied.
 
     Args:
-        name: of the condition.
-        network: which one.
-        path: the weights.
+        name: name of the condition.
+        network: the network.
+        path: file of weights.
         resolution: see `NetworkConfig`.
-        step: what to do if they are of another network.
+        step: next step in errors, if the weights belong to another network.
 
     Raises:
         CheckpointError: the file is damaged, or holds other tensors.
@@ -83,19 +83,19 @@ class NetworkStructure(Condition):
         )
         way = cv2.INTER_LANCZOS4 if min(high, wide) > shorter else cv2.INTER_AREA
         seen = cv2.resize(np.ascontiguousarray(source), (wide, high), interpolation=way)
-        side = min(high, wide)  # the detector scales nothing
-        # depth that is the same everywhere is divided by itself
+        side = min(high, wide)  # the detector doesn't rescale
+        # constant depth would divide zero by zero
         with np.errstate(invalid="ignore"):
             drawn = self._detector(
                 seen, detect_resolution=side, image_resolution=side, output_type="np"
             )
-        # no smaller than it was: opencv's area is bilinear then
+        # when enlarging, opencv's area interpolation is bilinear
         scaled = cv2.resize(drawn, (width, height), interpolation=cv2.INTER_AREA)
         return np.asarray(scaled, np.uint8)
 
 
 def _fill(module: nn.Module, path: Path, key: Callable[[str], str], step: str) -> None:
-    """Load the weights of a file, under the network's own names or a wrapper's."""
+    """Load the weights of a file. Names are the network's own or a wrapper's."""
     own = module.state_dict()
     with open_tensors(path) as file:
         held = {name.removeprefix("module."): name for name in file.entries}
@@ -113,7 +113,7 @@ def _fill(module: nn.Module, path: Path, key: Callable[[str], str], step: str) -
 
 @contextlib.contextmanager
 def _quiet() -> Any:
-    """While a network is made: the package prints what it does, and warns of what it could also use."""
+    """Silences the package, which prints and warns while it creates a network."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
@@ -161,7 +161,7 @@ def _depth_detector(network: Any) -> Any:
 def _normals() -> Any:
     from controlnet_aux.normalbae.nets.NNET import NNET
 
-    # those of the package's own `from_pretrained`
+    # as in the package's own `from_pretrained`
     settings = {"mode": "client", "architecture": "BN", "pretrained": "scannet"}
     ratios = {"sampling_ratio": 0.4, "importance_ratio": 0.7}
     return NNET(types.SimpleNamespace(**settings, **ratios))
@@ -178,6 +178,6 @@ NETWORKS: Mapping[str, Network] = {
     "depth": Network(_depth, _depth_detector),
     "hed": Network(_hed, _hed_detector),
     "normals": Network(_normals, _normals_detector),
-    # the file has no names of the network's two branches and their stages
+    # the file's names omit the network's two branches and their stages
     "pose": Network(_pose, _pose_detector, lambda name: name.partition(".")[2]),
 }

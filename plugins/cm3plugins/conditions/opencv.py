@@ -1,5 +1,5 @@
-"""Conditions drawn by opencv: `canny`, `xdog` and `lsd`, the lines of a picture, white on black, as
-ControlNet's are; and `regions`, parts of like colours, without labels.
+"""Conditions drawn by opencv: `canny`, `xdog` and `lsd`, lines of a picture in white on black, as in
+ControlNet; and `regions`, areas of similar colour, without labels.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from cm3core.interfaces.condition import Condition
 if TYPE_CHECKING:
     from cm3core.document import PixelArray
 
-#: Ratio of the two blurs of a difference of Gaussians that is closest to the Laplacian of one (Marr and
+#: Ratio of the two blurs at which a difference of Gaussians best approximates the Laplacian of one (Marr and
 #: Hildreth 1980).
 _RATIO = 1.6
-#: Pixels a side of a picture for which lengths are stated.
+#: Side, in pixels, of the picture that lengths in the settings refer to.
 SIDE = 256
-#: Pixels a side, once scaled, of the smallest picture with lines in it: the detector needs a gradient.
+#: Smallest side, after scaling, in which lines are detected: the detector needs a gradient.
 _FEWEST = 4
 
 
 def varied(rng: np.random.Generator | None, vary: float) -> float:
-    """A factor from 1 - vary to 1 + vary; 1 without `rng`."""
+    """Return a random factor from 1 - vary to 1 + vary; 1 without `rng`."""
     return 1.0 if rng is None else float(rng.uniform(1 - vary, 1 + vary))
 
 
 class CannyEdges(Condition):
-    """Edges by Canny (1986), as opencv finds them in colours: at each pixel in the channel that differs most, as
-    ControlNet's, so that two colours as light as each other have an edge between them.
+    """Canny's edges (1986), found by opencv in colour: at each pixel in the channel with the largest gradient,
+    as in ControlNet, so that two equally light colours still have an edge between them.
 
     Args:
         low, high: thresholds.
@@ -54,7 +54,7 @@ class CannyEdges(Condition):
 
 
 class SketchLines(Condition):
-    """Lines by an extended difference of Gaussians: dark sides of edges, with a soft threshold.
+    """Lines by an extended difference of Gaussians: the dark sides of edges, with a soft threshold.
 
     Args:
         sigma, threshold, sharpness, vary: see `XDoGConfig`.
@@ -70,11 +70,11 @@ class SketchLines(Condition):
     def _draw(self, source: PixelArray, rng: np.random.Generator | None) -> PixelArray:
         sigma = self.sigma * varied(rng, self.vary) * min(source.shape[:2]) / SIDE
         threshold = self.threshold * varied(rng, self.vary)
-        sigma = max(sigma, 0.3)  # less is no blur at all
+        sigma = max(sigma, 0.3)  # less is no blur
         grey = cv2.cvtColor(np.ascontiguousarray(source), cv2.COLOR_RGB2GRAY)
         light = grey.astype(np.float32) / 255
         narrow, wide = (cv2.GaussianBlur(light, (0, 0), scale * sigma) for scale in (1, _RATIO))
-        # how much darker a place is than what is around it
+        # how much darker a pixel is than its surroundings
         darker = np.maximum(wide - narrow - threshold, 0)
         lines = np.tanh(self.sharpness * darker)
         pixels = np.round(255 * lines).astype(np.uint8)
@@ -82,7 +82,7 @@ class SketchLines(Condition):
 
 
 class LineSegments(Condition):
-    """Straight lines, as opencv's line segment detector finds them, each a pixel wide.
+    """Straight lines, found by opencv's line segment detector, each one pixel wide.
 
     Args:
         shortest, scale, vary: see `LineSegmentsConfig`.
@@ -110,13 +110,13 @@ class LineSegments(Condition):
         return drawn
 
 
-#: Turns of the hue from one region to the next larger one: neighbours in size have unlike colours.
+#: Step in hue from one region to the next by size, so that regions of similar size differ in colour.
 _GOLDEN = 0.6180339887498949
 
 
 class Regions(Condition):
-    """Mean shift, then neighbouring pixels of like colours are one region; the regions' colours say
-    nothing about those of the picture.
+    """Mean shift, then neighbouring pixels of similar colour form a region. A region's colour says nothing
+    about the colours of the picture.
 
     Args:
         radius, colours, smallest, vary: see `RegionsConfig`.
@@ -131,7 +131,7 @@ class Regions(Condition):
 
     def _draw(self, source: PixelArray, rng: np.random.Generator | None) -> PixelArray:
         height, width = source.shape[:2]
-        # the means are computed on a small picture: regions are coarse, and mean shift is slow
+        # computed on a small picture: regions are coarse, and mean shift is slow
         scale = min(1.0, SIDE / min(height, width))
         size = max(1, round(width * scale)), max(1, round(height * scale))
         small = cv2.resize(np.ascontiguousarray(source), size, interpolation=cv2.INTER_AREA)
@@ -146,8 +146,8 @@ class Regions(Condition):
 
 
 def labelled(pixels_HWC: PixelArray, near: float) -> npt.NDArray[np.int32]:
-    """Number of the region of each pixel, from 1 on, int32 [H, W]: neighbours that differ by at most
-    `near`, of 255, in each colour are of one region."""
+    """Number each pixel's region, from 1: int32 [H, W]. Neighbours that differ by at most `near` (of 255) in
+    each colour belong to the same region."""
     height, width = pixels_HWC.shape[:2]
     whole = np.ascontiguousarray(pixels_HWC)
     labels = np.zeros((height, width), np.int32)
@@ -169,10 +169,10 @@ def labelled(pixels_HWC: PixelArray, near: float) -> npt.NDArray[np.int32]:
 
 
 def coloured(labels_HW: npt.NDArray[np.int32], smallest: float) -> PixelArray:
-    """Regions in colours by the order of their sizes, the largest first; those of less than the share
-    `smallest` of all pixels are black. uint8 [H, W, 3]."""
+    """Colour the regions in order of size, the largest first; regions with less than the share `smallest`
+    of all pixels are black. uint8 [H, W, 3]."""
     counts = np.bincount(labels_HW.ravel())
-    # of equal sizes, the one that comes first in the picture
+    # ties: the one that comes first in the picture
     order = sorted(range(len(counts)), key=lambda label: (-counts[label], label))
     palette = np.zeros((len(counts), 3), np.uint8)
     for place, label in enumerate(order):

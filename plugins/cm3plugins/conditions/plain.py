@@ -1,5 +1,5 @@
-"""Conditions that need no further package: `as_is`, the picture itself; `edges`, broad black lines on
-white, which survive an image tokenizer of few codes; `boxes`, what a text says is where.
+"""Conditions without further packages: `as_is`, the picture itself; `edges`, broad black lines on white,
+which survive image tokenizers with few codes; `boxes`, objects placed by a text.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class PictureAsItIs(Condition):
 
 
 class PlainEdges(Condition):
-    """Where neighbouring pixels of the picture differ, after it is shrunk.
+    """Edges between neighbouring pixels of the shrunk picture.
 
     Args:
-        size: pixels of the shorter side that is looked at; a smaller picture is taken as it is.
-        threshold: difference of grey values, of 255.
+        size: the picture is shrunk to this many pixels on its shorter side; smaller ones stay as they are.
+        threshold: difference in grey value, 0 to 255.
     """
 
     def __init__(self, size: int, threshold: float) -> None:
@@ -71,7 +71,7 @@ class BoxPicture(Condition):
     """Filled rectangles on black, the smaller ones in front.
 
     Args:
-        size: pixels a side.
+        size: side in pixels.
     """
 
     draws_from = "text"
@@ -92,18 +92,18 @@ class BoxPicture(Condition):
             if not (x0 < x1 <= MAX_COORDINATE and y0 < y1 <= MAX_COORDINATE):
                 raise DataError(
                     f"box of {label!r}",
-                    f"({x0}, {y0}) -> ({x1}, {y1}) is empty or outside of 0 to {MAX_COORDINATE}",
+                    f"({x0}, {y0}) -> ({x1}, {y1}) is empty or not within 0 to {MAX_COORDINATE}",
                     "give two corners, the upper left one first",
                 )
             # a thin box at the right or lower edge keeps the last pixel
             left, top = (min(round(start * scale), self.size - 1) for start in (x0, y0))
             right, bottom = max(round(x1 * scale), left + 1), max(round(y1 * scale), top + 1)
             frames.append((label, (left, top, right - 1, bottom - 1)))
-        # what is not of the form is left out by `boxes_in`, for a model's texts; a user is told
+        # `boxes_in` skips malformed boxes, for texts of a model; a user gets an error
         if not frames or source.count("->") != len(frames):
             raise DataError(
                 "condition",
-                f"{source!r} has {source.count('->')} boxes, of which {len(frames)} can be read",
+                f"{source!r} has {source.count('->')} boxes, only {len(frames)} of them well formed",
                 'write "bell at (10, 12) -> (40, 44), key at (0, 0) -> (9, 20)"',
             )
         frames.sort(key=lambda one: -_area(one[1]))
@@ -119,7 +119,7 @@ def _area(frame: tuple[int, int, int, int]) -> int:
 
 
 def colour_of(label: str) -> tuple[int, int, int]:
-    """A bright colour, a function of the label alone, whatever its case."""
+    """Return a bright colour that depends on the label alone, ignoring case."""
     digest = hashlib.sha256(label.strip().casefold().encode("utf-8", "surrogatepass")).digest()
     hue = int.from_bytes(digest[:4], "big") / 2**32
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.5 + digest[4] / 510, 0.95)

@@ -1,6 +1,6 @@
-"""Shared by the data sets of annotations: JSON files of records, and the values in them.
+"""Shared by annotated data sets: JSON files of records, and the values in them.
 
-What is wrong with a value is a `DataError` that names the record and the key.
+An invalid value raises a `DataError` that names the record and the key.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from cm3plugins.datasets.file_source import (
 )
 from cm3run.json_text import parse_json
 
-#: A larger file is not read: COCO's largest has 0.5 GB.
+#: Larger files are rejected: COCO's largest has 0.5 GB.
 MAX_ANNOTATION_BYTES = 2 << 30
 _CC = re.compile(r"https?://creativecommons\.org/(licenses|publicdomain)/([a-z-]+)/(\d\.\d)")
 
 
 def file_at(path: str, key: str) -> Path:
-    """The file that the recipe's key names; raises `DataError` if there is none."""
+    """Return the file given by a recipe key; raises `DataError` if it does not exist."""
     try:
         return existing(path, folder=False)
     except DataError as error:
@@ -36,7 +36,7 @@ def file_at(path: str, key: str) -> Path:
 
 
 def folder_at(path: str, key: str) -> Path:
-    """The folder that the recipe's key names; raises `DataError` if there is none."""
+    """Return the folder given by a recipe key; raises `DataError` if it does not exist."""
     try:
         return existing(path, folder=True)
     except DataError as error:
@@ -52,11 +52,11 @@ def _under(key: str, error: DataError) -> DataError:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file.
+    """Read a JSON file.
 
     Raises:
-        DataError: it can't be read, has more than `MAX_ANNOTATION_BYTES`, or is not JSON, or an object
-            in it has a key twice.
+        DataError: it can't be read, has more than `MAX_ANNOTATION_BYTES`, is not JSON, or contains an
+            object with a duplicate key.
     """
     check_size(path)
     return parse_json(read_utf8(path, str(path)), str(path))
@@ -67,20 +67,20 @@ def check_size(path: Path) -> None:
     if (size := path.stat().st_size) > MAX_ANNOTATION_BYTES:
         raise DataError(
             str(path),
-            f"has {size:,} bytes, a file of annotations has at most {MAX_ANNOTATION_BYTES:,}",
-            "split it",
+            f"has {size:,} bytes, above the limit of {MAX_ANNOTATION_BYTES:,} for annotations",
+            "split it into several files",
         )
 
 
 def object_of(place: str, value: Any) -> dict[str, Any]:
-    """`value` if it is an object; else raises `DataError`."""
+    """Return `value` if it is an object, otherwise raise `DataError`."""
     if not isinstance(value, dict):
         raise DataError(place, f"is {type_name(value)}, not an object", "write {...}")
     return value
 
 
 def list_in(place: str, values: Mapping[str, Any], key: str) -> list[Any]:
-    """A list of an object; raises `DataError` if there is none."""
+    """Return an object's list; raises `DataError` if there is none."""
     if not isinstance(values.get(key), list):
         raise _wrong(place, values, key, "a list")
     found: list[Any] = values[key]
@@ -88,7 +88,7 @@ def list_in(place: str, values: Mapping[str, Any], key: str) -> list[Any]:
 
 
 def text_in(place: str, values: Mapping[str, Any], key: str) -> str:
-    """A text of an object, stripped; raises `DataError` if there is none, or it is empty or too long."""
+    """Return an object's text, stripped; raises `DataError` if it is missing, empty or too long."""
     value = values.get(key)
     if not isinstance(value, str):
         raise _wrong(place, values, key, "a text")
@@ -98,7 +98,7 @@ def text_in(place: str, values: Mapping[str, Any], key: str) -> str:
 
 
 def checked_text(place: str, key: str, text: str) -> str:
-    """`text`; raises `DataError` if it is not Unicode or has more than `MAX_TEXT_BYTES`."""
+    """Return `text`; raises `DataError` if it is not Unicode or has more than `MAX_TEXT_BYTES`."""
     if not is_unicode(text):
         raise DataError(
             place,
@@ -111,7 +111,7 @@ def checked_text(place: str, key: str, text: str) -> str:
 
 
 def name_in(place: str, values: Mapping[str, Any], key: str) -> str:
-    """A name or number of an object, as text; raises `DataError` if there is none."""
+    """Return an object's name or number, as text; raises `DataError` if there is none."""
     value = values.get(key)
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise _wrong(place, values, key, "a name or a number")
@@ -121,7 +121,7 @@ def name_in(place: str, values: Mapping[str, Any], key: str) -> str:
 
 
 def number_of(place: str, key: str, value: object) -> float:
-    """A finite number; raises `DataError` if it is none."""
+    """Return a finite number; raises `DataError` for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise DataError(place, f"its {key!r} has {type_name(value)}, not a number", "correct it")
     try:
@@ -129,7 +129,7 @@ def number_of(place: str, key: str, value: object) -> float:
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise DataError(place, f"its {key!r} has a number that is not finite", "correct it")
+        raise DataError(place, f"its {key!r} has a non-finite number", "correct it")
     return number
 
 
@@ -139,11 +139,11 @@ def _wrong(place: str, values: Mapping[str, Any], key: str, wanted: str) -> Data
         if key in values
         else f"has no {key!r}"
     )
-    return DataError(place, cause, f"give it {wanted}, or remove the record")
+    return DataError(place, cause, f"add {wanted}, or remove the record")
 
 
 def licence_name(name: str, address: str) -> str:
-    """SPDX name of a Creative Commons licence, else its own name.
+    """Return the SPDX name of a Creative Commons licence, otherwise its own name.
 
     >>> licence_name("Attribution License", "http://creativecommons.org/licenses/by/2.0/")
     'CC-BY-2.0'
@@ -157,7 +157,7 @@ def licence_name(name: str, address: str) -> str:
 
 
 def provenance_of(licence: object, source: object) -> Provenance:
-    """Provenance from a file's licence, an object of `name` and `url`, and its source."""
+    """Return the provenance from a file's licence (an object with `name` and `url`) and source."""
     values = licence if isinstance(licence, dict) else {}
     name, address = (
         text if isinstance(text := values.get(key), str) and is_unicode(text) else ""

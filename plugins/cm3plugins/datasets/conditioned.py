@@ -1,4 +1,4 @@
-"""Data set `conditioned`: the records of another one, each with a picture of its structure."""
+"""Data set `conditioned`: records of another data set, each with a picture of its structure."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ _DIGITS = 16
 
 @dataclass(kw_only=True)
 class ConditionedConfig(DocumentSourceConfig):
-    """Captioned pictures with a structure that is drawn from each: for the task `structure`. Fields:
+    """Captioned pictures, each with a structure drawn from it, for the task `structure`. Fields:
     feature, condition, caption, image.
 
     Args:
-        split: of the data set inside; "train" takes the split that it names itself.
-        source: the data set; a condition that is drawn from a text reads its field `objects`, any other
-            its field `image`.
-        condition: what draws the structure.
-        vary: draw the condition's settings anew for each picture, so that a model does not learn one
-            of them; false: always the condition's own.
-        seed: another seed draws other settings.
+        split: split of the data set inside; "train" uses the split set there.
+        source: the data set; a condition drawn from text reads its field `objects`, other conditions its
+            field `image`.
+        condition: draws the structure.
+        vary: draw the condition's settings anew for each picture, so that a model does not learn a single
+            one; false: always use the condition's own settings.
+        seed: seed of the varied settings.
     """
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"seed": (0, 2**63 - 1)}
@@ -59,7 +59,7 @@ class ConditionedConfig(DocumentSourceConfig):
         """Return the data set.
 
         Raises:
-            MissingPackageError: the condition needs a package that is not installed.
+            MissingPackageError: the condition's package is not installed.
             DataError: the data set inside can't be read.
         """
         self.check()
@@ -72,14 +72,14 @@ class ConditionedConfig(DocumentSourceConfig):
 
 
 class ConditionedSource(DocumentSource):
-    """Records of another source with a condition. A picture's condition is a function of the picture,
-    the condition and the seed, and has a key of its own, so that its codes are computed once.
+    """Records of another source with a condition. A picture's condition depends on the picture, the condition
+    config and the seed, and has its own key, so its codes are computed once.
 
     Args:
-        source: its records have a picture, and for conditions that are drawn from a text, `objects`.
-        condition: draws.
-        feature: what the structure is called.
-        seed: of the varied settings; None: they are not varied.
+        source: records with a picture or, for conditions drawn from text, `objects`.
+        condition: draws the structure.
+        feature: name of the structure.
+        seed: seed of the varied settings; None: don't vary them.
     """
 
     def __init__(
@@ -96,10 +96,10 @@ class ConditionedSource(DocumentSource):
         return self.source.id(index)
 
     def record(self, index: int, rng: np.random.Generator | None = None) -> Record:
-        """The record's fields, and `feature` and `condition`.
+        """Return the record's fields, and `feature` and `condition`.
 
         Raises:
-            DataError: it lacks what the condition is drawn from.
+            DataError: it lacks the field that the condition is drawn from.
         """
         record = self.source.record(index, rng)
         return {"feature": self.feature, "condition": self._condition(index, record), **record}
@@ -121,12 +121,12 @@ class ConditionedSource(DocumentSource):
     def _lacks(self, index: int, name: str) -> DataError:
         return DataError(
             f"record {self.id(index)}",
-            f"has no field {name!r}, from which its condition is drawn",
+            f"has no field {name!r}, which its condition is drawn from",
             "choose another dataset.condition or dataset.source",
         )
 
     def _drawn(self, key: str, source: Any) -> Image:
-        """The condition of what `source()` returns."""
+        """Draw the condition from what `source()` returns."""
 
         def load() -> PixelArray:
             rng = None

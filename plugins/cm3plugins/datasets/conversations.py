@@ -1,9 +1,9 @@
-"""Data set `conversations`: LLaVA's form, also with pictures in answers (Lumina-mGPT's).
+"""Data set `conversations`: LLaVA's format, also with pictures in answers (Lumina-mGPT's).
 
     [{"id": "7", "image": "a.jpg", "conversations": [
         {"from": "human", "value": "<image>\\nWhat is it?"}, {"from": "gpt", "value": "A bell."}]}]
 
-`image` is a path or a list of paths; `<image>` or `<|image|>` marks the place of each (haotian-liu/LLaVA,
+`image` is a path or a list of paths; `<image>` or `<|image|>` marks the position of each (haotian-liu/LLaVA,
 docs/Finetune_Custom_Data.md; Alpha-VLLM/Lumina-mGPT, TRAIN.md).
 """
 
@@ -41,12 +41,12 @@ if TYPE_CHECKING:
 
 _MARK = re.compile(r"<image>|<\|image\|>")
 _USER, _MODEL = ("human", "user"), ("gpt", "assistant")
-#: What comes before a user's turn other than the first, and before an answer; as in the task `chat`.
+#: Text before each user turn except the first, and before each answer; as in the task `chat`.
 USER, ASSISTANT = "User:", "Assistant:"
 
 
 class Turn(NamedTuple):
-    """One side's turn: texts and pictures in order, no text empty."""
+    """One side's turn: texts and pictures in order, without empty texts."""
 
     pieces: tuple[Picture | str, ...]
 
@@ -64,14 +64,14 @@ class ConversationsConfig(FileSourceConfig):
     """Conversations of questions and answers, with pictures in both (LLaVA, Lumina-mGPT).
 
     Args:
-        path: a JSON file with a list of conversations, or one a line.
-        pictures: folder of the pictures; "": the file's.
-        turns: "whole": a document is a conversation, its answers marked as responses, and needs no
-            task; "marked": the same without words for who speaks: the model's layout ends turns
-            (Chameleon, Lumina-mGPT; `Model.chat`); "each": a record is an answer with the turns before it, with the fields image,
-            conversation, answer (task `chat`); answers with pictures need one of the others.
-        allow_outside: read pictures outside the pictures' folder, by absolute paths, `../` or links;
-            false: their records are skipped.
+        path: a JSON file with a list of conversations, or one conversation per line.
+        pictures: folder of the pictures; "": the file's folder.
+        turns: "whole": a document is a conversation with its answers marked as responses; needs no task.
+            "marked": the same without words for the speaker: the model's layout ends turns (Chameleon,
+            Lumina-mGPT; `Model.chat`). "each": a record is an answer with the turns before it, in the fields
+            image, conversation, answer (task `chat`); answers with pictures need another value.
+        allow_outside: read pictures outside their folder, through absolute paths, `../` or links;
+            false: skip their records.
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {
@@ -90,7 +90,7 @@ class ConversationsConfig(FileSourceConfig):
         return self.turns == "marked"
 
     def scan(self, index: PictureIndex) -> Iterator[FoundRecord | SkippedRecord]:
-        """Records in the order of the file."""
+        """Yield records in the order of the file."""
         path = existing(self.path, folder=False)
         folder = folder_at(self.pictures, "pictures") if self.pictures else path.parent
         inside = boundary(folder, self.allow_outside)
@@ -104,7 +104,7 @@ class ConversationsConfig(FileSourceConfig):
                 continue
             name = numbered(name)
             shown = [picture for turn in turns for picture in turn.pictures]
-            # conversations about one picture are in one split
+            # conversations about the same picture are in the same split
             group = shown[0].key if shown else name
             place = row.place if isinstance(row, Row) else ""
             if self.turns != "each":
@@ -119,13 +119,13 @@ class ConversationsConfig(FileSourceConfig):
 
 
 def _name(row: Row | DataError) -> str:
-    assert isinstance(row, Row)  # `_turns` has raised the error
+    assert isinstance(row, Row)  # otherwise `_turns` raised the error
     given = row.values.get("id") is not None
     return name_in(row.place, row.values, "id") if given else row.number
 
 
 def _turns(row: Row | DataError, pictures: PicturesOfLines) -> list[Turn]:
-    """The turns, alternating, the user's first; raises `DataError` for another conversation."""
+    """Return the alternating turns, starting with the user; raises `DataError` for any other order."""
     if isinstance(row, DataError):
         raise row
     place, values = row.place, row.values
@@ -138,20 +138,20 @@ def _turns(row: Row | DataError, pictures: PicturesOfLines) -> list[Turn]:
     ]
     if not said or len(said) % 2:
         cause = "ends with a question" if said else "has no turn"
-        raise DataError(place, cause, "give each question its answer, or remove the record")
+        raise DataError(place, cause, "answer each question, or remove the record")
     marks = sum(len(_MARK.findall(text)) for text in said)
     if marks != len(found):
         raise DataError(
             place,
-            f"has {len(found)} pictures in 'image', but {marks} marks <image> in its turns",
-            "mark the place of each picture",
+            f"has {len(found)} pictures in 'image', but {marks} <image> marks in its turns",
+            "mark the position of each picture",
         )
     remaining = iter(found)
     return [_turn(f"{place}, turn {number}", text, remaining) for number, text in enumerate(said)]
 
 
 def _said(place: str, value: Any, number: int) -> str:
-    """The text of a turn whose side is the right one."""
+    """Return the text of a turn, after checking its side."""
     turn = object_of(place, value)
     side, text = turn.get("from"), turn.get("value")
     if not isinstance(side, str) or side not in (*_USER, *_MODEL):
@@ -161,15 +161,15 @@ def _said(place: str, value: Any, number: int) -> str:
     if (side in _MODEL) != bool(number % 2):
         cause = f"two turns of {side!r} follow each other"
         if number == 0:
-            cause = "the conversation begins with an answer"
-        raise DataError(place, cause, "let questions and answers alternate, a question first")
+            cause = "the conversation starts with an answer"
+        raise DataError(place, cause, "alternate questions and answers, starting with a question")
     if not isinstance(text, str) or not text.strip():
-        raise DataError(place, "its 'value' is not a text with content", "write what is said")
+        raise DataError(place, "its 'value' is not a non-empty text", "write the turn's text")
     return checked_text(place, "value", text)
 
 
 def _turn(place: str, text: str, pictures: Iterator[Picture]) -> Turn:
-    """A turn's text, cut at the marks of pictures."""
+    """Return a turn, with its text split at the picture marks."""
     pieces: list[Picture | str] = []
     for number, piece in enumerate(_MARK.split(text)):
         pieces += [next(pictures)] if number else []
@@ -178,7 +178,7 @@ def _turn(place: str, text: str, pictures: Iterator[Picture]) -> Turn:
 
 
 def _whole(name: str, place: str, group: str, turns: list[Turn]) -> FoundRecord:
-    """A conversation as a document: before an answer, the question's text ends with "Assistant:"."""
+    """Return a conversation as a document: before an answer, the question's text ends with "Assistant:"."""
     parts: list[Picture | tuple[str, ...]] = []
     responses: set[int] = set()
     for number, turn in enumerate(turns):
@@ -201,7 +201,7 @@ def _whole(name: str, place: str, group: str, turns: list[Turn]) -> FoundRecord:
 
 
 def _marked(name: str, place: str, group: str, turns: list[Turn]) -> FoundRecord:
-    """A conversation as a document whose turns are marked."""
+    """Return a conversation as a document with marked turns."""
     parts: list[Picture | tuple[str, ...]] = []
     responses: set[int] = set()
     starts: set[int] = set()
@@ -221,14 +221,14 @@ def _marked(name: str, place: str, group: str, turns: list[Turn]) -> FoundRecord
 
 
 def _answer(name: str, place: str, group: str, turns: list[Turn]) -> FoundRecord:
-    """The last of the turns as an answer to those before it, in the fields of the task `chat`."""
+    """Return the last turn as an answer to the earlier ones, in the fields of the task `chat`."""
     *before, answer = turns
     shown = [picture for turn in before for picture in turn.pictures]
     cause = None
     if answer.pictures or any(turn.pictures for turn in before[1::2]):
-        cause = "has a picture in an answer, which a chat about one picture has not"
+        cause = "has a picture in an answer, which turns=each does not support"
     elif len(shown) > 1:
-        cause = f"has {len(shown)} pictures, a chat is about one"
+        cause = f"has {len(shown)} pictures, but turns=each supports one"
     if cause is not None:
         raise DataError(
             f"{place}, turn {len(before)}", cause, "use dataset.turns=whole without a task"
@@ -239,7 +239,7 @@ def _answer(name: str, place: str, group: str, turns: list[Turn]) -> FoundRecord
     ]
     if not (conversation := " ".join(text for text in said if text).strip()):
         raise DataError(
-            f"{place}, turn 0", "is a picture without a question", "use dataset.turns=whole"
+            f"{place}, turn 0", "has a picture but no question", "use dataset.turns=whole"
         )
     names = ("image", "conversation", "answer")
     parts: tuple[Picture | tuple[str, ...], ...] = (*shown, (conversation,), (answer.text,))

@@ -1,8 +1,8 @@
-"""Base of the data sets of a user's own files: from scanned records to documents.
+"""Base of data sets made of a user's own files: turns scanned records into documents.
 
-Bad records are skipped with a reason. A scan yields `FoundRecord`s and `SkippedRecord`s. Here ids
-are made unique and records are assigned to "train" or "valid", by a hash of the id (or of the group, or of
-the picture) alone: a record stays in its split whatever other records are added or removed.
+Bad records are skipped with a reason. A scan yields `FoundRecord`s and `SkippedRecord`s. This module
+makes ids unique and assigns records to "train" or "valid" by a hash of the id (or of the group, or of
+the picture) alone, so a record stays in its split whatever other records are added or removed.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ T = TypeVar("T")
 
 SPLITS = ("train", "valid", "all")
 SPLIT_BY = ("id", "picture")
-#: A longer text is not a caption but some other file.
+#: Longer texts are not captions but other files.
 MAX_TEXT_BYTES = 1 << 20
 
 
 @dataclass(kw_only=True)
 class FileSourceConfig(DocumentSourceConfig):
-    """Shared keys of the configs.
+    """Keys shared by the configs.
 
     Args:
         split: "train", "valid" (a fraction of the records, chosen by a hash of their ids), or
             "all".
-        valid: fraction of the records that are in "valid", 0..1.
-        split_by: what is hashed for that: "id", or "picture", its bytes, so that copies of one picture are
-            in one split.
-        cache_dir: folder for the index of pictures; None: ``CM3_CACHE``, else the user's cache
+        valid: fraction of the records in "valid", 0..1.
+        split_by: what is hashed to split: "id", or "picture" (its bytes, so that copies of a picture are in
+            the same split).
+        cache_dir: folder for the index of pictures; None: ``CM3_CACHE`` or, if unset, the user's cache
             folder.
     """
 
@@ -84,26 +84,26 @@ class FileSourceConfig(DocumentSourceConfig):
         if not 0 <= self.valid <= 1:
             raise RecipeError(
                 "dataset.valid",
-                f"is {self.valid}, a share is 0..1",
+                f"is {self.valid}, must be 0..1",
                 "use 0.05 for one record in twenty",
             )
 
     def reaches(self) -> list[Reach]:
-        """With `allow_outside`, where a data set has it: whatever its records name."""
+        """With `allow_outside`, if a data set has this key: any file named by its records."""
         if not getattr(self, "allow_outside", False):
             return []
         return [Reach(READS, "/", "allow_outside", "every file that its records name", "true")]
 
     def scan(self, index: PictureIndex) -> Iterator[FoundRecord | SkippedRecord]:
-        """All records, in a fixed order, whatever the split."""
+        """Yield all records in a fixed order, whatever the split."""
         raise NotImplementedError
 
     def build(self) -> FileSource:
         """Scan the files; new and changed pictures are read once (not decoded).
 
         Raises:
-            RecipeError: a value can't be used.
-            DataError: there is nothing at the path.
+            RecipeError: a value is invalid.
+            DataError: the path does not exist.
         """
         self.check()
         path = index_path(self.cache_dir)
@@ -112,7 +112,7 @@ class FileSourceConfig(DocumentSourceConfig):
 
 
 class Picture(Protocol):
-    """A picture of a record: a file, or what is drawn when it is loaded; `key` as of `Image`."""
+    """A picture of a record: a file, or one drawn when it is loaded; `key` as in `Image`."""
 
     @property
     def key(self) -> str: ...
@@ -122,17 +122,17 @@ class Picture(Protocol):
 
 @dataclass(frozen=True)
 class FoundRecord:
-    """A good record.
+    """A valid record.
 
     Args:
-        id: unique in the data set.
-        place: its name in messages.
+        id: unique id in the data set.
+        place: name in messages.
         parts: pictures and texts, in order; a text is a tuple of alternatives, the canonical one first.
-        provenance: what the record states of its licence and source.
-        names: the parts' names as fields of tasks; (): they have none.
-        responses: places of the parts that are answers of a conversation.
-        turns: places of the parts that start a turn of a conversation.
-        group: records of one group, such as questions about one picture, are in one split; "": alone.
+        provenance: licence and source stated by the record.
+        names: the parts' names as fields of tasks; (): none.
+        responses: indices of the parts that are answers of a conversation.
+        turns: indices of the parts that start a turn of a conversation.
+        group: records of one group, such as questions about a picture, are in the same split; "": none.
     """
 
     id: str
@@ -145,7 +145,7 @@ class FoundRecord:
     group: str = ""
 
     def name_in_splits(self, split_by: str) -> str:
-        """The name that decides its split without a group: its first picture's key by "picture", else its id."""
+        """Return the name that decides the split without a group: the first picture's key for "picture", otherwise the id."""
         keys = (part.key for part in self.parts if not isinstance(part, tuple))
         return next(keys, self.id) if split_by == "picture" else self.id
 
@@ -154,8 +154,8 @@ class FileSource(DocumentSource):
     """Documents from files.
 
     Args:
-        config: its `split` and `valid` choose the records.
-        records: what a scan found.
+        config: `split` and `valid` select the records.
+        records: results of a scan.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class FileSource(DocumentSource):
                     SkippedRecord(
                         record.place,
                         f"its id {record.id!r} is also the id of {seen[record.id]}",
-                        "give each record its own id",
+                        "give each record a unique id",
                     )
                 )
             else:
@@ -190,7 +190,7 @@ class FileSource(DocumentSource):
         return len(self._records)
 
     def id(self, index: int) -> str:
-        """The record's own id, or its file name."""
+        """The record's id, or its file name."""
         return self._records[index].id
 
     def group(self, index: int) -> str:
@@ -202,7 +202,7 @@ class FileSource(DocumentSource):
         return self._records[index].provenance
 
     def original(self, index: int) -> Original | None:
-        """The file of the record's last picture, as it is; a picture that is drawn when it is loaded, as a PNG."""
+        """The unchanged file of the record's last picture; for a picture drawn when it is loaded, a PNG."""
         pictures = [part for part in self._records[index].parts if not isinstance(part, tuple)]
         if not pictures or not isinstance(stored := pictures[-1], StoredPicture):
             return super().original(index)
@@ -210,7 +210,7 @@ class FileSource(DocumentSource):
         return Original(suffix_of(content), content)
 
     def record(self, index: int, rng: np.random.Generator | None = None) -> Record:
-        """The parts by their names; see `DocumentSource.record` for a record whose parts have none."""
+        """Return the parts by name; see `DocumentSource.record` for records whose parts have no names."""
         if not self._records[index].names:
             return super().record(index, rng)
         values = [
@@ -221,7 +221,7 @@ class FileSource(DocumentSource):
 
     @property
     def skipped(self) -> list[SkippedRecord]:
-        """Bad records of the whole data set, whatever the split."""
+        """Return the bad records of the whole data set, whatever the split."""
         return list(self._skipped)
 
     @property
@@ -230,14 +230,14 @@ class FileSource(DocumentSource):
         return self._fingerprint
 
     def texts(self) -> Iterator[str]:
-        """All texts, every alternative."""
+        """Yield all texts, including alternatives."""
         for record in self._records:
             for part in record.parts:
                 if isinstance(part, tuple):
                     yield from part
 
     def text_alternatives(self, index: int) -> list[tuple[str, ...]]:
-        """The alternatives of each text."""
+        """Return the alternatives of each text."""
         return [part for part in self._records[index].parts if isinstance(part, tuple)]
 
     def _document(self, index: int, rng: np.random.Generator | None) -> Document:
@@ -254,7 +254,7 @@ class FileSource(DocumentSource):
 
 
 def split_of(record_id: str, valid: float) -> str:
-    """ "train" or "valid", by the first 64 bits of the id's SHA-256.
+    """Return "train" or "valid", by the first 64 bits of the id's SHA-256.
 
     >>> [split_of(name, 0.5) for name in ("a", "b", "c", "d")]
     ['train', 'valid', 'valid', 'valid']
@@ -264,12 +264,12 @@ def split_of(record_id: str, valid: float) -> str:
 
 
 def captions_of(texts: object, place: str) -> tuple[str, ...]:
-    """The captions in a value: a string, or a list of strings.
+    """Return the captions in a value: a string, or a list of strings.
 
     Surrounding whitespace is stripped; empty captions are dropped.
 
     Raises:
-        DataError: another type, invalid Unicode, or nothing left.
+        DataError: the value has another type, invalid Unicode, or no caption.
     """
     items = [texts] if isinstance(texts, str) else texts
     if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
@@ -302,7 +302,7 @@ def is_unicode(text: str) -> bool:
 
 
 def type_name(value: object) -> str:
-    """A JSON value's type, as its author would call it."""
+    """Name a JSON value's type in words for its author."""
     names = {
         bool: "a boolean",
         int: "a number",
@@ -315,7 +315,7 @@ def type_name(value: object) -> str:
 
 
 def existing(path: str, *, folder: bool) -> Path:
-    """The folder or file that `dataset.path` names; raises `DataError` if it is not one."""
+    """Return the folder or file of `dataset.path`; raises `DataError` if it does not exist."""
     found = user_path(path)
     is_folder, is_file = found.is_dir(), found.is_file()
     if not (is_folder if folder else is_file):
@@ -328,15 +328,15 @@ def existing(path: str, *, folder: bool) -> Path:
 
 
 def boundary(folder: Path, allow_outside: bool) -> Path | None:
-    """The folder that `check_inside` keeps the records' files in, links resolved; None: any."""
+    """Return the folder that `check_inside` limits files to, with links resolved; None: no limit."""
     return None if allow_outside else Path(os.path.realpath(folder))
 
 
 def check_inside(path: Path, inside: Path | None, place: str) -> None:
-    """Refuse a file outside `inside`, by its path or by links: anybody may have made the data set.
+    """Reject a file outside `inside`, by path or by links: the data set may come from anybody.
 
     Raises:
-        DataError: it is outside.
+        DataError: the file is outside.
     """
     if inside is not None and not Path(os.path.realpath(path)).is_relative_to(inside):
         raise DataError(
@@ -349,7 +349,7 @@ def check_inside(path: Path, inside: Path | None, place: str) -> None:
 def found_or_skipped(
     items: Iterable[T], find: Callable[[T], FoundRecord]
 ) -> Iterator[FoundRecord | SkippedRecord]:
-    """The record that `find` makes of each item, or the reason if it raises `DataError`."""
+    """Yield the record that `find` returns for each item, or the reason if it raises `DataError`."""
     for item in items:
         try:
             yield find(item)
@@ -358,12 +358,12 @@ def found_or_skipped(
 
 
 def skipped(error: DataError) -> SkippedRecord:
-    """A bad record's reason, from the error that it would have been."""
+    """Return a bad record with the reason from its error."""
     return SkippedRecord(error.place, error.cause, error.next_step)
 
 
 def read_utf8(path: Path, place: str, max_bytes: int | None = None) -> str:
-    """Read a text file without its byte order mark.
+    """Read a text file, dropping its byte order mark.
 
     Raises:
         DataError: it can't be read, has more than `max_bytes`, or is not UTF-8.
@@ -372,7 +372,7 @@ def read_utf8(path: Path, place: str, max_bytes: int | None = None) -> str:
         if max_bytes is not None and (size := path.stat().st_size) > max_bytes:
             raise DataError(
                 place,
-                f"has {size} bytes, a caption has at most {max_bytes}",
+                f"has {size} bytes, above the limit of {max_bytes} for a caption",
                 "shorten or remove it",
             )
         return read_text(path, "utf-8-sig")
@@ -385,7 +385,7 @@ def read_utf8(path: Path, place: str, max_bytes: int | None = None) -> str:
 
 
 def json_lines(place: str, content: str) -> Iterator[tuple[str, dict[str, Any]] | DataError]:
-    """(place, object) of each non-blank line; a `DataError` for one that is not a JSON object."""
+    """Yield (place, object) of each non-blank line, or a `DataError` if it is not a JSON object."""
     for number, line in enumerate(content.split("\n"), 1):
         if not line.strip():
             continue

@@ -1,4 +1,4 @@
-"""Data set `folder`: pictures in a folder, each with a `.txt`, or one captions file.
+"""Data set `folder`: pictures in a folder, with a `.txt` for each, or one captions file.
 
     my/pictures/cat.jpg           my/pictures/cat.jpg
     my/pictures/cat.txt           my/pictures/dogs/rex.png
@@ -7,8 +7,8 @@
                                                                 dogs/rex.png,"Rex, a dog"
 
 Subfolders are searched too. Several lines of a `.txt`, several rows for one picture, or a list of
-texts are alternative captions: the first is the canonical one, training draws one at random.
-`docs/data.md` describes all forms of the captions file. Licences are stated by rows or by files, see
+texts are alternative captions: the first is the canonical one, and training draws one at random.
+`docs/data.md` describes all formats of the captions file. Rows or files may state licences, see
 `stated_licences`.
 """
 
@@ -54,12 +54,12 @@ _COLUMNS = "dataset.columns='{image: COLUMN, caption: COLUMN}'"
 
 @dataclass(kw_only=True)
 class FolderSourceConfig(FileSourceConfig):
-    """A folder of pictures and captions; ids are the pictures' paths inside it.
+    """A folder of pictures and captions; ids are the pictures' paths relative to it.
 
     Args:
         path: the folder.
-        allow_outside: read pictures and captions that links in the folder name outside it; false:
-            their records are skipped.
+        allow_outside: read pictures and captions outside the folder that links in it point to; false:
+            skip their records.
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {
@@ -71,7 +71,7 @@ class FolderSourceConfig(FileSourceConfig):
     allow_outside: bool = False
 
     def scan(self, index: PictureIndex) -> Iterator[FoundRecord | SkippedRecord]:
-        """Folders that are not searched, pictures in the order of their paths, then problems of the captions
+        """Yield folders that are not searched, pictures in the order of their paths, then problems of the captions
         file."""
         folder = existing(self.path, folder=True)
         unsearched: list[DataError] = []
@@ -100,24 +100,24 @@ class FolderSourceConfig(FileSourceConfig):
             ):
                 raise DataError(
                     f"dataset.path {folder}",
-                    "no picture in it has a caption beside it in a .txt",
+                    "no picture in it has a caption in a .txt next to it",
                     reader,
                 )
             yield from _with_texts_beside(folder, names, index, inside)
 
 
 def _other_reader(folder: Path) -> str | None:
-    """The next step for a folder without pictures, or without captions, that holds the files of another data
+    """Return the next step for a folder without pictures or captions that holds the files of another data
     set."""
     from cm3run.bank.memory_bank import is_bank
 
     if (folder / "manifest.json").is_file() and any(folder.glob("*.tar")):
         return f"read its token shards: dataset=tokens dataset.path={folder}"
     if is_bank(folder):
-        return "it is a memory bank, which 'cm3 memory merge' joins with others"
+        return "it is a memory bank; 'cm3 memory merge' can merge it with others"
     if any(folder.glob("*.tar")):
         return f"read its tars: dataset=webdataset dataset.path={folder}"
-    # Hugging Face's imagefolder: also one below for each split
+    # Hugging Face's imagefolder: also one subfolder per split
     metadata = sorted(folder.glob("metadata.*")) + sorted(folder.glob("*/metadata.*"))
     if found := next((path for path in metadata if path.name in METADATA), None):
         return (
@@ -134,11 +134,11 @@ def _other_reader(folder: Path) -> str | None:
 
 
 def _picture_names(folder: Path, unsearched: list[DataError]) -> Iterator[str]:
-    """Paths of the pictures inside `folder`, with `/`.
+    """Yield paths of the pictures inside `folder`, with `/`.
 
-    Hidden files and folders are left out; kinds that are not read are included, to be reported. To
-    `unsearched` is added what is wrong with a folder whose pictures are not found: it can't be read, or is a
-    link to one elsewhere (what a link inside leads to is found where it lies).
+    Hidden files and folders are skipped; unsupported picture types are included, to be reported.
+    `unsearched` receives an error for each folder that is not searched: it can't be read, or is a link to a
+    folder elsewhere (a link to a folder inside is skipped, since that is searched itself).
     """
 
     def unreadable(error: OSError) -> None:
@@ -160,7 +160,7 @@ def _picture_names(folder: Path, unsearched: list[DataError]) -> Iterator[str]:
                     DataError(
                         _shown(path),
                         "is a link to a folder elsewhere, which is not searched for pictures",
-                        "copy the folder to this place, or remove the link",
+                        "replace the link by a copy of the folder, or remove it",
                     )
                 )
         for name in files:
@@ -169,7 +169,7 @@ def _picture_names(folder: Path, unsearched: list[DataError]) -> Iterator[str]:
 
 
 def _shown(path: str | Path) -> str:
-    """A path in a message, with what is not UTF-8 replaced."""
+    """Return a path for messages, with invalid UTF-8 replaced."""
     return str(path).encode(errors="replace").decode()
 
 
@@ -192,7 +192,7 @@ def _check_kind(folder: Path, name: str) -> None:
     if name.lower().endswith(UNREAD_SUFFIXES):
         raise DataError(
             str(folder / name),
-            f"pictures of type {Path(name).suffix} are not read",
+            f"pictures of type {Path(name).suffix} are not supported",
             "convert it to PNG or JPEG",
         )
 
@@ -225,7 +225,7 @@ def _with_captions_file(
     captions: dict[str, list[str]] = {}
     places: dict[str, str] = {}
     licences, stating = LicenceFiles(folder, inside), dict[str, Provenance]()
-    # pictures whose rows are all bad: the rows are reported, the picture need not be
+    # pictures with only bad rows: the rows are reported, so the picture need not be
     reported: set[str] = set()
     for row in _rows(path):
         try:
@@ -239,8 +239,8 @@ def _with_captions_file(
             if own != Provenance() and own != stating.setdefault(name, own):
                 raise DataError(
                     place,
-                    f"states another licence, source or attribution of {name!r} than an earlier row",
-                    "state them once for each picture",
+                    f"states another licence, source or attribution for {name!r} than an earlier row",
+                    "state them once per picture",
                 )
             captions.setdefault(name, []).extend(texts)
         except DataError as error:
@@ -254,7 +254,7 @@ def _with_captions_file(
             elif name not in reported:
                 raise DataError(
                     str(folder / name),
-                    f"has no caption: {path.name} does not name it",
+                    f"has no caption: it is not in {path.name}",
                     f"add a row to {path.name}",
                 )
         except DataError as error:
@@ -268,10 +268,10 @@ def _with_captions_file(
 
 
 def _image_name(place: str, values: dict[str, Any]) -> str:
-    """The row's picture as a path inside the folder, without `./`."""
+    """Return the row's picture as a path inside the folder, without `./`."""
     for key in ("image", "text"):
         if key not in values:
-            raise DataError(place, f"has no {key!r}", "each row needs 'image' and 'text'")
+            raise DataError(place, f"has no {key!r}", "give each row 'image' and 'text'")
     if not isinstance(values["image"], str):
         cause = f"'image' is {type_name(values['image'])}, not a path"
         raise DataError(place, cause, "write the picture's path inside the folder")
@@ -279,7 +279,7 @@ def _image_name(place: str, values: dict[str, Any]) -> str:
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]] | DataError]:
-    """(place, values) of each row; a `DataError` for a row that can't be read."""
+    """Yield (place, values) of each row, or a `DataError` for a row that can't be read."""
     content = read_utf8(path, str(path))
     if path.suffix == ".json":
         yield from _json_rows(path, content)
@@ -290,7 +290,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]] | DataError]:
 
 
 def _json_rows(path: Path, content: str) -> Iterator[tuple[str, dict[str, Any]] | DataError]:
-    """One object that maps pictures to captions, or a list of objects."""
+    """Yield rows of an object that maps pictures to captions, or of a list of objects."""
     values = parse_json(content, str(path), "correct the file")
     if isinstance(values, dict):
         for name, text in values.items():
@@ -315,7 +315,7 @@ def _json_rows(path: Path, content: str) -> Iterator[tuple[str, dict[str, Any]] 
 
 
 def _table_rows(path: Path, content: str) -> Iterator[tuple[str, dict[str, Any]] | DataError]:
-    """Rows below a header with the columns `image` and `text`; other columns but those of licences are ignored."""
+    """Yield rows below a header with the columns `image` and `text`; ignores other columns except those of licences."""
     table = csv.reader(
         io.StringIO(content, newline=""),
         delimiter="\t" if path.suffix == ".tsv" else ",",
@@ -328,22 +328,22 @@ def _table_rows(path: Path, content: str) -> Iterator[tuple[str, dict[str, Any]]
             raise DataError(
                 f"{path}:1",
                 f"the header has no column {' and '.join(map(repr, missing))}",
-                "begin the file with a line such as "
+                "start the file with a line such as "
                 f"{'image<tab>text' if path.suffix == '.tsv' else 'image,text'}",
             )
         if twice := [name for name in ("image", "text") if header.count(name) > 1]:
             raise DataError(
-                f"{path}:1", f"has two columns {twice[0]!r}", "give each a name of its own"
+                f"{path}:1", f"has two columns {twice[0]!r}", "give each column a unique name"
             )
         for row in table:
             here = f"{path}:{table.line_num}"
             if len(row) == len(header):
                 cells = dict(zip(header, row, strict=True))
-                # an empty cell of another column states nothing
+                # an empty cell in another column states nothing
                 yield here, {k: v for k, v in cells.items() if k in ("image", "text") or v.strip()}
             elif row:
-                cause = f"has {len(row)} fields, the header has {len(header)}"
-                yield DataError(here, cause, "put captions with commas in quotes")
+                cause = f"has {len(row)} fields, but the header has {len(header)}"
+                yield DataError(here, cause, "quote captions that contain commas")
     except csv.Error as error:
         raise DataError(
             f"{path}:{table.line_num}", f"can't be read: {error}", "correct the quotes"

@@ -1,4 +1,4 @@
-"""Data set `jsonl`: one JSON object per line: a text and a picture, or several of both.
+"""Data set `jsonl`: one JSON object per line, with a text and a picture, or several of both.
 
     {"id": "rex", "text": "Rex, a dog", "image": "dogs/rex.png"}
     {"text": ["a cat asleep", "a sleeping cat"], "image": "cat.jpg"}
@@ -42,12 +42,12 @@ FORM = '{"text": ..., "image": ...} or {"segments": [...]}'
 class JSONLSourceConfig(FileSourceConfig):
     """A JSONL manifest.
 
-    The id is the record's `id`; without one, its picture's path, or a hash of its segments.
+    The id is the record's `id` or, if missing, its picture's path, or a hash of its segments.
 
     Args:
         path: the manifest.
-        allow_outside: read pictures outside the manifest's folder, by absolute paths, `../` or
-            links; false: their records are skipped.
+        allow_outside: read pictures outside the manifest's folder, through absolute paths, `../` or
+            links; false: skip their records.
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {
@@ -59,7 +59,7 @@ class JSONLSourceConfig(FileSourceConfig):
     allow_outside: bool = False
 
     def scan(self, index: PictureIndex) -> Iterator[FoundRecord | SkippedRecord]:
-        """Records in the order of their lines."""
+        """Yield records in the order of their lines."""
         path = existing(self.path, folder=False)
         pictures = PicturesOfLines(path.parent, boundary(path.parent, self.allow_outside), index)
 
@@ -74,7 +74,7 @@ class JSONLSourceConfig(FileSourceConfig):
 
 @dataclass(frozen=True)
 class PicturesOfLines:
-    """The pictures that lines name, relative to `folder` (in messages: to `of`) and, unless it is None,
+    """The pictures named in lines, relative to `folder` (called `of` in messages) and, unless it is None,
     inside `inside`."""
 
     folder: Path
@@ -83,12 +83,12 @@ class PicturesOfLines:
     of: str = "the file"
 
     def picture(self, place: str, value: object, name: str = "image") -> StoredPicture:
-        """The picture at the path `value`; `name`: what messages call it.
+        """Return the picture at the path `value`; `name`: its name in messages.
 
         Raises:
-            DataError: it is no path, or there is no picture that can be used.
+            DataError: it is not a path, or the picture does not exist or can't be used.
         """
-        wanted = f"write the picture's path, relative to {self.of}"
+        wanted = f"use the picture's path relative to {self.of}"
         if not isinstance(value, str) or not value:
             cause = (
                 f"{name!r} is empty"
@@ -97,8 +97,8 @@ class PicturesOfLines:
             )
             raise DataError(place, cause, wanted)
         if "://" in value:
-            next_step = "download the picture and write its path; addresses are not fetched"
-            raise DataError(place, f"{name!r} is the address {value!r}", next_step)
+            next_step = "download the picture and use its path; addresses are not fetched"
+            raise DataError(place, f"{name!r} is an address: {value!r}", next_step)
         if not is_unicode(value) or "\0" in value:
             raise DataError(place, f"{name!r} is {value!a}, not a path", wanted)
         try:
@@ -129,7 +129,7 @@ def _record(place: str, values: dict[str, Any], pictures: PicturesOfLines) -> Fo
     name = values.get("id", default)
     if not isinstance(name, str) or not name or not is_unicode(name):
         cause = f"'id' is {type_name(name)}" if not isinstance(name, str) else f"'id' is {name!a}"
-        raise DataError(place, f"{cause}, not a name", "write a text, or leave it out")
+        raise DataError(place, f"{cause}, not a name", "use a text, or leave it out")
     return FoundRecord(name, place, parts, stated(place, values))
 
 
@@ -139,7 +139,7 @@ def _segments(
     if not isinstance(segments, list):
         raise DataError(place, f"'segments' is {type_name(segments)}, not a list", f"write {FORM}")
     if not segments:
-        raise DataError(place, "'segments' is empty", "write at least one, or remove the record")
+        raise DataError(place, "'segments' is empty", "add at least one, or remove the record")
     parts: list[StoredPicture | tuple[str, ...]] = []
     for number, segment in enumerate(segments):
         here = f"{place} segments[{number}]"

@@ -1,9 +1,9 @@
-"""Data set `mixture`: several data sets, a task for each, in given shares.
+"""Data set `mixture`: several data sets in given shares, each with a task.
 
-An epoch has as many documents as the parts together. Part d has n_d of the N records, and a share p_d of
+An epoch has as many documents as all parts together. Part d has n_d of the N records, and a share p_d of
 the epoch; its resampling ratio r_d = p_d N / n_d is kept within `clip` (CM3leon: 0.3 to 3), and the other
-shares give way. Any beginning of an epoch has each part's share, to one document. A part's records come in a
-random order, each once before any comes again, over all epochs.
+shares are adjusted. Every prefix of an epoch has each part's share, to within one document. A part's records
+come in random order, each once before any repeats, across all epochs.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from cm3core.interfaces.task import TaskConfig
 if TYPE_CHECKING:
     from cm3core.interfaces.task import Record
 
-#: Steps in which shares are found: each halves the error.
+#: Number of steps to compute shares; each halves the error.
 _NUM_HALVINGS = 200
-#: Of the largest share; smaller ones count as this.
+#: Smallest share relative to the largest; smaller ones are raised to it.
 _LEAST_SHARE = 1e-30
 #: Separates the random streams of the parts' orders from all others.
 _ORDER = 7
@@ -49,15 +49,15 @@ _ORDER = 7
 def counts_of(
     sizes: Sequence[int], shares: Sequence[float], clip: tuple[float, float]
 ) -> npt.NDArray[np.int64]:
-    """Documents of each part in an epoch of sum(sizes), int64 [D].
+    """Return the number of documents of each part in an epoch of sum(sizes), int64 [D].
 
-    The ratios are clip(s * share / size) with the one s that fills the epoch.
+    The ratios are clip(s * share / size), with the unique s that fills the epoch.
 
     >>> counts_of([90, 10], [1.0, 1.0], (0.3, 3.0)).tolist()  # 50 of 10 would be five times
     [70, 30]
     """
     sizes_D, shares_D = np.asarray(sizes, np.float64), np.asarray(shares, np.float64)
-    # a smaller share is held at the least ratio anyway, and the halvings would not reach its scale
+    # smaller shares end at the minimum ratio anyway, and the bisection would not reach their scale
     shares_D = np.maximum(shares_D / shares_D.max(), _LEAST_SHARE)
     total, wanted_D = int(sizes_D.sum()), shares_D / shares_D.sum() * sizes_D.sum() / sizes_D
 
@@ -76,8 +76,8 @@ def counts_of(
 
 
 def part_order(counts_D: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The part of each document of an epoch, int64 [N]: among the first n, a part with c of the N documents
-    has n c / N of them, to less than one (R. Tijdeman, "The chairman assignment problem", 1980).
+    """Return the part of each document of an epoch, int64 [N]: among the first n, a part with c of the N documents
+    has n c / N of them, to within one (R. Tijdeman, "The chairman assignment problem", 1980).
 
     >>> part_order(np.array([4, 2])).tolist()
     [0, 1, 0, 0, 1, 0]
@@ -86,7 +86,7 @@ def part_order(counts_D: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     if num_parts == 1:
         return np.zeros(total, np.int64)
     slack = 1 / (2 * num_parts - 2)
-    # a part's document k comes when it is owed that much of it, and before it is owed one less that much
+    # document k of a part comes after its release time and before its deadline
     numbers = np.concatenate([np.arange(count) for count in counts_D.tolist()])
     parts = np.repeat(np.arange(num_parts), counts_D)
     every = total / counts_D[parts]
@@ -109,7 +109,7 @@ def part_order(counts_D: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 def drawn_records(
     size: int, start: int, stop: int, seeds: tuple[int, ...]
 ) -> npt.NDArray[np.int64]:
-    """The records `start` to `stop` of an endless series of permutations of `size` records."""
+    """Return the records `start` to `stop` of an endless series of permutations of `size` records."""
     runs = []
     for number in range(start // size, (stop - 1) // size + 1):
         rng = np.random.default_rng(np.random.SeedSequence((*seeds, number), spawn_key=(_ORDER,)))
@@ -118,7 +118,7 @@ def drawn_records(
     return np.concatenate(runs)
 
 
-#: Most parts.
+#: Maximum number of parts.
 _MAX_PARTS = 1000
 
 
@@ -127,19 +127,19 @@ class MixtureConfig(DocumentSourceConfig):
     """Several data sets in given shares, each with a task or with plain documents.
 
     Args:
-        split: "train" takes each part's own split; any other is taken of the parts that have it.
+        split: "train" uses each part's own split; any other split comes from the parts that have it.
         parts: name -> data set.
-        tasks: name of a part -> the task that makes documents of its records; the others are plain.
-        weights: name of a part -> factor on its share; 1 where none is given.
-        sampling: what a share is proportional to, times its weight: "proportional": the part's number of
-            records; "temperature": that to the power of 1 / `temperature`; "explicit": the weight alone.
-        temperature: 1 is as "proportional"; more evens the parts out.
-        clip: smallest and largest number of times that a record of a part is drawn in an epoch, on
-            average.
-        memory: name of the part whose documents are retrieved, plain, and whose own documents they are
-            prepended to; the other parts get none. null: all parts are one memory, for each other.
+        tasks: name of a part -> the task that turns its records into documents; other parts have plain documents.
+        weights: name of a part -> factor of its share; default 1.
+        sampling: a share is proportional to its weight times this: "proportional": the part's number of
+            records; "temperature": that number to the power of 1 / `temperature`; "explicit": 1.
+        temperature: 1 equals "proportional"; higher values make the parts more equal.
+        clip: minimum and maximum average number of times that a record of a part is drawn in an
+            epoch.
+        memory: name of the part whose documents are retrieved, as plain documents, and prepended to its own
+            documents only; other parts get none. null: all parts form one memory for each other.
         retrieving: names of the parts that retrieved documents are prepended to. null: `memory` alone, or
-            all. What a task's response is retrieved for is found by what its prompt gives.
+            all. Documents for a task's response are retrieved by the inputs in its prompt.
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {
@@ -162,13 +162,13 @@ class MixtureConfig(DocumentSourceConfig):
     retrieving: list[str] | None = None
 
     def check(self) -> None:
-        """Raise `RecipeError` for parts and weights that can't be mixed."""
+        """Raise `RecipeError` for invalid parts or weights."""
         super().check()
         if not 1 <= len(self.parts) <= _MAX_PARTS:
             raise RecipeError(
                 "dataset.parts",
                 f"has {len(self.parts)} data sets",
-                "name some: parts: {mine: jsonl}",
+                "add some: parts: {mine: jsonl}",
             )
         for key, given in (("tasks", self.tasks), ("weights", self.weights)):
             for name in given:
@@ -193,7 +193,7 @@ class MixtureConfig(DocumentSourceConfig):
             raise RecipeError(
                 "dataset.weights",
                 f"has none for the part {min(missing)!r}",
-                "give one for each part, or another dataset.sampling",
+                "set one for each part, or choose another dataset.sampling",
             )
         weights = [self.weights.get(name, 1.0) for name in self.parts]
         check_value(
@@ -239,14 +239,14 @@ class MixtureConfig(DocumentSourceConfig):
 
     @property
     def has_turns(self) -> bool:
-        """Whether a part without a task has."""
+        """Whether a part without a task has turns."""
         return any(part.has_turns for name, part in self.parts.items() if name not in self.tasks)
 
     def build(self) -> MixtureSource:
         """Return the mixture.
 
         Raises:
-            DataError: no part has the split, or one has no usable record.
+            DataError: no part has the split, or a part has no usable record.
         """
         self.check()
         sources: dict[str, DocumentSource] = {}
@@ -277,9 +277,9 @@ class MixtureConfig(DocumentSourceConfig):
     def _shares(
         self, sources: Mapping[str, DocumentSource], weights: Sequence[float]
     ) -> list[float]:
-        """Shares before they are clipped, the largest 1."""
+        """Return the shares before clipping, scaled so that the largest is 1."""
         power = {"proportional": 1.0, "temperature": 1 / self.temperature, "explicit": 0.0}
-        # as logarithms: 100,000 records to the power of 1 / 0.01 are no number
+        # in logarithms: 100,000 to the power of 1 / 0.01 would overflow
         logs = [
             math.log(weight) + power[self.sampling] * math.log(len(source))
             for source, weight in zip(sources.values(), weights, strict=True)
@@ -288,9 +288,9 @@ class MixtureConfig(DocumentSourceConfig):
 
 
 def _why_empty(source: DocumentSource, split: str) -> tuple[str, str]:
-    """Cause and next step of a part without a record."""
+    """Return cause and next step for a part without a record."""
     if not source.skipped:
-        return f"has no record in split {split!r}", "leave it out, or give it records"
+        return f"has no record in split {split!r}", "leave it out, or add records"
     first = source.skipped[0]
     return (
         f"has no usable record; the first bad one is {first.place}: {first.cause}",
@@ -303,11 +303,11 @@ class MixtureSource(DocumentSource):
 
     Args:
         sources: name -> documents of a part, at least one each.
-        shares: of the parts, not normalised.
-        clip: smallest and largest resampling ratio.
-        parts: names of all parts, also of those that are not in this split: numbers of parts are the
-            same in each. None: those of `sources`.
-        retrieving: the parts whose documents get retrieved ones; None: all.
+        shares: shares of the parts, not normalised.
+        clip: minimum and maximum resampling ratio.
+        parts: names of all parts, including those not in this split, so that part numbers are the same in
+            every split. None: the names in `sources`.
+        retrieving: parts whose documents get retrieved ones; None: all.
 
     Raises:
         DataError: a part's share is less than one document of an epoch.
@@ -328,7 +328,7 @@ class MixtureSource(DocumentSource):
         sizes = [len(source) for source in self.sources]
         self._starts = np.cumsum([0, *sizes])
         self._first: list[int] = self._starts.tolist()
-        #: Documents of each part in an epoch, int64 [D].
+        #: Number of documents of each part in an epoch, int64 [D].
         self.counts_D = counts_of(sizes, shares, clip)
         for name, count in zip(self._names, self.counts_D.tolist(), strict=True):
             if count < 1:
@@ -358,14 +358,14 @@ class MixtureSource(DocumentSource):
         return source.query(place)
 
     def _source(self, index: int) -> int:
-        return bisect_right(self._first, index) - 1  # many times faster than numpy's for one index
+        return bisect_right(self._first, index) - 1  # many times faster than numpy for one index
 
     def _place(self, index: int) -> tuple[DocumentSource, int]:
         number = self._source(index)
         return self.sources[number], index - int(self._starts[number])
 
     def id(self, index: int) -> str:
-        """Name of the part, and the document's id there."""
+        """Name of the part, and the document's id in it."""
         source, place = self._place(index)
         return f"{self._names[self._source(index)]}/{source.id(place)}"
 
@@ -436,7 +436,7 @@ class MixtureSource(DocumentSource):
         )
 
     def _memory_name(self) -> list[str]:
-        """Which parts have documents in front."""
+        """Return which parts have documents prepended."""
         return [] if self._retrieving is None else [f"memory={','.join(sorted(self._retrieving))}"]
 
     @cached_property
@@ -444,7 +444,7 @@ class MixtureSource(DocumentSource):
         return part_order(self.counts_D)
 
     def epoch_order(self, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-        """See `DocumentSource.epoch_order`; as long as the mixture."""
+        """See `DocumentSource.epoch_order`; it has the length of the mixture."""
         parts_N = self._part_order
         order = np.empty(len(parts_N), np.int64)
         for part, count in enumerate(self.counts_D.tolist()):

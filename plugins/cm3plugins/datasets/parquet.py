@@ -1,8 +1,8 @@
-"""Parquet files of records, by pyarrow (extra `parquet`): texts, and pictures as files or in the file.
+"""Parquet files of records, read with pyarrow (extra `parquet`): texts, and pictures as files or embedded.
 
-A picture's column holds paths, bytes, or what Hugging Face's `Image` feature writes: a struct of `bytes`
-and `path`. Bytes are hashed once, and read at random later: a row group at a time, since that is how
-Parquet compresses.
+A picture's column holds paths, bytes, or the struct of `bytes` and `path` that Hugging Face's `Image`
+feature writes. Bytes are hashed once, and read at random later, one row group at a time, since Parquet
+compresses row groups.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from cm3plugins.datasets.pictures import NEXT_STEP, PictureIndex, facts_of
 if TYPE_CHECKING:
     from cm3core.document import PixelArray
 
-#: Rows that are read at a time.
+#: Number of rows read at a time.
 _BATCH = 64
-#: Pictures are read from row groups of at most this size; larger ones would not fit into memory.
+#: Size limit of row groups with pictures; larger ones would not fit in memory.
 MAX_GROUP_BYTES = 2 << 30
 
 
@@ -36,8 +36,8 @@ class ParquetPicture:
         width, height: pixels, upright.
         place: its name in messages.
         path: the file.
-        column, group, row: where it is.
-        index_path: the index that records it if it can't be decoded.
+        column, group, row: its position.
+        index_path: index that records it if it can't be decoded.
     """
 
     key: str
@@ -51,11 +51,11 @@ class ParquetPicture:
     index_path: Path = field(compare=False, repr=False)
 
     def load(self) -> PixelArray:
-        """RGB pixels uint8 [height, width, 3].
+        """Return RGB pixels uint8 [height, width, 3].
 
         Raises:
-            DataError: the file is gone, has changed, or the picture can't be decoded; in the last
-                case it is skipped from the next start on.
+            DataError: the file is gone or has changed, or the picture can't be decoded; in the last case it is
+                skipped from the next start on.
         """
         from cm3core.images import open_image
 
@@ -82,16 +82,16 @@ class ParquetPicture:
             ) from error
 
 
-#: A cell of a picture: in the file, a path, what is wrong with it, or None where the cell is empty.
+#: A picture cell: embedded, a path, its error, or None if it is empty.
 PictureCell = ParquetPicture | str | DataError | None
 
 
 def parquet_columns(path: Path) -> list[str]:
-    """Names of the columns of a Parquet file.
+    """Return the names of the columns of a Parquet file.
 
     Raises:
         MissingPackageError: pyarrow is not installed.
-        DataError: it is no Parquet file, or can't be read.
+        DataError: it is not a Parquet file, or can't be read.
     """
     return list(_open(path).schema_arrow.names)
 
@@ -99,12 +99,12 @@ def parquet_columns(path: Path) -> list[str]:
 def parquet_rows(
     path: Path, columns: list[str], index: PictureIndex
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number, row) of a Parquet file, with those of the columns that it has; in place of pictures,
-    `PictureCell`s.
+    """Yield (number, row) of a Parquet file, with the given columns that it has, and `PictureCell`s in place of
+    pictures.
 
     Raises:
         MissingPackageError: pyarrow is not installed.
-        DataError: it is no Parquet file, or can't be read.
+        DataError: it is not a Parquet file, or can't be read.
     """
     arrow = _arrow(str(path))
     file = _open(path)
@@ -153,7 +153,7 @@ def _cell(fact: Any, place: str, where: _Where, index: PictureIndex) -> PictureC
 
 
 def _facts(path: Path) -> dict[str, list[Any]]:
-    """Column of pictures -> for each row what `facts_of` says, a path, or None for an empty cell."""
+    """Return, for each picture column and row, the result of `facts_of`, a path, or None for an empty cell."""
     from cm3core.images import check_file_bytes
 
     arrow, file = _arrow(str(path)), _open(path)
@@ -183,7 +183,7 @@ def _facts(path: Path) -> dict[str, list[Any]]:
 
 
 def _bytes_of(value: Any) -> bytes | str | None:
-    """The bytes of a picture's cell, or its path."""
+    """Return the bytes of a picture's cell, or its path."""
     if isinstance(value, dict):
         data = value.get("bytes")
         value = value.get("path") if data is None else data
@@ -191,7 +191,7 @@ def _bytes_of(value: Any) -> bytes | str | None:
 
 
 def _picture_columns(file: Any) -> list[str]:
-    """Columns of bytes, or of a struct that has some."""
+    """Return the columns of bytes, or of structs with bytes."""
     types = _arrow("").types
 
     def holds_bytes(kind: Any) -> bool:
@@ -204,19 +204,19 @@ def _picture_columns(file: Any) -> list[str]:
 
 
 def _check_group(path: Path, file: Any, group: int) -> None:
-    """Refuse a row group that would not fit into memory."""
+    """Reject a row group that would not fit in memory."""
     size = file.metadata.row_group(group).total_byte_size
     if size > MAX_GROUP_BYTES:
         raise DataError(
             str(path),
-            f"its row group {group} has {size:,} bytes, at most {MAX_GROUP_BYTES:,} are read",
+            f"its row group {group} has {size:,} bytes, above the limit of {MAX_GROUP_BYTES:,}",
             "write it with smaller row groups (row_group_size=100)",
         )
 
 
 @lru_cache(maxsize=4)  # the pictures of a record are often in two or three columns
 def _column_of(path: Path, changed: int, group: int, column: str) -> Any:
-    """A column of a row group; `changed`: the file's time, so that a new file is read again."""
+    """Return a column of a row group; `changed`: the file's time, so that a changed file is read again."""
     arrow, file = _arrow(str(path)), _open(path)
     _check_group(path, file, group)
     try:
@@ -237,7 +237,7 @@ def _open(path: Path) -> Any:
 
 
 def _arrow(place: str) -> Any:
-    """pyarrow, with `lib`, `types` and its base of errors, `ArrowException`."""
+    """Import pyarrow, with `lib`, `types` and its base exception `ArrowException`."""
     try:
         import pyarrow
         import pyarrow.types

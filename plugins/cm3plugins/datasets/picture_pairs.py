@@ -1,4 +1,4 @@
-"""Data set `picture_pairs`: two pictures and a text, in the layouts in which such pairs are published.
+"""Data set `picture_pairs`: two pictures and a text, in the formats of published data sets.
 
 instruct_pix2pix   seeds.json: [[NAME, [SEED, ...]], ...]; NAME/prompt.json with "edit", NAME/SEED_0.jpg
                    before it and NAME/SEED_1.jpg after (timothybrooks/instruct-pix2pix, edit_dataset.py)
@@ -47,10 +47,10 @@ if TYPE_CHECKING:
     from cm3core.interfaces.dataset import SkippedRecord
     from cm3plugins.datasets.pictures import PictureIndex
 
-#: Columns of MagicBrush's Parquet files; those of its JSON file are the second ones.
+#: Columns of MagicBrush's Parquet files, and of its JSON file.
 _MAGICBRUSH = {"source": "source_img", "mask": "mask_img", "target": "target_img"}
 _MAGICBRUSH_JSON = {"source": "input", "mask": "mask", "target": "output"}
-#: Shapes of pictures that differ by no more are the same: sizes are rounded.
+#: Aspect ratios that differ by no more count as equal, since sizes are rounded.
 _SAME_SHAPE = 0.01
 
 Records = Iterator["FoundRecord | SkippedRecord"]
@@ -58,16 +58,16 @@ Records = Iterator["FoundRecord | SkippedRecord"]
 
 @dataclass(kw_only=True)
 class PicturePairsConfig(FileSourceConfig):
-    """Pairs of pictures with a text, as published: edits, and pictures of a structure.
+    """Pairs of pictures with a text, in published formats: edits, and pictures with a structure.
 
     Args:
         format: "instruct_pix2pix" and "magicbrush" have the fields source, instruction, target
-            (MagicBrush also mask), "controlnet" has feature, condition, caption, image.
+            (MagicBrush also mask); "controlnet" has feature, condition, caption, image.
         path: the data set's folder, or its file: seeds.json, edit_turns.json, a .parquet file,
             prompt.json.
-        feature: of "controlnet": what its conditions are, such as "canny edge features".
-        allow_outside: read files outside the data set's folder, by absolute paths, `../` or links; false:
-            their records are skipped.
+        feature: for "controlnet": name of its conditions, such as "canny edge features".
+        allow_outside: read files outside the data set's folder, through absolute paths, `../` or links; false:
+            skip their records.
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {
@@ -84,11 +84,11 @@ class PicturePairsConfig(FileSourceConfig):
         return [self.feature] if self.format == "controlnet" else []
 
     def scan(self, index: PictureIndex) -> Records:
-        """Records in the order of the file."""
+        """Yield records in the order of the file."""
         return _SCANS[self.format](self, index)
 
     def pictures(self, folder: Path, index: PictureIndex) -> PicturesOfLines:
-        """The pictures in a folder."""
+        """Return the pictures in a folder."""
         return PicturesOfLines(folder, boundary(folder, self.allow_outside), index, "its folder")
 
 
@@ -114,7 +114,7 @@ def _instruct_pix2pix(config: PicturePairsConfig, index: PictureIndex) -> Record
 
 
 def _is_entry(entry: Any) -> bool:
-    """Whether it is a name and seeds."""
+    """Whether it is a name with seeds."""
     return (
         isinstance(entry, list)
         and len(entry) == 2
@@ -126,7 +126,7 @@ def _is_entry(entry: Any) -> bool:
 
 
 def _edit(place: str, name: str, seed: str | int, pictures: PicturesOfLines) -> FoundRecord:
-    """A pair of InstructPix2Pix."""
+    """Return a pair of InstructPix2Pix."""
     edit = text_in(*_prompt(pictures, f"{place}, {name}/prompt.json", name), "edit")
     return FoundRecord(
         f"{name}/{seed}",
@@ -142,10 +142,10 @@ def _edit(place: str, name: str, seed: str | int, pictures: PicturesOfLines) -> 
 
 
 def _prompt(pictures: PicturesOfLines, place: str, name: str) -> tuple[str, dict[str, Any]]:
-    """Place and content of a pair's prompt.json."""
+    """Return place and content of a pair's prompt.json."""
     path = pictures.folder / name / "prompt.json"
     if "\0" in name or not is_unicode(name):
-        raise DataError(ascii(place), "is no path", "correct the name of the folder")
+        raise DataError(ascii(place), "is not a path", "correct the name of the folder")
     check_inside(path, pictures.inside, place)
     content = read_utf8(path, place, MAX_TEXT_BYTES)
     return place, object_of(place, parse_json(content, place))
@@ -160,8 +160,8 @@ def _magicbrush(config: PicturePairsConfig, index: PictureIndex) -> Records:
     if not files:
         raise DataError(
             f"dataset.path {folder}",
-            "is a folder without edit_turns.json and without .parquet files",
-            "name the folder that has them",
+            "is a folder without edit_turns.json or .parquet files",
+            "use the folder that has them",
         )
     pictures = config.pictures(files[0].parent, index)
     columns = ["img_id", "turn_index", "instruction", *_MAGICBRUSH.values()]
@@ -172,7 +172,7 @@ def _magicbrush(config: PicturePairsConfig, index: PictureIndex) -> Records:
 
 
 def _edit_turn(row: Row | DataError, pictures: PicturesOfLines) -> FoundRecord:
-    """A turn of MagicBrush, of either form."""
+    """Return a turn of MagicBrush, in either format."""
     if isinstance(row, DataError):
         raise row
     place, values = row.place, row.values
@@ -193,7 +193,7 @@ def _edit_turn(row: Row | DataError, pictures: PicturesOfLines) -> FoundRecord:
         if cells.get(column) is not None:
             found[field] = picture_of(place, cells[column], field, pictures)
         elif field != "mask":
-            raise DataError(place, f"has no {column!r}", "give it, or remove the record")
+            raise DataError(place, f"has no {column!r}", "add it, or remove the record")
     if "mask" in found:
         _check_size(place, found["mask"], found["source"])
     parts: dict[str, Picture | tuple[str, ...]] = {
@@ -207,13 +207,13 @@ def _edit_turn(row: Row | DataError, pictures: PicturesOfLines) -> FoundRecord:
 
 
 def _check_size(place: str, mask: Any, source: Any) -> None:
-    """Raise `DataError` for a mask of another size than its picture."""
+    """Raise `DataError` if a mask's size differs from its picture's."""
     if (mask.width, mask.height) != (source.width, source.height):
         raise DataError(
             place,
-            f"its mask has {mask.width} x {mask.height} pixels, its source "
+            f"its mask has {mask.width} x {mask.height} pixels, but its source has "
             f"{source.width} x {source.height}",
-            "give a mask of the same size, or none",
+            "use a mask of the same size, or none",
         )
 
 
@@ -231,9 +231,9 @@ def _controlnet(config: PicturePairsConfig, index: PictureIndex) -> Records:
         if abs(shapes[0] / shapes[1] - 1) > _SAME_SHAPE:
             raise DataError(
                 place,
-                f"its source has {condition.width} x {condition.height} pixels, its target "
+                f"its source has {condition.width} x {condition.height} pixels, but its target has "
                 f"{image.width} x {image.height}: cropped to squares, they show different parts",
-                "give both the same shape",
+                "use the same aspect ratio for both",
             )
         target = str(values["target"])
         return FoundRecord(
@@ -248,7 +248,7 @@ def _controlnet(config: PicturePairsConfig, index: PictureIndex) -> Records:
 
 
 def _file(path: str, name: str) -> Path:
-    """The file that a path names, or the file `name` in the folder that it names."""
+    """Return the file at a path, or the file `name` in the folder at that path."""
     folder = user_path(path)
     return existing(str(folder / name) if folder.is_dir() else path, folder=False)
 

@@ -1,12 +1,12 @@
-"""Picture files of data sets: checks of header and end, and an index of them that is kept between runs.
+"""Picture files of data sets: checks of header and end, and an index stored between runs.
 
 `examine` is cheap (no pixel is decoded) and finds nearly all broken files when a data set is
 opened; decoding finds the rest.
 
-A picture's key is the SHA-256 of its bytes: it is the same wherever the file is, so codes computed
-once are found again. Reading every byte at every start would be slow, so hashes are kept in a small
-SQLite file in the cache folder, by path, size and modification time. Pictures that turned out to be
-undecodable are recorded too, and skipped from then on.
+A picture's key is the SHA-256 of its bytes, wherever the file is, so cached codes are found again.
+Reading every byte at each start would be slow, so hashes are stored in a small SQLite file in the
+cache folder, by path, size and modification time. Pictures that can't be decoded are recorded, too,
+and skipped from then on.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
     from cm3core.document import PixelArray
 
-#: File name endings that count as pictures, in lower case.
+#: File name suffixes of pictures, in lower case.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-#: Endings of pictures that are not read; a file of this kind is reported.
+#: Suffixes of unsupported pictures, which are reported.
 UNREAD_SUFFIXES = (".heic", ".heif", ".avif", ".svg", ".jxl", ".psd")
 NEXT_STEP = "replace or remove it"
-#: EXIF's tag of the orientation.
+#: EXIF's orientation tag.
 _ORIENTATION = 0x0112
-#: What Pillow raises on broken headers.
+#: Exceptions that Pillow raises for broken headers.
 _BROKEN = (
     OSError,
     ValueError,
@@ -54,11 +54,11 @@ _BROKEN = (
 
 
 def examine(data: bytes, place: str) -> tuple[int, int]:
-    """(width, height) in pixels of a picture file's bytes, upright as `open_image` shows it, without
+    """Return (width, height) in pixels of a picture file's bytes, upright as in `open_image`, without
     decoding it.
 
     Raises:
-        DataError: empty, not a picture that `cm3core.images` reads, too large, or truncated.
+        DataError: the file is empty, not a picture supported by `cm3core.images`, too large, or truncated.
     """
     from cm3core.images import MAX_PIXELS
 
@@ -68,7 +68,9 @@ def examine(data: bytes, place: str) -> tuple[int, int]:
     width, height = picture.size
     if width * height > MAX_PIXELS:
         raise DataError(
-            place, f"{width} x {height} pixels, more than {MAX_PIXELS:,}", "make it smaller first"
+            place,
+            f"has {width} x {height} pixels, more than {MAX_PIXELS:,}",
+            "make it smaller first",
         )
     if picture.format is not None and (cause := _damage(data, picture.format)):
         raise DataError(place, cause, NEXT_STEP)
@@ -76,14 +78,14 @@ def examine(data: bytes, place: str) -> tuple[int, int]:
 
 
 def _lies_on_its_side(picture: Picture) -> bool:
-    """Whether the orientation that EXIF gives turns the picture by a quarter."""
+    """Whether the EXIF orientation turns the picture by a quarter."""
     if picture.format == "PNG" and "exif" not in picture.info:
-        return False  # Pillow would decode the file to look behind the pixels
+        return False  # Pillow would decode the file to search after the pixels
     import warnings
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of tags that are damaged
+            warnings.simplefilter("ignore")  # about damaged tags
             orientation = picture.getexif().get(_ORIENTATION)
         return orientation in (5, 6, 7, 8)
     except _BROKEN:
@@ -91,7 +93,7 @@ def _lies_on_its_side(picture: Picture) -> bool:
 
 
 def _open(data: bytes, place: str) -> Picture:
-    """The picture with its header read."""
+    """Open the picture and read its header."""
     import warnings
 
     import PIL
@@ -117,7 +119,7 @@ def _open(data: bytes, place: str) -> Picture:
 
 
 def _damage(data: bytes, kind: str) -> str | None:
-    """The fault in the file's structure; None if it is intact. Reads only markers and lengths."""
+    """Return the fault in the file's structure; None if it is intact. Reads only markers and lengths."""
     if kind == "PNG":
         return _png_damage(data)
     if kind in ("JPEG", "MPO"):
@@ -131,7 +133,7 @@ def _damage(data: bytes, kind: str) -> str | None:
             else "is truncated: the end marker of the GIF is missing"
         )
     if kind not in ("BMP", "WEBP"):
-        return None  # no cheap way to tell
+        return None  # no cheap check
     announced = int.from_bytes(data[2:6] if kind == "BMP" else data[4:8], "little") + (
         0 if kind == "BMP" else 8
     )
@@ -141,7 +143,7 @@ def _damage(data: bytes, kind: str) -> str | None:
 
 
 def _png_damage(data: bytes) -> str | None:
-    """A PNG is a signature of 8 bytes and chunks (length, name, content, checksum), IEND last."""
+    """Check a PNG: a signature of 8 bytes and chunks (length, name, content, checksum), IEND last."""
     place = 8
     while place + 12 <= len(data):
         length = int.from_bytes(data[place : place + 4], "big")
@@ -159,7 +161,7 @@ def _png_damage(data: bytes) -> str | None:
 
 
 def _has_jpeg_end(data: bytes) -> bool:
-    """Whether the end marker comes after the start of the scan.
+    """Whether there is an end marker after the start of the scan.
 
     A thumbnail in the header has an end marker too.
     """
@@ -176,16 +178,16 @@ def _has_jpeg_end(data: bytes) -> bool:
 
 
 def suffix_of(data: bytes) -> str:
-    """The ending of a picture file's name, by its bytes.
+    """Return the file name suffix for a picture's bytes.
 
     Raises:
-        DataError: it is no picture.
+        DataError: it is not a picture.
     """
     kind = (_open(data, "picture").format or "png").lower()
     return {"jpeg": ".jpg", "tiff": ".tif"}.get(kind, f".{kind}")
 
 
-#: Part of the file's name; changed when the tables or the rules of `examine` change.
+#: Part of the file's name; change it with the tables or the rules of `examine`.
 VERSION = 2
 TABLES = """
 CREATE TABLE IF NOT EXISTS files
@@ -203,9 +205,9 @@ class StoredPicture:
         key: SHA-256 of its bytes, hexadecimal.
         width, height: pixels, from its header, upright.
         place: its name in messages.
-        path: the file that holds it.
-        offset, size: where it is in the file, in bytes.
-        index_path: the index that records it if it can't be decoded.
+        path: file that contains it.
+        offset, size: its position in the file, in bytes.
+        index_path: index that records it if it can't be decoded.
     """
 
     key: str
@@ -218,7 +220,7 @@ class StoredPicture:
     index_path: Path = field(compare=False, repr=False)
 
     def content(self) -> bytes:
-        """Its bytes.
+        """Return its bytes.
 
         Raises:
             DataError: the file is gone, or has changed.
@@ -239,10 +241,10 @@ class StoredPicture:
         return data
 
     def load(self) -> PixelArray:
-        """RGB pixels uint8 [height, width, 3].
+        """Return RGB pixels uint8 [height, width, 3].
 
         Raises:
-            DataError: as `content`, or it can't be decoded; then it is skipped from the next start on.
+            DataError: as in `content`, or it can't be decoded; then it is skipped from the next start on.
         """
         data = self.content()
         from cm3core.images import open_image
@@ -267,9 +269,9 @@ class PictureIndex:
     @classmethod
     @contextlib.contextmanager
     def open(cls, path: Path | None = None) -> Iterator[PictureIndex]:
-        """The index at `path` (None: in the cache folder), saved when the block ends.
+        """Open the index at `path` (None: in the cache folder); it is saved when the block ends.
 
-        It is saved after an interrupt or error too.
+        It is also saved after an interrupt or error.
 
         Raises:
             DataError: it can't be read or written.
@@ -286,16 +288,16 @@ class PictureIndex:
         except sqlite3.Error as error:
             raise _unusable(path, error) from error
         finally:
-            # reported above; a full disk must not hide what happened in the block
+            # reported above; a full disk must not hide the block's own error
             with contextlib.suppress(sqlite3.Error):
                 connection.commit()
             connection.close()
 
     def picture(self, path: Path, place: str) -> StoredPicture:
-        """The picture at `path`; read only if it is new or has changed.
+        """Return the picture at `path`; reads it only if it is new or has changed.
 
         Raises:
-            DataError: missing, not a regular file, too large, unreadable, broken or known to be
+            DataError: it is missing, not a regular file, too large, unreadable, broken or known to be
                 undecodable.
         """
         try:
@@ -327,19 +329,19 @@ class PictureIndex:
         return self.known(StoredPicture(key, width, height, place, path, 0, size, self.path))
 
     def known(self, picture: StoredPicture) -> StoredPicture:
-        """`picture`; raises `DataError` if it was found to be undecodable before."""
+        """Return `picture`; raises `DataError` if decoding it failed before."""
         if (cause := self.cause_of(picture.key)) is not None:
             raise DataError(picture.place, cause, NEXT_STEP)
         return picture
 
     def cause_of(self, key: str) -> str | None:
-        """Why the picture with this key could not be decoded before; None if it could."""
+        """Return why decoding the picture with this key failed before; None if it didn't."""
         return self._undecodable.get(key)
 
     def shard(self, path: Path, read: Callable[[Path], Any]) -> Any:
-        """The result of `read(path)` for the shard, cached until the shard changes.
+        """Return the result of `read(path)` for the shard, cached until the shard changes.
 
-        The result of `read` must be serialisable as JSON.
+        The result must be serialisable as JSON.
         """
         status = path.stat()
         name = str(path.absolute())
@@ -357,19 +359,19 @@ class PictureIndex:
         return content
 
     def mark_undecodable(self, key: str, cause: str) -> None:
-        """Record that the picture's header is fine but its pixels can't be decoded."""
+        """Record that the picture's header is valid but its pixels can't be decoded."""
         self._undecodable[key] = cause
         self._connection.execute("INSERT OR REPLACE INTO undecodable VALUES (?, ?)", (key, cause))
 
 
 def index_path(cache_dir: str | None) -> Path:
-    """Path of the index: in `cache_dir`, or in the user's cache folder if that is None."""
+    """Return the path of the index: in `cache_dir`, or in the user's cache folder if that is None."""
     folder = cache_directory() if cache_dir is None else user_path(cache_dir)
     return folder / "datasets" / f"pictures-v{VERSION}.sqlite"
 
 
 def facts_of(data: bytes, place: str) -> tuple[str, int, int, str | None, str | None]:
-    """(key, width, height, cause, next step) of a picture's bytes; the last two None if intact."""
+    """Return (key, width, height, cause, next step) of a picture's bytes; the last two are None if intact."""
     key = hashlib.sha256(data).hexdigest()
     try:
         return (key, *examine(data, place), None, None)
@@ -381,7 +383,7 @@ def _unusable(path: Path, error: Exception) -> DataError:
     return DataError(
         str(path),
         f"the index of pictures can't be used: {error}",
-        "delete it, or set CM3_CACHE to a folder that can be written",
+        "delete it, or set CM3_CACHE to a writable folder",
     )
 
 

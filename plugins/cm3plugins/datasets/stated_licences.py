@@ -1,9 +1,9 @@
 """A picture's licence, source and attribution, as stated in files.
 
-A record's own keys come first; then `PICTURE.license` beside the picture; then the nearest `LICENSE`,
-`LICENSE.txt` or `LICENSE.md` of its folder and those above, up to the data set's. In these files only
-lines of the REUSE specification (https://reuse.software/spec-3.3) count, since a licence's text alone
-does not say which files it is of:
+A record's own keys come first; then `PICTURE.license` next to the picture; then the nearest `LICENSE`,
+`LICENSE.txt` or `LICENSE.md` of its folder and its parents, up to the data set's. Only lines of the REUSE
+specification (https://reuse.software/spec-3.3) in these files count, since a licence's text alone does
+not state its files:
 
     SPDX-License-Identifier: CC-BY-4.0
     SPDX-FileCopyrightText: 2024 Rex
@@ -25,7 +25,7 @@ from cm3plugins.datasets.file_source import (
     type_name,
 )
 
-#: Names of the file that states the licence of a folder's pictures; the first that is there counts.
+#: Names of files with the licence of a folder's pictures; the first that exists is used.
 FOLDER_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
 _SPELLINGS = ("licence", "license")
 _LICENCE = re.compile(r"SPDX-License-Identifier:[ \t]*(.+)")
@@ -33,18 +33,18 @@ _COPYRIGHT = re.compile(r"SPDX-FileCopyrightText:[ \t]*(.+)")
 
 
 def stated(place: str, values: dict[str, Any]) -> Provenance:
-    """The provenance in a record's keys `licence` (or `license`), `source` and `attribution`.
+    """Return the provenance in a record's keys `licence` (or `license`), `source` and `attribution`.
 
     Raises:
-        DataError: one is no text with content, or both spellings are there and differ.
+        DataError: a value is not a non-empty text, or both spellings are given and differ.
     """
     given = {key: values[key] for key in (*_SPELLINGS, "source", "attribution") if key in values}
     for key, value in given.items():
         if not isinstance(value, str) or not value.strip() or not is_unicode(value):
             raise DataError(
                 place,
-                f"{key!r} is {type_name(value)}, not a text with content",
-                "write a text, such as an SPDX name for the licence, or leave it out",
+                f"{key!r} is {type_name(value)}, not a non-empty text",
+                "use a text, such as an SPDX name for the licence, or leave it out",
             )
     licences = {given.pop(key) for key in _SPELLINGS if key in given}
     if len(licences) > 1:
@@ -58,8 +58,8 @@ class LicenceFiles:
     """The licence files of a folder and of its subfolders, each read once.
 
     Args:
-        folder: of the data set.
-        inside: the folder that they may not lie outside of, by links; None: anywhere.
+        folder: folder of the data set.
+        inside: folder that links must stay inside; None: no limit.
     """
 
     def __init__(self, folder: Path, inside: Path | None) -> None:
@@ -67,10 +67,10 @@ class LicenceFiles:
         self._known: dict[Path, Provenance] = {}
 
     def of(self, name: str) -> Provenance:
-        """The provenance that files state for the picture with this path inside the folder.
+        """Return the provenance stated in files for the picture with this path inside the folder.
 
         Raises:
-            DataError: a file can't be read as text, lies outside, or states two licences.
+            DataError: a file can't be read as text, is outside, or states two licences.
         """
         path = self._folder / name
         own = path.with_name(f"{path.name}.license")

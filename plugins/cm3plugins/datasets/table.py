@@ -1,8 +1,8 @@
-"""Data set `table`: a CSV, TSV, JSON or Parquet file of records and pictures, its columns mapped to fields.
+"""Data set `table`: a CSV, TSV, JSON or Parquet file of records and pictures, with columns mapped to fields.
 
-Reads what others write as it is: the `metadata.csv` or `metadata.jsonl` of Hugging Face's `imagefolder`, its
-Parquet files with pictures inside, or any table of paths and texts. A table whose cells are separated otherwise than
-its file's name says, as spreadsheets in many countries save them, is refused once, at the header, instead of once for
+It reads tables unchanged: the `metadata.csv` or `metadata.jsonl` of Hugging Face's `imagefolder`, its
+Parquet files with embedded pictures, or any table of paths and texts. If cells are not separated as the file's name
+implies, as in files that spreadsheets save in many countries, one error is raised at the header instead of one for
 every row.
 """
 
@@ -50,16 +50,16 @@ _SUFFIXES = {",": ".csv", "\t": ".tsv"}
 def check_separator(
     place: str, header: Sequence[str], wanted: Collection[str], separator: str
 ) -> None:
-    """Refuse a header that is one cell as it was read, and has the wanted columns with another separator.
+    """Reject a header that was read as one cell, but has the required columns with another separator.
 
     Args:
-        place: of the header, for the error.
+        place: place of the header, for the error.
         header: its cells.
-        wanted: columns that must be there.
-        separator: what was taken for one.
+        wanted: required columns.
+        separator: assumed separator.
 
     Raises:
-        DataError: it is separated otherwise.
+        DataError: cells are separated otherwise.
     """
     if len(header) != 1 or set(wanted) <= set(header):
         return
@@ -69,12 +69,12 @@ def check_separator(
             rename = f"name it {_SUFFIXES[other]}, or " if other in _SUFFIXES else ""
             raise DataError(
                 place,
-                f"its columns are separated by {name}, not by {_NAMES[separator]}",
+                f"its columns are separated by {name}, not {_NAMES[separator]}",
                 f"{rename}save it with {_NAMES[separator]}",
             )
 
 
-#: Names of Hugging Face's tables of a folder, in the order in which they are looked for.
+#: Names of Hugging Face's tables of a folder, in search order.
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _PROVENANCE = ("licence", "source", "attribution")
 _WITH_HEADER = (".csv", ".tsv", ".parquet")
@@ -82,20 +82,20 @@ _WITH_HEADER = (".csv", ".tsv", ".parquet")
 
 @dataclass(kw_only=True)
 class TableSourceConfig(FileSourceConfig):
-    """A table of records with pictures, its columns mapped to the fields of a task.
+    """A table of records with pictures, with columns mapped to the fields of a task.
 
     Args:
-        path: a .csv or .tsv file with a header, a JSON file with a list of objects or one object a line, or a
+        path: a .csv or .tsv file with a header, a JSON file with a list of objects or one object per line, or a
             .parquet file (extra `parquet`); or a folder with such a file called metadata, or with
             .parquet files.
-        columns: field -> column. A text may be a list of alternatives, of which training draws one.
-        pictures: fields that are pictures: their columns hold paths relative to the file, or, in
-            Parquet, the pictures themselves.
+        columns: field -> column. A text may be a list of alternatives, from which training draws one.
+        pictures: fields that are pictures: their columns hold paths relative to the file or, in Parquet, the
+            pictures themselves.
         constants: field -> a text that is the same in every record.
-        id_column: column of the records' ids; null: their numbers.
+        id_column: column of the records' ids; null: use their numbers.
         provenance: "licence", "source" or "attribution" -> the column that states it.
-        allow_outside: read pictures outside the file's folder, by absolute paths, `../` or links; false:
-            their records are skipped.
+        allow_outside: read pictures outside the file's folder, through absolute paths, `../` or links; false:
+            skip their records.
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {
@@ -118,7 +118,7 @@ class TableSourceConfig(FileSourceConfig):
     allow_outside: bool = False
 
     def check(self) -> None:
-        """Raise `RecipeError` for fields that are given twice or not at all."""
+        """Raise `RecipeError` for duplicate or missing fields."""
         super().check()
         if not self.columns:
             there = _columns_at(self.path)
@@ -132,19 +132,19 @@ class TableSourceConfig(FileSourceConfig):
             if name not in self.columns:
                 raise RecipeError(
                     "dataset.pictures",
-                    f"names the field {name!r}, which has no column",
-                    f"name some of {', '.join(self.columns)}",
+                    f"lists the field {name!r}, which has no column",
+                    f"use some of {', '.join(self.columns)}",
                 )
         if unknown := set(self.provenance) - set(_PROVENANCE):
             raise RecipeError(
                 f"dataset.provenance.{min(unknown)}",
-                "is nothing that a record states of where it comes from",
+                "is not a kind of provenance",
                 f"use some of {', '.join(_PROVENANCE)}",
             )
         for name in self.constants:
             if name in self.columns:
                 raise RecipeError(
-                    f"dataset.constants.{name}", "is a column, too", "keep one of the two"
+                    f"dataset.constants.{name}", "is also a column", "keep one of the two"
                 )
 
     def structures(self) -> list[str]:
@@ -154,15 +154,15 @@ class TableSourceConfig(FileSourceConfig):
         """Scan the file; new and changed pictures are read once (not decoded).
 
         Raises:
-            RecipeError: a value can't be used.
-            DataError: there is no such file, or it is no table.
+            RecipeError: a value is invalid.
+            DataError: there is no such file, or it is not a table.
         """
         self.check()
         with PictureIndex.open(index_path(self.cache_dir)) as index:
             return TableSource(self, self.scan(index))
 
     def scan(self, index: PictureIndex) -> Iterator[FoundRecord | SkippedRecord]:
-        """Records in the order of the file."""
+        """Yield records in the order of the file."""
         files = _files(self.path)
         folder = files[0].parent
         pictures = PicturesOfLines(folder, boundary(folder, self.allow_outside), index)
@@ -181,17 +181,17 @@ class TableSourceConfig(FileSourceConfig):
             yield from grouped(found_or_skipped(rows(path, wanted, index, prefix), find), first)
 
     def _check_header(self, path: Path) -> None:
-        """Refuse a CSV or Parquet file that lacks a column: else each of its rows would be reported."""
+        """Reject a CSV or Parquet file that lacks a column, instead of reporting each of its rows."""
         if path.suffix.lower() not in _WITH_HEADER or not (there := columns_of(path)):
-            return  # JSON has no header; what is wrong with a file is said where its rows are read
+            return  # JSON has no header; other errors are raised when reading rows
         delimiter = "," if path.suffix.lower() == ".csv" else "\t"
         check_separator(f"{path}, line 1", there, list(self.columns.values()), delimiter)
         for name, column in self.columns.items():
             if column not in there:
                 raise DataError(
                     str(path),
-                    f"has no column {column!r}, which is the field {name!r}",
-                    f"give it, or map another: its columns are {', '.join(there)}",
+                    f"has no column {column!r}, needed for the field {name!r}",
+                    f"add it, or map another one: its columns are {', '.join(there)}",
                 )
 
     def _found(self, row: Row, pictures: PicturesOfLines) -> FoundRecord:
@@ -201,14 +201,14 @@ class TableSourceConfig(FileSourceConfig):
             if column in values and values[column] is None:
                 raise DataError(
                     place,
-                    f"its column {column!r}, which is the field {name!r}, is empty",
-                    "give it, or remove the record",
+                    f"its column {column!r}, needed for the field {name!r}, is empty",
+                    "fill it in, or remove the record",
                 )
             if column not in values:
                 raise DataError(
                     place,
-                    f"has no column {column!r}, which is the field {name!r}",
-                    f"give it, or map another: its columns are {', '.join(map(str, values))}",
+                    f"has no column {column!r}, needed for the field {name!r}",
+                    f"add it, or map another one: its columns are {', '.join(map(str, values))}",
                 )
             parts.append(
                 picture_of(place, values[column], name, pictures)
@@ -231,7 +231,7 @@ class TableSourceConfig(FileSourceConfig):
 
 
 class TableSource(FileSource):
-    """The records of a table; their documents are the fields in order."""
+    """The records of a table; documents are the fields in order."""
 
     def __init__(
         self, config: TableSourceConfig, records: Iterator[FoundRecord | SkippedRecord]
@@ -240,19 +240,19 @@ class TableSource(FileSource):
         self._constants = dict(config.constants)
 
     def record(self, index: int, rng: np.random.Generator | None = None) -> Record:
-        """The fields of a record, and the constants."""
+        """Return the fields of a record, and the constants."""
         return {**self._constants, **super().record(index, rng)}
 
 
 def grouped(
     records: Iterator[FoundRecord | SkippedRecord], first: dict[str, str]
 ) -> Iterator[FoundRecord | SkippedRecord]:
-    """The records, those that share a picture in one group: that of the first of them, whose id names it.
-    Otherwise a picture of several rows would be learnt in one split and held out in the other.
+    """Yield the records, grouping those that share a picture under the first one's id. Otherwise a picture in
+    several rows could be trained on in one split and held out in another.
 
     Args:
-        records: those of a file.
-        first: a picture's key -> its group, of the files before; added to.
+        records: records of a file.
+        first: a picture's key -> its group, from earlier files; updated.
     """
     for record in records:
         if isinstance(record, FoundRecord):
@@ -265,10 +265,10 @@ def grouped(
 
 
 def picture_of(place: str, value: object, name: str, pictures: PicturesOfLines) -> Picture:
-    """The picture of a cell: a path, or one that Parquet holds; `name`: what messages call it.
+    """Return the picture of a cell: a path, or one embedded in Parquet; `name`: its name in messages.
 
     Raises:
-        DataError: there is none that can be used.
+        DataError: there is no usable picture.
     """
     if isinstance(value, DataError):
         raise value
@@ -276,15 +276,15 @@ def picture_of(place: str, value: object, name: str, pictures: PicturesOfLines) 
 
 
 def _texts(place: str, column: str, value: object) -> tuple[str, ...]:
-    """A column's text, or its alternatives."""
-    if isinstance(value, float) and math.isnan(value):  # what tables have in empty cells of numbers
+    """Return a column's text, or its alternatives."""
+    if isinstance(value, float) and math.isnan(value):  # value of empty cells in columns of numbers
         value = ""
     values = value if isinstance(value, list) else [value]
     texts = tuple(str(one).strip() for one in values if isinstance(one, (str, int, float)))
     if len(texts) < len(values) or not texts or not all(texts):
         what = "empty" if value in ("", []) or "" in texts else type_name(value)
         raise DataError(
-            place, f"its column {column!r} is {what}, not a text", "write a text, or some of them"
+            place, f"its column {column!r} is {what}, not a text", "use a text, or a list of texts"
         )
     return tuple(checked_text(place, column, text) for text in texts)
 
@@ -298,7 +298,7 @@ class Row(NamedTuple):
 
 
 def _files(path: str) -> list[Path]:
-    """The file of a table, or the files of its folder."""
+    """Return the file of a table, or the files of its folder."""
     folder = user_path(path)
     if not folder.is_dir():
         return [existing(path, folder=False)]
@@ -310,13 +310,13 @@ def _files(path: str) -> list[Path]:
         raise DataError(
             f"dataset.path {folder}",
             f"is a folder without {', '.join(METADATA)} or other .parquet files",
-            "name the table itself",
+            "use the path of the table itself",
         )
     return found
 
 
 def columns_of(path: Path) -> list[str]:
-    """The columns of a table: of CSV its header, of Parquet its schema, of JSON the keys of its first record.
+    """Return the columns of a table, from CSV's header, Parquet's schema, or the keys of JSON's first record.
 
     Raises:
         MissingPackageError: pyarrow is not installed.
@@ -333,27 +333,27 @@ def columns_of(path: Path) -> list[str]:
     try:
         return next(csv.reader(content, delimiter="," if kind == ".csv" else "\t", strict=True), [])
     except csv.Error:
-        return []  # said where the rows are read
+        return []  # raised when reading rows
 
 
 def _columns_at(path: str) -> list[str]:
-    """The columns of the first file of a table, for a message about the recipe; none if it can't be read."""
+    """Return the columns of a table's first file, for a message about the recipe; none if it can't be read."""
     try:
         return columns_of(_files(path)[0])
     except (DataError, MissingPackageError, OSError):
-        return []  # the message is about another thing
+        return []  # the message is about another error
 
 
 def rows(
     path: Path, columns: list[str], index: PictureIndex, prefix: str = ""
 ) -> Iterator[Row | DataError]:
-    """The rows of a file, or what is wrong with one; of Parquet the given columns alone.
+    """Yield the rows of a file, or a row's error; from Parquet only the given columns.
 
     Args:
-        path: .csv, .tsv, .parquet, or JSON of any name.
-        columns: those that are needed.
-        index: of pictures in Parquet files.
-        prefix: of the rows' numbers.
+        path: .csv, .tsv, .parquet, or JSON with any suffix.
+        columns: required columns.
+        index: index of pictures in Parquet files.
+        prefix: prefix of the rows' numbers.
     """
     check_size(path)
     kind = path.suffix.lower()
@@ -374,21 +374,21 @@ def _csv_rows(path: Path, wanted: list[str], delimiter: str) -> Iterator[Row | D
         check_separator(f"{path}, line 1", header, wanted, delimiter)
         if twice := [name for name in wanted if header.count(name) > 1]:
             raise DataError(
-                f"{path}, line 1", f"has two columns {twice[0]!r}", "give each a name of its own"
+                f"{path}, line 1", f"has two columns {twice[0]!r}", "give each column a unique name"
             )
         for row in reader:
             number = str(reader.line_num)
             place = f"{path}, line {number}"
-            if None in row:  # cells without a column: a text with a comma, cut there
+            if None in row:  # cells without a column: a text was split at its comma
                 yield DataError(
                     place,
-                    f"has {len(header) + len(row[None])} fields, the header has {len(header)}",
-                    f"put texts with {'commas' if delimiter == ',' else 'tabs'} in quotes",
+                    f"has {len(header) + len(row[None])} fields, but the header has {len(header)}",
+                    f"quote texts that contain {'commas' if delimiter == ',' else 'tabs'}",
                 )
             else:
                 yield Row(number, place, row)
     except csv.Error as error:
-        yield DataError(f"{path}, line {reader.line_num}", f"is no CSV ({error})", "correct it")
+        yield DataError(f"{path}, line {reader.line_num}", f"is not CSV ({error})", "correct it")
 
 
 def _json_rows(path: Path) -> Iterator[Row | DataError]:
@@ -413,13 +413,13 @@ def _json_rows(path: Path) -> Iterator[Row | DataError]:
 
 
 def _check_no_object(path: Path, content: str) -> None:
-    """Raise `DataError` if the whole file is one object: each of its lines would be a bad record."""
+    """Raise `DataError` if the whole file is one object, whose every line would be a bad record."""
     try:
         parse_json(content, str(path))
     except DataError:
         return
     raise DataError(
         str(path),
-        "is one object, not records",
-        "write a list of the records, [{...}, ...], or one a line",
+        "is a single object, not a list of records",
+        "write a list of records, [{...}, ...], or one record per line",
     )

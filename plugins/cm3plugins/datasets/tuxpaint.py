@@ -1,8 +1,8 @@
-"""Data set `tuxpaint`: the captioned stamps of Tux Paint, as Debian packages them.
+"""Data set `tuxpaint`: the captioned stamps of Tux Paint, as packaged by Debian.
 
-Mostly photos, with captions in 100 languages. The stamps are under the GPL and not shipped: `apt
-install tuxpaint-stamps-default` (81 MB). Each is NAME.png with NAME.txt, whose first line is the
-English caption; each other line is `xx.utf8=` and the caption in that language.
+Mostly photos, with captions in 100 languages. The stamps are licensed under the GPL and not included: `apt
+install tuxpaint-stamps-default` (81 MB). Each stamp is NAME.png with NAME.txt, whose first line is the
+English caption; every other line is `xx.utf8=` followed by the caption in that language.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from cm3plugins.datasets.pictures import PictureIndex
 STAMPS = "/usr/share/tuxpaint/stamps"
 INSTALL = "apt install tuxpaint-stamps-default"
 SYMBOLS = "symbols"
-#: A second drawing of a stamp, shown when it is mirrored or flipped; it has no caption of its own.
+#: Second drawings of stamps, shown when mirrored or flipped; they have no caption.
 VARIANTS = ("_mirror", "_flip", "_mirror_flip")
 
 
@@ -39,8 +39,8 @@ class TuxPaintSourceConfig(FileSourceConfig):
 
     Args:
         path: the folder of stamps.
-        language: code of the captions' language: "en", or another one in the files, such as "de" or
-            "pt_BR". Stamps without a caption in it are skipped.
+        language: language code of the captions: "en", or another one in the files, such as "de" or
+            "pt_BR". Stamps without a caption in this language are skipped.
         symbols: include letters, digits, coins and other symbols (about a quarter).
     """
 
@@ -54,7 +54,7 @@ class TuxPaintSourceConfig(FileSourceConfig):
     symbols: bool = False
 
     def scan(self, index: PictureIndex) -> Iterator[FoundRecord | SkippedRecord]:
-        """Stamps in the order of their paths."""
+        """Yield stamps in the order of their paths."""
         folder = user_path(self.path)
         if not folder.is_dir():
             raise DataError(
@@ -66,7 +66,7 @@ class TuxPaintSourceConfig(FileSourceConfig):
             path for path in folder.rglob("*.png") if not path.stem.endswith(VARIANTS)
         )
         if not pictures:
-            raise DataError(f"dataset.path {folder}", "holds no stamp (*.png)", INSTALL)
+            raise DataError(f"dataset.path {folder}", "has no stamps (*.png)", INSTALL)
         names = {path: path.relative_to(folder).with_suffix("").as_posix() for path in pictures}
 
         def find(path: Path) -> FoundRecord:

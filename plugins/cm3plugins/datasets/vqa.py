@@ -1,4 +1,4 @@
-"""Data set `vqa`: questions about pictures with ten answers each, in the form of VQA v2 and OK-VQA.
+"""Data set `vqa`: questions about pictures with ten answers each, in the format of VQA v2 and OK-VQA.
 
 The questions' file has {"questions": [{"question_id", "image_id", "question"}], "data_subtype"}, the answers'
 file {"annotations": [{"question_id", "image_id", "answers": [{"answer"}], "multiple_choice_answer"}]}
@@ -50,11 +50,11 @@ class VQAConfig(FileSourceConfig):
         answers: the JSON file of the answers.
         pictures: folder of the pictures, which are COCO's: COCO_train2014_000000000042.jpg, or
             000000000042.jpg.
-        answer: "drawn": training draws one of a question's answers, so that each is as frequent as
-            people gave it; "majority": always the most frequent one, which is the canonical one of
-            both.
-        allow_outside: read pictures outside the pictures' folder, by links; false: their records are
-            skipped.
+        answer: "drawn": training draws one of a question's answers, so answers are as frequent as in the
+            data; "majority": always the most frequent one. The canonical answer of both is the most frequent
+            one.
+        allow_outside: read pictures outside the pictures' folder, through links; false: skip their
+            records.
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {
@@ -70,7 +70,7 @@ class VQAConfig(FileSourceConfig):
     allow_outside: bool = False
 
     def scan(self, index: PictureIndex) -> Iterator[FoundRecord | SkippedRecord]:
-        """Records in the order of the questions; then answers to no question."""
+        """Yield records in the order of the questions, then answers without a question."""
         path, answers = existing(self.path, folder=False), file_at(self.answers, "answers")
         folder = folder_at(self.pictures, "pictures")
         inside = boundary(folder, self.allow_outside)
@@ -89,7 +89,7 @@ class VQAConfig(FileSourceConfig):
                 annotation = annotations.pop(own, None)
                 if annotation is None:
                     raise DataError(
-                        place, f"has no answers in {answers}", "give them, or remove the question"
+                        place, f"has no answers in {answers}", "add them, or remove the question"
                     )
                 picture = _picture(place, values, subtype, pictures)
                 _check_picture(place, values, *annotation)
@@ -108,13 +108,13 @@ class VQAConfig(FileSourceConfig):
             except DataError as error:
                 yield skipped(error)
         for place, values in annotations.values():
-            cause = f"is about the question {values['question_id']}, which {path} has not"
+            cause = f"refers to the question {values['question_id']}, which is not in {path}"
             problems.append(DataError(place, cause, "add the question, or remove the answers"))
         yield from map(skipped, problems)
 
 
 def _by_question(path: Path) -> tuple[dict[str, tuple[str, dict[str, Any]]], list[DataError]]:
-    """Question -> place and answers; and what is wrong with others."""
+    """Return question -> place and answers, and errors of other entries."""
     found: dict[str, tuple[str, dict[str, Any]]] = {}
     problems: list[DataError] = []
     whole = object_of(str(path), read_json(path))
@@ -126,7 +126,7 @@ def _by_question(path: Path) -> tuple[dict[str, tuple[str, dict[str, Any]]], lis
             if own in found:
                 raise DataError(
                     place,
-                    f"is about the question {own}, as is {found[own][0]}",
+                    f"refers to the question {own}, and so does {found[own][0]}",
                     "keep one of the two",
                 )
             found[own] = place, values
@@ -136,20 +136,20 @@ def _by_question(path: Path) -> tuple[dict[str, tuple[str, dict[str, Any]]], lis
 
 
 def _check_picture(place: str, question: dict[str, Any], own: str, answers: dict[str, Any]) -> None:
-    """Raise `DataError` for answers that say that they are about another picture."""
+    """Raise `DataError` if answers state another picture than their question."""
     about, asked = answers.get("image_id"), question.get("image_id")
     if about is not None and str(about) != str(asked):
         raise DataError(
             own,
-            f"is about the picture {about}, its question ({place}) about {asked}",
-            "give the answers of this question",
+            f"refers to the picture {about}, but its question ({place}) to {asked}",
+            "use the answers of this question",
         )
 
 
 def _answers(
     place: str, values: dict[str, Any], problems: list[DataError], *, drawn: bool
 ) -> tuple[str, ...]:
-    """The answers, those that are the most frequent one first; bad ones are added to the problems."""
+    """Return the answers, starting with the most frequent one; adds invalid ones to the problems."""
     given: list[str] = []
     bad: list[DataError] = []
     for number, value in enumerate(list_in(place, values, "answers")):
@@ -166,7 +166,7 @@ def _answers(
     elif bad:
         raise bad[0]
     else:
-        raise DataError(place, "its 'answers' is empty", "give them, or remove the question")
+        raise DataError(place, "its 'answers' is empty", "add answers, or remove the question")
     problems += bad
     if not drawn or most not in given:
         return (most,)
@@ -176,7 +176,7 @@ def _answers(
 def _picture(
     place: str, values: dict[str, Any], subtype: object, pictures: PicturesOfLines
 ) -> StoredPicture:
-    """COCO's picture of a question."""
+    """Return a question's COCO picture."""
     number = values.get("image_id")
     if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 10**12:
         raise DataError(place, f"its 'image_id' is {number!r}, not a number", "correct it")

@@ -1,8 +1,8 @@
 """Data set `webdataset`: tar files in which `KEY.jpg` and `KEY.txt` (or `KEY.json`) are one record.
 
-The tars are read once to find the offset of each picture; this index is kept in the cache folder.
-Nothing is extracted: pictures are read by random access. The key is the member's name up to the
-first dot of its last part, as in the `webdataset` package, which is not needed.
+The tars are read once to find the offset of each picture; this index is stored in the cache folder.
+Nothing is extracted: pictures are read by random access. The key is the member's name up to the first
+dot of its last part, as in the package `webdataset`, which is not required.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ if TYPE_CHECKING:
 BLOCK = tarfile.BLOCKSIZE
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
-#: A pattern that names more files is refused.
+#: Patterns with more files are rejected.
 MAX_SHARDS = 100_000
-#: Longer headers of members are refused: `tarfile` holds one in memory, however long it claims to be.
+#: Longer member headers are rejected: `tarfile` holds a header in memory, however long it claims to be.
 MAX_HEADER_BYTES = 1 << 20
 
 
-_LINK = "a link, which holds no bytes of its own"
-_NO_LINK = "make the tar again with what links lead to: tar --dereference --hard-dereference"
+_LINK = "a link, which contains no data"
+_NO_LINK = "recreate the tar with the targets of links: tar --dereference --hard-dereference"
 
 
 @dataclass(kw_only=True)
@@ -59,9 +59,9 @@ class WebDatasetSourceConfig(FileSourceConfig):
     Args:
         path: a tar, a folder of tars, or a pattern: `data-{000..099}.tar`, `{a,b}.tar`,
             `data-*.tar`.
-        caption_keys: keys of a `KEY.json` that hold the caption if there is no `KEY.txt`; the first
-            one present counts. Its keys `licence`, `source` and `attribution` state where a record is
-            from.
+        caption_keys: keys of `KEY.json` that may hold the caption, if there is no `KEY.txt`; the first
+            one present is used. Its keys `licence`, `source` and `attribution` state a record's
+            provenance.
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {
@@ -74,7 +74,7 @@ class WebDatasetSourceConfig(FileSourceConfig):
     caption_keys: tuple[str, ...] = ("caption", "text")
 
     def scan(self, index: PictureIndex) -> Iterator[FoundRecord | SkippedRecord]:
-        """Records shard by shard, in the order of their first members."""
+        """Yield records shard by shard, in the order of their first members."""
         for path in shard_paths(self.path):
             try:
                 content = index.shard(path, read_shard)
@@ -107,10 +107,12 @@ class WebDatasetSourceConfig(FileSourceConfig):
         pictures = [suffix for suffix in members if suffix in SUFFIXES]
         if not pictures:
             cause = f"has no picture ({', '.join(SUFFIXES)}), only {', '.join(sorted(members))}"
-            raise DataError(place, cause, "add one, or remove it")
+            raise DataError(place, cause, "add a picture, or remove the record")
         if len(pictures) > 1:
             raise DataError(
-                place, f"has several pictures: {', '.join(pictures)}", "give each its own key"
+                place,
+                f"has several pictures: {', '.join(pictures)}",
+                "give each picture its own key",
             )
         captions = self._captions(place, members)
         offset, size, sha256, width, height, cause, next_step = members[pictures[0]]
@@ -123,7 +125,7 @@ class WebDatasetSourceConfig(FileSourceConfig):
         return FoundRecord(key, place, (captions, picture), self._provenance(place, members))
 
     def _provenance(self, place: str, members: dict[str, Any]) -> Provenance:
-        """The provenance in `KEY.json`, even if the caption is in `KEY.txt`; empty if the file holds no object."""
+        """Return the provenance in `KEY.json`, even if the caption is in `KEY.txt`; empty if the file is not an object."""
         text = members.get(".json")
         try:
             values = json.loads(text) if isinstance(text, str) else None
@@ -132,7 +134,7 @@ class WebDatasetSourceConfig(FileSourceConfig):
         if not isinstance(values, dict):
             return Provenance()
         found = stated(f"{place}.json", values)
-        # img2dataset's name of the address that it downloaded
+        # img2dataset's key of the downloaded address
         address = values.get("url")
         if found.source or not isinstance(address, str) or not is_unicode(address):
             return found
@@ -160,17 +162,17 @@ class WebDatasetSourceConfig(FileSourceConfig):
 
 
 def shard_paths(pattern: str) -> list[Path]:
-    """The tars that a path, folder or pattern names, in order.
+    """Return the tars of a path, folder or pattern, in order.
 
     Raises:
-        DataError: one is missing.
+        DataError: a tar is missing.
     """
     whole = user_path(pattern)
     if whole.is_dir():
         paths = sorted(whole.glob("*.tar"))
         if not paths:
             raise DataError(
-                f"dataset.path {whole}", "the folder holds no .tar", "correct dataset.path"
+                f"dataset.path {whole}", "the folder contains no .tar", "correct dataset.path"
             )
         return paths
     if whole.is_file():
@@ -182,7 +184,7 @@ def shard_paths(pattern: str) -> list[Path]:
             found = sorted(map(Path, glob.glob(name)))  # noqa: PTH207  # the pattern may be absolute
         if not found or not found[0].is_file():
             cause = (
-                f"{name} is no regular file"
+                f"{name} is not a regular file"
                 if found and found[0].exists()
                 else f"there is no {name}"
             )
@@ -192,20 +194,20 @@ def shard_paths(pattern: str) -> list[Path]:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """All expansions of a pattern with `{first..last}` (padded as `first` is) and `{a,b}`.
+    """Expand a pattern with `{first..last}` (zero-padded like `first`) and `{a,b}`.
 
     >>> expand_braces("data-{08..10}.tar")
     ['data-08.tar', 'data-09.tar', 'data-10.tar']
 
     Raises:
-        DataError: there are more than `MAX_SHARDS`; they are counted without being made.
+        DataError: there are more than `MAX_SHARDS`; they are counted before expanding.
     """
     braces = list(BRACES.finditer(pattern))
     if math.prod(map(_num_choices, braces)) > MAX_SHARDS:
         raise DataError(
             f"dataset.path {pattern}",
-            f"the pattern names more than {MAX_SHARDS:,} files",
-            "name fewer, larger tars, or the folder that holds them",
+            f"the pattern expands to more than {MAX_SHARDS:,} files",
+            "use fewer, larger tars, or their folder",
         )
     ends = [0, *(match.end() for match in braces)]
     starts = [*(match.start() for match in braces), len(pattern)]
@@ -233,7 +235,7 @@ def _choices(braces: re.Match[str]) -> list[str]:
 
 
 class _Headers(io.BufferedIOBase):
-    """A tar as `tarfile` reads it: only headers, none longer than `MAX_HEADER_BYTES`."""
+    """A tar for `tarfile`, which reads only headers of at most `MAX_HEADER_BYTES`."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -252,7 +254,7 @@ class _Headers(io.BufferedIOBase):
 
 @dataclass
 class _Found:
-    """The content of a tar: `records` maps key -> suffix -> text, or place and facts of a picture; `dotted` a key
+    """Contents of a tar: `records` maps key -> suffix -> text, or place and facts of a picture; `dotted` maps a key
     -> the first picture's name with a dot before its suffix."""
 
     records: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -261,7 +263,7 @@ class _Found:
 
 
 def read_shard(path: Path) -> dict[str, Any]:
-    """The index's entry for a tar: its `records` and `problems`.
+    """Return the index entry for a tar: its `records` and `problems`.
 
     `records` maps key -> suffix -> text, or place and facts of a picture.
     """
@@ -284,17 +286,17 @@ def read_shard(path: Path) -> dict[str, Any]:
         if start in COMPRESSED:
             raise DataError(
                 str(path),
-                f"is compressed ({COMPRESSED[start]}); pictures can't be read at random from it",
-                "decompress it; pictures are compressed already",
+                f"is compressed ({COMPRESSED[start]}), so pictures can't be read by random access",
+                "decompress it; pictures are already compressed",
             )
         file.seek(0)
         _read_members(file, path, bar, found)
-    # beside a picture of the key it is a member of another kind, such as a mask
+    # next to a picture of the key, it is another kind of member, such as a mask
     found.problems += [
         (
             f"{_printable(name)} is left out: a record's key ends at the first dot, and {_printable(key)!r} "
             "has no other picture or text",
-            "rename it, and the members that belong to it, without dots in the key",
+            "rename it and its related members, without dots in the key",
         )
         for key, name in found.dotted.items()
         if key not in found.records
@@ -303,7 +305,7 @@ def read_shard(path: Path) -> dict[str, Any]:
 
 
 def _read_members(file: IO[bytes], path: Path, bar: tqdm[Any], found: _Found) -> None:
-    """Add a tar's members to what was `found`, as far as it is whole."""
+    """Add a tar's members to `found`, as far as it is intact."""
     end = 0
     try:
         with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:
@@ -320,23 +322,23 @@ def _read_members(file: IO[bytes], path: Path, bar: tqdm[Any], found: _Found) ->
                 bar.update(min(end, bar.total) - bar.n)
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
         if not end and not found.records:
-            raise DataError(str(path), f"is not a tar: {error}", "make it again") from error
+            raise DataError(str(path), f"is not a tar: {error}", "create it again") from error
         after = min(end, bar.total)
         cause = f"is truncated or damaged after byte {after} of {bar.total} ({error}); the records before it are used"
-        found.problems.append((cause, "make it again, or copy it again"))
+        found.problems.append((cause, "create it again, or copy it again"))
         return
     file.seek(end)
     if file.read(BLOCK).strip(b"\0") or file.tell() < end + BLOCK:
         found.problems.append(
             (
                 "lacks the end marker of a tar; records may be lost",
-                "make it again, or copy it again",
+                "create it again, or copy it again",
             )
         )
 
 
 def _is_read(name: str) -> bool:
-    """Whether a member of this name is a part of a record."""
+    """Whether a member with this name is part of a record."""
     stem, dot, suffix = name.rpartition("/")[2].partition(".")
     return bool(stem) and dot + suffix.lower() in (*SUFFIXES, ".txt", ".json")
 
@@ -346,8 +348,8 @@ def _add_member(
     member: tarfile.TarInfo,
     found: _Found,
 ) -> None:
-    """Add a member to its record: text as it is, a picture as its place and facts. A picture with a dot in
-    its name before the suffix goes into `dotted`: its key -> the first such name."""
+    """Add a member to its record: text directly, a picture as its place and facts. A picture with a dot in its
+    name before the suffix goes into `dotted`: its key -> the first such name."""
     from cm3core.images import check_file_bytes
 
     folder, _, name = member.name.removeprefix("./").rpartition("/")
@@ -368,8 +370,8 @@ def _add_member(
     if suffix in record:
         found.problems.append(
             (
-                f"{_printable(member.name)} occurs twice; the first counts",
-                "give each record its own key",
+                f"{_printable(member.name)} occurs twice; the first is used",
+                "give each record a unique key",
             )
         )
         return
@@ -385,7 +387,7 @@ def _add_member(
         record[suffix] = (member.offset_data, member.size, *facts)
     elif member.size > MAX_TEXT_BYTES:
         record[suffix] = {
-            "cause": f"has {member.size} bytes, a caption has at most {MAX_TEXT_BYTES}"
+            "cause": f"has {member.size} bytes, above the limit of {MAX_TEXT_BYTES} for a caption"
         }
     else:
         try:
@@ -396,5 +398,5 @@ def _add_member(
 
 
 def _printable(name: str) -> str:
-    """A member's name with what is not UTF-8 replaced, so that it can be shown anywhere."""
+    """Return a member's name with invalid UTF-8 replaced, so that it can be shown anywhere."""
     return name.encode(errors="replace").decode()

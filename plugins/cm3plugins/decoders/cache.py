@@ -1,16 +1,16 @@
-"""Keys and values of generation: a pool of slots, segments that rows share, and attention to them.
+"""The key-value cache of generation: a pool of slots, segments shared by rows, and attention to them.
 
-A row's keys are, in order, those of its shared segments (a prompt that several candidates start
-with, retrieved documents that guidance streams have in common) and its own. Own places are adjacent
-and equally large, so that on a CPU all rows' own keys are one batched product.
+A row's keys are, in order, its shared segments (a prompt that several candidates start with, retrieved
+documents that guidance streams have in common) and then its own. Own places are adjacent and equally
+large, so that on a CPU one batched product covers the own keys of all rows.
 
-On a CPU a shared segment is read once for all of its rows, and the results are merged with those of the rows' own
-keys by their log-sum-exp (Juravsky et al. 2024, Hydragen, arXiv:2402.05099). Each segment's keys and values are also
-kept in a place of equal size, filled when the segment appears: what a segment holds never changes. On a device,
-`segment_decode` reads the same pool.
+On a CPU a shared segment is read once for all of its rows, and the results are merged with the attention to the
+rows' own keys by their log-sum-exp (Juravsky et al. 2024, Hydragen, arXiv:2402.05099). Each segment's keys and values
+are also copied to a place of equal size when the segment appears: a segment never changes. On a GPU, `segment_decode`
+reads the same pool.
 
-Legend: L layers, B rows, T new tokens of each row (queries), K heads, N slots of the pool, S own keys that are
-read, or slots of a segment's place, D head dimension, G segments, n rows of a segment, P slots of a segment.
+Legend: L layers, B rows, T new tokens of each row (queries), K heads, N slots of the pool, S own keys read, or slots
+of a segment's place, D head dimension, G segments, n rows of a segment, P slots of a segment.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from cm3core.interfaces.decoder import KVCache
 from cm3kernels import plan_segments, segment_decode
 from cm3kernels.segment_decode.configs import LARGEST_HEAD_DIM
 
-#: Bytes of keys and values in one layer from which reading them once for several rows outweighs the
+#: Bytes of keys and values in one layer above which reading them once for several rows outweighs the
 #: cost of the extra calls, on a CPU.
 SHARING_PAYS = 300_000
 
@@ -38,14 +38,14 @@ SHARING_PAYS = 300_000
 class CacheLayout:
     """Shape of keys and values, and the attention backend.
 
-    Each arrangement of a decoder's weights has its own layout, since keys of other weights mean
-    something else: caches of the same layout can join.
+    Each arrangement of a decoder's weights has its own layout, since keys computed with other weights are
+    incompatible: caches with the same layout can join.
 
     Args:
         num_layers, num_heads, head_dim: sizes; heads are those of keys and values.
         dtype, device: of keys and values.
         backend: the attention function.
-        on_cpu: attention takes its lengths from the host.
+        on_cpu: attention reads its lengths on the host.
         queries_per_key: query heads that read each key head, adjacent ones.
     """
 
@@ -60,14 +60,14 @@ class CacheLayout:
 
     @property
     def in_parts(self) -> bool:
-        """Whether attention is computed segment by segment: the backend allows it, and on a GPU the
-        kernel takes such heads. Otherwise each row keeps all of its keys, and the backend attends."""
+        """Whether attention runs segment by segment: the backend allows it and, on a GPU, the kernel
+        supports these heads. Otherwise each row keeps all of its keys, and the backend attends."""
         return self.backend.is_plain_softmax and (self.on_cpu or self.head_dim <= LARGEST_HEAD_DIM)
 
 
 @dataclass(eq=False)
 class Segment:
-    """Slots start..start+length-1 of the pool, read by several rows and no longer written."""
+    """Slots start..start+length-1 of the pool, read by several rows, read-only."""
 
     start: int
     length: int
@@ -91,7 +91,7 @@ class SegmentPool(KVCache):
 
     Args:
         layout: sizes, and the weights that the keys belong to.
-        num_rows: rows, all empty.
+        num_rows: number of rows, all empty at first.
         capacity: tokens that each of them can hold.
     """
 
@@ -99,7 +99,7 @@ class SegmentPool(KVCache):
         self.layout = layout
         self.rows = [Row() for _ in range(num_rows)]
         self.segments: list[Segment] = []
-        # one extra slot takes the padding of ragged chunks
+        # one extra slot receives the padding of ragged chunks
         self._capacity, self._places = capacity + 1, num_rows
         shape = (layout.num_layers, layout.num_heads, num_rows * self._capacity, layout.head_dim)
         self.keys_LKND = torch.zeros(shape, dtype=layout.dtype, device=layout.device)
@@ -107,7 +107,7 @@ class SegmentPool(KVCache):
         self._length_B = torch.zeros(num_rows, dtype=torch.int64, device=layout.device)
         self._forget()
 
-    # ---- what is held
+    # ---- contents
 
     @property
     def length_B(self) -> Tensor:
@@ -118,9 +118,9 @@ class SegmentPool(KVCache):
             if row.own + count >= self._capacity:
                 raise GenerationError(
                     "key-value cache",
-                    f"row {place} would hold {row.own + count} own tokens, but there is "
+                    f"row {place} needs {row.own + count} own tokens, but there is "
                     f"room for {self._capacity - 1}",
-                    "reserve room before more is generated",
+                    "reserve room before generating more",
                 )
         for row, count in zip(self.rows, count_B, strict=True):
             row.own += count
@@ -148,7 +148,7 @@ class SegmentPool(KVCache):
         chosen = [Row(self.rows[source].segments, self.rows[source].own) for source in rows]
         places, capacity = max(self._places, len(rows)), self._capacity
         if places > self._places:
-            # memory is allocated anyway; a fork needs no room for the prompt that it shares
+            # allocated anyway; a fork needs no room for its shared prompt
             capacity = max(row.own for row in chosen) + 1
         self._move(list(rows), places, capacity)
         self.rows = chosen
@@ -235,7 +235,7 @@ class SegmentPool(KVCache):
         row.segments, row.own = (*row.segments, segment), 0
 
     def _new_segment(self, length: int) -> Segment:
-        """Allocate a segment after the own places: the first large enough gap, or more memory."""
+        """Allocate a segment after the own places: the first gap that is large enough, or new memory."""
         self.segments = self.live_segments()
         start = self._places * self._capacity
         for place, segment in enumerate(self.segments):
@@ -297,25 +297,25 @@ class SegmentPool(KVCache):
         return (first[:, None] + torch.arange(length, device=first.device)).flatten()
 
     def _forget(self) -> None:
-        """Rows have changed: derived data is no longer valid. Subclasses extend this."""
+        """Drop derived data, after rows have changed. Subclasses extend this."""
 
 
-#: Maximum bytes of keys and values that are kept twice; beyond it each segment is a call of its own.
+#: Maximum bytes of keys and values kept twice; above it, each segment is attended in its own call.
 MOST_BYTES = 256_000_000
-#: Places have a multiple of this many slots, so that they seldom grow.
+#: Places have a multiple of this many slots, so they rarely grow.
 _ROUNDED = 32
 
 
 @dataclass(eq=False)
 class Sharing:
-    """Which rows read which places.
+    """The segments that each row reads.
 
     Args:
         length: slots of the longest segment.
-        mask_G11S: of the slots behind a segment's end, float. None: there are none.
-        row_Gn: the rows of each segment, flat [G * n]; padded with any.
-        place_B: for each segment in turn that rows have, where each row's results are in the flat
-            [G * n], and what is added to their log-sum-exp [B, 1, 1]: -inf where a row has none.
+        mask_G11S: masks the slots after a segment's end, float. None: there are none.
+        row_Gn: the rows of each segment, flat [G * n]; padded with arbitrary rows.
+        place_B: one entry for each segment that a row may have, in order: index of each row's results in the
+            flat [G * n], and the term added to their log-sum-exp [B, 1, 1]: -inf where a row has no segment.
     """
 
     length: int
@@ -338,7 +338,7 @@ class SharedPlaces:
         self._segments: list[Segment] = []
 
     def update(self, segments: Sequence[Segment], keys_LKND: Tensor, values_LKND: Tensor) -> bool:
-        """Hold exactly these segments, at least one; False: they would take too many bytes."""
+        """Hold exactly these segments (at least one); returns False if they take too many bytes."""
         length = max(segment.length for segment in segments)
         length += -length % _ROUNDED
         L, K, _, D = keys_LKND.shape
@@ -350,7 +350,7 @@ class SharedPlaces:
             if self._segments[place] in live:
                 continue
             last = self._segments.pop()
-            if place < len(self._segments):  # the last one takes its place
+            if place < len(self._segments):  # the last one moves here
                 self._segments[place] = last
                 for memory in (self._keys_LGKSD, self._values_LGKSD):
                     memory[:, place] = memory[:, len(self._segments)]
@@ -378,10 +378,10 @@ class SharedPlaces:
         return True
 
     def sharing(self, rows: Sequence[Row]) -> Sharing:
-        """Which rows read which of the segments that are held."""
+        """Return which rows read which segments."""
         place_of = {segment: place for place, segment in enumerate(self._segments)}
         readers: list[list[int]] = [[] for _ in self._segments]
-        where: list[list[tuple[int, int]]] = []  # of each row: its segments and its places in them
+        where: list[list[tuple[int, int]]] = []  # per row: its segments and its places in them
         for number, row in enumerate(rows):
             own = []
             for segment in row.segments:
@@ -408,7 +408,7 @@ class SharedPlaces:
     def merge(
         self, layer: int, q_BKTD: Tensor, out_BKTD: Tensor, lse_BKT: Tensor, sharing: Sharing
     ) -> Tensor:
-        """The attention of rows to their segments and to what `out_BKTD` and `lse_BKT` are of."""
+        """Merge the rows' attention to their segments with the partial result `out_BKTD`, `lse_BKT`."""
         G = len(self._segments)
         _, K, T, D = q_BKTD.shape
         n = len(sharing.row_Gn) // G
@@ -442,7 +442,7 @@ def flash(
 ) -> tuple[Tensor, Tensor]:
     """Attention and natural log-sum-exp [B, H, T].
 
-    The function behind scaled_dot_product_attention on a CPU, which does not return the second.
+    The function behind scaled_dot_product_attention on a CPU, which doesn't return the log-sum-exp.
     """
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         q_BHTD, k_BKSD, v_BKSD, attn_mask=mask_B1TS
@@ -452,7 +452,7 @@ def flash(
 
 @dataclass(eq=False)
 class Reading:
-    """Shared by the layers of one forward: where new tokens go, what each row sees."""
+    """Data shared by the layers of one forward pass: where new tokens are written, what each row sees."""
 
     num_tokens: int
     num_own: int  # S, the new tokens included
@@ -479,11 +479,11 @@ class CM3LeonCache(SegmentPool):
         self._shared_B: Tensor | None = None
 
     def begin(self, num_tokens: int, *, by_runs: bool = False) -> tuple[Tensor, Reading]:
-        """Positions [B, T] of `num_tokens` new tokens per row, and the data for the layers.
+        """Return positions [B, T] of `num_tokens` new tokens per row, and the data for the layers.
 
         Args:
             num_tokens: T.
-            by_runs: the layers read `runs`, and nothing else; T is 1.
+            by_runs: the layers read only `runs`; T is 1.
         """
         B, T, S = len(self.rows), num_tokens, self._capacity
         device = self.keys_LKND.device
@@ -497,7 +497,7 @@ class CM3LeonCache(SegmentPool):
             self._shared_B = torch.tensor(
                 [row.shared for row in self.rows], dtype=torch.int64, device=device
             )
-        # on the device: a recorded step reads it again on each replay
+        # on the device: each replay of a recorded step reads it again
         own_B = self._length_B - self._shared_B
         first_B1 = torch.arange(0, B * S, S, device=device)[:, None]
         slots_BT = first_B1 + (own_B[:, None] + torch.arange(T, device=device)).clamp(max=S - 1)
@@ -510,7 +510,7 @@ class CM3LeonCache(SegmentPool):
             )
             mask = torch.zeros(B, 1, T, longest, dtype=self.layout.dtype, device=device)
             mask.masked_fill_(~see_BTS[:, None], -torch.inf)
-            if self.layout.on_cpu:  # as `_attend_cpu` groups its queries
+            if self.layout.on_cpu:  # as grouped by `_attend_cpu`
                 mask = mask.repeat(1, 1, self.layout.queries_per_key, 1)
         fresh = not any(own) and not any(row.segments for row in self.rows)
         reading = Reading(
@@ -532,8 +532,8 @@ class CM3LeonCache(SegmentPool):
         return positions_BT, reading
 
     def runs(self) -> list[list[range]]:
-        """For each row, the slots that its new token sees: its segments', then its own, the last of
-        which is the new token's."""
+        """For each row, the slots that its new token sees: those of its segments, then its own; the last slot
+        is the new token's."""
         return [
             [
                 *(range(one.start, one.start + one.length) for one in row.segments),
@@ -557,7 +557,7 @@ class CM3LeonCache(SegmentPool):
         return self._groups
 
     def _shared(self) -> Sharing | None:
-        """How the segments of all rows are read in one call, on a CPU; kept until rows change."""
+        """Indices to read the segments of all rows in one call, on a CPU; cached until rows change."""
         if self._sharing is None:
             sharing = None
             segments = self.live_segments() if self.layout.on_cpu and self.layout.in_parts else []
@@ -593,7 +593,7 @@ class CM3LeonCache(SegmentPool):
         return self._attend_cpu(layer, q_BTHD, keys_KND, values_KND, reading)
 
     def _own(self, memory_KND: Tensor, length: int) -> Tensor:
-        """The first slots of the rows' own places, a view [B, K, S, D]."""
+        """View of the first slots of the rows' own places, [B, K, S, D]."""
         _, N, D = memory_KND.shape
         return memory_KND.as_strided(
             (len(self.rows), memory_KND.shape[0], length, D),
@@ -609,9 +609,9 @@ class CM3LeonCache(SegmentPool):
         values_KND: Tensor,
         reading: Reading,
     ) -> Tensor:
-        """Own keys of all rows in one product, shared segments in another one.
+        """Attend to the own keys of all rows in one product and to shared segments in another.
 
-        Query heads that read the same key head become more queries of that head (T here counts
+        Query heads that read the same key head are treated as more queries of that head (T here counts
         them all), so that its keys are read once.
         """
         B, T, H, D = q_BTHD.shape
@@ -629,7 +629,7 @@ class CM3LeonCache(SegmentPool):
         values_KND: Tensor,
         reading: Reading,
     ) -> Tensor:
-        """Attention where keys have as many heads as queries, [B, H, T, D]."""
+        """Attend where keys have as many heads as queries, [B, H, T, D]."""
         own_keys, own_values = (
             self._own(keys_KND, reading.num_own),
             self._own(values_KND, reading.num_own),
@@ -664,8 +664,8 @@ class CM3LeonCache(SegmentPool):
     def _prepare_device(self, reading: Reading) -> None:
         """Prepare attention on a device.
 
-        One new token per row: the work list of `segment_decode`; lengths stay on the device. More:
-        whole rows, gathered.
+        With one new token per row, build the work list of `segment_decode`; lengths stay on the device.
+        With more, gather whole rows.
         """
         device = self.keys_LKND.device
         assert self._shared_B is not None

@@ -1,6 +1,6 @@
-"""Shared by decoders in generation: weights packed for few rows, a cache of segments, the head.
+"""Base of decoders in generation: weights packed for few rows, a cache of segments, the head.
 
-A decoder adds what its layers compute. Legend: B rows, T tokens, M = B * T rows of a product
+A decoder adds the computation of its layers. Legend: B rows, T tokens, M = B * T rows of a product
 (padded), E model dimension, V ids.
 """
 
@@ -43,19 +43,19 @@ from cm3run.mapped import is_mapped, release
 
 _log = logging.getLogger("cm3plugins")
 
-#: Slices of the head that are kept packed. How a text ends differs from hole to hole, so that there
+#: Slices of the head that stay packed. The stop tokens of a text differ from hole to hole, so there
 #: may be hundreds of slices.
 NUM_HEADS = 4
 
 
-#: Part of the machine's memory that weights may take in another arrangement than their file's. Larger
-#: ones are read as they are mapped, which is slower.
+#: Share of the machine's memory that weights may take when they are rearranged. Larger weights are
+#: read from the mapped file, which is slower.
 ARRANGED_SHARE = 0.65
 
 
 def _automatic(weight: Tensor) -> torch.dtype:
-    """bfloat16 on a CUDA device that multiplies it: half the bytes a token. Else as stored, and
-    float32 in place of bfloat16 on a CPU that has no instructions for it."""
+    """bfloat16 on a CUDA device that supports it, for half the bytes per token. Otherwise the stored dtype,
+    with float32 in place of bfloat16 on a CPU without bfloat16 instructions."""
     if weight.device.type == "cuda":
         return torch.bfloat16 if multiplies_bf16(weight.device) else weight.dtype
     if weight.device.type == "cpu" and weight.dtype == torch.bfloat16:
@@ -64,16 +64,16 @@ def _automatic(weight: Tensor) -> torch.dtype:
 
 
 def compiled_folder() -> Path:
-    """Where libraries that were compiled for this machine are kept."""
+    """Folder of the libraries compiled for this machine."""
     return cache_directory() / "compiled"
 
 
 def can_compile() -> bool:
-    """Whether products can be compiled for this machine; if not, the reason is logged."""
+    """Whether products can be compiled for this machine; logs the reason if not."""
     try:
         library(compiled_folder())
     except Unavailable as reason:
-        _log.info("products are torch's, slower than compiled ones: %s", reason)
+        _log.info("using torch's products, which are slower than compiled ones: %s", reason)
         return False
     return True
 
@@ -96,13 +96,13 @@ class PackedInference(InferenceDecoder):
     """A snapshot of a decoder's weights, laid out for `Engine`.
 
     Args:
-        decoder: owner of the weights.
+        decoder: the decoder that owns the weights.
         precision: see `Decoder.for_inference`.
-        num_layers, num_heads, head_dim: its sizes; `num_heads` counts those of queries.
-        num_key_heads: heads of keys and values, a divisor of `num_heads`. None: as many.
+        num_layers, num_heads, head_dim: its sizes; `num_heads` counts query heads.
+        num_key_heads: key and value heads, a divisor of `num_heads`. None: `num_heads`.
     """
 
-    #: Parameters of a decoder from which its products are compiled for this CPU.
+    #: Smallest number of decoder parameters for which products are compiled for this CPU.
     compiled_from: int = LARGE_DECODER
 
     def __init__(
@@ -126,9 +126,9 @@ class PackedInference(InferenceDecoder):
         self.num_key_heads = num_heads if num_key_heads is None else num_key_heads
         self._device = weight.device
         self.on_cpu = weight.device.type == "cpu"
-        #: Whether int8 products take float32 and round it.
+        #: Whether int8 products take float32 inputs and round them.
         self.rounds = rounds_inputs(weight.device)
-        #: Type of weights where they are not integers, and of what is multiplied with them.
+        #: Dtype of weights that are not integers, and of their inputs.
         self.weight_dtype = {
             "auto": _automatic(weight),
             "fp32": torch.float32,
@@ -138,13 +138,13 @@ class PackedInference(InferenceDecoder):
         self.in_place = in_place or self._stays_mapped(weight)
         if self.in_place:
             self.weight_dtype = weight.dtype
-        #: Precision of products that are compiled for this CPU. None: they are torch's.
+        #: Precision of products compiled for this CPU. None: torch computes them.
         self.compiled = self._compiled()
-        #: Input and output type of products.
+        #: Input and output dtype of products.
         self.dtype = torch.float32 if self.compiled else self.weight_dtype
-        #: Type of keys and values. A CPU attends to bfloat16 several times slower than to
-        #: float32 (7 times, measured on AVX512 with its bfloat16 instructions), which costs more
-        #: than half the bytes save.
+        #: Dtype of keys and values. A CPU attends to bfloat16 several times slower than to float32
+        #: (7 times, measured on AVX512 with its bfloat16 instructions), which costs more than halving
+        #: the bytes saves.
         narrow = self.on_cpu and taken == torch.bfloat16
         cache_dtype = torch.float32 if narrow or self.compiled else taken
         self.layout = CacheLayout(
@@ -157,18 +157,18 @@ class PackedInference(InferenceDecoder):
             self.on_cpu,
             queries_per_key=self.num_heads // self.num_key_heads,
         )
-        # these products are as fast with fewer rows
+        # these products are no slower with fewer rows
         integers = precision == "int4" or (precision == "int8" and self.rounds)
         self._fewest = 1 if integers or self.compiled else FEWEST_ROWS
         self._heads: dict[tuple[int, int], Product] = {}
-        self._heads_lock = Lock()  # sessions in several threads use one decoder
-        #: Whether one new token of each row goes through the layers in one call, by `cache.runs`.
+        self._heads_lock = Lock()  # sessions in several threads share a decoder
+        #: Whether one call computes all layers for one new token per row, using `cache.runs`.
         self.steps_by_runs = False
         self.reset()
 
     def _compiled(self) -> str | None:
-        """ "bf16" or "int8" where products are compiled: the decoder is large enough, and the CPU and the
-        system allow it. float32 stays torch's, whose results don't depend on a compiler."""
+        """ "bf16" or "int8" if products are compiled: the decoder is large enough, and the CPU and the system
+        allow it. float32 stays in torch, whose results don't depend on a compiler."""
         precision = "int8" if self.precision == "int8" else "bf16"
         if not self.on_cpu or self.in_place or self.precision == "int4":
             return None
@@ -179,7 +179,7 @@ class PackedInference(InferenceDecoder):
         return precision if can_compile() else None
 
     def reset(self) -> None:
-        """Take the decoder's current weights."""
+        """Take a new snapshot of the decoder's weights."""
         with torch.no_grad():
             self._head_weight_VE = self._owner.head_weight().detach()
             self.take_layers()
@@ -187,7 +187,7 @@ class PackedInference(InferenceDecoder):
 
     @abstractmethod
     def take_layers(self) -> None:
-        """Arrange the current weights of the layers, by `product`."""
+        """Arrange the layers' current weights with `product`."""
 
     @abstractmethod
     def through_layers(
@@ -198,19 +198,19 @@ class PackedInference(InferenceDecoder):
         cache: CM3LeonCache,
         reading: Reading,
     ) -> Tensor:
-        """All blocks, and the final normalisation, of the padded rows `x_ME`, which may be changed.
+        """Run all blocks and the final normalisation on the padded rows `x_ME`, which may be overwritten.
 
-        The first B * T rows of the result count."""
+        Only the first B * T rows of the result are used."""
 
     def _bytes_a_weight(self) -> float:
-        """Bytes per weight in this arrangement."""
+        """Bytes per weight in this precision."""
         return {"int8": 1.0, "int4": 0.625}.get(self.precision, float(self.weight_dtype.itemsize))
 
     def _stays_mapped(self, weight: Tensor) -> bool:
-        """Whether products read the pages of the weights' file: they would leave too little memory
-        in another arrangement.
+        """Whether products read the mapped file of weights, because rearranged weights would leave too little
+        memory.
 
-        Raises `GenerationError` where mapped weights don't fit in the type that they are needed in.
+        Raises `GenerationError` if mapped weights don't fit in memory in the required dtype.
         """
         limit = MachineMemory.find().limit if is_mapped(weight) else None
         if limit is None:
@@ -223,8 +223,8 @@ class PackedInference(InferenceDecoder):
             return True
         raise GenerationError(
             "precision",
-            f"the weights take {needed / 1e9:,.1f} GB in {self.precision}, and "
-            f"{limit / 1e9:,.1f} GB of memory are too few for them",
+            f"the weights take {needed / 1e9:,.1f} GB in {self.precision}, but only "
+            f"{limit / 1e9:,.1f} GB of memory can be used for them",
             "use " + ("int4" if self.precision == "int8" else "int8 or int4")
             if self.precision != "int4"
             else "use a smaller model, or a larger machine",
@@ -238,8 +238,8 @@ class PackedInference(InferenceDecoder):
         return own + int(sum(one.numel() for one in weights) * self._bytes_a_weight())
 
     def product(self, *weights: Tensor, activation: str | None = None) -> Product:
-        """x -> activation(x @ w.T) of all weights w, one after the other, in this decoder's precision
-        and layout. Mapped weights are not needed afterwards."""
+        """Return x -> activation(x @ w.T) for all weights w, outputs concatenated, in this decoder's
+        precision and layout. Mapped weights are not needed afterwards."""
         weights = tuple(weight.detach() for weight in weights)
         if self.in_place:
             return with_activation(side_by_side(weights), activation)
@@ -265,7 +265,7 @@ class PackedInference(InferenceDecoder):
         transposed = weight.T.contiguous()
         return with_activation(lambda x: x @ transposed, activation)
 
-    # ---- the calls of `InferenceDecoder`
+    # ---- methods of `InferenceDecoder`
 
     @property
     def device(self) -> torch.device:
@@ -275,7 +275,7 @@ class PackedInference(InferenceDecoder):
         if max_length > self.context_length:
             raise GenerationError(
                 "prompt",
-                f"{max_length} tokens including those to be generated, but the context is "
+                f"{max_length} tokens including those to generate, but the context is "
                 f"{self.context_length}",
                 "shorten the prompt, retrieve fewer documents, or generate less",
             )
@@ -306,13 +306,13 @@ class PackedInference(InferenceDecoder):
             num_tokens, by_runs=self.steps_by_runs and num_tokens == 1
         )
         positions_BT = own_positions_BT if positions_BT is None else positions_BT
-        # past the end there is only padding of ragged chunks
+        # positions beyond the table are padding of ragged chunks
         positions_BT = positions_BT.clamp(max=self.context_length - 1)
-        # the residual stream keeps the embeddings' dtype; products have their own
+        # the residual stream keeps the embeddings' dtype; products use their own
         x_BTE = self._owner.embed(tokens_BT, positions_BT, cells_BT)
         B, T, E = x_BTE.shape
         x_ME = x_BTE.reshape(B * T, E)
-        if self.on_cpu:  # stored in bfloat16: sums of many layers are not
+        if self.on_cpu:  # weights are bfloat16; sums over many layers aren't
             wide = torch.promote_types(x_ME.dtype, torch.float32)
             x_ME = padded(x_ME.to(torch.float32 if self.compiled else wide), self._fewest)
         through = self.through_layers(x_ME, positions_BT, cells_BT, cache, reading)
@@ -322,11 +322,11 @@ class PackedInference(InferenceDecoder):
         return self.rows_of_head(hidden, range(self.vocab_size) if ids is None else ids)
 
     def rows_of_head(self, hidden: Tensor, ids: range) -> Tensor:
-        """Logits [..., len(ids)] of rows of the head's weight."""
+        """Return logits [..., len(ids)] of rows of the head's weight."""
         everything = range(len(self._head_weight_VE))
         x_ME = self.head_input(hidden)
         M = hidden[..., 0].numel()
-        # on a CPU each slice of the head is a copy, packed: large ones share that of all ids
+        # on a CPU each slice of the head is a packed copy: large slices share the one of all ids
         packed = everything if self.on_cpu and 2 * len(ids) >= len(everything) else ids
         logits_MV = self._head(packed)(x_ME)[:M]
         if len(packed) > len(ids):
@@ -334,25 +334,25 @@ class PackedInference(InferenceDecoder):
         return logits_MV.view(*hidden.shape[:-1], len(ids))
 
     def head_input(self, hidden: Tensor) -> Tensor:
-        """Hidden states [..., E] as the head's products take them, rows [M, E] and padding."""
+        """Return hidden states [..., E] as padded rows [M, E], the input of the head's products."""
         int8_head = self.precision == "int4" and self.rounds
         x_ME = hidden.reshape(-1, hidden.shape[-1]).to(torch.float32 if int8_head else self.dtype)
         return padded(x_ME, self._fewest) if self.on_cpu else x_ME
 
     def head_product(self, weight_VE: Tensor) -> Product:
-        """x -> x @ weight.T of a head. int4 is for the layers: probabilities are changed most by what
-        is nearest to them."""
+        """Return x -> x @ weight.T for a head. int4 is used only for layers: rounding the head would change
+        probabilities most."""
         return int8_product(weight_VE) if self.precision == "int4" else self.product(weight_VE)
 
     def _head(self, ids: range) -> Product:
-        """The head's product for a slice of the ids; the last few that were used are kept."""
+        """Return the head's product for a slice of the ids; the most recently used ones are cached."""
         key = (ids.start, ids.stop)
         with self._heads_lock:
             product = self._heads.pop(key, None)
             if product is None:
                 weight_VE = self._head_weight_VE[ids.start : ids.stop]
                 product = self.head_product(weight_VE)
-            self._heads[key] = product  # the last one now
+            self._heads[key] = product  # now the most recent
             if len(self._heads) > NUM_HEADS:
                 self._heads.pop(next(iter(self._heads)))
             return product

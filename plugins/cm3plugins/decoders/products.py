@@ -1,9 +1,9 @@
-"""Products with a fixed weight, as generation needs them: packed by oneDNN, in bfloat16, or of codes
-of 8 or 4 bits; and which of these "auto" tries.
+"""Products with a fixed weight for generation: packed by oneDNN, in bfloat16, or with weights of 8 or 4
+bits; and the precisions that "auto" tries.
 
-On a CPU a step of generation reads every weight and uses it for a few rows. oneDNN's packed layout
-does that up to three times as fast as a plain product (2 to 16 rows, width 768, fp32, AVX512), gives
-a row the same bits whatever its neighbours are, and is fastest from four rows on: fewer are padded.
+On a CPU a generation step reads every weight and uses it for a few rows. oneDNN's packed layout does
+that up to three times as fast as a plain product (2 to 16 rows, width 768, fp32, AVX512), gives a row
+the same bits whatever its neighbours are, and is fastest from four rows on, so fewer rows are padded.
 
 Legend: M rows of a product (padded), E inputs, V outputs.
 """
@@ -26,19 +26,19 @@ PRECISIONS = ("auto", "fp32", "bf16", "int8", "int4")
 #: Minimum number of rows of a product on a CPU.
 FEWEST_ROWS = 4
 #: Maximum number of rows that oneDNN multiplies in one call. It compiles kernels for each number of
-#: rows that it sees, half a megabyte for each weight, and keeps them for good: a process that
-#: multiplied every number of rows would grow by gigabytes.
+#: rows, half a megabyte per weight, and never frees them: a process that used every number of rows
+#: would grow by gigabytes.
 MOST_ROWS = 256
 
 LAYER_NORM_EPS = 1e-5
 
-#: Largest code of an int8 weight or of an input that is rounded to 8 bits, and the code of an input
+#: Largest code of an int8 weight or of an input rounded to 8 bits, and the code of an input
 #: of 0.
 MOST, ZERO = 127, 128
 
-#: Weights of a row that share a scale and an offset in int4, and the number of its codes.
+#: Number of a row's weights that share a scale and an offset in int4, and the number of int4 codes.
 GROUP, NUM_CODES = 32, 16
-#: Rows of a weight that are rounded at once: in float32 they take many times their result.
+#: Rows of a weight rounded at once: in float32 they take many times the memory of the result.
 ROWS_AT_ONCE = 1024
 
 #: x [M, in] -> [M, out].
@@ -59,8 +59,7 @@ def layer_norm(x: Tensor) -> Tensor:
 
 
 def num_padded(num_rows: int, fewest: int = FEWEST_ROWS) -> int:
-    """The number of rows, at least this many and `fewest`, to which a product's input is padded on a
-    CPU.
+    """Number of rows to which a product's input is padded on a CPU: at least `num_rows` and `fewest`.
 
     Products then have one of twenty sizes (see `in_blocks`) and, from 16 rows on, are at most a
     quarter larger than needed. A row's result does not depend on the number of rows.
@@ -76,13 +75,13 @@ def num_padded(num_rows: int, fewest: int = FEWEST_ROWS) -> int:
 
 
 def padded(x_ME: Tensor, fewest: int = FEWEST_ROWS) -> Tensor:
-    """`x_ME` with rows of zeros after its own, see `num_padded`."""
+    """`x_ME` padded with rows of zeros, see `num_padded`."""
     missing = num_padded(len(x_ME), fewest) - len(x_ME)
     return F.pad(x_ME, (0, 0, 0, missing)) if missing else x_ME
 
 
 def in_blocks(product: Product) -> Product:
-    """`product` by at most `MOST_ROWS` rows at a time."""
+    """Return `product` applied to at most `MOST_ROWS` rows at a time."""
 
     def of_blocks(x: Tensor) -> Tensor:
         if len(x) <= MOST_ROWS:
@@ -93,7 +92,7 @@ def in_blocks(product: Product) -> Product:
 
 
 def with_activation(product: Product, activation: str | None) -> Product:
-    """`product`, then relu or gelu."""
+    """Return `product` followed by relu or gelu."""
     if activation is None:
         return product
     function = cast(Callable[[Tensor], Tensor], getattr(F, activation))
@@ -101,7 +100,7 @@ def with_activation(product: Product, activation: str | None) -> Product:
 
 
 def side_by_side(weights: Sequence[Tensor]) -> Product:
-    """Products with weights as they are, their outputs one after the other."""
+    """Return the product with several unpacked weights, outputs concatenated."""
     if len(weights) == 1:
         return lambda x: F.linear(x, weights[0])
     return lambda x: torch.cat([F.linear(x, weight) for weight in weights], dim=-1)
@@ -117,7 +116,7 @@ def packs(dtype: torch.dtype) -> bool:
 
 
 def packed_product(weight: Tensor, activation: str | None) -> Product:
-    """By oneDNN: weights in its preferred layout, the activation in the same call."""
+    """Return oneDNN's product: weights in its preferred layout, the activation fused."""
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
     name, algorithm = (
         ("none", "") if activation is None else (activation, "none" if activation == "gelu" else "")
@@ -131,11 +130,11 @@ def packed_product(weight: Tensor, activation: str | None) -> Product:
 
 
 def int8_product(weight: Tensor, activation: str | None = None) -> Product:
-    """Weights as int8 with one scale per output (symmetric).
+    """Return a product with int8 weights, one scale per output (symmetric).
 
-    Where the CPU multiplies bytes, inputs (float32) are rounded to 8 bits as well, with one scale
-    per row, so that a row's result depends on no other (Yao et al. 2022, ZeroQuant,
-    arXiv:2206.01861: "token-wise"). Elsewhere inputs are bfloat16.
+    On a CPU with byte products, inputs (float32) are also rounded to 8 bits, with one scale per row, so
+    that a row's result is independent of other rows (Yao et al. 2022, ZeroQuant, arXiv:2206.01861:
+    "token-wise"). Elsewhere inputs are bfloat16.
     """
     scale_V = torch.empty(len(weight), device=weight.device)
     codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
@@ -157,8 +156,8 @@ def int8_product(weight: Tensor, activation: str | None = None) -> Product:
 
 
 def int4_product(weight: Tensor) -> Product:
-    """Weights as codes of 4 bits; each `GROUP` of a row has a scale and an offset, so that its smallest
-    and its largest weight are exact. Inputs and outputs are bfloat16, sums float32.
+    """Return a product with 4-bit weights. Each `GROUP` of a row has a scale and an offset, so that its
+    smallest and its largest weight are exact. Inputs and outputs are bfloat16, sums float32.
 
     Args:
         weight: floating [V, E] on the CPU; V a multiple of 16, E of `GROUP`.
@@ -170,7 +169,7 @@ def int4_product(weight: Tensor) -> Product:
         rows = slice(start, start + ROWS_AT_ONCE)
         part = weight[rows].float().unflatten(1, (-1, GROUP))
         least, most = part.aminmax(dim=-1)
-        # as they are stored: the codes are the best for the rounded scale and offset
+        # as stored: codes are optimal for the rounded scale and offset
         scale = ((most - least) / (NUM_CODES - 1)).clamp(min=1e-12).bfloat16().float()
         middle = (least + NUM_CODES // 2 * scale).bfloat16().float()
         rounded = ((part - middle[..., None]) / scale[..., None] + NUM_CODES // 2).round_()
@@ -188,17 +187,17 @@ def int4_product(weight: Tensor) -> Product:
 
 
 class RoundedProduct:
-    """By oneDNN: bytes times bytes.
+    """oneDNN's product of bytes with bytes.
 
-    Inputs are unsigned with a zero at 128, which it has instructions for; its other forms take
-    hundreds of times as long. Sums are whole numbers, and all scales are applied afterwards: a row's result is the same
-    with any other rows. oneDNN supports only one scale for all inputs, and multiplies by scales in another order for more
-    rows (some CPUs from 6 on), which moves the last bit.
+    Inputs are unsigned with a zero at 128, for which the CPU has instructions; oneDNN's other forms take hundreds of times
+    as long. Sums are whole numbers, and all scales are applied afterwards: a row's result is the same
+    with any other rows. oneDNN supports only one scale for all inputs, and for more rows (some CPUs from 6 on) it
+    multiplies by scales in another order, which changes the last bit.
 
     Args:
         codes: int8 [V, E].
         scale_V: float32 [V].
-        relu: whether the result is max(0, product).
+        relu: apply relu to the result.
     """
 
     def __init__(self, codes: Tensor, scale_V: Tensor, *, relu: bool = False) -> None:
@@ -222,9 +221,9 @@ class RoundedProduct:
             part.addcmul_(result, largest_M1)
 
     def _unscaled(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The product with inputs in units of their row's largest, and the rows' largest [M, 1]."""
+        """Return the product with inputs divided by their row's maximum, and the rows' maxima [M, 1]."""
         largest_M1 = torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True)
-        # a row of zeros divides by zero, becomes any codes, and is zero again when it is scaled
+        # a row of zeros divides by zero and gets arbitrary codes; scaling makes it zero again
         bytes_ME = torch.addcdiv(self._half, x, largest_M1, value=MOST).to(torch.uint8)
         result: Tensor = torch.ops.onednn.qlinear_pointwise(
             bytes_ME,
@@ -245,7 +244,7 @@ class RoundedProduct:
 
 
 def add_product(total: Tensor, product: Product, x: Tensor) -> None:
-    """total += product(x), in one pass where the product can."""
+    """total += product(x), in one pass if the product supports it."""
     if isinstance(product, RoundedProduct | FewRowsProduct):
         product.add_to(total, x)
     else:
@@ -253,7 +252,7 @@ def add_product(total: Tensor, product: Product, x: Tensor) -> None:
 
 
 def rounds_inputs(device: torch.device) -> bool:
-    """Whether int8 products round their inputs: on a CPU with byte dot products (VNNI).
+    """Whether int8 products round their inputs: only on a CPU with byte dot products (VNNI).
 
     Without those instructions, sums of two products overflow.
     """
@@ -265,15 +264,13 @@ def rounds_inputs(device: torch.device) -> bool:
 
 
 def why_not(precision: str, weight: Tensor) -> tuple[str, str] | None:
-    """(cause, next step) if weights like this one can't be used in this precision, else None."""
+    """Return (cause, next step) if such weights can't be used in this precision, else None."""
     if precision not in PRECISIONS:
         return f"{precision!r} is not known", close_match(precision, PRECISIONS)
     if precision == "int4" and weight.device.type != "cpu":
         return f"int4 weights don't run on {weight.device}", "use bf16, or --device cpu"
     if precision == "int4" and weight.shape[1] % GROUP:
-        cause = (
-            f"int4 needs widths that are multiples of {GROUP}, and this one is {weight.shape[1]}"
-        )
+        cause = f"int4 needs widths that are multiples of {GROUP}, but one is {weight.shape[1]}"
         return cause, "use int8"
     if precision in ("int8", "int4"):
         try:
@@ -290,16 +287,16 @@ def why_not(precision: str, weight: Tensor) -> tuple[str, str] | None:
     return None
 
 
-#: Parameters of a decoder from which reading its weights takes most of a step on a CPU.
+#: Number of parameters above which reading the weights takes most of a step on a CPU.
 LARGE_DECODER = 30_000_000
-#: Where all layers are one call of compiled code (`cm3kernels.few_rows`): from these on bfloat16 is
-#: faster than what is stored, and int8 than bfloat16. A step of a small decoder is mostly what Python and
-#: torch do between operations of microseconds, which that call does without.
+#: The same when all layers are one call of compiled code (`cm3kernels.few_rows`): above these, bfloat16 is
+#: faster than the stored dtype, and int8 faster than bfloat16. Without that call, Python and torch between
+#: operations of microseconds take most of a small decoder's step.
 COMPILED_FROM, COMPILED_INT8_FROM = 1_000_000, 10_000_000
 
 
 class Weighted(Protocol):
-    """The parts of a training decoder that decide it."""
+    """The parts of a training decoder that are read here."""
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
@@ -313,8 +310,8 @@ def faster_precisions(
 
     Args:
         decoder: the training decoder.
-        in_one_call: whether all its layers can be one call of compiled code; asked only where it matters,
-            since the first answer on a machine compiles.
+        in_one_call: whether one call of compiled code can compute all its layers; called only if it matters,
+            since the first call on a machine compiles.
     """
     weight = decoder.head_weight()
     number = sum(one.numel() for one in decoder.parameters())
@@ -337,20 +334,20 @@ def faster_on_cpu(
     bf16_too: bool,
     in_one_call: bool = False,
 ) -> tuple[str, ...]:
-    """Precisions with which a decoder generates faster on a CPU than as stored, the fastest first.
+    """Return the precisions that generate faster on a CPU than the stored dtype, fastest first.
 
-    A step reads every weight for a few rows, so that bytes decide where there are instructions for
-    them, and weights are too many for the caches. docs/decoding.md has tokens a second by size and the
-    command that measures them.
+    A step reads every weight for a few rows, so bytes decide if the CPU has the instructions and the
+    weights exceed the caches. docs/decoding.md has tokens per second by size, and the command that
+    measures them.
 
     Args:
-        parameters: of the decoder.
-        stored: type of the weights. Those that are stored in bfloat16 stay: that is exact, and needs no
-            measurement, which takes longer than arranging them.
-        bytes_too: whether the CPU multiplies bytes (VNNI), and int8 was found faster on such CPUs. Of
-            those with AMX nothing was measured.
+        parameters: number of parameters.
+        stored: dtype of the weights. bfloat16 stays bfloat16: that is exact and needs no measurement, which
+            would take longer than arranging the weights.
+        bytes_too: whether the CPU multiplies bytes (VNNI), and int8 was measured as faster on such CPUs.
+            CPUs with AMX were not measured.
         bf16_too: whether it multiplies bfloat16.
-        in_one_call: whether all layers can be one call of compiled code.
+        in_one_call: whether one call of compiled code computes all layers.
 
     >>> faster_on_cpu(100_000_000, torch.float32, bytes_too=True, bf16_too=True)
     ('int8', 'bf16')

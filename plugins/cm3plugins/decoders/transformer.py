@@ -1,10 +1,10 @@
-"""Shared by the transformers in training: blocks one after another, embeddings and the head.
+"""Base of transformers in training: a stack of blocks, embeddings and the head.
 
-A decoder adds its blocks, what they share in a forward pass, and its final normalisation. Products of one input with
-several weights are one product where that is faster (`projections`). Image codes can start as the tokenizer's code
-vectors do, alike codes alike (`codebook_rows`). Generation lays weights out anew, those of adapters such as peft's LoRA,
-too (`merged_weight`): peft's layers have a `base_layer` (token adapters an `original_module`), and say whether they are
-merged or disabled.
+A decoder adds its blocks, their shared inputs of a forward pass, and its final normalisation. Several products of the
+same input are joined where that is faster (`projections`). Embeddings of image codes can start as the tokenizer's code
+vectors, so that similar codes start similar (`codebook_rows`). Generation rearranges weights, including adapters such as
+peft's LoRA (`merged_weight`): peft's layers have a `base_layer` (token adapters an `original_module`), and state whether
+they are merged or disabled.
 
 Legend: B rows, T tokens, N tokens of a batch, E model dimension (inputs of a product), V ids.
 """
@@ -43,7 +43,7 @@ class TransformerSettings(Protocol):
 
 @dataclass
 class Context:
-    """Shared by all blocks of one forward: the backend and the visibility."""
+    """Inputs shared by all blocks of a forward pass: the backend and the visibility."""
 
     attention: AttentionBackend
     kv_start_BT: Tensor | None
@@ -56,8 +56,8 @@ class TransformerDecoder(nn.Module, Decoder):
     Args:
         settings: sizes.
         vocab_size: number of ids.
-        attention: what computes attention.
-        num_rows: rows of the embeddings and the head. None: one for each id.
+        attention: the attention backend.
+        num_rows: rows of the embeddings and the head. None: one per id.
     """
 
     def __init__(
@@ -75,9 +75,9 @@ class TransformerDecoder(nn.Module, Decoder):
         )
 
     def make_head(self) -> None:
-        """Add the head's own weight, unless it is the embeddings'.
+        """Add the head's own weight, unless it is tied to the embeddings.
 
-        Called after the layers are made: random numbers are drawn in the order of the parameters.
+        Call it after the layers are created: random numbers are drawn in the order of the parameters.
         """
         rows, width = self.embed_tokens.weight.shape
         self.embed_output = None if self.settings.tie_embeddings else nn.Embedding(rows, width)
@@ -103,7 +103,7 @@ class TransformerDecoder(nn.Module, Decoder):
         """See `for_inference`."""
 
     def forward(self, tokens_BT: Tensor, **options: Any) -> Tensor:
-        """`hidden_states`, under the name that torch's wrappers (DDP, FSDP, compile) call."""
+        """Same as `hidden_states`; torch's wrappers (DDP, FSDP, compile) call this name."""
         return self.hidden_states(tokens_BT, **options)
 
     def hidden_states(
@@ -183,12 +183,12 @@ class TransformerDecoder(nn.Module, Decoder):
 
 
 def projections(x_BTE: Tensor, layers: Sequence[nn.Module]) -> Sequence[Tensor]:
-    """The layers' products of an input.
+    """Return the layers' products of the same input.
 
-    On a GPU they are one product with all weights, see `joined`: of three projections that read the
-    same normalised stream, it saves 14 of a block's launches in a training step under autocast, and
-    two casts of the stream with their gradients. Layers that are not plain linear ones (adapters) are
-    called one after another, and so are all on a CPU, where neither costs much.
+    On a GPU one product with all weights computes them, see `joined`. For three projections of the same
+    normalised stream, this saves 14 of a block's launches in a training step under autocast, and two
+    casts of the stream with their gradients. Layers other than plain linear ones (adapters) are called one
+    after another. So are all layers on a CPU, where launches and casts cost little.
     """
     if x_BTE.is_cuda and all(type(layer) is nn.Linear for layer in layers):
         linear = cast(Sequence[nn.Linear], layers)
@@ -198,10 +198,10 @@ def projections(x_BTE: Tensor, layers: Sequence[nn.Module]) -> Sequence[Tensor]:
 
 
 def joined(x_BTE: Tensor, layers: Sequence[nn.Linear]) -> Sequence[Tensor]:
-    """The products by one call, views of one tensor [B, T, all outputs].
+    """Return the products from one call, as views of one tensor [B, T, all outputs].
 
-    The weights are put one below another in each call, so that they stay parameters of their own: with
-    thousands of tokens that is little beside the product.
+    The weights are concatenated in each call and stay separate parameters: with thousands of tokens this
+    costs little compared to the product.
     """
     weights: list[Tensor] = [layer.weight for layer in layers]
     biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
@@ -210,14 +210,14 @@ def joined(x_BTE: Tensor, layers: Sequence[nn.Linear]) -> Sequence[Tensor]:
 
 
 def codebook_rows(codebook: Tensor, vocabulary: Vocabulary, width: int, std: float) -> Tensor:
-    """The code vectors, centred, projected by a fixed random orthogonal matrix, and scaled.
+    """Return the code vectors, centred, projected by a fixed random orthogonal matrix, and scaled.
 
-    They are scaled as a whole, so that distances between codes keep their proportions.
+    One factor scales them all, so that distances between codes keep their proportions.
 
     Args:
         codebook: floating [num_image, dim].
-        vocabulary: whose image codes they are.
-        width: of the embeddings.
+        vocabulary: the vocabulary of these image codes.
+        width: width of the embeddings.
         std: standard deviation of the result.
 
     Returns:
@@ -226,7 +226,7 @@ def codebook_rows(codebook: Tensor, vocabulary: Vocabulary, width: int, std: flo
     if codebook.shape[0] != vocabulary.num_image:
         raise DocumentError(
             "codebook",
-            f"{codebook.shape[0]} codes, the vocabulary has {vocabulary.num_image}",
+            f"{codebook.shape[0]} codes, but the vocabulary has {vocabulary.num_image}",
             "use the image tokenizer that the vocabulary was made for",
         )
     dim = codebook.shape[1]
@@ -243,7 +243,7 @@ def codebook_rows(codebook: Tensor, vocabulary: Vocabulary, width: int, std: flo
 
 
 def _unmerged(module: nn.Module) -> bool:
-    """Whether an active adapter is not in the module's weight."""
+    """Whether an active adapter is not merged into the module's weight."""
     wraps = hasattr(module, "base_layer") or hasattr(module, "token_adapter")
     return wraps and not (
         getattr(module, "merged", False) or getattr(module, "disable_adapters", False)
@@ -251,23 +251,23 @@ def _unmerged(module: nn.Module) -> bool:
 
 
 def merged_weight(linear: nn.Module) -> Tensor:
-    """The weight of a linear layer with what its adapter adds; the layer stays as it is.
+    """Return a linear layer's weight with its adapter merged in; the layer is unchanged.
 
     Args:
         linear: `torch.nn.Linear`, or peft's layer around one.
 
     Returns:
-        The layer's own tensor [outputs, inputs], or a new one where an adapter is merged into it.
+        The layer's own tensor [outputs, inputs], or a new one if an adapter was merged.
     """
     if not _unmerged(linear):
         return cast(Tensor, linear.weight)
-    copied: Any = deepcopy(linear)  # merging and subtracting again would leave a rounding error
+    copied: Any = deepcopy(linear)  # merging and unmerging would leave a rounding error
     copied.merge()
     return cast(Tensor, copied.get_base_layer().weight)
 
 
 def refuse_adapters(decoder: nn.Module) -> None:
-    """Raise `GenerationError` for an active adapter that `merged_weight` can't merge: of an embedding,
+    """Raise `GenerationError` for an active adapter that `merged_weight` can't merge: one of an embedding,
     or one without peft's `merge`."""
     for name, module in decoder.named_modules():
         mergeable = isinstance(getattr(module, "base_layer", None), nn.Linear) and hasattr(
@@ -276,6 +276,6 @@ def refuse_adapters(decoder: nn.Module) -> None:
         if _unmerged(module) and not mergeable:
             raise GenerationError(
                 f"decoder, {name}",
-                "has an adapter that is not merged, which generation would ignore",
+                "has an unmerged adapter, which generation would ignore",
                 "merge it first: module.merge() of each such module, or peft's merge_and_unload",
             )

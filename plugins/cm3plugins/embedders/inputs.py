@@ -1,4 +1,4 @@
-"""Pictures and batches, shared by several embedders."""
+"""Helpers for pictures and batches, shared by several embedders."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 def in_batches(
     items: Sequence[T], batch_size: int, embed: Callable[[Sequence[T]], Tensor]
 ) -> VectorArray:
-    """Rows float32 of `embed`, `batch_size` items at a time; at least one item is required."""
+    """Return the float32 rows of `embed`, computed in batches of `batch_size`; needs at least one item."""
     rows = [embed(items[start : start + batch_size]) for start in range(0, len(items), batch_size)]
     return np.asarray(torch.cat(rows).cpu().numpy(), dtype=np.float32)
 
@@ -28,7 +28,7 @@ def in_batches(
 def square(
     image: PixelArray, side: int, mode: Literal["bilinear", "bicubic"] = "bilinear"
 ) -> Tensor:
-    """The central square of a picture, scaled with antialiasing: float [1, 3, side, side], 0..1."""
+    """Return the central square of a picture, scaled with antialiasing: float [1, 3, side, side], 0..1."""
     height, width = image.shape[:2]
     short = min(height, width)
     top, left = (height - short) // 2, (width - short) // 2

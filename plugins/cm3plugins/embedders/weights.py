@@ -33,11 +33,11 @@ def save_weights(path: Path, network: nn.Module, form: str, header: Mapping[str,
 
 
 def read_weights(path: Path, form: str, next_step: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Header and tensors (floating ones as float32) of a file that `save_weights` wrote.
+    """Read header and tensors (floating ones as float32) of a file written by `save_weights`.
 
     Raises:
         CheckpointError: the file is missing, damaged, of another format, or holds NaN or infinity;
-            `next_step` is its advice.
+            `next_step` is the error's next step.
     """
     if not path.is_file():
         raise CheckpointError(str(path), "there is no such file", next_step)
@@ -75,5 +75,5 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], path: Path, next_ste
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(
-            str(path), f"holds other tensors than its sizes imply ({reason[:300]})", next_step
+            str(path), f"its tensors don't match its sizes ({reason[:300]})", next_step
         ) from error

@@ -1,4 +1,4 @@
-"""The bundled extractors: their configs. What they `build` is imported when it is built."""
+"""Configs of the bundled extractors. `build` imports the implementations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BATCH = {"batch_size": (1, 2**16)}
 
 @dataclass(kw_only=True)
 class InceptionConfig(ExtractorConfig):
-    """The Inception network of 2015 that FID and KID are defined with, from a file that you have.
+    """The Inception network of 2015 that defines FID and KID, from a local file.
 
     `pt_inception-2015-12-05-6726825d.pth` (95,628,359 bytes), published with pytorch-fid at
     https://github.com/mseitzer/pytorch-fid/releases/tag/fid_weights. torch-fidelity and torchmetrics
@@ -25,9 +25,9 @@ class InceptionConfig(ExtractorConfig):
     code in the file is run.
 
     Args:
-        path: the file.
-        sha256: what its content must be; null: any file with the right tensors, whose hash the scores
-            then state.
+        path: file of weights.
+        sha256: expected SHA-256 of the file; null: accept any file with the right tensors, and state its hash
+            in the scores.
         resize: how pictures are scaled to 299 x 299 pixels. "torch": bilinear without antialiasing, as
             pytorch-fid does (scores "fid-pytorch"); "clean": Pillow's bicubic with antialiasing on
             floats, as clean-fid does (scores "fid-clean"). The two give different numbers.
@@ -49,7 +49,7 @@ class InceptionConfig(ExtractorConfig):
         """Load the weights.
 
         Raises:
-            CheckpointError: the file is missing, another one, or holds other tensors.
+            CheckpointError: the file is missing, has another SHA-256, or holds other tensors.
         """
         from cm3plugins.extractors.inception import InceptionExtractor
 
@@ -61,13 +61,13 @@ class InceptionConfig(ExtractorConfig):
 
 @dataclass(kw_only=True)
 class EmbedderExtractorConfig(ExtractorConfig):
-    """The vectors of an embedder, of pictures and of texts: CLIP for CLIP score and R-precision.
+    """An embedder's vectors of pictures and texts: with CLIP, for CLIP score and R-precision.
 
-    Scores are named after it, "clip_score-clip". An embedder that the model retrieves or reranks with
-    measures how well it was satisfied, not how good the pictures are; an evaluation refuses that.
+    Scores are named after it, "clip_score-clip". An embedder that the model uses to retrieve or rerank would
+    measure its own choices, not the quality of the pictures; evaluations reject it.
 
     Args:
-        embedder: the embedder, as in a recipe. It must be given.
+        embedder: the embedder, as in a recipe; required.
     """
 
     embedder: EmbedderConfig | None = None
@@ -76,26 +76,26 @@ class EmbedderExtractorConfig(ExtractorConfig):
         """Build the embedder.
 
         Raises:
-            RecipeError: none is given.
+            RecipeError: no embedder is given.
         """
         from cm3plugins.extractors.simple import EmbedderExtractor
 
         self.check()
         if self.embedder is None:
             raise RecipeError(
-                "extractor.embedder", "is not given", "name one, such as clip with its path"
+                "extractor.embedder", "is not set", "name one, such as clip with its path"
             )
         return EmbedderExtractor.of(self.embedder)
 
 
 @dataclass(kw_only=True)
 class PixelsConfig(ExtractorConfig):
-    """Pixels of a small version of the picture, for tests and for comparisons without a network.
+    """Pixels of the picture scaled down, for tests and for comparisons without a network.
 
     Args:
-        side: pixels a side of the small version, each the mean of those that it covers.
-        blur: blur the small version, so that lines that are moved by a pixel still match; its scores
-            are named "blurred" and the side.
+        side: side of the scaled picture in pixels; each pixel is the mean of those that it covers.
+        blur: blur the scaled picture, so that lines moved by a pixel still match; names of scores then
+            contain "blurred" and the side.
     """
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"side": (1, 256)}
@@ -103,7 +103,7 @@ class PixelsConfig(ExtractorConfig):
     blur: bool = False
 
     def build(self) -> Extractor:
-        """Nothing is loaded."""
+        """Return the extractor. Nothing is loaded."""
         from cm3plugins.extractors.simple import PixelsExtractor
 
         self.check()

@@ -1,8 +1,8 @@
-"""`InceptionExtractor`: the network, its file, and features pooled of pictures scaled in one of two ways.
+"""`InceptionExtractor`: the network, its file, and pooled features of pictures scaled in one of two ways.
 
-The network is Inception v3 (Szegedy et al. 2015, arXiv:1512.00567) as TensorFlow's graph of 2015-12-05
-has it, with the tensor names of the file that pytorch-fid publishes. It differs from torchvision's: average pools
-don't count their padding, the last block pools by maximum, there are 1,008 classes and no auxiliary head.
+The network is Inception v3 (Szegedy et al. 2015, arXiv:1512.00567) as in TensorFlow's graph of 2015-12-05, with the
+tensor names of the file published by pytorch-fid. It differs from torchvision's: average pools don't count their
+padding, the last block pools by maximum, there are 1,008 classes and no auxiliary head.
 
 Legend: N pictures, C channels, H x W.
 """
@@ -144,11 +144,11 @@ class MixedD(nn.Module):
 
 
 class MixedE(nn.Module):
-    """8 x 8: 1x1, 3x3 as 1x3 beside 3x1, the same after another 3x3, pool.
+    """8 x 8: 1x1, 3x3 as parallel 1x3 and 3x1, the same after another 3x3, pool.
 
     Args:
-        num_in: channels.
-        by_maximum: how it pools; the graph of 2015 has one block of each.
+        num_in: input channels.
+        by_maximum: pool by maximum instead of average; the graph of 2015 has one block of each.
     """
 
     def __init__(self, num_in: int, by_maximum: bool) -> None:
@@ -202,7 +202,7 @@ class Inception2015(nn.Module):
         self.Mixed_7a = MixedD(768)
         self.Mixed_7b = MixedE(1280, by_maximum=False)
         self.Mixed_7c = MixedE(2048, by_maximum=True)
-        self.fc = nn.Linear(NUM_FEATURES, NUM_CLASSES)  # of the file; features end before it
+        self.fc = nn.Linear(NUM_FEATURES, NUM_CLASSES)  # in the file; features are taken before it
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x_NCHW)))
@@ -224,8 +224,8 @@ class InceptionExtractor(Extractor):
     """Pooled features of the network.
 
     Args:
-        network: with its weights.
-        sha256: of the file.
+        network: the network, with its weights.
+        sha256: SHA-256 of the file.
         resize: "torch" or "clean", see the config.
         batch_size: pictures per forward pass.
     """
@@ -233,7 +233,7 @@ class InceptionExtractor(Extractor):
     def __init__(
         self, network: Inception2015, sha256: str, *, resize: str = "torch", batch_size: int = 32
     ) -> None:
-        # in this layout a CPU convolves half as fast again; features differ by rounding
+        # convolutions on a CPU are 1.5 times as fast in this layout; features differ by rounding
         self._network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stub
         self._sha256, self._resize, self._batch_size = sha256, resize, batch_size
 
@@ -256,7 +256,7 @@ class InceptionExtractor(Extractor):
             raise CheckpointError(
                 str(path),
                 f"has the sha256 {found}, not {sha256}",
-                f"{step}, or set sha256 to null for other weights",
+                f"{step}, or set sha256 to null to use other weights",
             )
         network = Inception2015()
         _fill(network, _tensors(path, step), path, step)
@@ -286,14 +286,14 @@ class InceptionExtractor(Extractor):
 
 
 def _scaled_by_torch(pixels_HWC: PixelArray) -> Tensor:
-    """float32 [3, 299, 299], -1 to 1, as pytorch-fid has it."""
+    """Scale a picture as in pytorch-fid: float32 [3, 299, 299], -1 to 1."""
     x_CHW = torch.from_numpy(np.ascontiguousarray(pixels_HWC)).permute(2, 0, 1).float() / 255
     x_NCHW = F.interpolate(x_CHW[None], size=(SIDE, SIDE), mode="bilinear", align_corners=False)
     return 2 * x_NCHW[0] - 1
 
 
 def _scaled_cleanly(pixels_HWC: PixelArray) -> Tensor:
-    """float32 [3, 299, 299], as clean-fid has it: channels scaled as floats, (x - 128) / 128."""
+    """Scale a picture as in clean-fid: float32 [3, 299, 299], channels scaled as floats, (x - 128) / 128."""
     channels = []
     for channel in range(3):
         picture = Pillow.fromarray(pixels_HWC[:, :, channel].astype(np.float32))
@@ -303,7 +303,7 @@ def _scaled_cleanly(pixels_HWC: PixelArray) -> Tensor:
 
 
 def _is_torchscript(path: Path) -> bool:
-    """Whether a file is a TorchScript archive: a program beside its tensors."""
+    """Whether a file is a TorchScript archive: a program next to its tensors."""
     try:
         with zipfile.ZipFile(path) as archive:
             parts = [Path(name).parts for name in archive.namelist()]
@@ -316,8 +316,8 @@ def _tensors(path: Path, step: str) -> dict[str, Tensor]:
     if _is_torchscript(path):
         raise CheckpointError(
             str(path),
-            "is a TorchScript archive, such as NVIDIA's inception-2015-12-05.pt: what its tensors "
-            "mean is said by the program in it, and programs in files are never run",
+            "is a TorchScript archive, such as NVIDIA's inception-2015-12-05.pt: its tensors can't be "
+            "interpreted without the program in it, and programs in files are never run",
             f"{step}: it is the same network, and resize: clean scales as clean-fid does",
         )
     try:
@@ -328,12 +328,12 @@ def _tensors(path: Path, step: str) -> dict[str, Tensor]:
             str(path), f"can't be read as tensors alone ({reason[:200]})", step
         ) from error
     if not isinstance(found, dict) or not all(isinstance(one, Tensor) for one in found.values()):
-        raise CheckpointError(str(path), "is not a table of tensors", step)
+        raise CheckpointError(str(path), "holds no named tensors", step)
     return found
 
 
 def _fill(network: Inception2015, tensors: dict[str, Tensor], path: Path, step: str) -> None:
-    """Load the weights; whether the file counts its batches doesn't matter."""
+    """Load the weights; batch counters in the file are optional."""
     own = network.state_dict()
     missing = sorted(
         name

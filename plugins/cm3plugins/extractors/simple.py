@@ -1,4 +1,4 @@
-"""Extractors without a network of their own: small pictures, and the vectors of an embedder."""
+"""Extractors without a network of their own: pixels of scaled pictures, and the vectors of an embedder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BLUR = (1 / 9, 2 / 9, 3 / 9, 2 / 9, 1 / 9)
 
 
 class PixelsExtractor(Extractor):
-    """Means of the picture's parts, 0 to 1, which may be blurred."""
+    """Pixels of the scaled picture, 0 to 1, optionally blurred."""
 
     def __init__(self, side: int, *, blur: bool = False) -> None:
         self._side, self._blur = side, blur
@@ -45,8 +45,8 @@ class PixelsExtractor(Extractor):
 
 
 def blurred(pictures_NHWC: FeatureArray) -> FeatureArray:
-    """Pictures float32 [N, H, W, C] with each pixel mixed with its neighbours by `BLUR`; beyond the
-    border is 0."""
+    """Blur pictures float32 [N, H, W, C] by `BLUR`; pixels outside the picture count as
+    0."""
     for axis in (1, 2):
         padding = [(0, 0)] * 4
         padding[axis] = (len(BLUR) // 2,) * 2
@@ -60,14 +60,14 @@ def blurred(pictures_NHWC: FeatureArray) -> FeatureArray:
 
 
 class EmbedderExtractor(Extractor):
-    """An embedder's unit vectors."""
+    """Extracts an embedder's unit vectors."""
 
     def __init__(self, embedder: Embedder, label: str) -> None:
         self._embedder, self._label = embedder, label
 
     @classmethod
     def of(cls, config: EmbedderConfig) -> EmbedderExtractor:
-        """The extractor of an embedder's config; its label is the embedder's name in recipes."""
+        """Return the extractor of an embedder's config; its label is the embedder's name in recipes."""
         name = chosen_name(config) or type(config).__name__.removesuffix("Config")
         return cls(config.build(), name.rpartition("/")[2].lower())
 
@@ -81,12 +81,12 @@ class EmbedderExtractor(Extractor):
 
     @property
     def fingerprint(self) -> str:
-        # letters and digits only, whatever the embedder's holds
+        # letters and digits only, whatever the embedder's fingerprint contains
         return hashlib.sha256(f"embedder 1 {self._embedder.fingerprint}".encode()).hexdigest()
 
     @property
     def embedder_fingerprint(self) -> str:
-        """The embedder's."""
+        """Fingerprint of the embedder."""
         return self._embedder.fingerprint
 
     @property

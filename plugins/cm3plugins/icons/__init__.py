@@ -1,8 +1,8 @@
-"""What models of icons need around drawing, and other models do without.
+"""Parts that only icon models need.
 
-words       prompt_rewriter: word_lists: prompts in the words that the memory's texts use
+words       prompt_rewriter: word_lists: rewrites prompts in the words of the memory's texts
 config      finisher: icon, upscaler: ink
-ink         these: no colour unless it is asked for; drawings in ink as SVG, and large
+ink         their implementations: no colour unless asked for; ink drawings as SVG, and enlarged
 
 The icons themselves are the data set `cm3plugins.datasets.icons`.
 """

@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class InkUpscalerConfig(UpscalerConfig):
-    """Sharp areas of ink: of a drawing in black, or in black and one grey, what `--svg` traces.
+    """Enlarges ink drawings with sharp edges: drawings in black, or in black and one grey, which `--svg` can trace.
 
-    White is white afterwards, black black and grey one grey; noise that a decoder left in them is gone. Pictures of
-    other kinds, in colour or with many greys, stay as another upscaler enlarges them.
+    White, black and grey become pure, which removes the decoder's noise. Other pictures, in colour or with many greys, are
+    left as another upscaler enlarges them.
 
     Args:
-        otherwise: enlarges all pictures, before the edges of ink are made sharp; the scale is its own.
+        otherwise: upscaler that enlarges all pictures first, before ink edges are sharpened; it sets the scale.
     """
 
     otherwise: UpscalerConfig = field(default_factory=LanczosUpscalerConfig)
 
     def build(self) -> InkUpscaler:
-        """The upscaler, and the other one with its weights."""
+        """Return the upscaler; loads the weights of `otherwise`."""
         from cm3plugins.icons.ink import InkUpscaler
 
         self.check()
@@ -39,22 +39,22 @@ class InkUpscalerConfig(UpscalerConfig):
 
 @dataclass(kw_only=True)
 class IconFinisherConfig(FinisherConfig):
-    """Shows icons without the specks of colour that codes of grey squares have, and writes drawings in ink as the areas
-    of their ink (`--svg`).
+    """Removes specks of colour from icons, which codes of grey squares contain, and writes ink drawings as SVG
+    (`--svg`).
 
     Args:
-        colour_words: words that ask for colour. A picture is shown without colour if its prompt has none of them, and no
-            picture that it was made after (retrieved, edited, filled in) has colour. []: as it is decoded.
+        colour_words: words that ask for colour. A picture is shown without colour if its prompt has none of them and
+            none of its source pictures (retrieved, edited, filled in) has colour. []: show pictures as decoded.
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {"colour_words": TEXT}
     colour_words: list[str] = field(default_factory=list)
 
     def check(self) -> None:
-        """Refuse a word without letters or digits."""
+        """Reject words without letters or digits."""
         super().check()
         for word in self.colour_words:
-            # from U+2600 on there are pictographs, of which each is a word
+            # pictographs start at U+2600; each is a word
             if not any(letter.isalnum() or letter >= "\u2600" for letter in word):
                 raise RecipeError(
                     "finisher.colour_words",

@@ -1,8 +1,8 @@
-"""Icons as pictures: which have colour, the levels and areas of their ink, and what is made of these.
+"""Icons as pictures: detect colour, find the levels and areas of ink, and use them.
 
-The finisher `icon` shows icons without colour unless it is asked for, and writes drawings in ink as SVG; the upscaler
-`ink` draws them large. A drawing in ink is black, or black and one grey, on white. Noise that a decoder leaves in white
-and grey areas is in none of the results.
+The finisher `icon` removes colour unless it is asked for, and writes ink drawings as SVG; the upscaler `ink` enlarges
+them. An ink drawing is black, or black and one grey, on white. The results are free of the noise that a decoder leaves in
+white and grey areas.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from cm3core.interfaces.upscaler import Upscaler
 from cm3plugins.icons.words import has_a_phrase
 from cm3run.prompting import Finisher
 
-#: A pixel has colour if its channels differ by more than this, and a picture if more than this share of its pixels
-#: has: JPEG files of grey drawings have a tint here and there.
+#: A pixel has colour if its channels differ by more than this; a picture has colour if more than this share of its
+#: pixels has: JPEG files of grey drawings contain tints.
 PIXEL_FROM, PICTURE_FROM = 20, 0.005
-#: The same share of a picture that is known by its codes alone, which give grey drawings specks. Of 4,597 grey icons
-#: 4% have more, of 403 coloured ones all; 13% of the grey ones have more than `PICTURE_FROM`.
+#: The same share for a picture known only by its codes, which add specks to grey drawings. 4% of 4,597 grey icons
+#: exceed it, and all of 403 coloured ones; 13% of the grey ones exceed `PICTURE_FROM`.
 DECODED_FROM = 0.03
-#: Darkness (0: white, 1: black) up to which a pixel is paper, and from which ink is black.
+#: Darkness (0: white, 1: black) up to which a pixel is paper, and above which ink is black.
 _PAPER, FULL = 0.1, 0.85
-#: Levels that differ by less than this are one flat area; the grey of areas is below this share of the ink's own.
+#: Levels that differ by less than this form one flat area; grey areas are lighter than this share of the ink's level.
 _FLAT, _GREYS = 0.2, 0.75
-#: Least share of a picture's pixels that grey areas take, and paper; and the largest mean error of paper, grey and
-#: ink in place of all levels: of 1,400 grey icons 0.1% have more than that. Photographs have no paper.
+#: Smallest share of pixels in grey areas, and in paper; and the largest mean error when paper, grey and ink replace all
+#: levels: 0.1% of 1,400 grey icons exceed it. Photographs have no paper.
 _GREY_SHARE, _PAPER_SHARE, _ERROR = 0.01, 0.05, 0.055
-#: Pictures are enlarged to about this before they are traced, at least twice: of more, curves follow every pixel.
+#: Pictures are enlarged to about this size before tracing, at least twofold; if larger, curves follow every pixel.
 _TRACED_SIDE = 256
 
 _PATH = re.compile(r'<path d="([^"]*)"[^>]*?\s(transform="[^"]*")')
 
-#: A darkness that no place has.
+#: A darkness above any pixel's.
 _NEVER = 2.0
 _Floats = NDArray[np.float64]
 _Values = TypeVar("_Values", _Floats, BoolArray)
@@ -57,29 +57,29 @@ def has_colour(pixels: PixelArray, share: float = PICTURE_FROM) -> bool:
 
 
 def without_colour(pixels: PixelArray) -> PixelArray:
-    """The luminance (ITU-R BT.601) of a picture uint8 [height, width, 3], in all three channels."""
+    """Return a picture uint8 [height, width, 3] with its luminance (ITU-R BT.601) in all three channels."""
     return np.asarray(Image.fromarray(pixels).convert("L").convert("RGB")).copy()
 
 
 @dataclass(frozen=True)
 class Ink:
-    """The levels of a drawing's darkness, 0..1: of its ink, and of its grey areas, 0 where it has none."""
+    """A drawing's levels of darkness, 0..1: of its ink, and of its grey areas (0 if it has none)."""
 
     full: float
     grey: float
 
     @property
     def threshold(self) -> float:
-        """Darkness from which a pixel beside grey has full ink; beside paper it is `full / 2`."""
+        """Darkness above which a pixel next to grey is full ink; next to paper it is `full / 2`."""
         return (self.full + self.grey) / 2
 
 
 def ink_of(pixels: PixelArray, enlarged: int = 1) -> Ink | None:
-    """The levels of a picture uint8 [height, width, 3]; None: it has colour, or is no drawing in ink on paper.
+    """Return the levels of a picture; None if it has colour, or is not an ink drawing on paper.
 
     Args:
         pixels: uint8 [height, width, 3].
-        enlarged: so many times as large as it was drawn, so that its edges are as many pixels wide.
+        enlarged: how many times it was enlarged since it was drawn; its edges are that many pixels wide.
     """
     if has_colour(pixels):
         return None
@@ -100,12 +100,12 @@ def ink_of(pixels: PixelArray, enlarged: int = 1) -> Ink | None:
 
 @dataclass(frozen=True, eq=False)
 class InkAreas:
-    """A drawing, enlarged: how dark each place is, and from which darkness on there is ink.
+    """An enlarged drawing: the darkness of each pixel, and the thresholds of ink.
 
     Args:
         dark: darkness, [height, width], 0..1.
-        grey_from, full_from: thresholds of grey and of full ink, of the same shape; grey is under full ink, too. Above 1
-            there is none.
+        grey_from, full_from: thresholds of grey and of full ink, of the same shape; full ink also counts as grey. Above
+            1 there is none.
     """
 
     dark: NDArray[np.float64]
@@ -114,16 +114,16 @@ class InkAreas:
 
 
 def ink_areas(large: PixelArray, ink: Ink, times: int, enlarged: int = 1) -> InkAreas:
-    """The areas of ink in a picture that was enlarged.
+    """Find the areas of ink in an enlarged picture.
 
     Args:
-        large: uint8 [height, width, 3]; smooth, such as bicubic interpolation makes it.
-        ink: the small picture's levels.
-        times: by which it was enlarged, 2 or more.
-        enlarged: of the small picture, see `ink_of`.
+        large: uint8 [height, width, 3]; smooth, as from bicubic interpolation.
+        ink: levels of the small picture.
+        times: enlargement, 2 or more.
+        enlarged: enlargement of the small picture, see `ink_of`.
     """
     picture = Image.fromarray(large).convert("L")
-    # steps of single pixels would become teeth
+    # steps of single pixels would become jagged edges
     dark = _darkness(picture.filter(ImageFilter.GaussianBlur(times / 3)))
     around_grey = _around_grey(dark, ink, times * enlarged)
     return InkAreas(
@@ -134,14 +134,14 @@ def ink_areas(large: PixelArray, ink: Ink, times: int, enlarged: int = 1) -> Ink
 
 
 def _around_grey(dark: _Floats, ink: Ink, pixel: int) -> BoolArray:
-    """The areas of grey with a pixel of the drawing around them, so that nothing shines through beside full ink.
+    """Return the grey areas, grown by a pixel of the drawing so that no gap shows next to full ink.
 
-    The edges of full ink are as dark, but narrow: what is no wider than a pixel of the drawing is left out.
+    The edges of full ink are as dark as grey, but narrow: areas no wider than a pixel of the drawing are dropped.
 
     Args:
-        dark: darkness of the picture as it is traced.
-        ink: its levels.
-        pixel: side of what was a pixel when the picture was drawn.
+        dark: darkness of the picture to trace.
+        ink: levels of the picture.
+        pixel: side of a pixel of the original drawing.
     """
     if not ink.grey:
         return np.zeros(dark.shape, np.bool_)
@@ -152,7 +152,7 @@ def _around_grey(dark: _Floats, ink: Ink, pixel: int) -> BoolArray:
 
 
 def _means(values: _Floats, side: int) -> _Floats:
-    """The means of whole squares of that side: enlarged edges are wide, and half ink.
+    """Average whole squares with that side: edges of enlarged pictures are wide and partly ink.
 
     >>> _means(np.array([[1.0, 2, 9], [3, 4, 9]]), 2).tolist()
     [[2.5]]
@@ -164,12 +164,12 @@ def _means(values: _Floats, side: int) -> _Floats:
 
 
 def _most_around(values: _Values, width: int) -> _Values:
-    """The largest value of the square of that odd width around each; beyond the edge it is as at the edge.
+    """Return the maximum in the square of that odd width around each pixel; edge values are repeated outward.
 
     >>> _most_around(np.array([[0, 1, 0, 0], [0, 0, 0, 0]]), 3).tolist()
     [[1, 1, 1, 0], [1, 1, 1, 0]]
     """
-    for axis in (0, 1):  # apart: Pillow's filters look at every pixel of wide squares
+    for axis in (0, 1):  # one axis at a time: Pillow's filters read every pixel of wide squares
         beyond = [(0, 0), (0, 0)]
         beyond[axis] = (width // 2, width // 2)
         padded = np.pad(values, beyond, mode="edge")
@@ -178,7 +178,7 @@ def _most_around(values: _Values, width: int) -> _Values:
 
 
 def _darkness(picture: Image.Image) -> _Floats:
-    """0 (white) to 1 (black), [height, width]."""
+    """Return the darkness, 0 (white) to 1 (black), [height, width]."""
     darkness: _Floats = 1 - np.asarray(picture, np.float64) / 255
     return darkness
 
@@ -188,7 +188,7 @@ def ink_svg(pixels: PixelArray, ink: Ink, enlarged: int = 1) -> str:
 
     Args:
         pixels: uint8 [height, width, 3].
-        ink: its levels.
+        ink: levels of the picture.
         enlarged: see `ink_of`.
     """
     height, width = pixels.shape[:2]
@@ -208,7 +208,7 @@ def ink_svg(pixels: PixelArray, ink: Ink, enlarged: int = 1) -> str:
 
 
 def _group(covered: BoolArray, pixel: int, opacity: float) -> str:
-    """The covered pixels as curves; specks of less than about two pixels of the drawing are left out."""
+    """Trace the covered pixels as curves; drops specks smaller than about two pixels of the drawing."""
     faint = f' opacity="{opacity:.2f}"' if opacity < 1 else ""
     paths = "".join(f'<path d="{curve}" {place}/>\n' for curve, place in _traced(covered, pixel))
     return f'<g fill="currentColor"{faint}>\n{paths}</g>\n' if paths else ""
@@ -232,7 +232,7 @@ def _traced(covered: BoolArray, pixel: int) -> Iterator[tuple[str, str]]:
 
 
 class InkUpscaler(Upscaler):
-    """Sharpens drawings in ink that `otherwise` has enlarged."""
+    """Sharpens ink drawings after `otherwise` has enlarged them."""
 
     def __init__(self, otherwise: Upscaler) -> None:
         self.otherwise = otherwise
@@ -252,7 +252,7 @@ class InkUpscaler(Upscaler):
 
 
 def _drawn(ink: Ink, areas: InkAreas) -> PixelArray:
-    """The areas in their greys, uint8 [height, width, 3]; edges are a pixel wide."""
+    """Draw the areas in their greys, uint8 [height, width, 3]; edges are one pixel wide."""
     full = 1.0 if ink.full >= FULL else ink.full
     covered = _covered(areas.dark, areas.full_from)
     dark = ink.grey * _covered(areas.dark, areas.grey_from) * (1 - covered) + full * covered
@@ -260,7 +260,7 @@ def _drawn(ink: Ink, areas: InkAreas) -> PixelArray:
 
 
 def _covered(dark: _Floats, above: _Floats) -> _Floats:
-    """The share of each pixel, 0..1, that is darker than a threshold: its distance from the edge, by the slope there."""
+    """Return each pixel's coverage, 0..1, by areas above a threshold, from its distance to the edge and the slope there."""
     slope = np.hypot(*np.gradient(dark))
     covered: _Floats = np.clip((dark - above) / np.maximum(slope, 1e-3) + 0.5, 0, 1)
     return covered
@@ -286,6 +286,6 @@ class IconFinisher(Finisher):
         return without_colour(pixels)
 
     def svg(self, pixels: PixelArray, enlarged: int = 1) -> str | None:
-        """The areas of ink; None for a picture in colour, or that is no drawing in ink."""
+        """Return the areas of ink as SVG; None if the picture has colour or is not an ink drawing."""
         ink = ink_of(pixels, enlarged)
         return None if ink is None else ink_svg(pixels, ink, enlarged)

@@ -1,6 +1,6 @@
-"""`word_lists`: prompts in the words that the memory's texts use.
+"""`word_lists`: rewrites prompts in the words of the memory's texts.
 
-A prompt's wordings are tried in order, and the first that finds a document with every word of the subject wins.
+Wordings of a prompt are tried in order; the first that finds a document with every word of the subject wins.
 Imports no torch.
 """
 
@@ -30,19 +30,19 @@ from cm3run.words import forms_of, shares_a_word, singulars_of, words_of
 if TYPE_CHECKING:
     from cm3core.interfaces.retriever import Retrieved
 
-#: Documents that are found in excess, so that some can be put last.
+#: Number of extra documents to retrieve, so that some can be ranked last.
 _SPARE = 4
-#: Whether a text has the words of a subject.
+#: Tests whether a text has the words of a subject.
 _Has = Callable[[str, str], bool]
 
 
 @dataclass(frozen=True)
 class Wording:
-    """Words in which the memory is searched for what a prompt names.
+    """One wording in which the memory is searched for a prompt's subject.
 
     Args:
-        query: the text to search for.
-        subject: the part of it that names what is to be drawn.
+        query: text to search for.
+        subject: the part of it that names the subject.
     """
 
     query: str
@@ -51,24 +51,24 @@ class Wording:
 
 @dataclass(kw_only=True)
 class WordListsConfig(PromptRewriterConfig):
-    """Prompts in the words that the memory's texts use, by lists of words.
+    """Rewrites prompts in the words of the memory's texts, using lists of words.
 
-    A prompt is searched for as it stands first, and in other words only if no document has every word of its subject.
-    Case doesn't matter.
+    A prompt is first searched for unchanged, and reworded only if no document has every word of its subject. Case is
+    ignored.
 
     Args:
-        leaves_out: phrases that name nothing, such as "a photo of"; left out where another word follows. For memories
-            whose texts have none of them: to embedders of words and to BM25, rare words weigh most.
-        replaces: words and phrases, and what to search for instead, such as `puppy: dog`.
-        singular: search for the singular of a word that is in no training text, where the singular is in one. English.
+        leaves_out: phrases without meaning for retrieval, such as "a photo of"; dropped if another word follows. For memories
+            whose texts don't contain them: embedders of words and BM25 give rare words the most weight.
+        replaces: words and phrases with their replacements, such as `puppy: dog`.
+        singular: replace a word that is in no training text by its singular, if a training text has that. English only.
         subject_ends_at: words such as "with": the subject ends before the first of them, or at the first comma.
-        search_depth: where the best document lacks a word of the subject, take the best of this many that has them all;
-            if none has, and the best has no word of it, the best that has one. 0: take the best one.
-        unless_asked_for: documents with one of these words come after those that are nearly as near
-            (`retriever.alternative_margin`) and have none, unless the prompt has the word, and take no turn beside them:
-            what a model draws badly.
-        same_subject_margin: the `retriever.alternative_margin` of documents that have every word of the subject, where
-            it is more.
+        search_depth: if the best document lacks a word of the subject, use the best of this many documents that has every
+            word; if none has and the best has no word, the best one with some word. 0: use the best one.
+        unless_asked_for: documents with one of these words are ranked after similarly near documents
+            (`retriever.alternative_margin`) without them, and don't take turns with those, unless the prompt has the word.
+            For motifs that the model draws badly.
+        same_subject_margin: overrides `retriever.alternative_margin`, if larger, for documents that have every word of the
+            subject.
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {
@@ -90,7 +90,7 @@ class WordListsConfig(PromptRewriterConfig):
     same_subject_margin: float = 0.0
 
     def check(self) -> None:
-        """Refuse numbers that are out of range, and phrases without a word."""
+        """Reject numbers out of range and phrases without a word."""
         super().check()
         for name in ("leaves_out", "subject_ends_at", "unless_asked_for"):
             if any(not one.split() for one in getattr(self, name)):
@@ -101,7 +101,7 @@ class WordListsConfig(PromptRewriterConfig):
             if not (asked.split() and instead.split()):
                 raise RecipeError(
                     "prompt_rewriter.replaces",
-                    f"replaces {asked!r} by {instead!r}, and one of them has no word",
+                    f"replaces {asked!r} by {instead!r}, but one of them has no word",
                     "remove it, or use leaves_out",
                 )
 
@@ -118,7 +118,7 @@ class WordLists(PromptRewriter):
 
     @property
     def spare(self) -> int:
-        """Some, where documents may be put last."""
+        """Extra documents, if some may be ranked last."""
         return _SPARE if self.config.unless_asked_for else 0
 
     # ---- words of a prompt
@@ -129,27 +129,27 @@ class WordLists(PromptRewriter):
     def _last_resort(
         self, prompt: str, known: Collection[str] | None, *, known_plurals: bool = False
     ) -> str:
-        """A prompt with all that is rewritten; `known_plurals`: in the singular even where training texts have the
+        """Rewrite everything in a prompt; `known_plurals`: use the singular even if training texts have the
         plural."""
         if self.config.singular and known is not None:
             prompt = in_singular(prompt, known, known_plurals=known_plurals)
         return self.without_fillers(self.in_other_words(prompt))
 
     def subject(self, text: str) -> str:
-        """What stands before the first comma, or the first of `subject_ends_at`."""
+        """Return the text before the first comma or the first word of `subject_ends_at`."""
         phrases = self.config.subject_ends_at
         ends = rf"|(?<=\w)\s+(?:{_one_of(phrases)})(?!\w)" if phrases else ""
         return re.split(f",{ends}", text, maxsplit=1, flags=re.IGNORECASE)[0]
 
     def in_other_words(self, text: str) -> str:
-        """A text with `replaces`."""
+        """Apply `replaces` to a text."""
         if not self.config.replaces:
             return text
         other = {
             " ".join(words.casefold().split()): instead
             for words, instead in self.config.replaces.items()
         }
-        # a pattern that ignores case takes a few letters for others that casefold() keeps apart
+        # case-insensitive patterns equate a few letters that casefold() keeps apart
         return re.sub(
             rf"(?:{_one_of(other)})(?!\w)",
             lambda found: other.get(" ".join(found[0].casefold().split()), found[0]),
@@ -158,7 +158,7 @@ class WordLists(PromptRewriter):
         )
 
     def without_fillers(self, text: str, *, first: bool = False) -> str:
-        """A text without `leaves_out`; `first`: without those that it begins with."""
+        """Remove `leaves_out` from a text; `first`: only at its beginning."""
         if not self.config.leaves_out:
             return text
         fillers = rf"(?:{_one_of(self.config.leaves_out)})\s+(?=\w)"
@@ -167,9 +167,9 @@ class WordLists(PromptRewriter):
         return re.sub(fillers, "", text, flags=re.IGNORECASE)
 
     def wordings(self, prompt: str, known: Collection[str] | None) -> list[Wording]:
-        """A prompt's wordings, in the order in which they are tried: the subject as the prompt has it, without the
-        fillers before it, without fillers anywhere, in the singular, by the memory's name. Style is in the memory's
-        words in all of them; the last is `rewrite`.
+        """Return a prompt's wordings in the order they are tried: the subject unchanged, without fillers before it,
+        without fillers anywhere, in the singular, by the memory's name. Style words are replaced in all of them; the last
+        wording is `rewrite`.
         """
 
         def as_it_is(text: str) -> str:
@@ -196,7 +196,7 @@ class WordLists(PromptRewriter):
     # ---- searches
 
     def search(self, asked: Asked) -> Searching:
-        """Try the wordings of a prompt that is one text, with or without a picture."""
+        """Try the wordings of a prompt that has one text, with or without a picture."""
         texts = [part.text for part in asked.query if isinstance(part, Text)]
         if len(texts) != 1:
             found = yield from super().search(asked)
@@ -210,11 +210,11 @@ class WordLists(PromptRewriter):
         tries = self.wordings(prompt, asked.known)
         number, depth, last = asked.number, self.config.search_depth, tries[-1]
         subjects = [one.subject for one in tries if one.query == last.query]
-        deep: tuple[str, list[Retrieved]] = "", []  # the last text that was searched for so
+        deep: tuple[str, list[Retrieved]] = "", []  # the last text searched to this depth
         for one in tries:
             if one.query == last.query:
                 break
-            # most often this finds nothing of the subject: it is searched for at once as far as it takes
+            # this rarely finds the subject: search to the full depth at once
             if one.query != deep[0]:
                 deep = one.query, (yield (Text(one.query),), max(number, depth))
             if chosen := _of_subject(asked, one.subject, deep[1], has_these_words):
@@ -243,7 +243,7 @@ class WordLists(PromptRewriter):
         return Found(results, last.query, last.subject)
 
     def _with_picture(self, asked: Asked, prompt: str) -> Searching:
-        """The words choose the wording; the order is the retriever's, to which the picture counts."""
+        """Choose the wording by text; the retriever, which also compares the picture, decides the order."""
         tries = self.wordings(prompt, asked.known)
         last = tries[-1]
         for one in tries:
@@ -259,8 +259,8 @@ class WordLists(PromptRewriter):
     # ---- which results are used
 
     def _unasked_last(self, found: Found, asked: Asked) -> Found:
-        """Of the documents that are nearly as near as the best, those last that `unless_asked_for` names and the query
-        doesn't."""
+        """Among documents nearly as near as the best, rank last those with a word of `unless_asked_for` that the query
+        lacks."""
         results = found.results
         if not results or not self.config.unless_asked_for:
             return found
@@ -275,7 +275,7 @@ class WordLists(PromptRewriter):
         return Found(in_order, found.query, found.subject)
 
     def turns(self, found: Found, asked: Asked) -> list[int]:
-        """Those that are nearly as near as the best, or show the same subject and are not much farther."""
+        """Return the documents nearly as near as the best, and those of the same subject that are not much farther."""
         best, margin = best_of(found.results), self.config.same_subject_margin
         places = [
             place
@@ -288,7 +288,7 @@ class WordLists(PromptRewriter):
             )
         ]
         if unasked := self._not_asked_for(found.query):
-            # not otherwise: a memory may be far away, and no text is read for nothing
+            # only then: a memory may be remote, so texts are not read needlessly
             texts = [asked.text_of(found.results[place]) for place in places]
             wanted = [
                 place
@@ -299,11 +299,11 @@ class WordLists(PromptRewriter):
         return places
 
     def avoids(self, text: str) -> bool:
-        """Whether `unless_asked_for` names it."""
+        """Whether a text has a phrase of `unless_asked_for`."""
         return has_a_phrase(text, self.config.unless_asked_for)
 
     def _not_asked_for(self, query: str) -> list[str]:
-        """The phrases of `unless_asked_for` that a query has not."""
+        """Return the phrases of `unless_asked_for` that a query lacks."""
         words = set(words_of(query))
         return [one for one in self.config.unless_asked_for if not words.issuperset(words_of(one))]
 
@@ -311,10 +311,10 @@ class WordLists(PromptRewriter):
 def _of_subject(
     asked: Asked, subject: str, results: Sequence[Retrieved], has: _Has
 ) -> list[Retrieved]:
-    """Results that have every word of the subject; all of them where the first has; empty: none has.
+    """Return the results that have every word of the subject; all results if the first has; none if none has.
 
-    Documents whose own subject has them come before those that need their style for it: "dots three outline" may be
-    the name of a thing, or a thing and its style.
+    Documents whose own subject has them come before those that need their style words: "dots three outline" may name an
+    object, or an object and its style.
     """
     number = asked.number
     in_subject: list[Retrieved] = []
@@ -323,7 +323,7 @@ def _of_subject(
         text = asked.text_of(one)
         if has(subject, text):
             (in_subject if has(subject, text.split(",")[0]) else in_text).append(one)
-        # no more documents are read than it takes: a memory may be a database far away
+        # reads as few documents as possible: the memory may be a remote database
         if len(in_subject) == number or in_subject[:1] == [results[0]]:
             break
     chosen = (in_subject or in_text)[:number]
@@ -337,15 +337,15 @@ def _in_plural(
     results: list[Retrieved],
     deep: Sequence[Retrieved],
 ) -> list[Retrieved]:
-    """Where the best document has the subject in singular or plural: those of just these words, as they are spelled,
-    or `results`: "bicycles" are rather a bicycle than "no bicycles"; else nothing."""
+    """If the best document has the subject in singular or plural, return those with exactly these words as spelled, or
+    all results ("bicycles" is closer to a bicycle than to "no bicycles"); otherwise nothing."""
     if not has_every_word(subject, best):
         return []
     return [one for one in deep if is_named(subject, asked.text_of(one))] or results
 
 
 def _one_of(phrases: Iterable[str]) -> str:
-    """A pattern that matches the longest of these phrases, with any spaces between its words; not within a word."""
+    """Return a pattern that matches whole phrases, the longest first, with any spaces between words."""
     longest_first = sorted((one.split() for one in phrases), key=len, reverse=True)
     return "|".join(
         (r"(?<!\w)" if re.match(r"\w", words[0]) else "") + r"\s+".join(map(re.escape, words))
@@ -355,12 +355,12 @@ def _one_of(phrases: Iterable[str]) -> str:
 
 
 def in_singular(text: str, known: Collection[str], *, known_plurals: bool = False) -> str:
-    """A text in which each plural whose singular is known is that, unless the plural is known, too.
+    """Replace each plural by its singular if that is known and the plural is not.
 
     Args:
         text: in English.
-        known: words, as `words_of` gives them.
-        known_plurals: these as well.
+        known: words, as returned by `words_of`.
+        known_plurals: also replace known plurals.
 
     >>> in_singular("two Cats, wolves and glasses", {"two", "cat", "wolf", "glass", "glasses"})
     'two cat, wolf and glasses'
@@ -376,7 +376,7 @@ def in_singular(text: str, known: Collection[str], *, known_plurals: bool = Fals
 
 
 def has_every_word(subject: str, text: str) -> bool:
-    """Whether a text has every word of another; a plural is the same word. False where that has no words.
+    """Whether a text has every word of the subject, in singular or plural. False if the subject has no words.
 
     >>> has_every_word("bird cages", "cage bird, filled"), has_every_word("bird cage", "bird, filled")
     (True, False)
@@ -386,7 +386,7 @@ def has_every_word(subject: str, text: str) -> bool:
 
 
 def has_these_words(subject: str, text: str) -> bool:
-    """Whether a text has every word of another as it is spelled. False where that has no words.
+    """Whether a text has every word of the subject as spelled. False if the subject has no words.
 
     >>> has_these_words("bird cage", "cage bird, filled"), has_these_words("bird cages", "bird cage, filled")
     (True, False)
@@ -396,7 +396,7 @@ def has_these_words(subject: str, text: str) -> bool:
 
 
 def is_named(subject: str, text: str) -> bool:
-    """Whether what stands before the first comma of a text has the words of another, and no more.
+    """Whether the text before the first comma has exactly the words of the subject.
 
     >>> is_named("bird cage", "cage bird, filled"), is_named("cage", "cage bird, filled")
     (True, False)

@@ -1,6 +1,6 @@
 """Base of image tokenizers that run a network: batches, device, weights.
 
-Shape legend: N pictures, B pictures of a batch, H W pixels, Y X code grid, c = Y * X codes of a picture,
+Shape legend: N pictures, B pictures of a batch, H W pixels, Y X code grid, c = Y * X codes per picture,
 K codebook entries, D code dimension.
 """
 
@@ -27,39 +27,39 @@ _flags_lock = Lock()
 
 
 class CodeNetwork(Protocol):
-    """The network's calls; it is also a torch module."""
+    """The network's methods; it is also a torch module."""
 
     def encode(self, pixels_BCHW: Tensor) -> Tensor:
-        """Pixels in [-1, 1] [B, 3, H, W] -> codes, int64 [B, Y, X]."""
+        """Encode pixels in [-1, 1] [B, 3, H, W] as codes, int64 [B, Y, X]."""
 
     def decode(self, codes_BYX: Tensor) -> Tensor:
-        """Codes, int64 [B, Y, X] -> pixels [B, 3, H, W], about [-1, 1]."""
+        """Decode codes, int64 [B, Y, X], to pixels [B, 3, H, W], about [-1, 1]."""
 
     def entries(self) -> Tensor:
-        """The code vectors as they are compared, fp32 [K, D]."""
+        """Return the code vectors as compared, fp32 [K, D]."""
 
 
 def to_input(pixels_NHWC: PixelArray) -> Tensor:
-    """Pictures uint8 [N, H, W, 3] to network input, fp32 [N, 3, H, W] in [-1, 1], channels-last."""
+    """Convert pictures uint8 [N, H, W, 3] to network input, fp32 [N, 3, H, W] in [-1, 1], channels-last."""
     pixels_NHWC = np.require(pixels_NHWC, requirements=["C", "W"])
     pixels_NCHW = rearrange(torch.from_numpy(pixels_NHWC), "N H W C -> N C H W")
     return (pixels_NCHW.float() / 127.5 - 1.0).contiguous(memory_format=torch.channels_last)
 
 
 def to_pixels(output_NCHW: Tensor) -> PixelArray:
-    """The network's output to pictures uint8 [N, H, W, 3], clamped and rounded."""
+    """Convert the network's output to pictures uint8 [N, H, W, 3], clamped and rounded."""
     pixels_NCHW = ((output_NCHW.float().clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
     return np.ascontiguousarray(rearrange(pixels_NCHW, "N C H W -> N H W C").cpu().numpy())
 
 
 class NetworkTokenizer(ImageTokenizer):
-    """Pixels <-> codes by a network, in fp32, on the CPU unless moved.
+    """Encodes and decodes pixels with a network, in fp32, on the CPU unless moved.
 
-    On a GPU, encoding leaves out TF32, so that only codes that are nearly tied may differ from the
-    CPU's; decoding, where a rounded pixel is all that could differ, uses it.
+    On a GPU, encoding avoids TF32, so that only nearly tied codes may differ from the CPU's; decoding
+    uses it, since only rounded pixels may differ.
 
     Args:
-        network: put in evaluation mode.
+        network: the network; set to evaluation mode.
     """
 
     #: Pixels per forward pass on a CPU.
@@ -72,15 +72,15 @@ class NetworkTokenizer(ImageTokenizer):
 
     @abstractmethod
     def facts_of_codes(self) -> str:
-        """Facts besides the weights that define the codes, as text."""
+        """Return the facts besides the weights that define the codes, as text."""
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the facts and the weights of encoder and codebook, which define the codes.
+        """SHA-256 of the facts and of the weights that define the codes: encoder and codebook.
 
-        The weights that only decode (`decoder`, `post_quant_conv`) are left out: training them
-        further on frozen codes gives better pictures for the same codes, and need not invalidate
-        code caches and decoders.
+        Weights that only decode (`decoder`, `post_quant_conv`) are left out: training them further on
+        frozen codes improves the pictures of the same codes, and should not invalidate code caches and
+        decoders.
         """
         if self._fingerprint is None:
             digest = hashlib.sha256(self.facts_of_codes().encode())
@@ -130,15 +130,15 @@ class NetworkTokenizer(ImageTokenizer):
         return np.concatenate(batches) if batches else np.zeros((0, *self.image_size, 3), np.uint8)
 
     def codebook(self) -> Tensor:
-        """The code vectors, fp32 [K, D]; on the unit sphere if they are compared there."""
+        """Return the code vectors, fp32 [K, D]; on the unit sphere if they are compared there."""
         return self._network.entries().detach().to("cpu", copy=True)
 
 
 @contextmanager
 def _exact_products(device: torch.device) -> Iterator[None]:
-    """Context without TF32, which convolutions of a GPU use by default.
+    """Context that disables TF32, the default of convolutions on a GPU.
 
-    cuDNN's flags are the process's: threads take turns, or one would restore what another has set.
+    cuDNN's flags belong to the process, so threads take turns: one would undo another's setting.
     """
     if device.type != "cuda":
         yield

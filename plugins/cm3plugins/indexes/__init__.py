@@ -1,1 +1,1 @@
-"""Shared by searches with faiss: index files, kept next to the indexed data, and threads."""
+"""Shared by searches with faiss: index files stored next to the indexed data, and threads."""

@@ -1,17 +1,17 @@
-"""An index's file next to its bank: built once, with a manifest of what it was built from.
+"""An index file next to its bank: built once, with a manifest of its inputs.
 
-    <folder>/manifest.json    written last: what was indexed and how it was built, its file's size,
-    hash and time
+        <folder>/manifest.json    written last: fingerprint of the vectors and build settings; size,
+        hash and time of the file
     <folder>/vectors.index    the engine's own file
     <folder>/lock             held while building
 
-The manifest is removed before the file is written and written after it, both atomically: a killed
+The manifest is removed before the file is written and rewritten after it, both atomically: a killed
 build leaves no manifest, and the next one starts from scratch. Opening compares the file's size and
-time with the manifest's, and hashes the file only if the time differs (a copied bank), so that a
-memory-mapped index is not read in full.
+time with the manifest, and hashes the file only if the time differs (a copied bank), so a memory-mapped
+index is not read in full.
 
-The libraries' own writers don't look whether the last bytes, which they keep in a buffer, reach a full disk:
-`write_faiss` and `check_whole` do.
+The libraries' own writers don't check whether their last buffered bytes reach a full disk; `write_faiss` and
+`check_whole` do.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from cm3core.files import (
 
 
 def write_faiss(native: Any, path: Path) -> None:
-    """Write an index of faiss in its format.
+    """Write a faiss index in faiss's format.
 
     Raises:
         OSError: the disk is full.
@@ -55,12 +55,12 @@ def write_faiss(native: Any, path: Path) -> None:
 
 
 def check_whole(path: Path, num_bytes: int) -> None:
-    """Raise `OSError` unless a file that was just written has all its bytes."""
+    """Raise `OSError` unless a newly written file has all its bytes."""
     if path.stat().st_size != num_bytes:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
-#: Kind and format version of a manifest; the version is raised when a key changes its meaning.
+#: Kind and format version of a manifest; raise the version when a key changes its meaning.
 KIND, FORMAT = "cm3leon vector index", 1
 MANIFEST, FILE, LOCK = "manifest.json", "vectors.index", "lock"
 
@@ -72,10 +72,10 @@ class IndexManifest:
     """The manifest next to an index's file.
 
     Args:
-        fingerprint: of the vectors.
+        fingerprint: fingerprint of the vectors.
         built: everything else that determines the index.
-        measured: when it was built, for its searches.
-        num_bytes, sha256, modified_ns: of the file.
+        measured: measurements from the build, used by searches.
+        num_bytes, sha256, modified_ns: size, hash and time of the file.
         kind, format: `KIND`, `FORMAT`.
     """
 
@@ -90,7 +90,7 @@ class IndexManifest:
 
 
 class _NotUsable(Exception):
-    """The index must be rebuilt; the message is the reason, empty if there is no index."""
+    """The index must be rebuilt; the message gives the reason, empty if there is no index."""
 
 
 def kept_index(
@@ -100,20 +100,20 @@ def kept_index(
     build: Callable[[Path], Mapping[str, Any]],
     load: Callable[[Path, Mapping[str, Any]], T],
 ) -> T:
-    """The index in `folder`, built if there is none that fits. Processes wait for each other.
+    """Return the index in `folder`; builds it if none fits. Processes wait for each other.
 
     Args:
-        folder: of this index alone.
-        fingerprint: of the vectors.
+        folder: folder of this index alone.
+        fingerprint: fingerprint of the vectors.
         built: everything else that determines the index, as JSON types.
-        build: writes the index's file; returns what it measured, for `load`.
-        load: (file, what `build` measured) -> the index; raises `RuntimeError` or `ValueError` if
+        build: writes the index's file; returns measurements for `load`.
+        load: (file, measurements) -> the index; raises `RuntimeError` or `ValueError` if
             the file is damaged.
 
     Raises:
-        DataError: the folder holds something else, an index of a newer format, or a file that was
-            put there after the manifest was written.
-        FileError: nothing can be written there.
+        DataError: the folder holds something else, an index of a newer format, or a file newer than the
+            manifest.
+        FileError: the folder can't be written.
     """
     folder = cache_folder(root=folder)
     # checked again under the lock: another process may be building
@@ -123,17 +123,17 @@ def kept_index(
     make_folder(folder)
     with locked(folder / LOCK):
         try:
-            # another process may have built it meanwhile
+            # another process may have built it in the meantime
             return _load(folder, fingerprint, built, load)
         except _NotUsable as reason:
             if str(reason):
-                tqdm.write(f"note: the index {folder} is built again: {reason}", file=sys.stderr)
+                tqdm.write(f"note: rebuilding the index {folder}: {reason}", file=sys.stderr)
         (folder / MANIFEST).unlink(missing_ok=True)
-        # left by a killed build; the holder of the lock is the only builder
+        # left by a killed build; only the holder of the lock builds
         for left_behind in folder.glob(f".{FILE}.*"):
             if left_behind.is_dir():
                 shutil.rmtree(left_behind, ignore_errors=True)
-            else:  # as earlier versions left it
+            else:  # left by earlier versions
                 left_behind.unlink()
         with atomic_path(folder / FILE) as temporary:
             measured = dict(build(temporary))
@@ -160,7 +160,7 @@ def _load(
 ) -> T:
     manifest = _manifest(folder)
     if manifest.fingerprint != fingerprint:
-        raise _NotUsable("the bank has changed since")
+        raise _NotUsable("the bank has changed")
     if manifest.built != dict(built):
         raise _NotUsable("it was built with other sizes")
     _check_file(folder, manifest)
@@ -183,15 +183,15 @@ def _manifest(folder: Path) -> IndexManifest:
     if not isinstance(values, dict) or values.get("kind") != KIND:
         raise DataError(
             str(path),
-            "is no manifest of an index",
-            f"move it away; an index is then built in {folder}",
+            "is not the manifest of an index",
+            f"move it away; a new index is then built in {folder}",
         )
     if values.get("format") != FORMAT:
         raise DataError(
             str(path),
-            f"has the format {values.get('format')!r}, this version reads {FORMAT}",
-            f"use the cm3leon that wrote it, or delete the folder {folder}: the index is built "
-            "again",
+            f"has the format {values.get('format')!r}, but this version reads {FORMAT}",
+            f"use the cm3leon version that wrote it, or delete the folder {folder} to rebuild the "
+            "index",
         )
     example = asdict(IndexManifest("", {}, {}, 0, "", 0))
     if values.keys() != example.keys() or any(
@@ -202,7 +202,7 @@ def _manifest(folder: Path) -> IndexManifest:
 
 
 def _check_file(folder: Path, manifest: IndexManifest) -> None:
-    """Raise unless the file is the one that the manifest describes."""
+    """Raise unless the file matches the manifest."""
     path = folder / FILE
     try:
         status = path.stat()
@@ -216,12 +216,11 @@ def _check_file(folder: Path, manifest: IndexManifest) -> None:
         if status.st_mtime_ns > manifest.modified_ns:
             raise DataError(
                 str(path),
-                "is newer than its manifest, and not the index that this describes",
-                f"put the index back that belongs there, or delete the folder {folder}: it is "
-                "built again",
+                "is newer than its manifest, which describes another index",
+                f"restore the original index, or delete the folder {folder} to rebuild it",
             )
         raise _NotUsable("its file is damaged")
-    # a copy: hashed once, or each time where nothing can be written
+    # a copy: hashed once, or each time if the folder is read-only
     with contextlib.suppress(FileError):
         _write(folder, replace(manifest, modified_ns=status.st_mtime_ns))
 

@@ -1,4 +1,4 @@
-"""Threads and matrix products of calls to the engines."""
+"""Threads and matrix products in calls to faiss."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from contextlib import contextmanager
 from threading import Condition
 from types import ModuleType
 
-#: At least this many queries are searched by matrix products, fewer one by one (measured at 64 and
+#: At least this many queries are searched with matrix products, fewer one by one (measured with 64 and
 #: 512 numbers per vector).
 _MIN_BATCH = 8
 
 
 def num_threads() -> int:
-    """torch's number of threads; before torch is imported, OMP_NUM_THREADS or all cores.
+    """Return torch's number of threads; before torch is imported, OMP_NUM_THREADS or all cores.
 
-    torch has its own pool: together they would oversubscribe the machine otherwise.
+    torch has its own thread pool; without a common limit both would oversubscribe the machine.
     """
     if (torch := sys.modules.get("torch")) is not None:
         return int(torch.get_num_threads())
@@ -27,18 +27,18 @@ def num_threads() -> int:
 
 @contextmanager
 def faiss_calls(dimension: int, *, one_by_one: bool = False) -> Iterator[ModuleType]:
-    """faiss, for calls from this thread with `num_threads()` threads. Not to be nested.
+    """Yield faiss, for calls from this thread with `num_threads()` threads. Don't nest it.
 
-    From `_MIN_BATCH` queries on it uses matrix products. By its own rule (from 1.15 on) 200 queries
+    Uses matrix products from `_MIN_BATCH` queries on. By faiss's own rule (from 1.15 on), 200 queries
     of 512 numbers are searched one by one, which takes five times as long.
 
-    faiss has one rule for the whole process. So calls of several threads run side by side where they
-    want the same one, and one after the other where not: changed within a search, it would change
-    the last bits of the results.
+    faiss has one rule for the whole process. So calls of several threads run in parallel if they need the
+    same rule, and one after the other otherwise: changing it during a search would change the last bits
+    of the results.
 
     Args:
         dimension: numbers per vector.
-        one_by_one: no matrix products: a query's distances are the same to the last bit, whatever
+        one_by_one: use no matrix products, so a query's distances are the same to the last bit, whatever
             the other queries are.
     """
     import faiss
@@ -49,7 +49,7 @@ def faiss_calls(dimension: int, *, one_by_one: bool = False) -> Iterator[ModuleT
 
 
 class _Rule:
-    """The size from which faiss uses matrix products: those who want the same one hold it together."""
+    """The number of queries from which faiss uses matrix products; threads that need the same value share it."""
 
     def __init__(self) -> None:
         self._change = Condition()
@@ -58,12 +58,12 @@ class _Rule:
 
     @contextmanager
     def held(self, size: int, *, exactly: bool) -> Iterator[None]:
-        """Wait until nobody holds another size, and hold this one.
+        """Wait until no thread holds another size, and hold this one.
 
         Args:
             size: a count of numbers.
-            exactly: whether it holds for a faiss that counts queries too (before 1.15), whose default
-                of 20 is fine otherwise.
+            exactly: also apply it to a faiss that counts queries (before 1.15), whose default of 20 is fine
+                otherwise.
         """
         import faiss
 
@@ -89,7 +89,7 @@ _rule = _Rule()
 
 def _after_fork() -> None:
     global _rule
-    _rule = _Rule()  # threads of the parent that held it are not here
+    _rule = _Rule()  # the parent's threads that held it don't exist here
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -1,1 +1,1 @@
-"""The bundled layout, CM3leon's. cm3published has those of published models."""
+"""The bundled layout, CM3leon's. cm3published adds layouts of published models."""

@@ -1,16 +1,16 @@
-"""`cm3leon`: the paper's layout, and its ids. Light.
+"""`cm3leon`: the paper's layout and its ids. Light.
 
-Ids by sizes (paper section 2.1; as asserted in facebookresearch/metaseq, branch scaling_racm3):
+The ids follow from sizes (paper section 2.1; as asserted in facebookresearch/metaseq, branch scaling_racm3):
 
     0..3                   control tokens <s> <pad> </s> <unk>; `</s>` is the paper's <eos>, the end of a document
     4..num_text-1          text tokens (byte-level BPE)
     then num_image         image codes
     then num_reserved      reserved
     then                   <break>, <eoss> (end of infill), <sentinel:0> ... <sentinel:num_sentinels-1>
-    then                   control tokens of an objective's own, if it asks for some (UL2's modes)
+    then                   control tokens of the objective, if it requests any (UL2's modes)
     then                   padding up to a multiple of 8 (never produced)
 
-With 56,320 text, 8,192 image and 1,024 reserved ids the first part is exactly 2**16, and <break> is
+With 56,320 text, 8,192 image and 1,024 reserved ids, <break> is id 2**16 =
 65,536.
 """
 
@@ -34,7 +34,7 @@ _CONTROL_NAME = re.compile(r"[A-Za-z][\w.-]{0,39}")
 
 
 class CM3LeonVocabulary(Vocabulary):
-    """Ids that follow from sizes, see the module docstring.
+    """A vocabulary whose ids follow from sizes, see the module docstring.
 
     Args:
         num_text: size of the text range, the 4 control tokens included (paper: 56,320).
@@ -43,10 +43,10 @@ class CM3LeonVocabulary(Vocabulary):
             sequence (metaseq: 512).
         num_reserved: unused ids between image codes and specials (paper: 1,024).
         multiple_of: the table is padded to a multiple of this (metaseq: 8).
-        control: names of control tokens of the objective's own, in the order of their ids.
+        control: names of the objective's control tokens, in the order of their ids.
 
     Raises:
-        DocumentError: a size out of range, or a name that is taken or not plain.
+        DocumentError: a size is out of range, or a name is taken or not plain.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class CM3LeonVocabulary(Vocabulary):
                     f"control token {name!r}",
                     "the name is taken" if taken else "is not a plain name",
                     "correct the objective's `control_tokens`: letters, digits, '_', '-' and '.', "
-                    "each name once",
+                    "with unique names",
                 )
         codes = range(num_text, num_text + num_image)
         first = codes.stop + num_reserved
@@ -102,12 +102,12 @@ class CM3LeonVocabulary(Vocabulary):
 
     @property
     def room_for_text(self) -> int:
-        """The size of the text range, which image codes follow."""
+        """Size of the text range, after which image codes start."""
         return len(self.text)
 
     @checked(TokenizerError)
     def with_control(self, names: Sequence[str]) -> CM3LeonVocabulary:
-        """The same sizes with these control tokens."""
+        """Return a vocabulary of the same sizes with these control tokens."""
         return CM3LeonVocabulary(**self._sizes, control=tuple(names))
 
     def to_dict(self) -> dict[str, Any]:
@@ -121,13 +121,13 @@ class CM3LeonLayoutConfig(LayoutConfig):
     """`<eos> T1 <break> I1 <break> ... Tq <break> Iq <eos>`, and sentinels (paper section 2.2).
 
     Ids follow from the recipe's section `vocabulary`: four control tokens, texts, image codes, reserved
-    ids, `<break>`, `<eoss>`, sentinels. A recipe without a layout uses this one.
+    ids, `<break>`, `<eoss>`, sentinels. This is the default layout of recipes.
     """
 
     is_default: ClassVar[bool] = True
 
     def num_ids(self, sizes: VocabularySizes) -> int | None:
-        """The number of ids, from the sizes."""
+        """Compute the number of ids from the sizes."""
         needed = max(sizes.num_text_ids, 1) + NUM_CONTROL
         return self._vocabulary(sizes, needed if sizes.num_text is None else sizes.num_text).size
 
@@ -140,8 +140,8 @@ class CM3LeonLayoutConfig(LayoutConfig):
         if num_text < needed:
             raise RecipeError(
                 "vocabulary.num_text",
-                f"is {num_text}; the text tokenizer has {sizes.num_text_ids} ids and "
-                f"{NUM_CONTROL} are control tokens",
+                f"is {num_text}, but the text tokenizer has {sizes.num_text_ids} ids and "
+                f"there are {NUM_CONTROL} control tokens",
                 f"use {needed} or more, or null for exactly that",
             )
         return SentinelLayout(self._vocabulary(sizes, num_text), "cm3leon")

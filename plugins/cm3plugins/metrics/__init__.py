@@ -1,4 +1,4 @@
-"""The bundled metrics: their configs. What they `build` is imported when it is built."""
+"""Configs of the bundled metrics. `build` imports the implementations."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _SEED = (0, 2**63 - 1)
 
 @dataclass(kw_only=True)
 class FIDConfig(MetricConfig):
-    """Frechet distance of the features of pictures and of reference pictures.
+    """Frechet distance between the features of pictures and reference pictures.
 
-    Biased for few pictures: scores of different numbers of pictures can't be compared, and below
-    some thousands it is mostly bias. Where a set has no more pictures than features, the score says so,
-    since its covariance is singular. With the extractor `inception` it is the Frechet inception
-    distance (FID); with another one only its formula is the same.
+    It is biased for few pictures: scores of different numbers of pictures can't be compared, and below a few
+    thousand it is mostly bias. If a set has no more pictures than features, its covariance is singular, and
+    the score says so. With the extractor `inception` it is the Frechet inception distance (FID); with
+    another extractor only the formula is the same.
 
     Args:
-        minimum: least number of pictures of each of the two sets. With fewer than 2,049 the covariance
+        minimum: minimum number of pictures in each set. With fewer than 2,049 the covariance
             of 2,048 features is singular.
     """
 
@@ -40,7 +40,7 @@ class FIDConfig(MetricConfig):
     minimum: int = 2
 
     def build(self) -> Metric:
-        """A metric without samples."""
+        """Return a metric without samples."""
         from cm3plugins.metrics.frechet import FrechetMetric
 
         self.check()
@@ -49,14 +49,14 @@ class FIDConfig(MetricConfig):
 
 @dataclass(kw_only=True)
 class KIDConfig(MetricConfig):
-    """Kernel inception distance: unbiased, so the measure for few pictures.
+    """Kernel inception distance: unbiased, so suitable for few pictures.
 
     The spread is the standard deviation over the subsets.
 
     Args:
-        num_subsets: random subsets of both sets, whose distances are averaged.
-        subset_size: pictures of a subset; the least number of pictures of each set.
-        seed: of the subsets.
+        num_subsets: number of random subsets of both sets; their distances are averaged.
+        subset_size: pictures per subset, and minimum number of pictures in each set.
+        seed: seed of the subsets.
     """
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
@@ -69,7 +69,7 @@ class KIDConfig(MetricConfig):
     seed: int = 2020
 
     def build(self) -> Metric:
-        """A metric without samples."""
+        """Return a metric without samples."""
         from cm3plugins.metrics.kid import KIDMetric
 
         self.check()
@@ -81,14 +81,14 @@ class PRDCConfig(MetricConfig):
     """Precision, recall, density and coverage of the pictures among the reference pictures.
 
     Args:
-        k: the neighbour whose distance is a picture's radius, itself not counted.
+        k: a picture's radius is the distance to its k-th neighbour, not counting itself.
     """
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"k": (1, 2**16)}
     k: int = 5
 
     def build(self) -> Metric:
-        """A metric without samples."""
+        """Return a metric without samples."""
         from cm3plugins.metrics.manifold import ManifoldMetric
 
         self.check()
@@ -97,12 +97,12 @@ class PRDCConfig(MetricConfig):
 
 @dataclass(kw_only=True)
 class CLIPScoreConfig(MetricConfig):
-    """Mean cosine of picture and prompt, by an extractor that reads both.
+    """Mean cosine of picture and prompt, from an extractor that reads both.
 
     Args:
-        weight: the cosine is multiplied by it (100; Hessel et al.: 2.5).
+        weight: factor of the cosine (100; Hessel et al.: 2.5).
         clip_below_zero: count a negative cosine as 0, as Hessel et al. do.
-        prefix: put before each prompt, e.g. "A photo depicts ".
+        prefix: text prepended to each prompt, e.g. "A photo depicts ".
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {
@@ -115,7 +115,7 @@ class CLIPScoreConfig(MetricConfig):
     prefix: str = ""
 
     def build(self) -> Metric:
-        """A metric without samples."""
+        """Return a metric without samples."""
         from cm3plugins.metrics.alignment import CLIPScoreMetric
 
         self.check()
@@ -124,12 +124,12 @@ class CLIPScoreConfig(MetricConfig):
 
 @dataclass(kw_only=True)
 class RPrecisionConfig(MetricConfig):
-    """How often the own prompt fits a picture better than other samples' prompts do.
+    """How often a picture fits its own prompt better than other samples' prompts.
 
     Args:
-        num_others: prompts of others, drawn for each picture.
-        seed: of that draw.
-        prefix: put before each prompt.
+        num_others: number of other prompts, drawn for each picture.
+        seed: seed of that draw.
+        prefix: text prepended to each prompt.
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {
@@ -142,7 +142,7 @@ class RPrecisionConfig(MetricConfig):
     prefix: str = ""
 
     def build(self) -> Metric:
-        """A metric without samples."""
+        """Return a metric without samples."""
         from cm3plugins.metrics.alignment import RPrecisionMetric
 
         self.check()
@@ -151,22 +151,22 @@ class RPrecisionConfig(MetricConfig):
 
 @dataclass(kw_only=True)
 class JudgeConfig(MetricConfig):
-    """How often the real picture is the nearest, and among the five nearest, of 100 real ones, in percent.
+    """How often the real picture is the nearest, or among the five nearest, of 100 real ones, in percent.
 
-    Of icons, all 100 are of one set and style and show different things; of other data sets they are of
-    its training data. An evaluation gives the score of real pictures, of real pictures through the image
-    tokenizer, and of copies of the first document prepended beside it.
+    For icons, all 100 come from one set and style and show different objects; for other data sets they come
+    from the training data. An evaluation also reports the score of real pictures, of real pictures after the
+    image tokenizer, and of copies of the first prepended document.
 
     Args:
-        centred: compare directions from the mean of the 100 instead of distances: for the features of
-            a network.
+        centred: compare directions from the mean of the 100 instead of distances, for features of a
+            network.
     """
 
     bounded: ClassVar[bool] = True
     centred: bool = False
 
     def build(self) -> Metric:
-        """A metric without samples."""
+        """Return a metric without samples."""
         from cm3plugins.metrics.ranking import JudgeMetric
 
         return JudgeMetric(self.centred)
@@ -174,10 +174,10 @@ class JudgeConfig(MetricConfig):
 
 @dataclass(kw_only=True)
 class ChoiceConfig(MetricConfig):
-    """How often the right one of several answers scores highest (ScienceQA, R@1 of captions)."""
+    """How often the right answer scores highest among several (ScienceQA, R@1 of captions)."""
 
     def build(self) -> Metric:
-        """A metric without samples."""
+        """Return a metric without samples."""
         from cm3plugins.metrics.likelihood import ChoiceMetric
 
         return ChoiceMetric()
@@ -185,16 +185,16 @@ class ChoiceConfig(MetricConfig):
 
 @dataclass(kw_only=True)
 class NatsConfig(MetricConfig):
-    """-log p a token of the true picture or text.
+    """-log p per token of the true picture or text.
 
     Args:
-        modality: whose tokens.
+        modality: "image" or "text" tokens.
     """
 
     modality: Literal["image", "text"] = "image"
 
     def build(self) -> Metric:
-        """A metric without samples."""
+        """Return a metric without samples."""
         from cm3plugins.metrics.likelihood import NatsMetric
 
         return NatsMetric(self.modality)
@@ -202,17 +202,17 @@ class NatsConfig(MetricConfig):
 
 @dataclass(kw_only=True)
 class CodebookConfig(MetricConfig):
-    """Share of the codebook that is used, and the perplexity of the codes' frequencies.
+    """Share of the codebook in use, and the perplexity of the codes' frequencies.
 
     Args:
-        codebook_size: the image tokenizer's.
+        codebook_size: codebook size of the image tokenizer.
     """
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"codebook_size": (1, 2**24)}
     codebook_size: int = 8192
 
     def build(self) -> Metric:
-        """A metric without samples."""
+        """Return a metric without samples."""
         from cm3plugins.metrics.likelihood import CodebookMetric
 
         self.check()
@@ -224,7 +224,7 @@ class PSNRConfig(MetricConfig):
     """Mean peak signal-to-noise ratio of pictures and their references, dB; 100 for equal ones."""
 
     def build(self) -> Metric:
-        """A metric without samples."""
+        """Return a metric without samples."""
         from cm3plugins.metrics.fidelity import PSNRMetric
 
         return PSNRMetric()
@@ -235,7 +235,7 @@ class SSIMConfig(MetricConfig):
     """Mean structural similarity of pictures and their references, 1 for equal ones."""
 
     def build(self) -> Metric:
-        """A metric without samples."""
+        """Return a metric without samples."""
         from cm3plugins.metrics.fidelity import SSIMMetric
 
         return SSIMMetric()
@@ -245,15 +245,15 @@ class SSIMConfig(MetricConfig):
 class LPIPSConfig(MetricConfig):
     """Learned perceptual distance (LPIPS 0.1) of pictures and their references, 0 for equal ones.
 
-    Both files are yours; nothing is downloaded, and no code in them is run. Scores depend on their
-    SHA-256, not on where they lie.
+    Provide both files yourself; nothing is downloaded, and no code in them is run. Scores depend on their
+    SHA-256, not on their paths.
 
     Args:
-        backbone: torchvision's file of the network, e.g. `alexnet-owt-7be5be79.pth` or
+        backbone: torchvision's weights of the network, e.g. `alexnet-owt-7be5be79.pth` or
             `vgg16-397923af.pth`.
         heads: the `lpips` package's `weights/v0.1/alex.pth` or `vgg.pth`.
-        network: which of the two. Published figures of image tokenizers mostly use vgg, others alex:
-            they can't be compared.
+        network: which network. Published figures of image tokenizers mostly use vgg, others alex; they
+            can't be compared.
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {
@@ -269,7 +269,7 @@ class LPIPSConfig(MetricConfig):
         """Load the weights.
 
         Raises:
-            CheckpointError: a file is missing, holds more than tensors, or other tensors.
+            CheckpointError: a file is missing, or holds other tensors or more than tensors.
         """
         from cm3plugins.metrics.lpips import load_lpips
 
@@ -277,7 +277,7 @@ class LPIPSConfig(MetricConfig):
         return load_lpips(self.network, user_path(self.backbone), user_path(self.heads))
 
     def protocol(self) -> dict[str, Any]:
-        """The keys, with the hashes of the files in place of their paths."""
+        """Return the keys, with the hashes of the files instead of their paths."""
         hashes = {key: sha256_file(user_path(getattr(self, key))) for key in ("backbone", "heads")}
         return super().protocol() | hashes
 

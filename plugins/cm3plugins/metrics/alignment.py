@@ -1,4 +1,4 @@
-"""How well pictures fit their prompts, by an extractor that reads both: CLIP score (Hessel et al.
+"""How well pictures fit their prompts, from an extractor that reads both: CLIP score (Hessel et al.
 2021, arXiv:2104.08718) and R-precision (Xu et al. 2018, arXiv:1711.10485)."""
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class CLIPScoreMetric(FeatureMetric):
 
 
 class RPrecisionMetric(FeatureMetric):
-    """Whether the own prompt fits a picture better than prompts of others do."""
+    """Whether a picture fits its own prompt better than other prompts."""
 
     needs: ClassVar[tuple[Group, ...]] = (("features", "text_features"),)
 
@@ -50,7 +50,7 @@ class RPrecisionMetric(FeatureMetric):
         rng, first = np.random.default_rng(self._seed), {}
         for place, index in enumerate(indices):
             others = rng.choice(len(indices) - 1, self._num_others, replace=False)
-            others += others >= place  # all but its own
+            others += others >= place  # skips its own
             own = float(texts_ND[place] @ pictures_ND[place])
             # an equal prompt of another picture counts against it
             first[index] = float(own > (texts_ND[others] @ pictures_ND[place]).max())

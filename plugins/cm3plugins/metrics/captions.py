@@ -1,13 +1,13 @@
-"""Metrics of captions, as COCO's evaluation computes them: BLEU-1 to BLEU-4 of the whole set (Papineni
+"""Metrics of captions as in COCO's evaluation: BLEU-1 to BLEU-4 of the whole set (Papineni
 et al. 2002), CIDEr-D (Vedantam et al. 2015, n = 4, sigma = 6) and ROUGE-L (Lin 2004, beta = 1.2).
 
-The inverse document frequency of CIDEr is that of the references of the samples evaluated: another
-choice of samples changes it. All are printed times 100, as papers do.
+CIDEr takes its inverse document frequency from the references of the evaluated samples, so another
+choice of samples changes it. Scores are printed times 100, as in papers.
 
-Words are those of the Penn Treebank tokenizer of COCO's evaluation: lower case, most punctuation dropped, contractions
-divided ("don't" -> "do n't"). Python in place of Stanford's jar (CoreNLP 3.4.1), written from what it answers; the tests
-compare the two. Its oddities are kept, since published scores have them: brackets become the words "-lrb-" and "-rrb-",
-"!!!" and "?!" are words while "!" is dropped, emoji vanish, "AT&T" is one word and "at&t" three.
+Words follow the Penn Treebank tokenizer of COCO's evaluation: lower case, most punctuation dropped, contractions
+split ("don't" -> "do n't"). It is written in Python instead of using Stanford's jar (CoreNLP 3.4.1), from the jar's
+output; the tests compare the two. Its oddities are kept, because published scores include them: brackets become the
+words "-lrb-" and "-rrb-", "!!!" and "?!" are words while "!" is dropped, emoji vanish, "AT&T" is one word and "at&t" three.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from cm3core.errors import DataError
 from cm3core.interfaces.metric import Group, Score
 from cm3plugins.metrics.collecting import ValueMetric, mean_score
 
-#: What COCO's evaluation leaves out after tokenizing. The jar writes brackets in small letters, and the
-#: list has them in capitals, so that they stay.
+#: Tokens that COCO's evaluation drops after tokenizing. The jar writes brackets in lower case, but its list
+#: has them in upper case, so they stay.
 PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "...", "?", "!", ",", ":", "-", "--", ";"])
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
-#: Characters that are words of another spelling.
+#: Characters that become words with another spelling.
 _WRITTEN = {
     **dict.fromkeys("–—―", "--"),
     **dict.fromkeys("“«", "``"),
@@ -44,7 +44,7 @@ _ABBREVIATIONS = (
     "mr|mrs|ms|dr|drs|st|jr|sr|vs|etc|prof|ave|blvd|rd|co|inc|ltd|corp|mt|ft|gen|sen|rep|gov|capt|lt|sgt|col|adm|rev|hon|"
     "jan|feb|mar|apr|aug|sept|oct|nov|dec"
 )
-#: A letter, and a letter or digit; of both none beyond U+FFFF, which the jar drops.
+#: A letter, and a letter or digit; neither includes characters above U+FFFF, which the jar drops.
 _NEITHER = r"\u00b2\u00b3\u00b9\u00bc-\u00be\u2070-\u2bff\U00010000-\U0010FFFF"
 _L = rf"(?:[^\W\d_{_NEITHER}]|[\u2071\u207f\u2090-\u209c])"
 _W = rf"(?:[^\W_{_NEITHER}]|[\u2071\u207f\u2090-\u209c])"
@@ -55,7 +55,7 @@ _SYMBOL = (
     r"[!-/:-@\[-`{-~\u00a1-\u00ac\u00ae-\u00bf\u00d7\u00f7\u2013-\u2023\u2026\u2030-\u2044\u2070-\u20a0\u20a4\u20ac"
     r"\u2100-\u214f\u2153-\u215e\u2190-\u2bff\u3001\u3002\u3012\u30fb\uff01-\uff65]"
 )
-#: Kinds of words: the longest that fits is taken, the first of equal ones. Contractions end the first kinds.
+#: Patterns of words: the longest match wins, the first on a tie. Contractions end the first patterns.
 _WORDS_RULES = (
     rf"{_W}+(?:[-/_]{_W}+)*",
     rf"{_NUMBER}(?:-{_W}+)*",
@@ -103,12 +103,12 @@ _WORDS = frozenset(_RULES[: len(_WORDS_RULES)])
 _NOT = re.compile(rf"(?i:n{_A}t)(?!{_L})")
 _PLAIN = re.compile(r"[a-z]+(?= |$)")
 _BRACKET = re.compile(r"[()\[\]{}]")
-#: Two words that are written as one: where the second begins.
+#: Position at which words written as one are split in two.
 _JOINED = {"cannot": 3, "gonna": 3, "gotta": 3, "wanna": 3, "gimme": 3, "lemme": 3}
 
 
 def caption_words(text: str) -> list[str]:
-    """The words that COCO's metrics count.
+    """Split a text into the words that COCO's metrics count.
 
     >>> caption_words("A man's dog (brown) can't sit, at 3.5 m!")
     ['a', 'man', "'s", 'dog', '-lrb-', 'brown', '-rrb-', 'ca', "n't", 'sit', 'at', '3.5', 'm']
@@ -122,17 +122,17 @@ def caption_words(text: str) -> list[str]:
 
 
 def _tokens(text: str) -> Iterator[str]:
-    """The text's tokens, as they are spelled in it."""
+    """Yield the text's tokens, spelled as in the text."""
     place = 0
     while place < len(text):
-        # most words are plain, and the rules are many
+        # a shortcut: most words are plain, and there are many rules
         if (plain := _PLAIN.match(text, place)) and plain[0] not in _JOINED:
             yield plain[0]
             place = plain.end()
             continue
         found = [match for rule in _RULES if (match := rule.match(text, place))]
         if not found:
-            place += 1  # a space, or what the jar drops
+            place += 1  # a space, or a character that the jar drops
             continue
         longest = max(found, key=re.Match.end)
         end = longest.end()
@@ -150,7 +150,7 @@ def _tokens(text: str) -> Iterator[str]:
 
 
 def _written(token: str) -> str:
-    """A token as the jar writes it."""
+    """Return a token as the jar writes it."""
     if token in _WRITTEN:
         return _WRITTEN[token]
     if len(token) > 1 and set(token) in ({"."}, {"-"}):
@@ -161,7 +161,7 @@ def _written(token: str) -> str:
 
 Words: TypeAlias = Sequence[str]
 NGram: TypeAlias = tuple[str, ...]
-#: The guards against division by zero of COCO's BLEU, which move the scores of very few samples.
+#: COCO's guards against division by zero in BLEU; they affect scores of very few samples.
 _TINY, _SMALL = 1e-15, 1e-9
 
 
@@ -190,7 +190,7 @@ class BLEUMetric(CaptionMetric):
 
 
 class CIDErMetric(CaptionMetric):
-    """CIDEr-D; the idf needs more than one sample to be anything but 0."""
+    """CIDEr-D; the idf is 0 unless there are several samples."""
 
     minimum = 2
 
@@ -221,7 +221,7 @@ class ROUGEMetric(CaptionMetric):
 
 
 def bleu(samples: Sequence[tuple[Words, Sequence[Words]]], n: int = 4) -> list[float]:
-    """Corpus BLEU-1 to BLEU-n, 0 to 1."""
+    """Compute corpus BLEU-1 to BLEU-n, 0 to 1."""
     correct, guessed = [0] * n, [0] * n
     length = reference_length = 0
     for words, references in samples:
@@ -246,14 +246,14 @@ def bleu(samples: Sequence[tuple[Words, Sequence[Words]]], n: int = 4) -> list[f
 def cider_d(
     samples: Sequence[tuple[Words, Sequence[Words]]], n: int = 4, sigma: float = 6.0
 ) -> list[float]:
-    """CIDEr-D of each sample, 0 to 10."""
+    """Compute CIDEr-D of each sample, 0 to 10."""
     num_documents: Counter[NGram] = Counter()
     for _, references in samples:
         num_documents.update({gram for one in references for gram in _all_ngrams(one, n)})
     log_num = math.log(len(samples))
 
     def vector(words: Words) -> list[dict[NGram, float]]:
-        """Term frequency times inverse document frequency, for each length of n-grams."""
+        """Return term frequency times inverse document frequency, for each length of n-grams."""
         weights: list[dict[NGram, float]] = [{} for _ in range(n)]
         for gram, count in _all_ngrams(words, n).items():
             rarity = log_num - math.log(max(1, num_documents[gram]))
@@ -264,7 +264,7 @@ def cider_d(
     for words, references in samples:
         own, total = vector(words), 0.0
         for one in references:
-            # lengths in bigrams, as COCO's code has them
+            # lengths in bigrams, as in COCO's code
             difference = max(0, len(words) - 1) - max(0, len(one) - 1)
             penalty = math.exp(-(difference**2) / (2 * sigma**2))
             total += penalty * sum(map(_clipped_cosine, own, vector(one))) / n
@@ -273,7 +273,7 @@ def cider_d(
 
 
 def rouge_l(words: Words, references: Sequence[Words], beta: float = 1.2) -> float:
-    """ROUGE-L of a sample, 0 to 1."""
+    """Compute ROUGE-L of a sample, 0 to 1."""
     # COCO's code splits "" into one empty word
     words, references = words or ("",), [one or ("",) for one in references]
     common = [_longest_common(words, one) for one in references]
@@ -303,7 +303,7 @@ def _all_ngrams(words: Words, n: int) -> Counter[NGram]:
 
 
 def _longest_common(a: Words, b: Words) -> int:
-    """Length of the longest common subsequence.
+    """Return the length of the longest common subsequence.
 
     >>> _longest_common("abcd", "axcd")
     3

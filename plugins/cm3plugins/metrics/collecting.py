@@ -1,4 +1,4 @@
-"""Collectors for most metrics: a row of numbers, or any value, for each sample."""
+"""Collectors for most metrics: they keep a row of numbers, or any value, for each sample."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Rows = npt.NDArray[np.float32]
 
 
 class FeatureMetric(Metric):
-    """Keeps the features of all samples: 8 KB a picture for 2,048 of them."""
+    """Keeps the features of all samples: 8 KB per picture with 2,048 features."""
 
     def __init__(self) -> None:
         self._parts: dict[str, list[tuple[list[int], Rows]]] = {}
@@ -27,7 +27,7 @@ class FeatureMetric(Metric):
             if known and known[0][1].shape[1:] != rows.shape[1:]:
                 raise DataError(
                     f"column {name!r}",
-                    f"has {rows.shape[1]} features a sample, earlier ones {known[0][1].shape[1]}",
+                    f"has {rows.shape[1]} features per sample, but earlier ones have {known[0][1].shape[1]}",
                     "use one extractor",
                 )
             known.append((list(indices), rows))
@@ -37,11 +37,11 @@ class FeatureMetric(Metric):
             self._parts.setdefault(name, []).extend(parts)
 
     def rows(self, name: str) -> Rows:
-        """Features of all samples of a column in the order of their numbers, float32 [N, D]."""
+        """Return the features of all samples of a column, in the order of their numbers, float32 [N, D]."""
         return self.numbered(name)[1]
 
     def numbered(self, name: str) -> tuple[list[int], Rows]:
-        """The same with the numbers."""
+        """Return the sample numbers, and their features."""
         parts = self._parts[name]
         indices = np.concatenate([own for own, _ in parts])
         order = np.argsort(indices)
@@ -56,7 +56,7 @@ class ValueMetric(Metric):
         self._values: dict[int, Any] = {}
 
     def _value(self, sample: Mapping[str, Any]) -> Any:
-        """The value of a sample, from its columns."""
+        """Compute the value of a sample from its columns."""
         raise NotImplementedError
 
     def _update(self, group: Group, indices: Sequence[int], columns: Mapping[str, Any]) -> None:
@@ -68,12 +68,12 @@ class ValueMetric(Metric):
 
     @property
     def values(self) -> dict[int, Any]:
-        """Number -> value, in the order of the numbers, which sums depend on."""
+        """Return number -> value in the order of the numbers, since sums depend on the order."""
         return {index: self._values[index] for index in sorted(self._values)}
 
 
 def mean_score(name: str, values: Mapping[int, float], *, higher_is_better: bool) -> Score:
-    """A score that is the mean of its samples' values; its spread is the standard error."""
+    """Return the mean of the samples' values as a score; its spread is the standard error."""
     numbers = np.array(list(values.values()), np.float64)
     spread = numbers.std(ddof=1) / np.sqrt(len(numbers)) if len(numbers) > 1 else None
     return Score(

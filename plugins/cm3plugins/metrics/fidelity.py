@@ -1,4 +1,4 @@
-"""How close pictures are to their references, pixel by pixel: PSNR and SSIM."""
+"""Pixel-wise similarity of pictures and their references: PSNR and SSIM."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cm3core.errors import DataError
 from cm3core.interfaces.metric import Group, Score
 from cm3plugins.metrics.collecting import ValueMetric, mean_score
 
-#: PSNR of equal pictures, which would be infinite: that of half a grey level in one of 64,000 pixels.
+#: PSNR of equal pictures, which would be infinite: as for half a grey level in one of 64,000 pixels.
 MAX_PSNR = 100.0
 _WINDOW, _SIGMA = 11, 1.5
 _K1, _K2 = 0.01, 0.03
@@ -27,7 +27,7 @@ class PairMetric(ValueMetric):
     needs: ClassVar[tuple[Group, ...]] = (("pictures", "reference_pictures"),)
 
     def _of(self, one: PixelArray, other: PixelArray) -> float:
-        """The value of a pair."""
+        """Compute the value of a pair."""
         raise NotImplementedError
 
     def _value(self, sample: Mapping[str, Any]) -> float:
@@ -36,13 +36,13 @@ class PairMetric(ValueMetric):
             raise DataError(
                 "a picture and its reference",
                 f"are {list(one.shape)} and {list(other.shape)}",
-                "bring them to one size first",
+                "resize them to the same size first",
             )
         return self._of(one, other)
 
 
 class PSNRMetric(PairMetric):
-    """Mean over pictures of the peak signal-to-noise ratio, dB."""
+    """Mean peak signal-to-noise ratio over pictures, dB."""
 
     def _of(self, one: PixelArray, other: PixelArray) -> float:
         error = float(((one.astype(np.float64) - other) ** 2).mean())
@@ -53,15 +53,15 @@ class PSNRMetric(PairMetric):
 
 
 class SSIMMetric(PairMetric):
-    """Structural similarity (Wang et al. 2004), Gaussian window of 11 x 11 with sigma 1.5, mean over
-    channels and over places where the window fits."""
+    """Structural similarity (Wang et al. 2004), Gaussian window of 11 x 11 with sigma 1.5, averaged over
+    channels and over positions where the window fits."""
 
     def _of(self, one: PixelArray, other: PixelArray) -> float:
         if min(one.shape[:2]) < _WINDOW:
             raise DataError(
                 "a picture",
-                f"is {list(one.shape[:2])}, SSIM's window {_WINDOW} x {_WINDOW}",
-                "measure larger pictures",
+                f"is {list(one.shape[:2])}, smaller than SSIM's window {_WINDOW} x {_WINDOW}",
+                "evaluate larger pictures",
             )
         return ssim(one, other)
 
@@ -70,7 +70,7 @@ class SSIMMetric(PairMetric):
 
 
 def ssim(one: PixelArray, other: PixelArray) -> float:
-    """SSIM of two pictures uint8 [H, W, 3]."""
+    """Compute the SSIM of two pictures uint8 [H, W, 3]."""
     x, y = one.astype(np.float64), other.astype(np.float64)
     mean_x, mean_y = _blurred(x), _blurred(y)
     variance_x = _blurred(x * x) - mean_x**2
@@ -84,7 +84,7 @@ def ssim(one: PixelArray, other: PixelArray) -> float:
 
 
 def _blurred(x_HWC: Array) -> Array:
-    """Weighted means of windows, only where the whole window is in the picture."""
+    """Return weighted means of windows, only where the whole window is in the picture."""
     offsets = np.arange(_WINDOW) - _WINDOW // 2
     weights = np.exp(-(offsets**2) / (2 * _SIGMA**2))
     weights /= weights.sum()

@@ -1,9 +1,9 @@
-"""Frechet distance of two sets of features, taken as Gaussians (Heusel et al. 2017,
+"""Frechet distance of two sets of features, modelled as Gaussians (Heusel et al. 2017,
 arXiv:1706.08500): |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)).
 
-Sums in float64 are all that is kept, D^2 numbers a set, so that pictures stream. The eigenvalues of
-S1 S2 are those of the symmetric R' S2 R for any R with S1 = R R'. So one Cholesky decomposition and the
-eigenvalues of one symmetric matrix take the place of a general matrix root: faster, and never complex.
+Only sums in float64 are kept, D^2 numbers per set, so pictures can be streamed. The eigenvalues of S1 S2
+equal those of the symmetric R' S2 R for any R with S1 = R R'. So one Cholesky decomposition and the
+eigenvalues of one symmetric matrix replace a general matrix root: faster, and never complex.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Array = npt.NDArray[np.float64]
 
 
 class GaussianSums:
-    """Sums from which mean and covariance follow."""
+    """Sums from which mean and covariance are computed."""
 
     def __init__(self) -> None:
         self.num = 0
@@ -45,7 +45,7 @@ class GaussianSums:
         if sum_D.shape != self._sum_D.shape:
             raise DataError(
                 "features",
-                f"have {len(sum_D)} numbers a picture, earlier ones {len(self._sum_D)}",
+                f"have {len(sum_D)} numbers per picture, but earlier ones have {len(self._sum_D)}",
                 "use one extractor",
             )
         self.num += num
@@ -54,17 +54,17 @@ class GaussianSums:
 
     @property
     def num_features(self) -> int:
-        """Numbers of a picture: D."""
+        """Number of features per picture, D."""
         return len(self._sum_D)
 
     def gaussian(self) -> tuple[Array, Array]:
-        """Mean [D] and covariance [D, D], divided by num - 1."""
+        """Return mean [D] and covariance [D, D] (divided by num - 1)."""
         mean_D = self._sum_D / self.num
         return mean_D, (self._sum_DD - self.num * np.outer(mean_D, mean_D)) / (self.num - 1)
 
 
 def frechet_distance(mean1_D: Array, cov1_DD: Array, mean2_D: Array, cov2_DD: Array) -> float:
-    """The squared Frechet distance of two Gaussians.
+    """Return the squared Frechet distance of two Gaussians.
 
     >>> one = np.ones((1, 1))
     >>> frechet_distance(np.zeros(1), 4 * one, np.array([3.0]), one)  # 3^2 + (2 - 1)^2
@@ -79,17 +79,17 @@ def frechet_distance(mean1_D: Array, cov1_DD: Array, mean2_D: Array, cov2_DD: Ar
 
 
 def _root(cov_DD: Array) -> Array:
-    """R with R R' = the covariance."""
+    """Return R with R R' = the covariance."""
     try:
         root_DD: Array = np.asarray(np.linalg.cholesky(cov_DD), np.float64)
-    except np.linalg.LinAlgError:  # singular, as of fewer pictures than features
+    except np.linalg.LinAlgError:  # singular, e.g. with fewer pictures than features
         values_D, vectors_DD = np.linalg.eigh(cov_DD)
         root_DD = vectors_DD * np.sqrt(np.maximum(values_D, 0))
     return root_DD
 
 
 class FrechetMetric(Metric):
-    """Two Gaussians, of which only sums are kept."""
+    """Keeps the sums of two Gaussians."""
 
     needs: ClassVar[tuple[Group, ...]] = (("features",), ("reference_features",))
 
@@ -112,7 +112,7 @@ class FrechetMetric(Metric):
         made, real = (self._sums[group] for group in self.needs)
         distance = frechet_distance(*made.gaussian(), *real.gaussian())
         num, num_features = min(made.num, real.num), made.num_features
-        note = f"mostly bias: {num:,} pictures of {num_features:,} features, kid is unbiased"
+        note = f"mostly bias: {num:,} pictures with {num_features:,} features; kid is unbiased"
         return [
             Score(
                 "fid",

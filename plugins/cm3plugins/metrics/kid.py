@@ -1,8 +1,8 @@
 """Kernel inception distance (Binkowski et al. 2018, arXiv:1801.01401, section 4): the unbiased
-estimate of the squared maximum mean discrepancy under the kernel (x . y / D + 1)^3, mean over
+estimate of the squared maximum mean discrepancy under the kernel (x . y / D + 1)^3, averaged over
 random subsets of both sets.
 
-It is unbiased for few pictures, where a Frechet distance is not.
+Unlike the Frechet distance, it is unbiased for few pictures.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cm3plugins.metrics.collecting import FeatureMetric
 
 
 class KIDMetric(FeatureMetric):
-    """All features are kept; a subset's kernels are the largest arrays."""
+    """Keeps all features; a subset's kernels are the largest arrays."""
 
     needs: ClassVar[tuple[Group, ...]] = (("features",), ("reference_features",))
 
@@ -45,7 +45,7 @@ class KIDMetric(FeatureMetric):
 
 
 def mmd2(x_ND: npt.ArrayLike, y_MD: npt.ArrayLike) -> float:
-    """Unbiased estimate of the squared maximum mean discrepancy; below 0 by chance.
+    """Return the unbiased estimate of the squared maximum mean discrepancy; may be below 0 by chance.
 
     >>> x = np.array([[1.0], [1.0]])
     >>> mmd2(x, x + 1)  # (1 + 1) ** 3 = 8 within, (4 + 1) ** 3 = 125 within, (2 + 1) ** 3 = 27 between

@@ -1,4 +1,4 @@
-"""Metrics of a model's own probabilities: nats a token, and choices among answers."""
+"""Metrics of a model's own probabilities: nats per token, and choices among answers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class NatsMetric(ValueMetric):
     def _result(self) -> Sequence[Score]:
         nats, tokens = np.array(list(self.values.values()), np.float64).T
         value = float(nats.sum() / tokens.sum())
-        # of a ratio of sums, by the residuals of its samples
+        # standard error of a ratio of sums, from the residuals of its samples
         spread = None
         if len(nats) > 1:
             residuals = nats - value * tokens
@@ -38,7 +38,7 @@ class NatsMetric(ValueMetric):
 
 
 class ChoiceMetric(ValueMetric):
-    """How often the right answer has the highest score, and the mean of 1 / its rank."""
+    """How often the right answer has the highest score, and its mean reciprocal rank."""
 
     needs: ClassVar[tuple[Group, ...]] = (("choices", "answers"),)
 
@@ -49,7 +49,7 @@ class ChoiceMetric(ValueMetric):
                 "a sample's answer", f"is {right} of {len(scores)} choices", "correct the number"
             )
         better, equal = int((scores > scores[right]).sum()), int((scores == scores[right]).sum())
-        # equal scores count as in random order
+        # ties count as in random order
         ranks = np.arange(better + 1, better + equal + 1)
         return float((ranks == 1).mean()), float((1 / ranks).mean())
 
@@ -63,7 +63,7 @@ class ChoiceMetric(ValueMetric):
 
 
 class CodebookMetric(Metric):
-    """Which image codes are used: the share of the codebook, and the perplexity of their frequencies."""
+    """Use of image codes: the share of the codebook in use, and the perplexity of the codes' frequencies."""
 
     needs: ClassVar[tuple[Group, ...]] = (("codes",),)
 
@@ -77,7 +77,7 @@ class CodebookMetric(Metric):
             if values.size and not 0 <= values.min() <= values.max() < len(self._counts):
                 raise DataError(
                     "codes",
-                    f"are {values.min()} to {values.max()}, the codebook has {len(self._counts)}",
+                    f"are {values.min()} to {values.max()}, but the codebook has {len(self._counts)}",
                     "set codebook_size to the image tokenizer's",
                 )
             self._counts += np.bincount(values, minlength=len(self._counts))

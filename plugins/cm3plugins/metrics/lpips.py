@@ -1,8 +1,8 @@
 """Learned perceptual image patch similarity (Zhang et al. 2018, arXiv:1801.03924), version 0.1: squared
-differences of a network's unit activations, weighted by learned heads, mean over places, sum over layers.
+differences of a network's unit activations, weighted by learned heads, averaged over positions, summed over layers.
 
-The backbone is torchvision's file, the heads are the `lpips` package's: both are files that the user has.
-Legend: C channels, H x W places.
+The backbone is torchvision's file, the heads come from the `lpips` package; the user provides both files.
+Legend: C channels, H x W positions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cm3plugins.metrics.collecting import mean_score
 from cm3plugins.metrics.fidelity import PairMetric
 
 HEADS_ARE = "https://github.com/richzhang/PerceptualSimilarity/tree/master/lpips/weights/v0.1"
-#: Mean and spread of ImageNet, for pixels of -1 to 1.
+#: Mean and standard deviation of ImageNet, for pixels from -1 to 1.
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 _TINY = 1e-10
 
@@ -34,7 +34,7 @@ class Layer:
     """A convolution with ReLU.
 
     Args:
-        place: its number among torchvision's `features`.
+        place: its index in torchvision's `features`.
         num_in, num_out: channels.
         kernel, stride, padding: in pixels.
         pooled: (kernel, stride) of the maximum pool before it; None: there is none.
@@ -53,7 +53,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network: its layers, the least side of a picture in pixels, and where its file is published."""
+    """A network: its layers, the minimum side of a picture in pixels, and where its file is published."""
 
     layers: Sequence[Layer]
     least_side: int
@@ -89,12 +89,12 @@ BACKBONES: Mapping[str, Backbone] = {
 
 
 class LPIPSMetric(PairMetric):
-    """Mean over pairs, 0 for equal ones.
+    """Mean over pairs, 0 for equal pictures.
 
     Args:
-        backbone: its layers.
-        weights: (weight, bias) of each of these.
-        heads: of each compared layer, [C].
+        backbone: layers of the network.
+        weights: (weight, bias) of each layer.
+        heads: head of each compared layer, [C].
     """
 
     def __init__(
@@ -112,8 +112,8 @@ class LPIPSMetric(PairMetric):
         if min(one.shape[:2]) < least:
             raise DataError(
                 "a picture",
-                f"is {one.shape[1]} x {one.shape[0]} pixels, this network needs {least} a side",
-                "measure larger pictures",
+                f"is {one.shape[1]} x {one.shape[0]} pixels, but this network needs {least} per side",
+                "evaluate larger pictures",
             )
         pixels = torch.from_numpy(np.stack([one, other])).permute(0, 3, 1, 2).float() / 127.5 - 1
         shift, scale = (torch.tensor(x)[:, None, None] for x in (_SHIFT, _SCALE))
@@ -133,7 +133,7 @@ def load_lpips(network: str, backbone: Path, heads: Path) -> LPIPSMetric:
     """Read the two files.
 
     Raises:
-        CheckpointError: one is missing, holds more than tensors, or other tensors.
+        CheckpointError: a file is missing, or holds other tensors or more than tensors.
     """
     known = BACKBONES[network]
     step = f"get {known.published}"
@@ -151,7 +151,7 @@ def load_lpips(network: str, backbone: Path, heads: Path) -> LPIPSMetric:
         )
         for one in known.layers
     ]
-    step = f"get {network}.pth of {HEADS_ARE}"
+    step = f"get {network}.pth from {HEADS_ARE}"
     tensors = _tensors(heads, step)
     compared = [one.num_out for one in known.layers if one.compared]
     rows = [
@@ -172,7 +172,7 @@ def _tensors(path: Path, step: str) -> dict[str, Tensor]:
             str(path), f"can't be read as tensors alone ({reason[:200]})", step
         ) from error
     if not isinstance(found, dict) or not all(isinstance(one, Tensor) for one in found.values()):
-        raise CheckpointError(str(path), "is not a table of tensors", step)
+        raise CheckpointError(str(path), "holds no named tensors", step)
     return found
 
 
@@ -181,6 +181,6 @@ def _tensor(
 ) -> Tensor:
     found = tensors.get(name)
     if found is None or tuple(found.shape) != shape:
-        cause = "has no tensor" if found is None else f"has {list(found.shape)} as"
-        raise CheckpointError(str(path), f"{cause} {name!r}, which must be {list(shape)}", step)
+        cause = "has no tensor" if found is None else f"has shape {list(found.shape)} for"
+        raise CheckpointError(str(path), f"{cause} {name!r}, expected {list(shape)}", step)
     return found.float()

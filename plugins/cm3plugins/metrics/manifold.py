@@ -1,8 +1,8 @@
 """Precision, recall (Kynkaanniemi et al. 2019, arXiv:1904.06991), density and coverage (Naeem et al.
-2020, arXiv:2002.09797): how much of one set lies among the other's k nearest neighbours.
+2020, arXiv:2002.09797): how much of one set lies within the other's k-nearest-neighbour radii.
 
-A picture's radius is the distance to its k-th neighbour, itself not counted. Distances are computed in
-blocks: no array of N x N. Legend: N pictures, M real ones, D features, B of a block.
+A picture's radius is the distance to its k-th neighbour, not counting itself. Distances are computed in
+blocks, without an N x N array. Legend: N pictures, M real ones, D features, B rows of a block.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _BLOCK = 1024
 
 
 class ManifoldMetric(FeatureMetric):
-    """All features are kept; four scores come of the same distances."""
+    """Keeps all features; four scores use the same distances."""
 
     needs: ClassVar[tuple[Group, ...]] = (("features",), ("reference_features",))
 
@@ -41,7 +41,7 @@ class ManifoldMetric(FeatureMetric):
 
 
 def manifold_scores(made_ND: Array, real_MD: Array, k: int) -> dict[str, float]:
-    """Precision, recall, density and coverage of a set of pictures."""
+    """Compute precision, recall, density and coverage of a set of pictures."""
     radius_M, radius_N = squared_radii(real_MD, k), squared_radii(made_ND, k)
     num_around_N = np.zeros(len(made_ND))
     recalled_M = np.zeros(len(real_MD), bool)
@@ -61,7 +61,7 @@ def manifold_scores(made_ND: Array, real_MD: Array, k: int) -> dict[str, float]:
 
 
 def squared_radii(rows_ND: Array, k: int) -> Array:
-    """Squared distance of each row to its k-th nearest other row, float64 [N].
+    """Return the squared distance of each row to its k-th nearest other row, float64 [N].
 
     >>> squared_radii(np.array([[0.0], [1.0], [3.0]]), 1).tolist()
     [1.0, 1.0, 4.0]
@@ -69,13 +69,13 @@ def squared_radii(rows_ND: Array, k: int) -> Array:
     radii = []
     for start, distances_BN in _blocks(rows_ND, rows_ND):
         own = np.arange(len(distances_BN))
-        distances_BN[own, start + own] = -1.0  # itself is first, whatever rounding does
+        distances_BN[own, start + own] = -1.0  # puts the row itself first, whatever the rounding
         radii.append(np.partition(distances_BN, k, axis=1)[:, k])
     return np.concatenate(radii)
 
 
 def _blocks(a_ND: Array, b_MD: Array) -> Iterator[tuple[int, Array]]:
-    """Squared distances of some rows of `a` from all rows of `b`, with the first one's position."""
+    """Yield blocks of rows of `a`: the first row's index, and squared distances to all rows of `b`."""
     squares_M = (b_MD**2).sum(1)
     for start in range(0, len(a_ND), _BLOCK):
         block_BD = a_ND[start : start + _BLOCK]

@@ -1,14 +1,14 @@
-"""METEOR in two forms, which give different numbers and have different names; and SPICE.
+"""METEOR in two forms with different names, whose numbers differ; and SPICE.
 
 meteor_exact_stem   in Python: the formula of Banerjee and Lavie 2005 (alpha 0.9, beta 3, gamma 0.5) with
-                    the stages "exact" and "stem" (Porter's); no synonyms and no paraphrases. The same as
+                    the stages "exact" and "stem" (Porter's); without synonyms and paraphrases. Equal to
                     nltk's `meteor_score` with that stemmer and an empty WordNet
-meteor              METEOR 1.5 (Denkowski and Lavie 2014) by its own jar, as COCO's evaluation runs it: stages
-                    exact, stem, synonym and paraphrase, function words weighted
-spice               Anderson et al. 2016 (arXiv:1607.08822) by its own jar, which parses captions into scene graphs
+meteor              METEOR 1.5 (Denkowski and Lavie 2014) from its own jar, as in COCO's evaluation: stages
+                    exact, stem, synonym and paraphrase, weighted function words
+spice               Anderson et al. 2016 (arXiv:1607.08822) from its own jar, which parses captions into scene graphs
                     with Stanford CoreNLP 3.6.0
 
-All are of captions' words (`captions.py`) and printed times 100. No jar comes with cm3leon.
+All use the words of `captions.py` and are printed times 100. cm3leon includes no jar.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ def run_java(arguments: Sequence[str], given: str = "", *, folder: Path | None =
     """Run a Java program and return its output.
 
     Args:
-        arguments: of `java`.
-        given: its input.
-        folder: in which it runs.
+        arguments: arguments of `java`.
+        given: standard input.
+        folder: working directory.
 
     Raises:
-        MissingPackageError: there is no Java.
-        DataError: it failed; its last words are quoted.
+        MissingPackageError: Java is not installed.
+        DataError: the program failed; its last output is quoted.
     """
     java = shutil.which("java")
     if java is None:
@@ -62,7 +62,7 @@ def run_java(arguments: Sequence[str], given: str = "", *, folder: Path | None =
         raise DataError(
             f"java {' '.join(arguments)}"[:_MOST_SHOWN],
             f"failed: {_reason(done.stderr) or f'exit code {done.returncode}'}",
-            "see the program's own instructions",
+            "see the program's documentation",
         )
     return done.stdout
 
@@ -76,18 +76,18 @@ def _reason(printed: str) -> str:
 
 
 def check_jar(path: Path, key: str, step: str) -> None:
-    """Raise `DataError` unless a program's file is there."""
+    """Raise `DataError` unless a program's file exists."""
     if not path.is_file():
         raise DataError(f"metric.{key} {path}", "there is no such file", step)
 
 
 _ALPHA, _BETA, _GAMMA = 0.9, 3.0, 0.5
-#: Separates the parts of a line that the jar reads.
+#: Separates the parts of the jar's input lines.
 _BAR = " ||| "
 
 
 class ExactStemMetric(CaptionMetric):
-    """METEOR of the stages exact and stem: the best of a sample's references."""
+    """METEOR with the stages exact and stem: the best score over a sample's references."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,10 +102,10 @@ class ExactStemMetric(CaptionMetric):
 
 
 class JarMetric(CaptionMetric):
-    """METEOR 1.5 of the whole set, which is no mean of its samples' scores.
+    """METEOR 1.5 of the whole set, which is not the mean of its samples' scores.
 
     Args:
-        jar: meteor-1.5.jar, with data/paraphrase-en.gz beside it.
+        jar: meteor-1.5.jar, next to data/paraphrase-en.gz.
     """
 
     def __init__(self, jar: Path) -> None:
@@ -127,7 +127,7 @@ class JarMetric(CaptionMetric):
         return [Score("meteor", 100 * value, len(samples), higher_is_better=True)]
 
     def _answers(self, lines: Sequence[str], num: int) -> list[str]:
-        """The jar's answer to some lines: `num` lines."""
+        """Send lines to the jar and return its `num` output lines."""
         options = ["-Xmx2G", "-Dfile.encoding=UTF-8", "-jar", str(self._jar.resolve())]
         output = run_java(
             [*options, "-", "-", "-stdio", "-l", "en", "-norm"], "\n".join(lines) + "\n"
@@ -139,7 +139,7 @@ class JarMetric(CaptionMetric):
 
 
 def meteor_exact_stem(words: Words, reference: Words, stem: Callable[[str], str]) -> float:
-    """METEOR of a caption and one reference, 0 to 1.
+    """Compute METEOR of a caption and one reference, 0 to 1.
 
     >>> round(meteor_exact_stem("a dog sat".split(), "the dog sat down".split(), lambda word: word), 4)
     0.4808
@@ -156,8 +156,8 @@ def meteor_exact_stem(words: Words, reference: Words, stem: Callable[[str], str]
 
 
 def _aligned(words: Words, reference: Words, stem: Callable[[str], str]) -> list[tuple[int, int]]:
-    """Positions of words that match, in the caption's order: first the equal ones, then those of equal
-    stems; of several the last ones match each other."""
+    """Return the positions of matching words, in the caption's order: equal words first, then equal stems. If
+    several match, the last ones are paired."""
     pairs: dict[int, int] = {}
     for form in (str, stem):
         places: dict[str, list[int]] = defaultdict(list)
@@ -172,7 +172,7 @@ def _aligned(words: Words, reference: Words, stem: Callable[[str], str]) -> list
 
 
 def porter_stemmer() -> Callable[[str], str]:
-    """Porter's stemmer.
+    """Return Porter's stemmer.
 
     Raises:
         MissingPackageError: `snowballstemmer` is not installed.
@@ -188,23 +188,23 @@ def porter_stemmer() -> Callable[[str], str]:
 def _unlike(jar: Path, found: str) -> DataError:
     return DataError(
         str(jar),
-        f"answered {found[:80]!r}, which METEOR 1.5 does not",
-        "use the meteor-1.5.jar of https://www.cs.cmu.edu/~alavie/METEOR or of pycocoevalcap",
+        f"answered {found[:80]!r}, which is not METEOR 1.5's format",
+        "use the meteor-1.5.jar from https://www.cs.cmu.edu/~alavie/METEOR or pycocoevalcap",
     )
 
 
-#: What must lie in `lib` beside the jar; no package contains them.
+#: Files required in `lib` next to the jar; no package contains them.
 PARSER = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 _PARSER_IS = "http://nlp.stanford.edu/software/stanford-corenlp-full-2015-12-09.zip"
-_JAR_IS = "spice-1.0.jar with its folder lib, of pycocoevalcap or https://panderson.me/spice"
+_JAR_IS = "spice-1.0.jar with its folder lib, from pycocoevalcap or https://panderson.me/spice"
 
 
 class SPICEMetric(ValueMetric):
-    """Mean F-score of the scene graphs of a caption and its references; of two empty graphs 0.
+    """Mean F-score of the scene graphs of a caption and its references; 0 for two empty graphs.
 
     Args:
         jar: spice-1.0.jar.
-        memory_gb: for Java.
+        memory_gb: maximum memory of Java, in GiB.
     """
 
     needs: ClassVar[tuple[Group, ...]] = (("texts", "references"),)
@@ -224,7 +224,7 @@ class SPICEMetric(ValueMetric):
             given, out = Path(place) / "given.json", Path(place) / "out.json"
             given.write_text(json.dumps(rows), encoding="utf-8")
             options = [f"-Xmx{self._memory_gb}G", "-jar", str(self._jar.resolve()), str(given)]
-            # in the jar's folder: it looks for its libraries there
+            # runs in the jar's folder, where it looks for its libraries
             run_java(
                 [*options, "-out", str(out), "-subset", "-silent"],
                 folder=self._jar.resolve().parent,
@@ -237,7 +237,7 @@ class SPICEMetric(ValueMetric):
             rows = json.loads(path.read_text(encoding="utf-8"))
             found = {int(row["image_id"]): row["scores"]["All"]["f"] for row in rows}
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(str(self._jar), "wrote no scores of SPICE", f"use {_JAR_IS}") from error
+            raise DataError(str(self._jar), "wrote no SPICE scores", f"use {_JAR_IS}") from error
         if sorted(found) != list(self.values):
             raise DataError(
                 str(self._jar),
@@ -253,7 +253,7 @@ def _number(value: object) -> float:
 
 
 def open_spice(jar: Path, memory_gb: int) -> SPICEMetric:
-    """The metric, once everything that it needs is known to be there.
+    """Return the metric after checking that everything it needs exists.
 
     Raises:
         DataError: the jar, or the parser in its folder lib, is missing.

@@ -1,4 +1,4 @@
-"""The configs of metrics of texts: captions and answers. What they `build` is imported when it is built."""
+"""Configs of metrics of texts: captions and answers. `build` imports the implementations."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class BLEUConfig(MetricConfig):
     """BLEU of captions, over the whole set, times 100.
 
     Args:
-        n: longest n-grams.
+        n: maximum length of n-grams.
     """
 
-    version: ClassVar[int] = 2  # the words of dashes, fractions, emoji and bare contractions
+    version: ClassVar[int] = 2  # changed words: dashes, fractions, emoji and bare contractions
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"n": (1, 16)}
     n: int = 4
 
     def build(self) -> Metric:
-        """A metric without samples."""
+        """Return a metric without samples."""
         from cm3plugins.metrics.captions import BLEUMetric
 
         self.check()
@@ -36,17 +36,17 @@ class CIDErConfig(MetricConfig):
     """CIDEr-D of captions, times 100; COCO's "CIDEr".
 
     Args:
-        n: longest n-grams.
-        sigma: of the penalty for another length.
+        n: maximum length of n-grams.
+        sigma: width of the length penalty.
     """
 
-    version: ClassVar[int] = 2  # the words of dashes, fractions, emoji and bare contractions
+    version: ClassVar[int] = 2  # changed words: dashes, fractions, emoji and bare contractions
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"n": (1, 16), "sigma": (1e-3, 1e6)}
     n: int = 4
     sigma: float = 6.0
 
     def build(self) -> Metric:
-        """A metric without samples."""
+        """Return a metric without samples."""
         from cm3plugins.metrics.captions import CIDErMetric
 
         self.check()
@@ -61,12 +61,12 @@ class ROUGEConfig(MetricConfig):
         beta: weight of recall.
     """
 
-    version: ClassVar[int] = 2  # the words of dashes, fractions, emoji and bare contractions
+    version: ClassVar[int] = 2  # changed words: dashes, fractions, emoji and bare contractions
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"beta": (1e-3, 1e3)}
     beta: float = 1.2
 
     def build(self) -> Metric:
-        """A metric without samples."""
+        """Return a metric without samples."""
         from cm3plugins.metrics.captions import ROUGEMetric
 
         self.check()
@@ -78,26 +78,26 @@ class METEORConfig(MetricConfig):
     """METEOR of captions, times 100, in one of two forms.
 
     Without a jar the score is `meteor_exact_stem`: the formula of 2005 with the stages exact and stem, in
-    Python (extra `captions`). With METEOR 1.5's jar it is `meteor`, as COCO's evaluation has it, with
-    synonyms and paraphrases, through Java. The two can't be compared.
+    Python (extra `captions`). With METEOR 1.5's jar it is `meteor`, as in COCO's evaluation, with synonyms
+    and paraphrases, using Java. The two can't be compared.
 
     Args:
-        jar: meteor-1.5.jar, with data/paraphrase-en.gz beside it, such as pycocoevalcap's; null: none.
+        jar: meteor-1.5.jar, next to data/paraphrase-en.gz, e.g. from pycocoevalcap; null: none.
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {
         "jar": Outside(READS, "a program, which Java runs"),
     }
 
-    version: ClassVar[int] = 2  # the words of dashes, fractions, emoji and bare contractions
+    version: ClassVar[int] = 2  # changed words: dashes, fractions, emoji and bare contractions
     jar: str | None = None
 
     def build(self) -> Metric:
-        """A metric without samples.
+        """Return a metric without samples.
 
         Raises:
             DataError: there is no such jar.
-            MissingPackageError: without a jar, `snowballstemmer` is not installed.
+            MissingPackageError: no jar is set, and `snowballstemmer` is not installed.
         """
         from cm3plugins.metrics.meteor import ExactStemMetric, JarMetric, check_jar
 
@@ -105,25 +105,25 @@ class METEORConfig(MetricConfig):
         if self.jar is None:
             return ExactStemMetric()
         jar = user_path(self.jar)
-        check_jar(jar, "jar", "get meteor-1.5.jar with its folder data, of pycocoevalcap")
+        check_jar(jar, "jar", "get meteor-1.5.jar with its folder data from pycocoevalcap")
         return JarMetric(jar)
 
     def protocol(self) -> dict[str, Any]:
-        """The keys, with the jar's hash in place of its path."""
+        """Return the keys, with the jar's hash instead of its path."""
         jar = None if self.jar is None else sha256_file(user_path(self.jar))
         return super().protocol() | {"jar": jar}
 
 
 @dataclass(kw_only=True)
 class SPICEConfig(MetricConfig):
-    """SPICE of captions, times 100, by its own jar, through Java.
+    """SPICE of captions, times 100, from its own jar, using Java.
 
     The jar needs Stanford CoreNLP 3.6.0 in its folder lib, which no package contains and which is not
-    downloaded: a message says where it is published.
+    downloaded; if it is missing, the error says where to get it.
 
     Args:
-        jar: spice-1.0.jar, such as pycocoevalcap's.
-        memory_gb: most memory that Java may take, in GiB.
+        jar: spice-1.0.jar, e.g. from pycocoevalcap.
+        memory_gb: maximum memory of Java, in GiB.
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {
@@ -135,10 +135,10 @@ class SPICEConfig(MetricConfig):
     memory_gb: int = 8
 
     def build(self) -> Metric:
-        """A metric without samples.
+        """Return a metric without samples.
 
         Raises:
-            DataError: the jar, or CoreNLP beside it, is missing.
+            DataError: the jar, or CoreNLP next to it, is missing.
         """
         from cm3plugins.metrics.meteor import open_spice
 
@@ -146,7 +146,7 @@ class SPICEConfig(MetricConfig):
         return open_spice(user_path(self.jar), self.memory_gb)
 
     def protocol(self) -> dict[str, Any]:
-        """The keys, with the jar's hash in place of its path."""
+        """Return the keys, with the jar's hash instead of its path."""
         return super().protocol() | {"jar": sha256_file(user_path(self.jar))}
 
 
@@ -155,7 +155,7 @@ class VQAConfig(MetricConfig):
     """VQA accuracy with the official normalisation, as a percentage."""
 
     def build(self) -> Metric:
-        """A metric without samples."""
+        """Return a metric without samples."""
         from cm3plugins.metrics.vqa import VQAMetric
 
         return VQAMetric()

@@ -1,7 +1,7 @@
 """The judge: the rank of the real picture among real ones, by its distance from the generated picture.
 
-A copy of the real picture gets 100; one that has nothing to do with it is among the first k of C
-candidates with probability k / C. Legend: N pictures, C candidates, D features.
+A copy of the real picture gets 100; an unrelated picture is among the first k of C candidates with
+probability k / C. Legend: N pictures, C candidates, D features.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from cm3plugins.metrics.collecting import ValueMetric, mean_score
 
 Floats = npt.NDArray[np.float32]
 KS = (1, 5)
-#: Fewer candidates than this say nothing.
+#: With fewer candidates the score means nothing.
 LEAST_CANDIDATES = 10
 
 
 class JudgeMetric(ValueMetric):
-    """The chance, in percent, that the real picture is among the first 1 and the first 5.
+    """Probability, in percent, that the real picture is the nearest, and among the five nearest.
 
     Args:
         centred: compare directions from the candidates' mean instead of distances.
@@ -41,8 +41,8 @@ class JudgeMetric(ValueMetric):
         if len(real_CD) < LEAST_CANDIDATES:
             raise DataError(
                 "a sample",
-                f"has {len(real_CD)} candidates, the judge needs {LEAST_CANDIDATES} or more",
-                "use a data set of more things, or remove the metric judge",
+                f"has {len(real_CD)} candidates, but the judge needs {LEAST_CANDIDATES} or more",
+                "use a data set with more objects, or remove the metric judge",
             )
         distances_C = distances(one_D, real_CD, centred=self._centred)
         return tuple(100 * chance_among_first(distances_C, k) for k in KS)
@@ -59,13 +59,13 @@ class JudgeMetric(ValueMetric):
 
 
 def distances(one_D: Floats, real_CD: Floats, *, centred: bool) -> Floats:
-    """Distances of a picture's features from those of real ones, float32 [C].
+    """Return the distances of a picture's features from those of real pictures, float32 [C].
 
     Args:
-        one_D: of the picture.
-        real_CD: of the real ones.
-        centred: minus the cosine of the directions from the real ones' mean, which forgives what all
-            of them share; otherwise the squared difference.
+        one_D: features of the picture.
+        real_CD: features of the real pictures.
+        centred: minus the cosine of the directions from the real pictures' mean, which ignores what they
+            all share; otherwise the squared difference.
     """
     if not centred:
         squared_C: Floats = ((real_CD - one_D) ** 2).sum(1)
@@ -76,7 +76,7 @@ def distances(one_D: Floats, real_CD: Floats, *, centred: bool) -> Floats:
 
 
 def chance_among_first(distances_C: npt.NDArray[Any], k: int) -> float:
-    """The chance that the first is among the k nearest, equals in random order.
+    """Return the probability that the first is among the k nearest, with ties in random order.
 
     >>> chance_among_first(np.array([2.0, 1.0, 3.0]), 1), chance_among_first(np.array([2.0, 1.0, 3.0]), 2)
     (0.0, 1.0)
@@ -84,7 +84,7 @@ def chance_among_first(distances_C: npt.NDArray[Any], k: int) -> float:
     0.25
     """
     nearer = int((distances_C < distances_C[0]).sum())
-    equal = int((distances_C == distances_C[0]).sum())  # with itself
+    equal = int((distances_C == distances_C[0]).sum())  # including itself
     return min(max((k - nearer) / equal, 0.0), 1.0)
 
 

@@ -1,8 +1,8 @@
-"""VQA accuracy (Antol et al. 2015), with the official script's normalisation, typos included: they are
-what published figures were computed with (GT-Vision-Lab/VQA, commit a013f00, vqaEval.py).
+"""VQA accuracy (Antol et al. 2015), with the official script's normalisation, including its typos, since
+published figures were computed with them (GT-Vision-Lab/VQA, commit a013f00, vqaEval.py).
 
-Both the answer and the ten people's are normalised, but only where these ten are not all the same.
-Then, for each of the ten, min(1, matches among the other nine / 3), and the mean of these.
+The answer and the ten human answers are normalised, but only if these ten differ. The accuracy is the mean
+over the ten of min(1, matches among the other nine / 3).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from cm3core.errors import DataError
 from cm3core.interfaces.metric import Group, Score
 from cm3plugins.metrics.collecting import ValueMetric, mean_score
 
-#: Words whose spellings without one of their apostrophes are corrected.
+#: Words whose spellings with a missing apostrophe are corrected.
 _WORDS = """
 'ow's'at 'twas ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't
 hadn't've hasn't haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am
@@ -27,7 +27,7 @@ what's what've when's where'd where's where've who'd who'd've who'll who's who'v
 why's won't would've wouldn't wouldn't've y'all y'all'd've y'all'll you'd you'd've you'll you're
 you've
 """
-#: Spelling -> what it becomes. The one without an apostrophe on the right is the official table's.
+#: Spelling -> correction. The official table has the one without an apostrophe on the right.
 CONTRACTIONS = {
     word[: match.start()] + word[match.end() :]: word
     for word in _WORDS.split()
@@ -41,12 +41,12 @@ _NUMBERS = {
 } | {"none": "0"}
 _ARTICLES = ("a", "an", "the")
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
-#: Meant as a look-behind, "(?<!\d)": as written it is always true, so that "3." loses its period.
+#: Meant as a look-behind, "(?<!\d)"; as written it always matches, so "3." loses its period.
 _PERIOD = re.compile(r"(?!<=\d)(\.)(?!\d)")
-#: The value of re.UNICODE, which the script passes where the number of replacements belongs.
+#: The value of re.UNICODE, which the script passes as the number of replacements.
 _MAX_PERIODS = 32
 _COMMA = re.compile(r"(\d)(\,)(\d)")
-#: Others' answers that must match for the full score.
+#: Number of other answers that must match for the full score.
 _ENOUGH = 3
 
 
@@ -63,19 +63,19 @@ class VQAMetric(ValueMetric):
 
 
 def vqa_accuracy(answer: str, people: Sequence[str]) -> float:
-    """The accuracy of an answer, 0 to 1, given people's answers.
+    """Return the accuracy of an answer, 0 to 1, given human answers.
 
     Raises:
-        DataError: there are fewer than two of these.
+        DataError: there are fewer than two human answers.
 
     >>> vqa_accuracy("two dogs", ["2 dogs"] * 3 + ["dogs"] * 7)  # 2 of 9 for three of them, 3 for seven
     0.9
     """
     if len(people) < 2:
         raise DataError(
-            "answers of people",
-            f"are {len(people)}, the formula compares each with the others",
-            "give all of them, ten in VQA's files",
+            "human answers",
+            f"are {len(people)}, but the formula compares each with the others",
+            "give all of them; VQA's files have ten",
         )
     answer, given = _stripped(answer), [_stripped(one) for one in people]
     if len(set(given)) > 1:
@@ -86,7 +86,7 @@ def vqa_accuracy(answer: str, people: Sequence[str]) -> float:
 
 
 def normalised(text: str) -> str:
-    """The official normalisation of an answer.
+    """Normalise an answer as in the official script.
 
     >>> normalised("The two dogs, dont 1,000 3.5 a.m.")
     "2 dogs don't 1000 3.5 am"

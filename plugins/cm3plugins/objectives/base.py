@@ -1,9 +1,9 @@
-"""Shared by the objectives: loss weights and their ranges, random spans in segments, boxes in pictures.
+"""Shared by the objectives: ranges of loss weights, random spans in segments, boxes in pictures.
 
-The algorithm of random spans is metaseq's (`cm3_dataset.py`, branch scaling_racm3), without its
-defects: a candidate that is empty or covers only special tokens is not a span; endpoints are drawn
-among the B + 1 gaps between tokens, each equally likely. Legend: B tokens in a sequence, m segments
-that are not empty, k candidates.
+Random spans follow metaseq's algorithm (`cm3_dataset.py`, branch scaling_racm3), without its defects: a
+candidate that is empty or covers only special tokens is not a span; endpoints are drawn uniformly from
+the B + 1 gaps between tokens. Legend: B tokens in a sequence, m non-empty segments, k
+candidates.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class LossWeightsConfig(ObjectiveConfig):
     """Base config: checks the ranges of the loss weights.
 
     Args:
-        response_only: count only the loss of what a document's task asks for (its answer, the edited
-            picture), and of its end; documents without a task count whole. False: everything counts
+        response_only: count the loss only on what a document's task asks for (its answer, the edited
+            picture) and on the end token; documents without a task count fully. False: everything counts
             (the paper's instruction tuning).
     """
 
@@ -46,7 +46,7 @@ class LossWeightsConfig(ObjectiveConfig):
     def weights_of(
         self, sequence: TokenSequence, vocabulary: Vocabulary
     ) -> npt.NDArray[np.float32]:
-        """Loss weight of each token of a sequence, float32 [B]."""
+        """Return the loss weight of each token of a sequence, float32 [B]."""
         weights = loss_weights(
             sequence, vocabulary, self.retrieved_loss_weight, self.text_loss_weight
         )
@@ -57,11 +57,11 @@ SpanList = list[tuple[int, int]]
 
 
 def draw_spans(sequence: TokenSequence, num_spans: int, rng: np.random.Generator) -> SpanList:
-    """At most `num_spans` disjoint spans, each inside one segment, sorted.
+    """Draw at most `num_spans` disjoint spans, each inside one segment, sorted.
 
-    `num_spans`**2 candidates have both ends uniform over the sequence. They are taken in turn
-    unless they meet one taken before. Each one is then clipped to the segment that it overlaps most
-    (the first on a tie). Fewer are returned if candidates run out.
+    Draws `num_spans`**2 candidates with both ends uniform over the sequence, and takes them in turn,
+    skipping those that overlap one taken before. Each is then clipped to the segment it overlaps most
+    (the first on a tie). Returns fewer spans if candidates run out.
     """
     if num_spans == 0:
         return []
@@ -102,11 +102,11 @@ def clip_to_segments(
 
 
 def draw_box(sequence: TokenSequence, num_spans: int, rng: np.random.Generator) -> SpanList:
-    """A random box of codes of one of the query document's pictures, as spans.
+    """Draw a random box of codes in one of the query document's pictures, as spans.
 
-    None without a picture on a grid, or room. Height and width are uniform, then the position. A box
-    has all codes of its places. It takes one span per row (one span in total if it is as wide as the
-    picture), as the holes of an inpainted box do, so its height is at most `num_spans`.
+    Returns no spans without a picture on a grid, or room. Height and width are uniform, then the position. A
+    box has all codes of its places. It takes one span per row (one span in total if it is as wide as the
+    picture), like the holes of an inpainted box, so its height is at most `num_spans`.
     """
     pictures = [
         span for span in sequence.segments[sequence.query_segment :] if span.grid is not None

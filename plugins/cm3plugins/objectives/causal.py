@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class CausalObjectiveConfig(LossWeightsConfig):
     """Plain next-token prediction; nothing is masked.
 
-    A model trained this way can't fill holes: it only continues.
+    A model trained this way can't fill holes; it can only continue documents.
     """
 
     def build(self, vocabulary: Vocabulary) -> CausalObjective:

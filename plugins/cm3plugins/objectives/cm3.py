@@ -1,12 +1,12 @@
 """`cm3`: causal masking.
 
-A Poisson number of spans, one whole segment, or a box of a picture is moved to the end of the
+Moves a Poisson number of spans, one whole segment, or a box of a picture to the end of the
 sequence.
 
 Sources: CM3leon paper section 2.2 (no span crosses <break>), CM3 paper section 2;
-facebookresearch/metaseq `cm3_dataset.py`, branch scaling_racm3, without its mistakes: masking
-happens inside one sequence and before packing, with fewer spans where the context has no room for
-three more tokens each, so no sentinel, span or end token is ever truncated.
+facebookresearch/metaseq `cm3_dataset.py`, branch scaling_racm3, without its mistakes: masking works
+on one sequence, before packing, and uses fewer spans if the context has no room for three more
+tokens per span, so no sentinel, span or end token is ever truncated.
 """
 
 from __future__ import annotations
@@ -36,27 +36,27 @@ class CM3ObjectiveConfig(LossWeightsConfig):
         lambda_spans: mean of the Poisson number of random spans in a sequence (metaseq
             `cm3_lambda_sentinel_tokens`).
         max_spans: maximum number of spans in a sequence (CM3 paper: 16); also limited by the number
-            of sentinels and by the room in the context. Prompts have no more holes either:
-            inpainting joins those of larger regions.
-        segment_mask_probability: probability that, instead of random spans, one whole segment of
-            the query document is masked. Random spans hide a whole caption in 0.003% of sequences,
-            and hidden captions are what guidance and captioning need (metaseq
-            `cm3_percent_full_document_rotation`, default there 0).
+            of sentinels and by the room in the context. It also limits the holes of a prompt:
+            inpainting merges the holes of larger regions.
+        segment_mask_probability: probability of masking one whole segment of the query document instead
+            of random spans. Random spans hide a whole caption in 0.003% of sequences, but guidance and
+            captioning need hidden captions (metaseq `cm3_percent_full_document_rotation`, default
+            there 0).
         text_segment_share: probability that the masked segment is a text, if the query document has
             both.
-        box_mask_probability: probability that, instead of random spans, a box of codes of one of
-            the query document's pictures is masked, one span per row: the form that inpainting
-            needs, and that random spans almost never take. Not the paper's. Boxes are at most
-            `max_spans` rows high, and lower where the context has no room.
+        box_mask_probability: probability of masking a box of codes in one of the query document's pictures,
+            one span per row, instead of random spans. Inpainting needs this form, which random spans
+            almost never take. Not in the paper. Boxes are at most `max_spans` rows high, and lower if the
+            context has no room.
         mask_sentinel_loss: whether predicting a sentinel counts (metaseq: yes; CM3 paper: no).
-        hide_response: probability that, instead of anything else, the responses of a document's task
-            are masked, all of them: an answer written before its picture is learned from the picture
-            only in this form. Responses that end the document are never masked: they are predicted in
-            their place. Documents without a task have no responses.
+        hide_response: probability of masking all responses of a document's task instead of anything else.
+            Only in this form does a model learn an answer written before its picture from the picture.
+            Responses that end the document are never masked: they are predicted in their place. Documents
+            without a task have no responses.
     """
 
     masks_spans: ClassVar[bool] = True
-    masks_retrieved: ClassVar[bool] = True  # random spans are of the whole sequence
+    masks_retrieved: ClassVar[bool] = True  # random spans cover the whole sequence
     lambda_spans: float = 1.0
     max_spans: int = 16
     segment_mask_probability: float = 0.3
@@ -71,13 +71,13 @@ class CM3ObjectiveConfig(LossWeightsConfig):
             "objective.lambda_spans",
             self.lambda_spans,
             0 <= self.lambda_spans <= 100,
-            "use 0..100; the paper's is 1",
+            "use 0..100; the paper uses 1",
         )
         check_value(
             "objective.max_spans",
             self.max_spans,
             0 <= self.max_spans <= 512,
-            "use 0..512; the CM3 paper's is 16",
+            "use 0..512; the CM3 paper uses 16",
         )
         for key in (
             "segment_mask_probability",
@@ -96,7 +96,7 @@ class CM3ObjectiveConfig(LossWeightsConfig):
             "objective.box_mask_probability",
             self.box_mask_probability,
             self.box_mask_probability <= rest,
-            f"use at most {rest:g}, what objective.segment_mask_probability leaves",
+            f"use at most {rest:g}, so that both probabilities with objective.segment_mask_probability sum to at most 1",
         )
 
     def build(self, vocabulary: Vocabulary) -> CM3Objective:
@@ -106,7 +106,7 @@ class CM3ObjectiveConfig(LossWeightsConfig):
 class CM3Objective(MaskingObjective):
     """Causal masking.
 
-    Random spans of the whole sequence; whole segments and boxes of the query document.
+    Random spans cover the whole sequence; whole segments and boxes come from the query document.
     """
 
     def __init__(self, config: CM3ObjectiveConfig, vocabulary: Vocabulary) -> None:
@@ -132,7 +132,7 @@ class CM3Objective(MaskingObjective):
     def _hidden_responses(
         self, sequence: TokenSequence, rng: np.random.Generator, max_spans: int
     ) -> SpanList:
-        """The responses before the end, or none; nothing is drawn where there are none."""
+        """Return the responses before the end, or none; draws no random number if there are none."""
         inside = [
             (span.start, span.stop)
             for span in sequence.responses
@@ -143,7 +143,7 @@ class CM3Objective(MaskingObjective):
         return inside
 
     def _draw(self, sequence: TokenSequence, rng: np.random.Generator, max_spans: int) -> SpanList:
-        """One segment, one box, or random spans."""
+        """Draw one segment, one box, or random spans."""
         choice, segment, box = (
             rng.random(),
             self.config.segment_mask_probability,
@@ -156,9 +156,9 @@ class CM3Objective(MaskingObjective):
         return draw_spans(sequence, min(int(rng.poisson(self.config.lambda_spans)), max_spans), rng)
 
     def _draw_segment(self, sequence: TokenSequence, rng: np.random.Generator) -> SpanList:
-        """One whole non-empty segment of the query document; none if all are empty.
+        """Draw one whole non-empty segment of the query document; none if all are empty.
 
-        The modality is drawn first, then the segment uniformly.
+        Draws the modality first, then the segment uniformly.
         """
         segments = [span for span in sequence.segments[sequence.query_segment :] if len(span)]
         wanted = "text" if rng.random() < self.config.text_segment_share else "image"

@@ -1,4 +1,4 @@
-"""`fim`: one random span of each sequence is moved to its end."""
+"""`fim`: moves one random span of each sequence to its end."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class FIMObjectiveConfig(LossWeightsConfig):
     """Fill in the middle: exactly one random span (metaseq `cm3_mode: fim`; Bavarian et al. 2022).
 
     Args:
-        fim_rate: fraction of sequences that are masked; the others stay unchanged.
+        fim_rate: fraction of sequences to mask; the others stay unchanged.
         mask_sentinel_loss: whether predicting a sentinel counts.
     """
 
     masks_spans: ClassVar[bool] = True
-    masks_retrieved: ClassVar[bool] = True  # random spans are of the whole sequence
+    masks_retrieved: ClassVar[bool] = True  # random spans cover the whole sequence
     fim_rate: float = 1.0
     mask_sentinel_loss: bool = True
 
@@ -60,7 +60,7 @@ class FIMObjective(MaskingObjective):
             and room
             and any(len(span) for span in sequence.segments)
         ):
-            while not spans:  # an empty candidate, or one on a <break>, is drawn again
+            while not spans:  # redraw candidates that are empty or on a <break>
                 spans = draw_spans(sequence, 1, rng)
         return move_spans(
             sequence, spans, weights, self.vocabulary, sentinel_loss=self.config.mask_sentinel_loss

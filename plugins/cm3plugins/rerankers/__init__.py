@@ -1,4 +1,4 @@
-"""Bundled rerankers: their configs. What they `build` is imported when it is built."""
+"""Configs of the bundled rerankers. `build` imports the implementations."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 class ClipRerankerConfig(RerankerConfig):
     """Cosine similarity of a candidate's text and pictures under the recipe's embedder.
 
-    The paper's protocol if the embedder is CLIP. Scores generated pictures against their prompt, or
-    a generated text against the pictures that it was generated for; several pictures count as their
-    mean. Costs one embedding per picture and text. It can distinguish only what the embedder was
+    This is the paper's protocol if the embedder is CLIP. Scores generated pictures against their prompt, or
+    a generated text against the pictures that it was generated for; several pictures are averaged.
+    Costs one embedding per picture and text. It can only distinguish what the embedder was
     trained on.
     """
 
@@ -28,13 +28,13 @@ class ClipRerankerConfig(RerankerConfig):
         """Return the reranker; `likelihood` is not used."""
         from cm3plugins.rerankers.cosine import CosineReranker
 
-        assert embedder is not None  # `needs` says so
+        assert embedder is not None  # guaranteed by `needs`
         return CosineReranker(embedder)
 
 
 @dataclass(kw_only=True)
 class LikelihoodRerankerConfig(RerankerConfig):
-    """log p(text | everything else) under the model itself: how well it infills the text.
+    """log p(text | everything else) under the model itself, from infilling the text.
 
     For a generated picture, the prompt is masked and infilled after the picture, as a caption. For
     a generated text, that text is scored next to its pictures. Needs no other model. Costs one
@@ -42,11 +42,11 @@ class LikelihoodRerankerConfig(RerankerConfig):
 
     Args:
         normalise: take the mean over the text's tokens (minus the logarithm of the perplexity)
-            instead of their sum, which prefers short texts. Where all candidates have the same
+            instead of their sum, which prefers short texts. If all candidates have the same
             text, the order is the same.
-        with_retrieved: keep the retrieved documents prepended. They give away the text that the
-            model should read off the picture, and make the forward longer; on for texts whose form
-            only the retrieved documents show.
+        with_retrieved: keep the retrieved documents prepended. They reveal the text that the model should
+            read from the picture, and make the forward pass longer; turn it on for texts whose form only the
+            retrieved documents show.
     """
 
     normalise: bool = True
@@ -65,17 +65,17 @@ class LikelihoodRerankerConfig(RerankerConfig):
 class PMIRerankerConfig(RerankerConfig):
     """Pointwise mutual information of text and pictures under the model itself, in nats.
 
-    The two directions are equal for exact probabilities; a model's differ. In either, what is
-    common (a text that fits all pictures, a picture that the model generates for everything) gains
-    nothing. Needs no other model. "text" is the one to choose by: "image" is the difference of two
-    sums over hundreds of codes, and the bundled model's is largest for pictures that fell apart.
+    Both directions are equal for exact probabilities, but not for a model's. Either way, common
+    texts or pictures (a text that fits all pictures, a picture generated for every prompt) gain nothing.
+    Needs no other model. Choose by "text": "image" is the difference of two sums over hundreds of
+    codes, and with the bundled model it is largest for broken pictures.
 
     Args:
-        direction: "text": log p(text | pictures) - log p(text), of the generated texts, else of
-            all. For pictures of one prompt the second term is constant: their order is that of
-            `likelihood`. Costs what `likelihood` does, plus a short forward without pictures.
+        direction: "text": log p(text | pictures) - log p(text), of the generated texts, or of all texts if
+            none was generated. For pictures of one prompt the second term is constant, so the order is
+            that of `likelihood`. Costs as much as `likelihood`, plus a short forward pass without pictures.
             "image": log p(pictures | text) - log p(pictures | mask in place of the text), of the
-            generated pictures, else of all. Costs two forwards over text and pictures.
+            generated pictures, or of all. Costs two forward passes over text and pictures.
         with_retrieved: keep the retrieved documents prepended, in both terms.
     """
 

@@ -16,7 +16,7 @@ from cm3core.interfaces.reranker import Candidate, Reranker
 class CosineReranker(Reranker):
     """Mean cosine of a candidate's text and its pictures.
 
-    The generated pictures, or the given ones if only text was generated.
+    Uses the generated pictures, or the given ones if only text was generated.
     """
 
     def __init__(self, embedder: Embedder) -> None:
@@ -24,12 +24,12 @@ class CosineReranker(Reranker):
 
     @property
     def measure(self) -> str:
-        """Names the embedder: a cosine is not a CLIP score unless the embedder is CLIP."""
+        """Name of the measure. It contains the embedder: only with CLIP is the cosine a CLIP score."""
         return f"cosine similarity of {type(self.embedder).__name__}"
 
     def _score(self, candidates: Sequence[Candidate]) -> list[float]:
         texts: dict[str, int] = {}
-        # a picture that all candidates share is decoded and embedded once
+        # decode and embed a picture once if all candidates share it
         pictures: dict[bytes, PixelArray] = {}
         pairs: list[tuple[int, list[bytes]]] = []
         for index, one in enumerate(candidates):
@@ -37,14 +37,14 @@ class CosineReranker(Reranker):
                 raise GenerationError(
                     f"candidate {index}",
                     "has no text to compare its pictures with",
-                    "give the request a text, or rerank by a measure that needs none",
+                    "give the request a text, or use a reranker that needs no text",
                 )
             codes = one.drawn or one.given
             if not codes:
                 raise GenerationError(
                     f"candidate {index}",
                     "has no picture to compare its text with",
-                    "rerank texts without pictures by 'likelihood'",
+                    "use the reranker 'likelihood' for texts without pictures",
                 )
             keys = [own.codes.tobytes() for own in codes]
             for place, (key, own) in enumerate(zip(keys, codes, strict=True)):

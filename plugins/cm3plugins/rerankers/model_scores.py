@@ -14,15 +14,15 @@ from cm3core.interfaces.sampler import PromptVariant
 
 
 class _ModelReranker(Reranker):
-    """Base of the three: log p of a candidate's texts or pictures, as contents of holes."""
+    """Base of the three rerankers: log p of a candidate's texts or pictures as contents of holes."""
 
     def __init__(self, likelihood: Likelihood, *, with_retrieved: bool) -> None:
         self.likelihood, self.with_retrieved = likelihood, with_retrieved
 
     def _texts_as_holes(self, candidates: Sequence[Candidate]) -> list[Document]:
-        """The candidates with texts as holes.
+        """Return the candidates with texts as holes.
 
-        Generated texts are the holes of the request; if only pictures were generated, every text is
+        Generated texts are the holes of the request. If only pictures were generated, every text becomes
         a hole.
         """
         return [
@@ -39,7 +39,7 @@ class _ModelReranker(Reranker):
         ]
 
     def _text_hole(self, text: Text) -> TextHole:
-        """A hole as for captions: at the length that texts are truncated to, the end is forced."""
+        """Make a hole as for captions: the end is forced at the length to which texts are truncated."""
         limit = self.likelihood.max_text_tokens
         return TextHole(self.likelihood.num_text_tokens(text.text) + 1 if limit is None else limit)
 
@@ -51,12 +51,12 @@ class _ModelReranker(Reranker):
         without_pictures: bool = False,
         variant: PromptVariant | None = None,
     ) -> list[LogProbability]:
-        """log p of the contents of each candidate's holes."""
+        """Return log p of the contents of each candidate's holes."""
         contents = [
             self.likelihood.contents_of(document, one.document)
             for document, one in zip(documents, candidates, strict=True)
         ]
-        # rather than masked: text and picture are never masked together in training
+        # not masked: training never masks text and picture together
         if without_pictures:
             documents = [
                 tuple(segment for segment in document if not isinstance(segment, Codes))
@@ -77,7 +77,7 @@ class LikelihoodReranker(_ModelReranker):
 
     @property
     def measure(self) -> str:
-        """With its unit."""
+        """Name of the measure, with its unit."""
         return f"log p(text | picture), {'nats a token' if self.normalise else 'nats'}"
 
     def _score(self, candidates: Sequence[Candidate]) -> list[float]:
@@ -91,7 +91,7 @@ class TextPMIReranker(_ModelReranker):
 
     @property
     def measure(self) -> str:
-        """With its unit."""
+        """Name of the measure, with its unit."""
         return "log p(text | picture) - log p(text), nats"
 
     def _score(self, candidates: Sequence[Candidate]) -> list[float]:
@@ -109,7 +109,7 @@ class ImagePMIReranker(_ModelReranker):
 
     @property
     def measure(self) -> str:
-        """With its unit."""
+        """Name of the measure, with its unit."""
         return "log p(picture | text) - log p(picture), nats"
 
     def _score(self, candidates: Sequence[Candidate]) -> list[float]:
@@ -143,11 +143,11 @@ def _require(candidates: Sequence[Candidate], *, pictures: bool) -> None:
             raise GenerationError(
                 f"candidate {index}",
                 "has no text to score",
-                "give the request a text, or rerank by a measure that needs none",
+                "give the request a text, or use a reranker that needs no text",
             )
         if pictures and not (one.drawn or one.given):
             raise GenerationError(
                 f"candidate {index}",
                 "has no picture to score its text against",
-                "rerank texts without pictures by 'likelihood'",
+                "use the reranker 'likelihood' for texts without pictures",
             )

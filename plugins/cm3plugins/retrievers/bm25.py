@@ -1,8 +1,8 @@
-"""`bm25`: documents that share words with the query's text.
+"""`bm25`: retrieves documents that share words with the query's text.
 
 Pictures are ignored.
 
-Legend: M documents of the memory, C compared documents, V distinct words, N words in all, P (word, document) pairs.
+Legend: M documents of the memory, C compared documents, V distinct words, N words in total, P (word, document) pairs.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ Postings: TypeAlias = tuple[npt.NDArray[Any], npt.NDArray[Any]]
 
 @dataclass(kw_only=True)
 class BM25RetrieverConfig(RetrieverConfig):
-    """Documents that share words with the query (BM25 as Lucene computes it).
+    """Retrieves documents that share words with the query (BM25 as in Lucene).
 
     For ablations and for text-only data. Words are runs of letters and digits, case-insensitive;
-    there is no stemming and there are no stop words.
+    no stemming, no stop words.
 
     Args:
         k1: term-frequency saturation; 0 ignores repetitions of a word.
@@ -50,9 +50,9 @@ class BM25RetrieverConfig(RetrieverConfig):
         """Check the ranges of k1 and b."""
         super().check()
         if not 0 <= self.k1 < float("inf"):
-            raise RecipeError("retriever.k1", f"is {self.k1}", "use 0 or more; usual is 1.2 to 2")
+            raise RecipeError("retriever.k1", f"is {self.k1}", "use 0 or more; 1.2 to 2 is usual")
         if not 0 <= self.b <= 1:
-            raise RecipeError("retriever.b", f"is {self.b}", "use 0..1; usual is 0.75")
+            raise RecipeError("retriever.b", f"is {self.b}", "use 0..1; 0.75 is usual")
 
     def build(self, memory: DocumentSource, embedder: Embedder | None) -> BM25Retriever:
         """Index the memory's texts; `embedder` is not used."""
@@ -95,13 +95,13 @@ class BM25Retriever(Retriever):
         ]
 
     def _found(self, query: Document, number: int, exclude: Collection[str]) -> list[Retrieved]:
-        """The best documents, exactly, from the postings of as few words as are certain to hold them.
+        """Return the exact best documents, reading the postings of as few words as possible.
 
-        A word that half of the memory has adds little to any score. So documents are collected word by
-        word, from the word that can add most, until no document with only the remaining words can
+        A word that occurs in half of the memory adds little to any score. So documents are collected word by
+        word, starting with the word that can add most, until no document with only the remaining words can
         beat the worst one collected.
         """
-        # the order of a float sum changes it, and must not depend on the memory
+        # a float sum depends on its order, which must not depend on the memory
         words = sorted(set(words_of(text_of(query))))
         known = [self._word_ids[word] for word in words if word in self._word_ids]
         postings = [self._postings[word_id] for word_id in known]
@@ -134,7 +134,7 @@ class BM25Retriever(Retriever):
 def _postings(
     ids_N: npt.NDArray[Any], lengths_M: npt.NDArray[Any], config: BM25RetrieverConfig
 ) -> list[Postings]:
-    """The postings of each word, from the word ids of all documents, concatenated.
+    """Build the postings of each word from the concatenated word ids of all documents.
 
     Lucene's variant of BM25: Kamphuis et al. 2020, "Which BM25 do you mean?".
     """
@@ -163,7 +163,7 @@ def _postings(
 
 
 def _scores(candidates_C: npt.NDArray[Any], postings: Sequence[Postings]) -> npt.NDArray[Any]:
-    """The candidates' scores, float64 [C]: sums over the words in their order, rounded."""
+    """Return the candidates' scores, float64 [C]: sums over the words in order, rounded."""
     scores_C = np.zeros(len(candidates_C), np.float32)
     for documents, values in postings:
         places_C = np.minimum(np.searchsorted(documents, candidates_C), len(documents) - 1)
@@ -174,7 +174,7 @@ def _scores(candidates_C: npt.NDArray[Any], postings: Sequence[Postings]) -> npt
 def _best_first(
     candidates_C: npt.NDArray[Any], scores_C: npt.NDArray[Any]
 ) -> Iterator[tuple[int, float]]:
-    """Candidates with a score above 0 and their scores, best first; ties in the memory's order."""
+    """Yield candidates with a score above 0 and their scores, best first; ties in the memory's order."""
     for place in np.lexsort((candidates_C, -scores_C)).tolist():
         if scores_C[place] > 0:
             yield int(candidates_C[place]), float(scores_C[place])

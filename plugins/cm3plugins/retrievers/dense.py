@@ -1,7 +1,7 @@
 """`dense`: maximum inner product search over document vectors by faiss (CM3leon section 2.1); and the base
 of vector retrievers.
 
-An index finds candidates, and the rules of `rules.py` choose among them. An engine's config derives from
+An index finds candidates, and the rules in `rules.py` choose among them. An engine's config derives from
 `VectorRetrieverConfig`, and its `open_index` defines how vectors are searched.
 
 Legend: Q searches, W results of each, M documents of the memory, E dimension.
@@ -41,9 +41,9 @@ class VectorRetrieverConfig(RuleConfig):
         """Open an index over the memory's vectors.
 
         Args:
-            vectors: of the memory's documents.
+            vectors: unit vectors of the memory's documents.
             folder: where an index may be stored; None: nowhere.
-            fingerprint: of the vectors, if known.
+            fingerprint: fingerprint of the vectors, if known.
         """
         raise NotImplementedError
 
@@ -53,15 +53,15 @@ class VectorRetrieverConfig(RuleConfig):
         The vectors come from the memory bank, from the cache, or from the embedder.
 
         Raises:
-            RecipeError: no embedder.
-            DataError: the bank's vectors are another embedder's.
+            RecipeError: the recipe has no embedder.
+            DataError: the bank's vectors come from another embedder.
         """
         from cm3run.bank import MemoryBank, VectorRows
 
         if embedder is None:
             raise RecipeError(
                 "retriever",
-                "searches by vectors, which needs an embedder, and the recipe has none",
+                "searches by vectors and needs an embedder, but the recipe has none",
                 "add embedder=light_encoder",
             )
         if isinstance(memory, MemoryBank):
@@ -84,7 +84,7 @@ class VectorRetriever(RuleRetriever):
 
     Args:
         config, memory, embedder, unreadable: see `RuleRetriever`.
-        index: over unit vectors of the memory's documents, of the same embedder.
+        index: index over unit vectors of the memory's documents, from the same embedder.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class VectorRetriever(RuleRetriever):
         return self._index
 
     def exact(self) -> VectorRetriever:
-        """The same rules over an exact search."""
+        """Return a retriever with the same rules over an exact search."""
         from cm3plugins.retrievers.index.base import FlatIndex
 
         if self._index.exact:
@@ -152,7 +152,7 @@ def has_both(document: Document) -> bool:
 
 @dataclass(kw_only=True)
 class DenseRetrieverConfig(IndexOptions, VectorRetrieverConfig):
-    """Nearest document vectors by inner product of unit vectors (cosine), exact or approximate.
+    """Retrieves the nearest document vectors by inner product of unit vectors (cosine), exact or approximate.
 
     The rules are described in `VectorRetrieverConfig`, the index in `IndexOptions`.
     """
@@ -167,7 +167,7 @@ class DenseRetrieverConfig(IndexOptions, VectorRetrieverConfig):
     def open_index(
         self, vectors: VectorRows, folder: Path | None, fingerprint: str | None
     ) -> VectorIndex:
-        """Open an exact index for a small memory, else one that is built once and kept next to the bank."""
+        """Open an exact index for a small memory, otherwise one built once and kept next to the bank."""
         from cm3plugins.retrievers.index import open_index
 
         return open_index(vectors, self, folder, fingerprint)

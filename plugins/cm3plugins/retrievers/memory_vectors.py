@@ -28,22 +28,22 @@ from cm3core.interfaces.embedder import Embedder, VectorArray, normalise
 from cm3run.npy import load_array, save_array
 from cm3run.progress import make_bar
 
-#: Documents whose ids and texts are read at once, and the largest memory whose texts are remembered.
+#: Documents whose ids and texts are read per block, and the largest memory whose texts are cached.
 _PIECE, _MOST_REMEMBERED = 1000, 500_000
 _last_read: tuple[ref[DocumentSource] | None, tuple[bytes, ...]] = (None, ())
-#: Documents embedded at once; their pictures are in memory together, at full size.
+#: Documents embedded per block; their pictures are in memory together, at full size.
 AT_ONCE = 32
 
 
 def memory_vectors(
     memory: DocumentSource, embedder: Embedder, *, part: str | None = None, cache: bool = True
 ) -> VectorArray:
-    """Unit vectors float32 [M, E] of the canonical documents of `memory`; of their `part` alone, "text" or
-    "image" (a document without it has zeros; pictures have those of `Embedder.embed_looks`).
+    """Return unit vectors float32 [M, E] of the canonical documents of `memory`, or of only their `part`, "text"
+    or "image" (zeros for a document without it; pictures are embedded by `Embedder.embed_looks`).
 
-    They are memory-mapped from the cache if it has them. A document that can't be embedded (an unreadable
-    picture) gets a zero vector, and the number of these is reported. A cached file that is damaged or has
-    another shape is replaced.
+    The vectors are memory-mapped from the cache if stored there. Documents that can't be embedded (unreadable
+    pictures) get zero vectors, and their number is reported. A cached file that is damaged or has another
+    shape is replaced.
     """
     path = _cached_file(memory, embedder, part) if cache else None
     cached = None if path is None else _kept(path, (len(memory), embedder.dimension))
@@ -81,7 +81,7 @@ def memory_vectors(
 
 
 def _cached_file(memory: DocumentSource, embedder: Embedder, part: str | None) -> Path:
-    """The file of the cached vectors; `vectors_key` names it."""
+    """Return the file of the cached vectors, named by `vectors_key`."""
     folder = cache_folder("embeddings")
     if (quick := memory.quick_fingerprint) is None:
         return folder / f"{vectors_key(memory, embedder, part)}.npy"
@@ -107,8 +107,8 @@ def _kept(path: Path, shape: tuple[int, int]) -> VectorArray | None:
 
 
 def _prepare_pictures(memory: DocumentSource, part: str | None) -> None:
-    """Load the first picture. Some corpora render all of theirs then: minutes with a progress bar of their own,
-    which the estimate for embedding must not include."""
+    """Load the first picture. Some corpora then render all of theirs, for minutes, with their own progress bar;
+    the estimate for embedding must not include that."""
     if len(memory) and part != "text":
         with suppress(DataError):  # embedding counts unreadable pictures and names the first
             for segment in memory.document(0):
@@ -117,7 +117,7 @@ def _prepare_pictures(memory: DocumentSource, part: str | None) -> None:
 
 
 def _part_of(document: Document, part: str | None) -> Document:
-    """The document's texts, its pictures, or all of it."""
+    """Return the document's texts, its pictures, or all of it."""
     if part is None:
         return document
     if part == "text":
@@ -126,8 +126,8 @@ def _part_of(document: Document, part: str | None) -> Document:
 
 
 def embed_part(embedder: Embedder, part: str | None, documents: Sequence[Document]) -> VectorArray:
-    """Unit vectors float32 [N, E] of documents with a single part: pictures by their looks (the mean, if there
-    are several), texts as documents."""
+    """Return unit vectors float32 [N, E] of documents with a single part: pictures by `embed_looks` (averaged if
+    there are several), texts as documents."""
     if part != "image":
         return embedder.embed_documents(documents)
     pictures = [
@@ -148,7 +148,7 @@ def _embedded(
     embed: Callable[[Sequence[Document]], VectorArray],
     bad: list[DataError],
 ) -> VectorArray:
-    """Vectors float32 [len(documents), E].
+    """Return vectors float32 [len(documents), E].
 
     A document that can't be embedded gets zeros, and its reason is added to `bad`.
     """
@@ -164,10 +164,10 @@ def _embedded(
 
 
 def vectors_key(memory: DocumentSource, embedder: Embedder, part: str | None = None) -> str:
-    """Name of the cached file: hash of the embedder, the memory, and every document's id and text.
+    """Return the cached file's name: a hash of the embedder, the memory, and every document's id and text.
 
-    The source's fingerprint covers only ids and pictures; captions may change under it, so they are
-    hashed here.
+    The source's fingerprint covers only ids and pictures; captions may change without changing it, so
+    they are hashed here.
     """
     digest = _start(embedder, part, memory.fingerprint)
     for piece in _ids_and_texts(memory):
@@ -185,8 +185,8 @@ def _start(embedder: Embedder, part: str | None, fingerprint: str) -> hashlib._H
 
 
 def _ids_and_texts(memory: DocumentSource) -> Iterator[bytes]:
-    """Yield every document's id and text, in pieces. Those of the last memory are remembered unless there are too
-    many: texts and pictures each need a key, and reading 100,000 captions takes seconds."""
+    """Yield every document's id and text, in pieces. The last memory's are cached unless there are too many:
+    texts and pictures each need a key, and reading 100,000 captions takes seconds."""
     global _last_read
     source, known = _last_read
     if source is not None and source() is memory:
@@ -201,5 +201,7 @@ def _ids_and_texts(memory: DocumentSource) -> Iterator[bytes]:
         if start < _MOST_REMEMBERED:
             read.append(piece)
         yield piece
-    if len(memory) <= _MOST_REMEMBERED:  # replace it as a whole: other threads may be reading it
+    if (
+        len(memory) <= _MOST_REMEMBERED
+    ):  # replaced in one assignment: other threads may be reading it
         _last_read = ref(memory), tuple(read)

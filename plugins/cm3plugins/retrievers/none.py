@@ -1,6 +1,6 @@
 """`none`: retrieves nothing.
 
-The baseline of retrieval experiments, and the way to train without retrieved documents.
+The baseline of retrieval experiments; also used to train without retrieved documents.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cm3core.interfaces.retriever import Retrieved, Retriever, RetrieverConfig
 
 @dataclass(kw_only=True)
 class NoRetrieverConfig(RetrieverConfig):
-    """No documents for any query.
+    """Retrieves no documents for any query.
 
     Args:
         num_retrieved: must be 0.
@@ -28,12 +28,12 @@ class NoRetrieverConfig(RetrieverConfig):
     num_retrieved: int = 0
 
     def check(self) -> None:
-        """Reject a recipe that wants documents from a retriever that has none."""
+        """Reject a recipe that asks this retriever for documents."""
         super().check()
         if self.num_retrieved != 0:
             raise RecipeError(
                 "retriever.num_retrieved",
-                f"is {self.num_retrieved}, and the retriever 'none' finds nothing",
+                f"is {self.num_retrieved}, but the retriever 'none' never retrieves",
                 "use 0, or another retriever: retriever=dense",
             )
 

@@ -1,4 +1,4 @@
-"""`random`: random documents. The baseline to beat: if these help, something leaks."""
+"""`random`: random documents, the baseline to beat: if they help, something leaks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cm3core.interfaces.retriever import Retrieved, Retriever, RetrieverConfig
 
 @dataclass(kw_only=True)
 class RandomRetrieverConfig(RetrieverConfig):
-    """Random documents of the memory; the same query gets the same ones.
+    """Retrieves random documents of the memory; the same query always gets the same ones.
 
     Args:
         seed: seed of the draw.
@@ -34,13 +34,13 @@ class RandomRetrieverConfig(RetrieverConfig):
 
 
 class RandomRetriever(Retriever):
-    """Draws from the memory, seeded by the content of the query.
+    """Draws documents at random, seeded by the content of the query.
 
     All scores are 0.
 
     Args:
         memory: M documents.
-        seed: of the draws.
+        seed: seed of the draws.
     """
 
     def __init__(self, memory: DocumentSource, seed: int = 0) -> None:
@@ -48,7 +48,7 @@ class RandomRetriever(Retriever):
 
     @property
     def memory(self) -> DocumentSource:
-        """The documents that are drawn from."""
+        """The documents to draw from."""
         return self._memory
 
     def _retrieve(

@@ -1,16 +1,16 @@
-"""Search by vectors, then choose which results are prepended to a query: the rules of CM3leon section 2.1.
+"""Search by vectors, then choose the documents to prepend to a query: the rules of CM3leon section 2.1.
 
 Each rule is a function:
 
     relevance     `ranked`: by score
     modality      `preferred_first`: documents with both text and a picture before others
-    diversity     `is_redundant`: no near-duplicates of a document already taken (those of the query: a limit on the score)
-    the query     `query_parts`: its text, its picture, or both, whose results are `interleaved`
+    diversity     `is_redundant`: no near-duplicates of documents already taken (a limit on the score excludes those of the query)
+    the query     `query_parts`: its text, its picture, or both, with `interleaved` results
 
-A search returns only the beginning of the whole ranking. Every rule keeps only what that beginning
-makes certain, so a longer search never changes the results of a shorter one.
+A search returns only the start of the full ranking. Every rule keeps only results that this start makes
+certain, so a longer search never changes the results of a shorter one.
 
-Legend: Q searches, W results of each, C candidates of them, n documents taken, M documents of the memory, E
+Legend: Q searches, W results per search, C candidates among them, n documents taken, M documents of the memory, E
 dimension.
 """
 
@@ -44,7 +44,7 @@ FloatArray = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A document that may be taken: its `index` in the memory, its `score`; the rest as in `Retrieved`."""
+    """A document that may be taken: its `index` in the memory and `score`; other fields as in `Retrieved`."""
 
     index: int
     score: float
@@ -57,8 +57,8 @@ class Ranking:
     """The result of one search: candidates, best first.
 
     Args:
-        candidates: the certain beginning of the whole ranking.
-        complete: it is the whole ranking.
+        candidates: the certain start of the full ranking.
+        complete: whether that is the full ranking.
     """
 
     candidates: tuple[Candidate, ...]
@@ -72,11 +72,11 @@ def query_parts(query: Document, part: str) -> list[tuple[str, Document]]:
 
     Args:
         query: a document; parts that it lacks are left out.
-        part: of `QUERY_PARTS`: its text; its pictures; "both" averaged, like a document of the
-            memory; "union": one search by text and one by pictures (paper section 2.1).
+        part: one of `QUERY_PARTS`: "text"; "image"; "both", averaged, like a document of the memory;
+            "union", one search by text and one by pictures (paper section 2.1).
 
     Raises:
-        DataError: neither text nor a picture.
+        DataError: the query has neither text nor a picture.
 
     >>> [found_by for found_by, _ in query_parts((Text("red apple"),), "union")]
     ['text']
@@ -87,7 +87,7 @@ def query_parts(query: Document, part: str) -> list[tuple[str, Document]]:
         raise DataError(
             "retrieval query",
             "has neither text nor a picture",
-            "give it one, or use num_retrieved=0",
+            "add one of them, or use num_retrieved=0",
         )
     parts: list[tuple[str, Document]] = [("text", texts), ("image", images)]
     if part == "both" and texts and images:
@@ -112,7 +112,7 @@ def ranked(
 
     Args:
         scores_W, rows_W: best first; a row below 0 means no result, and none follows.
-        whole: there are no further results.
+        whole: the search covered the whole memory.
         found_by: "text" or "image".
         minimum: drop documents less similar than this.
         maximum: drop documents more similar than this: near-duplicates of the query (paper: 0.9).
@@ -136,7 +136,7 @@ def ranked(
 def preferred_first(ranking: Ranking, is_preferred: Callable[[int], bool]) -> Ranking:
     """Put preferred candidates first, otherwise keeping the order.
 
-    The others are included only if the ranking is complete, since more preferred ones may follow.
+    The others are included only if the ranking is complete, since preferred ones may still follow.
 
     Args:
         ranking: by relevance.
@@ -153,7 +153,7 @@ def preferred_first(ranking: Ranking, is_preferred: Callable[[int], bool]) -> Ra
 
 
 def interleaved(rankings: Sequence[Ranking]) -> Ranking:
-    """Take the best of each ranking, then the second of each, and so on.
+    """Take the best candidate of each ranking, then the second of each, and so on.
 
     A document that occurs twice keeps its first position.
 
@@ -212,7 +212,7 @@ def take(
     return taken
 
 
-#: Extra results of a search, so that a tie at the cut-off or a skipped document rarely needs a
+#: Number of extra results per search, so that a tie at the cut-off or a skipped document rarely needs a
 #: second search.
 _MARGIN = 8
 
@@ -225,28 +225,28 @@ class RuleConfig(RetrieverConfig):
 
     Args:
         query: part of the query document to embed: "text", "image", "both" (averaged, like documents
-            of the memory) or "union" (the paper's: results by text and by image in turn, without
+            of the memory) or "union" (as in the paper: results by text and by image in turn, without
             duplicates); a query without that part is embedded by the other one. The default is the
-            part that a prompt for a picture has: a training picture that helps to find its own
-            context leaks into it (RA-CM3 queries with one part only).
-        compare: part of the memory's documents to compare with: "both": text and picture averaged (the
-            paper's), or "same": texts with texts, pictures with pictures, which finds more if the
-            embedder's texts and pictures are far apart. A memory bank or a database stores one vector per
-            document, of both, and always compares with that.
-        parts: with compare "same", a picture of several objects is also searched by its parts, at most this
-            many: those separated by empty rows and columns, if they match the memory better than the whole
-            picture. The text of each part's nearest document and the part's box are then prepended. 0: never.
-            A memory bank or a database is always searched by whole pictures.
-        max_similarity: skip documents more similar to the query; None skips none. The paper skips
-            those above 0.9 as near-duplicates, for CLIP and photographs. In drawings of few concepts
-            the useful documents (the same object in another style) are just the most similar ones, so
-            the default is off.
-        min_similarity: drop documents less similar to the query; None keeps all.
+            part that a prompt for a picture has: if a training picture helps to find its own context,
+            it leaks into it (RA-CM3 queries with one part only).
+        compare: part of the memory's documents to compare with: "both": text and picture averaged (as in the
+            paper), or "same": texts with texts, pictures with pictures, which finds more if the embedder's
+            texts and pictures are far apart. A memory bank or a database stores one averaged vector per
+            document, and always compares with that.
+        parts: with compare "same", also search a picture of several objects by its parts, at most this many.
+            Parts are separated by empty rows and columns; they are used if they match the memory better than
+            the whole picture. The text of each part's nearest document and the part's box are then prepended.
+            0: never. A memory bank or a database is always searched by whole pictures.
+        max_similarity: skip documents more similar to the query than this; None skips none. The paper skips
+            documents above 0.9 as near-duplicates, with CLIP and photographs. With drawings of few concepts
+            the most similar documents are the useful ones (the same object in another style), so the
+            default is off.
+        min_similarity: drop documents less similar to the query than this; None keeps all.
         max_redundancy: skip documents more similar than this to one already taken (paper: 0.9); None
             skips none.
         prefer_both: rank documents with both text and a picture before all others.
-        search_depth: consider at most this many results of a search, even if fewer documents than
-            wanted remain.
+        search_depth: maximum number of results of a search to consider, even if fewer documents than
+            requested remain.
         cache: store the memory's vectors in the cache folder, keyed by the fingerprints of everything
             that determines them.
     """
@@ -272,26 +272,26 @@ class RuleConfig(RetrieverConfig):
     cache: bool = True
 
     def check(self) -> None:
-        """Check the query part, the thresholds (cosines that leave something) and the counts."""
+        """Check the query part, the thresholds and the counts."""
         super().check()
         if self.query not in QUERY_PARTS:
             raise RecipeError(
                 "retriever.query",
                 f"is {self.query!r}; {close_match(self.query, QUERY_PARTS)}",
-                "use one of these",
+                "use one of them",
             )
         for name in ("max_similarity", "min_similarity", "max_redundancy"):
             value = getattr(self, name)
             if value is not None and not -1 <= value <= 1:
                 raise RecipeError(
                     f"retriever.{name}",
-                    f"is {value}, and a similarity is a cosine",
+                    f"is {value}, but similarities are cosines",
                     "use -1 to 1, or null",
                 )
         if self.parts and (self.compare != "same" or self.query == "both"):
             raise RecipeError(
                 "retriever.parts",
-                f"is {self.parts}, and a part of a picture can only be compared with pictures",
+                f"is {self.parts}, but parts of a picture can only be compared with pictures",
                 "add retriever.compare=same and retriever.query=text, or use 0",
             )
         if (
@@ -301,19 +301,19 @@ class RuleConfig(RetrieverConfig):
         ):
             raise RecipeError(
                 "retriever.max_similarity",
-                "is below min_similarity, so that nothing could be found",
-                "raise one or lower the other",
+                "is below min_similarity, so nothing can be retrieved",
+                "raise max_similarity or lower min_similarity",
             )
 
 
 class RuleRetriever(Retriever):
-    """The rules, applied to a search that a subclass defines.
+    """Applies the rules to a search defined by a subclass.
 
     Args:
         config: the rules.
         memory: M documents.
         embedder: embeds the queries.
-        unreadable: documents without a vector, which are never found.
+        unreadable: documents without a vector, which are never retrieved.
     """
 
     def __init__(
@@ -332,19 +332,19 @@ class RuleRetriever(Retriever):
         return self._memory
 
     def _embed(self, documents: Sequence[Document], parts: Sequence[str]) -> FloatArray:
-        """Unit vectors float32 [N, E] of the queries; `parts`: see `_search`."""
+        """Return unit vectors float32 [N, E] of the queries; `parts`: see `_search`."""
         return self._embedder.embed_documents(documents)
 
     @abstractmethod
     def _search(
         self, vectors_QE: FloatArray, width: int, parts_Q: Sequence[str]
     ) -> tuple[FloatArray, npt.NDArray[np.int64]]:
-        """The best documents of each search, as `VectorIndex.search`; `parts_Q`: what of the query each
-        vector is of, "text" or "image"."""
+        """Return the best documents of each search, like `VectorIndex.search`; `parts_Q`: the part of the query
+        that each vector embeds, "text" or "image"."""
 
     @abstractmethod
     def _vector(self, index: int) -> FloatArray:
-        """The unit vector of a retrieved document, float32 [E]."""
+        """Return the unit vector of a retrieved document, float32 [E]."""
 
     @abstractmethod
     def _is_preferred(self, index: int) -> bool:
@@ -362,7 +362,7 @@ class RuleRetriever(Retriever):
                 for start in range(0, len(asked), AT_ONCE)
             ]
         )
-        first = np.cumsum([0, *map(len, parts)]).tolist()  # where each query's searches begin
+        first = np.cumsum([0, *map(len, parts)]).tolist()  # where each query's searches start
         results: list[list[Retrieved]] = [[] for _ in queries]
         pending = list(range(len(queries)))
         width = num_retrieved + max(map(len, exclude)) + _MARGIN
@@ -396,7 +396,7 @@ class RuleRetriever(Retriever):
     def _chosen(
         self, rankings: Sequence[Ranking], number: int, exclude: Collection[str]
     ) -> tuple[list[Retrieved], bool]:
-        """At most `number` documents that the rules keep, and whether a longer search can't find more."""
+        """Return at most `number` documents that the rules keep, and whether a longer search can't find more."""
         if self._config.prefer_both:
             rankings = [preferred_first(ranking, self._is_preferred) for ranking in rankings]
         merged = interleaved(rankings)

@@ -1,13 +1,13 @@
 """Compare a query's text with the memory's texts, and its picture with the memory's pictures.
 
-Documents are usually embedded whole, their text and picture averaged (CM3leon section 2.1). That suits an
-embedder that puts text and picture of the same object near each other, as CLIP does. With others, the other part
+Documents are usually embedded whole, with text and picture averaged (CM3leon section 2.1). That suits
+embedders that put text and picture of the same object near each other, such as CLIP. With others, the second part
 only adds noise.
 
 Parts of a picture that may show separate objects are found by recursive cuts along empty rows and columns: the X-Y
 cut of G. Nagy, S. Seth, "Hierarchical representation of optically scanned documents" (1984).
 
-Legend: Q searches, W results of each, M documents of the memory, P those that have a part, E dimension, N nodes of a
+Legend: Q searches, W results of each, M documents of the memory, P documents with a part, E dimension, N nodes of a
 picture's tree; in cuts, H and W of a picture.
 """
 
@@ -34,7 +34,7 @@ from cm3run.bank import VectorRows
 if TYPE_CHECKING:
     from cm3plugins.retrievers.index import VectorIndex
 
-#: Pictures are resized to this side before they are cut.
+#: Pictures are resized to this side before cutting.
 SIDE = 128
 #: A pixel that differs from the background by at least this much (of 255) is ink.
 _INK = 48
@@ -42,7 +42,7 @@ _INK = 48
 _SMALLEST = 0.12
 #: Margin around a part's ink, in pixels at `SIDE`.
 _MARGIN_PIXELS = 4
-#: A picture with a nearest document more similar than this shows a single object.
+#: If the nearest document is more similar than this, the picture counts as a single object.
 KNOWN = 0.8
 #: The parts must match this much better than the whole, so that an object of several strokes is not cut.
 MARGIN = 0.02
@@ -55,7 +55,7 @@ class Part:
     """A part of a picture.
 
     Args:
-        box: around its ink, (x0, y0, x1, y1) in pixels at `SIDE`, half open.
+        box: box around its ink, (x0, y0, x1, y1) in pixels at `SIDE`, half open.
         children: the two parts on either side of its widest gap; none if there is no gap.
     """
 
@@ -70,7 +70,7 @@ class Part:
 
     @property
     def region(self) -> Region:
-        """The box in the coordinates of the picture that a model sees (`cm3core.boxes`)."""
+        """The box in coordinates of the picture as the model sees it (`cm3core.boxes`)."""
         x0, y0, x1, y1 = (round(MAX_COORDINATE * value / SIDE) for value in self.box)
         return x0, y0, x1, y1
 
@@ -80,12 +80,12 @@ class Part:
 
 
 def seen(pixels: PixelArray) -> PixelArray:
-    """The picture to cut: its largest centred square, which a model sees, resized to `SIDE`."""
+    """Return the picture to cut: its largest centred square, as the model sees it, resized to `SIDE`."""
     return fit(pixels, (SIDE, SIDE))
 
 
 def parts_of(square: PixelArray, most: int) -> Part | None:
-    """The tree of a picture's parts; None for a picture without ink.
+    """Return the tree of a picture's parts; None for a picture without ink.
 
     Args:
         square: uint8 [SIDE, SIDE, 3].
@@ -99,10 +99,10 @@ def parts_of(square: PixelArray, most: int) -> Part | None:
 
 
 def cropped(square: PixelArray, part: Part) -> Document:
-    """A document of a part's pixels, centred on a square of background.
+    """Return a document with a part's pixels, centred on a square of background.
 
-    An embedder sees the largest centred square, which would cut off the ends of a long part, and takes the border for the
-    background, which fails where ink touches it.
+    An embedder crops to the largest centred square, which would cut off the ends of a long part, and takes the border as
+    background, which fails if ink touches it.
     """
     x0, y0, x1, y1 = part.box
     width, height = x1 - x0, y1 - y0
@@ -115,14 +115,14 @@ def cropped(square: PixelArray, part: Part) -> Document:
 
 
 def explained(whole: Part, scores: Sequence[float], most: int) -> list[int]:
-    """Choose the parts that match the memory best: their numbers in `whole.nodes()`, from left to right.
+    """Choose the parts that match the memory best; returns their indices in `whole.nodes()`, left to right.
 
     A part is cut if its two parts, weighted by area, match more than `MARGIN` better than the part itself.
 
     Args:
         whole: a picture's tree.
         scores: similarity of each node's nearest document.
-        most: a picture with more parts than this is left whole.
+        most: maximum number of parts; a picture with more is left whole.
     """
     nodes = whole.nodes()
     number = {id(node): place for place, node in enumerate(nodes)}
@@ -145,7 +145,7 @@ def explained(whole: Part, scores: Sequence[float], most: int) -> list[int]:
 
 
 def _background(square: PixelArray) -> npt.NDArray[np.float32]:
-    """The border's median colour, [3]."""
+    """Return the border's median colour, [3]."""
     border = np.concatenate([square[0], square[-1], square[:, 0], square[:, -1]])
     median: npt.NDArray[np.float32] = np.median(border, axis=0).astype(np.float32)
     return median
@@ -185,7 +185,7 @@ def _cut(ink_HW: npt.NDArray[np.bool_], within: Box, depth: int) -> Part | None:
 
 
 def _widest(lines: npt.NDArray[np.int64]) -> tuple[int, int]:
-    """The width of the widest gap between lines with ink, and where it begins; (0, 0) if there is none.
+    """Return the width of the widest gap between lines with ink, and where it starts; (0, 0) without a gap.
 
     >>> _widest(np.array([1, 2, 6, 7, 9]))
     (3, 3)
@@ -197,19 +197,19 @@ def _widest(lines: npt.NDArray[np.int64]) -> tuple[int, int]:
     return int(gaps[place]), int(lines[place]) + 1
 
 
-#: Queries whose parts are searched for together.
+#: Number of queries whose parts are searched together.
 _QUERIES = 256
 
 
 @dataclass(frozen=True)
 class _Part:
-    """An index over one part of the documents, and their rows in the memory, int64 [P], ascending."""
+    """An index over one part of the documents, and the rows of these documents in the memory, int64 [P], ascending."""
 
     index: VectorIndex
     rows_P: npt.NDArray[np.int64]
 
     def vector(self, row: int) -> FloatArray | None:
-        """The unit vector of a document's part, float32 [E]; None if it has none."""
+        """Return the unit vector of a document's part, float32 [E]; None if it has no such part."""
         place = int(np.searchsorted(self.rows_P, row))
         there = place < len(self.rows_P) and self.rows_P[place] == row
         return self.index.vectors.row(place) if there else None
@@ -223,7 +223,7 @@ class _CutQuery:
         square: the picture, see `regions.seen`.
         nodes: its tree's nodes, the whole picture first.
         exclude: documents that must not be found.
-        nearest: the nearest document of each node searched for so far, in order.
+        nearest: the nearest document of each node searched so far, in order.
     """
 
     square: PixelArray
@@ -237,12 +237,12 @@ class _CutQuery:
 
 
 class SamePartRetriever(RuleRetriever):
-    """The rules over two indexes, of texts and of pictures.
+    """Applies the rules to two indexes, one of texts and one of pictures.
 
     Args:
         config: the rules.
         memory: M documents.
-        embedder: of documents and queries.
+        embedder: embedder of documents and queries.
         open_index: see `VectorRetrieverConfig.open_index`.
     """
 
@@ -279,7 +279,7 @@ class SamePartRetriever(RuleRetriever):
     def _of_parts(
         self, queries: Sequence[Document], exclude: Sequence[Collection[str]]
     ) -> list[list[Retrieved]]:
-        """Like `_retrieve_parts`, for few queries: their crops are searched for together."""
+        """Like `_retrieve_parts`, for few queries, whose crops are searched together."""
         cut: dict[int, _CutQuery] = {}
         for place, (query, own) in enumerate(zip(queries, exclude, strict=True)):
             square = self._square(query)
@@ -313,7 +313,7 @@ class SamePartRetriever(RuleRetriever):
                 query.nearest.append(found[0] if found else None)
 
     def _square(self, query: Document) -> PixelArray | None:
-        """The picture of a query, ready to be cut; None if the query is searched by text."""
+        """Return a query's picture, ready to cut; None if the query is searched by text."""
         [(found_by, asked)] = query_parts(query, self._config.query)[:1]
         pictures = [part for part in asked if isinstance(part, Image)]
         return seen(pictures[0].load()) if found_by == "image" and len(pictures) == 1 else None
@@ -346,14 +346,14 @@ class SamePartRetriever(RuleRetriever):
             vector_E = self._parts[name].vector(index)
             if vector_E is not None:
                 return vector_E
-        raise AssertionError("a document that was found has a part")
+        raise AssertionError("every document found has a part")
 
     def _is_preferred(self, index: int) -> bool:
         return all(part.vector(index) is not None for part in self._parts.values())
 
 
 def _rows_with_a_vector(vectors_ME: FloatArray) -> npt.NDArray[np.int64]:
-    """The rows that are not zeros alone, int64 [P], rising: looks at the whole of those that begin with a zero.
+    """Return the rows that are not all zeros, int64 [P], ascending; reads a whole row only if it starts with zero.
 
     >>> _rows_with_a_vector(np.array([[0, 1], [0, 0], [1, 0]], np.float32)).tolist()
     [0, 2]

@@ -1,4 +1,4 @@
-"""`usearch`: like `dense`, with another engine: the HNSW graph of the package usearch."""
+"""`usearch`: like `dense`, with the HNSW graph of the package usearch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class UsearchRetrieverConfig(VectorRetrieverConfig):
-    """Nearest document vectors by usearch (`pip install 'cm3leon[usearch]'`).
+    """Retrieves the nearest document vectors with usearch (`pip install 'cm3leon[usearch]'`).
 
     The rules are described in `VectorRetrieverConfig`.
 
@@ -45,7 +45,7 @@ class UsearchRetrieverConfig(VectorRetrieverConfig):
     def open_index(
         self, vectors: VectorRows, folder: Path | None, fingerprint: str | None
     ) -> VectorIndex:
-        """Open a graph that is built once and kept next to the bank. Raises `MissingPackageError` without usearch."""
+        """Open a graph, which is built once and kept next to the bank. Raises `MissingPackageError` without usearch."""
         from cm3plugins.retrievers.index import open_engine
         from cm3plugins.retrievers.index.base import FlatIndex
 

@@ -1,6 +1,6 @@
 """usearch's HNSW graph as an engine of vector indexes, on bfloat16 vectors.
 
-Legend: Q queries, C candidates a query, M rows, E dimension.
+Legend: Q queries, C candidates per query, M rows, E dimension.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class UsearchEngine(Engine):
-    """A graph by usearch.
+    """usearch's HNSW graph.
 
     Args:
         vectors: M rows.
@@ -48,7 +48,7 @@ class UsearchEngine(Engine):
 
     @property
     def most_setting(self) -> int:
-        """All nodes."""
+        """The number of nodes."""
         return len(self.vectors)
 
     def build(self, progress: bool) -> Any:
@@ -77,11 +77,11 @@ class UsearchEngine(Engine):
     def candidates(
         self, native: Any, setting: int, queries_QE: FloatArray, number: int
     ) -> RowArray:
-        """The best rows by usearch's scores of its compressed vectors."""
+        """Return the best rows by usearch's scores of its compressed vectors."""
         native.expansion_search = max(setting, number)
         found = native.search(queries_QE, number, threads=num_threads())
         keys_QC = np.asarray(found.keys).reshape(len(queries_QE), -1).astype(np.int64)
-        # the result of a single query has no counts
+        # results of a single query have no counts
         counts_Q = np.atleast_1d(getattr(found, "counts", keys_QC.shape[1]))
         rows_QC = np.full((len(queries_QE), number), NO_ROW, np.int64)
         rows_QC[:, : keys_QC.shape[1]] = np.where(
@@ -98,5 +98,5 @@ class UsearchEngine(Engine):
         """Map a file into memory."""
         native = Index.restore(str(path), view=True)
         if native is None or (len(native), native.ndim) != self.vectors.shape:
-            raise ValueError("holds no graph of these rows")
+            raise ValueError("does not hold a graph of these rows")
         return native

@@ -1,8 +1,8 @@
 """Classifier-free guidance: configs of `top_p`, `cfg`, `edit_cfg`, `structure_cfg` and `retrieval_cfg`.
 
-A sampler is guidance streams with weights, a set of plausible ids, a schedule and filters;
-`cm3core.interfaces.sampler` defines the order in which they act. The formulas are in the classes' docstrings;
-`cm3kernels.guided_sample.cfg` adds up the streams' logits by the weights that are set here. CD-K and contrastive
+A sampler consists of guidance streams with weights, a set of plausible ids, a schedule and filters;
+`cm3core.interfaces.sampler` defines the order in which they apply. The formulas are in the classes' docstrings;
+`cm3kernels.guided_sample.cfg` adds up the streams' logits with the weights set here. CD-K and contrastive
 decoding are in `contrastive.py`. Light: no torch here.
 
 Sources: CM3leon paper sections 3.1 and 4.1; defaults for text from facebookresearch/chameleon.
@@ -27,7 +27,7 @@ from cm3core.interfaces.sampler import (
     SamplingPlan,
 )
 
-#: What the unconditional stream sees, by the recipe's name for it.
+#: Prompts of the unconditional stream, by name in recipes.
 NULL_PROMPTS = {
     "mask": PromptVariant(hide_text="all"),
     "mask_no_retrieved": PromptVariant(hide_text="all", drop_retrieved=True),
@@ -77,7 +77,7 @@ class TopPSamplerConfig(SamplerConfig):
     text_typical_p: float = 1.0
 
     def check(self) -> None:
-        """Ranges of the filters."""
+        """Check the ranges of the filters."""
         super().check()
         for prefix in ("", "text_"):
             for key in ("top_p", "typical_p"):
@@ -90,13 +90,13 @@ class TopPSamplerConfig(SamplerConfig):
             )
 
     def filters(self, modality: str) -> Filters:
-        """Filters after mixing, for "text" or "image" positions."""
+        """Return the filters after mixing, for "text" or "image" positions."""
         prefix = "text_" if modality == "text" else ""
         values: dict[str, Any] = {name: getattr(self, prefix + name) for name in _FILTERS}
         return Filters(**values)
 
     def plan(self, modality: str) -> SamplingPlan:
-        """The plan for "text" or "image" positions: one stream that sees everything."""
+        """Return the plan for "text" or "image" positions: one stream that sees everything."""
         return SamplingPlan((GuidanceStream(PromptVariant(), 1.0),), filters=self.filters(modality))
 
     def build(self) -> Sampler:
@@ -111,15 +111,15 @@ class GuidedSamplerConfig(TopPSamplerConfig):
     """Base of the samplers with more than one stream: null stream and guidance schedule.
 
     Each sampler has a rule for the ids that the conditional stream finds plausible, and samples only
-    those: otherwise guidance boosts ids that all streams find absurd. There is no such set where
-    the other streams have no weight.
+    those; otherwise guidance boosts ids that all streams find absurd. The rule does not apply where the
+    other streams have no weight.
 
     Args:
-        null_prompt: what the null stream sees: "mask" (a mask sentinel in place of each text,
+        null_prompt: prompt of the null stream: "mask" (a mask sentinel in place of each text,
             retrieved documents kept) or "mask_no_retrieved" (retrieved documents dropped too).
         negative_prompt: text that the null stream sees in place of each text, instead of the mask
-            sentinel: what the picture should not show. null: none.
-        guidance_start: guidance begins at this fraction of a picture, or of a run of missing codes;
+            sentinel; describes what the picture should not show. null: none.
+        guidance_start: guidance starts at this fraction of a picture, or of a run of missing codes;
             0..1. Text is guided throughout, since its length is not known in advance.
         guidance_stop: guidance ends at this fraction; 0..1. Elsewhere, codes are sampled from the
             conditional stream alone, among its plausible ones.
@@ -138,36 +138,36 @@ class GuidedSamplerConfig(TopPSamplerConfig):
     guidance_ramp: Literal["constant", "up", "down"] = "constant"
 
     def check(self) -> None:
-        """Ranges of the filters and the schedule."""
+        """Check the ranges of the filters and the schedule."""
         super().check()
         if self.negative_prompt == "":
             raise RecipeError(
                 "sampler.negative_prompt",
                 "is an empty text",
-                "write what the picture should not be, or null",
+                "describe what the picture should not show, or use null",
             )
         require(self, "guidance_stop", 0 <= self.guidance_stop <= 1, "use 0 to 1")
         require(
             self,
             "guidance_start",
             0 <= self.guidance_start <= self.guidance_stop,
-            f"use 0 to sampler.guidance_stop, which is {self.guidance_stop}",
+            f"use 0 to sampler.guidance_stop ({self.guidance_stop})",
         )
 
     def null(self) -> PromptVariant:
-        """The prompt of the null stream."""
+        """Return the prompt of the null stream."""
         hidden = NULL_PROMPTS[self.null_prompt]
         if self.negative_prompt is None:
             return hidden
         return replace(hidden, replace_text=self.negative_prompt)
 
     def schedule(self) -> GuidanceSchedule | None:
-        """Guidance over the positions of a picture; None: the same everywhere."""
+        """Return the guidance over the positions of a picture; None: the same everywhere."""
         schedule = GuidanceSchedule(self.guidance_start, self.guidance_stop, self.guidance_ramp)
         return None if schedule == GuidanceSchedule() else schedule
 
     def guided(self, modality: str, *streams: GuidanceStream, **plausible: Any) -> SamplingPlan:
-        """The plan of these streams, the conditional one first; `plausible` are fields of
+        """Return the plan of these streams, the conditional one first; `plausible` are fields of
         `Filters`."""
         filters = self.filters(modality)
         if not any(stream.weight for stream in streams[1:]):
@@ -208,13 +208,13 @@ class CFGSamplerConfig(GuidedSamplerConfig):
     plausible_k: int = 1
 
     def check(self) -> None:
-        """Ranges of the scales, filters, the plausibility set and the schedule."""
+        """Check the ranges of the scales, filters, the plausibility set and the schedule."""
         super().check()
         require(self, "plausible_top_p", 0 < self.plausible_top_p <= 1, _OFF)
         require(self, "plausible_alpha", 0 <= self.plausible_alpha <= 1, "use 0 (off) to 1")
 
     def plan(self, modality: str) -> SamplingPlan:
-        """The plan for "text" or "image" positions: the same streams, the conditional one first."""
+        """Return the plan for "text" or "image" positions: the same streams, the conditional one first."""
         return self.all_streams(modality) if self.is_guided() else super().plan(modality)
 
     def is_guided(self) -> bool:
@@ -222,7 +222,7 @@ class CFGSamplerConfig(GuidedSamplerConfig):
         return self.guidance_scale != 1 or self.text_guidance_scale != 1
 
     def all_streams(self, modality: str) -> SamplingPlan:
-        """The plan with both streams, even if one has no weight."""
+        """Return the plan with both streams, even if one has no weight."""
         scale = self.guidance_scale if modality == "image" else self.text_guidance_scale
         return self.guided(
             modality,
@@ -232,7 +232,7 @@ class CFGSamplerConfig(GuidedSamplerConfig):
         )
 
     def plausible(self) -> dict[str, Any]:
-        """The plausibility set, as fields of `Filters`."""
+        """Return the plausibility set as fields of `Filters`."""
         return {
             name: getattr(self, name)
             for name in ("plausible_top_p", "plausible_top_k", "plausible_alpha", "plausible_k")
@@ -243,9 +243,9 @@ class CFGSamplerConfig(GuidedSamplerConfig):
 class EditCFGSamplerConfig(CFGSamplerConfig):
     """Guidance for editing, with three streams: u + s_picture (i - u) + s (f - i).
 
-    InstructPix2Pix's formula. f sees everything; i all but the last text, which is the edit; u nothing
-    of the document: `<eos> <sentinel:0> <break>`. It was made for `instruction, picture, edit, hole`,
-    but takes any document. The plausible ids are f's. At text positions only f and i count.
+    InstructPix2Pix's formula. f sees everything; i everything but the last text, which is the edit; u nothing
+    of the document: `<eos> <sentinel:0> <break>`. Intended for `instruction, picture, edit, hole`,
+    but works with any document. The plausible ids are f's. At text positions only f and i are used.
     Scales: paper section 4.1 (Chameleon's defaults: 3.0, 1.2). Formula: facebookresearch/chameleon,
     `logits_processor.py`.
 
@@ -254,7 +254,7 @@ class EditCFGSamplerConfig(CFGSamplerConfig):
         text_guidance_scale: the same for text tokens.
         picture_guidance_scale: s_picture for image codes, from seeing nothing to seeing pictures
             and other texts; 1 is off.
-        null_prompt: whether u sees the retrieved documents: "mask" (yes) or "mask_no_retrieved". i
+        null_prompt: whether u sees the retrieved documents: "mask" (yes) or "mask_no_retrieved" (no). i
             always does.
         negative_prompt: text that i sees in place of the edit, instead of a mask sentinel. null: none.
     """
@@ -269,11 +269,11 @@ class EditCFGSamplerConfig(CFGSamplerConfig):
         return super().is_guided() or self.picture_guidance_scale != 1
 
     def without_edit(self) -> PromptVariant:
-        """The prompt of stream i."""
+        """Return the prompt of stream i."""
         return PromptVariant(hide_text="last", replace_text=self.negative_prompt)
 
     def all_streams(self, modality: str) -> SamplingPlan:
-        """The plan with streams f, i and u, even if some have no weight."""
+        """Return the plan with streams f, i and u, even if some have no weight."""
         scale, picture_scale = (
             (self.guidance_scale, self.picture_guidance_scale)
             if modality == "image"
@@ -291,11 +291,11 @@ class EditCFGSamplerConfig(CFGSamplerConfig):
 
 @dataclass(kw_only=True)
 class StructureCFGSamplerConfig(EditCFGSamplerConfig):
-    """`edit_cfg` for drawing after a structure: edges, boxes, a pose.
+    """`edit_cfg` for pictures that follow a structure: edges, boxes, a pose.
 
     The picture in the prompt shows where things are, so it counts more than the text after it. Results follow
-    the structure much better than with `cfg`, whose second stream sees the structure, too. The scales are those
-    that did best for the tuned icons: docs/decisions.md, "Guidance by the structure".
+    the structure much better than with `cfg`, whose second stream also sees the structure. The default scales
+    worked best for the tuned icon model: docs/decisions.md, "Guidance by the structure".
     """
 
     edits: ClassVar[bool] = False
@@ -305,7 +305,7 @@ class StructureCFGSamplerConfig(EditCFGSamplerConfig):
 
 
 def require(config: SamplerConfig, key: str, holds: bool, rule: str) -> None:
-    """Raise unless `holds` (False for nan); `rule` says what to use."""
+    """Raise a `RecipeError` unless `holds` (False for nan); `rule` is the next step."""
     check_value(f"sampler.{key}", getattr(config, key), holds, rule)
 
 
@@ -313,14 +313,14 @@ def require(config: SamplerConfig, key: str, holds: bool, rule: str) -> None:
 class RetrievalCFGSamplerConfig(CFGSamplerConfig):
     """Guidance with three streams: n + s (t - n) + s_retrieved (f - t).
 
-    f sees everything; t the text without the retrieved documents; n neither. InstructPix2Pix's formula
+    f sees everything; t the text but no retrieved documents; n neither. InstructPix2Pix's formula
     (arXiv:2211.09800, section 3.2.1), with the retrieved documents in place of the edit. With equal scales it is
     `cfg` with a null stream that sees no retrieved documents; without any documents it is `cfg`. The plausible
-    ids are f's. At text positions only f and n count.
+    ids are f's. At text positions only f and n are used.
 
     Args:
         guidance_scale: s for image codes, from seeing nothing to seeing the text; 1 is off.
-        text_guidance_scale: of text tokens, from seeing nothing to seeing everything; 1 is off.
+        text_guidance_scale: s for text tokens, from seeing nothing to seeing everything; 1 is off.
         retrieved_guidance_scale: s_retrieved for image codes, from not seeing the retrieved documents to
             seeing them; 1 is off. Higher values stay closer to the retrieved documents.
         null_prompt: "mask_no_retrieved": n sees no retrieved documents.
@@ -332,7 +332,7 @@ class RetrievalCFGSamplerConfig(CFGSamplerConfig):
     null_prompt: Literal["mask", "mask_no_retrieved"] = "mask_no_retrieved"
 
     def check(self) -> None:
-        """Ranges of all keys."""
+        """Check the ranges of all keys."""
         super().check()
         require(
             self,
@@ -346,7 +346,7 @@ class RetrievalCFGSamplerConfig(CFGSamplerConfig):
         return super().is_guided() or self.retrieved_guidance_scale != 1
 
     def all_streams(self, modality: str) -> SamplingPlan:
-        """The plan with streams f, t and n, even if some have no weight."""
+        """Return the plan with streams f, t and n, even if some have no weight."""
         scale, retrieved_scale = (
             (self.guidance_scale, self.retrieved_guidance_scale)
             if modality == "image"

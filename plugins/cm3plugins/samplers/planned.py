@@ -1,4 +1,4 @@
-"""The samplers that execute plans: the kernels mix, filter and sample in one call.
+"""Samplers that execute plans: the kernels mix, filter and sample in one call.
 
 Legend: n requests, S stream rows, G guidance streams, R ids of the legal slice.
 """
@@ -22,9 +22,9 @@ _NUM_SEEN = 4
 
 
 class PlannedSampler(Sampler):
-    """A sampler that is defined by its plans alone, one per modality."""
+    """A sampler defined by its plans alone, one per modality."""
 
-    #: A subclass that draws as this class does must set it again.
+    #: A subclass that draws in the same way must set it again.
     by_plans_alone: ClassVar[bool] = True
 
     def __init__(self, plans: Mapping[str, SamplingPlan]) -> None:
@@ -86,7 +86,7 @@ class PlannedSampler(Sampler):
         )
 
     def _columns(self, plans: Sequence[SamplingPlan], device: torch.device) -> dict[str, Any]:
-        """The plans' filters as tensors.
+        """Return the plans' filters as tensors.
 
         A batch passes the same tuple step after step, so the last results are cached.
         """
@@ -95,7 +95,7 @@ class PlannedSampler(Sampler):
                 return known[2]
         columns = plan_columns(plans, device)
         if isinstance(plans, tuple):  # a list may change its contents
-            # replace it as a whole: other threads may be reading it
+            # replaced in one assignment: other threads may be reading it
             self._seen = ((plans, device, columns), *self._seen[: _NUM_SEEN - 1])
         return columns
 
@@ -105,11 +105,11 @@ def _by_plans_alone(sampler: Sampler) -> bool:
 
 
 class MixtureSampler(PlannedSampler):
-    """Draws candidates by two methods; used directly, it is the sampler of candidate 0.
+    """Draws candidates with two methods; used directly, it is the sampler of candidate 0.
 
     Args:
         first, second: each method's plans, one per modality; all have the same streams.
-        second_share: 0..1; floor(n * share) of the first n candidates are the second method's. A
+        second_share: 0..1; floor(n * share) of the first n candidates use the second method. A
             fraction, because 100 * 0.29 is less than 29.
     """
 

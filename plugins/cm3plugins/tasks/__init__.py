@@ -1,1 +1,1 @@
-"""Tasks: the bundled ones of instruction tuning, and `template` for those that a recipe words."""
+"""Tasks: the bundled ones of instruction tuning, and `template` for tasks worded in a recipe."""

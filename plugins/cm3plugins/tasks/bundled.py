@@ -1,8 +1,8 @@
 """The bundled tasks: CM3leon's, worded as in its Table 5 and its demo (facebookresearch/metaseq, branch
 scaling_rebase_racm3xzuc, `metaseq/cli/demo.py`).
 
-Wordings are what models were tuned on: one that is changed here no longer fits older models, so new
-ones are only added, behind the first.
+Models were tuned on these wordings: a changed wording no longer fits older models, so new ones are
+only added, after the first.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ class BundledTaskConfig(TaskConfig):
     """Base of the bundled tasks' configs.
 
     Args:
-        layout: where an answer is that is a text: "answer_last", behind everything else, or "paper",
-            in the text before the picture, where it is infilled (Table 5). Tasks whose answer is a
-            picture have one layout.
-        paraphrase: draw one of the task's wordings for each document; False: always the first.
+        layout: position of an answer that is a text: "answer_last", after everything else, or "paper", in
+            the text before the picture, where it is infilled (Table 5). Tasks whose answer is a picture have
+            one layout.
+        paraphrase: draw one of the task's wordings for each document; False: always use the first.
     """
 
     paper: ClassVar[Sequence[Wording]]
-    #: None: as `paper`.
+    #: None: same as `paper`.
     answer_last: ClassVar[Sequence[Wording] | None] = None
     response: ClassVar[tuple[str, ...]]
     layout: Literal["answer_last", "paper"] = "answer_last"
@@ -143,8 +143,8 @@ class EditConfig(BundledTaskConfig):
 
 @dataclass(kw_only=True)
 class StructureConfig(BundledTaskConfig):
-    """Picture of a structure, such as edges or a segmentation map, and a caption to a picture
-    (ControlNet). Fields: feature (what the structure is: "canny edge features"), condition, caption,
+    """A picture from a structure, such as edges or a segmentation map, and a caption (ControlNet). Fields:
+    feature (name of the structure: "canny edge features"), condition, caption,
     image."""
 
     serves, is_default = "structure", True
@@ -161,7 +161,7 @@ class StructureConfig(BundledTaskConfig):
 
 @dataclass(kw_only=True)
 class ObjectsConfig(BundledTaskConfig):
-    """Objects at boxes, and a caption, to a picture. Fields: caption, objects ("bell at (10, 12) ->
+    """A picture from a caption and objects in boxes. Fields: caption, objects ("bell at (10, 12) ->
     (40, 44)", coordinates 0 to 255), image."""
 
     paper = (
@@ -172,7 +172,7 @@ class ObjectsConfig(BundledTaskConfig):
 
 @dataclass(kw_only=True)
 class GroundingConfig(BundledTaskConfig):
-    """Where something is in a picture, as text. Fields: image, phrase, objects (as in
+    """Locate an object in a picture, as text. Fields: image, phrase, objects (as in
     `object_to_image`)."""
 
     serves = "ask"
@@ -199,7 +199,7 @@ class ReadingConfig(BundledTaskConfig):
 
 @dataclass(kw_only=True)
 class SuperResolutionConfig(BundledTaskConfig):
-    """Sharp picture of a blurred one. Fields: source, target."""
+    """Sharpen a blurred picture. Fields: source, target."""
 
     serves, is_default = "upscale", True
     paper = (("Make a sharp picture of this one", "{image: source}", "{image: target}"),)

@@ -1,7 +1,7 @@
-"""Tasks that are given by their wording: segments of text with the names of fields in braces.
+"""Tasks defined by their wording: segments of text with the names of fields in braces.
 
 Edit first image following the instruction      a text
-{image: source}                                 a picture that is given
+{image: source}                                 a given picture
 {instruction}                                   a text with a field
 {image: target}                                 the response
 """
@@ -27,7 +27,7 @@ _PICTURE = re.compile(r"\{image:\s*(\w+)\}")
 
 
 def fields_of(wording: Wording) -> dict[str, FieldType]:
-    """The fields of a wording with their types, in order.
+    """Return the fields of a wording with their types, in order.
 
     >>> fields_of(["{image: picture}", "Question: {question} Answer:", "{answer}"])
     {'picture': 'image', 'question': 'text', 'answer': 'text'}
@@ -42,11 +42,11 @@ def fields_of(wording: Wording) -> dict[str, FieldType]:
 
 
 class WordedTask(Task):
-    """A task with one or several wordings, of which training draws one for each document.
+    """A task with one or more wordings; training draws one for each document.
 
     Args:
-        wordings: the first is the canonical one; all have the same fields.
-        responses: fields that are asked for.
+        wordings: all have the same fields; the first is the canonical one.
+        responses: fields to predict.
     """
 
     def __init__(self, wordings: Sequence[Wording], responses: Sequence[str]) -> None:
@@ -84,14 +84,14 @@ class WordedTask(Task):
 
 
 class _Words(NamedTuple):
-    """A segment of text: fields, each with the words before it, and the words at the end."""
+    """A segment of text: fields, each with the words before it, and the final words."""
 
     fields: tuple[tuple[str, str], ...]
     end: str
 
 
 def _parsed(segment: str) -> str | _Words:
-    """A segment of a wording: the name of its picture, or its words."""
+    """Parse a segment of a wording: returns the name of its picture, or its words."""
     if picture := _PICTURE.fullmatch(segment.strip()):
         return picture[1]
     fields, end = [], 0
@@ -103,15 +103,15 @@ def _parsed(segment: str) -> str | _Words:
 
 @dataclass(kw_only=True)
 class TemplateTaskConfig(TaskConfig):
-    """A task whose wording the recipe gives; by default, text to picture.
+    """A task worded in the recipe; by default, text to picture.
 
     Args:
-        title: what the task is called in the checkpoint and in `--task`; "": "template".
-        segments: the document: a text with the names of fields in braces, such as "Colour it {colour}",
-            or "{image: NAME}" for a picture.
-        paraphrases: further wordings with the same fields, each as many segments as it likes; training
+        title: name of the task in the checkpoint and in `--task`; "": "template".
+        segments: the document: texts with the names of fields in braces, such as "Colour it {colour}", or
+            "{image: NAME}" for a picture.
+        paraphrases: further wordings with the same fields, each with any number of segments; training
             draws one.
-        response: the fields that are asked for. An answer that is a text is best the last segment,
+        response: the fields to predict. An answer that is a text works best as the last segment,
             alone.
     """
 
@@ -128,7 +128,7 @@ class TemplateTaskConfig(TaskConfig):
     paraphrases: list[list[str]] = field(default_factory=list)
 
     def check(self) -> None:
-        """Raise `RecipeError` for a wording that can't be used."""
+        """Raise `RecipeError` for an invalid wording."""
         super().check()
         check_wordings([self.segments, *self.paraphrases], self.response)
 
@@ -139,7 +139,7 @@ class TemplateTaskConfig(TaskConfig):
 
 def check_wordings(wordings: Sequence[Wording], responses: Sequence[str]) -> None:
     """Raise `RecipeError` unless all wordings have the same fields, each once, and the responses are
-    some of them."""
+    among them."""
     names = fields_of(wordings[0])
     for number, wording in enumerate(wordings):
         place = f"task.paraphrases[{number - 1}]" if number else "task.segments"
@@ -147,9 +147,9 @@ def check_wordings(wordings: Sequence[Wording], responses: Sequence[str]) -> Non
         if dict(own) != dict(names):
             raise RecipeError(
                 place,
-                f"has the fields {', '.join(sorted(own)) or 'none'}, the first wording "
+                f"has the fields {', '.join(sorted(own)) or 'none'}, but the first wording has "
                 f"{', '.join(sorted(names))}",
-                "name the same fields in each, pictures as {image: NAME}",
+                "use the same fields in each wording, pictures as {image: NAME}",
             )
         for segment in wording:
             rest = _PICTURE.sub("", _FIELD.sub("", segment))
@@ -162,10 +162,10 @@ def check_wordings(wordings: Sequence[Wording], responses: Sequence[str]) -> Non
                 )
         used = [name for segment in wording for name in _FIELD.findall(segment)]
         if twice := [name for name in responses if used.count(name) > 1]:
-            raise RecipeError(place, f"asks for {twice[0]!r} twice", "name a response once")
+            raise RecipeError(place, f"asks for {twice[0]!r} twice", "name each response once")
     if not responses or not set(responses) <= set(names) or len(set(responses)) < len(responses):
         raise RecipeError(
             "task.response",
-            f"is {list(responses)}, the fields are {', '.join(names) or 'none'}",
-            "name one or some of them, each once",
+            f"is {list(responses)}, but the fields are {', '.join(names) or 'none'}",
+            "name one or more of them, each once",
         )

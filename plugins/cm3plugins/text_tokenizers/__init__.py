@@ -1,1 +1,1 @@
-"""Text tokenizers: `bpe` (byte-level, trained on the captions or loaded) and `byte` (256 ids); `classes`; those of others."""
+"""Text tokenizers: `bpe` (byte-level, trained on the captions or loaded), `byte` (256 ids), `classes`, and published ones."""

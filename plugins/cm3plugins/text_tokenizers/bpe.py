@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 class BPETokenizerConfig(TextTokenizerConfig):
     """Byte-level BPE in the style of GPT-2 and CM3leon.
 
-    CM3leon paper section 2.1: 56,320 ids, 4 of them control tokens.
+    CM3leon paper section 2.1: 56,320 ids, including 4 control tokens.
 
     Args:
-        vocab_size: target number of ids when it is trained on the data set's captions, at least 256
-            (the bytes). Captions with fewer pairs worth merging give a smaller tokenizer. Ignored
-            with `path`: the file decides.
-        path: a `tokenizer.json` of `cm3 tokenizer train-text`, or its folder; None: train on the
+        vocab_size: target number of ids when trained on the data set's captions, at least 256 (the
+            bytes). Captions with too few pairs to merge give a smaller tokenizer. Ignored if `path` is
+            set: the file decides.
+        path: a `tokenizer.json` written by `cm3 tokenizer train-text`, or its folder; None: train on the
             captions.
-        min_frequency: a pair of tokens is merged if it occurs at least this many times.
+        min_frequency: merge a pair of tokens only if it occurs at least this many times.
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {
@@ -51,7 +51,7 @@ class BPETokenizerConfig(TextTokenizerConfig):
 
     @property
     def max_vocab_size(self) -> int | None:
-        """`vocab_size`: captions may give fewer; a file has its own number."""
+        """`vocab_size`. Captions may give fewer ids; a file has its own number."""
         return self.vocab_size if self.path is None else None
 
     def check(self) -> None:
@@ -68,11 +68,11 @@ class BPETokenizerConfig(TextTokenizerConfig):
     def build(self, corpus: Iterable[str] | None = None) -> ByteLevelBPETokenizer:
         """Load `path`, or train on `corpus`.
 
-        Training is deterministic: the same texts in any order give the same tokenizer.
+        Training is deterministic: the same texts, in any order, give the same tokenizer.
 
         Raises:
             RecipeError: see `check`.
-            TokenizerError: neither a path nor a corpus, or the file can't be used.
+            TokenizerError: neither a path nor a corpus is given, or the file can't be used.
         """
         from cm3plugins.text_tokenizers.byte_level_bpe import FILE_NAME, ByteLevelBPETokenizer
 
@@ -84,12 +84,12 @@ class BPETokenizerConfig(TextTokenizerConfig):
             raise TokenizerError(
                 "text_tokenizer",
                 "has neither a file nor texts to train on",
-                "give text_tokenizer.path, or a data set",
+                "set text_tokenizer.path, or use a data set",
             )
         return ByteLevelBPETokenizer.train(corpus, self.vocab_size, self.min_frequency)
 
     def load(self, folder: Path) -> ByteLevelBPETokenizer:
-        """Return the tokenizer that was saved in `folder`."""
+        """Return the tokenizer saved in `folder`."""
         from cm3plugins.text_tokenizers.byte_level_bpe import FILE_NAME, ByteLevelBPETokenizer
 
         return ByteLevelBPETokenizer.from_file(folder / FILE_NAME)

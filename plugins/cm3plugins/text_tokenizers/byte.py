@@ -1,4 +1,4 @@
-"""Text tokenizer `byte`: one id per byte of UTF-8, nothing to train."""
+"""Text tokenizer `byte`: one id per byte of UTF-8, no training."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class ByteTokenizerConfig(TextTokenizerConfig):
         return NUM_BYTES
 
     def build(self, corpus: Iterable[str] | None = None) -> ByteTokenizer:
-        """Return the tokenizer; `corpus` is not read."""
+        """Return the tokenizer; `corpus` is not used."""
         return ByteTokenizer()
 
     def load(self, folder: Path) -> ByteTokenizer:
-        """Return the tokenizer; raises `TokenizerError` if another one was saved in `folder`."""
+        """Return the tokenizer; raises `TokenizerError` if `folder` holds another one."""
         path = folder / MARK_FILE
         if not path.is_file() or path.read_text(encoding="utf-8") != MARK:
             raise TokenizerError(

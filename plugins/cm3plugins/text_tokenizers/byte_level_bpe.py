@@ -1,8 +1,8 @@
 """Byte-level BPE on HF `tokenizers`: training, loading, and checks.
 
-The checks make it lossless and free of special tokens. Ids 0..255 are the bytes (in the order of
-GPT-2's byte symbols), followed by the merges in the order learned. Nothing is normalised, no space
-is prepended, no token is special, so every valid string round-trips and a text can't spell a
+The checks ensure that it is lossless and free of special tokens. Ids 0..255 are the bytes (in the order of
+GPT-2's byte symbols), followed by the merges in the order learned. Nothing is normalised, no space is
+prepended, and no token is special, so every valid string round-trips and a text can't spell a
 control token.
 """
 
@@ -21,12 +21,12 @@ from cm3core.files import read_text, write_text
 from cm3core.interfaces.text_tokenizer import TextTokenizer
 from cm3run.faults import panics_as_errors
 
-#: What `save` writes into a folder.
+#: File written by `save`.
 FILE_NAME = "tokenizer.json"
 NEXT_STEP = "train one with 'cm3 tokenizer train-text'"
 
 #: Keys of a tokenizer.json -> values for which decode(encode(text)) == text holds for every text,
-#: and ids are a function of the text.
+#: and the ids depend only on the text.
 LOSSLESS: Mapping[str, tuple[Any, ...]] = {
     "normalizer": (None,),
     "truncation": (None,),
@@ -49,10 +49,10 @@ class ByteLevelBPETokenizer(TextTokenizer):
 
     Args:
         content: text of a `tokenizer.json`.
-        place: where it comes from, for error messages.
+        place: its origin, for error messages.
 
     Raises:
-        TokenizerError: it is not a byte-level BPE, or it changes texts or has special tokens.
+        TokenizerError: it is not a byte-level BPE, changes texts, or has special tokens.
     """
 
     def __init__(self, content: str, place: str) -> None:
@@ -144,7 +144,9 @@ def check_content(content: str, place: str) -> None:
         if value not in allowed:
             shown = json.dumps(value, ensure_ascii=False)
             shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
-            cause = f"its {key} is {shown}; a lossless byte-level BPE has {json.dumps(allowed[0])}"
+            cause = (
+                f"its {key} is {shown}; a lossless byte-level BPE needs {json.dumps(allowed[0])}"
+            )
             raise TokenizerError(place, cause, NEXT_STEP)
     vocabulary = values["model"].get("vocab")
     if (
@@ -161,7 +163,7 @@ def check_content(content: str, place: str) -> None:
         raise TokenizerError(
             place,
             f"its model.vocab lacks {len(missing)} of the 256 bytes, so some texts would lose "
-            "letters",
+            "characters",
             NEXT_STEP,
         )
 

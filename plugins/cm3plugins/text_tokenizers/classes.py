@@ -1,4 +1,4 @@
-"""`classes`: a text is the number or the name of a class. Light: standard library only."""
+"""`classes`: each text is the number or the name of a class. Light: standard library only."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from cm3core.interfaces.reach import READS, Outside
 from cm3core.interfaces.text_tokenizer import TextTokenizer, TextTokenizerConfig
 from cm3plugins.text_tokenizers.shielding import read_file
 
-#: What `save` writes into a folder.
+#: File written by `save`.
 FILE_NAME = "classes.txt"
 
 
 @dataclass(kw_only=True)
 class ClassesConfig(TextTokenizerConfig):
-    """One id a text: that of a class, by its number (0, 1, ...) or its name. For models of classes.
+    """One id per text: a class, given by its number (0, 1, ...) or its name. For class-conditional models.
 
-    An empty text has no id, and any other is refused.
+    An empty text has no id; any other text raises an error.
 
     Args:
-        num_classes: how many there are (ImageNet: 1,000); it must be given.
-        path: a text file with a name a line, in the order of the classes. null: numbers only.
+        num_classes: number of classes (ImageNet: 1,000); required.
+        path: a text file with one class name per line, in the order of the classes. null: numbers only.
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {
@@ -45,11 +45,11 @@ class ClassesConfig(TextTokenizerConfig):
         return self.num_classes
 
     def build(self, corpus: Iterable[str] | None = None) -> ClassTokenizer:
-        """Read `path`, if it is given. Raises `TokenizerError` for another number of names."""
+        """Read `path`, if given. Raises `TokenizerError` if the number of names doesn't match."""
         return self._read(None if self.path is None else user_path(self.path))
 
     def load(self, folder: Path) -> ClassTokenizer:
-        """Return the tokenizer that was saved in `folder`."""
+        """Return the tokenizer saved in `folder`."""
         saved = folder / FILE_NAME
         return self._read(saved if saved.is_file() else None)
 
@@ -57,8 +57,8 @@ class ClassesConfig(TextTokenizerConfig):
         if self.num_classes is None:
             raise TokenizerError(
                 "text_tokenizer.num_classes",
-                "is null: nothing else says how many classes the model has",
-                "give their number, for ImageNet 1000",
+                "is null, so the number of classes is unknown",
+                "set it, for ImageNet to 1000",
             )
         if path is None:
             return ClassTokenizer(self.num_classes, ())
@@ -66,19 +66,19 @@ class ClassesConfig(TextTokenizerConfig):
         if len(names) != self.num_classes or len({_plain(name) for name in names}) != len(names):
             raise TokenizerError(
                 str(path),
-                f"has {len(names)} lines, {len({_plain(name) for name in names})} of them different, for "
+                f"has {len(names)} lines, {len({_plain(name) for name in names})} of them different, but there are "
                 f"{self.num_classes} classes",
-                "write the name of each class on a line of its own, each another",
+                "write one unique class name per line",
             )
         return ClassTokenizer(self.num_classes, names)
 
 
 class ClassTokenizer(TextTokenizer):
-    """Names and numbers of classes <-> their numbers.
+    """Maps names and numbers of classes to numbers and back.
 
     Args:
-        num_classes: how many there are.
-        names: of all, or none.
+        num_classes: number of classes.
+        names: names of all classes, or none.
     """
 
     def __init__(self, num_classes: int, names: Sequence[str]) -> None:
@@ -91,12 +91,12 @@ class ClassTokenizer(TextTokenizer):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the number and the names."""
+        """Hash of the number of classes and their names."""
         facts = json.dumps([self._num, self._names])
         return hashlib.sha256(facts.encode()).hexdigest()
 
     def _encode(self, text: str) -> list[int]:
-        """Raises `TokenizerError` for what is no class and not empty."""
+        """Raises `TokenizerError` for a non-empty text that is not a class."""
         if not text:
             return []
         plain = _plain(text)
@@ -106,12 +106,12 @@ class ClassTokenizer(TextTokenizer):
             return [int(plain)]
         raise TokenizerError(
             "text",
-            f"{text[:40]!r} is no class of the model",
+            f"{text[:40]!r} is not a class of the model",
             f"give its number, 0 to {self._num - 1}" + (", or its name" if self._names else ""),
         )
 
     def _decode(self, ids: Sequence[int]) -> str:
-        """Names, or numbers, with spaces between."""
+        """Return names, or numbers, separated by spaces."""
         return " ".join(self._names[one] if self._names else str(one) for one in ids)
 
     def save(self, folder: Path) -> None:

@@ -1,9 +1,9 @@
-"""`HFTokenizer`: any `tokenizer.json`, its special tokens out of reach of texts.
+"""`HFTokenizer`: any `tokenizer.json`, with special tokens that texts can't produce.
 
-Added tokens are matched in a text before anything else, so they are taken out of the file, all but
-those that are white space. A token of the vocabulary that is no text is renamed to what no text is
-split into, and merges that end in it are dropped: a tokenizer whose whole words are tokens
-(`ignore_merges`, Unigram) would find it otherwise.
+Added tokens are matched in a text before anything else, so they are removed from the file, except
+those that are white space. Vocabulary tokens that are control tokens are renamed to strings that no text
+is split into, and merges that produce them are dropped: a tokenizer with whole words as tokens
+(`ignore_merges`, Unigram) would find them otherwise.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from cm3plugins.text_tokenizers.shielding import (
 )
 from cm3run.faults import panics_as_errors
 
-#: What `save` writes into a folder.
+#: File written by `save`.
 FILE_NAME = "tokenizer.json"
-_NEXT = "give the tokenizer.json of a model, as Hugging Face's tokenizers write it"
+_NEXT = "use a model's tokenizer.json in the format of Hugging Face's tokenizers"
 
 
 class HFTokenizer(TextTokenizer):
-    """A tokenizer of Hugging Face's `tokenizers`.
+    """A tokenizer from Hugging Face's `tokenizers`.
 
     Args:
         content: text of a `tokenizer.json`.
-        place: where it comes from, for error messages.
-        control: regular expressions of tokens that are no text.
+        place: its origin, for error messages.
+        control: regular expressions of control tokens.
     """
 
     def __init__(self, content: str, place: str, control: Sequence[str]) -> None:
@@ -62,13 +62,15 @@ class HFTokenizer(TextTokenizer):
             raise TokenizerError(place, f"is not a tokenizer.json ({text})", _NEXT) from error
         ids = added | tokens
         self._hidden = frozenset(ids[token] for token in hidden)
-        #: What texts must never become; unknown characters may become the unknown token.
+        #: Ids that texts must never produce; unknown characters may produce the unknown token.
         self._control = self._hidden - ({ids[unknown]} if unknown in ids else set())
         self._special = {token: ids[token] for token in hidden if ids[token] in self._control}
         self._vocab_size = 1 + max(ids.values(), default=-1)
         if self._vocab_size > MOST_IDS:
             raise TokenizerError(
-                place, f"has the id {self._vocab_size - 1}, at most {MOST_IDS - 1:,}", _NEXT
+                place,
+                f"has the id {self._vocab_size - 1}, above the limit of {MOST_IDS - 1:,}",
+                _NEXT,
             )
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -86,7 +88,7 @@ class HFTokenizer(TextTokenizer):
 
     @property
     def vocab_size(self) -> int:
-        """One more than the largest id, special tokens included: texts never have theirs."""
+        """One more than the largest id, including special tokens, which texts never produce."""
         return self._vocab_size
 
     @property
@@ -95,7 +97,7 @@ class HFTokenizer(TextTokenizer):
         return self._fingerprint
 
     def special_ids(self) -> Mapping[str, int]:
-        """Added tokens and control tokens, but for the unknown token."""
+        """Added tokens and control tokens, except the unknown token."""
         return self._special
 
     def _encode(self, text: str) -> list[int]:
@@ -110,12 +112,12 @@ class HFTokenizer(TextTokenizer):
         return text
 
     def save(self, folder: Path) -> None:
-        """Write `tokenizer.json` into `folder`, as it was given."""
+        """Write `tokenizer.json` into `folder`, unchanged."""
         write_text(folder / FILE_NAME, self._content)
 
 
 def _numbered(values: dict[str, Any]) -> dict[str, int]:
-    """The model's tokens and their ids."""
+    """Return the model's tokens and their ids."""
     vocab = values["model"]["vocab"]
     if isinstance(vocab, list):
         return {piece[0]: place for place, piece in enumerate(vocab)}
@@ -124,8 +126,8 @@ def _numbered(values: dict[str, Any]) -> dict[str, int]:
 
 
 def _without_special(values: dict[str, Any], hidden: set[str]) -> dict[str, Any]:
-    """The file's values with `hidden` tokens out of reach; ids stay as they are."""
-    # dropout of merges is for training the file's own model: a text would have other ids each time
+    """Return the file's values with `hidden` tokens unreachable; ids are unchanged."""
+    # merge dropout is only for training: a text would get other ids each time
     model = dict(values["model"])
     if isinstance(model.get("dropout"), float):
         model["dropout"] = None
@@ -153,6 +155,6 @@ def _without_special(values: dict[str, Any], hidden: set[str]) -> dict[str, Any]
 
 
 def _pair(merge: Any) -> tuple[str, str]:
-    """The two tokens of a merge, which older files write as one text with a space."""
+    """Return the two tokens of a merge; older files write them as one text with a space."""
     first, second = merge.split(" ") if isinstance(merge, str) else merge
     return first, second

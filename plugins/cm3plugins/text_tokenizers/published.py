@@ -1,4 +1,4 @@
-"""Configs of text tokenizers that others publish: `hf`, `sentencepiece`, `tiktoken`. Light."""
+"""Configs of published text tokenizers: `hf`, `sentencepiece`, `tiktoken`. Light."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from cm3plugins.text_tokenizers.sentence_piece import SentencePieceTokenizer
     from cm3plugins.text_tokenizers.tiktoken_file import TiktokenTokenizer
 
-#: Tokens that mean something to a model and are no text, in the files of Chameleon, Lumina-mGPT, Emu3, Llama,
-#: Qwen and others, as regular expressions of the whole token.
+#: Control tokens in the files of Chameleon, Lumina-mGPT, Emu3, Llama, Qwen and others, as regular expressions of
+#: the whole token.
 CONTROL = (
     r"</?s>|<pad>|<unk>|<mask>|<bos>|<eos>",
     r"\[(?:PAD|UNK|CLS|SEP|MASK)\]",
@@ -28,7 +28,7 @@ CONTROL = (
     r"IMGIMG[A-J]+Z",
     r"<reserved\d+>|<racm3:break>|<eoss>|<sentinel:\d+>|<image>",
 )
-#: How Qwen and Emu3 split a text before they merge bytes.
+#: Qwen's and Emu3's pattern for splitting a text before merging bytes.
 QWEN_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -37,13 +37,13 @@ QWEN_PATTERN = (
 
 @dataclass(kw_only=True)
 class PublishedTokenizerConfig(TextTokenizerConfig):
-    """Base of the configs of tokenizers that a file defines.
+    """Base of the configs of tokenizers defined by a file.
 
     Args:
         path: the file.
-        control: regular expressions of tokens that are no text: no text is ever encoded to them,
-            whoever spells them, and decoding leaves them out. In addition to a file's own special
-            tokens.
+        control: regular expressions of control tokens, in addition to the file's own special tokens. No text
+            is ever encoded to them, even if it spells one, and decoding omits
+            them.
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {
@@ -55,7 +55,7 @@ class PublishedTokenizerConfig(TextTokenizerConfig):
     control: list[str] = field(default_factory=lambda: list(CONTROL))
 
     def check(self) -> None:
-        """Raise `RecipeError` for an expression that is none."""
+        """Raise `RecipeError` for an invalid expression."""
         super().check()
         for pattern in self.control:
             try:
@@ -63,12 +63,12 @@ class PublishedTokenizerConfig(TextTokenizerConfig):
             except re.error as error:
                 raise RecipeError(
                     "text_tokenizer.control",
-                    f"{pattern!r} is no regular expression ({error})",
+                    f"{pattern!r} is not a regular expression ({error})",
                     "escape its special characters with a backslash",
                 ) from error
 
     def _file(self, published: str) -> Path:
-        """`path`; raises `TokenizerError` if there is none."""
+        """Return `path`; raises `TokenizerError` if it is not set."""
         self.check()
         if self.path is None:
             raise TokenizerError(
@@ -81,7 +81,7 @@ class PublishedTokenizerConfig(TextTokenizerConfig):
 class HFTokenizerConfig(PublishedTokenizerConfig):
     """Any `tokenizer.json` of Hugging Face's `tokenizers`; Chameleon's `text_tokenizer.json` is one.
 
-    Ids are those that it gives with `add_special_tokens=False` to texts that spell no special token.
+    Ids are the file's with `add_special_tokens=False`, for texts that spell no special token.
     """
 
     def build(self, corpus: Iterable[str] | None = None) -> HFTokenizer:
@@ -92,7 +92,7 @@ class HFTokenizerConfig(PublishedTokenizerConfig):
         return HFTokenizer.from_file(path / FILE_NAME if path.is_dir() else path, self.control)
 
     def load(self, folder: Path) -> HFTokenizer:
-        """Return the tokenizer that was saved in `folder`."""
+        """Return the tokenizer saved in `folder`."""
         from cm3plugins.text_tokenizers.hf import FILE_NAME, HFTokenizer
 
         return HFTokenizer.from_file(folder / FILE_NAME, self.control)
@@ -102,7 +102,7 @@ class HFTokenizerConfig(PublishedTokenizerConfig):
 class SentencePieceConfig(PublishedTokenizerConfig):
     """A `.model` file of SentencePiece (extra `sentencepiece`).
 
-    Pieces that its file says are always kept together are no text, unless they are white space.
+    User-defined pieces count as control tokens, unless they are white space.
     """
 
     def build(self, corpus: Iterable[str] | None = None) -> SentencePieceTokenizer:
@@ -110,7 +110,7 @@ class SentencePieceConfig(PublishedTokenizerConfig):
         return self._read(self._file("tokenizer.model"))
 
     def load(self, folder: Path) -> SentencePieceTokenizer:
-        """Return the tokenizer that was saved in `folder`."""
+        """Return the tokenizer saved in `folder`."""
         return self._read(folder / "tokenizer.model")
 
     def _read(self, path: Path) -> SentencePieceTokenizer:
@@ -122,13 +122,13 @@ class SentencePieceConfig(PublishedTokenizerConfig):
 
 @dataclass(kw_only=True)
 class TiktokenConfig(PublishedTokenizerConfig):
-    """A `.tiktoken` file of merged bytes and their ranks (extra `tiktoken`); Qwen's and Emu3's are.
+    """A `.tiktoken` file of merged bytes and their ranks (extra `tiktoken`), as for Qwen and Emu3.
 
-    Such a file holds no special tokens.
+    Such files hold no special tokens.
 
     Args:
-        pattern: regular expression of the pieces that a text is split into first; it is not in the
-            file. The default is Qwen's and Emu3's.
+        pattern: regular expression that splits a text into pieces first; it is not in the file. The
+            default is Qwen's and Emu3's.
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {
@@ -142,7 +142,7 @@ class TiktokenConfig(PublishedTokenizerConfig):
         return self._read(self._file("the .tiktoken file"))
 
     def load(self, folder: Path) -> TiktokenTokenizer:
-        """Return the tokenizer that was saved in `folder`."""
+        """Return the tokenizer saved in `folder`."""
         return self._read(folder / "tokenizer.tiktoken")
 
     def _read(self, path: Path) -> TiktokenTokenizer:

@@ -1,8 +1,8 @@
-"""`SentencePieceTokenizer`: a `.model` file, its special pieces out of reach of texts.
+"""`SentencePieceTokenizer`: a `.model` file, with special pieces that texts can't produce.
 
-SentencePiece matches pieces of the type "user defined" in a text before anything else, and control
-pieces never. So the types of those that are no text are changed to control when the file is read.
-The file is a protocol buffer; only its list of pieces is looked at (field 1: text, score, type).
+SentencePiece matches pieces of the type "user defined" in a text before anything else, but never control
+pieces. So control tokens are changed to the type control when the file is read. The file is a protocol
+buffer; only its list of pieces is read (field 1: text, score, type).
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from cm3core.interfaces.text_tokenizer import TextTokenizer
 from cm3plugins.text_tokenizers.shielding import is_control, read_file, without
 
 _FILE_NAME = "tokenizer.model"
-_NEXT = "give the .model file of a SentencePiece tokenizer"
+_NEXT = "use the .model file of a SentencePiece tokenizer"
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
 #: Wire types of protocol buffers.
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 class SentencePieceTokenizer(TextTokenizer):
-    """A tokenizer of SentencePiece.
+    """A SentencePiece tokenizer.
 
     Args:
         content: bytes of a `.model` file.
-        place: where it comes from, for error messages.
-        control: regular expressions of pieces that are no text.
+        place: its origin, for error messages.
+        control: regular expressions of control tokens.
     """
 
     def __init__(self, content: bytes, place: str, control: Sequence[str]) -> None:
@@ -57,16 +57,16 @@ class SentencePieceTokenizer(TextTokenizer):
 
     @property
     def vocab_size(self) -> int:
-        """Number of pieces, control pieces included: texts never have theirs."""
+        """Number of pieces, including control pieces, which texts never produce."""
         return int(self._processor.get_piece_size())
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the file, and of the control tokens."""
+        """Hash of the file and the control tokens."""
         return self._fingerprint
 
     def special_ids(self) -> Mapping[str, int]:
-        """Control pieces, but for the unknown piece."""
+        """Control pieces, except the unknown piece."""
         return self._special
 
     def _encode(self, text: str) -> list[int]:
@@ -78,16 +78,16 @@ class SentencePieceTokenizer(TextTokenizer):
         return text
 
     def save(self, folder: Path) -> None:
-        """Write `tokenizer.model` into `folder`, as it was given."""
+        """Write `tokenizer.model` into `folder`, unchanged."""
         with atomic_path(folder / _FILE_NAME) as temporary:
             Path(temporary).write_bytes(self._content)
 
 
 def _with_control(content: bytes, control: Sequence[str]) -> tuple[bytes, set[int]]:
-    """The model with pieces that are no text as control pieces, and the ids of all control pieces.
+    """Return the model with control tokens changed to control pieces, and the ids of all control pieces.
 
     Raises:
-        ValueError, IndexError: it is no protocol buffer with pieces.
+        ValueError, IndexError: it is not a protocol buffer with pieces.
     """
     changed, hidden, number = bytearray(), set(), 0
     for tag, start, end in _fields(content):
@@ -100,7 +100,7 @@ def _with_control(content: bytes, control: Sequence[str]) -> tuple[bytes, set[in
             kind = _CONTROL
         if kind == _CONTROL:
             hidden.add(number)
-            # the last of several values of a field counts
+            # the last of several values of a field wins
             body = _body(content, start, end) + bytes([3 << 3 | _VARINT, _CONTROL])
             changed += bytes([tag]) + _varint(len(body)) + body
         else:
@@ -112,7 +112,7 @@ def _with_control(content: bytes, control: Sequence[str]) -> tuple[bytes, set[in
 
 
 def _piece(content: bytes, start: int, end: int) -> tuple[str, int]:
-    """Text and type of the piece in a field."""
+    """Return text and type of the piece in a field."""
     text, kind, body = "", _NORMAL, _body(content, start, end)
     for tag, begin, stop in _fields(body):
         if tag == (1 << 3 | _BYTES):
@@ -123,7 +123,7 @@ def _piece(content: bytes, start: int, end: int) -> tuple[str, int]:
 
 
 def _fields(content: bytes) -> Iterator[tuple[int, int, int]]:
-    """(tag, start, end) of each field of a message, the tag's bytes included."""
+    """Yield (tag, start, end) of each field of a message, including the tag's bytes."""
     place = 0
     while place < len(content):
         start = place
@@ -144,14 +144,14 @@ def _fields(content: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _body(content: bytes, start: int, end: int) -> bytes:
-    """The value of a field of bytes."""
+    """Return the value of a field of bytes."""
     _, place = _read_varint(content, start)
     _, place = _read_varint(content, place)
     return content[place:end]
 
 
 def _read_varint(content: bytes, place: int) -> tuple[int, int]:
-    """A number of 7 bits a byte, and the place behind it."""
+    """Read a number of 7 bits per byte; returns it and the offset after it."""
     value = shift = 0
     while True:
         if shift > 63:

@@ -1,7 +1,7 @@
-"""Texts never become control tokens: whoever spells one gets its letters.
+"""Texts never become control tokens: a spelled-out control token is encoded as letters.
 
-A tokenizer's file may offer special tokens in several ways; each reader takes them away from texts
-first. What still comes through is found here afterwards, and its spelling is cut in two.
+A tokenizer's file may offer special tokens in several ways; each reader first removes them. Any that
+still come through are found here, and their spelling is split in two.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from typing import TypeAlias
 from cm3core.errors import TokenizerError
 from cm3core.files import open_regular
 
-#: Ids of a text, and (start, end) of the characters that each is of.
+#: Ids of a text, and the (start, end) of each id's characters.
 Encoded: TypeAlias = tuple[list[int], list[tuple[int, int]]]
 
-#: Of a tokenizer's file: the largest published have 35 MB.
+#: Size limit of a tokenizer's file: the largest published ones have 35 MB.
 MOST_BYTES = 1 << 29
-#: Ids of a tokenizer: the largest published have 0.3 million, and every id costs a row of weights.
+#: Limit of a tokenizer's ids: the largest published ones have 0.3 million, and every id costs a row of weights.
 MOST_IDS = 1 << 24
 
 
 def is_control(token: str, patterns: Sequence[str]) -> bool:
-    """Whether a token is one of those that are no text."""
+    """Whether a token is a control token."""
     return any(re.fullmatch(pattern, token) for pattern in patterns)
 
 
 def shielded(
     text: str, encode: Callable[[str], Encoded], control: frozenset[int], place: str
 ) -> list[int]:
-    """The ids of a text without control tokens: spans that became one are cut in two.
+    """Return the ids of a text without control tokens: spans that became one are split in two.
 
     Raises:
         TokenizerError: a single character is a control token.
@@ -48,27 +48,27 @@ def shielded(
                 raise TokenizerError(
                     place,
                     f"encodes {text[start:end]!r} as the control token {token}",
-                    "take it out of text_tokenizer.control, or of the text",
+                    "remove it from text_tokenizer.control, or from the text",
                 )
             cuts.append((start + end) // 2)
-    # parts are shorter than the text, and their control tokens shorter than those cut
+    # parts are shorter than the text, and their control tokens shorter than those split
     parts = (text[start:end] for start, end in pairwise([*cuts, len(text)]))
     return [token for part in parts for token in shielded(part, encode, control, place)]
 
 
 def without(ids: Iterable[int], control: frozenset[int]) -> list[int]:
-    """The ids that are text."""
+    """Return the ids without control tokens."""
     return [int(token) for token in ids if token not in control]
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of a tokenizer's file; raises `TokenizerError` if it can't be read, or is far too long."""
+    """Read a tokenizer's file; raises `TokenizerError` if it can't be read, or is far too large."""
     try:
         with open_regular(path) as file:
             if (size := os.fstat(file.fileno()).st_size) > MOST_BYTES:
                 raise TokenizerError(
                     str(path),
-                    f"has {size:,} bytes, a tokenizer's at most {MOST_BYTES:,}",
+                    f"has {size:,} bytes, above the limit of {MOST_BYTES:,} for a tokenizer",
                     "correct text_tokenizer.path",
                 )
             return file.read()

@@ -1,4 +1,4 @@
-"""`TiktokenTokenizer`: a `.tiktoken` file, a line for each token: its bytes in base64, and its rank."""
+"""`TiktokenTokenizer`: a `.tiktoken` file, with one token per line: its bytes in base64, and its rank."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from cm3plugins.text_tokenizers.shielding import (
 from cm3run.faults import panics_as_errors
 
 _FILE_NAME = "tokenizer.tiktoken"
-_NEXT = "give a .tiktoken file: lines of base64, a space and a rank"
+_NEXT = "use a .tiktoken file: lines of base64, a space and a rank"
 _NUM_BYTES = 256
-#: What every pattern must cut into pieces.
+#: A text that every pattern must split without loss.
 _PROBE = "A b-1,\n\t é"
 
 
 class TiktokenTokenizer(TextTokenizer):
-    """A byte-level BPE as tiktoken keeps it.
+    """A byte-level BPE in tiktoken's format.
 
     Args:
         content: bytes of a `.tiktoken` file.
-        place: where it comes from, for error messages.
-        pattern: regular expression of the pieces that a text is split into.
-        control: regular expressions of tokens that are no text.
+        place: its origin, for error messages.
+        pattern: regular expression that splits a text into pieces.
+        control: regular expressions of control tokens.
     """
 
     def __init__(self, content: bytes, place: str, pattern: str, control: Sequence[str]) -> None:
@@ -51,8 +51,8 @@ class TiktokenTokenizer(TextTokenizer):
         except (ValueError, RuntimeError) as error:
             raise TokenizerError(
                 "text_tokenizer.pattern",
-                f"is no regular expression of tiktoken's ({str(error)[:200]})",
-                "correct it, or leave it out for that of Qwen and Emu3",
+                f"is not a valid regular expression for tiktoken ({str(error)[:200]})",
+                "correct it, or leave it out to use Qwen's and Emu3's",
             ) from error
         self._pieces(_PROBE)
         self._control = frozenset(
@@ -83,14 +83,14 @@ class TiktokenTokenizer(TextTokenizer):
         return shielded(text, self._plainly, self._control, self._place)
 
     def _pieces(self, text: str) -> list[int]:
-        """The ids of a text, control tokens included.
+        """Return the ids of a text, including control tokens.
 
         Raises:
-            TokenizerError: the pattern finds pieces that are empty, or leaves letters out.
+            TokenizerError: the pattern gives empty pieces, or leaves out characters.
         """
-        lost = f"does not cut a text like {text[:20]!r} into pieces: letters would be lost"
+        lost = f"does not split a text like {text[:20]!r} without losing characters"
         wrong = TokenizerError(
-            "text_tokenizer.pattern", lost, "correct it, or leave it out for that of Qwen and Emu3"
+            "text_tokenizer.pattern", lost, "correct it, or leave it out to use Qwen's and Emu3's"
         )
         try:
             with panics_as_errors():
@@ -105,7 +105,7 @@ class TiktokenTokenizer(TextTokenizer):
         ids = self._pieces(text)
         if self._control.isdisjoint(ids):
             return ids, [(0, 0)] * len(ids)
-        # tokens are bytes: a control token is characters, so its ends are those of characters
+        # tokens are bytes, but a control token starts and ends at characters
         spans, end = [], 0
         for token in ids:
             start, end = end, end + len(self._encoding.decode_single_token_bytes(token))
@@ -121,13 +121,13 @@ class TiktokenTokenizer(TextTokenizer):
         return self._encoding.decode_bytes(known).decode("utf-8", "replace")
 
     def save(self, folder: Path) -> None:
-        """Write `tokenizer.tiktoken` into `folder`, as it was given."""
+        """Write `tokenizer.tiktoken` into `folder`, unchanged."""
         with atomic_path(folder / _FILE_NAME) as temporary:
             Path(temporary).write_bytes(self._content)
 
 
 def _ranks(content: bytes, place: str) -> dict[bytes, int]:
-    """Tokens and ranks; raises `TokenizerError` unless each is there once, all bytes among them."""
+    """Read tokens and ranks; raises `TokenizerError` for duplicates or missing bytes."""
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(content.splitlines(), start=1):
         if not line.strip():
@@ -137,20 +137,24 @@ def _ranks(content: bytes, place: str) -> dict[bytes, int]:
             piece, value = base64.b64decode(token, validate=True), int(rank)
         except (ValueError, binascii.Error) as error:
             raise TokenizerError(
-                f"{place}, line {number}", "is no token and rank", _NEXT
+                f"{place}, line {number}", "is not a token and a rank", _NEXT
             ) from error
         if piece in ranks:
-            raise TokenizerError(f"{place}, line {number}", "is of a token that has a line", _NEXT)
+            raise TokenizerError(f"{place}, line {number}", "repeats a token", _NEXT)
         if value >= MOST_IDS:
             raise TokenizerError(
-                f"{place}, line {number}", f"has the rank {value}, at most {MOST_IDS - 1:,}", _NEXT
+                f"{place}, line {number}",
+                f"has the rank {value}, above the limit of {MOST_IDS - 1:,}",
+                _NEXT,
             )
         ranks[piece] = value
     if len(set(ranks.values())) < len(ranks) or min(ranks.values(), default=0) < 0:
-        raise TokenizerError(place, "gives two tokens one rank, or one below 0", _NEXT)
+        raise TokenizerError(place, "has a duplicate or negative rank", _NEXT)
     missing = [one for one in range(_NUM_BYTES) if bytes([one]) not in ranks]
     if missing:
         raise TokenizerError(
-            place, f"lacks {len(missing)} of the 256 bytes, so some texts would lose letters", _NEXT
+            place,
+            f"lacks {len(missing)} of the 256 bytes, so some texts would lose characters",
+            _NEXT,
         )
     return ranks

@@ -1,4 +1,4 @@
-"""The bundled trackers: `tensorboard`, by torch's own writer. That is imported when a tracker is built."""
+"""The bundled tracker `tensorboard`, with torch's own writer, which `build` imports."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class TensorBoardConfig(TrackerConfig):
-    """TensorBoard: metrics and sample pictures, in the folder `tensorboard` of the run."""
+    """TensorBoard: metrics and sample pictures in the run's folder `tensorboard`."""
 
     is_default = True
 
     def build(self) -> Tracker:
-        """Nothing is written before the run begins.
+        """Return the tracker. Nothing is written before the run starts.
 
         Raises:
             MissingPackageError: `tensorboard` is not installed.
@@ -53,20 +53,20 @@ class TensorBoard(Tracker):
         self._writer: SummaryWriter | None = None
 
     def on_start(self, event: RunStarted) -> None:
-        """Entries of an earlier session are dropped for steps that are repeated."""
+        """Start the run. An earlier session's entries are dropped for repeated steps."""
         folder = str(event.folder / "tensorboard")
         self._writer = self._class(folder, purge_step=event.step + 1)
 
     def on_metrics(self, event: Measured) -> None:
-        """Each value is a curve of its name."""
+        """Add each value to the curve of its name."""
         self._add(event.step, event.values)
 
     def on_validation(self, event: Validated) -> None:
-        """Like those of training."""
+        """Add the validation metrics."""
         self._add(event.step, event.values)
 
     def on_picture(self, event: PictureDrawn) -> None:
-        """A picture of that name."""
+        """Add a picture under its name."""
         if self._writer is not None:
             self._writer.add_image(event.name, event.pixels_HWC, event.step, dataformats="HWC")
 
@@ -76,7 +76,7 @@ class TensorBoard(Tracker):
             self._writer.flush()
 
     def close(self) -> None:
-        """Its thread ends."""
+        """Stop the writer's thread."""
         writer, self._writer = self._writer, None
         if writer is not None:
             writer.close()

@@ -21,15 +21,15 @@ def weights_path(
     trainer: str,
     content: str = "weights",
 ) -> Path:
-    """The path that `weights` means. A file need not exist.
+    """Return the path for `weights`. The file need not exist.
 
     Args:
         weights: the recipe's value.
-        bundled: the files of this package, by name.
-        section: of the recipe, for errors.
-        component: what the bundled files are, for errors.
-        trainer: the command that writes such files, for errors.
-        content: what they contain, for errors.
+        bundled: files of this package, by name.
+        section: section of the recipe, for errors.
+        component: name of the component, for errors.
+        trainer: command that writes such files, for errors.
+        content: content of the files, for errors.
 
     Raises:
         CheckpointError: `weights` is None, or an unknown bundled name.
@@ -38,7 +38,7 @@ def weights_path(
         raise CheckpointError(
             f"{section}.weights",
             f"is null: there are no {content} to use",
-            f"train some with `{trainer}`, then set {section}.weights to the file",
+            f"train them with `{trainer}`, then set {section}.weights to the file",
         )
     if not weights.startswith(BUNDLED):
         return user_path(weights)
@@ -47,11 +47,11 @@ def weights_path(
         raise CheckpointError(
             f"{section}.weights={weights}",
             f"no such bundled {component}",
-            f"bundled: {', '.join(sorted(bundled)) or 'none'}; or give a path",
+            f"use one of {', '.join(sorted(bundled)) or 'none'}, or a path",
         )
     return bundled[name]
 
 
 def is_bundled(weights: str | None) -> bool:
-    """Whether `weights` names a file of this package, of which a checkpoint needs no copy."""
+    """Whether `weights` names a file of this package, which a checkpoint need not copy."""
     return weights is not None and weights.startswith(BUNDLED)

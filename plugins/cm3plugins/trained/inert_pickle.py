@@ -1,8 +1,8 @@
-"""Read a pickle without running anything in it: what it would call becomes a record.
+"""Read a pickle without running anything in it: calls become records.
 
-`torch.load(weights_only=True)` refuses checkpoints that name a class of a training library, as most
-of PyTorch Lightning's do. Here no name is looked up and nothing is called, so it does not matter
-what is named: dicts, lists, numbers and texts are built, everything else is a `Record`.
+`torch.load(weights_only=True)` rejects checkpoints that name a class of a training library, as most of
+PyTorch Lightning's do. Here no name is looked up and nothing is called, so names don't matter: dicts,
+lists, numbers and texts are built, everything else is a `Record`.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _EMPTY: dict[str, type[Any]] = {"EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY
 
 @dataclass(frozen=True)
 class Named:
-    """A class or function that the pickle names, as "module name"."""
+    """A class or function named in the pickle, as "module name"."""
 
     name: str
 
 
 @dataclass(eq=False)
 class Record:
-    """A call or an object: the function, its arguments, and the state that would be set."""
+    """A call or an object: the function, its arguments, and its state."""
 
     function: object
     arguments: object
@@ -46,7 +46,7 @@ class Record:
 
 @dataclass(frozen=True, eq=False)
 class Storage:
-    """Bytes kept outside of the pickle."""
+    """Bytes stored outside the pickle."""
 
     identity: object
 
@@ -66,7 +66,7 @@ class _Machine:
         return items
 
     def step(self, name: str, argument: Any) -> None:
-        """Follow one instruction; raises `ValueError` for one that no checkpoint needs."""
+        """Execute one instruction; raises `ValueError` for one that no checkpoint needs."""
         stack = self.stack
         if name in _LITERALS:
             stack.append(argument)
@@ -88,7 +88,7 @@ class _Machine:
             stack.append(tuple(self.since_mark()))
         elif name in ("APPEND", "APPENDS"):
             items = [stack.pop()] if name == "APPEND" else self.since_mark()
-            if isinstance(stack[-1], list):  # what a class would collect is of no interest
+            if isinstance(stack[-1], list):  # items added to an object are ignored
                 stack[-1].extend(items)
         elif name in ("SETITEM", "SETITEMS"):
             self._set(self.since_mark() if name == "SETITEMS" else [stack.pop(-2), stack.pop()])
@@ -112,7 +112,7 @@ class _Machine:
             raise ValueError(f"opcode {name}")
 
     def _set(self, items: list[Any]) -> None:
-        """Set keys and values of the dict on top; keys that nothing could look up are left out."""
+        """Set keys and values of the dict on top; unhashable keys are dropped."""
         if isinstance(self.stack[-1], dict):
             for key, value in zip(items[::2], items[1::2], strict=True):
                 if isinstance(key, (str, int, float, bool)):
@@ -120,14 +120,14 @@ class _Machine:
 
 
 def follow(pickled: Any) -> object:
-    """The content of a pickle, with records in place of everything that it would call.
+    """Return the content of a pickle, with records in place of calls.
 
     Args:
-        pickled: its bytes, or a file that is read from where it is to the pickle's end.
+        pickled: bytes, or a file, which is read from its current position to the pickle's end.
 
     Raises:
         ValueError: it has an opcode that checkpoints don't need, or does not end.
-        IndexError, KeyError, AttributeError, TypeError: its instructions make no sense.
+        IndexError, KeyError, AttributeError, TypeError: its instructions are invalid.
 
     >>> import pickle
     >>> follow(pickle.dumps({"weights": [1.5, None]}))

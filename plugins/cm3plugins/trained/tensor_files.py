@@ -1,7 +1,7 @@
-"""Files of tensors from anywhere: safetensors, and what `torch.save` wrote; nothing is executed.
+"""Reads tensor files of any origin: safetensors and `torch.save`. Nothing is executed.
 
-A file's names, shapes and types are read first, tensors one at a time, so that converting a large
-model takes the memory of its largest tensor.
+A file's names, shapes and dtypes are read first, then tensors one at a time, so that converting a large
+model takes only the memory of its largest tensor.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from cm3core.errors import CheckpointError
 from cm3plugins.trained.inert_pickle import Named, Record, Storage, follow
 
 _NEXT = "copy or download the file again"
-#: Keys below which a checkpoint keeps its weights, beside the state of its training.
+#: Keys under which checkpoints store weights next to their training state.
 WRAPPERS = ("state_dict", "model", "module")
-#: Largest pickle in an archive: those of the largest public models take a few megabytes.
+#: Size limit of a pickle in an archive: the largest public models have a few megabytes.
 MOST_PICKLE_BYTES = 256 << 20
 _POINTER = b"version https://git-lfs"
 _STORAGES = {
@@ -43,7 +43,7 @@ _STORAGES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-#: What reading a damaged or hostile file raises.
+#: Exceptions raised by reading a damaged or hostile file.
 _DAMAGE = (
     zipfile.BadZipFile,
     SafetensorError,
@@ -64,16 +64,16 @@ _DAMAGE = (
 
 @dataclass(frozen=True)
 class Entry:
-    """Shape and type of a tensor in a file."""
+    """Shape and dtype of a tensor in a file."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
 
 
 class TensorFile(ABC):
-    """A file's tensors, by name; from `open_tensors`.
+    """The tensors of a file, by name; from `open_tensors`.
 
-    `entries` are those that it holds; `others` are names of what is not a tensor.
+    `entries` describes the tensors; `others` lists the names of other values.
     """
 
     path: Path
@@ -119,7 +119,7 @@ class _Safetensors(TensorFile):
 
 
 class _Archive(TensorFile):
-    """The zip that `torch.save` writes since version 1.6: a pickle, and storages next to it."""
+    """The zip written by `torch.save` since version 1.6: a pickle, and storages next to it."""
 
     def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
         self.path, self._zip, self._num_bytes = path, archive, path.stat().st_size
@@ -141,7 +141,7 @@ class _Archive(TensorFile):
         return Entry(tuple(size), dtype)
 
     def _parts(self, record: Record) -> tuple[Any, ...]:
-        """Key, offset, size, stride, number, dtype and zip entry of a tensor, checked."""
+        """Return key, offset, size, stride, number, dtype and zip entry of a tensor, checked."""
         arguments: Any = record.arguments
         storage, offset, size, stride = arguments[:4]
         _, kind, key, _, count = storage.identity
@@ -155,7 +155,7 @@ class _Archive(TensorFile):
         stored = entry.compress_type == zipfile.ZIP_STORED and entry.file_size < self._num_bytes
         if entry.file_size != count * dtype.itemsize or not stored:
             raise ValueError(
-                f"storage {key} has {entry.file_size} bytes, not those of {count} numbers"
+                f"storage {key} has {entry.file_size} bytes, which do not hold {count} numbers"
             )
         return key, offset, size, stride, count, dtype, entry
 
@@ -168,19 +168,19 @@ class _Archive(TensorFile):
         with self._zip.open(entry) as stream:
             while done < len(buffer) and (more := stream.readinto(view[done:])):  # type: ignore[attr-defined]  # not in its stub
                 done += more
-            stream.read(1)  # the checksum is compared at the end
+            stream.read(1)  # compares the checksum at the end
         if done < len(buffer):
             raise EOFError(f"{name} ends after {done:,} of {len(buffer):,} bytes")
         return torch.frombuffer(buffer, dtype=dtype).as_strided(size, stride, offset).clone()
 
 
 class _Loaded(TensorFile):
-    """The format of `torch.save` before version 1.6, read as a whole."""
+    """The format of `torch.save` before version 1.6, loaded as a whole."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickles that it then refuses
+            warnings.simplefilter("ignore")  # warnings about pickles that it then rejects
             found = _weights(torch.load(path, map_location="cpu", weights_only=True))
         self._tensors = {
             name: value.detach() for name, value in found.items() if isinstance(value, Tensor)
@@ -195,7 +195,7 @@ class _Loaded(TensorFile):
 
 
 class _Stream(TensorFile):
-    """That format followed, not loaded: what names classes that `torch.load` refuses.
+    """The same format, read without `torch.load`, for files with classes that it rejects.
 
     Five pickles (a number, the version, the machine, the content, the storages' keys), then each
     storage's length and numbers.
@@ -209,7 +209,7 @@ class _Stream(TensorFile):
         ):
             number, _, _, content, keys = (follow(file) for _ in range(5))
             if number != torch.serialization.MAGIC_NUMBER or not isinstance(keys, list):
-                raise ValueError("it is not of torch.save")
+                raise ValueError("it was not written by torch.save")
             found = _weights(content)
             records = {name: _tensor_record(value) for name, value in found.items()}
             self.others = tuple(name for name, record in records.items() if record is None)
@@ -219,7 +219,7 @@ class _Stream(TensorFile):
             for key in keys:
                 count = int.from_bytes(file.read(8), "little")
                 if key not in kinds:
-                    raise ValueError(f"storage {key} is no tensor's")
+                    raise ValueError(f"storage {key} belongs to no tensor")
                 size = count * kinds[key].itemsize
                 if size > len(file) - file.tell():
                     raise EOFError(f"storage {key} ends after {len(file) - file.tell():,} bytes")
@@ -235,14 +235,14 @@ class _Stream(TensorFile):
 
 
 def _storage(record: Record) -> tuple[str, str, str]:
-    """A storage's persistent id in the pickle: "storage", its type and its key."""
+    """Parse a storage's persistent id in the pickle: "storage", its type and its key."""
     arguments: Any = record.arguments
     what, kind, key = arguments[0].identity[:3]
     return what, kind.name.removeprefix("torch "), key
 
 
 def _cut(record: Record, storages: Mapping[str, Tensor]) -> Tensor:
-    """A tensor of its storage's numbers."""
+    """Return a tensor from its storage."""
     arguments: Any = record.arguments
     _, offset, size, stride = arguments[:4]
     numbers = storages[_storage(record)[2]]
@@ -254,7 +254,7 @@ def _cut(record: Record, storages: Mapping[str, Tensor]) -> Tensor:
 
 
 def _old(path: Path) -> TensorFile:
-    """A file of the format before version 1.6."""
+    """Open a file of the format before version 1.6."""
     try:
         return _Loaded(path)
     except pickle.UnpicklingError:
@@ -266,7 +266,7 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
     """Open a file of tensors.
 
     Raises:
-        CheckpointError: there is no such file, it is damaged, or it holds no tensors by name.
+        CheckpointError: there is no such file, it is damaged, or it holds no named tensors.
     """
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "there is no such file"
@@ -303,18 +303,18 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
 def _with_tensors(file: TensorFile) -> TensorFile:
     if not file.entries:
         raise CheckpointError(
-            str(file.path), "holds no tensors by name", "give a file of weights: a state dict"
+            str(file.path), "holds no named tensors", "use a file of weights (a state dict)"
         )
     return file
 
 
 @contextmanager
 def _reported(path: Path) -> Iterator[None]:
-    """Report what reading raises as a damaged file."""
+    """Report exceptions of reading as a damaged file."""
     try:
         yield
     except _DAMAGE as error:
-        # torch explains how to execute what the file names, which nobody should do
+        # leaves out torch's advice to execute the file's code
         text = "" if isinstance(error, pickle.UnpicklingError) else f": {str(error)[:200]}"
         raise CheckpointError(
             str(path), f"is not a readable file of tensors ({type(error).__name__}{text})", _NEXT
@@ -322,19 +322,19 @@ def _reported(path: Path) -> Iterator[None]:
 
 
 def _weights(content: object) -> dict[str, object]:
-    """The weights in a checkpoint's content: the dict below one of `WRAPPERS`, or itself; of a module
-    that was saved as a whole, its parameters and buffers."""
+    """Return the weights in a checkpoint's content: the dict under one of `WRAPPERS`, or the content itself; for
+    a module that was saved as a whole, its parameters and buffers."""
     if isinstance(content, Record) and isinstance(content.state, dict):
         return dict(_of_module(content))
     if not isinstance(content, dict):
-        raise ValueError(f"holds a {type(content).__name__}, not tensors by name")
+        raise ValueError(f"holds a {type(content).__name__} instead of named tensors")
     wrapped = [content[key] for key in WRAPPERS if isinstance(content.get(key), dict)]
     values: dict[object, object] = wrapped[0] if wrapped else content
     return {name: value for name, value in values.items() if isinstance(name, str)}
 
 
 def _of_module(module: Record) -> Iterator[tuple[str, object]]:
-    """Names and records of a module's parameters and buffers, from the top down."""
+    """Yield names and records of a module's parameters and buffers, from the top down."""
     waiting: list[tuple[str, object]] = [("", module)]
     seen: set[int] = set()
     while waiting:
@@ -352,7 +352,7 @@ def _of_module(module: Record) -> Iterator[tuple[str, object]]:
 
 
 def _tensor_record(value: object) -> Record | None:
-    """The record that rebuilds a tensor, also inside that of a parameter; None for anything else."""
+    """Return the record that rebuilds a tensor, unwrapping a parameter's; None for anything else."""
     if not isinstance(value, Record) or not isinstance(value.function, Named):
         return None
     name = value.function.name

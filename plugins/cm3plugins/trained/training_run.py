@@ -1,7 +1,7 @@
-"""One training run: its budget and clock, its log, and the state that it resumes from.
+"""One training run: its budget and clock, its log, and the state to resume from.
 
-What is trained, and on what, is up to the `Trainer`; a run calls it step by step. A run that was
-stopped or killed and resumed makes the same steps as an uninterrupted one.
+The `Trainer` defines the model and the data; a run calls it step by step. A run that was stopped or
+killed and resumed makes the same steps as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from cm3run.stop_signals import StopSignals
 
 
 def edge_error(error_BCHW: Tensor) -> Tensor:
-    """Mean absolute first differences of an error, horizontal plus vertical.
+    """Return the mean absolute first differences of an error, horizontal plus vertical.
 
     Penalises blur and ringing.
     """
@@ -41,14 +41,14 @@ class Trainer(Protocol):
     """Network, optimisers, and everything else that the next step depends on."""
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it, as plain containers of tensors."""
+        """Return all of it, as plain containers of tensors."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of `state_dict`."""
 
 
 class RunSettings(Protocol):
-    """How often a run writes."""
+    """Intervals at which a run writes."""
 
     log_every_steps: int
     checkpoint_every_minutes: float
@@ -60,10 +60,10 @@ class RunOptions:
     """The caller's choices for one run.
 
     Args:
-        minutes: wall-clock budget of training (resumed time counts), or `steps`: number of updates;
-            exactly one.
-        resume: go on from the run's folder, if there is a state in it.
-        validation_NHWC: pictures that figures are reported on during training.
+        minutes: wall-clock budget of training (including time before resuming); or
+            `steps`: number of updates. Give exactly one.
+        resume: continue from the state in the run's folder, if there is one.
+        validation_NHWC: pictures for the figures reported during training.
         show_progress: progress bars on stderr.
         on_checkpoint: called with the weights' path after each checkpoint.
     """
@@ -80,12 +80,12 @@ class TrainingRun:
     """The loop around a trainer.
 
     Args:
-        out_dir: gets `STATE` and `LOG`.
-        trainer: what is trained.
+        out_dir: folder for `STATE` and `LOG`.
+        trainer: the trainer.
         settings: how often to log and save.
-        options: its budget, and what is told meanwhile.
-        facts: values that a resumed run must share with the stopped one, as plain values; the
-            budget is added.
+        options: budget, and reporting.
+        facts: plain values that must be the same when the run is resumed; the budget is
+            added.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class TrainingRun:
         """Load `STATE` if there is one.
 
         Raises:
-            CheckpointError: it is unreadable or belongs to another run.
+            CheckpointError: the state is unreadable or belongs to another run.
         """
         path = self.out_dir / STATE
         if not path.exists():
@@ -117,7 +117,7 @@ class TrainingRun:
             changes = differences(json.loads(state["identity"]), json.loads(self.identity))
             raise CheckpointError(
                 str(path),
-                f"it belongs to a run with another configuration: {', '.join(changes)}",
+                f"belongs to a run with another configuration: {', '.join(changes)}",
                 "resume with the same recipe and budget, or choose another folder",
             )
         try:
@@ -129,7 +129,7 @@ class TrainingRun:
     def _step(
         self, step: Callable[[int, float], Mapping[str, float]], started: float, bar: tqdm[Any]
     ) -> None:
-        """One step, counted, shown and logged."""
+        """Run one step; counts, shows and logs it."""
         report = self._finite(step)
         self.step_count += 1
         self.seconds = time.monotonic() - started
@@ -139,27 +139,27 @@ class TrainingRun:
             self.log(report)
 
     def _is_due(self, seconds: float) -> bool:
-        """Whether a checkpoint is, so long after the last one."""
+        """Whether a checkpoint is due this many seconds after the last one."""
         every = self._settings.checkpoint_every_steps
         return (every is not None and self.step_count % every == 0) or (
             seconds > 60.0 * self._settings.checkpoint_every_minutes
         )
 
     def _finite(self, step: Callable[[int, float], Mapping[str, float]]) -> Mapping[str, float]:
-        """One step's report. Raises `CM3Error` when the training has diverged: nothing is written
-        then, and what was written before stays."""
+        """Run one step and return its report. Raises `CM3Error` if training has diverged: nothing more is written,
+        and earlier files stay."""
         try:
             report = step(self.step_count, self.progress())
             if math.isfinite(report["loss"]):
                 return report
             cause = f"the loss is {report['loss']}"
-        except RuntimeError as error:  # torch's LinAlgError: a codebook of features not finite
+        except RuntimeError as error:  # torch's LinAlgError: the codebook's features are not finite
             if type(error).__name__ != "_LinAlgError":
                 raise
             cause = str(error).partition(":")[2].strip() or str(error)
         raise CM3Error(
             f"{self.out_dir}, step {self.step_count}",
-            f"the training has diverged: {cause}",
+            f"training has diverged: {cause}",
             "lower the learning rate, and start in another folder",
         )
 
@@ -178,7 +178,7 @@ class TrainingRun:
 
     @property
     def notes(self) -> dict[str, str]:
-        """Metadata of a weights file about the run that made it."""
+        """Return metadata about this run for its weights file."""
         return {
             "steps": str(self.step_count),
             "seconds": f"{self.seconds:.0f}",
@@ -186,7 +186,7 @@ class TrainingRun:
         }
 
     def progress(self) -> float:
-        """Fraction of the budget spent."""
+        """Fraction of the budget that is spent."""
         if self.options.steps is not None:
             return self.step_count / self.options.steps
         assert self.options.minutes is not None
@@ -205,17 +205,17 @@ class TrainingRun:
         *,
         label: str,
     ) -> Path:
-        """Step until the budget is spent; returns what the last `save` returned.
+        """Step until the budget is spent; returns the result of the last `save`.
 
-        The first Ctrl-C or SIGTERM ends the run after its step: it is saved, then
-        `KeyboardInterrupt` is raised. A second one stops at once.
+        The first Ctrl-C or SIGTERM ends the run after the current step: it saves, then raises
+        `KeyboardInterrupt`. A second one stops at once.
 
         Args:
-            step: one update; maps the number of steps done and the progress to the values to log,
+            step: one update; maps the number of finished steps and the progress to the values to log,
                 including `loss`.
-            save: writes a checkpoint, the last time at the end; returns the weights' path. Given
-                whether the run was stopped, which should not wait for figures.
-            label: of the progress bar.
+            save: writes a checkpoint, the last time at the end; returns the weights' path. Its argument
+                tells whether the run was stopped; then it should skip slow figures.
+            label: label of the progress bar.
         """
 
         def checkpoint() -> Path:
@@ -251,7 +251,7 @@ class TrainingRun:
 
 
 def _read_state(path: Path) -> dict[str, Any]:
-    """Read what `TrainingRun.save_state` wrote. Raises `CheckpointError` for any other content."""
+    """Read a file written by `TrainingRun.save_state`. Raises `CheckpointError` for any other content."""
     try:
         with open_regular(path) as file:
             state = torch.load(file, map_location="cpu", weights_only=True)
@@ -259,7 +259,7 @@ def _read_state(path: Path) -> dict[str, Any]:
         if not all(isinstance(state[name], kind) for name, kind in types.items()):
             raise TypeError("values of other types")
         json.loads(state["identity"])
-    except Exception as error:  # torch's unpickler raises whatever the bytes lead it to
+    except Exception as error:  # torch's unpickler can raise any exception
         raise _unreadable(path, error) from error
     return dict(state)
 
@@ -267,7 +267,7 @@ def _read_state(path: Path) -> dict[str, Any]:
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
         str(path),
-        f"not a readable state of plain tensors ({type(error).__name__})",
+        f"is not a readable training state ({type(error).__name__})",
         "delete it to start from scratch",
     )
 
@@ -278,7 +278,7 @@ def check_order(
     size: tuple[int, int],
     options: RunOptions,
 ) -> None:
-    """Raise `DataError` unless there is exactly one budget and at least one valid picture.
+    """Raise `DataError` unless exactly one budget and at least one valid picture are given.
 
     Pictures are uint8 [N, H, W, 3] of (height, width) = `size`.
     """
@@ -300,7 +300,7 @@ def check_order(
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Readable differences of two nested mappings of plain values.
+    """Describe the differences of two nested mappings of plain values.
 
     >>> differences({"steps": 2, "training": {"seed": 0}}, {"steps": 2, "training": {"seed": 1}})
     ['training.seed was 0, is 1']

@@ -1,6 +1,6 @@
 """Weights files: safetensors with the network's architecture, as JSON, in their metadata.
 
-Weights must be finite numbers: trainers refuse to write others, and nothing reads them.
+Weights must be finite: other values are neither written nor read.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """Name of the first tensor with NaN or infinity in it."""
+    """Return the name of the first tensor that contains NaN or infinity."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             return name
@@ -32,23 +32,23 @@ def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Raise `CheckpointError` that names the first tensor with NaN or infinity in it."""
+    """Raise `CheckpointError`, naming the first tensor that contains NaN or infinity."""
     name = first_not_finite(tensors)
     if name is not None:
         raise CheckpointError(
             str(path),
-            f"{name} holds NaN or infinite numbers",
+            f"{name} contains NaN or infinity",
             "use weights of a run that did not diverge",
         )
 
 
 def check_before_saving(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Raise `CM3Error` where a training has diverged, so that weights written before stay."""
+    """Raise `CM3Error` if training has diverged, so that earlier weights stay."""
     name = first_not_finite(tensors)
     if name is not None:
         raise CM3Error(
             str(path),
-            f"the training has diverged: {name} holds NaN or infinite numbers; it is not saved",
+            f"training has diverged: {name} contains NaN or infinity; nothing is saved",
             "lower the learning rate, and start in another folder",
         )
 
@@ -59,7 +59,7 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 def channels_last(module: ModuleT) -> ModuleT:
     """Convert convolution weights to channels-last, in place: about 1.5 times faster on a CPU."""
     for parameter in module.parameters():
-        # those over time have five dimensions, which this layout is not for
+        # 3D convolutions have five dimensions, which this layout does not support
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     return module
@@ -67,7 +67,7 @@ def channels_last(module: ModuleT) -> ModuleT:
 
 ArchitectureT = TypeVar("ArchitectureT", bound="DataclassInstance")
 
-_TRAINERS = "give the weights that the trainer wrote"
+_TRAINERS = "use weights written by the trainer"
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class WeightsFormat(Generic[ArchitectureT]):
 
     Args:
         key: metadata key of the architecture.
-        architecture: its class, a dataclass of plain values.
+        architecture: class of the architecture, a dataclass of plain values.
         how_to_train: next step if there is no such file.
         foreign: next step if a file has no architecture.
     """
@@ -93,9 +93,9 @@ class WeightsFormat(Generic[ArchitectureT]):
         tensors: Mapping[str, Tensor],
         notes: Mapping[str, str] | None = None,
     ) -> None:
-        """Write tensors as they are, atomically. `notes` are further metadata.
+        """Write tensors unchanged, atomically. `notes` are further metadata.
 
-        Raises `CM3Error` when a tensor is not finite; the file stays as it was.
+        Raises `CM3Error` if a tensor is not finite; an existing file is then kept.
         """
         copies = {
             name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()
@@ -106,14 +106,14 @@ class WeightsFormat(Generic[ArchitectureT]):
             save_file(copies, temporary, metadata)
 
     def load(self, path: str | Path) -> tuple[ArchitectureT, dict[str, Tensor]]:
-        """Architecture and fp32 tensors of a file that `save` wrote.
+        """Read architecture and fp32 tensors of a file written by `save`.
 
         Raises:
-            CheckpointError: the file is missing, is not safetensors, does not name its
-                architecture, or holds numbers that are not finite.
+            CheckpointError: the file is missing, is not safetensors, does not state its architecture, or
+                holds numbers that are not finite.
         """
         if not Path(path).is_file():
-            raise CheckpointError(str(path), "no such file", self.how_to_train)
+            raise CheckpointError(str(path), "there is no such file", self.how_to_train)
         try:
             with safe_open(str(path), framework="pt") as file:
                 metadata = file.metadata() or {}
@@ -121,11 +121,11 @@ class WeightsFormat(Generic[ArchitectureT]):
         except SafetensorError as error:
             raise CheckpointError(
                 str(path),
-                f"not a readable safetensors file ({error})",
+                f"is not a readable safetensors file ({error})",
                 f"{_TRAINERS}; pickles are rejected",
             ) from error
         if self.key not in metadata:
-            raise CheckpointError(str(path), f"the metadata has no {self.key!r}", self.foreign)
+            raise CheckpointError(str(path), f"has no {self.key!r} in its metadata", self.foreign)
         try:
             values: dict[str, Any] = {
                 key: tuple(value) if isinstance(value, list) else value
@@ -136,7 +136,7 @@ class WeightsFormat(Generic[ArchitectureT]):
             raise CheckpointError(
                 str(path),
                 f"its architecture can't be read ({error})",
-                "give weights that this version's trainer wrote",
+                "use weights written by this version's trainer",
             ) from error
         check_finite(state, Path(path))
         return arch, state
@@ -145,23 +145,23 @@ class WeightsFormat(Generic[ArchitectureT]):
 def check_architecture(
     wanted: DataclassInstance, stored: DataclassInstance, path: Path, section: str
 ) -> None:
-    """Raise a `CheckpointError` that names the differences of a recipe's section and a file."""
+    """Raise a `CheckpointError` that lists the differences between a recipe's section and a file."""
     given, found = asdict(wanted), asdict(stored)
     differing = [
-        f"{key} is {found[key]} there and {given[key]} in the recipe"
+        f"{key} is {found[key]} in the file and {given[key]} in the recipe"
         for key in given
         if given[key] != found[key]
     ]
     if differing:
         raise CheckpointError(
             str(path),
-            "weights of another shape: " + ", ".join(differing),
-            f"set these keys of {section}, or give other weights",
+            "has another architecture: " + ", ".join(differing),
+            f"set these keys of {section}, or use other weights",
         )
 
 
 def filled(model: ModuleT, state: Mapping[str, Tensor], place: str) -> ModuleT:
-    """The network with `state` loaded, in evaluation mode, without gradients, channels-last.
+    """Return the network with `state` loaded, in evaluation mode, without gradients, channels-last.
 
     Raises:
         CheckpointError: keys or shapes differ.

@@ -1,4 +1,4 @@
-"""`external`: a third-party super-resolution network from a local file, loaded by spandrel."""
+"""`external`: a third-party super-resolution network from a local file, loaded with spandrel."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from cm3core.interfaces.upscaler import Upscaler, UpscalerConfig
 if TYPE_CHECKING:
     import torch
 
-#: Suffixes of files that hold pickles, which are read with `weights_only=True`: tensors and plain
-#: containers, no code.
+#: Suffixes of pickle files, which are read with `weights_only=True`: tensors and plain containers,
+#: no code.
 PICKLES = (".pth", ".pt", ".ckpt")
 
 
@@ -29,16 +29,16 @@ PICKLES = (".pth", ".pt", ".ckpt")
 class ExternalUpscalerConfig(UpscalerConfig):
     """Any super-resolution network that spandrel recognises by its weights.
 
-    ESRGAN, SPAN, SwinIR, HAT and about thirty more.
+    ESRGAN, SPAN, SwinIR, HAT and about thirty others.
 
     Args:
-        path: the file, `.safetensors` or `.pth`. The network's code is spandrel's; the licence of
-            the weights is their author's.
-        scale: upscaling factor per side that the file must have; None: any.
-        tile: pixels per side of a tile: larger pictures are processed in tiles, unless the network
+        path: the file, `.safetensors` or `.pth`. The network's code is spandrel's; the weights' author
+            sets their licence.
+        scale: expected upscaling factor per side of the file; None: any.
+        tile: side of a tile in pixels: larger pictures are processed in tiles, unless the network
             tiles itself. 0: never.
         margin: pixels of context around a tile.
-        device: where it runs; "auto" is a CUDA device if there is one.
+        device: device to run on; "auto" is a CUDA device if there is one.
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {
@@ -64,7 +64,7 @@ class ExternalUpscalerConfig(UpscalerConfig):
         check_device("upscaler.device", self.device)
 
     def build(self) -> ExternalUpscaler:
-        """The upscaler.
+        """Return the upscaler.
 
         Raises:
             CheckpointError: the file can't be used.
@@ -79,7 +79,7 @@ class ExternalUpscalerConfig(UpscalerConfig):
             raise CheckpointError(
                 str(path),
                 f"upscales each side by {model.scale}, but upscaler.scale is {self.scale}",
-                "correct the key, or give another file",
+                "correct the key, or use another file",
             )
         return ExternalUpscaler(
             model,
@@ -110,14 +110,14 @@ def load_network(path: Path) -> Any:
         raise CheckpointError(
             str(path),
             "is not a network that spandrel recognises by its weights",
-            "give the weights of one of the architectures that spandrel lists",
+            "use weights of an architecture supported by spandrel",
         ) from error
     except Exception as error:
-        # its detectors guess shapes from names: another kind of file may fail in any of them
+        # its detectors infer shapes from names: other files may fail in any of them
         raise CheckpointError(
             str(path),
             f"spandrel can't load it ({type(error).__name__}: {error})",
-            "give the weights of one of the architectures that spandrel lists",
+            "use weights of an architecture supported by spandrel",
         ) from error
     if not isinstance(model, ImageModelDescriptor) or (
         model.input_channels,
@@ -126,52 +126,52 @@ def load_network(path: Path) -> Any:
         raise CheckpointError(
             str(path),
             f"its network ({model.architecture.name}) does not map one RGB picture to another",
-            "give a super-resolution network for RGB pictures",
+            "use a super-resolution network for RGB pictures",
         )
     return model
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The tensors of a file, by name, possibly in nested dicts."""
+    """Read the tensors of a file, by name, possibly in nested dicts."""
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if path.suffix.lower() not in (".safetensors", *PICKLES):
         raise CheckpointError(
-            str(path), "is neither a .safetensors nor a .pth file", "give a file of weights"
+            str(path), "is neither a .safetensors nor a .pth file", "use a file of weights"
         )
     if not path.is_file():
-        raise CheckpointError(str(path), "no such file", "correct upscaler.path")
+        raise CheckpointError(str(path), "there is no such file", "correct upscaler.path")
     try:
         if path.suffix.lower() == ".safetensors":
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        # torch's message explains how to run the file's code anyway
+        # torch's message suggests running the file's code anyway
         reason = str(error) if isinstance(error, SafetensorError) else type(error).__name__
         raise CheckpointError(
             str(path),
             f"does not hold plain tensors ({reason})",
-            "give the weights alone; files that run code when loaded are rejected",
+            "save only the weights; files that run code when loaded are rejected",
         ) from error
     if not isinstance(state, dict):
         raise CheckpointError(
             str(path),
-            f"holds a {type(state).__name__}, not weights by name",
-            "give the weights alone",
+            f"holds a {type(state).__name__} instead of named weights",
+            "save only the weights",
         )
     return state
 
 
 class ExternalUpscaler(Upscaler):
-    """Upscales with a network of spandrel, picture by picture, in fp32.
+    """Upscales with a spandrel network, one picture at a time, in fp32.
 
     Args:
         model: from `load_network`.
         tile, margin: see `ExternalUpscalerConfig`.
-        device: where it runs.
+        device: device to run on.
     """
 
     def __init__(
@@ -181,7 +181,7 @@ class ExternalUpscaler(Upscaler):
 
         self.model = model.eval().to(device)
         # INTERNAL: it tiles itself. DISCOURAGED (it depends on the whole picture): tiled anyway, to
-        # bound memory
+        # limit memory
         self.tile, self.margin = (0 if model.tiling == ModelTiling.INTERNAL else tile), margin
 
     @property

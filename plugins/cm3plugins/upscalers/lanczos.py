@@ -1,4 +1,4 @@
-"""`lanczos`: Pillow's windowed sinc. Nothing is learned: the baseline for other upscalers."""
+"""`lanczos`: Pillow's windowed sinc. Not trained; the baseline for other upscalers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class LanczosUpscalerConfig(UpscalerConfig):
     scale: int = 4
 
     def build(self) -> LanczosUpscaler:
-        """The upscaler."""
+        """Return the upscaler."""
         self.check()
         return LanczosUpscaler(self.scale)
 

@@ -1,4 +1,4 @@
-"""Upscaling in tiles, which bounds memory; tiles have a margin of context, to avoid seams."""
+"""Upscaling in tiles, to limit memory; tiles have a margin of context to avoid seams."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cm3core.document import PixelArray
 
 
 def spans(length: int, tile: int, margin: int) -> Iterator[tuple[slice, slice]]:
-    """(input span, kept span) of each tile along one axis, in pixels of the whole picture.
+    """Yield (input span, kept span) of each tile along one axis, in pixels of the whole picture.
 
     >>> [(seen.start, seen.stop, kept.start, kept.stop) for seen, kept in spans(10, 4, 2)]
     [(0, 6, 0, 4), (2, 10, 4, 8), (6, 10, 8, 10)]
@@ -29,16 +29,16 @@ def upscale_in_tiles(
 ) -> PixelArray:
     """Upscale pictures uint8 [N, H, W, 3] to [N, scale * H, scale * W, 3] in tiles.
 
-    No more than one tile of a large picture is processed at a time.
+    Large pictures are processed one tile at a time.
 
     Args:
         pixels_NHWC: pictures.
         scale: factor of `upscale`.
-        tile: pixels per side that are kept of one call.
-        margin: pixels of context around them, where there are any: if it is the radius of the
-            receptive field of `upscale`, the result is that of the whole picture.
+        tile: pixels per side kept from one call.
+        margin: pixels of context around them, where available: if it is the radius of the receptive field
+            of `upscale`, the result equals that of the whole picture.
         upscale: maps pictures [n, h, w, 3] to [n, scale * h, scale * w, 3]; n * h * w is at most
-            (tile + 2 margin)^2, and n 1 where a picture is larger than a tile.
+            (tile + 2 margin)^2, and n is 1 if a picture is larger than a tile.
     """
     num, height, width, _ = pixels_NHWC.shape
     large_NHWC = np.empty((num, height * scale, width * scale, 3), np.uint8)

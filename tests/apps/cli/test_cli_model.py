@@ -315,7 +315,7 @@ def test_pictures_after_a_structure(cm3, model, tmp_path, capsys):
     )
     long = ("--condition", "boxes", "x" * 9000, "--force", "-o", out)
     assert cm3("generate", "red", *long) == 2
-    assert "has 0 boxes, of which 0 can be read" in capsys.readouterr().err
+    assert "has 0 boxes, only 0 of them well formed" in capsys.readouterr().err
 
 
 def test_commands_report_bad_input(cm3, tmp_path, capsys):

@@ -319,4 +319,4 @@ def test_shards_are_validated_like_any_data_set(
     path = place / "out" / "train-000001.tar"
     path.write_bytes(path.read_bytes()[:-1])
     assert main(given) == 1
-    assert "out/train-000001.tar: is cut off: " in capsys.readouterr().out
+    assert "out/train-000001.tar: is truncated: " in capsys.readouterr().out

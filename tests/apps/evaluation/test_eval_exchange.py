@@ -160,7 +160,7 @@ def test_two_folders_are_scored(
     pixels, score = ["--metric", "fid", "--extractor", "pixels"], ["eval", "score"]
     assert main([*score, str(one), str(other), *pixels, "--set", "extractor.side=2"]) == 0
     shown = capsys.readouterr().out
-    assert "lower is better; mostly bias: 5 pictures of 12 features, kid is unbiased  #" in shown
+    assert "lower is better; mostly bias: 5 pictures with 12 features; kid is unbiased  #" in shown
     mixed = folder_of(folder_of(tmp_path / "c", 3, 2), 2, 3, size=9)
     lossy = folder_of(tmp_path / "d", 3, 4)
     (lossy / "2.png").rename(lossy / "2.jpg")

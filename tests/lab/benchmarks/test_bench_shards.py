@@ -51,8 +51,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     figures = r" +[\d.,]+ \([\d.,]+ to [\d.,]+\)"
     one = rf"  cm3{figures} documents/s\n  webdataset{figures} documents/s\n  ratio{figures}\n"
     assert re.fullmatch(
-        rf"by the clock\n{one}by processor time\n{one}"
-        r"32 documents of 8 codes; medians of 2 runs, in turns\n",
+        rf"wall-clock time\n{one}processor time\n{one}"
+        r"32 documents with 8 codes; medians of 2 alternating runs\n",
         said,
     )
     values = json.loads(out.read_text())

@@ -43,7 +43,7 @@ def test_a_process_that_fails_is_named(capfd: pytest.CaptureFixture[str]) -> Non
     said = capfd.readouterr().err
     assert "no-such-model" in said
     assert re.search(
-        r"error: cm3 bench first-picture: the process that draws ended with 1\n"
+        r"error: cm3 bench first-picture: the measured process exited with 1\n"
         r"  next: see its message above; does `cm3 generate --model no-such-model` work\?\n$",
         said,
     )

@@ -376,7 +376,7 @@ def test_command_with_a_plugins_provider(
             ["--device", "cuda"],
             "cm3 bench kernels --device cuda: there is no CUDA device, or torch was built "
             "without CUDA\n"
-            "  next: use --device cpu, or --dry-run to execute everything without one",
+            "  next: use --device cpu, or --dry-run to run everything without one",
         ),
         (
             ["--op", "atention"],
@@ -389,7 +389,7 @@ def test_command_with_a_plugins_provider(
         ),
         (
             ["--quick", "--dry-run"],
-            "cm3 bench kernels: --quick and --dry-run exclude each other\n  next: leave one out",
+            "cm3 bench kernels: --quick and --dry-run can't be combined\n  next: leave one out",
         ),
         (
             ["--threads", "0"],

@@ -22,7 +22,7 @@ def test_all_steps_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[st
     ]
     assert all(row["num"] == 50 and row["dimension"] == 16 for row in rows)
     shown = capsys.readouterr().out.splitlines()
-    assert shown[-1] == "50 pictures of each set, 16 numbers a picture"
+    assert shown[-1] == "50 pictures per set, 16 features per picture"
     assert len(shown) == 8
 
 

@@ -121,13 +121,13 @@ def test_verdicts_by_hand():
         {"part": "loader", "share": 0.051, "recipe": "r", "steps": 2},
     ]
     assert report.verdicts(rows) == [
-        "MISSED:  flat: batches take 1.30 times faiss called directly (aim: 1.2)",
-        "met:     ivf: recall@4 0.960 in 2.00 ms a query (aim: 0.95, 10 ms)",
-        "met:     ivf: batches take 1.00 times faiss called directly (aim: 1.2)",
-        "MISSED:  pq: recall@4 0.940 in 2.00 ms a query (aim: 0.95, 10 ms)",
-        "met:     pq: batches take 1.00 times faiss called directly (aim: 1.2)",
-        "MISSED:  opening: 1.50 s, 0 MB (aim: 1 s, 1 GB)",
-        "MISSED:  loader: 5.1% of a step (aim: 5%)",
+        "MISSED:  flat: batches take 1.30 times faiss called directly (goal: 1.2)",
+        "met:     ivf: recall@4 0.960 in 2.00 ms per query (goal: 0.95, 10 ms)",
+        "met:     ivf: batches take 1.00 times faiss called directly (goal: 1.2)",
+        "MISSED:  pq: recall@4 0.940 in 2.00 ms per query (goal: 0.95, 10 ms)",
+        "met:     pq: batches take 1.00 times faiss called directly (goal: 1.2)",
+        "MISSED:  opening: 1.50 s, 0 MB (goal: 1 s, 1 GB)",
+        "MISSED:  loader: 5.1% of a step (goal: 5%)",
     ]
 
 

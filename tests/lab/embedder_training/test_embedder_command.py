@@ -74,7 +74,7 @@ def test_train_then_measure(tmp_path, capsys):
     )
     assert (
         capsys.readouterr().out
-        == f"{weights}\nmeasure it: cm3 embedder eval light_encoder 'embedder.path={weights}'\n"
+        == f"{weights}\nevaluate it: cm3 embedder eval light_encoder 'embedder.path={weights}'\n"
     )
     assert main(["embedder", "eval", "light_encoder", f"embedder.path={weights}", "--quiet"]) == 0
 
@@ -85,7 +85,7 @@ def test_fit_looks_then_measure(tmp_path, capsys):
     assert main(["embedder", "train", "looks", "-o", out, "--quiet"]) == 0
     assert (
         capsys.readouterr().out
-        == f"{out}\nmeasure it: cm3 embedder eval light_encoder embedder.looks={out}\n"
+        == f"{out}\nevaluate it: cm3 embedder eval light_encoder embedder.looks={out}\n"
     )
     assert main(["embedder", "eval", "light_encoder", f"embedder.looks={out}", "--quiet"]) == 0
     assert "comp: picture -> versions among all pictures" in capsys.readouterr().out
@@ -96,7 +96,7 @@ def test_fit_looks_then_measure(tmp_path, capsys):
     [
         (
             ["train", "clip", "-o", "x"],
-            "error: embedder clip: is not trained here ... bi_encoder",
+            "error: embedder clip: can't be trained with this command ... bi_encoder",
         ),
         (
             ["train", "light_encoder", "-o", "x", "--steps", "0"],
@@ -104,11 +104,11 @@ def test_fit_looks_then_measure(tmp_path, capsys):
         ),
         (
             ["train", "looks", "-o", "x", "--steps", "5"],
-            "error: --steps: looks are fitted in closed form",
+            "error: --steps: looks is fitted in closed form",
         ),
         (
             ["eval", "bi_encoder", "--bm25"],
-            "error: --bm25: is measured on icons, not on",
+            "error: --bm25: needs the corpus icons, not",
         ),
         (
             ["eval", "light_encoder", "embedder.batch_size=0"],

@@ -243,7 +243,7 @@ def test_a_curve_knows_the_tokens_before_each_validation(tmp_path: Path) -> None
         ),
         (
             ["--pictures", "1"],
-            "cm3 experiment retrieval: --pictures is 1 ... give 2",
+            "cm3 experiment retrieval: --pictures is 1 ... use 2",
         ),
         (
             ["--steps", "0"],

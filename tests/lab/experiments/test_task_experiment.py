@@ -128,14 +128,14 @@ def test_a_model_that_was_not_tuned_is_refused(model: Model, tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
     with pytest.raises(DataError) as error:
         tasks_of(plain)
-    assert tells(error.value, "model 'plain': was tuned for no task that")
+    assert tells(error.value, "model 'plain': was not tuned for any task")
     configs = {name: model.tasks.configs[name] for name in ("super_resolution", "structure")}
     own = Model(model.recipe, model.components, tasks=TunedTasks(configs))
     assert tasks_of(own) == ("edges", "boxes", "enlarge")
     other: Any = type(
         "Other", (), {"recipe": compose("tiny", registry=load_registry()), "name": "o"}
     )()
-    with pytest.raises(DataError, match="its data set is 'emoji', and this experiment measures"):
+    with pytest.raises(DataError, match="its data set is 'emoji', but this experiment measures"):
         TaskExperiment(other, tmp_path / "out", settings, "cm3")
 
 

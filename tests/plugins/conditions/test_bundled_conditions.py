@@ -224,7 +224,7 @@ def test_smaller_boxes_are_in_front_and_labels_keep_their_colours() -> None:
     [
         (
             "bell",
-            "condition: 'bell' has 0 ... which 0",
+            "condition: 'bell' has 0 ... only 0",
         ),
         (
             "bell at (1, 2) -> (3, 4), key at (0, 0) -> (9",
@@ -232,11 +232,11 @@ def test_smaller_boxes_are_in_front_and_labels_keep_their_colours() -> None:
         ),
         (
             "bell at (1, 2) -> (1, 4)",
-            "box of 'bell': (1, 2) -> ... 1 ... 4 ... of 0",
+            "box of 'bell': (1, 2) -> ... 1 ... 4 ... within 0",
         ),
         (
             "bell at (1, 2) -> (300, 4)",
-            "box of 'bell': (1, 2) -> ... 300 ... 4 ... of 0",
+            "box of 'bell': (1, 2) -> ... 300 ... 4 ... within 0",
         ),
     ],
 )

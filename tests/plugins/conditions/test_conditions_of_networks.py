@@ -37,11 +37,11 @@ def test_without_a_file_it_is_named(name: str, tmp_path: Path) -> None:
     step = f"give the file {config.file}, published at https://huggingface.co/lllyasviel/Annotators"
     with pytest.raises(CM3Error) as error:
         config().build()
-    cause = f"condition.path: is not given; {name!r} needs weights"
+    cause = f"condition.path: is not set; {name!r} needs weights"
     assert str(error.value) == f"{cause}\n  next: {step}"
     with pytest.raises(CheckpointError) as error:
         config(path=str(tmp_path / "none.pth")).build()
-    cause = f"{tmp_path / 'none.pth'}: there is no such file of weights"
+    cause = f"{tmp_path / 'none.pth'}: no such weights file"
     assert str(error.value) == f"{cause}\n  next: {step}"
 
 

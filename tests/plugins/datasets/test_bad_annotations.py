@@ -59,8 +59,8 @@ def said(*turns: tuple[str, Any]) -> list[dict[str, Any]]:
             {"conversations": said(("gpt", "Hello."), ("human", "Hi."))},
             (
                 ", turn 0",
-                "the conversation begins with an answer",
-                "let questions and answers alternate, a question first",
+                "the conversation starts with an answer",
+                "alternate questions and answers, starting with a question",
             ),
         ),
         (
@@ -68,12 +68,12 @@ def said(*turns: tuple[str, Any]) -> list[dict[str, Any]]:
             (
                 ", turn 1",
                 "two turns of 'human' follow each other",
-                "let questions and answers alternate, a question first",
+                "alternate questions and answers, starting with a question",
             ),
         ),
         (
             {"conversations": said(("human", "a"))},
-            ("", "ends with a question", "give each question its answer, or remove the record"),
+            ("", "ends with a question", "answer each question, or remove the record"),
         ),
         (
             {"conversations": said(("human", "a"), ("bot", "b"))},
@@ -81,17 +81,17 @@ def said(*turns: tuple[str, Any]) -> list[dict[str, Any]]:
         ),
         (
             {"conversations": said(("human", "a"), ("gpt", " "))},
-            (", turn 1", "its 'value' is not a text with content", "write what is said"),
+            (", turn 1", "its 'value' is not a non-empty text", "write the turn's text"),
         ),
         (
             {"image": "red.jpg", "conversations": said(("human", "a"), ("gpt", "b"))},
             (
                 "",
-                "has 1 pictures in 'image', but 0 marks <image> in its turns",
-                "mark the place of each picture",
+                "has 1 pictures in 'image', but 0 <image> marks in its turns",
+                "mark the position of each picture",
             ),
         ),
-        ({"id": "x"}, ("", "has no 'conversations'", "give it a list, or remove the record")),
+        ({"id": "x"}, ("", "has no 'conversations'", "add a list, or remove the record")),
         (
             {"image": "no.jpg", "conversations": said(("human", "<image>a"), ("gpt", "b"))},
             (
@@ -115,7 +115,7 @@ def test_a_chat_about_one_picture_has_one(root: Path) -> None:
     assert found(chat(root, turns="each"), root) == [
         (
             f"llava/llava.json, record 0, turn {turn}",
-            "has a picture in an answer, which a chat about one picture has not",
+            "has a picture in an answer, which turns=each does not support",
             "use dataset.turns=whole without a task",
         )
         for turn in (1, 3)
@@ -164,8 +164,8 @@ def test_a_mask_of_another_size(root: Path) -> None:
     assert found(source, root) == [
         (
             "magicbrush/folder/edit_turns.json, record 2",
-            "its mask has 32 x 24 pixels, its source 64 x 48",
-            "give a mask of the same size, or none",
+            "its mask has 32 x 24 pixels, but its source has 64 x 48",
+            "use a mask of the same size, or none",
         )
     ]
     # without a mask the turn is an edit as well
@@ -180,9 +180,9 @@ def test_pairs_of_unlike_shapes(root: Path) -> None:
     assert found(pairs(root, "controlnet", "controlnet"), root) == [
         (
             "controlnet/prompt.json:1",
-            "its source has 48 x 48 pixels, its target 64 x 48: cropped to squares, they show "
+            "its source has 48 x 48 pixels, but its target has 64 x 48: cropped to squares, they show "
             "different parts",
-            "give both the same shape",
+            "use the same aspect ratio for both",
         )
     ]
 
@@ -204,9 +204,13 @@ def test_vqa(root: Path) -> None:
         (
             f"{questions}, question 0",
             f"has no answers in {answers}",
-            "give them, or remove the question",
+            "add them, or remove the question",
         ),
-        (f"{answers}, annotation 1", "its 'answers' is empty", "give them, or remove the question"),
+        (
+            f"{answers}, annotation 1",
+            "its 'answers' is empty",
+            "add answers, or remove the question",
+        ),
         (
             f"{questions}, question 2",
             f"there is no picture {names} in vqa/val2014",
@@ -214,7 +218,7 @@ def test_vqa(root: Path) -> None:
         ),
         (
             f"{answers}, annotation 0",
-            f"is about the question 9999, which {questions} has not",
+            f"refers to the question 9999, which is not in {questions}",
             "add the question, or remove the answers",
         ),
     ]
@@ -245,8 +249,8 @@ def test_answers_about_another_picture(root: Path) -> None:
     assert found(vqa(root), root) == [
         (
             f"{answers}, annotation 0",
-            f"is about the picture {asked + 1}, its question ({questions}, question 0) about {asked}",
-            "give the answers of this question",
+            f"refers to the picture {asked + 1}, but its question ({questions}, question 0) to {asked}",
+            "use the answers of this question",
         )
     ]
 

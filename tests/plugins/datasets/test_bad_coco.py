@@ -49,7 +49,7 @@ def coco(root: Path, form: str, file: str, **keys: Any) -> Any:
             2,
             (
                 "annotation 0",
-                "its box [60, 8, 24, 32] is empty or outside of the picture, which has 64 x 48 pixels",
+                "its box [60, 8, 24, 32] is empty or outside the picture, which has 64 x 48 pixels",
                 "correct it: [x, y, width, height] in pixels",
             ),
         ),
@@ -60,7 +60,7 @@ def coco(root: Path, form: str, file: str, **keys: Any) -> Any:
             1,
             (
                 "annotation 1",
-                "its box [0, 0, 0, 3] is empty or outside of the picture, which has 64 x 48 pixels",
+                "its box [0, 0, 0, 3] is empty or outside the picture, which has 64 x 48 pixels",
                 "correct it: [x, y, width, height] in pixels",
             ),
         ),
@@ -76,7 +76,7 @@ def coco(root: Path, form: str, file: str, **keys: Any) -> Any:
             BOXES,
             annotation(0, bbox=[1, 2, float("nan"), 4]),
             2,
-            ("annotation 0", "its 'bbox' has a number that is not finite", "correct it"),
+            ("annotation 0", "its 'bbox' has a non-finite number", "correct it"),
         ),
         (
             "grounding",
@@ -85,7 +85,7 @@ def coco(root: Path, form: str, file: str, **keys: Any) -> Any:
             2,
             (
                 "annotation 0",
-                "is about the picture 5, which 'images' has not",
+                "refers to the picture 5, which is not in 'images'",
                 "add the picture, or remove the annotation",
             ),
         ),
@@ -96,7 +96,7 @@ def coco(root: Path, form: str, file: str, **keys: Any) -> Any:
             2,
             (
                 "annotation 0",
-                "has the category 5, which 'categories' has not",
+                "has the category 5, which is not in 'categories'",
                 "add the category",
             ),
         ),
@@ -107,7 +107,7 @@ def coco(root: Path, form: str, file: str, **keys: Any) -> Any:
             2,
             (
                 "annotation 0",
-                r"has the category '\ud800', which 'categories' has not",
+                r"has the category '\ud800', which is not in 'categories'",
                 "add the category",
             ),
         ),
@@ -118,8 +118,8 @@ def coco(root: Path, form: str, file: str, **keys: Any) -> Any:
             2,
             (
                 "image 0",
-                "says that the picture has 48 x 64 pixels, it has 64 x 48, upright",
-                "give the picture that was annotated, and its size as it is shown",
+                "states that the picture has 48 x 64 pixels, but it has 64 x 48, upright",
+                "use the annotated picture, and state its size when upright",
             ),
         ),
         (
@@ -129,8 +129,8 @@ def coco(root: Path, form: str, file: str, **keys: Any) -> Any:
             1,
             (
                 "annotation 3",
-                "its mask is of the size [64, 48], the picture has the size [48, 64] (height, width)",
-                "give the mask of this picture",
+                "its mask has the size [64, 48], but the picture has [48, 64] (height, width)",
+                "use the mask of this picture",
             ),
         ),
         (
@@ -140,8 +140,8 @@ def coco(root: Path, form: str, file: str, **keys: Any) -> Any:
             1,
             (
                 "annotation 3",
-                "the runs of its mask have 3071 pixels, the picture 3072",
-                "give the mask of this picture",
+                "the runs of its mask have 3071 pixels, but the picture has 3072",
+                "use the mask of this picture",
             ),
         ),
         (
@@ -149,7 +149,7 @@ def coco(root: Path, form: str, file: str, **keys: Any) -> Any:
             BOXES,
             annotation(3, segmentation={"counts": "5220R", "size": [48, 64]}),
             1,
-            ("annotation 3", "its 'counts' are cut short", "correct them"),
+            ("annotation 3", "its 'counts' are truncated", "correct them"),
         ),
         (
             "segmentation",
@@ -158,7 +158,7 @@ def coco(root: Path, form: str, file: str, **keys: Any) -> Any:
             1,
             (
                 "annotation 0",
-                "its 'segmentation' has a polygon that is not three or more points",
+                "its 'segmentation' has a polygon with fewer than three points",
                 "write [x0, y0, x1, y1, x2, y2, ...]",
             ),
         ),
@@ -169,7 +169,7 @@ def coco(root: Path, form: str, file: str, **keys: Any) -> Any:
             1,
             (
                 "annotation 0",
-                "its 'segmentation' reaches to 99, outside of the picture, which has 64 x 48 pixels",
+                "its 'segmentation' contains 99, outside the picture, which has 64 x 48 pixels",
                 "correct it",
             ),
         ),
@@ -180,7 +180,7 @@ def coco(root: Path, form: str, file: str, **keys: Any) -> Any:
             0,
             (
                 "annotation 0",
-                "its keypoint (28, 60) is outside of the picture, which has 64 x 48 pixels",
+                "its keypoint (28, 60) is outside the picture, which has 64 x 48 pixels",
                 "correct it",
             ),
         ),
@@ -191,8 +191,8 @@ def coco(root: Path, form: str, file: str, **keys: Any) -> Any:
             0,
             (
                 "annotation 0",
-                "its 'keypoints' has 3 numbers, its category 3 keypoints",
-                "write x, y and visibility of each",
+                "its 'keypoints' has 3 numbers, but its category has 3 keypoints",
+                "write x, y and visibility of each keypoint",
             ),
         ),
         (
@@ -243,7 +243,7 @@ def test_a_panoptic_png_of_another_size_and_of_another_picture(root: Path) -> No
     draw_formats.save(pngs / f"{285:012d}.png", draw_formats.drawing("red", (0, 0, 9, 9), "black"))
     source = coco(root, "segmentation", "panoptic_val2017.json")
     [(_, cause, _)] = found(source, root)
-    assert cause == "its PNG has 9 x 9 pixels, the picture 64 x 48"
+    assert cause == "its PNG has 9 x 9 pixels, but the picture has 64 x 48"
     # the ids are found when it is drawn, as broken pixels are
     with pytest.raises(DataError) as error:
         source.record(0)["condition"].load()
@@ -275,7 +275,7 @@ def test_files_that_are_no_annotations(root: Path, content: str) -> None:
 def test_a_pipe_and_a_file_that_is_too_large(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = root / "coco/annotations" / BOXES
     monkeypatch.setattr(annotations, "MAX_ANNOTATION_BYTES", 100)
-    with pytest.raises(DataError, match="a file of annotations has at most 100"):
+    with pytest.raises(DataError, match="above the limit of 100 for annotations"):
         coco(root, "grounding", BOXES)
     path.unlink()
     os.mkfifo(path)

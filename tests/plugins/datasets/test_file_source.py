@@ -27,7 +27,7 @@ def test_unknown_split_and_share(tmp_path: Path) -> None:
     assert tells(caught.value, "dataset.split: there is no ... 'vald' ... 'valid'")
     with pytest.raises(RecipeError) as caught:
         folder(tmp_path, valid=5.0)
-    assert tells(caught.value, "dataset.valid: is 5.0, a ... is 0..1 ... use 0.05")
+    assert tells(caught.value, "dataset.valid: is 5.0, must be 0..1 ... use 0.05")
 
 
 def test_splits_are_a_partition_and_stay(tmp_path: Path) -> None:

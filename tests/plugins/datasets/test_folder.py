@@ -167,14 +167,14 @@ def test_bad_rows_of_a_captions_file(tmp_path: Path) -> None:
             "a caption is a number, not a text",
             "write it in quotes, or a list of texts",
         ),
-        (f"{where}:5", "has no 'image'", "each row needs 'image' and 'text'"),
+        (f"{where}:5", "has no 'image'", "give each row 'image' and 'text'"),
         (f"{where}:6", "'image' is null, not a path", "write the picture's path inside the folder"),
         (
             f"{where}:8",
             "the caption is not valid Unicode",
             "remove the lone surrogate (\\ud800 to \\udfff)",
         ),
-        ("c.png", f"has no caption: {where} does not name it", f"add a row to {where}"),
+        ("c.png", f"has no caption: it is not in {where}", f"add a row to {where}"),
         (
             f"{where}:7",
             f"there is no picture 'gone.png' in {tmp_path}",
@@ -190,7 +190,11 @@ def test_rows_of_another_length(tmp_path: Path) -> None:
     )
     source = folder(tmp_path)
     assert found(source, tmp_path) == [
-        ("captions.csv:2", "has 3 fields, the header has 2", "put captions with commas in quotes")
+        (
+            "captions.csv:2",
+            "has 3 fields, but the header has 2",
+            "quote captions that contain commas",
+        )
     ]
     assert len(source) == 1
 
@@ -238,7 +242,7 @@ def test_rows_of_another_length(tmp_path: Path) -> None:
         *(
             (
                 {"pictures/a.png": picture(), f"pictures/{name}": "file_name,words\n"},
-                "no picture in it has a caption beside it in a .txt",
+                "no picture in it has a caption in a .txt next to it",
                 f"read {{pictures}}/{name}: dataset=table dataset.path={{pictures}}/{name} "
                 f"dataset.columns='{{{{image: {column}, caption: COLUMN}}}}'",
             )
@@ -313,7 +317,7 @@ def test_special_and_endless_files_are_skipped_without_being_read(tmp_path: Path
         ),
         (
             "long.txt",
-            "has 1073741824 bytes, a caption has at most 1048576",
+            "has 1073741824 bytes, above the limit of 1048576 for a caption",
             "shorten or remove it",
         ),
         ("pipe.png", *special),

@@ -155,11 +155,9 @@ def test_the_command_builds_what_the_data_set_reads(
     assert main(["icons", "build", str(tarball(tmp_path / "x.tgz", files)), "-o", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "mine 1.0.0: " in printed
-    assert (
-        "1 endings or beginnings are no known style and stay words of the names: solid" in printed
-    )
+    assert "1 prefixes or suffixes are not known styles and stay in the names: solid" in printed
     assert "left out, is empty: 1 (mine/empty)" in printed
-    assert "left out, is no well-formed SVG: 1 (mine/broken)" in printed
+    assert "left out, is not a well-formed SVG: 1 (mine/broken)" in printed
     assert "left out, same as another: 1" in printed
     assert "left out, look like what the bundled corpus holds out: 1" in printed
     corpus = IconCorpus(out)
@@ -199,7 +197,7 @@ def test_refused_sets_are_named_and_the_others_built(
     assert main(["icons", "build", good, again, gpl, none, str(tmp_path), "-o", str(out)]) == 1
     printed = capsys.readouterr()
     assert tells(printed.err, f"error: {again}: holds the set mine a second ... {gpl} ... GPL-3.0")
-    assert printed.out.endswith("4 of 5 packages were refused, see above\n")
+    assert printed.out.endswith("4 of 5 packages were rejected, see above\n")
     assert set(IconCorpus(out).manifest.licences) == {"mine"}
     mine = ["icons", "build", gpl, "-o", str(tmp_path / "own")]
     assert main(mine) == 2
@@ -211,7 +209,7 @@ def test_refused_sets_are_named_and_the_others_built(
 def test_a_bundled_set_in_another_version(tmp_path: Path, bundled: IconCorpus) -> None:
     lucide = all_sets()["lucide"]
     for version, cause in (
-        ("9.9.9", f"is lucide 9.9.9; the one that is known is {lucide.version}\n"),
+        ("9.9.9", f"is lucide 9.9.9; the known version is {lucide.version}\n"),
         (lucide.version, f"is lucide {lucide.version} with another checksum: "),
     ):
         files = package("lucide", package={"version": version})
@@ -219,7 +217,7 @@ def test_a_bundled_set_in_another_version(tmp_path: Path, bundled: IconCorpus) -
         with pytest.raises(DataError) as error:
             user_sets.read_set(path, any_version=False, licences=())
         assert str(error.value).startswith(f"{path}: {cause}")
-        assert "read it all the same: --any-version" in str(error.value)
+        assert "read it anyway: --any-version" in str(error.value)
         given = user_sets.read_set(path, any_version=True, licences=())
         assert given.icon_set.version == version
         assert given.icon_set.default == lucide.default
@@ -285,4 +283,4 @@ def test_nothing_left_is_reported(tmp_path: Path, bundled: IconCorpus) -> None:
     given = user_sets.read_set(tarball(tmp_path / "x.tgz", files), any_version=False, licences=())
     with pytest.raises(DataError) as error:
         build_folder([given], tmp_path / "out", bundled)
-    assert tells(error.value, "cm3 icons build: no icon is ... of 1 ... 1")
+    assert tells(error.value, "cm3 icons build: none of 1 ... 1")

@@ -168,7 +168,7 @@ def test_packed_entries_are_the_same_or_are_not_packed(rows: list[IconEntry]) ->
 def test_an_unknown_id_is_named_with_the_nearest(corpus: IconCorpus) -> None:
     with pytest.raises(DataError) as error:
         corpus.index("lucide/bell-of")
-    assert tells(error.value, "icon corpus: no picture 'lucide/bell-of'")
+    assert tells(error.value, "icon corpus: has no picture 'lucide/bell-of'")
 
 
 # --- splits
@@ -308,16 +308,16 @@ DEEP = "[" * 100_000
     ("name", "damage", "cause"),
     [
         ("manifest.json", Path.unlink, "the file can't be read (No such file or directory)"),
-        ("manifest.json", cut, "is no manifest of an icon corpus"),
-        ("manifest.json", lambda p: p.write_text(DEEP), "is no manifest of an icon corpus"),
-        ("manifest.json", lambda p: p.write_text("[]"), "is no manifest of an icon corpus"),
+        ("manifest.json", cut, "is not the manifest of an icon corpus"),
+        ("manifest.json", lambda p: p.write_text(DEEP), "is not the manifest of an icon corpus"),
+        ("manifest.json", lambda p: p.write_text("[]"), "is not the manifest of an icon corpus"),
         ("entries.jsonl.xz", Path.unlink, "the file can't be read (No such file or directory)"),
         (
             "entries.jsonl.xz",
             cut,
             "the file is damaged (Compressed data ended before the end-of-stream marker was reached)",
         ),
-        ("entries.jsonl.xz", entries(*ROWS[:2]), "holds 2 entries, the manifest 3"),
+        ("entries.jsonl.xz", entries(*ROWS[:2]), "holds 2 entries, but the manifest states 3"),
         ("entries.jsonl.xz", entries(*ROWS, ROWS[0]), "the file is damaged (an id occurs twice)"),
         ("entries.jsonl.xz", entries({"id": "one/x"}), "the file is damaged (no 'words')"),
         (
@@ -333,7 +333,7 @@ DEEP = "[" * 100_000
         (
             "entries.jsonl.xz",
             entries(ROWS[0] | {"id": "../etc/x"}),
-            "the file is damaged (the manifest has no licence of '..')",
+            "the file is damaged (the manifest has no licence for '..')",
         ),
     ],
 )

@@ -63,8 +63,8 @@ def test_parquet() -> None:
     (skipped,) = source.skipped
     assert (Path(skipped.place).name, skipped.cause, skipped.next_step) == (
         "00000.parquet, row 2",
-        "its column 'jpg', which is the field 'image', is empty",
-        "give it, or remove the record",
+        "its column 'jpg', needed for the field 'image', is empty",
+        "fill it in, or remove the record",
     )
 
 

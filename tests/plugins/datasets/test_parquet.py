@@ -86,7 +86,7 @@ def test_bad_pictures_are_named_and_the_others_kept(tmp_path: Path) -> None:
             "a.parquet, row 2, column 'image'",
             "is truncated: the last chunk of a PNG (IEND) is missing",
         ),
-        ("a.parquet, row 3", "its column 'image', which is the field 'image', is empty"),
+        ("a.parquet, row 3", "its column 'image', needed for the field 'image', is empty"),
     ]
 
 

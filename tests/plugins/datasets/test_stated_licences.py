@@ -71,7 +71,7 @@ def test_rows_come_before_files(tmp_path: Path) -> None:
     assert [(one.place, one.cause) for one in source.skipped] == [
         (
             f"{tmp_path / 'captions.csv'}:6",
-            "states another licence, source or attribution of 'c.png' than an earlier row",
+            "states another licence, source or attribution for 'c.png' than an earlier row",
         )
     ]
 
@@ -95,7 +95,7 @@ def test_a_tars_json_states_them(tmp_path: Path) -> None:
         "c": Provenance(),
         "e": Provenance(),
     }
-    assert [one.cause for one in source.skipped] == ["'licence' is a list, not a text with content"]
+    assert [one.cause for one in source.skipped] == ["'licence' is a list, not a non-empty text"]
 
 
 def test_what_contradicts_itself() -> None:

@@ -183,8 +183,8 @@ def test_shards_that_are_not_whole(
     assert (caught.value.place, caught.value.cause) == (
         path,
         {
-            "cut off": f"is cut off: {size - 1000:,} of {size:,} bytes",
-            "changed": "has changed: its SHA-256 is not the manifest's",
+            "cut off": f"is truncated: {size - 1000:,} of {size:,} bytes",
+            "changed": "has changed: its SHA-256 differs from the manifest's",
             "removed": "there is no such file in the store",
         }[fault],
     )

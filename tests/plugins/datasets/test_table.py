@@ -100,8 +100,8 @@ def test_tabs(tmp_path: Path) -> None:
     source = table(path, columns=COLUMNS)
     assert [source.record(place)["caption"] for place in range(len(source))] == ["a bell, red"]
     [bad] = source.skipped
-    assert (bad.place, bad.cause) == (f"{path}, line 3", "has 3 fields, the header has 2")
-    assert bad.next_step == "put texts with tabs in quotes"
+    assert (bad.place, bad.cause) == (f"{path}, line 3", "has 3 fields, but the header has 2")
+    assert bad.next_step == "quote texts that contain tabs"
 
 
 def test_a_column_twice(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_an_object_of_records(tmp_path: Path) -> None:
     path.write_text(json.dumps({"data": [{"image": "0.png", "text": "a"}]}, indent=1))
     with pytest.raises(DataError) as error:
         table(path, columns={"image": "image", "caption": "text"})
-    assert tells(error.value, f"{path}: is one object, not records")
+    assert tells(error.value, f"{path}: is a single object, not a list of records")
 
 
 @pytest.mark.parametrize(
@@ -160,9 +160,9 @@ def test_an_object_of_records(tmp_path: Path) -> None:
     [
         ("0.png,", "its column 'text' is empty, not a text"),
         ("9.png,a", "there is no such file"),
-        ("0.png", "its column 'text', which is the field 'caption', is empty"),
-        ("0.png,a cat, asleep", "has 3 fields, the header has 2"),
-        ("http://x/0.png,a", "'image' is the address 'http://x/0.png'"),
+        ("0.png", "its column 'text', needed for the field 'caption', is empty"),
+        ("0.png,a cat, asleep", "has 3 fields, but the header has 2"),
+        ("http://x/0.png,a", "'image' is an address: 'http://x/0.png'"),
     ],
 )
 def test_bad_records_are_skipped_with_their_reason(tmp_path: Path, row: str, cause: str) -> None:
@@ -212,19 +212,19 @@ class TestContract(DocumentSourceContract):
         (
             "a.csv",
             "file_name;text\n0.png;a bell\n1.png;a red, key\n",
-            "a.csv, line 1: its columns are separated by semicolons, not by commas\n"
+            "a.csv, line 1: its columns are separated by semicolons, not commas\n"
             "  next: save it with commas",
         ),
         (
             "a.csv",
             "file_name\ttext\n0.png\ta bell\n",
-            "a.csv, line 1: its columns are separated by tabs, not by commas\n"
+            "a.csv, line 1: its columns are separated by tabs, not commas\n"
             "  next: name it .tsv, or save it with commas",
         ),
         (
             "a.tsv",
             "file_name|text\n0.png|a bell\n",
-            "a.tsv, line 1: its columns are separated by bars, not by tabs\n  next: save it with tabs",
+            "a.tsv, line 1: its columns are separated by bars, not tabs\n  next: save it with tabs",
         ),
     ],
 )

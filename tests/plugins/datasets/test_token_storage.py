@@ -223,8 +223,8 @@ def test_shards_of_a_store_that_are_not_whole(
         source.document(0)
     size = len(content)
     cause, tried = {
-        "cut off": (f"is cut off: {size - 1000:,} of {size:,} bytes", 1),
-        "changed": ("has changed: its SHA-256 is not the manifest's", 1),
+        "cut off": (f"is truncated: {size - 1000:,} of {size:,} bytes", 1),
+        "changed": ("has changed: its SHA-256 differs from the manifest's", 1),
         "missing": ("there is no such file in the store", 0),
     }[fault]
     assert (caught.value.place, caught.value.cause) == (path, cause)

@@ -268,15 +268,15 @@ def test_shards_that_are_not_whole(shards: Path, tmp_path: Path) -> None:
     path = folder / "train-000001.tar"
     content = path.read_bytes()
     path.write_bytes(content[:-2000])
-    step = "copy it again from where it came, or encode the data set again"
+    step = "copy it again from its source, or encode the data set again"
     assert str(refused(folder)) == (
-        f"{path}: is cut off: {len(content) - 2000:,} of {len(content):,} bytes\n  next: {step}"
+        f"{path}: is truncated: {len(content) - 2000:,} of {len(content):,} bytes\n  next: {step}"
     )
     path.write_bytes(content + b"0")
     assert "is too long" in str(refused(folder))
     path.write_bytes(content[:600] + b"X" + content[601:])
     assert str(refused(folder)) == (
-        f"{path}: has changed: its SHA-256 is not the manifest's\n  next: {step}"
+        f"{path}: has changed: its SHA-256 differs from the manifest's\n  next: {step}"
     )
     path.unlink()
     assert tells(refused(folder), f"{path}: there is no such file ... dataset.path")
@@ -326,9 +326,9 @@ def test_another_tokenizer(registry: Registry, shards: Path) -> None:
         with pytest.raises(CM3Error) as caught:
             prepared(registry, "dataset=tokens", f"dataset.path={shards}", texts=given)
         assert str(caught.value).startswith(
-            f"{path}: the shards were encoded by another {kind}: {name}"
+            f"{path}: the shards were encoded with another {kind}: {name}"
         )
-        assert tells(caught.value.next_step, f"give the recipe ... {kind}")
+        assert tells(caught.value.next_step, f"use the {kind} ... manifest")
 
 
 def test_a_trained_text_tokenizer_comes_with_the_shards(registry: Registry, tmp_path: Path) -> None:
@@ -377,7 +377,7 @@ def test_a_task_is_not_applied_twice(shards: Path, tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"task": ""', '"task": "vqa"'))
     with pytest.raises(DataError) as caught:
         source_of(folder).record(0)
-    assert tells(caught.value, "document 00.png: was made by ... 'vqa'")
+    assert tells(caught.value, "document 00.png: was already ... 'vqa'")
 
 
 # ---- fetching ahead

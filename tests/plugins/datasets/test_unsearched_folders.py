@@ -30,7 +30,7 @@ def test_linked_folders_are_named(tmp_path: Path) -> None:
             (
                 "more",
                 "is a link to a folder elsewhere, which is not searched for pictures",
-                "copy the folder to this place, or remove the link",
+                "replace the link by a copy of the folder, or remove it",
             )
         ]
 
@@ -75,19 +75,19 @@ def test_a_folder_that_may_not_be_read_is_named(
         (
             "captions.csv",
             "image;text",
-            "its columns are separated by semicolons, not by commas",
+            "its columns are separated by semicolons, not commas",
             "save it with commas",
         ),
         (
             "captions.csv",
             "text\timage\tx",
-            "its columns are separated by tabs, not by commas",
+            "its columns are separated by tabs, not commas",
             "name it .tsv, or save it with commas",
         ),
         (
             "captions.tsv",
             "image, text",
-            "its columns are separated by commas, not by tabs",
+            "its columns are separated by commas, not tabs",
             "name it .csv, or save it with tabs",
         ),
     ],

@@ -77,7 +77,7 @@ def test_a_dot_in_a_key_is_named(tmp_path: Path) -> None:
         str(path),
         "x/2023.05.png is left out: a record's key ends at the first dot, and 'x/2023' has no other "
         "picture or text",
-        "rename it, and the members that belong to it, without dots in the key",
+        "rename it and its related members, without dots in the key",
     )
 
 
@@ -120,8 +120,12 @@ def test_bad_records_of_a_tar(tmp_path: Path) -> None:
     suffixes = ".png, .jpg, .jpeg, .webp, .gif, .bmp, .tif, .tiff"
     assert found(shards(path), tmp_path) == [
         ("0.tar: bare", "has no caption: neither .txt nor .json", "add bare.txt"),
-        ("0.tar: text", f"has no picture ({suffixes}), only .txt", "add one, or remove it"),
-        ("0.tar: two", "has several pictures: .png, .jpg", "give each its own key"),
+        (
+            "0.tar: text",
+            f"has no picture ({suffixes}), only .txt",
+            "add a picture, or remove the record",
+        ),
+        ("0.tar: two", "has several pictures: .png, .jpg", "give each picture its own key"),
         (
             "0.tar: j1.json",
             "is not JSON: Expecting property name enclosed in double quotes: line 1 column 2 "
@@ -181,11 +185,11 @@ def test_two_shards_with_one_key_and_a_compressed_one(tmp_path: Path) -> None:
     write(tmp_path, {"2.tar": gzip.compress((tmp_path / "0.tar").read_bytes())})
     source = shards(tmp_path)
     assert found(source, tmp_path) == [
-        ("1.tar: k", "its id 'k' is also the id of 0.tar: k", "give each record its own id"),
+        ("1.tar: k", "its id 'k' is also the id of 0.tar: k", "give each record a unique id"),
         (
             "2.tar",
-            "is compressed (gzip); pictures can't be read at random from it",
-            "decompress it; pictures are compressed already",
+            "is compressed (gzip), so pictures can't be read by random access",
+            "decompress it; pictures are already compressed",
         ),
     ]
 
@@ -203,7 +207,7 @@ def test_patterns(tmp_path: Path) -> None:
     assert tells(
         caught.value, f"dataset.path {tmp_path}/d-{{000..003}}.tar: there is no {tmp_path}/d"
     )
-    with pytest.raises(DataError, match=r"/dev/zero: /dev/zero is no regular file\n"):
+    with pytest.raises(DataError, match=r"/dev/zero: /dev/zero is not a regular file\n"):
         shard_paths("/dev/zero")
 
 
@@ -276,7 +280,7 @@ def test_a_member_whose_name_is_not_utf8_is_one_skipped_record(tmp_path: Path) -
     ],
 )
 def test_patterns_of_too_many_tars_are_refused_without_being_expanded(pattern: str) -> None:
-    with pytest.raises(DataError, match="the pattern names more than 100,000 files"):
+    with pytest.raises(DataError, match="the pattern expands to more than 100,000 files"):
         expand_braces(pattern)
 
 
@@ -312,8 +316,8 @@ def test_members_without_a_key_and_links_are_named(tmp_path: Path) -> None:
     source = shards(path)
     assert list(source.texts()) == ["one"]
     key = "is left out: it has no key, the name up to the first dot"
-    link = "is left out: it is a link, which holds no bytes of its own"
-    make = "make the tar again with what links lead to: tar --dereference --hard-dereference"
+    link = "is left out: it is a link, which contains no data"
+    make = "recreate the tar with the targets of links: tar --dereference --hard-dereference"
     assert found(source, tmp_path) == [
         ("0.tar", f".jpg {key}", "give it and its caption a name, such as 000.jpg"),
         ("0.tar", f"x/.PNG {key}", "give it and its caption a name, such as 000.PNG"),

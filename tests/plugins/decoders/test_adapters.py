@@ -149,7 +149,7 @@ def test_adapters_that_can_not_be_merged_are_refused() -> None:
         peft.inject_adapter_in_model(config, decoder)
         with pytest.raises(GenerationError) as error:
             decoder.for_inference()
-        assert tells(error.value, "decoder, embed_tokens: has an adapter that is not")
+        assert tells(error.value, "decoder, embed_tokens: has an unmerged adapter, which")
 
 
 def test_lora_by_hand() -> None:

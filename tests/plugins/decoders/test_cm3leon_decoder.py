@@ -217,7 +217,7 @@ def test_start_from_codebook_keeps_the_codes_geometry(dim: int) -> None:
     [
         (
             {"num_heads": 5},
-            "decoder.num_heads: 5 heads don't ... d_model 24 ... of 32",
+            "decoder.num_heads: 5 heads don't ... d_model = 24 ... of 32",
         ),
         (
             {"activation": "rleu"},
@@ -251,12 +251,12 @@ def test_sequences_longer_than_the_context_are_refused() -> None:
         (
             GenerationError,
             lambda: decoder.for_inference().allocate_cache(1, 25),
-            "prompt: 25 tokens including those to be generated, but the context is 24",
+            "prompt: 25 tokens including those to generate, but the context is 24",
         ),
         (
             DocumentError,
             lambda: decoder.start_from_codebook(torch.zeros(3, 4), VOCABULARY),
-            "codebook: 3 codes, the vocabulary has 16",
+            "codebook: 3 codes, but the vocabulary has 16",
         ),
     ]
     for error, call, message in expected:
@@ -266,7 +266,5 @@ def test_sequences_longer_than_the_context_are_refused() -> None:
     arranged = decoder.for_inference()
     cache = arranged.allocate_cache(1, 4)
     arranged.hidden_states(torch.zeros(1, 5, dtype=torch.int64), cache=cache)
-    with pytest.raises(
-        GenerationError, match="row 0 would hold 5 own tokens, but there is room for 4"
-    ):
+    with pytest.raises(GenerationError, match="row 0 needs 5 own tokens, but there is room for 4"):
         cache.advance([5])

@@ -207,7 +207,7 @@ def test_one_of_the_two_alone_is_refused() -> None:
     with pytest.raises(RecipeError) as caught:
         replace(TINY, code_embed_dim=8).check()
     assert "decoder.code_head_dim" in str(caught.value)
-    assert "given where decoder.code_embed_dim is, and only there" in str(caught.value)
+    assert "set together with decoder.code_embed_dim" in str(caught.value)
 
 
 def test_int8_is_near_and_bf16_runs() -> None:
@@ -265,8 +265,8 @@ def test_start_from_codebook_sets_the_image_rows_of_both_tables() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_heads": 5}, "decoder.num_heads: 5 heads don't divide d_model 24"),
-        ({"head_dim": 5}, "decoder.head_dim: is 5, must be even: it rotates"),
+        ({"num_heads": 5}, "decoder.num_heads: 5 heads don't divide d_model = 24"),
+        ({"head_dim": 5}, "decoder.head_dim: is 5, must be even, for rotary positions"),
         ({"num_key_heads": 4}, "decoder.num_key_heads: 4 key heads don't divide 6 heads"),
         ({"qk_norm": "layernorm"}, "decoder.qk_norm: 'layernorm' is not known"),
         ({"qk_norm_groups": 4}, "decoder.qk_norm_groups: 4 norms don't divide 6 key heads"),
@@ -286,7 +286,7 @@ def test_wrong_inputs_are_refused() -> None:
     decoder = build(TINY)
     with pytest.raises(DocumentError, match="25 tokens, but the decoder's context is 24"):
         decoder.hidden_states(torch.zeros(1, 25, dtype=torch.int64))
-    with pytest.raises(CM3Error, match="3 codes, the vocabulary has 16"):
+    with pytest.raises(CM3Error, match="3 codes, but the vocabulary has 16"):
         decoder.start_from_codebook(torch.zeros(3, 4), VOCABULARY)
     with pytest.raises(CM3Error, match="the context is 24"):
         decoder.for_inference().allocate_cache(1, 25)

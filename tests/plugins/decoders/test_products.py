@@ -80,7 +80,7 @@ def test_int8_with_activation_and_sum() -> None:
 
 def test_int4_says_what_it_needs() -> None:
     assert why_not("int4", torch.zeros(4, 48)) == (
-        "int4 needs widths that are multiples of 32, and this one is 48",
+        "int4 needs widths that are multiples of 32, but one is 48",
         "use int8",
     )
     assert why_not("int4", torch.zeros(4, 64, device="meta")) == (

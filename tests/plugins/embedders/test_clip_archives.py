@@ -128,4 +128,4 @@ def test_a_damaged_archive_is_told(folder, tmp_path):
             )
     with pytest.raises(CheckpointError, match="is not a readable TorchScript archive") as refused:
         read_checkpoint(tmp_path / "short.pt")
-    assert refused.value.next_step == "download it again, or give the weights as safetensors"
+    assert refused.value.next_step == "download it again, or use weights in safetensors format"

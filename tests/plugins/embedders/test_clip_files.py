@@ -37,7 +37,7 @@ def test_the_activation_is_inferred_told_and_overruled(folder, tmp_path):
     with pytest.raises(CheckpointError) as unknown:
         read_checkpoint(tmp_path)
     weights = tmp_path / "open_clip_model.safetensors"
-    assert tells(unknown.value, f"{weights}: nothing states whether ... QuickGELU ... {ASK}")
+    assert tells(unknown.value, f"{weights}: no config states whether ... QuickGELU ... {ASK}")
     assert read_checkpoint(tmp_path, quick_gelu=False).summary.endswith("GELU (set in the recipe)")
     config(
         tmp_path,
@@ -152,7 +152,7 @@ def test_a_tokenizer_beside_the_weights_is_taken(folder, tmp_path):
     (tmp_path / "whole" / "tokenizer.json").write_text("{")
     with pytest.raises(CheckpointError, match="is not a readable tokenizer") as refused:
         load_tokenizer(tmp_path / "whole", 20)
-    assert refused.value.next_step == "copy it again, or remove it: without one OpenAI's is used"
+    assert refused.value.next_step == "copy it again, or remove it: OpenAI's is then used"
 
 
 def test_long_texts_are_cut_and_told_once(folder, caplog):
@@ -162,7 +162,7 @@ def test_long_texts_are_cut_and_told_once(folder, caplog):
         cut = embedder.embed_texts([long, "a dog"])
         embedder.embed_texts([long])
     assert [record.getMessage() for record in caplog.records] == [
-        "clip reads 18 tokens of a text, and one has 30: such texts are truncated (reported once)"
+        "clip reads at most 18 tokens of a text, and one has 30: longer texts are truncated (reported once)"
     ]
     np.testing.assert_allclose(cut[0], embedder.embed_texts(["apple " * 18])[0], atol=1e-5)
 
@@ -179,10 +179,10 @@ def test_wrong_paths_and_folders(tmp_path):
     with pytest.raises(CheckpointError) as several:
         read_checkpoint(tmp_path)
     assert tells(
-        several.value, f"{tmp_path}: files of weights ... a.pt ... b.bin ... model.safetensors"
+        several.value, f"{tmp_path}: holds several ... a.pt ... b.bin ... model.safetensors"
     )
     (tmp_path / "model.safetensors.index.json").touch()
-    with pytest.raises(CheckpointError, match="its weights are in several files"):
+    with pytest.raises(CheckpointError, match="its weights are split over several files"):
         read_checkpoint(tmp_path)
     with pytest.raises(RecipeError) as batch:
         CLIPConfig(path="x", batch_size=0).check()
@@ -200,7 +200,7 @@ def test_what_is_no_clip_of_ours(folder, tmp_path):
     save_file(fewer, tmp_path / "fewer.safetensors")
     with pytest.raises(
         CheckpointError,
-        match=r"holds other tensors than its sizes imply \(.*resblocks.1.attn.out_proj.bias",
+        match=r"its tensors don't match its sizes \(.*resblocks.1.attn.out_proj.bias",
     ):
         CLIP.load(tmp_path / "fewer.safetensors", quick_gelu=True)
     save_file(open_clip_names(folder), tmp_path / "open_clip_model.safetensors")
@@ -210,7 +210,7 @@ def test_what_is_no_clip_of_ours(folder, tmp_path):
     with pytest.raises(CheckpointError, match=r"asks for vision_cfg.attentional_pool"):
         read_checkpoint(tmp_path)
     config(tmp_path, "open_clip_config.json", {"model_cfg": {"vision_cfg": {"layers": 12}}})
-    with pytest.raises(CheckpointError, match=r"vision_cfg.layers is 12, and the weights have 3"):
+    with pytest.raises(CheckpointError, match=r"vision_cfg.layers is 12, but the weights have 3"):
         read_checkpoint(tmp_path)
 
 
@@ -220,7 +220,7 @@ def test_weights_that_are_no_numbers(folder, tmp_path):
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError) as refused:
         read_checkpoint(tmp_path, quick_gelu=True)
-    assert tells(refused.value, f"{tmp_path / 'model.safetensors'}: visual.proj holds NaN")
+    assert tells(refused.value, f"{tmp_path / 'model.safetensors'}: visual.proj contains NaN")
 
 
 def test_a_tokenizer_of_another_model(tmp_path):
@@ -236,13 +236,13 @@ def test_configs_of_other_models(folder, tmp_path):
     vision = content["vision_config"] | {"layer_norm_eps": 1e-6}
     layers = content["text_config"] | {"num_hidden_layers": 9}
     for change, message in (
-        ({"model_type": "siglip"}, "is of a model 'siglip'"),
+        ({"model_type": "siglip"}, "describes a model of type 'siglip'"),
         (
             {"text_config": content["text_config"] | {"hidden_act": "relu"}},
             "asks for the activation 'relu'",
         ),
         ({"vision_config": vision}, "asks for layer_norm_eps 1e-06"),
-        ({"text_config": layers}, r"text_config.num_hidden_layers is 9, and the weights have 2"),
+        ({"text_config": layers}, r"text_config.num_hidden_layers is 9, but the weights have 2"),
     ):
         config(tmp_path, "config.json", content | change)
         with pytest.raises(CheckpointError, match=message):
@@ -281,7 +281,7 @@ def test_files_without_weights(folder: Path, tmp_path: Path) -> None:
     for path, cause in (
         (tmp_path / "empty.safetensors", "holds no weights"),
         (_saved(tmp_path / "words.pt", {"a": "b"}), "holds no weights"),
-        (_saved(tmp_path / "list.pt", [1]), "holds a list, not weights by name"),
+        (_saved(tmp_path / "list.pt", [1]), "holds a list instead of named weights"),
         (_bytes(tmp_path / "text.pt", b"hello"), r"does not hold plain tensors \(KeyError\)"),
         (_bytes(tmp_path / "cut.pt", whole[: len(whole) // 2]), "does not hold plain tensors"),
         (_zipped(tmp_path / "none.pt", constants=b""), "is not a readable TorchScript archive"),
@@ -295,7 +295,7 @@ def test_files_without_weights(folder: Path, tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "empty.safetensors")
     assert tells(
         empty.value,
-        f"{tmp_path / 'empty.safetensors'}: holds no weights ... CLIP ... embedder.path",
+        f"{tmp_path / 'empty.safetensors'}: holds no weights ... embedder.path ... CLIP",
     )
 
 
@@ -315,10 +315,13 @@ def test_tensors_that_are_not_plain_numbers(folder: Path, tmp_path: Path) -> Non
     ours = open_clip_names(folder)
     name = "token_embedding.weight"
     for wrong, cause in (
-        (ours[name].to_sparse(), rf"{name} is no plain tensor \(torch.sparse_coo, on cpu\)"),
-        (ours[name].to("meta"), rf"{name} is no plain tensor \(torch.strided, on meta\)"),
-        (ours[name].to(torch.complex64), f"{name} is of complex64, not of real numbers"),
-        (ours[name].to(torch.int8), f"{name} is of int8, not of real numbers"),
+        (ours[name].to_sparse(), rf"{name} is not a plain tensor \(torch.sparse_coo, on cpu\)"),
+        (ours[name].to("meta"), rf"{name} is not a plain tensor \(torch.strided, on meta\)"),
+        (
+            ours[name].to(torch.complex64),
+            f"{name} has the dtype complex64, not a floating-point one",
+        ),
+        (ours[name].to(torch.int8), f"{name} has the dtype int8, not a floating-point one"),
     ):
         with pytest.raises(CheckpointError, match=cause):
             read_checkpoint(_saved(tmp_path / "w.pt", ours | {name: wrong}), quick_gelu=True)

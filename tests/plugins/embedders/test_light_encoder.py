@@ -262,13 +262,15 @@ def test_weights_round_trip_and_bad_files(tmp_path):
         LightEncoderConfig(path=str(tmp_path / "other.safetensors")).build()
     empty = {"format": "cm3leon light_encoder 1", "sizes": {}}
     save_file(tensors, tmp_path / "other.safetensors", {"cm3leon": json.dumps(empty)})
-    with pytest.raises(CheckpointError, match="holds other tensors than its sizes imply"):
+    with pytest.raises(CheckpointError, match="its tensors don't match its sizes"):
         LightEncoderConfig(path=str(tmp_path / "other.safetensors")).build()
     tensors["text.direct.weight"][0, 0] = float("inf")
     save_file(tensors, tmp_path / "other.safetensors", header)
     with pytest.raises(CheckpointError) as infinite:
         LightEncoderConfig(path=str(tmp_path / "other.safetensors")).build()
-    assert tells(infinite.value, f"{tmp_path / 'other.safetensors'}: text.direct.weight holds NaN")
+    assert tells(
+        infinite.value, f"{tmp_path / 'other.safetensors'}: text.direct.weight contains NaN"
+    )
     with pytest.raises(RecipeError) as refused:
         LightEncoderConfig(batch_size=0).check()
     assert tells(refused.value, "embedder.batch_size: is 0, must ... least 1")

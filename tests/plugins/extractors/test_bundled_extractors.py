@@ -135,7 +135,7 @@ def test_a_missing_file_is_named_with_its_hash(tmp_path: Path) -> None:
     ("spoil", "cause"),
     [
         (lambda path: path.write_bytes(b"no zip"), "can't be read as tensors alone"),
-        (lambda path: torch.save([1], path), "is not a table of tensors"),
+        (lambda path: torch.save([1], path), "holds no named tensors"),
         (lambda path: torch.save({"fc.bias": torch.zeros(3)}, path), "has no tensor"),
         (
             lambda path: torch.save(random_weights() | {"more": torch.zeros(1)}, path),

@@ -155,7 +155,7 @@ def test_a_document_that_cannot_be_read_is_no_reason_to_fail(searching, monkeypa
 
     def removed(self, index, rng):
         if index == 2:
-            raise DataError("document 2", "is not there: it was removed", "search again")
+            raise DataError("document 2", "does not exist: it was removed", "search again")
         return read(self, index, rng)
 
     monkeypatch.setattr(Texts, "_document", removed)

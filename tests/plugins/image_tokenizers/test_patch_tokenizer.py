@@ -121,7 +121,7 @@ def test_training_finds_the_squares_there_are(tmp_path: Path) -> None:
         PatchTokenizerConfig(resolution=4, patch_size=2, codebook_size=4, weights=None).train(
             shown, tmp_path, steps=1
         )
-    assert tells(error.value, "pictures to learn squares from: hold 3 different")
+    assert tells(error.value, "training pictures: hold 3 different")
 
 
 def test_by_the_command(tmp_path: Path) -> None:
@@ -152,20 +152,20 @@ def test_by_the_command(tmp_path: Path) -> None:
 def test_bad_files(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     config = PatchTokenizerConfig(resolution=4, patch_size=2, codebook_size=3, weights=str(path))
-    next_step = "give the file that `cm3 tokenizer train-image` wrote, or leave image_tokenizer.weights at bundled:emoji32"
+    next_step = "use a file written by `cm3 tokenizer train-image`, or leave image_tokenizer.weights at bundled:emoji32"
     with pytest.raises(CheckpointError) as missing:
         config.build()
     assert str(missing.value) == f"{path}: there is no such file\n  next: {next_step}"
     save_codebook(path, 2, CODEBOOK[:2])
     with pytest.raises(CheckpointError) as other:
         config.build()
-    assert tells(other.value, f"{path}: holds 2 squares of 2 ... says 3 of 2")
+    assert tells(other.value, f"{path}: holds 2 squares of 2 ... expects 3 of 2")
     save_file(
         {"codebook": CODEBOOK.astype(np.float32)},
         path,
         {"format": "cm3leon patches 1", "patch_size": "2"},
     )
-    with pytest.raises(CheckpointError, match="is not of the format 'cm3leon patches 1'"):
+    with pytest.raises(CheckpointError, match="does not have the format 'cm3leon patches 1'"):
         config.build()
     path.write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match="is not a complete safetensors file"):

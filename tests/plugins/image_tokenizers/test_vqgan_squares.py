@@ -107,7 +107,7 @@ def test_before_training_the_decoder_shows_the_codes() -> None:
 def test_too_few_different_squares_are_refused() -> None:
     with pytest.raises(DataError) as error:
         fit_squares(VQModel(ARCH), TRAINING, drawings(64)[:0])
-    assert tells(error.value, "image_tokenizer: 0 squares of ... for 7")
+    assert tells(error.value, "image_tokenizer: only 0 squares of ... 7")
 
 
 @pytest.mark.parametrize("colour_share", [0.0, 0.3, 1.0])
@@ -128,14 +128,16 @@ def test_squares_of_both_kinds_together_are_too_few() -> None:
     pictures[0, 4:8, :8] = 9
     with pytest.raises(DataError) as error:
         fit_squares(VQModel(ARCH), TRAINING, pictures)
-    assert error.value.cause == "6 squares of the pictures are not blank, for 7 codes"
+    assert (
+        error.value.cause == "only 6 squares of the pictures are not blank, but there are 7 codes"
+    )
 
 
 def test_a_code_has_a_value_for_each_pixel() -> None:
     config = VQGANConfig(encoder="squares", embed_dim=16)
     with pytest.raises(RecipeError) as error:
         config.check()
-    assert tells(error.value, "image_tokenizer.embed_dim: is 16, and ... of 4 ... has 48")
+    assert tells(error.value, "image_tokenizer.embed_dim: is 16, but ... of 4 ... has 48")
 
 
 def test_training_leaves_the_codes_alone(tmp_path: Path) -> None:

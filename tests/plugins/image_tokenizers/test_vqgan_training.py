@@ -222,7 +222,7 @@ def test_another_configuration_is_not_resumed(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         train(tmp_path, 6, replace(QUICK, learning_rate=1e-3), resume=True)
     assert tells(
-        caught.value, f"{tmp_path / 'state.pt'}: it belongs to ... training.learning_rate was 0.003"
+        caught.value, f"{tmp_path / 'state.pt'}: belongs to ... training.learning_rate was 0.003"
     )
 
 
@@ -235,7 +235,7 @@ def test_hostile_state_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """A pickle that runs code is not run."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "state.pt").write_bytes(pickle.dumps(Hostile()))
-    with pytest.raises(CheckpointError, match="not a readable state of plain tensors"):
+    with pytest.raises(CheckpointError, match="is not a readable training state"):
         train(tmp_path, 6, resume=True)
     torch.save({"x": Hostile()}, tmp_path / "state.pt")
     with pytest.raises(CheckpointError, match="delete it to start from scratch"):
@@ -247,7 +247,7 @@ def test_truncated_state_is_refused(tmp_path: Path) -> None:
     train(tmp_path, 6)
     whole = (tmp_path / "state.pt").read_bytes()
     (tmp_path / "state.pt").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(CheckpointError, match="not a readable state"):
+    with pytest.raises(CheckpointError, match="is not a readable training state"):
         train(tmp_path, 6, resume=True)
 
 

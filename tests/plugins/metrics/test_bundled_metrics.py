@@ -36,7 +36,7 @@ def test_fid_of_no_more_pictures_than_features_says_that_it_is_mostly_bias() -> 
     """The covariance of N samples has rank N - 1 at most."""
     rng = np.random.default_rng(0)
     for num, note in (
-        (3, "mostly bias: 3 pictures of 3 features, kid is unbiased"),
+        (3, "mostly bias: 3 pictures with 3 features; kid is unbiased"),
         (4, ""),
     ):
         metric = metrics.FIDConfig().build()
@@ -208,7 +208,7 @@ WRONG = [
         metrics.FIDConfig,
         {"features": np.ones((2, 3))},
         {"features": np.ones((1, 2))},
-        "have 2 numbers a picture",
+        "have 2 numbers per picture",
     ),
     (
         metrics.KIDConfig,
@@ -221,17 +221,22 @@ WRONG = [
         metrics.VQAConfig,
         None,
         {"texts": ["a"], "references": [["a"]]},
-        "are 1, the formula compares",
+        "are 1, but the formula compares",
     ),
     (metrics.ChoiceConfig, None, {"choices": [[1.0]], "answers": [1]}, "is 1 of 1 choices"),
     (metrics.NatsConfig, None, {"image_nats": [1.0], "image_tokens": [0]}, "has no image tokens"),
-    (metrics.CodebookConfig, None, {"codes": [[8192]]}, "are 8192 to 8192, the codebook has 8192"),
+    (
+        metrics.CodebookConfig,
+        None,
+        {"codes": [[8192]]},
+        "are 8192 to 8192, but the codebook has 8192",
+    ),
     (metrics.PSNRConfig, None, pair(black(2, 2), black(2, 3)), r"are \[2, 2, 3\] and \[2, 3, 3\]"),
     (
         metrics.SSIMConfig,
         None,
         pair(black(8, 9), black(8, 9)),
-        r"is \[8, 9\], SSIM's window 11 x 11",
+        r"is \[8, 9\], smaller than SSIM's window 11 x 11",
     ),
 ]
 

@@ -190,8 +190,10 @@ def test_what_the_programs_lack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "failed: no memory" in message(METEORConfig(jar=str(meteor)))
     shutil.rmtree(tmp_path / "bin")
     fake_java(tmp_path, "#!{python}\nprint('hello')\n", monkeypatch)
-    assert "wrote no scores of SPICE" in message(SPICEConfig(jar=str(spice)))
-    assert "answered '1 lines', which METEOR 1.5 does not" in message(METEORConfig(jar=str(meteor)))
+    assert "wrote no SPICE scores" in message(SPICEConfig(jar=str(spice)))
+    assert "answered '1 lines', which is not METEOR 1.5's format" in message(
+        METEORConfig(jar=str(meteor))
+    )
     (tmp_path / "lib" / PARSER[1]).unlink()
     assert tells(
         message(SPICEConfig(jar=str(spice))), "... next: copy stanford-corenlp-3.6.0.jar and"

@@ -139,10 +139,10 @@ def test_files_that_can_not_be_used(tmp_path: Path) -> None:
     assert tells(
         message(backbone=config.heads), "... has no tensor 'features.0.weight' ... 64 ... 3"
     )
-    assert tells(message(network="vgg"), "... has [64, 3, 11 ... 11 ... 'features.0.weight'")
-    assert tells(message(heads=config.backbone), "... next: get alex.pth of")
+    assert tells(message(network="vgg"), "... has shape [64, 3, 11 ... 11 ... 'features.0.weight'")
+    assert tells(message(heads=config.backbone), "... next: get alex.pth from")
     torch.save([1], tmp_path / "list.pth")
-    assert "is not a table of tensors" in message(heads=str(tmp_path / "list.pth"))
+    assert "holds no named tensors" in message(heads=str(tmp_path / "list.pth"))
 
     class Runs:
         def __reduce__(self) -> Any:

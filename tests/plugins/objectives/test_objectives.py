@@ -246,7 +246,7 @@ def test_share_of_boxes() -> None:
     [
         (
             CM3ObjectiveConfig(lambda_spans=-1.0),
-            "objective.lambda_spans: is -1.0 ... use 0..100 ... is 1",
+            "objective.lambda_spans: is -1.0 ... use 0..100 ... uses 1",
         ),
         (
             CM3ObjectiveConfig(text_segment_share=1.5),

@@ -107,8 +107,8 @@ def test_nothing_shared_nothing_found():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"k1": -1.0}, "retriever.k1: is -1.0 ... use 0 ... is 1.2"),
-        ({"b": 1.5}, "retriever.b: is 1.5\n  next: use 0..1; usual is 0.75"),
+        ({"k1": -1.0}, "retriever.k1: is -1.0 ... use 0 ... 1.2"),
+        ({"b": 1.5}, "retriever.b: is 1.5\n  next: use 0..1; 0.75 is usual"),
     ],
 )
 def test_bad_settings(settings, message):

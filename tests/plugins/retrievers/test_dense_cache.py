@@ -99,11 +99,11 @@ def test_the_cache_knows_embedder_ids_and_captions():
         ),
         (
             {"max_similarity": 1.5},
-            "retriever.max_similarity: is 1.5, and ... use -1 to 1",
+            "retriever.max_similarity: is 1.5, but ... use -1 to 1",
         ),
         (
             {"max_redundancy": -2},
-            "retriever.max_redundancy: is -2, and ... use -1 to 1",
+            "retriever.max_redundancy: is -2, but ... use -1 to 1",
         ),
         (
             {"search_depth": 0},
@@ -140,10 +140,10 @@ def test_bad_settings(settings, message):
 def test_dense_without_an_embedder_and_none_with_documents():
     with pytest.raises(RecipeError) as error:
         DenseRetrieverConfig().build(ListSource(words("a")), None)
-    assert tells(error.value, "retriever: searches by vectors, which needs an")
+    assert tells(error.value, "retriever: searches by vectors and needs an")
     with pytest.raises(RecipeError) as refused:
         NoRetrieverConfig(num_retrieved=2).check()
-    assert tells(refused.value, "retriever.num_retrieved: is 2, and ... 'none' ... use 0")
+    assert tells(refused.value, "retriever.num_retrieved: is 2, but ... 'none' ... use 0")
 
 
 def test_vectors_of_another_memory_are_an_internal_error():

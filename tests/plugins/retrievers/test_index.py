@@ -236,11 +236,11 @@ def test_nothing_to_search(index):
         ),
         (
             {"index": "flat", "nprobe": 4},
-            "retriever.nprobe: is set, and ... 'flat'",
+            "retriever.nprobe: is set, but ... 'flat'",
         ),
         (
             {"index": "pq", "ef_search": 4},
-            "retriever.ef_search: is set, and ... 'pq'",
+            "retriever.ef_search: is set, but ... 'pq'",
         ),
     ],
 )

@@ -149,7 +149,7 @@ def no_index(kept):
         (lambda kept: (kept.folder / "vectors.index").unlink(), "its file is missing"),
         (lambda kept: (kept.folder / "manifest.json").write_text("{"), "its manifest is damaged"),
         (lambda kept: kept.manifest(sha256=7), "its manifest is damaged"),
-        (lambda kept: kept.manifest(fingerprint="bank 0"), "the bank has changed since"),
+        (lambda kept: kept.manifest(fingerprint="bank 0"), "the bank has changed"),
         (lambda kept: kept.manifest(built={}), "it was built with other sizes"),
     ],
     ids=["truncated", "flipped", "no index", "missing", "no JSON", "other types", "stale", "sizes"],
@@ -160,7 +160,7 @@ def test_what_cannot_be_used_is_built_again_with_a_note(kept, capsys, harm, reas
     capsys.readouterr()
     after = kept.open()
     assert kept.num_built == 2
-    assert f"note: the index {kept.folder} is built again: {reason}" in capsys.readouterr().err
+    assert f"note: rebuilding the index {kept.folder}: {reason}" in capsys.readouterr().err
     np.testing.assert_array_equal(after.search(kept.rows, 5)[1], before[1])
     kept.open()
     assert kept.num_built == 2
@@ -182,21 +182,21 @@ def put_another(kept):
         (
             put_another,
             "vectors.index",
-            "is newer than its manifest, and not the index that this describes\n"
-            "  next: put the index back that belongs there, or delete the folder {folder}: it is "
-            "built again",
+            "is newer than its manifest, which describes another index\n"
+            "  next: restore the original index, or delete the folder {folder} to "
+            "rebuild it",
         ),
         (
             lambda kept: kept.manifest(format=2),
             "manifest.json",
-            "has the format 2, this version reads 1\n"
-            "  next: use the cm3leon that wrote it, or delete the folder {folder}: the index is "
-            "built again",
+            "has the format 2, but this version reads 1\n"
+            "  next: use the cm3leon version that wrote it, or delete the folder {folder} to rebuild the "
+            "index",
         ),
         (
             lambda kept: (kept.folder / "manifest.json").write_text("[1]"),
             "manifest.json",
-            "is no manifest of an index\n  next: move it away; an index is then built in {folder}",
+            "is not the manifest of an index\n  next: move it away; a new index is then built in {folder}",
         ),
     ],
     ids=["newer", "format", "foreign"],
@@ -217,7 +217,7 @@ def test_where_nothing_can_be_written_it_is_built_in_memory(kept, capsys):
     assert index.search(kept.rows[:1], 1)[1].tolist() == [[0]]
     assert tells(
         capsys.readouterr().err,
-        f"... note: the index can't be kept and is built each time: {kept.folder} can't be",
+        f"... note: the index can't be stored and will be rebuilt each time: {kept.folder} can't be",
     )
 
 

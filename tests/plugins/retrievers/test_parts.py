@@ -189,7 +189,7 @@ def test_a_prepended_part_is_read_back(region: tuple[int, int, int, int], text: 
 
 def test_parts_are_compared_with_pictures_only() -> None:
     message = (
-        "retriever.parts: is 4, and a part of a picture can only be compared with pictures\n"
+        "retriever.parts: is 4, but parts of a picture can only be compared with pictures\n"
         "  next: add retriever.compare=same and retriever.query=text, or use 0"
     )
     given: list[dict[str, Any]] = [{"compare": "both"}, {"compare": "same", "query": "both"}]

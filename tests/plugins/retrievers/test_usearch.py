@@ -89,7 +89,7 @@ def test_it_is_kept_and_read_again(tmp_path, capsys):
     UsearchRetrieverConfig(connectivity=8).open_index(rows, tmp_path, "bank")
     assert tells(
         capsys.readouterr().err,
-        f"... note: the index {tmp_path / 'usearch'} is built again: it was built with other sizes",
+        f"... note: rebuilding the index {tmp_path / 'usearch'}: it was built with other sizes",
     )
 
 

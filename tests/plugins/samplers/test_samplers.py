@@ -196,13 +196,13 @@ ZERO, ONE_TO_ZERO = "use 0 or more", "use more than 0 and at most 1 (1 is off)"
         ),
         (
             CFGSamplerConfig(negative_prompt=""),
-            "negative_prompt: is an empty text\n  next: write what the picture should not be, or "
-            "null",
+            "negative_prompt: is an empty text\n  next: describe what the picture should not show, or "
+            "use null",
         ),
         (CFGSamplerConfig(guidance_stop=1.2), "guidance_stop: is 1.2\n  next: use 0 to 1"),
         (
             CFGSamplerConfig(guidance_start=0.6, guidance_stop=0.5),
-            "guidance_start: is 0.6\n  next: use 0 to sampler.guidance_stop, which is 0.5",
+            "guidance_start: is 0.6\n  next: use 0 to sampler.guidance_stop (0.5)",
         ),
         (
             EditCFGSamplerConfig(picture_guidance_scale=-1.0),

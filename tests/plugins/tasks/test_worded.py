@@ -46,13 +46,13 @@ def test_wordings_are_drawn_evenly() -> None:
     [
         (
             {"paraphrases": [["{image: drawing}", "{image: coloured}"]]},
-            "task.paraphrases[0]: has the fields coloured, drawing, the",
+            "task.paraphrases[0]: has the fields coloured, drawing, but",
         ),
         (
             {"response": ["shape"]},
-            "task.response: is ['shape'], the",
+            "task.response: is ['shape'], but",
         ),
-        ({"response": []}, "task.response: is [], the fields are"),
+        ({"response": []}, "task.response: is [], but the fields are"),
         ({"response": ["colour"]}, "task.segments: asks for 'colour' twice"),
         (
             {"segments": ["{colour", "{image: drawing}", "{image: coloured}"], "paraphrases": []},

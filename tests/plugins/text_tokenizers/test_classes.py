@@ -30,7 +30,7 @@ def test_any_other_text_is_refused(text: str) -> None:
         return
     with pytest.raises(TokenizerError) as caught:
         NUMBERS.encode(text)
-    assert caught.value.cause.endswith("is no class of the model")
+    assert caught.value.cause.endswith("is not a class of the model")
     assert caught.value.next_step == "give its number, 0 to 11"
 
 
@@ -52,15 +52,17 @@ def test_names_are_saved(tmp_path: Path) -> None:
 
 
 def test_their_number_must_be_given() -> None:
-    with pytest.raises(TokenizerError, match=r"num_classes: is null: nothing else says how many"):
+    with pytest.raises(
+        TokenizerError, match=r"num_classes: is null, so the number of classes is unknown"
+    ):
         ClassesConfig().build()
 
 
 @pytest.mark.parametrize(
     ("content", "cause"),
     [
-        ("tench\n", "has 1 lines, 1 of them different, for 2 classes"),
-        ("tench\nTench\n", "has 2 lines, 1 of them different, for 2 classes"),
+        ("tench\n", "has 1 lines, 1 of them different, but there are 2 classes"),
+        ("tench\nTench\n", "has 2 lines, 1 of them different, but there are 2 classes"),
     ],
 )
 def test_wrong_names_are_refused(tmp_path: Path, content: str, cause: str) -> None:

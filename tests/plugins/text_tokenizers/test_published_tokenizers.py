@@ -405,16 +405,20 @@ def test_saved_is_loaded(folder: Path, name: str, tmp_path: Path) -> None:
         (SentencePieceConfig, b"\x0a\xff\xff\xff\xff\x7f", "is not a SentencePiece model"),
         (SentencePieceConfig, b"<html>", "is not a SentencePiece model"),
         (TiktokenConfig, b"", "lacks 256 of the 256 bytes"),
-        (TiktokenConfig, b"YQ== 0\nYg== 0\n", "gives two tokens one rank"),
-        (TiktokenConfig, b"<html>\n", "is no token and rank"),
-        (TiktokenConfig, b"YQ== 0\nYQ== 1\n", ", line 2: is of a token that has a line"),
-        (TiktokenConfig, b"YQ== 99999999999999999999\n", "at most 16,777,215"),
-        (TiktokenConfig, b"YQ== 16777216\n", "has the rank 16777216, at most 16,777,215"),
+        (TiktokenConfig, b"YQ== 0\nYg== 0\n", "has a duplicate or negative rank"),
+        (TiktokenConfig, b"<html>\n", "is not a token and a rank"),
+        (TiktokenConfig, b"YQ== 0\nYQ== 1\n", ", line 2: repeats a token"),
+        (TiktokenConfig, b"YQ== 99999999999999999999\n", "above the limit of 16,777,215"),
+        (
+            TiktokenConfig,
+            b"YQ== 16777216\n",
+            "has the rank 16777216, above the limit of 16,777,215",
+        ),
         (
             HFTokenizerConfig,
             b'{"added_tokens": [], "model": {"type": "WordLevel", "vocab": {"a": 4000000000}, '
             b'"unk_token": "a"}}',
-            "has the id 4000000000, at most 16,777,215",
+            "has the id 4000000000, above the limit of 16,777,215",
         ),
     ],
 )
@@ -434,9 +438,11 @@ def test_missing_files_and_packages_and_patterns_are_refused(
         HFTokenizerConfig(path=str(tmp_path / "tokenizer.json")).build()
     with pytest.raises(TokenizerError, match=r"text_tokenizer\.path: is null"):
         TiktokenConfig().build()
-    with pytest.raises(RecipeError, match="'\\(' is no regular expression"):
+    with pytest.raises(RecipeError, match="'\\(' is not a regular expression"):
         HFTokenizerConfig(control=["("]).check()
-    with pytest.raises(TokenizerError, match=r"text_tokenizer\.pattern: is no regular expression"):
+    with pytest.raises(
+        TokenizerError, match=r"text_tokenizer\.pattern: is not a valid regular expression"
+    ):
         TiktokenConfig(path=str(folder / "qwen.tiktoken"), pattern="(").build()
     with pytest.raises(TokenizerError, match="encodes 'a' as the control token"):
         TiktokenConfig(path=str(folder / "qwen.tiktoken"), control=["a"]).build().encode("a")

@@ -147,23 +147,23 @@ def test_missing_file(tmp_path: Path) -> None:
     [
         (
             {"added_tokens": [{"id": 256, "content": "<eos>", "special": True}]},
-            'its added_tokens is [{"id": 256, "content": "<eos>", "special": true}]; a lossless byte-level BPE has []',
+            'its added_tokens is [{"id": 256, "content": "<eos>", "special": true}]; a lossless byte-level BPE needs []',
         ),
         (
             {"normalizer": {"type": "NFKC"}},
-            'its normalizer is {"type": "NFKC"}; a lossless byte-level BPE has null',
+            'its normalizer is {"type": "NFKC"}; a lossless byte-level BPE needs null',
         ),
         (
             {"pre_tokenizer": {"type": "Whitespace"}},
-            'its pre_tokenizer.type is "Whitespace"; a lossless byte-level BPE has "ByteLevel"',
+            'its pre_tokenizer.type is "Whitespace"; a lossless byte-level BPE needs "ByteLevel"',
         ),
         (
             {"model": {"type": "WordPiece"}},
-            'its model.type is "WordPiece"; a lossless byte-level BPE has "BPE"',
+            'its model.type is "WordPiece"; a lossless byte-level BPE needs "BPE"',
         ),
         (
             {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}},
-            "its model.vocab lacks 255 of the 256 bytes, so some texts would lose letters",
+            "its model.vocab lacks 255 of the 256 bytes, so some texts would lose characters",
         ),
         (
             {"model": {"type": "BPE", "vocab": {"a": 1}, "merges": []}},

@@ -36,7 +36,10 @@ def test_endless_files_are_refused(config: Any, tmp_path: Path) -> None:
     for path, cause in (
         (tmp_path / "pipe", "Is not a regular file"),
         (Path("/dev/zero"), "Is not a regular file"),
-        (tmp_path / "sparse", "has 1,099,511,627,776 bytes, a tokenizer's at most 536,870,912"),
+        (
+            tmp_path / "sparse",
+            "has 1,099,511,627,776 bytes, above the limit of 536,870,912 for a tokenizer",
+        ),
     ):
         with pytest.raises(TokenizerError, match=cause):
             config(path=str(path)).build()
@@ -48,7 +51,7 @@ def test_endless_files_are_refused(config: Any, tmp_path: Path) -> None:
 def test_patterns_that_lose_letters_are_refused(pattern: str, file: str) -> None:
     """tiktoken's own code drops what is between matches, and panics at an empty one."""
     with pytest.raises(
-        TokenizerError, match=r"text_tokenizer\.pattern: does not cut a text like 'A b"
+        TokenizerError, match=r"text_tokenizer\.pattern: does not split a text like 'A b"
     ):
         TiktokenConfig(path=file, pattern=pattern).build()
 
@@ -56,7 +59,9 @@ def test_patterns_that_lose_letters_are_refused(pattern: str, file: str) -> None
 def test_letters_that_a_pattern_loses_later_are_noticed(file: str) -> None:
     tokenizer = TiktokenConfig(path=file, pattern="[^7]").build()
     assert tokenizer.decode(tokenizer.encode("A 6")) == "A 6"
-    with pytest.raises(TokenizerError, match="does not cut a text like 'A 7' into pieces"):
+    with pytest.raises(
+        TokenizerError, match="does not split a text like 'A 7' without losing characters"
+    ):
         tokenizer.encode("A 7")
 
 

@@ -290,10 +290,10 @@ def test_a_header_that_is_too_long_is_refused(tmp_path: Path, length: int) -> No
             lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid"),
             "is a pointer of Git LFS",
         ),
-        (lambda path: torch.save({"epoch": 3}, path), "holds no tensors by name"),
+        (lambda path: torch.save({"epoch": 3}, path), "holds no named tensors"),
         (
             lambda path: torch.save([torch.zeros(1)], path),
-            "is not a readable file of tensors (ValueError: holds a list, not tensors by name)",
+            "is not a readable file of tensors (ValueError: holds a list instead of named tensors)",
         ),
         (lambda path: save_file({}, path), "is not a readable file of tensors"),
     ],

@@ -84,7 +84,7 @@ def test_a_file_of_weights_is_read_as_it_was_written(tmp_path: Path) -> None:
         filled(nn.Linear(3, 2), state, "here")
     with pytest.raises(CheckpointError) as caught:
         check_architecture(Shape(width=3), arch, path, "painter")
-    assert tells(caught.value, f"{path}: weights of another ... is 2 ... and 3 ... 3")
+    assert tells(caught.value, f"{path}: has another ... is 2 ... and 3 ... 3")
 
 
 def test_other_files_are_no_weights(tmp_path: Path) -> None:
@@ -93,7 +93,9 @@ def test_other_files_are_no_weights(tmp_path: Path) -> None:
         FORMAT.load(path)
     other = WeightsFormat("other", Shape, how_to_train="train one")
     other.save(path, Shape(), {})
-    with pytest.raises(CheckpointError, match="the metadata has no 'shape'\n  next: give another"):
+    with pytest.raises(
+        CheckpointError, match="has no 'shape' in its metadata\n  next: give another"
+    ):
         FORMAT.load(path)
     path.write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match="not a readable safetensors file"):

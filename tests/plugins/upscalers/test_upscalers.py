@@ -275,7 +275,7 @@ def test_weights_that_are_not_there() -> None:
     )
     assert tells(
         message(CheckpointError, EDSRConfig(weights="nowhere.safetensors")),
-        "nowhere.safetensors: no such file ... `cm3 upscaler train`",
+        "nowhere.safetensors: there is no such file ... `cm3 upscaler train`",
     )
     assert tells(
         message(CheckpointError, EDSRConfig(weights="bundled:emoji512")),
@@ -286,7 +286,7 @@ def test_weights_that_are_not_there() -> None:
 def test_weights_of_another_shape(weights: Path) -> None:
     assert tells(
         message(CheckpointError, replace(config(), weights=str(weights), scale=2, num_blocks=3)),
-        f"{weights}: weights of another ... is 4 ... and 2 ... num_blocks",
+        f"{weights}: has another ... is 4 ... and 2 ... num_blocks",
     )
 
 
@@ -305,14 +305,14 @@ def test_files_that_are_no_weights_of_ours(weights: Path, tmp_path: Path) -> Non
     save_file({"x": torch.zeros(1)}, other)
     assert tells(
         message(CheckpointError, replace(config(), weights=str(other))),
-        f"{other}: the metadata has ... 'edsr_architecture'",
+        f"{other}: has no 'edsr_architecture' in its metadata",
     )
     save_file({"x": torch.zeros(1)}, other, {ARCHITECTURE_KEY: json.dumps({"depth": 3})})
     assert "its architecture can't be read (" in message(
         CheckpointError, replace(config(), weights=str(other))
     )
     weights.write_bytes(pickle.dumps({"a": 1}))
-    assert f"{weights}: not a readable safetensors file (" in message(
+    assert f"{weights}: is not a readable safetensors file (" in message(
         CheckpointError, replace(config(), weights=str(weights))
     )
 
@@ -405,26 +405,26 @@ def test_files_that_are_no_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     tell = lambda name: message(CheckpointError, ExternalUpscalerConfig(path=name))  # noqa: E731 (short and local)
     assert (
         tell("net.onnx")
-        == "net.onnx: is neither a .safetensors nor a .pth file\n  next: give a file of weights"
+        == "net.onnx: is neither a .safetensors nor a .pth file\n  next: use a file of weights"
     )
-    assert tell("net.pth") == "net.pth: no such file\n  next: correct upscaler.path"
+    assert tell("net.pth") == "net.pth: there is no such file\n  next: correct upscaler.path"
     for name in ("net.pth", "net.safetensors"):
         Path(name).write_bytes(pickle.dumps(Hostile()))
         told = tell(name)
         assert told.startswith(f"{name}: does not hold plain tensors (")
-        assert tells(told, "...   next: give the weights alone; files that")
+        assert tells(told, "...   next: save only the weights; files that")
     torch.save({"params": Hostile()}, "net.pth")
     assert tell("net.pth").startswith("net.pth: does not hold plain tensors (")
     assert not Path("hostile-code-ran").exists()
     torch.save(torch.zeros(3), "net.pth")
     assert (
         tell("net.pth")
-        == "net.pth: holds a Tensor, not weights by name\n  next: give the weights alone"
+        == "net.pth: holds a Tensor instead of named weights\n  next: save only the weights"
     )
     save_file({"layer.weight": torch.zeros(3, 3)}, "net.safetensors")
     assert tell("net.safetensors") == (
         "net.safetensors: is not a network that spandrel recognises by its weights\n"
-        "  next: give the weights of one of the architectures that spandrel lists"
+        "  next: use weights of an architecture supported by spandrel"
     )
 
 

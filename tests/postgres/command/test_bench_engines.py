@@ -57,7 +57,7 @@ def test_the_server_is_measured_beside_the_bank(here, postgres, tmp_path):
 def test_what_would_fail_after_minutes_is_refused_at_once(here, monkeypatch, capsys):
     monkeypatch.setattr(runner, "run_bank", None)
     assert main([*BENCH, "--dimension", "5000"]) == 2
-    assert tells(capsys.readouterr().err, "error: cm3 bench retrieval --dimension: is 5,000, and")
+    assert tells(capsys.readouterr().err, "error: cm3 bench retrieval --dimension: is 5,000, but")
     monkeypatch.setenv("PGDATABASE", "nowhere")
     assert main(BENCH) == 2
     assert 'database "nowhere" does not exist' in capsys.readouterr().err

@@ -46,9 +46,9 @@ def test_a_bank_goes_there_and_comes_back(place, postgres, tmp_path, capsys):
     assert main(["postgres", "push", "copy", "--licence", "CC0-1.0", "--quiet", *place]) == 0
     assert main(["postgres", "push", "copy", "--licence", "CC0-1.0", "--quiet", *place]) == 0
     assert capsys.readouterr().out == (
-        f"{where}: made, for vectors of 8 numbers\n"
+        f"{where}: created, for vectors of 8 numbers\n"
         f"{where}: 10 added; 10 documents\n"
-        f"{where}: 0 added; already there: 10; 10 documents\n"
+        f"{where}: 0 added; already present: 10; 10 documents\n"
     )
     counted = postgres.sql("SELECT count(*) FROM pg_stats WHERE schemaname = %s", [place[3]])
     assert counted != [(0,)], "the server knows how many documents pass a filter"
@@ -69,7 +69,7 @@ def test_a_bank_goes_there_and_comes_back(place, postgres, tmp_path, capsys):
     }
     assert lines[4]["licence"] == "CC0-1.0"
     assert main(["postgres", "push", "out", "--quiet", *place]) == 0
-    assert "0 added; already there: 10" in capsys.readouterr().out
+    assert "0 added; already present: 10" in capsys.readouterr().out
     assert main(["postgres", "pull", "-o", "mit", "--licence", "MIT", "--quiet", *place]) == 0
     assert [MemoryBank.open("mit").id(0), len(MemoryBank.open("mit"))] == ["d3", 1]
 
@@ -97,7 +97,7 @@ def test_stat_and_remove(place, tmp_path, capsys):
     capsys.readouterr()
     assert main(["postgres", "stat", *place]) == 0
     out = capsys.readouterr().out
-    assert "documents        10, 5 of text and picture; " in out
+    assert "documents        10, 5 with text and picture; " in out
     assert "index            none; every search is exact: cm3 postgres index\n" in out
     assert "licences         unknown (10)\n" in out
     assert "styles           ink (10)\n" in out
@@ -113,23 +113,23 @@ def test_stat_and_remove(place, tmp_path, capsys):
     assert main(["postgres", "pull", "-o", "out", "--quiet", *place]) == 2
     said = capsys.readouterr()
     assert "9 removed; 0 documents" in said.out
-    assert "has no such document\n  next: push a bank first" in said.err
+    assert "has no matching document\n  next: push a bank first" in said.err
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["remove"], "cm3 postgres remove: no document is given\n"),
-        (["remove", "a", "--style", "x"], "cm3 postgres remove: is given ids and a filter\n"),
+        (["remove"], "cm3 postgres remove: got neither ids nor a filter\n"),
+        (["remove", "a", "--style", "x"], "cm3 postgres remove: got both ids and a filter\n"),
         (["stat", "--port", "0"], "cm3 postgres stat: argument --port: is '0', must be"),
-        (["stat", "--schema", "A b"], "--schema: is 'A b', which is no name of a schema\n"),
+        (["stat", "--schema", "A b"], "--schema: is 'A b', which is not a valid schema name\n"),
         (
             ["init", "bank", "--construction", "20"],
             "--construction: is 20, less ... the 16 ... use 32",
         ),
         (["init", "nowhere"], "nowhere: does not exist"),
-        (["pull", "-o", "bank"], "bank: is there already\n  next: name a new folder"),
+        (["pull", "-o", "bank"], "bank: already exists\n  next: choose a new folder"),
     ],
 )
 def test_wrong_arguments(place, tmp_path, capsys, arguments, message):
@@ -147,7 +147,7 @@ def test_another_banks_documents_and_changed_ones_are_refused(place, tmp_path, c
     assert main(["postgres", "push", "bank", "--quiet", *place]) == 0
     assert main(["postgres", "push", "bank", "--style", "oil", "--quiet", *place]) == 2
     error = capsys.readouterr().err
-    assert tells(error, "... has documents of 4 ... 'd0' ... 'd1' ... 'd2'")
+    assert tells(error, "... has documents with 4 ... 'd0' ... 'd1' ... 'd2'")
     assert main(["postgres", "push", "bank", "--style", "oil", "--replace", "--quiet", *place]) == 0
     assert "0 added, 4 replaced; 4 documents" in capsys.readouterr().out
 

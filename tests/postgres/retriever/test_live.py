@@ -54,7 +54,7 @@ def test_any_order_of_adding_and_removing(postgres):
             changed = any(self.there.get(one.id, one.document) != one.document for one in new)
             if changed:
                 with pytest.raises(
-                    DataError, match="with another content, licence, source or style"
+                    DataError, match="but different content, licence, source or style"
                 ):
                     add(self.memory, new)
             add(self.memory, new, replace=True)
@@ -110,14 +110,14 @@ def test_documents_come_and_go_while_others_draw(postgres):
     assert ids(retriever) == {one.id for one in documents[30:]}
     with pytest.raises(DataError) as error:
         SharedMemory.open(config).document(0)
-    assert tells(error.value, f"{memory.place}, document number 0: is not there: it was removed")
+    assert tells(error.value, f"{memory.place}, document number 0: does not exist: it was removed")
 
 
 def test_adding_is_all_or_nothing_in_a_transaction(postgres):
     _, memory = new_memory(postgres, index=False)
     good = encoded(source(4))
     bad = vector_document("bad", np.ones(3))
-    with pytest.raises(DataError, match="its vector is no unit vector of 8 numbers"):
+    with pytest.raises(DataError, match="its vector is not a unit vector of 8 numbers"):
         add(memory, [*good, bad])
     assert memory.num_documents == 0
     assert add(memory, good) == [(4, 0, 0)]
@@ -127,7 +127,7 @@ def test_adding_is_all_or_nothing_in_a_transaction(postgres):
     assert memory.provenance(4).licence == "CC0-1.0"
     with pytest.raises(DataError) as error:
         add(memory, [*good[:1], *good[:1]])
-    assert str(error.value) == "document 'd0': is given twice\n  next: give each id once"
+    assert str(error.value) == "document 'd0': is given twice\n  next: use each id once"
     assert memory.remove_where(Filter(licences=["CC0-1.0"])) == ["d0", "d1", "d2", "d3"]
 
 
@@ -155,7 +155,7 @@ def test_what_postgresql_cannot_hold(postgres, name, value):
     _, memory = new_memory(postgres, 4, index=False)
     with pytest.raises(DataError) as error:
         add(memory, [vector_document(value, (1, 0, 0, 0))])
-    assert tells(error.value, f"document {value!r}: its id holds ... PostgreSQL")
+    assert tells(error.value, f"document {value!r}: its id contains ... PostgreSQL")
     # texts and keys may have them
     add(memory, [vector_document("fine", (1, 0, 0, 0), "null \0 and half a pair \ud800")])
     assert memory.document(0) == (Text("null \0 and half a pair \ud800"),)
@@ -184,7 +184,9 @@ def test_the_server_is_killed_and_stays_away(postgres):
         with pytest.raises(DatabaseError) as error:
             retriever.retrieve(QUERY, 4)
         assert time.monotonic() - begin < 5
-        assert str(error.value).startswith(f"{memory.place}: can't be reached, tried for 0.5 s (")
+        assert str(error.value).startswith(
+            f"{memory.place}: can't be reached, after retrying for 0.5 s ("
+        )
         assert tells(error.value, "...   next: start the server ... retriever.retry_seconds")
     finally:
         postgres.start()
@@ -220,7 +222,9 @@ def test_a_server_that_stands_still_counts_as_lost(postgres):
     postgres.signal_all(signal.SIGSTOP)
     begin = time.monotonic()
     try:
-        with pytest.raises(DatabaseError, match=r"does not answer within 2 s, tried for 0.2 s \("):
+        with pytest.raises(
+            DatabaseError, match=r"did not answer within 2 s, after retrying for 0.2 s \("
+        ):
             retriever.retrieve(QUERY, 2)
         assert time.monotonic() - begin < 15
     finally:
@@ -243,7 +247,7 @@ def test_a_server_that_answers_may_take_its_time(postgres):
     with pytest.raises(DatabaseError) as error:
         memory.database.run(lambda connection: connection.execute("SELECT pg_sleep(4)"))
     assert str(error.value).startswith(
-        f"{memory.place}: does not answer within 2 s, tried for 0 s ("
+        f"{memory.place}: did not answer within 2 s, after retrying for 0 s ("
     )
     assert tells(error.value, "...   next: find out what ... retriever.timeout_seconds")
 
@@ -273,7 +277,7 @@ def test_what_is_not_there_or_is_there_already(postgres):
     config, memory = new_memory(postgres, index=False)
     with pytest.raises(DatabaseError) as error:
         SharedMemory.create(config, memory.manifest, {})
-    assert tells(error.value, f"{memory.place}: holds a memory already")
+    assert tells(error.value, f"{memory.place}: already holds a memory")
     assert build_index(memory.database, 8, 16, 64) is True
     assert build_index(memory.database, 8, 16, 64) is False
 
@@ -291,9 +295,9 @@ def test_an_unknown_database_is_refused_at_once(postgres):
 @pytest.mark.parametrize(
     ("column", "value", "cause"),
     [
-        ("segments", b"[0]", "a picture that is not there"),
+        ("segments", b"[0]", "a missing picture"),
         ("segments", b"{", "is damaged"),
-        ("codes", b"\xff\xff" * 4, "codes 65535..65535, the codebook has 16 entries"),
+        ("codes", b"\xff\xff" * 4, "codes 65535..65535, but the codebook has 16 entries"),
         ("codes", b"\0", "is damaged"),
     ],
 )
@@ -310,13 +314,13 @@ def test_a_damaged_row(postgres, column, value, cause):
 def test_another_format_and_another_version(postgres, monkeypatch):
     config, memory = new_memory(postgres, index=False)
     postgres.sql(f"UPDATE {config.schema}.about SET format = 2")
-    with pytest.raises(DatabaseError, match="has format 2, this version reads 1"):
+    with pytest.raises(DatabaseError, match="has the format 2, but this version reads 1"):
         config.open_memory()
     postgres.sql(f"UPDATE {config.schema}.about SET format = 1, made_with = '[]'")
     with pytest.raises(DatabaseError, match="its table 'about' is damaged"):
         config.open_memory()
     monkeypatch.setattr("cm3postgres.schema.LEAST_VERSION", (99,))
-    with pytest.raises(DatabaseError, match=r"has pgvector [\d.]+, and 99 or newer is needed"):
+    with pytest.raises(DatabaseError, match=r"has pgvector [\d.]+, but needs 99 or newer"):
         config.open_memory()
     memory.close()
 
@@ -372,7 +376,7 @@ def test_passwords_are_taken_from_the_environment_and_shown_nowhere(
         code, said = run(PGPASSWORD="wrong battery")
         assert code == 2
         assert 'password authentication failed for user "reader"' in said
-        assert tells(said, "... a password is ... PGPASSWORD")
+        assert tells(said, "... set a password in ... PGPASSWORD")
         assert "no password supplied" in run()[1]
     finally:
         rules.write_text(before)

@@ -182,7 +182,7 @@ def test_filtered_searches_are_planned_for_their_values(styled):
         ),
         (
             {"database": "postgresql://me:hunter2@db/art"},
-            "retriever.database: is a connection string, and it",
+            "retriever.database: is a connection string, but it",
         ),
         ({"host": ""}, "retriever.host: is empty"),
         (
@@ -191,7 +191,7 @@ def test_filtered_searches_are_planned_for_their_values(styled):
         ),
         (
             {"bank": "my/bank"},
-            "retriever.bank: is set, and this retriever searches",
+            "retriever.bank: is set, but this retriever searches",
         ),
         (
             {"licences": ["a\0"]},
@@ -215,7 +215,7 @@ def test_another_embedder_or_none(postgres):
     with pytest.raises(DataError) as error:
         config.build(memory, HashEmbedder(9))
     assert tells(error.value, f"{memory.place}: was built with ... 'hash'")
-    with pytest.raises(RecipeError, match="needs an embedder, and the recipe has none"):
+    with pytest.raises(RecipeError, match="needs an embedder, but the recipe has none"):
         config.build(memory, None)
 
 

@@ -72,9 +72,9 @@ def test_no_free_connection(postgres):
         with pytest.raises(DatabaseError) as error:
             limited.open_memory()
         said = str(error.value)
-        assert ": has no free connection, tried for 0.3 s (" in said
+        assert ": has no free connection after 0.3 s (" in said
         assert 'too many connections for role "crowd")' in said
-        assert tells(said, "...   next: close others, or ... max_connections")
+        assert tells(said, "...   next: close other connections, or ... max_connections")
     finally:
         postgres.sql("DROP ROLE crowd")
         memory.close()
@@ -101,7 +101,7 @@ def test_a_connection_that_an_administrator_ends(postgres):
     memory.database.options = replace(memory.database.options, retry_seconds=0.2)
     with pytest.raises(DatabaseError) as error:
         memory.database.run(ended)
-    assert tells(error.value, f"{memory.place}: ends the connection ... for 0.2")
+    assert tells(error.value, f"{memory.place}: closed the connection ... for 0.2")
 
 
 def test_transactions_that_are_always_in_the_way(postgres):
@@ -113,7 +113,7 @@ def test_transactions_that_are_always_in_the_way(postgres):
             )
         )
     assert tells(
-        error.value, f"{memory.place}: is changed by ... for 0 ... retriever.retry_seconds"
+        error.value, f"{memory.place}: is being changed by ... for 0 ... retriever.retry_seconds"
     )
 
 
@@ -153,4 +153,4 @@ def test_the_servers_disk_is_full(postgres, tmp_path):
 def test_a_host_that_is_no_name(capsys):
     """The lookup of the name fails in Python, before libpq sees it."""
     assert main(["postgres", "stat", "--host", ".", "--database", "x"]) == 2
-    assert tells(capsys.readouterr().err, "error: host '.': is no name of a server ... --host")
+    assert tells(capsys.readouterr().err, "error: host '.': is not a valid server name ... --host")

@@ -195,7 +195,7 @@ def test_rope_freqs_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[s
         [shard] = meta_shards(1)
         source = write_meta(tmp_path / name, [shard | {"rope.freqs": value}])  # type: ignore[dict-item]  # a stand-in
         assert main(["convert", str(source), "--check"]) == 0
-        assert "left out: 1 tensors computed anew" in capsys.readouterr().out
+        assert "left out: 1 tensors recomputed on demand" in capsys.readouterr().out
 
 
 # ---- facts

@@ -151,42 +151,42 @@ def processor(**changes: Any) -> Callable[[Path], None]:
 
 
 BAD: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
-    "another class": (edit_class, [], "cls is 'VQ-8', and only 'VQ-16' is known here"),
+    "another class": (edit_class, [], "cls is 'VQ-8', but only 'VQ-16' is supported"),
     "a deeper aligner": (
         edit("gen_aligner_config", depth=3),
         [],
-        "depth is 3, and only 2 is known here",
+        "depth is 3, but only 2 is supported",
     ),
     "another width": (
         edit("gen_head_config", n_embed=64),
         [],
-        "n_embed is 64, and must be language_config.hidden_size, which is 32",
+        "n_embed is 64, but must be language_config.hidden_size, which is 32",
     ),
     "another table": (
         edit("gen_head_config", image_token_size=99),
         [],
-        "image_token_size is 99, and must be gen_vision_config.params.image_token_size, which is "
+        "image_token_size is 99, but must be gen_vision_config.params.image_token_size, which is "
         f"{NUM_CODES}",
     ),
     "another head": (
         edit("gen_head_config", image_token_embed=64),
         [],
-        "and the sizes say [64, 32]",
+        "but the config implies [64, 32]",
     ),
     "another prompt": (
         processor(sft_format="plain"),
         [],
-        "sft_format is 'plain', and only 'deepseek' is known here",
+        "sft_format is 'plain', but only 'deepseek' is supported",
     ),
     "a tag that is no token": (processor(image_start_tag="<boi>"), [], "<boi>"),
     "a tag that is no text": (processor(pad_tag=3), [], "pad_tag is 3, must be a text"),
     "a missing file": (
         lambda folder: (folder / "pytorch_model-00002-of-00003.bin").unlink(),
         [],
-        "is missing, one of 3 files that pytorch_model.bin.index.json names",
+        "is missing, one of 3 files listed in pytorch_model.bin.index.json",
     ),
     "no text tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), [], "has no "),
-    "chat": (lambda folder: None, ["--chat"], "--chat: is for Emu3 only"),
+    "chat": (lambda folder: None, ["--chat"], "--chat: only works with Emu3"),
 }
 
 

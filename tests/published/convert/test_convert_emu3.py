@@ -183,9 +183,9 @@ def _drop(folder: Path, name: str) -> None:
         (
             lambda f: _edit_config(f, attention_bias=True),
             [],
-            "attention_bias is true, and Emu3 has",
+            "attention_bias is true, but Emu3 has",
         ),
-        (lambda f: _edit_config(f, intermediate_size=49), [], "and the sizes say [49, 32]"),
+        (lambda f: _edit_config(f, intermediate_size=49), [], "but the config implies [49, 32]"),
         (lambda f: _drop(f, "text_model.lm_head.weight"), [], "tensors missing: lm_head.weight"),
         (
             lambda f: (f / "tokenizer.json").unlink(),
@@ -199,13 +199,13 @@ def _drop(folder: Path, name: str) -> None:
             [],
             "name 25 image ... has 24",
         ),
-        (lambda f: None, ["--to", "hf"], "--to hf: is for Chameleons, and"),
-        (lambda f: None, ["--layout", "lumina"], "--layout: is for Chameleons only"),
-        (lambda f: None, ["--roles", "User", "Assistant"], "--roles: is for Janus only"),
+        (lambda f: None, ["--to", "hf"], "--to hf: only works with Chameleon, but"),
+        (lambda f: None, ["--layout", "lumina"], "--layout: only works with Chameleon"),
+        (lambda f: None, ["--roles", "User", "Assistant"], "--roles: only works with Janus"),
         (
             lambda f: None,
             ["--resolution", "64", "--width", "64"],
-            "--resolution: pictures of 32 x 32 ... take 1,065 ... reads 320",
+            "--resolution: pictures of 32 x 32 ... take 1,065 ... is 320",
         ),
     ],
 )

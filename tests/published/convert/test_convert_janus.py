@@ -161,9 +161,9 @@ def test_pictures_are_not_read(both: Converted) -> None:
     pixels = np.zeros((8, 8, 3), np.uint8)
     with pytest.raises(CM3Error) as caught:
         both.model.caption(pixels)
-    assert "this model draws pictures but cannot read them" in str(caught.value)
+    assert "this model can only generate pictures, not read them" in str(caught.value)
     codes = Codes(np.zeros(16, np.int32), (4, 4))
-    with pytest.raises(CM3Error, match="cannot read them"):
+    with pytest.raises(CM3Error, match="only generate pictures, not read them"):
         both.model.engine.complete([Request((codes, TextHole(2)))])
     with pytest.raises(CM3Error, match="was not tuned"):
         both.model.chat("a red apple")
@@ -177,7 +177,7 @@ def test_the_server_offers_what_it_can(both: Converted) -> None:
 def test_check_reads_everything(both: Converted, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["convert", str(both.folder / "hf"), "--check"]) == 0
     printed = capsys.readouterr().out
-    assert "every tensor is there" in printed
+    assert "every tensor exists with the right size" in printed
     assert "left out: 25 tensors of the network that reads pictures (SigLIP)" in printed
 
 
@@ -205,7 +205,7 @@ BAD: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "another activation": (
         config("text_config", hidden_act="gelu"),
         [],
-        "hidden_act is 'gelu', and only 'silu' is known here",
+        "hidden_act is 'gelu', but only 'silu' is supported",
     ),
     "another width": (
         config("vq_config", projection_dim=64),
@@ -226,12 +226,12 @@ BAD: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "another shape": (
         tensors(lambda own: own.update({HEAD: torch.ones(3, 32)})),
         [],
-        f"{HEAD} is [3, 32], and the sizes say [16, 32]",
+        f"{HEAD} is [3, 32], but the config implies [16, 32]",
     ),
     "not finite": (
         tensors(lambda own: own[HEAD].fill_(torch.nan)),
         [],
-        f"{HEAD} holds values that are not finite",
+        f"{HEAD} contains non-finite values",
     ),
     "no image tokenizer": (
         tensors(lambda own: [own.pop(name) for name in list(own) if "vqmodel" in name]),
@@ -240,9 +240,13 @@ BAD: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     ),
     "no text tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), [], "has no "),
     "to hf": (lambda folder: None, ["--to", "hf"], "convert Janus with --to cm3"),
-    "a layout": (lambda folder: None, ["--layout", "lumina"], "is for Chameleon's kin only"),
-    "a width": (lambda folder: None, ["--width", "16"], "whose pictures are squares"),
-    "too large": (lambda folder: None, ["--resolution", "32"], "and the decoder reads 128"),
+    "a layout": (
+        lambda folder: None,
+        ["--layout", "lumina"],
+        "only works with Chameleon-based models",
+    ),
+    "a width": (lambda folder: None, ["--width", "16"], "whose pictures are square"),
+    "too large": (lambda folder: None, ["--resolution", "32"], "but the decoder's context is 128"),
 }
 
 

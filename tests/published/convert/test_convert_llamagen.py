@@ -228,12 +228,12 @@ def _without(name: str) -> Any:
         (
             lambda tensors: tensors.update({"cls_embedding.cap_proj.fc1.weight": torch.ones(2, 2)}),
             [],
-            "is a model of captions: it reads features ... XL",
+            "is a text-conditional model: it reads features ... XL",
         ),
         (
             _without("cls_embedding.embedding_table.weight"),
             [],
-            "is no class-conditional LlamaGen: it lacks cls_embedding.embedding_table.weight",
+            "is not a class-conditional LlamaGen: it lacks cls_embedding.embedding_table.weight",
         ),
         (_without("layers.1.ffn_norm.weight"), [], "tensors missing: layers.1.ffn_norm.weight"),
         (
@@ -244,17 +244,17 @@ def _without(name: str) -> Any:
         (
             lambda tensors: tensors.update({"norm.weight": torch.full((WIDTH,), torch.nan)}),
             [],
-            "norm.weight holds values that are not finite",
+            "norm.weight contains non-finite values",
         ),
         (
             lambda _: None,
             ["--resolution"],
-            "--resolution: is not given, and neither the tensors nor",
+            "--resolution: is missing, and neither the tensors nor",
         ),
         (
             lambda _: None,
             ["--tokenizer"],
-            "--tokenizer: is not given, and codes become pictures by",
+            "--tokenizer: is missing, but an image tokenizer is needed",
         ),
     ],
 )
@@ -286,7 +286,7 @@ def test_other_files_are_refused(converted: Converted, tmp_path: Path, capsys: A
     source, out = str(converted.folder / "c2i_T_384.pt"), str(tmp_path / "out")
     (tmp_path / "none").mkdir()
     assert main(["convert", source, "-o", out, "--tokenizer", str(tmp_path / "none")]) == 2
-    assert "none: has 0 files vq_*.pt, must be one" in capsys.readouterr().err
+    assert "none: has 0 files vq_*.pt, must have one" in capsys.readouterr().err
     torch.save({"model": Hostile()}, tmp_path / "hostile.pt")
     assert main(["convert", str(tmp_path / "hostile.pt"), "-o", out, "--tokenizer", "x"]) == 2
     said = capsys.readouterr()

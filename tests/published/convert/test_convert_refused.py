@@ -57,7 +57,7 @@ BAD_META: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "shards fewer than stated": (
         lambda f: (f / "consolidated.01.pth").unlink(),
-        "has 1 of 2 files of weights",
+        "has 1 of 2 weights files",
     ),
     "no shards": (
         lambda f: [path.unlink() for path in f.glob("*.pth")],
@@ -70,7 +70,7 @@ BAD_META: dict[str, tuple[Callable[[Path], Any], str]] = {
         "consolidated.01.pth: is not a readable file of tensors",
     ),
     "not JSON": (lambda f: (f / "params.json").write_text("{"), "params.json: is not JSON"),
-    "no object": (lambda f: (f / "params.json").write_text("[]"), "is no object of JSON"),
+    "no object": (lambda f: (f / "params.json").write_text("[]"), "is not a JSON object"),
     "lacks a key": (lambda f: (f / "params.json").write_text("{}"), "params.json: lacks 'dim'"),
     "no norms": (
         lambda f: _edit(f / "params.json", model=PARAMS | {"qk_normalization": False}),
@@ -86,7 +86,7 @@ BAD_META: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "far too long": (
         lambda f: os.truncate(f / "params.json", 2**40),  # a sparse file
-        "params.json: is far too long for what it is",
+        "params.json: is far too large for this kind of file",
     ),
     "a size of another type": (
         lambda f: _edit(f / "params.json", model=PARAMS | {"n_layers": "two"}),
@@ -102,15 +102,15 @@ BAD_META: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "not finite": (
         lambda f: _reshape(f, "norm.weight", torch.full((E,), math.nan)),
-        "consolidated.01.pth: norm.weight holds values that are not finite",
+        "consolidated.01.pth: norm.weight contains non-finite values",
     ),
     "whole numbers": (
         lambda f: _reshape(f, "norm.weight", torch.ones(E, dtype=torch.int64)),
-        "consolidated.01.pth: norm.weight is of type int64, and weights are floating-point numbers",
+        "consolidated.01.pth: norm.weight has the dtype int64, but weights are floating-point numbers",
     ),
     "other heads": (
         lambda f: _edit(f / "params.json", model=PARAMS | {"n_kv_heads": 4}),
-        "wk.weight is [8, 32], and the sizes say [16, 32]",
+        "wk.weight is [8, 32], but the config implies [16, 32]",
     ),
     "more layers": (
         lambda f: _edit(f / "params.json", model=PARAMS | {"n_layers": 3}),
@@ -126,7 +126,7 @@ BAD_META: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "a tensor of another shape": (
         lambda f: _reshape(f, "output.weight", torch.zeros(V, E)),
-        "output.weight is [48, 32], and the sizes say [24, 32]",
+        "output.weight is [48, 32], but the config implies [24, 32]",
     ),
 }
 
@@ -153,14 +153,14 @@ def test_checksums_are_verified(tmp_path: Path, capsys: pytest.CaptureFixture[st
     for text, expected in (
         (
             content.replace("consolidated.01.pth", "consolidated.02.pth"),
-            "is missing; checklist.chk",
+            "is missing, but checklist.chk",
         ),
         (
             "".join(content.splitlines(True)[:-1]),
             "checklist.chk: does not list consolidated.01.pth",
         ),
-        ("<html>", "checklist.chk, line 1: is no MD5 and name"),
-        (content.replace("  params.json", "  ../params.json"), "line 1: is no MD5 and name"),
+        ("<html>", "checklist.chk, line 1: is not an MD5 and a name"),
+        (content.replace("  params.json", "  ../params.json"), "line 1: is not an MD5 and a name"),
     ):
         (source / "checklist.chk").write_text(text)
         assert expected in refusal([str(source)], tmp_path / "out", capsys)
@@ -184,7 +184,7 @@ BAD_HF: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "an index of absent files": (
         lambda f: _index(f, **{"lm_head.weight": "model-00002-of-00002.safetensors"}),
-        "is missing, one of 2 files that model.safetensors.index.json names",
+        "is missing, one of 2 files listed in model.safetensors.index.json",
     ),
     "an index of absent tensors": (
         lambda f: _index(f, **{"more.weight": "model.safetensors"}),
@@ -204,7 +204,7 @@ BAD_HF: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "contradiction": (
         lambda f: _edit(f / "config.json", intermediate_size=41),
-        "gate_proj.weight is [40, 32], and the sizes say [41, 32]",
+        "gate_proj.weight is [40, 32], but the config implies [41, 32]",
     ),
     "a rotation that is no object": (
         lambda f: _edit(f / "config.json", rope_parameters=[1]),
@@ -220,11 +220,11 @@ BAD_HF: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "not finite": (
         lambda f: _replace(f, "model.norm.weight", torch.full((E,), math.inf)),
-        "model.safetensors: model.norm.weight holds values that are not finite",
+        "model.safetensors: model.norm.weight contains non-finite values",
     ),
     "flags": (
         lambda f: _replace(f, "model.norm.weight", torch.ones(E, dtype=torch.bool)),
-        "model.norm.weight is of type bool, and weights are floating-point numbers",
+        "model.norm.weight has the dtype bool, but weights are floating-point numbers",
     ),
     "a long header": (
         lambda f: (f / "model.safetensors").write_bytes((2**60).to_bytes(8, "little") + b"{}"),
@@ -257,23 +257,23 @@ def test_norms_that_meta_cant_hold_are_refused(
     save_file(tensors, source / "model.safetensors", {"format": "pt"})
     message = refusal([str(source)], tmp_path / "out", capsys)
     assert tells(
-        message, "... model.layers.1.self_attn.q_norm.bias: has other values for each head"
+        message, "... model.layers.1.self_attn.q_norm.bias: has different values for each head"
     )
 
 
 def test_wrong_requests_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_meta(tmp_path / "meta", meta_shards(1))
-    assert "is no folder" in refusal([str(tmp_path / "gone")], tmp_path / "out", capsys)
+    assert "is not a folder" in refusal([str(tmp_path / "gone")], tmp_path / "out", capsys)
     (tmp_path / "empty").mkdir()
     message = refusal([str(tmp_path / "empty")], tmp_path / "out", capsys)
     assert tells(message, "... has neither params.json ... config.json ... recipe.yaml")
     (tmp_path / "there").mkdir()
-    assert "is there already" in refusal([str(source)], tmp_path / "there", capsys)
+    assert "already exists" in refusal([str(source)], tmp_path / "there", capsys)
     message = refusal([str(source), "--shards", "2"], tmp_path / "out", capsys)
-    assert "--shards: is for --to meta only" in message
+    assert "--shards: only works with --to meta" in message
     (tmp_path / "empty" / "text_tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}}')
     arguments = [str(source), "--tokenizer", str(tmp_path / "empty")]
-    assert "names no codes of pictures" in refusal(arguments, tmp_path / "out", capsys)
+    assert "has no names of image codes" in refusal(arguments, tmp_path / "out", capsys)
 
 
 def test_a_hostile_provenance_writes_nothing_elsewhere(tmp_path: Path) -> None:

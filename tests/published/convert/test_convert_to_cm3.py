@@ -258,8 +258,8 @@ def test_pictures_longer_than_the_context_are_refused(
     arguments = ["--to", "cm3", "--tokenizer", tokenizers, "--resolution", "2048"]
     assert main(["convert", source, "-o", str(tmp_path / "out"), *arguments]) == 2
     assert re.fullmatch(
-        r"error: --resolution: pictures of 1024 x 1024 codes take [\d,]+ tokens, and the decoder reads "
-        r"\d+\n  next: give a smaller one \(and --width\)\n",
+        r"error: --resolution: pictures of 1024 x 1024 codes take [\d,]+ tokens, but the decoder's "
+        r"context is \d+\n  next: use a smaller one \(and --width\)\n",
         capsys.readouterr().err,
     )
     assert list(tmp_path.iterdir()) == []

@@ -103,7 +103,7 @@ def test_conversations_are_tuned_on(folder: Path, tmp_path: Path, method: str, c
     assert json.loads(capsys.readouterr().out)["content"]
     if not full:
         assert main(["convert", str(run), "-o", str(tmp_path / "no")]) == 2
-        assert "holds an adapter, and converting needs whole weights" in capsys.readouterr().err
+        assert "holds an adapter, but converting needs complete weights" in capsys.readouterr().err
         merged = tmp_path / "merged"
         assert main(["adapter", "merge", str(run), "-o", str(merged)]) == 0
         run = merged
@@ -155,7 +155,7 @@ def test_a_converted_model_is_converted_back(folder: Path, tmp_path: Path, capsy
     assert "--to cm3" in capsys.readouterr().err
     # Meta's form has one norm for the heads of a file, and these differ
     assert main(["convert", own, "-o", str(tmp_path / "meta"), "--to", "meta"]) == 2
-    assert "has other values for each head" in capsys.readouterr().err
+    assert "has different values for each head" in capsys.readouterr().err
 
 
 def test_other_models_are_not_converted(tmp_path: Path, capsys: Any) -> None:
@@ -165,7 +165,7 @@ def test_other_models_are_not_converted(tmp_path: Path, capsys: Any) -> None:
     assert main(["convert", str(model), "-o", str(tmp_path / "out")]) == 2
     shown = capsys.readouterr().err
     assert "recipe.yaml: decoder is" in shown
-    assert "convert a model that was made from Chameleon's weights" in shown
+    assert "convert a model created from Chameleon's weights" in shown
     assert not (tmp_path / "out").exists()
 
 

@@ -80,7 +80,7 @@ def test_the_command(
     names = ["4", "PSNR", "PSNR,", "SSIM", "fid-pixels2", "ssim"]
     assert [line.split()[0] for line in lines[:6]] == names
     assert lines[4].endswith(
-        "(lower is better; mostly bias: 4 pictures of 12 features, kid is unbiased)"
+        "(lower is better; mostly bias: 4 pictures with 12 features; kid is unbiased)"
     )
     for wrong, message in (
         (["metric=vqa"], "which reconstructions don't have"),

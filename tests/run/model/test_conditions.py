@@ -212,7 +212,7 @@ def test_a_blank_structure_is_told() -> None:
         (("canny",), GenerationError, "condition: is ('canny',), must be a name and"),
         (("cany", "x.png"), PluginError, "condition 'cany': no condition is called 'cany'"),
         (("canny", "no.png"), DataError, "no.png: there is no such file"),
-        (("boxes", "bell"), DataError, "condition: 'bell' has 0 boxes, of which 0 can be read"),
+        (("boxes", "bell"), DataError, "condition: 'bell' has 0 boxes, only 0 of them well formed"),
         (("boxes", picture()), DataError, "condition: what it is drawn from is no text"),
         (("canny", picture(), {"lo": 1}), GenerationError, "condition.lo: is not a key of this"),
         (

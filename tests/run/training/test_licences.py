@@ -100,8 +100,8 @@ def test_lines_state_theirs(tmp_path: Path) -> None:
         Provenance(),
     ]
     assert [one.cause for one in found.skipped] == [
-        "'licence' is a number, not a text with content",
-        "'source' is a text, not a text with content",
+        "'licence' is a number, not a non-empty text",
+        "'source' is a text, not a non-empty text",
     ]
 
 

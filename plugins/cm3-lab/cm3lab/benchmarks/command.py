@@ -1,4 +1,4 @@
-"""The command line of `cm3 bench`. Light: heavy modules are imported when it runs."""
+"""The command line of `cm3 bench`. Light: it imports heavy modules only when it runs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EXAMPLES = """examples:
 def configure(parser: ArgumentParser) -> None:
     """The actions `kernels`, `decode`, `first-picture`, `precision`, `metrics`, `retrieval` and `shards`."""
     parser.description = (
-        "Measure kernels, decoding, a process's first picture, precision, metrics, retrieval and reading token "
+        "Measure kernels, decoding, a process's first picture, precision, metrics, retrieval and reading of token "
         "shards."
     )
     parser.formatter_class = RawDescriptionHelpFormatter
@@ -60,7 +60,7 @@ def configure(parser: ArgumentParser) -> None:
 def _configure_kernels(actions: _SubParsersAction[ArgumentParser]) -> None:
     kernels = actions.add_parser(
         "kernels",
-        help="our kernels compared with alternative implementations",
+        help="compare our kernels with alternative implementations",
         epilog=EXAMPLE,
         formatter_class=RawDescriptionHelpFormatter,
         description="Compare each provider's result with a float64 reference, and time the correct "
@@ -79,14 +79,14 @@ def _configure_kernels(actions: _SubParsersAction[ArgumentParser]) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="an op; may be given several times (default: all)",
+        help="an op; can be repeated (default: all)",
     )
     kernels.add_argument(
         "--provider",
         action="append",
         default=[],
         metavar="NAME",
-        help="a provider; may be given several times (default: all)",
+        help="a provider; can be repeated (default: all)",
     )
     kernels.add_argument("-o", "--out", type=Path, help="JSON file to write; plots go next to it")
     kernels.add_argument("--quick", action="store_true", help="fewer cases and repetitions")
@@ -100,17 +100,17 @@ def _configure_kernels(actions: _SubParsersAction[ArgumentParser]) -> None:
 
 
 def run(args: Namespace) -> int:
-    """Run it; returns the exit code: 1 when a provider is wrong or failed."""
+    """Run the command; returns 1 if a provider is wrong or failed."""
     if args.quick and args.dry_run:
         raise CM3Error(
-            "cm3 bench kernels", "--quick and --dry-run exclude each other", "leave one out"
+            "cm3 bench kernels", "--quick and --dry-run can't be combined", "leave one out"
         )
     if args.out is not None:
         from cm3core.files import check_writable
 
         check_writable(args.out)
     if args.dry_run and "triton" not in sys.modules:
-        # so that Triton's kernels run on the CPU, too
+        # lets Triton's kernels run on the CPU, too
         os.environ.setdefault("TRITON_INTERPRET", "1")
     return _run(args)
 
@@ -128,7 +128,7 @@ def _run(args: Namespace) -> int:
         raise DeviceError(
             "cm3 bench kernels --device cuda",
             "there is no CUDA device, or torch was built without CUDA",
-            "use --device cpu, or --dry-run to execute everything without one",
+            "use --device cpu, or --dry-run to run everything without one",
         )
     device = torch.device(args.device if there and not (args.dry_run and _interprets()) else "cpu")
     where = Where(device, args.device, "dry" if args.dry_run else "quick" if args.quick else "full")
@@ -167,7 +167,7 @@ def _run(args: Namespace) -> int:
     try:
         for op in ops:
             runner.run_op(op, where, stopwatch, limits, providers=args.provider, done=case_done)
-    finally:  # an interrupted run keeps what it has
+    finally:  # an interrupted run keeps its results so far
         if args.out is not None and rows:
             plots = report.write_plots(args.out, rows, environment)
             print(f"\nwritten: {', '.join(map(str, [args.out, *plots]))}", flush=True)

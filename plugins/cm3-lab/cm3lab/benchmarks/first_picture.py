@@ -1,8 +1,8 @@
-"""`cm3 bench first-picture`: processor time of loading a model, of the first picture and of the second, each time in a
+"""`cm3 bench first-picture`: processor time of loading a model, of the first picture and of the second, each in a
 new process.
 
-The first picture also pays for what a process does once: opening the memory, importing what draws. What is
-computed once and kept in the cache is there: a process that isn't counted runs first. All is computed on the CPU.
+The first picture also pays for work that a process does once: opening the memory, importing modules. Values that are
+computed once and cached are not included: an uncounted process runs first. Everything runs on the CPU.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ HELP = "processor time of loading a model, of a process's first picture and of i
 EXAMPLE = """examples:
   cm3 bench first-picture
   cm3 bench first-picture --model runs/mine --runs 9 -o first.json"""
-#: What a process runs: its arguments are the model, "" for the default one, and the prompt.
+#: Code of a process; its arguments are the model, "" for the default one, and the prompt.
 _PROCESS = """\
 import json, sys, time
 import cm3core
@@ -38,7 +38,7 @@ print(json.dumps([end - start for start, end in zip(ends, ends[1:])]))
 
 @dataclass(frozen=True)
 class Seconds:
-    """Processor time of a process, all its threads together.
+    """Processor time of a process, summed over its threads.
 
     Args:
         load: from its start until the model is loaded.
@@ -51,7 +51,7 @@ class Seconds:
 
     @property
     def difference(self) -> float:
-        """What the first picture takes more than the second."""
+        """Difference between the first and the second picture."""
         return self.first - self.second
 
 
@@ -102,10 +102,10 @@ def run(args: Namespace) -> int:
 
 
 def measure(model: str | None, prompt: str) -> Seconds:
-    """Of one new process.
+    """Measure one new process.
 
     Raises:
-        CM3Error: it failed; its own message is printed.
+        CM3Error: the process failed; its own message is printed.
     """
     from cm3core.errors import CM3Error
 
@@ -115,7 +115,7 @@ def measure(model: str | None, prompt: str) -> Seconds:
     if done.returncode:
         raise CM3Error(
             "cm3 bench first-picture",
-            f"the process that draws ended with {done.returncode}",
+            f"the measured process exited with {done.returncode}",
             f"see its message above; does `cm3 generate{f' --model {model}' if model else ''}` work?",
         )
     return Seconds(*json.loads(done.stdout.splitlines()[-1]))

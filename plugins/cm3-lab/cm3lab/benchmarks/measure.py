@@ -1,9 +1,9 @@
-"""Time and memory. Two stopwatches with one interface, and a stand-in for CUDA, so that every line
-can run without it.
+"""Time and memory. Two stopwatches with one interface, and a stand-in for CUDA, so that all code can run
+without it.
 
-A stopwatch gets several calls on different inputs. One call repeated finds its inputs in the cache
-("warm"); enough calls in rotation find nothing there ("cold"), as in a real step, which reads
-gigabytes of weights between two kernels.
+A stopwatch gets several calls with different inputs. A repeated call finds its inputs in the cache ("warm");
+enough calls in rotation don't ("cold"), as in a real step, which reads gigabytes of weights between two
+kernels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 Call = Callable[[], Any]
-#: Below this a launch costs as much as the kernel: calls are captured in a CUDA graph, as in
+#: Below this, a launch costs as much as the kernel: calls are captured in a CUDA graph, as in
 #: generation.
 GRAPH_BELOW_US = 50.0
 CALLS_IN_A_GRAPH = 10
@@ -34,7 +34,7 @@ class Timing:
     """Microseconds of one call.
 
     Args:
-        median, p20, p80: over the repetitions.
+        median, p20, p80: statistics over the repetitions.
         num_repetitions: number of repetitions.
         method: "processor time" (of one thread), "wall clock", "events", "graph", or "events (no
             graph: why)".
@@ -48,7 +48,7 @@ class Timing:
 
 
 def timing_of(times_us: Sequence[float], method: str) -> Timing:
-    """Median and percentiles.
+    """Compute median and percentiles.
 
     >>> timing_of([5.0, 1.0, 3.0, 2.0, 4.0], "wall clock")
     Timing(median=3.0, p20=1.8, p80=4.2, num_repetitions=5, method='wall clock')
@@ -75,7 +75,7 @@ class Stopwatch(ABC):
 
     @abstractmethod
     def peak_bytes(self, call: Call) -> int | None:
-        """Peak memory of one call, in addition to its inputs; None where it can't be determined."""
+        """Return the peak memory of one call, in addition to its inputs; None if it can't be determined."""
 
     def _num_repetitions(self, one_us: float) -> int:
         wanted = self.seconds * 1e6 / max(one_us, 0.1) if one_us == one_us else 0
@@ -83,8 +83,8 @@ class Stopwatch(ABC):
 
 
 class CPUStopwatch(Stopwatch):
-    """Processor time of this thread where torch has one thread, which a busy machine hardly
-    affects; otherwise wall-clock time."""
+    """Processor time of this thread if torch has one thread, which a busy machine hardly affects; otherwise
+    wall-clock time."""
 
     def time(self, calls: Sequence[Call]) -> Timing:
         alone = torch.get_num_threads() == 1
@@ -128,7 +128,7 @@ class CPUStopwatch(Stopwatch):
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """The profiler writes a message to the process's standard error, from C++."""
+    """Silences the message that the profiler writes to standard error from C++."""
     sys.stderr.flush()
     kept = os.dup(2)
     with Path(os.devnull).open("w") as nowhere:
@@ -141,7 +141,7 @@ def _silent_stderr() -> Iterator[None]:
 
 
 class CUDAStopwatch(Stopwatch):
-    """Events on the device; short calls in a CUDA graph.
+    """Uses events on the device; short calls run in a CUDA graph.
 
     Args:
         cuda: `torch.cuda`, or a stand-in.
@@ -181,8 +181,8 @@ class CUDAStopwatch(Stopwatch):
         return [begin.elapsed_time(end) * 1e3 for begin, end in pairs]
 
     def _capture(self, calls: Sequence[Call]) -> tuple[Any, int]:
-        """A graph of `CALLS_IN_A_GRAPH` calls or all of them, after a warm-up on a separate stream,
-        as torch requires."""
+        """Capture a graph of `CALLS_IN_A_GRAPH` calls or all of them, after a warm-up on a separate stream, as
+        required by torch."""
         num_calls = max(min(CALLS_IN_A_GRAPH, self.least), len(calls))
         stream = self.cuda.Stream()
         stream.wait_stream(self.cuda.current_stream())
@@ -208,8 +208,8 @@ class CUDAStopwatch(Stopwatch):
 
 
 class AbsentCUDA:
-    """Stand-in for the parts of `torch.cuda` that `CUDAStopwatch` needs: everything is executed,
-    nothing is measured (NaN)."""
+    """Stand-in for the parts of `torch.cuda` that `CUDAStopwatch` needs: everything runs, nothing is
+    measured (NaN)."""
 
     class Event:
         def __init__(self, enable_timing: bool) -> None:
@@ -223,7 +223,7 @@ class AbsentCUDA:
 
     class CUDAGraph:
         def replay(self) -> None:
-            """The captured calls ran when they were captured."""
+            """Nothing to do: the captured calls ran at capture."""
 
     @contextmanager
     def graph(self, graph: object) -> Iterator[None]:
@@ -250,7 +250,7 @@ class AbsentCUDA:
 
 
 def cache_bytes(device: torch.device) -> int:
-    """Size of the last-level cache."""
+    """Return the size of the last-level cache."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).L2_cache_size)
     sizes = [
@@ -265,14 +265,14 @@ def cache_bytes(device: torch.device) -> int:
 
 
 def copy_bandwidth(stopwatch: Stopwatch, device: torch.device, num_bytes: int) -> float:
-    """Bytes a second of copying a large tensor, counting both reads and writes."""
+    """Measure the bytes per second of copying a large tensor, counting reads and writes."""
     source = torch.zeros(num_bytes // 4, device=device)
     target = torch.empty_like(source)
     return 2 * num_bytes / (stopwatch.time([lambda: target.copy_(source)]).median * 1e-6)
 
 
 def matmul_rate(stopwatch: Stopwatch, device: torch.device, side: int, dtype: torch.dtype) -> float:
-    """Operations a second of a square matrix product."""
+    """Measure the operations per second of a square matrix product."""
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     out = torch.empty_like(a)
     return 2 * side**3 / (stopwatch.time([lambda: torch.mm(a, b, out=out)]).median * 1e-6)

@@ -1,8 +1,8 @@
-"""`cm3 bench metrics`: what scoring many pictures takes once their features are known: FID's sums and its
-linear algebra, KID, and precision, recall, density, coverage.
+"""`cm3 bench metrics`: cost of scoring many pictures once their features are known: FID's sums and linear algebra,
+KID, and precision, recall, density, coverage.
 
-Features are drawn at random, chunk by chunk as an evaluation gives them. Times are of the processor and of
-the clock; memory is what NumPy held at most beside the chunk, as Python's tracemalloc counts it.
+Features are random, generated chunk by chunk, as in an evaluation. Times are processor and wall-clock time; memory
+is NumPy's peak in addition to the chunk, as counted by Python's tracemalloc.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HELP = "scoring many pictures: FID's sums and linear algebra, KID, precision and
 EXAMPLE = """examples:
   cm3 bench metrics --quick
   OPENBLAS_NUM_THREADS=2 cm3 bench metrics -o metrics.json"""
-#: Pictures of both sets, and numbers of a picture: FID-30k's, and a trial's.
+#: Pictures per set, and features per picture: as for FID-30k, and for a trial.
 FULL, QUICK = (30_000, 2048), (2_000, 256)
 METRICS = ("fid", "kid", "prdc")
 _SEED = 0
@@ -36,9 +36,9 @@ class Timing:
 
     Args:
         metric, step: what is timed.
-        num, dimension: pictures of each set, numbers of a picture.
+        num, dimension: pictures per set, features per picture.
         wall_s, processor_s: seconds.
-        peak_mb: most memory that NumPy held, in MB (10^6 bytes).
+        peak_mb: peak memory of NumPy, in MB (10^6 bytes).
     """
 
     metric: str
@@ -56,13 +56,13 @@ def configure(parser: ArgumentParser) -> None:
         "--num",
         type=whole_number(10, 2**24),
         metavar="N",
-        help=f"pictures of each of the two sets (default: {FULL[0]:,}; with --quick {QUICK[0]:,})",
+        help=f"pictures in each of the two sets (default: {FULL[0]:,}; with --quick {QUICK[0]:,})",
     )
     parser.add_argument(
         "--dimension",
         type=whole_number(8, 2**14),
         metavar="N",
-        help=f"numbers of a picture (default: {FULL[1]:,}, Inception's; with --quick {QUICK[1]})",
+        help=f"features per picture (default: {FULL[1]:,}, Inception's; with --quick {QUICK[1]})",
     )
     parser.add_argument(
         "--metric",
@@ -70,7 +70,7 @@ def configure(parser: ArgumentParser) -> None:
         choices=METRICS,
         default=[],
         dest="metrics",
-        help="a metric; may be given several times (default: all)",
+        help="a metric; can be repeated (default: all)",
     )
     parser.add_argument("--quick", action="store_true", help="use few pictures (takes seconds)")
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="JSON file to write")
@@ -78,7 +78,7 @@ def configure(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    """Measure, print, and keep each line as soon as it is known; returns the exit code 0."""
+    """Measure, print, and save each line immediately; returns the exit code 0."""
     from cm3core.files import check_writable, write_text
 
     if args.out is not None:
@@ -96,7 +96,7 @@ def run(args: Namespace) -> int:
         )
         if args.out is not None:
             write_text(args.out, _json(rows))
-    print(f"{num:,} pictures of each set, {dimension:,} numbers a picture")
+    print(f"{num:,} pictures per set, {dimension:,} features per picture")
     return 0
 
 
@@ -104,9 +104,9 @@ def measure(num: int, dimension: int, names: Sequence[str] = METRICS) -> Iterato
     """Time metrics on random features.
 
     Args:
-        num: pictures of each of the two sets.
-        dimension: numbers of a picture.
-        names: of the metrics.
+        num: pictures in each of the two sets.
+        dimension: features per picture.
+        names: names of the metrics.
     """
     from cm3plugins.metrics import FIDConfig, KIDConfig, PRDCConfig
 
@@ -122,12 +122,12 @@ def measure(num: int, dimension: int, names: Sequence[str] = METRICS) -> Iterato
 
 
 def feeding(name: str, metric: Metric, num: int, dimension: int) -> Timing:
-    """Give a metric all features, and time it."""
+    """Feed all features to a metric, and time it."""
     return _timed(name, "features", num, dimension, lambda: _feed(metric, num, dimension))
 
 
 def _feed(metric: Metric, num: int, dimension: int) -> float:
-    """Give a metric all features; returns the seconds of processor time that drawing them took."""
+    """Feed all features to a metric; returns the seconds of processor time for generating them."""
     import time
 
     import numpy as np

@@ -1,8 +1,8 @@
-"""`cm3 bench precision`: how fewer bits in a model's weights change its predictions, on real
+"""`cm3 bench precision`: effect of fewer bits per weight on a model's predictions, for real
 documents.
 
-Nothing is sampled: the decoder, prepared for inference in each precision, reads whole documents,
-and its prediction at each position is compared with that of full precision. Legend: T tokens, E
+Nothing is sampled: the decoder, prepared for inference in each precision, reads complete documents, and its prediction
+at each position is compared with full precision. Legend: T tokens, E
 width, R legal ids, n positions.
 """
 
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from cm3core.interfaces import InferenceDecoder
     from cm3run.model import Model
 
-HELP = "how fewer bits in a model's weights change its predictions"
+HELP = "effect of fewer bits per weight on a model's predictions"
 EXAMPLE = """examples:
   cm3 bench precision
   cm3 bench precision --model runs/apples --num 64 --split comp -o precision.json"""
-#: The gate: the largest increase in nats per image code that a precision may cause, and the
-#: smallest share of most probable codes that it must leave unchanged where the model isn't torn
+#: The limits: the largest increase in nats per image code that a precision may cause, and the smallest share of most
+#: probable codes that it must leave unchanged where the model is sure
 #: (its two best codes differ by more than `TORN` nats).
 MOST_NATS, LEAST_AGREEMENT, TORN = 0.02, 0.99, 0.5
 
@@ -48,10 +48,10 @@ class Quality:
         nats: mean negative log-probability of the documents' image codes.
         more: nats above full precision.
         agreement: share of positions at which the most probable code is the same.
-        sure_agreement: the same, over positions at which full precision's best two codes differ by
-            more than `TORN` nats.
-        num: positions.
-        passes: the gate.
+        sure_agreement: the same, over positions at which full precision's best two codes differ by more
+            than `TORN` nats.
+        num: number of positions.
+        passes: whether it is within the limits.
     """
 
     precision: str
@@ -87,13 +87,13 @@ def configure(parser: ArgumentParser) -> None:
         help="number of documents, evenly spread over the split (default: %(default)s)",
     )
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="JSON file to write")
-    add_device(parser, "where the model runs")
+    add_device(parser, "device for the model")
     add_trust(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: Namespace) -> int:
-    """Measure and print; returns the exit code: 1 when a precision fails the gate."""
+    """Measure and print; returns 1 if a precision exceeds the limits."""
     import json
     from dataclasses import asdict
 
@@ -141,8 +141,8 @@ def run(args: Namespace) -> int:
 
 
 def sequences(model: Model, split: str | None, number: int) -> list[TokenSequence]:
-    """Documents spread evenly over the model's data set, in the form that it was trained on:
-    pictures as codes, nothing prepended."""
+    """Return documents spread evenly over the model's data set, in their training form: pictures as codes, nothing
+    prepended."""
     from cm3run.training.validation import spread
 
     source = model.components.source if split is None else model.components.split(split)
@@ -160,7 +160,7 @@ def measure(
     some: Sequence[TokenSequence],
     precisions: Sequence[str] = ("fp32", "bf16", "int8"),
 ) -> list[Quality]:
-    """Each precision compared with full precision (float32, which is also measured)."""
+    """Compare each precision with full precision (float32, which is also measured)."""
     import torch
 
     decoder = model.components.decoder
@@ -204,8 +204,8 @@ def measure(
 def _said(
     decoder: InferenceDecoder, model: Model, sequence: TokenSequence
 ) -> tuple[Tensor, Tensor]:
-    """The log-probabilities [n, R] of all codes at the positions of a sequence's image codes, and
-    the actual codes [n]."""
+    """Return the log-probabilities [n, R] of all codes at the positions of a sequence's image codes, and the actual
+    codes [n]."""
     import torch
 
     vocabulary = model.components.vocabulary

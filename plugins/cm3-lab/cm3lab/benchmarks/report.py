@@ -9,16 +9,16 @@ from typing import Any
 
 from cm3core.files import atomic_path, write_text
 
-#: The file's format; raised when a key changes its meaning.
+#: The file's format; raise it when a key changes its meaning.
 FORMAT = 1
 
 
 def table(rows: Sequence[Mapping[str, Any]], baselines: Mapping[str, str]) -> str:
-    """All rows, case by case; times as "median (p20-p80)" in microseconds.
+    """Format all rows, case by case; times as "median (p20-p80)" in microseconds.
 
     Args:
-        rows: of `runner.run_op`.
-        baselines: op -> provider that the column "x" compares with (the speedup).
+        rows: from `runner.run_op`.
+        baselines: op -> provider to which the column "x" (the speedup) refers.
     """
     lines: list[str] = []
     for op, case in dict.fromkeys((row["op"], row["case"]) for row in rows):
@@ -64,7 +64,7 @@ def _figures(row: Mapping[str, Any], base: float | None) -> str:
 
 
 def heading(environment: Mapping[str, Any], limits: Mapping[str, Any]) -> str:
-    """The machine, its versions and its measured ceilings."""
+    """Describe the machine, its versions and its measured limits."""
     device, packages = environment["device"], environment["packages"]
     known = [f"{key} {value}" for key, value in device.items() if key != "type"]
     lines = [
@@ -85,8 +85,8 @@ def write_json(
     limits: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Write everything atomically, after each case, so that an interrupted run keeps what it
-    has."""
+    """Write everything atomically, after each case, so that an interrupted run keeps its results so
+    far."""
     document = {
         "format": FORMAT,
         "environment": environment,
@@ -99,7 +99,7 @@ def write_json(
 def write_plots(
     path: Path, rows: Sequence[Mapping[str, Any]], environment: Mapping[str, Any]
 ) -> list[Path]:
-    """One plot for each op next to `path`: STEM-OP.png. A dry run draws it without points."""
+    """Write one plot per op next to `path`: STEM-OP.png. A dry run draws it without points."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -117,8 +117,7 @@ def write_plots(
 def _plot(
     path: Path, op: str, rows: Sequence[Mapping[str, Any]], environment: Mapping[str, Any]
 ) -> Path:
-    """Points on a logarithmic scale (on which bars would have no origin), a band for each case, a
-    line for each provider."""
+    """Plot points, not bars (a logarithmic scale has no origin): a band per case, a line per provider."""
     from matplotlib import pyplot
     from matplotlib.ticker import StrMethodFormatter
 
@@ -165,7 +164,9 @@ def _plot(
         axes.xaxis.set_minor_formatter(StrMethodFormatter("{x:,g}"))
     axes.tick_params(axis="x", which="both", labelsize=7, labelrotation=30)
     axes.grid(axis="x", which="both", color="0.85", linewidth=0.5)
-    axes.set_xlabel("microseconds a call (point: warm cache, with p20 to p80; stroke: cold cache)")
+    axes.set_xlabel(
+        "microseconds per call (point: warm cache, with p20 to p80; stroke: cold cache)"
+    )
     axes.set_title(f"{op} on {environment['device']['name']}", fontsize=10)
     if providers:
         axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))

@@ -1,5 +1,5 @@
-"""Runs the benchmark: for each case, first the gate, then timing, twice, provider by provider; a
-wrong result is not timed."""
+"""Runs the benchmark: for each case, first the check, then timing, twice, provider by provider; wrong results are not
+timed."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ PACKAGES = (
     "numpy",
 )
 SEED = 20_240_229
-#: A compiled provider is compiled for each case.
+#: Compiled providers are compiled for each case.
 MOST_COMPILATIONS = 10_000
 
 
 @dataclass(frozen=True)
 class Given:
-    """A case, its inputs several times over, and what comes out right."""
+    """A case, several copies of its inputs, and the expected result."""
 
     op: Op
     case: Case
@@ -49,14 +49,14 @@ class Given:
 
 @dataclass
 class Prepared:
-    """A provider that passed the gate, ready to be timed."""
+    """A provider that passed the check, ready to be timed."""
 
     row: dict[str, Any]
     calls: list[Callable[[], Any]]
 
 
 def stopwatch_for(where: Where) -> Stopwatch:
-    """By target; a dry run repeats as little as possible. GPU time is expensive, and GPU timings
+    """Return the stopwatch for a target; a dry run repeats as little as possible. GPU time is expensive, and GPU timings
     vary less."""
     seconds, least = {
         "full": (1.0 if where.target == "cpu" else 0.25, 20),
@@ -71,7 +71,7 @@ def stopwatch_for(where: Where) -> Stopwatch:
 
 
 def environment(where: Where) -> dict[str, Any]:
-    """The machine and the versions that the figures apply to."""
+    """Return the machine and the versions to which the figures apply."""
     found: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
@@ -112,7 +112,7 @@ def _processor() -> str:
 
 
 def _driver() -> str | None:
-    """The NVIDIA driver's version; None where it is unknown."""
+    """Return the NVIDIA driver's version; None if unknown."""
     import subprocess
 
     try:
@@ -128,8 +128,8 @@ def _driver() -> str | None:
 
 
 def ceilings(where: Where, stopwatch: Stopwatch) -> dict[str, Any]:
-    """The measured ceilings of this machine: bytes a second of a copy, operations a second of a
-    matrix product."""
+    """Measure the limits of this machine: bytes per second of a copy, operations per second of a matrix
+    product."""
     large = where.target == "cuda" and not where.dry
     num_bytes = 2**30 if large else 2**20 if where.dry else 2**27
     side, dtype = (8192, torch.bfloat16) if large else (64 if where.dry else 1024, torch.float32)
@@ -152,15 +152,15 @@ def run_op(
     providers: Sequence[str] = (),
     done: Callable[[list[dict[str, Any]]], None] = lambda rows: None,
 ) -> list[dict[str, Any]]:
-    """All cases of an op.
+    """Run all cases of an op.
 
     Args:
-        op: what to run.
+        op: the op.
         where: device and size.
         stopwatch: from `stopwatch_for`.
         limits: from `ceilings`.
         providers: names; empty: all.
-        done: called with the rows of each case once it is finished.
+        done: called with the rows of each finished case.
 
     Returns:
         A row (a plain dict, as in the JSON) for each case and provider.
@@ -206,7 +206,7 @@ def _run_case(
         calls = _gated(given, provider, where, row)
         if calls is not None:
             prepared.append(Prepared(row, calls))
-    # all providers, then all again: the difference shows how reliable this run's figures are
+    # all providers, then all again: the difference shows how reliable the figures are
     for _ in range(1 if where.dry else 2):
         for item in prepared:
             _time(item, stopwatch)
@@ -220,8 +220,8 @@ def _run_case(
 def _gated(
     given: Given, provider: Provider, where: Where, row: dict[str, Any]
 ) -> list[Callable[[], Any]] | None:
-    """The provider's calls, one for each copy of the inputs; None where it can't run or is wrong,
-    with the reason in the row."""
+    """Return the provider's calls, one per copy of the inputs; None if it can't run or is wrong, with the reason in the
+    row."""
     try:
         if (reason := provider.enabled(given.case, where)) is not None:
             row.update(status="not run", reason=reason)
@@ -229,7 +229,7 @@ def _gated(
         calls = [provider.prepare(given.case, inputs) for inputs in given.copies]
         verdict = given.op.gate(given.case, given.expected, calls[0]())
     except Exception as error:
-        # a provider is foreign code and may raise anything; the others still run
+        # a provider is third-party code and may raise anything; the others still run
         first = (str(error).strip().splitlines() or [""])[0]
         row.update(status="failed", reason=f"{type(error).__name__}: {first[:200]}")
         return None
@@ -266,7 +266,7 @@ def _time(item: Prepared, stopwatch: Stopwatch) -> None:
 def _complete(
     item: Prepared, case: Case, where: Where, stopwatch: Stopwatch, limits: dict[str, Any]
 ) -> None:
-    """Figures derived from the times; a dry run has none."""
+    """Add figures derived from the times; a dry run has none."""
     row, peak = item.row, stopwatch.peak_bytes(item.calls[0])
     runs = {state: row.pop(f"{state}_runs") for state in ("warm", "cold")}
     if where.dry:

@@ -1,9 +1,9 @@
-"""`cm3 bench shards`: documents a second that training reads of token shards, beside the `webdataset` package on
+"""`cm3 bench shards`: documents per second read from token shards in training, compared with the `webdataset` package on
 the same tars.
 
-Both read a document's JSON and codes, in a shuffled order, in one process; their runs alternate, and each is
-repeated. Ours opens shards anew each time, checks their SHA-256, and makes documents of them; `webdataset`
-shuffles in a buffer and decodes JSON and arrays, and checks nothing.
+Both read a document's JSON and codes in shuffled order in one process; their runs alternate, and each is repeated. Ours
+opens shards again each time, checks their SHA-256, and converts them to documents; `webdataset` shuffles in a buffer and
+decodes JSON and arrays, without checks.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from typing import Any
 
 from cm3apps.cli import whole_number
 
-HELP = "documents a second from token shards, beside the webdataset package"
+HELP = "documents per second from token shards, compared with the webdataset package"
 EXAMPLE = """examples:
   cm3 bench shards --quick
   cm3 bench shards -o shards.json"""
-#: Documents, and codes of a picture: of the full run, and of a trial.
+#: Documents, and codes per picture: in the full run, and in a trial.
 FULL, QUICK = (40_000, 1024), (4_000, 256)
 _SHARD, _BUFFER, _CODEBOOK, _SEED = 4096, 4096, 8192, 0
 _WORDS = (
@@ -46,12 +46,12 @@ _WORDS = (
 
 @dataclass(frozen=True)
 class Row:
-    """What one reader did.
+    """Results of one reader.
 
     Args:
         reader: its name.
-        runs: documents a second of each run.
-        processor_runs: documents a second of processor time, which other programs disturb less.
+        runs: documents per second of each run.
+        processor_runs: documents per second of processor time, which other programs disturb less.
     """
 
     reader: str
@@ -71,7 +71,7 @@ def configure(parser: ArgumentParser) -> None:
         "--codes",
         type=whole_number(1, 2**16),
         metavar="N",
-        help=f"codes of a picture (default: {FULL[1]:,}, CM3leon's; with --quick {QUICK[1]})",
+        help=f"codes per picture (default: {FULL[1]:,}, CM3leon's; with --quick {QUICK[1]})",
     )
     parser.add_argument(
         "--runs",
@@ -93,7 +93,7 @@ def run(args: Namespace) -> int:
     from cm3core.files import check_writable, write_text
 
     try:
-        import webdataset  # noqa: F401  # whether it is installed
+        import webdataset  # noqa: F401  # checks that it is installed
     except ModuleNotFoundError as error:
         raise MissingPackageError(
             "cm3 bench shards",
@@ -108,11 +108,11 @@ def run(args: Namespace) -> int:
         write_shards(Path(folder), num, codes)
         rows = measure(Path(folder), args.runs)
     for what in ("runs", "processor_runs"):
-        print("by the clock" if what == "runs" else "by processor time")
+        print("wall-clock time" if what == "runs" else "processor time")
         for row in rows:
             print(f"  {row.reader:11}  {_spread(getattr(row, what), ',.0f')} documents/s")
         print(f"  ratio        {_spread(ratios_of(rows, what), '.2f')}")
-    print(f"{num:,} documents of {codes:,} codes; medians of {args.runs} runs, in turns")
+    print(f"{num:,} documents with {codes:,} codes; medians of {args.runs} alternating runs")
     if args.out is not None:
         write_text(args.out, _json(rows, num, codes))
     return 0
@@ -124,17 +124,17 @@ def _spread(values: Sequence[float], form: str) -> str:
 
 
 def ratios_of(rows: tuple[Row, Row], what: str = "runs") -> list[float]:
-    """How many times as fast ours was as the other, run by run; `what`: "runs" or "processor_runs"."""
+    """Return our speed relative to the other's, run by run; `what`: "runs" or "processor_runs"."""
     own, other = (getattr(row, what) for row in rows)
     return [one / another for one, another in zip(own, other, strict=True)]
 
 
 def measure(folder: Path, num_runs: int) -> tuple[Row, Row]:
-    """Read all documents with both, in turns; ours first."""
+    """Read all documents with both, alternating; ours first."""
     readers: dict[str, Callable[[Path], int]] = {"cm3": read, "webdataset": read_by_webdataset}
     speeds: dict[str, list[tuple[float, float]]] = {name: [] for name in readers}
     for reader in readers.values():
-        reader(folder)  # files are in the page cache, modules imported
+        reader(folder)  # warm up: files in the page cache, modules imported
     for _ in range(num_runs):
         for name, reader in readers.items():
             wall, processor = time.perf_counter(), time.process_time()
@@ -146,7 +146,7 @@ def measure(folder: Path, num_runs: int) -> tuple[Row, Row]:
 
 
 def read(folder: Path) -> int:
-    """All documents as training reads them: opened anew, checked, shuffled, texts drawn."""
+    """Read all documents as in training: opened again, checked, shuffled, texts drawn."""
     import numpy as np
 
     from cm3plugins.datasets.tokens import TokensSourceConfig
@@ -162,7 +162,7 @@ def read(folder: Path) -> int:
 
 
 def read_by_webdataset(folder: Path) -> int:
-    """All documents as the package's users read them."""
+    """Read all documents as users of the package do."""
     import webdataset
 
     paths = sorted(map(str, folder.glob("*.tar")))
@@ -175,7 +175,7 @@ def read_by_webdataset(folder: Path) -> int:
 
 
 def write_shards(folder: Path, num: int, codes: int) -> None:
-    """Shards of random captions and codes, with their manifest."""
+    """Write shards of random captions and codes, with their manifest."""
     import numpy as np
 
     from cm3core.document import Codes, Text

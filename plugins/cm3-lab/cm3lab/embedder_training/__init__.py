@@ -1,1 +1,1 @@
-"""`cm3 embedder train | eval`: train the bundled embedders, and measure any."""
+"""`cm3 embedder train | eval`: train the bundled embedders, and evaluate any embedder."""

@@ -1,11 +1,11 @@
 """Train the `bi_encoder`'s heads: `cm3 embedder train bi_encoder`.
 
-They are trained on the train split of the bundled corpus. The frozen networks process every picture
-(and augmented versions of it) and every caption once; their features are kept in the cache folder,
-block by block, so that an interrupted run resumes. Then the heads are trained by InfoNCE: pictures
-and captions of a concept find each other, and themselves in other styles, which makes the vectors
-independent of style. Legend: V versions, N pictures, C concepts, K captions of each, F features, B
-concepts of a step, E dimension.
+They are trained on the train split of the bundled corpus. The frozen networks process every picture (and augmented
+versions of it) and every caption once; their features are stored in the cache folder, block by block, so that an
+interrupted run resumes. Then the heads are trained with InfoNCE: pictures and captions of a concept find each other, and
+themselves in other styles, which makes the vectors independent of style. Legend: V versions, N pictures, C concepts, K
+captions per concept, F features, B
+concepts per step, E dimension.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def train_on_corpus(
 
 
 def captions_of(entries: Sequence[EmojiEntry], num_captions: int, seed: int) -> list[list[str]]:
-    """[C][K]: the label of each concept, then random ways to name it."""
+    """Return captions [C][K]: each concept's label, then random phrasings of it."""
     rng = np.random.default_rng(seed)
     return [
         [
@@ -102,7 +102,7 @@ def picture_features(
     *,
     quiet: bool = False,
 ) -> Tensor:
-    """Features float16 [V, N, F] of pictures (version 0) and of randomly augmented ones."""
+    """Return features float16 [V, N, F] of pictures (version 0) and of randomly augmented versions."""
     versions = []
     for version in range(num_versions):
 
@@ -127,7 +127,7 @@ def picture_features(
 def text_features(
     networks: Networks, captions: Sequence[Sequence[str]], folder: Path, *, quiet: bool = False
 ) -> Tensor:
-    """Features float16 [C, K, F] of captions [C][K].
+    """Return features float16 [C, K, F] of captions [C][K].
 
     Equal captions are computed once, and captions of similar length together.
     """
@@ -146,7 +146,7 @@ def text_features(
 
 @dataclass(frozen=True)
 class _Kept:
-    """Features that are kept in a folder, block by block: float16 [count, width]."""
+    """Features stored in a folder, block by block: float16 [count, width]."""
 
     folder: Path
     name: str
@@ -157,7 +157,7 @@ class _Kept:
 def _blocks(
     kept: _Kept, compute: Callable[[int, int], Tensor], *, title: str, quiet: bool
 ) -> Tensor:
-    """`compute(start, stop)` of every block whose file is not there; the others are read."""
+    """Return all blocks: reads existing files, and calls `compute(start, stop)` for the others."""
     blocks = []
     for start in make_bar(range(0, kept.count, _BLOCK), desc=title, unit="block", disable=quiet):
         stop, path = min(start + _BLOCK, kept.count), kept.folder / f"{kept.name}-{start:06d}.npy"
@@ -171,7 +171,7 @@ def _blocks(
 
 
 def _read(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.float16] | None:
-    """A block of this shape; None when there is no complete one."""
+    """Read a block with this shape; None if there is no complete one."""
     try:
         block: npt.NDArray[np.float16] = load_array(path)
     except (OSError, ValueError):
@@ -181,7 +181,7 @@ def _read(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.float16] | None:
 
 @dataclass(frozen=True)
 class Examples:
-    """What the heads are trained on, on the CPU.
+    """Training data of the heads, on the CPU.
 
     Args:
         features_VNF: versions of each picture.
@@ -194,7 +194,7 @@ class Examples:
     texts_CKF: Tensor
 
     def drawn(self, rng: np.random.Generator, num_concepts: int) -> tuple[Tensor, Tensor]:
-        """Features of two pictures and of two captions of each of some concepts: [2 B, F] both, all first ones first."""
+        """Draw features of two pictures and two captions per concept: both [2 B, F], all first ones first."""
         chosen = rng.choice(len(self.members), num_concepts, replace=False)
         rows_2B = np.array([two_of(rng, self.members[concept]) for concept in chosen]).T
         versions_2B = rng.integers(len(self.features_VNF), size=rows_2B.shape)
@@ -207,14 +207,14 @@ class Examples:
 
 @dataclass(frozen=True)
 class HeadTraining:
-    """How the heads are trained.
+    """Training settings of the heads.
 
     Args:
-        num_steps: optimiser steps; the learning rate falls as a cosine to 0.
-        batch_concepts: B; two pictures and two captions of each a step.
-        sizes: of the heads; None: those of the features, and the defaults.
-        picture_dropout, text_dropout, learning_rate: of the heads.
-        seed: of weights and batches.
+        num_steps: optimiser steps; the learning rate decays as a cosine to 0.
+        batch_concepts: B; each step uses two pictures and two captions per concept.
+        sizes: sizes of the heads; None: those of the features, and the defaults.
+        picture_dropout, text_dropout, learning_rate: settings of the heads.
+        seed: seed of weights and batches.
     """
 
     num_steps: int
@@ -261,7 +261,7 @@ def train_heads(examples: Examples, how: HeadTraining, *, quiet: bool = False) -
 
 
 def _loss(heads: Heads, pictures: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss of features as `Examples.drawn` has them, and its part between texts and pictures."""
+    """Return the loss of features from `Examples.drawn`, and its part between texts and pictures."""
     picture_a, picture_b = F.normalize(heads.picture(pictures), dim=1).chunk(2)
     text_a, text_b = F.normalize(heads.text(texts), dim=1).chunk(2)
     scale = heads.log_scale.exp().clamp(max=50)

@@ -1,4 +1,4 @@
-"""`cm3 embedder train | eval`. Light: heavy modules are imported when it runs."""
+"""`cm3 embedder train | eval`. Light: it imports heavy modules only when it runs."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ TRAINED_ON_ICONS = ("light_encoder",)
 
 def configure(parser: ArgumentParser) -> None:
     """The actions `train` and `eval`."""
-    parser.description = "Train a bundled embedder, and measure any."
+    parser.description = "Train a bundled embedder, or evaluate any embedder."
     parser.epilog, parser.formatter_class = EXAMPLE, RawDescriptionHelpFormatter
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     line = (
-        "train light_encoder on the bundled icons, or looks, by which it compares pictures with pictures, or "
-        "bi_encoder on the bundled emoji; bi_encoder's image features are cached, and a later run reuses them"
+        "train light_encoder on the bundled icons, or looks, with which it compares pictures with pictures, or "
+        "bi_encoder on the bundled emoji; bi_encoder's image features are cached and reused by later runs"
     )
     train = actions.add_parser("train", help=line, description=line)
     train.add_argument("name", help=f"{', '.join(TRAINABLE[:-1])} or {TRAINABLE[-1]}")
@@ -53,15 +53,15 @@ def configure(parser: ArgumentParser) -> None:
     train.add_argument(
         "--steps",
         type=whole_number(1, 2**31 - 1),
-        help="optimiser steps (default: those of the shipped weights)",
+        help="optimiser steps (default: as for the shipped weights)",
     )
     train.add_argument(
         "--seed", type=whole_number(0, 2**63 - 1), default=0, help="default: %(default)s"
     )
     train.add_argument("--quiet", action="store_true", help="no progress bars")
-    add_device(train, "where it is trained")
+    add_device(train, "device for training")
     train.set_defaults(run=_train)
-    line = "how well texts and pictures of a bundled corpus find each other, what training held out separately"
+    line = "how well texts and pictures of a bundled corpus find each other, with held-out splits listed separately"
     evaluate = actions.add_parser("eval", help=line, description=line)
     evaluate.add_argument("name", help="the embedder's recipe name")
     evaluate.add_argument(
@@ -74,16 +74,16 @@ def configure(parser: ArgumentParser) -> None:
     evaluate.add_argument(
         "--corpus",
         choices=CORPORA,
-        help="what to measure on (default: what the bundled weights were trained on: icons for "
+        help="corpus to evaluate on (default: the training corpus of the bundled weights: icons for "
         "light_encoder, emoji for others)",
     )
     evaluate.add_argument(
         "--bm25",
         action="store_true",
-        help="icons: also measure the retriever bm25, which needs no embedder",
+        help="with icons: also evaluate the retriever bm25, which needs no embedder",
     )
     evaluate.add_argument("--quiet", action="store_true", help="no progress bars")
-    add_device(evaluate, "where it runs")
+    add_device(evaluate, "device for the embedder")
     add_overrides(evaluate)
     evaluate.set_defaults(run=_evaluate)
 
@@ -91,10 +91,12 @@ def configure(parser: ArgumentParser) -> None:
 def _train(args: Namespace) -> int:
     if args.name not in TRAINABLE:
         raise CM3Error(
-            f"embedder {args.name}", "is not trained here", close_match(args.name, TRAINABLE)
+            f"embedder {args.name}",
+            "can't be trained with this command",
+            close_match(args.name, TRAINABLE),
         )
     if args.name == "looks" and args.steps is not None:
-        raise CM3Error("--steps", "looks are fitted in closed form, without steps", "leave it out")
+        raise CM3Error("--steps", "looks is fitted in closed form, without steps", "leave it out")
     check_writable(args.out)
     options = {"steps": args.steps, "seed": args.seed, "quiet": args.quiet}
     if args.name == "light_encoder":
@@ -114,7 +116,7 @@ def _train(args: Namespace) -> int:
         bi_encoder.train_on_corpus(EmojiCorpus(), args.out, **options)
     name, key = ("light_encoder", "looks") if args.name == "looks" else (args.name, "path")
     trained = shlex.quote(f"embedder.{key}={args.out}")
-    print(f"{args.out}\nmeasure it: cm3 embedder eval {name} {trained}")
+    print(f"{args.out}\nevaluate it: cm3 embedder eval {name} {trained}")
     return 0
 
 
@@ -125,7 +127,7 @@ def _evaluate(args: Namespace) -> int:
 
     corpus = args.corpus or ("icons" if args.name in TRAINED_ON_ICONS else "emoji")
     if args.bm25 and corpus != "icons":
-        raise CM3Error("--bm25", f"is measured on icons, not on {corpus}", "add --corpus icons")
+        raise CM3Error("--bm25", f"needs the corpus icons, not {corpus}", "add --corpus icons")
     if args.out is not None:
         check_writable(args.out)
     recipe = composed({"embedder": {"name": args.name}}, args.overrides, registry_of(args))

@@ -1,6 +1,6 @@
 """Captions, augmentation and loss for contrastive training on the bundled corpus.
 
-Legend: N pictures, B rows of a batch, R side of a picture in pixels, E dimension of the shared
+Legend: N pictures, B rows per batch, R side of a picture in pixels, E dimension of the shared
 space.
 """
 
@@ -18,7 +18,7 @@ from cm3plugins.datasets.emoji.corpus import STYLES, EmojiEntry
 
 
 def random_caption(entry: EmojiEntry, rng: np.random.Generator) -> str:
-    """One of many ways to name the concept of an entry.
+    """Return one of many ways to name the concept of an entry.
 
     With or without tags, article, plural, and any style's name.
     """
@@ -39,7 +39,7 @@ def random_caption(entry: EmojiEntry, rng: np.random.Generator) -> str:
 
 
 def augment(pixels_N3RR: Tensor, generator: torch.Generator) -> Tensor:
-    """Small random zooms, shifts and rotations over white, contrast and brightness.
+    """Apply small random zooms, shifts and rotations over white, contrast and brightness.
 
     No mirroring: captions name left and right.
     """
@@ -64,7 +64,7 @@ def augment(pixels_N3RR: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def contrast(left_BE: Tensor, right_BE: Tensor, scale: Tensor) -> Tensor:
-    """Symmetric InfoNCE in nats (van den Oord et al. 2018).
+    """Compute symmetric InfoNCE in nats (van den Oord et al. 2018).
 
     Row i of one side belongs to row i of the other.
 
@@ -77,7 +77,7 @@ def contrast(left_BE: Tensor, right_BE: Tensor, scale: Tensor) -> Tensor:
 
 
 def by_concept(entries: Sequence[EmojiEntry]) -> list[list[int]]:
-    """Indices of the entries of each concept, in the order of first appearance."""
+    """Return the indices of each concept's entries, in order of first appearance."""
     members: dict[str, list[int]] = defaultdict(list)
     for index, entry in enumerate(entries):
         members[entry.concept].append(index)
@@ -85,6 +85,6 @@ def by_concept(entries: Sequence[EmojiEntry]) -> list[list[int]]:
 
 
 def two_of(rng: np.random.Generator, group: Sequence[int]) -> tuple[int, int]:
-    """Two members of a concept, different if it has two."""
+    """Draw two members of a concept, different ones if it has two."""
     first, second = rng.choice(group, 2, replace=len(group) < 2)
     return int(first), int(second)

@@ -1,8 +1,8 @@
-"""Retrieval figures of an embedder: the tables of `cm3 embedder eval`, of the bundled corpus and of the icon corpus.
+"""Retrieval figures of an embedder: the tables of `cm3 embedder eval`, for the bundled corpus and the icon corpus.
 
-What retrieval is for among icons: a caption finds another drawing of the same thing (equal `words`), rather one of
-the same set. The memory is the split `train`, its documents' vectors are those of retriever `dense`, and
-`bm25` answers the same questions for comparison. Legend: Q queries, M documents of the memory, E dimension.
+Retrieval among icons should find, for a caption, another drawing of the same object (equal `words`), preferably from the
+same set. The memory is the split `train`, document vectors are computed as in retriever `dense`, and `bm25` answers the
+same queries for comparison. Legend: Q queries, M documents of the memory, E dimension.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ T = TypeVar("T")
 def in_blocks(
     items: Sequence[T], embed: Callable[[Sequence[T]], VectorArray], title: str, quiet: bool
 ) -> VectorArray:
-    """Vectors [N, E] of N items, at least one."""
+    """Return vectors [N, E] of N items, at least one."""
     return np.concatenate(
         [
             embed(items[start : start + _BLOCK])
@@ -54,7 +54,7 @@ def recall(
     gallery_concepts: Sequence[str],
     banned_QG: npt.NDArray[np.bool_] | None = None,
 ) -> dict[str, float]:
-    """R@1 and R@5: share of queries with an item of their concept among the gallery's first k.
+    """Return R@1 and R@5: share of queries with an item of their concept among the gallery's first k.
 
     >>> eye = np.eye(3, dtype=np.float32)
     >>> recall(eye, eye[[1, 0, 2]], ["a", "b", "c"], ["a", "b", "c"])["R@1"]
@@ -75,9 +75,9 @@ def figures(
     *,
     quiet: bool = True,
 ) -> dict[str, dict[str, float]]:
-    """All figures, name -> R@k.
+    """Return all figures, name -> R@k.
 
-    Pictures of the split `comp` are of held-out styles, those of `unseen` of held-out concepts.
+    Pictures in the split `comp` have held-out styles, those in `unseen` held-out concepts.
 
     Args:
         entries: the corpus.
@@ -119,7 +119,7 @@ def _document_figures(
     entries: Sequence[EmojiEntry],
     image_vectors: VectorArray,
 ) -> dict[str, dict[str, float]]:
-    """Queries as in practice: captions with a style, against training documents of OTHER styles."""
+    """Return figures of realistic queries: captions with a style, against training documents of OTHER styles."""
     train = [i for i, entry in enumerate(entries) if entry.split == "train"]
     captions = [f"{entry.label}, {entry.style} style" for entry in entries]
     caption_vectors = read(captions)
@@ -158,18 +158,18 @@ Figures = dict[str, dict[str, float]]
 
 TOP = 5
 NUM_CHOICES = 100
-"""Pictures that a caption chooses among."""
+"""Number of pictures that a caption chooses among."""
 _EVERY = 10
-"""Of the training captions, every tenth is a query: minutes less, and standard errors below 0.005."""
+"""Every tenth training caption is a query, which saves minutes and keeps standard errors below 0.005."""
 
 
 @dataclass(frozen=True)
 class Ground:
-    """What is measured on: entries, the canonical caption of each, and its picture.
+    """Evaluation data: entries, the canonical caption of each, and its picture.
 
     Args:
-        entries: of all splits.
-        captions: of each.
+        entries: entries of all splits.
+        captions: caption of each entry.
         picture: row -> uint8 [H, W, 3].
     """
 
@@ -179,16 +179,16 @@ class Ground:
 
     @cached_property
     def memory(self) -> list[int]:
-        """Rows that are searched."""
+        """Rows to search."""
         return self.rows("train")
 
     def rows(self, split: str) -> list[int]:
-        """Rows of a split."""
+        """Return the rows of a split."""
         return [row for row, entry in enumerate(self.entries) if entry.split == split]
 
 
 def icon_figures(embedder: Embedder, ground: Ground, *, quiet: bool = True) -> Figures:
-    """All figures, name -> R@1 and R@5."""
+    """Return all figures, name -> R@1 and R@5."""
     entries, memory = ground.entries, ground.memory
     captions = in_blocks(ground.captions, embedder.embed_texts, "embedding captions", quiet)
     pictures = in_blocks(
@@ -230,7 +230,8 @@ def icon_figures(embedder: Embedder, ground: Ground, *, quiet: bool = True) -> F
 def _looks_figures(
     embedder: Embedder, ground: Ground, pictures: VectorArray, quiet: bool
 ) -> Figures:
-    """Pictures compared with pictures alone, as by `retriever.compare: same`, of all splits but the query itself."""
+    """Return figures of pictures compared with pictures alone, as in `retriever.compare: same`, over all
+    splits, without the query itself."""
     everything = list(range(len(ground.entries)))
     looks = pictures
     if embedder.looks_fingerprint != embedder.fingerprint:
@@ -253,7 +254,7 @@ def _looks_figures(
 
 
 def bm25_figures(ground: Ground, *, quiet: bool = True) -> Figures:
-    """The same figures of captions for retriever `bm25`, which needs no embedder."""
+    """Return the same caption figures for retriever `bm25`, which needs no embedder."""
     retriever = BM25Retriever(BM25RetrieverConfig(), _Captions(ground))
     found: Figures = {}
     for split, own in _queries(ground).items():
@@ -289,7 +290,7 @@ class _Captions(DocumentSource):
 
 
 def _queries(ground: Ground) -> dict[str, list[int]]:
-    """Rows whose captions are queries: those that have another version in the memory."""
+    """Return the rows whose captions are queries: those with another version in the memory."""
     number = Counter(ground.entries[row].words for row in ground.memory)
     return {
         "train": [row for row in ground.memory[::_EVERY] if number[ground.entries[row].words] > 1],
@@ -304,7 +305,7 @@ def _nearest(
     memory: Sequence[int],
     quiet: bool,
 ) -> npt.NDArray[np.int64]:
-    """Rows of the nearest documents of each query but its own: [Q, TOP], best first."""
+    """Return the rows of the nearest documents of each query except its own: [Q, TOP], best first."""
     place = {row: index for index, row in enumerate(memory)}
     found: list[npt.NDArray[np.int64]] = []
     blocks = range(0, len(rows), _BLOCK)
@@ -326,18 +327,18 @@ def version_figures(
     *,
     by_set: bool = False,
 ) -> Figures:
-    """Shares of queries whose first document, or one of the first five, is what is asked for.
+    """Return the shares of queries whose first document, or one of the first five, is right.
 
     Args:
-        name: of the queries.
-        rows: of the queries; each has a version in the memory.
+        name: name of the queries.
+        rows: rows of the queries; each has a version in the memory.
         nearest_QK: rows of the documents found, best first; -1: none.
-        ground: entries.
-        by_set: the first figure for the queries of each set, too.
+        ground: evaluation data.
+        by_set: also return the first figure for the queries of each set.
 
     Returns:
-        A version of the same thing; the same of the query's set, among queries that have one; what the corpus' splits
-        take for one thing, whatever the order of its words, plural endings and numbers.
+        Shares for: a version of the same object; the same from the query's set, among queries that have one; objects
+        that the corpus' splits treat as the same, ignoring order of words, plural endings and numbers.
     """
     entries = ground.entries
     same, same_set, alike = (np.zeros(nearest_QK.shape, bool) for _ in range(3))
@@ -367,7 +368,7 @@ def version_figures(
 
 @lru_cache(maxsize=1 << 17)
 def parts_of(words: str) -> frozenset[str]:
-    """What the corpus' splits compare; of words that name nothing by themselves, the words."""
+    """Return the parts that the corpus' splits compare; the words themselves if they name nothing."""
     own = tuple(words.split())
     return parts(own) or frozenset(own)
 
@@ -379,11 +380,11 @@ def _shares(hits_QK: npt.NDArray[np.bool_]) -> dict[str, float]:
 def among(
     captions_QE: VectorArray, pictures_QE: VectorArray, entries: Sequence[IconEntry]
 ) -> dict[str, float]:
-    """Share of captions whose own picture is the nearest, or one of the nearest five, of `NUM_CHOICES` pictures
-    of its style, all of different things.
+    """Return the share of captions whose own picture is the nearest, or one of the nearest five, among `NUM_CHOICES`
+    pictures in its style, all of different objects.
 
-    The others are drawn at random, by a fixed seed; captions of styles with fewer things are left out. Nothing is
-    returned where no style has enough.
+    The others are drawn at random with a fixed seed; captions of styles with fewer objects are left out. Returns nothing
+    if no style has enough.
     """
     rng = np.random.default_rng(0)
     of_style: dict[str, list[int]] = {}

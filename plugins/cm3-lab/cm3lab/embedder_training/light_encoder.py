@@ -1,16 +1,16 @@
 """Train the `light_encoder`: `cm3 embedder train light_encoder`; and fit how it compares pictures: `cm3 embedder train looks`.
 
-It is trained on the train split of the icon corpus. Each step takes many things, easily confused ones together, and
-two versions of each: the first gives the query, a caption in a random form or a picture, and the second the document
-that it is to find, whose vector is made as retrieval makes it, of its caption and its picture. Losses are InfoNCE
-between queries and documents, between queries and captions of many more things (words cost little beside pictures),
-between captions and pictures, and a small one that prefers the version of the query's own set.
+It is trained on the train split of the icon corpus. Each step uses many objects, easily confused ones together, and two
+versions of each: the first gives the query, a caption in a random form or a picture, and the second the document to find,
+whose vector is computed as in retrieval, from its caption and its picture. The losses are InfoNCE between queries and
+documents, between queries and captions of many more objects (words are cheap compared with pictures), between captions
+and pictures, and a small one that prefers the version from the query's own set.
 
-Half of a batch are things whose names share a word (`bell off`, `bell ring`), the other half things of one set and
-style, so that neither tells them apart by half of a name or by the way they are drawn.
+Half of a batch are objects whose names share a word (`bell off`, `bell ring`), the other half objects in one set and
+style, so that neither half a name nor the drawing style distinguishes them.
 
-Looks are linear discriminant analysis over the versions of things: in closed form, so that nothing is random. Legend: N
-pictures, K things, R side of a picture in pixels, F features, E dimension.
+Looks are a linear discriminant analysis over the versions of objects, in closed form, so nothing is random. Legend: N
+pictures, K objects, R side of a picture in pixels, F features, E dimension.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ from cm3run.devices import choose_device
 from cm3run.progress import make_bar
 
 _CLUSTER = 8
-"""Things that share a word."""
+"""Share of objects that share a word."""
 _TURNED_SHARE = 0.1
-"""Queries whose words are in another order."""
+"""Share of queries whose words are reordered."""
 _MAX_OF_TAG = 20
-"""A tag of more things is a category (`ui actions`), which names none of them."""
+"""Tags of more objects are categories (`ui actions`), which name none of them."""
 _OTHER_SET_SHARE = 0.3
-"""Documents of another set where the query's own has a version."""
+"""Share of documents from another set if the query's own set has a version."""
 
 TEMPLATES = (
     *DEFAULT_TEMPLATES,
@@ -62,15 +62,15 @@ TEMPLATES = (
     CaptionTemplate("a {style} {words} icon", 0.03),
     CaptionTemplate("{words}, {other}, {style}, {set}", 0.05),
 )
-"""The data set's own, and others that people write."""
+"""The data set's own templates, and other phrasings."""
 
 
 class IconBatches:
-    """Rows of batches, drawn by the names, sets and styles of the entries.
+    """Draws the rows of batches by the names, sets and styles of entries.
 
     Args:
-        entries: of training.
-        seed: of every draw.
+        entries: training entries.
+        seed: seed of all draws.
     """
 
     def __init__(self, entries: Sequence[IconEntry], seed: int) -> None:
@@ -88,11 +88,11 @@ class IconBatches:
 
     @property
     def num_things(self) -> int:
-        """Number of different things."""
+        """Number of different objects."""
         return len(self._versions)
 
     def rows(self, number: int) -> list[int]:
-        """Rows of entries of so many different things, at most all: those easily confused next to each other."""
+        """Draw rows of entries of this many different objects, at most all, with easily confused ones next to each other."""
         number = min(number, self.num_things)
         chosen: dict[str, int] = {}
         while len(chosen) < number // 2:
@@ -108,7 +108,7 @@ class IconBatches:
         return list(chosen.values())
 
     def other_version(self, row: int) -> int:
-        """Row of another version of an entry's thing, mostly of its set; its own if there is none."""
+        """Draw another version of an entry's object, mostly from its set; the entry itself if there is none."""
         own = self.entries[row]
         others = [other for other in self._versions[own.words] if other != row]
         near = [other for other in others if self.entries[other].set_name == own.set_name]
@@ -117,7 +117,7 @@ class IconBatches:
         return others[int(self._rng.integers(len(others)))] if others else row
 
     def of_other_set(self, row: int) -> int | None:
-        """Row of a version by another set, None if there is none."""
+        """Draw a version from another set, None if there is none."""
         own = self.entries[row]
         others = [
             other
@@ -127,7 +127,7 @@ class IconBatches:
         return others[int(self._rng.integers(len(others)))] if others else None
 
     def query(self, row: int) -> str:
-        """A caption of an entry in one of many forms."""
+        """Draw a caption of an entry in one of many forms."""
         entry = self.entries[row]
         if self._rng.random() < _TURNED_SHARE:
             words = self._rng.permutation(entry.words.split()).tolist()
@@ -143,7 +143,7 @@ class IconBatches:
                 chosen.setdefault(names[place], self._version_like(names[place], anchor))
 
     def _version_like(self, words: str, anchor: IconEntry) -> int:
-        """A version in the anchor's set and style if there is one, else any."""
+        """Return a version in the anchor's set and style if there is one, otherwise any."""
         rows = self._versions[words]
         alike = [
             row
@@ -162,7 +162,7 @@ class IconBatches:
 
 
 def _without_categories(entries: Sequence[IconEntry]) -> list[IconEntry]:
-    """Entries with those tags alone that are other names of a thing."""
+    """Keep only tags that are other names of an object."""
     of_tag: dict[str, set[str]] = defaultdict(set)
     for entry in entries:
         for tag in entry.tags:
@@ -175,16 +175,16 @@ def _without_categories(entries: Sequence[IconEntry]) -> list[IconEntry]:
 
 _BLOCK = 512
 _RIDGE = 0.1
-"""Added to each direction's variance within things, in means of all directions': the rarest ones are noise."""
+"""Added to each direction's variance within objects, relative to the mean over directions: the rarest directions are noise."""
 _LEAST = 1e-9
-"""Variance that is added at least: pictures that are all alike can be inverted, too."""
+"""Minimum variance to add, so that the matrix can be inverted even if all pictures are the same."""
 
 
 def fit_looks(corpus: IconCorpus, path: Path, *, quiet: bool = False) -> None:
-    """Fit on those pictures of the train split whose thing has two of them or more, and write the weights.
+    """Fit on the train split's pictures of objects with at least two, and write the weights.
 
     Raises:
-        CM3Error: fewer than two things have two pictures.
+        CM3Error: fewer than two objects have two pictures.
     """
     trained = [row for row, entry in enumerate(corpus.entries) if entry.split == "train"]
     number = Counter(corpus.entries[row].words for row in trained)
@@ -194,7 +194,7 @@ def fit_looks(corpus: IconCorpus, path: Path, *, quiet: bool = False) -> None:
     if len(place) < 2:
         raise CM3Error(
             "cm3 embedder train looks",
-            f"{len(place)} things have two pictures in training, two are needed",
+            f"only {len(place)} objects have two training pictures, but two are needed",
             "use a corpus with versions",
         )
     blocks = feature_blocks(corpus.pictures(RESOLUTION).__getitem__, rows, quiet=quiet)
@@ -204,7 +204,7 @@ def fit_looks(corpus: IconCorpus, path: Path, *, quiet: bool = False) -> None:
 def feature_blocks(
     picture: Callable[[int], PixelArray], rows: Sequence[int], *, quiet: bool
 ) -> Iterable[Tensor]:
-    """Features [up to 512, F] of the rows' pictures, in order."""
+    """Yield features [up to 512, F] of the rows' pictures, in order."""
     starts = range(0, len(rows), _BLOCK)
     for start in make_bar(starts, desc="looking at pictures", unit="block", disable=quiet):
         block = rows[start : start + _BLOCK]
@@ -214,17 +214,17 @@ def feature_blocks(
 def discriminants(
     blocks: Iterable[Tensor], things: Sequence[int], dimension: int, ridge: float = _RIDGE
 ) -> tuple[Tensor, Tensor]:
-    """Directions in which pictures of one thing differ little, and things much.
+    """Return directions in which pictures of one object differ little, and objects differ much.
 
     Args:
-        blocks: features [_, F] of N pictures in all, in order.
-        things: the thing of each, 0..K-1, every one at least once.
+        blocks: features [_, F] of N pictures in total, in order.
+        things: the object of each, 0..K-1, each at least once.
         dimension: E.
-        ridge: added to the variance within things, in means over all directions.
+        ridge: added to the variance within objects, relative to the mean over directions.
 
     Returns:
-        The pictures' mean [F], and directions [F, E]: along each of them the (regularised) variance within things is
-        1, and the variance between things falls from column to column; zeros, where there are fewer than E.
+        The pictures' mean [F], and directions [F, E]: along each the (regularised) variance within objects is 1, and the
+        variance between objects decreases from column to column; zeros if there are fewer than E.
     """
     thing_N = torch.tensor(things)
     count_K = torch.bincount(thing_N).double()
@@ -238,7 +238,7 @@ def discriminants(
         sum_KF.index_add_(0, thing_N[done : done + len(block)], block)
         square_FF += block.T @ block
         done += len(block)
-    assert done == len(thing_N), "a thing for every picture"
+    assert done == len(thing_N), "an object for every picture"
     mean_F = sum_KF.sum(0) / done
     of_things = sum_KF / count_K.sqrt()[:, None]
     within_FF = (square_FF - of_things.T @ of_things) / max(1, done - len(count_K))
@@ -248,7 +248,7 @@ def discriminants(
     inverse = torch.linalg.inv(torch.linalg.cholesky(within_FF))
     _, directions = torch.linalg.eigh(inverse @ between_FF @ inverse.T)
     best = (inverse.T @ directions.flip(1))[:, :dimension]
-    # A direction's sign is any: one that no machine chooses differently.
+    # A direction's sign is arbitrary: fix one that is the same on every machine.
     best *= torch.sign(best.gather(0, best.abs().argmax(0, keepdim=True)))
     projection_FE = torch.zeros(width, dimension)
     projection_FE[:, : best.shape[1]] = best.float()
@@ -258,23 +258,23 @@ def discriminants(
 _PIXELS = 64
 _NUM_STEPS = 500
 _SHARPNESS = 30.0
-"""Initial scale of similarities that have to do with pictures: the larger, the closer together pictures may be, and
-the less they blur what a document's caption says."""
+"""Initial scale of similarities with pictures: the larger it is, the closer together pictures may be, and the less they
+blur a document's caption."""
 _WEIGHTS = {"documents": 2.0, "captions": 1.0, "pictures": 1.0, "looks": 0.5, "sets": 0.1}
 
 
 @dataclass(frozen=True)
 class TowerTraining:
-    """How both towers are trained.
+    """Training settings of both towers.
 
     Args:
-        sizes: of the towers.
-        num_steps: optimiser steps; the learning rate rises for a twentieth of them and falls as a
-            cosine to 0.
-        num_documents: things of a step of which a document with its picture is looked for.
-        num_captions: further things, of which a caption is looked for.
-        learning_rate: at its peak.
-        seed: of weights, batches and augmentation.
+        sizes: sizes of the towers.
+        num_steps: optimiser steps; the learning rate rises for a twentieth of them and decays as a cosine
+            to 0.
+        num_documents: objects per step whose document, with picture, is searched for.
+        num_captions: further objects, whose caption is searched for.
+        learning_rate: peak learning rate.
+        seed: seed of weights, batches and augmentation.
     """
 
     sizes: TowerSizes
@@ -285,7 +285,7 @@ class TowerTraining:
     seed: int = 0
 
     def schedule(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
-        """Of the learning rate."""
+        """Return the schedule of the learning rate."""
         warmup = max(1, self.num_steps // 20)
         return torch.optim.lr_scheduler.LambdaLR(
             optimizer,
@@ -302,8 +302,8 @@ def train(
 
     Args:
         entries: training entries only.
-        pictures_N3RR: uint8, of the entries, in the sizes' resolution.
-        how: sizes, steps and seed.
+        pictures_N3RR: uint8 pictures of the entries, in the sizes' resolution.
+        how: training settings.
         quiet: no progress bar.
     """
     torch.manual_seed(how.seed)
@@ -311,7 +311,7 @@ def train(
     device = choose_device(None)
     batches, towers = IconBatches(entries, how.seed), Towers(how.sizes).train().to(device)
     nn.init.constant_(towers.log_scale, math.log(_SHARPNESS))
-    # how sharply documents are told apart; captions and pictures have the towers' own
+    # scale of document similarities; captions and pictures use the towers' own
     log_scale = nn.Parameter(torch.tensor(3.0, device=device))
     optimizer = torch.optim.AdamW(
         [*towers.parameters(), log_scale],
@@ -350,9 +350,9 @@ class _Asked:
     """The texts of a step, in groups.
 
     Args:
-        queries, captions: of the things that are asked for, those with a picture first, and of their documents.
-        own: queries of what the pictures show: of the things, then of their documents.
-        farther: captions of versions in another set, and the places of the queries that should rather find one of their
+        queries, captions: of the objects to find, those with a picture first, and of their documents.
+        own: queries for the pictures: of the objects, then of their documents.
+        farther: captions of versions in another set, and the indices of the queries that should rather find one from their
             own set.
     """
 
@@ -365,13 +365,13 @@ class _Asked:
 def _asked(
     batches: IconBatches, rows: Sequence[int], others: Sequence[int], more: Sequence[int]
 ) -> _Asked:
-    """The texts of a step.
+    """Return the texts of a step.
 
     Args:
-        batches: what the rows are of.
-        rows: of the things that are asked for.
+        batches: source of the rows.
+        rows: rows of the objects to find.
         others: rows of their documents.
-        more: rows of things of which captions alone are compared.
+        more: rows of objects of which only captions are compared.
     """
     queried = [*rows, *more]
     found = [*others, *(batches.other_version(row) for row in more)]
@@ -390,13 +390,13 @@ def _asked(
 
 
 def _losses(towers: Towers, scale: Tensor, asked: _Asked, pixels: Tensor) -> dict[str, Tensor]:
-    """The losses of a step by name.
+    """Return the losses of a step by name.
 
     Args:
-        towers: that are trained.
-        scale: of similarities between queries and documents.
-        asked: its texts.
-        pixels: float [2 D, 3, R, R], pictures of the D things asked for by picture, then the documents'.
+        towers: towers in training.
+        scale: scale of similarities between queries and documents.
+        asked: texts of the step.
+        pixels: float [2 D, 3, R, R], pictures of the D objects queried by picture, then the documents'.
     """
     num_pictures = len(pixels) // 2
     parts = (asked.queries, asked.captions, asked.own, [text for _, text in asked.farther])
@@ -421,7 +421,7 @@ def _losses(towers: Towers, scale: Tensor, asked: _Asked, pixels: Tensor) -> dic
 def small_pictures(
     picture: Callable[[int], PixelArray], rows: Sequence[int], resolution: int, *, quiet: bool
 ) -> Tensor:
-    """Pictures as the image tower takes them, but uint8: [N, 3, R, R]."""
+    """Return pictures in the image tower's format, but uint8: [N, 3, R, R]."""
     small_N3RR = torch.empty(len(rows), 3, resolution, resolution, dtype=torch.uint8)
     for place, row in enumerate(make_bar(rows, desc="scaling pictures", disable=quiet)):
         small_N3RR[place] = (square(picture(row), resolution)[0] * 255).round().to(torch.uint8)

@@ -1,2 +1,2 @@
-"""Experiments: questions about the method, answered by training and measuring.
+"""Experiments: questions about the method, answered by training and measuring:
 `cm3 experiment NAME`."""

@@ -1,4 +1,4 @@
-"""The command line of `cm3 experiment`. Light: heavy modules are imported when it runs."""
+"""The command line of `cm3 experiment`. Light: it imports heavy modules only when it runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cm3lab.experiments.tuning import command as tuning
 
 
 def configure(parser: ArgumentParser) -> None:
-    """The experiments."""
+    """Add the experiments."""
     parser.description = "Questions about the method, answered by training and measuring."
     parser.epilog, parser.formatter_class = retrieval.EXAMPLE, RawDescriptionHelpFormatter
     actions = parser.add_subparsers(dest="action", metavar="EXPERIMENT", required=True)

@@ -1,4 +1,4 @@
-"""The command line of `cm3 experiment icons`. Light: heavy modules are imported when it runs."""
+"""The command line of `cm3 experiment icons`. Light: it imports heavy modules only when it runs."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def configure(parser: ArgumentParser) -> None:
     """Options of the command."""
     parser.epilog, parser.formatter_class = EXAMPLE, RawDescriptionHelpFormatter
     parser.description = (
-        "Measure a model of the data set `icons`: how probable the true pictures are with and without\n"
-        "another version prepended; whether drawn pictures show what was asked for (R@1, R@5), in the\n"
-        "set and style that were asked for; and what the image tokenizer keeps. Writes report.md,\n"
+        "Measure a model of the data set `icons`: the probability of the true pictures with and without another\n"
+        "version prepended; whether generated pictures show the requested object (R@1, R@5) in the requested\n"
+        "set and style; and what the image tokenizer preserves. Writes report.md,\n"
         "figures.json and sheets of all pictures."
     )
     add_model_options(
@@ -34,11 +34,11 @@ def configure(parser: ArgumentParser) -> None:
             "--draw": (
                 CONDITIONS,
                 ("none", "version"),
-                "what is prepended when pictures are drawn",
+                "what to prepend when generating pictures",
             ),
-            "--judges": (JUDGES, JUDGES, "what R@k compares pictures by"),
+            "--judges": (JUDGES, JUDGES, "features used by R@k to compare pictures"),
         },
-        num="pictures of each split",
+        num="pictures per split",
         out="cm3-icons",
     )
     parser.add_argument(
@@ -51,13 +51,13 @@ def configure(parser: ArgumentParser) -> None:
         "--temperature",
         type=real_number(0, 1e6),
         metavar="X",
-        help="of image codes (default: the model's recipe)",
+        help="setting for image codes (default: the model's recipe)",
     )
     parser.add_argument(
         "--top-p",
         type=real_number(0, 1, above=True),
         metavar="X",
-        help="of image codes (default: the model's recipe)",
+        help="setting for image codes (default: the model's recipe)",
     )
     parser.add_argument("--no-tokenizer", action="store_true", help="skip the image tokenizer")
     parser.set_defaults(run=run)
@@ -87,12 +87,12 @@ def run(args: Namespace) -> int:
 
 
 def _sampling(args: Namespace) -> dict[str, Any]:
-    """The sampler's keys that were given."""
+    """Return the sampler keys that were set."""
     return {key: getattr(args, key) for key in SAMPLING if getattr(args, key) is not None}
 
 
 def _typed(args: Namespace) -> str:
-    """The whole command, so that readers of the report can repeat it."""
+    """Return the complete command, so that readers of the report can repeat it."""
     more = [
         word
         for key, value in _sampling(args).items()

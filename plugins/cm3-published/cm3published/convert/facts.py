@@ -1,4 +1,4 @@
-"""Sizes of a Chameleon, as Meta's `params.json` and Hugging Face's `config.json` state them. No torch."""
+"""Sizes of a Chameleon, from Meta's `params.json` or Hugging Face's `config.json`. No torch."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 from cm3core.errors import CheckpointError
 
-#: Ids of the tokenizer that Meta publishes. transformers' defaults (1 and 2) are wrong.
+#: Ids of Meta's published tokenizer. transformers' defaults (1 and 2) are wrong.
 BOS, PAD, EOS = 0, 1, 2
-#: Tokens that Chameleon was trained with. Neither form of its files says so.
+#: Context length of Chameleon's training, which neither format states.
 CONTEXT_LENGTH = 4096
-#: Far more than the largest model has.
+#: Far above the largest model.
 MOST_LAYERS = 10_000
-#: Bytes of a file of sizes or of a tokenizer's; Chameleon's largest has 9 MB.
+#: Size limit in bytes of a config or tokenizer file; Chameleon's largest has 9 MB.
 MOST_JSON = 1 << 28
 
 
@@ -24,7 +24,7 @@ MOST_JSON = 1 << 28
 class Facts:
     """Sizes and options of the decoder.
 
-    `num_key_heads` are the heads of keys and values, `d_ff` the width of the feed-forward layer;
+    `num_key_heads` is the number of key and value heads, `d_ff` the width of the feed-forward layer;
     `has_norms`: whether queries and keys are normalised.
     """
 
@@ -46,10 +46,10 @@ class Facts:
         return self.d_model // self.num_heads
 
     def check(self, place: str) -> None:
-        """Raise `CheckpointError` if the numbers can't be those of a model."""
+        """Raise `CheckpointError` if the numbers are impossible."""
         numbers = (self.vocab_size, self.d_model, self.num_layers, self.num_heads, self.d_ff)
         fits = min(*numbers, self.num_key_heads) > 0 and self.norm_eps > 0 and self.rope_theta > 0
-        # each layer becomes a dozen entries of a table before any tensor is looked for
+        # each layer becomes a dozen table entries before any tensor is read
         fits = fits and self.num_layers <= MOST_LAYERS
         fits = fits and self.d_model % (2 * self.num_heads) == 0
         if not fits or self.num_heads % self.num_key_heads:
@@ -57,7 +57,7 @@ class Facts:
 
 
 def ffn_width(dim: int, multiple_of: int, multiplier: float) -> int:
-    """Width of Meta's feed-forward layer.
+    """Return the width of Meta's feed-forward layer.
 
     >>> ffn_width(4096, 256, 1.0), ffn_width(8192, 256, 1.0)
     (11008, 22016)
@@ -67,12 +67,12 @@ def ffn_width(dim: int, multiple_of: int, multiplier: float) -> int:
 
 
 def from_params(params: Mapping[str, Any], place: str, *, vocab_size: int) -> Facts:
-    """The facts of Meta's parameters, files merged; the number of ids is that of the tensors."""
+    """Return the facts in Meta's merged parameters; the number of ids comes from the tensors."""
     sizes = Sizes(params, place)
     dim, heads = sizes.whole("dim"), sizes.whole("n_heads")
     multiple, multiplier = sizes.whole("multiple_of", 256), sizes.number("ffn_dim_multiplier", 1.0)
     if not sizes.flag("qk_normalization", True):
-        raise sizes.wrong("qk_normalization", "is false, and Chameleon has it")
+        raise sizes.wrong("qk_normalization", "is false, but Chameleon uses it")
     if multiple < 1:
         raise sizes.wrong("multiple_of", f"is {multiple}, must be at least 1")
     facts = Facts(
@@ -91,10 +91,10 @@ def from_params(params: Mapping[str, Any], place: str, *, vocab_size: int) -> Fa
 
 
 def to_params(facts: Facts) -> dict[str, Any]:
-    """Meta's parameters, from which `from_params` gives the same facts."""
+    """Return Meta's parameters, from which `from_params` returns the same facts."""
     multiple, multiplier = 256, 1.0
     if ffn_width(facts.d_model, multiple, multiplier) != facts.d_ff:
-        # rounded down later, so half is added
+        # adds half, since it is rounded down later
         multiple, multiplier = 1, (facts.d_ff + 0.5) / int(2 * 4 * facts.d_model / 3)
     return {
         "dim": facts.d_model,
@@ -112,7 +112,7 @@ def to_params(facts: Facts) -> dict[str, Any]:
 
 
 def from_config(config: Mapping[str, Any], place: str) -> Facts:
-    """The facts of a `config.json`; versions of transformers differ in where `rope_theta` is."""
+    """Return the facts in a `config.json`; the place of `rope_theta` depends on the version of transformers."""
     sizes = Sizes(config, place)
     if config.get("model_type") != "chameleon":
         raise sizes.wrong("model_type", f"is {config.get('model_type')!r}, not 'chameleon'")
@@ -121,7 +121,7 @@ def from_config(config: Mapping[str, Any], place: str) -> Facts:
         "rope_type", scaling.values.get("rope_type", scaling.values.get("type", "default"))
     )
     if kind != "default":
-        raise sizes.wrong("rope_type", f"is {kind!r}, and Meta's files know one sort only")
+        raise sizes.wrong("rope_type", f"is {kind!r}, but Meta's files support only one type")
     heads = sizes.whole("num_attention_heads")
     facts = Facts(
         vocab_size=sizes.whole("vocab_size"),
@@ -140,16 +140,16 @@ def from_config(config: Mapping[str, Any], place: str) -> Facts:
 
 
 def from_emu3(config: Mapping[str, Any], place: str) -> Facts:
-    """The facts of Emu3's `config.json`: BAAI's, or transformers', which has them in `text_config`."""
+    """Return the facts in Emu3's `config.json`: BAAI's, or transformers', which stores them in `text_config`."""
     sizes = Sizes(config, place)
     sizes = sizes.inside("text_config") if "text_config" in config else sizes
     rope = sizes.inside("rope_parameters")
     kind = rope.values.get("rope_type", "default")
     if kind != "default" or sizes.values.get("rope_scaling") is not None:
-        raise sizes.wrong("rope_type", f"is {_short(kind)} or scaled, and Emu3's is neither")
+        raise sizes.wrong("rope_type", f"is {_short(kind)} or scaled, but Emu3's is neither")
     for name in ("attention_bias", "mlp_bias", "tie_word_embeddings"):
         if sizes.flag(name, False):
-            raise sizes.wrong(name, "is true, and Emu3 has none")
+            raise sizes.wrong(name, "is true, but Emu3 has none")
     heads = sizes.whole("num_attention_heads", 32)
     facts = Facts(
         vocab_size=sizes.whole("vocab_size", 184_622),
@@ -169,7 +169,7 @@ def from_emu3(config: Mapping[str, Any], place: str) -> Facts:
 
 
 def to_config(facts: Facts, dtype: str) -> dict[str, Any]:
-    """A `config.json` for transformers 4 and 5."""
+    """Return a `config.json` for transformers 4 and 5."""
     return {
         "architectures": ["ChameleonForConditionalGeneration"],
         "model_type": "chameleon",
@@ -194,15 +194,17 @@ def to_config(facts: Facts, dtype: str) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; raises `CheckpointError` if there is none."""
+    """Read the object in a JSON file; raises `CheckpointError` if there is none."""
     return json_object(text_of(path), path)
 
 
 def text_of(path: Path) -> str:
-    """The text of a file; raises `CheckpointError` if it can't be read as such."""
+    """Read a text file; raises `CheckpointError` if it can't be read."""
     try:
         if path.stat().st_size > MOST_JSON:
-            raise CheckpointError(str(path), "is far too long for what it is", "copy it again")
+            raise CheckpointError(
+                str(path), "is far too large for this kind of file", "copy it again"
+            )
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise CheckpointError(str(path), "there is no such file", "copy it again") from error
@@ -211,18 +213,18 @@ def text_of(path: Path) -> str:
 
 
 def json_object(text: str, path: Path) -> dict[str, Any]:
-    """The object that a file's text is; raises `CheckpointError` if it is none."""
+    """Parse the object in a file's text; raises `CheckpointError` if it is not an object."""
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(str(path), f"is not JSON ({error})", "copy it again") from error
     if not isinstance(values, dict):
-        raise CheckpointError(str(path), "is no object of JSON", "copy it again")
+        raise CheckpointError(str(path), "is not a JSON object", "copy it again")
     return values
 
 
 class Sizes:
-    """The values of a file of sizes, by name; a wrong one is an error that names it. null is absent."""
+    """The values in a config file, by name; an invalid value raises an error with its name. null counts as missing."""
 
     def __init__(self, values: Mapping[str, Any], place: str) -> None:
         self.values, self.place = values, place
@@ -238,7 +240,7 @@ class Sizes:
 
     def number(self, name: str, default: float) -> float:
         value = self._value(name, default)
-        # no size is near 1e30, and products of larger ones overflow
+        # no size is near 1e30; products of larger ones overflow
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e30:
             raise self.wrong(name, f"is {_short(value)}, must be a number")
         return float(value)
@@ -264,6 +266,6 @@ class Sizes:
 
 
 def _short(value: Any) -> str:
-    """A wrong value as a message repeats it."""
+    """Format an invalid value for a message."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:60]}..."

@@ -1,4 +1,4 @@
-"""Hugging Face's form: `config.json`, and safetensors (or `pytorch_model*.bin`) with an index."""
+"""Hugging Face's format: `config.json`, and safetensors (or `pytorch_model*.bin`) with an index."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ from cm3published.convert.model import (
 from cm3published.convert.names import Lazy, Part, parts
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-#: The index of several files of weights, and the single one, in the order in which they are looked for.
+#: Index of several weights files, and the single file, in search order.
 _WEIGHTS = ((INDEX, SINGLE), ("pytorch_model.bin.index.json", "pytorch_model.bin"))
-#: The image tokenizer, which Meta's form keeps in a file of its own.
+#: Prefix of the image tokenizer, which has a separate file in Meta's format.
 TOKENIZER_PREFIX = "model.vqmodel."
-#: Bytes of a file of weights, as transformers splits them.
+#: Maximum bytes of a weights file, as split by transformers.
 MOST_BYTES = 5 * 10**9
 
 
 def is_hugging_face(folder: Path) -> bool:
-    """Whether a folder holds Hugging Face's form."""
+    """Whether a folder has Hugging Face's format."""
     return (folder / CONFIG).is_file()
 
 
 def open_hugging_face(folder: Path, stack: ExitStack) -> ModelFiles:
     """Open a folder; files stay open as long as `stack`.
 
-    Norms of queries and keys may have a row for each head, or for each of fewer groups of heads.
+    Norms of queries and keys may have a row per head, or per group of heads.
 
     Raises:
-        CheckpointError: a file is missing, damaged or of another model.
+        CheckpointError: a file is missing or damaged, or belongs to another model.
     """
     facts = from_config(read_json(folder / CONFIG), str(folder / CONFIG))
     owners, names = files_of(folder, stack)
@@ -62,13 +62,13 @@ def open_hugging_face(folder: Path, stack: ExitStack) -> ModelFiles:
 def write_hugging_face(
     model: ModelFiles, folder: Path, extra: dict[str, Any], most_bytes: int = MOST_BYTES
 ) -> list[str]:
-    """Write Hugging Face's form into an empty folder; return the names of the files.
+    """Write Hugging Face's format into an empty folder; return the names of the files.
 
     Args:
-        model: what to write.
-        folder: is there.
+        model: model to write.
+        folder: existing empty folder.
         extra: further keys of `config.json`.
-        most_bytes: of a file of weights.
+        most_bytes: maximum bytes of a weights file.
     """
     groups: list[list[str]] = [[]]
     size = 0
@@ -100,7 +100,7 @@ def write_hugging_face(
 
 
 def files_of(folder: Path, stack: ExitStack) -> tuple[dict[str, TensorFile], list[str]]:
-    """The file that holds each tensor, and the files' names.
+    """Return the file of each tensor, and the files' names.
 
     Raises:
         CheckpointError: a file is missing or damaged.
@@ -120,31 +120,31 @@ def files_of(folder: Path, stack: ExitStack) -> tuple[dict[str, TensorFile], lis
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise CheckpointError(
             str(folder / missing[0]),
-            f"is missing, one of {len(names)} files that {index_name} names",
-            "copy it as well",
+            f"is missing, one of {len(names)} files listed in {index_name}",
+            "copy it, too",
         )
     opened = {name: stack.enter_context(open_tensors(folder / name)) for name in names}
     for tensor, name in weight_map.items():
         if tensor not in opened[name].entries:
             raise CheckpointError(
                 str(folder / name),
-                f"lacks {tensor}, which {index_name} says it has",
+                f"lacks {tensor}, although {index_name} lists it",
                 "copy it again",
             )
     return {tensor: opened[name] for tensor, name in weight_map.items()}, names
 
 
 def lazy_of(part: Part, file: TensorFile, key_heads: int, name: str = "") -> Lazy:
-    """A tensor of a file in transformers' order, whose head norms may be of fewer groups of heads.
+    """Return a tensor of a file in transformers' order; head norms may be per group of heads.
 
     Args:
-        part: which one.
-        file: that holds it.
-        key_heads: heads of keys and values, which groups divide.
-        name: in the file; "": transformers'.
+        part: the tensor.
+        file: file that contains it.
+        key_heads: number of key and value heads, which the number of groups divides.
+        name: name in the file; "": transformers'.
 
     Raises:
-        CheckpointError: it has another shape.
+        CheckpointError: the tensor has another shape.
     """
     name = name or part.hugging_face
     found = file.entries[name]

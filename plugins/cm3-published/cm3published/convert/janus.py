@@ -1,11 +1,11 @@
-"""Janus, in DeepSeek's own form or transformers', -> a model of this framework that draws pictures.
+"""Converts Janus, in DeepSeek's or transformers' format, to a model of this framework that generates pictures.
 
-Both hold four networks: a Llama, the image tokenizer of LlamaGen with decoder, embeddings and a head of its codes, and the
-network by which pictures are read (SigLIP), which is left out: there is none here.
+Both formats hold four networks: a Llama; LlamaGen's image tokenizer, with decoder; embeddings and a head for its codes;
+and the network that reads pictures (SigLIP), which is left out, because the framework does not support it.
 
 Sources of keys, names and defaults: transformers' `JanusConfig` and `LlamaConfig` (Apache-2.0); DeepSeek's
 `janus/models/modeling_vlm.py` and `projector.py` (deepseek-ai/Janus, MIT), whose configs hold each network's class
-(`cls`) and arguments (`params`), and a Llama's without its defaults.
+(`cls`) and arguments (`params`), and omit defaults of a Llama.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 __all__ = ["LICENCE", "JanusFiles", "is_janus", "open_janus", "write_janus"]
 
 
-#: Levels of an image tokenizer; the published one has five.
+#: Maximum levels of an image tokenizer; the published one has five.
 MOST_LEVELS = 9
 
 
@@ -58,10 +58,10 @@ class JanusFacts:
 
     Args:
         decoder: keys of decoder `llama`.
-        num_text: rows of the table of texts.
-        num_codes: image codes.
-        downsampling: pixels a code, along one side.
-        resolution: pixels of a picture, along one side.
+        num_text: rows of the text table.
+        num_codes: number of image codes.
+        downsampling: pixels per code along one side.
+        resolution: side of a picture in pixels.
     """
 
     decoder: Mapping[str, Any]
@@ -72,10 +72,10 @@ class JanusFacts:
 
 
 def from_transformers(config: Mapping[str, Any], place: str) -> JanusFacts:
-    """The facts of transformers' `config.json`, which leaves out what is a default there.
+    """Return the facts in transformers' `config.json`, which omits defaults.
 
     Raises:
-        CheckpointError: a value is missing, of another type, or of another form of model.
+        CheckpointError: a value is missing, has another type, or belongs to another architecture.
     """
     sizes = Sizes(config, place)
     text, codes, vision = (
@@ -90,7 +90,7 @@ def from_transformers(config: Mapping[str, Any], place: str) -> JanusFacts:
         )
     levels = codes.values.get("channel_multiplier", (1, 1, 2, 2, 4))
     if not isinstance(levels, (list, tuple)) or not 0 < len(levels) <= MOST_LEVELS:
-        raise codes.wrong("channel_multiplier", "is no list of a few numbers")
+        raise codes.wrong("channel_multiplier", "is not a list of a few numbers")
     decoder |= {"code_embed_dim": codes.whole("embed_dim", 8), "code_head_dim": inner}
     downsampling = 2 ** (len(levels) - 1)
     patch = vision.whole("patch_size", 16)
@@ -100,11 +100,11 @@ def from_transformers(config: Mapping[str, Any], place: str) -> JanusFacts:
 
 
 def from_deepseek(config: Mapping[str, Any], place: str, *, levels: int) -> JanusFacts:
-    """The facts of DeepSeek's `config.json`.
+    """Return the facts in DeepSeek's `config.json`.
 
     Args:
-        config, place: of the file.
-        levels: of the image tokenizer, as its tensors tell: the file only names its class.
+        config, place: content and path of the file.
+        levels: levels of the image tokenizer, from its tensors, since the file only names its class.
 
     Raises:
         CheckpointError: see `from_transformers`.
@@ -136,7 +136,7 @@ def from_deepseek(config: Mapping[str, Any], place: str, *, levels: int) -> Janu
         (head, "image_token_size", num_codes, "gen_vision_config.params.image_token_size"),
     ):
         if (found := part.whole(name)) != needed:
-            raise part.wrong(name, f"is {found}, and must be {of}, which is {needed}")
+            raise part.wrong(name, f"is {found}, but must be {of}, which is {needed}")
     if not 0 < levels <= MOST_LEVELS:
         raise CheckpointError(
             place,
@@ -150,14 +150,14 @@ def from_deepseek(config: Mapping[str, Any], place: str, *, levels: int) -> Janu
 
 
 def _decoder(text: Sizes) -> dict[str, Any]:
-    """Keys of decoder `llama`, of a Llama's config."""
+    """Return keys of decoder `llama` from a Llama's config."""
     _check_known(text, model_type="llama", hidden_act="silu", attention_bias=False, mlp_bias=False)
     rope, scaling = text.inside("rope_parameters"), text.inside("rope_scaling")
     kind = rope.values.get(
         "rope_type", scaling.values.get("rope_type", scaling.values.get("type", "default"))
     )
     if kind != "default":
-        raise text.wrong("rope_type", f"is {kind!r}, and only 'default' is known here")
+        raise text.wrong("rope_type", f"is {kind!r}, but only 'default' is supported")
     heads = text.whole("num_attention_heads", 32)
     decoder: dict[str, Any] = {
         "context_length": text.whole("max_position_embeddings", 2048),
@@ -175,11 +175,11 @@ def _decoder(text: Sizes) -> dict[str, Any]:
 
 
 def _check_known(part: Sizes, **known: object) -> None:
-    """Raise `CheckpointError` for a value other than the only one that is known; absent ones are it."""
+    """Raise `CheckpointError` for a value other than the only supported one, which is the default."""
     for name, value in known.items():
         found = part.values.get(name, value)
         if found != value:
-            raise part.wrong(name, f"is {found!r}, and only {value!r} is known here")
+            raise part.wrong(name, f"is {found!r}, but only {value!r} is supported")
 
 
 def _facts(
@@ -190,7 +190,7 @@ def _facts(
     downsampling: int,
     side: int,
 ) -> JanusFacts:
-    """The facts; raises `CheckpointError` if they can't be those of a model."""
+    """Return the facts; raises `CheckpointError` if they are impossible."""
     num_text = text.whole("vocab_size", 32_000)
     numbers = [*decoder.values(), side, num_text, num_codes]
     if min(numbers) <= 0 or decoder["num_layers"] > MOST_LAYERS:
@@ -198,7 +198,7 @@ def _facts(
     return JanusFacts(decoder, num_text, num_codes, downsampling, side * downsampling)
 
 
-#: transformers' prefixes -> DeepSeek's, of the decoder; the first that fits.
+#: transformers' prefixes of the decoder -> DeepSeek's; the first match is used.
 _DEEPSEEK = (
     ("model.language_model.", "language_model.model."),
     ("lm_head.", "language_model.lm_head."),
@@ -212,13 +212,13 @@ _DEEPSEEK = (
 
 @dataclass(frozen=True)
 class Form:
-    """Where a form of files keeps what.
+    """Tensor names in a file format.
 
     Args:
         name: "hf" or "deepseek".
         image_tokenizer: prefix of the image tokenizer's tensors.
         reader: prefixes of the network that reads pictures.
-        renames: transformers' prefixes of the decoder's tensors -> its own.
+        renames: transformers' prefixes of the decoder's tensors -> this format's.
     """
 
     name: str
@@ -227,7 +227,7 @@ class Form:
     renames: tuple[tuple[str, str], ...] = ()
 
     def name_of(self, name: str) -> str:
-        """A tensor's name in files of this form, of transformers' name.
+        """Return a tensor's name in this format for transformers' name.
 
         >>> DEEPSEEK.name_of("model.generation_head.vision_head.bias")
         'gen_head.vision_head.bias'
@@ -240,12 +240,12 @@ class Form:
 
 TRANSFORMERS = Form("hf", "model.vqmodel.", ("model.vision_model.", "model.aligner."))
 DEEPSEEK = Form("deepseek", "gen_vision_model.", ("vision_model.", "aligner."), _DEEPSEEK)
-#: A level of DeepSeek's image tokenizer.
+#: Pattern of a level in DeepSeek's image tokenizer.
 _LEVEL = re.compile(r"gen_vision_model\.encoder\.conv_blocks\.(\d+)\.")
 
 
 def num_levels(names: Iterable[str]) -> int:
-    """Levels of DeepSeek's image tokenizer: the pixels of a code double with each but the first.
+    """Return the number of levels of DeepSeek's image tokenizer; each but the first doubles the pixels per code.
 
     >>> num_levels(f"gen_vision_model.encoder.conv_blocks.{level}.res.0.conv1.bias" for level in range(5))
     5
@@ -256,12 +256,12 @@ def num_levels(names: Iterable[str]) -> int:
 def decoder_tensors(
     facts: JanusFacts, form: Form, *, tied: bool
 ) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """A form's names of the decoder's tensors -> its own, with their shapes.
+    """Return a format's names of the decoder's tensors -> the decoder's own, with their shapes.
 
     Args:
         facts: sizes.
-        form: of the files.
-        tied: whether the table of texts is their head too.
+        form: format of the files.
+        tied: whether the text table is also their head.
     """
     sizes = facts.decoder
     E, F, V, C = sizes["d_model"], sizes["d_ff"], facts.num_text, facts.num_codes
@@ -306,9 +306,9 @@ LICENCE = (
     "Janus' weights are under the DeepSeek Model License, with restrictions of use that hold for copies "
     "in another form and for models made from it."
 )
-#: What `model_type` of `config.json` says -> the form.
+#: `model_type` in `config.json` -> format.
 _FORMS = {"janus": TRANSFORMERS, "multi_modality": DEEPSEEK}
-#: DeepSeek's file of how prompts are written.
+#: DeepSeek's file that defines the prompt format.
 PROCESSOR = "processor_config.json"
 #: Its keys -> keys of the layout `janus`.
 _TAGS = {
@@ -320,16 +320,16 @@ _TAGS = {
 
 @dataclass(frozen=True)
 class JanusFiles:
-    """What was opened.
+    """An opened Janus.
 
     Args:
-        form: of the files.
+        form: format of the files.
         facts: sizes.
-        tensors: of the decoder, under its own names.
-        image_tokenizer: tensors of the image tokenizer, under the file's names.
+        tensors: tensors of the decoder, by its own names.
+        image_tokenizer: tensors of the image tokenizer, by the file's names.
         left_out: number of tensors of the network that reads pictures.
         files: names of the files.
-        tags: keys of the layout `janus` that the files state.
+        tags: keys of the layout `janus` stated in the files.
     """
 
     form: Form
@@ -342,16 +342,16 @@ class JanusFiles:
 
     @property
     def billions(self) -> float:
-        """Of the decoder's parameters."""
+        """Number of the decoder's parameters in billions."""
         return sum(torch.Size(lazy.shape).numel() for lazy in self.tensors.values()) / 1e9
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the table of texts."""
+        """The dtype of the text table."""
         return self.tensors["embed_tokens.weight"].dtype
 
     def provenance(self) -> dict[str, Any]:
-        """What is stored beside the converted weights."""
+        """Return the provenance stored with the converted weights."""
         return {
             "converted_by": "cm3 convert",
             "from": self.form.name,
@@ -362,13 +362,13 @@ class JanusFiles:
 
 
 def is_janus(folder: Path) -> bool:
-    """Whether a folder holds Janus in one of the forms."""
+    """Whether a folder holds Janus in one of the formats."""
     path = folder / CONFIG
     if not path.is_file():
         return False
     config = read_json(path)
     form = _FORMS.get(str(config.get("model_type")))
-    # DeepSeek's other models that read pictures have that type too, but draw none
+    # DeepSeek's other models that read pictures have this type, too, but don't generate any
     return form is TRANSFORMERS or (form is DEEPSEEK and "gen_vision_config" in config)
 
 
@@ -376,7 +376,7 @@ def open_janus(folder: Path, stack: ExitStack) -> JanusFiles:
     """Open a folder; files stay open as long as `stack`.
 
     Raises:
-        CheckpointError: a file is missing, damaged or of another model.
+        CheckpointError: a file is missing or damaged, or belongs to another model.
     """
     config, place = read_json(folder / CONFIG), str(folder / CONFIG)
     form = _FORMS[config["model_type"]]
@@ -414,10 +414,10 @@ def open_janus(folder: Path, stack: ExitStack) -> JanusFiles:
 
 
 def _tags(path: Path) -> dict[str, str]:
-    """Names of tokens as DeepSeek's `processor_config.json` states them; {} without that file.
+    """Return names of tokens from DeepSeek's `processor_config.json`; {} without that file.
 
     Raises:
-        CheckpointError: it is damaged, or prompts are written otherwise than here.
+        CheckpointError: it is damaged, or states another prompt format.
     """
     if not path.is_file():
         return {}
@@ -430,14 +430,14 @@ def _tags(path: Path) -> dict[str, str]:
     if form != "deepseek":
         raise CheckpointError(
             str(path),
-            f"sft_format is {form!r}, and only 'deepseek' is known here",
-            "give a published Janus or Janus-Pro",
+            f"sft_format is {form!r}, but only 'deepseek' is supported",
+            "use a published Janus or Janus-Pro",
         )
     return {_TAGS[key]: value for key, value in known.items()}
 
 
 def _lazy(name: str, file: TensorFile, shape: tuple[int, ...] | None) -> Lazy:
-    """A tensor of a file; shape None: whatever it has."""
+    """Return a tensor of a file; shape None: any shape."""
     found = file.entries[name]
     if shape is not None:
         check_shape(str(file.path), name, found.shape, shape)
@@ -459,7 +459,7 @@ def recipe_of(
     resolution: int,
     layout: Mapping[str, str],
 ) -> Recipe:
-    """The recipe of a converted Janus; `layout`: keys of that section besides name and first code."""
+    """Return the recipe of a converted Janus; `layout`: keys of that section besides name and first code."""
     grid = resolution // facts.downsampling
     room = max(1, facts.decoder["context_length"] - grid * grid - 2 - 2 * RESERVE)
     sections: dict[str, Any] = {
@@ -475,14 +475,14 @@ def recipe_of(
         "objective": {"name": "causal"},
         "decoder": {"name": "llama", "qk_norm": "none", **facts.decoder},
         "attention": {"name": "by_device"},
-        # as its own example draws
+        # as in its own example
         "sampler": {
             "name": "cfg",
             "guidance_scale": 5.0,
             "temperature": 1.0,
             "plausible_top_p": 1.0,
         },
-        # nothing was trained here; for whoever trains on
+        # nothing was trained here; used if training continues
         "train": {"steps": 1000, "learning_rate": 1e-5},
         "data": {"max_text_tokens": room},
         "generate": {"max_text_tokens": min(256, room), "num_images": 1, "retrieve": False},
@@ -502,15 +502,15 @@ def write_janus(
     """Write a model folder into an empty folder.
 
     Args:
-        model: what to write.
-        folder: is there.
+        model: model to write.
+        folder: existing empty folder.
         tokenizer: folder with `tokenizer.json`.
-        name: of the recipe.
-        resolution: of pictures, in pixels; None: the one that `config.json` states.
-        roles: names of who asks and who answers; None: those of Janus-Pro.
+        name: name of the recipe.
+        resolution: side of pictures in pixels; None: as in `config.json`.
+        roles: names of the two roles; None: those of Janus-Pro.
 
     Raises:
-        CM3Error: a tokenizer is missing, damaged, or of another model.
+        CM3Error: a tokenizer is missing or damaged, or belongs to another model.
     """
     from safetensors.torch import save_file
 
@@ -530,9 +530,9 @@ def write_janus(
     if length + 2 * RESERVE > facts.decoder["context_length"]:
         raise CheckpointError(
             "--resolution",
-            f"a picture takes {length:,} tokens, and the decoder reads "
+            f"a picture takes {length:,} tokens, but the decoder's context is "
             f"{facts.decoder['context_length']:,}",
-            "give a smaller one",
+            "use a smaller one",
         )
     text = text_file(tokenizer)
     with tempfile.TemporaryDirectory() as place:
@@ -545,13 +545,13 @@ def write_janus(
 
 
 def run_janus(args: Namespace) -> int:
-    """Convert or check a Janus, which becomes a model of this framework; return the exit code."""
+    """Convert a Janus to a model of this framework, or check it; return the exit code."""
     _check_options(args)
     with ExitStack() as stack:
         model = open_janus(args.source, stack)
         sizes = model.facts.decoder
         print(
-            f"{args.source}: Janus, {model.form.name}, {model.billions:.2f}B parameters of the decoder, "
+            f"{args.source}: Janus, {model.form.name}, {model.billions:.2f}B decoder parameters, "
             f"{model.dtype}, {sizes['num_layers']} layers of {sizes['d_model']}, "
             f"{sizes['num_heads']} heads, {model.facts.num_codes:,} image codes"
         )
@@ -559,7 +559,7 @@ def run_janus(args: Namespace) -> int:
         if args.check:
             for lazy in (*model.tensors.values(), *model.image_tokenizer.values()):
                 lazy.read()
-            print("every tensor is there, has its size and can be read")
+            print("every tensor exists with the right size and can be read")
             return 0
 
         def write(new: Path) -> None:
@@ -579,15 +579,19 @@ def run_janus(args: Namespace) -> int:
 
 
 def _check_options(args: Namespace) -> None:
-    """Raise `CM3Error` for an option that is not for Janus."""
+    """Raise `CM3Error` for an option that does not work with Janus."""
     for option, value in (("--shards", args.shards), ("--layout", args.layout)):
         if value is not None:
-            raise CM3Error(option, "is for Chameleon's kin only", "leave it out")
+            raise CM3Error(option, "only works with Chameleon-based models", "leave it out")
     if args.chat:
-        raise CM3Error("--chat", "is for Emu3 only", "leave it out")
+        raise CM3Error("--chat", "only works with Emu3", "leave it out")
     if args.width is not None:
-        raise CM3Error("--width", "is not for Janus, whose pictures are squares", "leave it out")
+        raise CM3Error(
+            "--width", "does not work with Janus, whose pictures are square", "leave it out"
+        )
     if args.to not in (None, "cm3"):
         raise CM3Error(
-            f"--to {args.to}", "is for Chameleon's kin only", "convert Janus with --to cm3"
+            f"--to {args.to}",
+            "only works with Chameleon-based models",
+            "convert Janus with --to cm3",
         )

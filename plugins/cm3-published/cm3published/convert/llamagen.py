@@ -1,7 +1,7 @@
-"""LlamaGen's class-conditional models (`c2i_*.pt`), and the model of this framework made of them.
+"""LlamaGen's class-conditional models (`c2i_*.pt`), converted to a model of this framework.
 
 Names and sizes: FoundationVision/LlamaGen (MIT), `autoregressive/models/gpt.py`; the paper is
-arXiv:2406.06525. Its heads rotate neighbouring dimensions, as Meta's do, and are permuted.
+arXiv:2406.06525. Its heads rotate adjacent dimensions, like Meta's, and are permuted.
 """
 
 from __future__ import annotations
@@ -42,26 +42,26 @@ CLASSES, TOKENS, HEAD = (
     "tok_embeddings.weight",
     "output.weight",
 )
-#: Matrices that tell the sizes of a layer.
+#: Matrices from which a layer's sizes are inferred.
 _FIRST_LAYER = ("layers.0.attention.wqkv.weight", "layers.0.feed_forward.w1.weight")
 #: Heads of the published widths; others have heads of 64.
 _HEADS = {3200: 32, 4096: 32}
 _HEAD_DIM = 64
-#: Rows behind those of codes, which LlamaGen has not: padding, and the end of a training sequence.
+#: Rows after the codes that LlamaGen does not have: padding, and the end of a training sequence.
 _MORE_ROWS = 2
 TASKS: Mapping[str, Any] = {"plain": True, "tasks": {}}
-#: Names of classes, a line each, beside the image tokenizer's file.
+#: File with one class name per line, next to the image tokenizer's file.
 NAMES = "classes.txt"
 
 
 @dataclass(frozen=True)
 class LlamaGenFiles(ModelFiles):
-    """A class-conditional LlamaGen; tensors are under the decoder `llama`'s names.
+    """A class-conditional LlamaGen; tensors have the decoder `llama`'s names.
 
     Args:
-        num_classes: that can be asked for.
-        num_codes: of its image tokenizer.
-        resolution: pixels of a side, by the file's name; None: it says none.
+        num_classes: number of classes.
+        num_codes: number of codes of its image tokenizer.
+        resolution: side in pixels, from the file name; None: not stated.
     """
 
     num_classes: int = 0
@@ -73,22 +73,22 @@ def open_llamagen(path: Path, stack: ExitStack) -> LlamaGenFiles:
     """Open a file; it stays open as long as `stack`. Nothing in it is executed.
 
     Raises:
-        CheckpointError: it is damaged, of another model, or of a model of captions.
+        CheckpointError: the file is damaged, or belongs to another or a text-conditional model.
     """
     file = stack.enter_context(open_tensors(path))
     entries = file.entries
     if any(name.startswith("cls_embedding.cap_proj") for name in entries):
         raise CheckpointError(
             str(path),
-            "is a model of captions: it reads features of flan-T5-XL, which decoders here don't",
-            "give one of classes (c2i_*.pt)",
+            "is a text-conditional model: it reads features of flan-T5-XL, which decoders here don't support",
+            "use a class-conditional one (c2i_*.pt)",
         )
     if CLASSES not in entries or TOKENS not in entries:
         raise CheckpointError(
             str(path),
-            "is no class-conditional LlamaGen: it lacks "
+            "is not a class-conditional LlamaGen: it lacks "
             + (CLASSES if CLASSES not in entries else TOKENS),
-            "give c2i_*.pt, or the folder of another model",
+            "use c2i_*.pt, or the folder of another model",
         )
     facts, rows = _facts(file)
     E, D = facts.d_model, facts.head_dim
@@ -129,26 +129,26 @@ def open_llamagen(path: Path, stack: ExitStack) -> LlamaGenFiles:
 
 
 def _facts(file: TensorFile) -> tuple[Facts, int]:
-    """The sizes that the tensors imply, and the rows of classes; the last row is that without one."""
+    """Infer the sizes from the tensors, and the number of class rows; the last row means no class."""
     entries, place = file.entries, str(file.path)
     numbers = [int(match[1]) for name in entries if (match := re.match(r"layers\.(\d+)\.", name))]
     layers = 1 + max((one for one in numbers if one < MOST_LAYERS), default=-1)
     shapes = [entries[name].shape for name in (CLASSES, TOKENS, *_FIRST_LAYER) if name in entries]
     if len(shapes) != 4 or any(len(shape) != 2 or min(shape) < 1 for shape in shapes):
-        raise CheckpointError(place, "lacks matrices of a first layer", "copy the file again")
+        raise CheckpointError(place, "lacks the first layer's matrices", "copy the file again")
     (rows, E), (codes, _), (fused, _), (inner, _) = shapes
     heads = _HEADS.get(E, E // _HEAD_DIM)
     if not heads or E % (4 * heads) or rows < 2:
         raise CheckpointError(
             place,
-            f"has width {E}, which is none of LlamaGen's heads of {_HEAD_DIM}",
-            "give one of the published files",
+            f"has width {E}, which is not divisible into LlamaGen's heads of {_HEAD_DIM}",
+            "use one of the published files",
         )
     key_heads, rest = divmod(fused - E, 2 * (E // heads))
     if rest or key_heads < 1 or heads % key_heads:
         raise CheckpointError(
             place,
-            f"layers.0.attention.wqkv.weight has {fused} rows, which are no heads of {E // heads}",
+            f"layers.0.attention.wqkv.weight has {fused} rows, which are not divisible into heads of {E // heads}",
             "copy the file again",
         )
     facts = Facts(
@@ -168,7 +168,7 @@ def _facts(file: TensorFile) -> tuple[Facts, int]:
 
 
 def _tensors(file: TensorFile, facts: Facts) -> dict[str, Lazy]:
-    """The decoder's tensors, each read and turned when it is needed."""
+    """Return the decoder's tensors, each read and permuted on demand."""
     E, D = facts.d_model, facts.head_dim
     H, K = facts.num_heads, facts.num_key_heads
 
@@ -188,7 +188,7 @@ def _tensors(file: TensorFile, facts: Facts) -> dict[str, Lazy]:
         return torch.cat([read(CLASSES).to(codes.dtype), codes, codes.new_zeros(_MORE_ROWS, E)])
 
     def head() -> Tensor:
-        # classes are never drawn
+        # classes are never generated
         rows = read(HEAD)
         num_classes = file.entries[CLASSES].shape[0]
         return torch.cat([rows.new_zeros(num_classes, E), rows, rows.new_zeros(_MORE_ROWS, E)])
@@ -223,32 +223,32 @@ def _tensors(file: TensorFile, facts: Facts) -> dict[str, Lazy]:
 
 
 def write_llamagen(model: LlamaGenFiles, folder: Path, tokenizer: Path, asked: Asked) -> None:
-    """Write a model of this framework into an empty folder.
+    """Write a model in this framework's format into an empty folder.
 
     Args:
-        model: what to write.
-        folder: is there.
-        tokenizer: the image tokenizer's file, or a folder with one `vq_*.pt`; names of the classes may
-            lie beside it.
-        asked: name and pictures.
+        model: model to write.
+        folder: existing empty folder.
+        tokenizer: the image tokenizer's file, or a folder with one `vq_*.pt`; class names may be next to
+            it.
+        asked: name and picture size.
 
     Raises:
-        CM3Error: the image tokenizer's file is missing, damaged, or of another model.
+        CM3Error: the image tokenizer's file is missing or damaged, or belongs to another model.
     """
     image_file = _image_file(tokenizer)
-    image: dict[str, Any] = {**sizes_of_codes(image_file, "give vq_ds16_c2i.pt or vq_ds8_c2i.pt")}
+    image: dict[str, Any] = {**sizes_of_codes(image_file, "use vq_ds16_c2i.pt or vq_ds8_c2i.pt")}
     if image["num_codes"] != model.num_codes:
         raise CheckpointError(
             str(image_file),
-            f"has {image['num_codes']:,} codes, and the model draws {model.num_codes:,}",
-            "give the image tokenizer that the model was trained with",
+            f"has {image['num_codes']:,} codes, but the model generates {model.num_codes:,}",
+            "use the image tokenizer that the model was trained with",
         )
     resolution = asked.resolution or model.resolution
     if resolution is None:
         raise CheckpointError(
             "--resolution",
-            "is not given, and neither the tensors nor the file's name say how large pictures are",
-            "give it: 256 or 384 for the published models",
+            "is missing, and neither the tensors nor the file name state the picture size",
+            "set it: 256 or 384 for the published models",
         )
     image |= {"model": "vq_8" if image["downsampling"] == 8 else "vq_16", **asked.keys(resolution)}
     sections = {"name": asked.name, **_sections(model, image)}
@@ -260,7 +260,7 @@ def write_llamagen(model: LlamaGenFiles, folder: Path, tokenizer: Path, asked: A
 
 
 def _sections(model: LlamaGenFiles, image: dict[str, Any]) -> dict[str, Any]:
-    """The sections of the model's recipe; `image`: keys of the image tokenizer's besides its name."""
+    """Return the model's recipe sections; `image`: keys of the image tokenizer besides its name."""
     facts = model.facts
     cells = (image["resolution"] // image["downsampling"]) * (
         image.get("width", image["resolution"]) // image["downsampling"]
@@ -292,7 +292,7 @@ def _sections(model: LlamaGenFiles, image: dict[str, Any]) -> dict[str, Any]:
             "top_k": min(2000, model.num_codes),
             "temperature": 1.0,
         },
-        # nothing was trained here; for whoever trains on
+        # nothing was trained here; used if training continues
         "train": {"steps": 1000, "learning_rate": 1e-5},
         "data": {"max_text_tokens": 1},
         "generate": {"max_text_tokens": 1, "num_images": 1, "retrieve": False},
@@ -300,14 +300,14 @@ def _sections(model: LlamaGenFiles, image: dict[str, Any]) -> dict[str, Any]:
 
 
 def _image_file(path: Path) -> Path:
-    """The image tokenizer's file."""
+    """Return the image tokenizer's file."""
     if path.is_file():
         return path
     found = [one for one in sorted(path.glob("vq_*")) if one.suffix in SUFFIXES]
     if len(found) != 1:
         raise CheckpointError(
             str(path),
-            f"has {len(found)} files vq_*.pt, must be one",
-            "give the image tokenizer's file itself (--tokenizer vq_ds16_c2i.pt)",
+            f"has {len(found)} files vq_*.pt, must have one",
+            "pass the image tokenizer's file itself (--tokenizer vq_ds16_c2i.pt)",
         )
     return found[0]

@@ -1,4 +1,4 @@
-"""Meta's form: `params.json`, `consolidated.pth` or `consolidated.00.pth` ..., `checklist.chk`."""
+"""Meta's format: `params.json`, `consolidated.pth` or `consolidated.00.pth` ..., `checklist.chk`."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from cm3published.convert.model import (
 from cm3published.convert.names import Lazy, Part, fewest_norms, merged, parts, split
 
 PARAMS, MORE_PARAMS, CHECKLIST = "params.json", "consolidate_params.json", "checklist.chk"
-#: Tensors that older files have beside the weights; Anole's hold None there.
+#: Tensors in older files besides the weights; Anole's files hold None there.
 IGNORED = ("rope.freqs",)
-#: Far more than the largest model was cut into.
+#: Far above the number of files of the largest model.
 MOST_SHARDS = 1024
 _SHARD = re.compile(r"consolidated\.(\d+)\.pth")
 
 
 def is_meta(folder: Path) -> bool:
-    """Whether a folder holds Meta's form."""
+    """Whether a folder has Meta's format."""
     return (folder / PARAMS).is_file()
 
 
@@ -43,7 +43,7 @@ def open_meta(folder: Path, stack: ExitStack) -> ModelFiles:
     """Open a folder; files stay open as long as `stack`.
 
     Raises:
-        CheckpointError: a file is missing, damaged or of another model.
+        CheckpointError: a file is missing or damaged, or belongs to another model.
     """
     paths = _shards(folder)
     checked = verified(folder, [PARAMS, *(path.name for path in paths)])
@@ -55,7 +55,7 @@ def open_meta(folder: Path, stack: ExitStack) -> ModelFiles:
     if isinstance(stated, int) and stated != len(paths):
         raise CheckpointError(
             str(folder),
-            f"has {len(paths)} of {stated} files of weights",
+            f"has {len(paths)} of {stated} weights files",
             "copy all of them: consolidated.00.pth and so on",
         )
     shards = [stack.enter_context(open_tensors(path)) for path in paths]
@@ -76,7 +76,7 @@ def open_meta(folder: Path, stack: ExitStack) -> ModelFiles:
             )
             check_type(str(shard.path), part.meta, shard.entries[part.meta].dtype)
     left_out = {
-        name: "computed anew where it is needed"
+        name: "recomputed on demand"
         for name in IGNORED
         if any(name in shard.entries or name in shard.others for shard in shards)
     }
@@ -92,13 +92,13 @@ def open_meta(folder: Path, stack: ExitStack) -> ModelFiles:
 
 
 def write_meta(model: ModelFiles, folder: Path, num_shards: int | None) -> list[str]:
-    """Write Meta's form into an empty folder; return the names of the files.
+    """Write Meta's format into an empty folder; return the names of the files.
 
     Args:
-        model: what to write.
-        folder: is there.
-        num_shards: number of files of weights. None: as many as there were, or, if that is not known
-            or not possible, as few as the norms allow.
+        model: model to write.
+        folder: existing empty folder.
+        num_shards: number of weights files. None: as in the source or, if that is unknown or impossible,
+            as few as the norms allow.
     """
     facts, wanted = model.facts, parts(model.facts)
     number = num_shards or _fewest(model, wanted)
@@ -124,8 +124,8 @@ def write_meta(model: ModelFiles, folder: Path, num_shards: int | None) -> list[
         except ValueError as error:
             raise CheckpointError(
                 "--shards",
-                f"each of {number} files has one norm for its heads: {error}",
-                "leave it out for a number that fits",
+                f"each of {number} files has one norm for all its heads: {error}",
+                "leave it out to use a number that fits",
             ) from error
         torch.save(shard, folder / name)
     written = model.params
@@ -143,9 +143,9 @@ def write_meta(model: ModelFiles, folder: Path, num_shards: int | None) -> list[
 
 
 def with_known_params(model: ModelFiles, provenance: Path) -> ModelFiles:
-    """The model with Meta's own files of parameters, if `provenance` has them and they are its own.
+    """Return the model with Meta's original parameter files, if `provenance` has them and they match.
 
-    So what was converted from Meta's form is converted back to the same files.
+    Models converted from Meta's format are thus converted back to identical files.
     """
     if model.params or not provenance.is_file():
         return model
@@ -167,7 +167,7 @@ def with_known_params(model: ModelFiles, provenance: Path) -> ModelFiles:
 
 
 def _values(files: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """The values of Meta's files of parameters, as its loader merges them."""
+    """Return the values in Meta's parameter files, merged as by its loader."""
     merged_values: dict[str, Any] = {}
     for own in files:
         nested = own.get("model")
@@ -176,7 +176,7 @@ def _values(files: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 
 def verified(folder: Path, needed: list[str]) -> Mapping[str, str]:
-    """The MD5 of each file that `checklist.chk` lists, compared; {} without one.
+    """Verify and return the MD5 of each file in `checklist.chk`; {} without that file.
 
     Raises:
         CheckpointError: a file is missing or differs.
@@ -190,17 +190,19 @@ def verified(folder: Path, needed: list[str]) -> Mapping[str, str]:
             continue
         match = re.fullmatch(r"([0-9a-fA-F]{32})[ *]+(\S+)", line.strip())
         if not match or Path(match[2]).name != match[2]:
-            raise CheckpointError(f"{path}, line {number}", "is no MD5 and name", "copy it again")
+            raise CheckpointError(
+                f"{path}, line {number}", "is not an MD5 and a name", "copy it again"
+            )
         expected, name = match[1].lower(), match[2]
         if not (folder / name).is_file():
             raise CheckpointError(
-                str(folder / name), f"is missing; {CHECKLIST} lists it", "copy it as well"
+                str(folder / name), f"is missing, but {CHECKLIST} lists it", "copy it, too"
             )
         found = _md5(folder / name)
         if found != expected:
             raise CheckpointError(
                 str(folder / name),
-                f"its MD5 is {found}, and {CHECKLIST} says {expected}",
+                f"its MD5 is {found}, but {CHECKLIST} states {expected}",
                 "it is damaged or was changed: copy it again",
             )
         checked[name] = found
@@ -210,7 +212,7 @@ def verified(folder: Path, needed: list[str]) -> Mapping[str, str]:
 
 
 def _shards(folder: Path) -> list[Path]:
-    """Files of weights in order; raises `CheckpointError` if one is missing."""
+    """Return the weights files in order; raises `CheckpointError` if one is missing."""
     if (folder / "consolidated.pth").is_file():
         return [folder / "consolidated.pth"]
     found = {
@@ -218,16 +220,16 @@ def _shards(folder: Path) -> list[Path]:
         for path in folder.iterdir()
         if (match := _SHARD.fullmatch(path.name)) is not None
     }
-    # of n files the numbers are 0..n-1; a file's name may hold any number
+    # n files have the numbers 0..n-1, but a file's name may contain any number
     missing = next((place for place in range(max(1, len(found))) if place not in found), None)
     if missing is not None:
         name = f"consolidated.{missing:02}.pth" if found else "consolidated.pth"
-        raise CheckpointError(str(folder / name), "there is no such file", "copy it as well")
+        raise CheckpointError(str(folder / name), "there is no such file", "copy it, too")
     return [found[place] for place in sorted(found)]
 
 
 def _shape_in(part: Part, num_shards: int) -> tuple[int, ...]:
-    """A tensor's shape in each of Meta's files."""
+    """Return a tensor's shape in each of Meta's files."""
     if part.is_head_norm:
         return part.shape[1:]
     return tuple(
@@ -246,7 +248,7 @@ def _lazy(part: Part, shards: list[TensorFile]) -> Lazy:
 
 
 def _fewest(model: ModelFiles, wanted: list[Part]) -> int:
-    """The smallest number of files that the norms of queries and keys allow."""
+    """Return the smallest number of files that the norms of queries and keys allow."""
     number = 1
     for part in wanted:
         if part.is_head_norm:
@@ -257,8 +259,8 @@ def _fewest(model: ModelFiles, wanted: list[Part]) -> int:
         if not number:
             raise CheckpointError(
                 part.hugging_face,
-                "has other values for each head, and a file of Meta's has one norm for all its heads",
-                "keep transformers' form: these weights were trained in it",
+                "has different values for each head, but a Meta file has one norm for all its heads",
+                "keep transformers' format: these weights were trained in it",
             )
     return number
 

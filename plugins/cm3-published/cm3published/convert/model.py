@@ -1,5 +1,5 @@
-"""A model that is being converted: facts, and tensors under transformers' names, read lazily; and the folder that a
-conversion writes, which appears when it is complete."""
+"""A model to convert: facts, and tensors under transformers' names, read lazily; and the folder written by a
+conversion, which appears once it is complete."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cm3core.files import check_not_input, new_place
 from cm3published.convert.facts import Facts
 from cm3published.convert.names import Lazy
 
-#: Said once, and stored: a copy in another form is under the licence of the weights.
+#: Printed once, and stored: a converted copy is under the licence of the weights.
 LICENCE = (
     "Chameleon's weights, and those made from them, are under the Chameleon Research License: "
     "noncommercial research only, and not to enable what Meta disabled. A converted copy is too."
@@ -28,18 +28,18 @@ LICENCE = (
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """What was opened.
+    """An opened model.
 
     Args:
-        form: "meta", "hf" or "cm3"; of models that are not Chameleons their name.
+        form: "meta", "hf" or "cm3"; for models other than Chameleon, their name.
         facts: sizes.
-        tensors: those of the decoder, whole, under transformers' names.
-        left_out: names of what is there and not converted, with the reason.
-        files: the files it is read from, with their MD5 where it was verified.
-        params: texts of Meta's files of parameters, by name, to be written back unchanged.
-        num_shards: number of Meta's files of weights that these come from. None: not known.
-        text_tokenizer: the file of its text tokenizer. None: it has none.
-        licence: what is said of it.
+        tensors: the decoder's complete tensors, with transformers' names.
+        left_out: names of values that are not converted -> reason.
+        files: source files -> their MD5, if verified.
+        params: texts of Meta's parameter files, by name, to be written back unchanged.
+        num_shards: number of Meta's weights files in the source. None: unknown.
+        text_tokenizer: file of the text tokenizer. None: it has none.
+        licence: notice about the licence.
     """
 
     form: str
@@ -54,14 +54,14 @@ class ModelFiles:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type that most of the numbers have."""
+        """The dtype of most of the numbers."""
         counts: dict[torch.dtype, int] = {}
         for lazy in self.tensors.values():
             counts[lazy.dtype] = counts.get(lazy.dtype, 0) + torch.Size(lazy.shape).numel()
         return max(counts, key=lambda dtype: counts[dtype])
 
     def provenance(self) -> dict[str, Any]:
-        """What is stored beside the converted weights."""
+        """Return the provenance stored with the converted weights."""
         return {
             "converted_by": "cm3 convert",
             "from": self.form,
@@ -74,11 +74,11 @@ class ModelFiles:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a model of this framework is to be called, and how large its pictures are.
+    """Requested name and picture size of a model of this framework.
 
     Args:
-        name: of its recipe.
-        resolution, width: of pictures, in pixels. None: the model's own resolution; as wide as high.
+        name: name of its recipe.
+        resolution, width: height and width of pictures in pixels. None: the model's own resolution; the height.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Asked:
     width: int | None = None
 
     def keys(self, own_resolution: int) -> dict[str, int]:
-        """Keys of the image tokenizer's section, for a model of this resolution."""
+        """Return keys of the image tokenizer's section for a model with this resolution."""
         keys = {"resolution": self.resolution or own_resolution}
         return keys if self.width is None else {**keys, "width": self.width}
 
@@ -98,7 +98,7 @@ PROVENANCE = "conversion.json"
 def check_names(
     place: str, found: Iterable[str], wanted: Iterable[str], next_step: str = "copy the files again"
 ) -> None:
-    """Raise `CheckpointError` unless the names are the same; it lists what is missing and unused."""
+    """Raise `CheckpointError` unless the names are the same; lists missing and unknown ones."""
     found, wanted = set(found), set(wanted)
     problems = [
         f"{what} {', '.join(sorted(names)[:4])}"
@@ -111,56 +111,54 @@ def check_names(
 
 
 def check_shape(place: str, name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
-    """Raise `CheckpointError` for a tensor that contradicts the file of sizes."""
+    """Raise `CheckpointError` for a tensor that contradicts the config file."""
     if found != wanted:
         raise CheckpointError(
             place,
-            f"{name} is {list(found)}, and the sizes say {list(wanted)}",
-            "give the params.json or config.json that was published with these weights",
+            f"{name} is {list(found)}, but the config implies {list(wanted)}",
+            "use the params.json or config.json published with these weights",
         )
 
 
 def check_type(place: str, name: str, dtype: torch.dtype) -> None:
-    """Raise `CheckpointError` for a tensor of whole numbers or flags: weights are neither."""
+    """Raise `CheckpointError` for a tensor of integers or booleans, which can't be weights."""
     if not dtype.is_floating_point:
         raise CheckpointError(
             place,
-            f"{name} is of type {str(dtype).removeprefix('torch.')}, and weights are floating-point "
+            f"{name} has the dtype {str(dtype).removeprefix('torch.')}, but weights are floating-point "
             "numbers",
             "copy the file again",
         )
 
 
 def check_finite(place: str, name: str, tensor: torch.Tensor) -> None:
-    """Raise `CheckpointError` for weights that no training leaves behind."""
+    """Raise `CheckpointError` for non-finite weights."""
     if not torch.isfinite(tensor).all():
-        raise CheckpointError(
-            place, f"{name} holds values that are not finite", "copy the file again"
-        )
+        raise CheckpointError(place, f"{name} contains non-finite values", "copy the file again")
 
 
-#: Files beside the weights that a copy must keep.
+#: Files next to the weights that a copy must include.
 NOTICES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 
 def write_new_folder(
     out: Path, source: Path, write: Callable[[Path], None], provenance: Mapping[str, Any]
 ) -> None:
-    """Write a new folder, with where it comes from and the source's notices.
+    """Write a new folder, with its provenance and the source's notices.
 
     Args:
-        out: must not be there.
-        source: what is converted.
+        out: must not exist.
+        source: the source of the conversion.
         write: writes into an empty folder.
-        provenance: stored beside it.
+        provenance: provenance stored with it.
 
     Raises:
-        FileError: it is there already, or can't be written; nothing is left behind.
+        FileError: it already exists, or can't be written; nothing is left behind.
     """
     check_not_input(out, source)
     target = Path(os.path.realpath(out))
     if target.exists():
-        raise FileError(str(out), "is there already", "give a new folder")
+        raise FileError(str(out), "already exists", "choose a new folder")
     try:
         with new_place(target) as new:
             new.mkdir()
@@ -173,15 +171,15 @@ def write_new_folder(
             new.rename(target)
     except CM3Error:
         raise
-    except (OSError, RuntimeError) as error:  # torch and safetensors report a full disk so
+    except (OSError, RuntimeError) as error:  # raised by torch and safetensors for a full disk
         text = str(error).splitlines()[0]
         raise FileError(
-            str(out), f"can't be written ({text})", "see whether the disk has room for it"
+            str(out), f"can't be written ({text})", "check the free space of the disk"
         ) from error
 
 
 def recipe_name(folder: str) -> str:
-    """A recipe's name of a folder's.
+    """Return a recipe name for a folder's name.
 
     >>> recipe_name("My Janus!")
     'My-Janus'

@@ -1,7 +1,7 @@
-"""Chameleon's tensors: names, how Meta splits them among files, and the two orders of rotation.
+"""Chameleon's tensors: names, their split over Meta's files, and the two orders of rotation.
 
-Meta rotates neighbouring dimensions of a head, transformers dimension d with d + D/2: rows of the
-projections to queries and keys change places, and so do weights and biases of their norms.
+Meta rotates adjacent dimensions of a head, transformers dimension d with d + D/2: rows of the projections to
+queries and keys are permuted, and so are weights and biases of their norms.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cm3published.convert.facts import Facts
 
 @dataclass(frozen=True)
 class Lazy:
-    """A tensor that is read when it is needed: its shape, its type, and how."""
+    """A tensor read on demand: its shape, its dtype, and a function that reads it."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -26,14 +26,14 @@ class Lazy:
 
 @dataclass(frozen=True)
 class Part:
-    """A tensor of the decoder under both names.
+    """A tensor of the decoder with both names.
 
     Args:
         hugging_face, meta: its names.
-        shape: whole.
-        split: dimension along which Meta's files have parts. None: each has all of it.
-        heads: number of heads whose rows change places. None: none do.
-        is_head_norm: of queries or keys: [heads, D] in one form, [D] in each file of the other.
+        shape: complete shape.
+        split: dimension along which Meta splits it over files. None: each file has all of it.
+        heads: number of heads whose rows are permuted. None: not permuted.
+        is_head_norm: a norm of queries or keys: [heads, D] in one format, [D] in each file of the other.
     """
 
     hugging_face: str
@@ -45,7 +45,7 @@ class Part:
 
 
 def parts(facts: Facts) -> list[Part]:
-    """All tensors of the decoder, in the order of Meta's files."""
+    """Return all tensors of the decoder, in the order of Meta's files."""
     E, F, V, D = facts.d_model, facts.d_ff, facts.vocab_size, facts.head_dim
     H, K = facts.num_heads, facts.num_key_heads
     found = [Part("model.embed_tokens.weight", "tok_embeddings.weight", (V, E), split=1)]
@@ -82,7 +82,7 @@ def parts(facts: Facts) -> list[Part]:
 
 
 def halves(rows: Tensor, heads: int) -> Tensor:
-    """Rows [heads * D, ...] from Meta's order, neighbours, to halves.
+    """Permute rows [heads * D, ...] from Meta's order (adjacent pairs) to halves.
 
     >>> halves(torch.tensor([0, 1, 2, 3]), 1).tolist()
     [0, 2, 1, 3]
@@ -92,7 +92,7 @@ def halves(rows: Tensor, heads: int) -> Tensor:
 
 
 def neighbours(rows: Tensor, heads: int) -> Tensor:
-    """The inverse of `halves`.
+    """Inverse of `halves`.
 
     >>> neighbours(torch.tensor([0, 2, 1, 3]), 1).tolist()
     [0, 1, 2, 3]
@@ -102,7 +102,7 @@ def neighbours(rows: Tensor, heads: int) -> Tensor:
 
 
 def merged(part: Part, shards: Sequence[Tensor]) -> Tensor:
-    """The whole tensor, as transformers has it, of its parts in Meta's files."""
+    """Merge a tensor's parts in Meta's files into the complete tensor in transformers' order."""
     if part.is_head_norm:
         heads = part.shape[0]
         norms = torch.stack([halves(shard, 1) for shard in shards])
@@ -114,7 +114,7 @@ def merged(part: Part, shards: Sequence[Tensor]) -> Tensor:
 
 
 def split(part: Part, whole: Tensor, num_shards: int) -> list[Tensor]:
-    """The inverse of `merged`. Raises `ValueError` if heads of one file have different norms."""
+    """Inverse of `merged`. Raises `ValueError` if heads in one file have different norms."""
     if part.is_head_norm:
         norms = whole.unflatten(0, (num_shards, -1))
         if not torch.equal(norms, norms[:, :1].expand_as(norms)):
@@ -127,7 +127,7 @@ def split(part: Part, whole: Tensor, num_shards: int) -> list[Tensor]:
 
 
 def fewest_norms(whole: Tensor, key_heads: int) -> int:
-    """The smallest number of files among which norms [heads, D] can be split; 0: none.
+    """Return the smallest number of files over which norms [heads, D] can be split; 0 if impossible.
 
     >>> fewest_norms(torch.tensor([[1.0], [1.0], [2.0], [2.0]]), 2)
     2
@@ -141,7 +141,7 @@ def fewest_norms(whole: Tensor, key_heads: int) -> int:
 
 
 def _mean(shards: Sequence[Tensor]) -> Tensor:
-    """The mean of what each file has whole; itself where they agree."""
+    """Return the mean of copies in all files; the copy itself if they agree."""
     if all(torch.equal(shard, shards[0]) for shard in shards[1:]):
         return shards[0]
     wide = torch.stack([shard.to(torch.float32) for shard in shards]).mean(0)

@@ -1,4 +1,4 @@
-"""Configs of published image tokenizers: which files there are. Light: no torch here."""
+"""Configs of published image tokenizers, with their files. Light: no torch here."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class PublicVQConfig(ImageTokenizerConfig):
-    """Base of the configs of published tokenizers: convolutions around a codebook.
+    """Base of the configs of published tokenizers: convolutional networks with a codebook.
 
-    The sizes of the network are read from the file.
+    The network's sizes are read from the file.
 
     Args:
-        model: which of the published files `weights` is.
-        weights: path of the file, a `.ckpt`, `.pt`, `.pth` or `.safetensors`; nothing in it is
-            executed. A checkpoint holds a copy, and reads that.
-        weights_sha256: if given, the file's hash must be this.
-        resolution: height of pictures in pixels, a multiple of the downsampling factor. None: what
-            the file was trained on. Convolutions work at any size.
-        width: of pictures in pixels. None: as the height.
-        num_codes, downsampling: of a file of your own that is like `model`. None: that model's.
+        model: which published model `weights` is.
+        weights: path of the file, a `.ckpt`, `.pt`, `.pth` or `.safetensors`; nothing in it is executed. A
+            checkpoint holds a copy, and reads that.
+        weights_sha256: expected SHA-256 of the file, if given.
+        resolution: height of pictures in pixels, a multiple of the downsampling factor. None: the training
+            resolution. Convolutions work at any size.
+        width: width of pictures in pixels. None: the height.
+        num_codes, downsampling: for your own file with the architecture of `model`. None: as for that model.
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {
@@ -48,7 +48,7 @@ class PublicVQConfig(ImageTokenizerConfig):
         "num_codes": (1, 2**24),
         "downsampling": (1, 2**10),
     }
-    #: The files of this publisher, by the names that `model` has.
+    #: The publisher's files, by values of `model`.
     published: ClassVar[Mapping[str, Published]] = MappingProxyType({})
 
     model: str = ""
@@ -61,7 +61,7 @@ class PublicVQConfig(ImageTokenizerConfig):
 
     @property
     def facts(self) -> Published:
-        """The facts of `model`, with the keys that are given in their place."""
+        """The facts of `model`, overridden by keys that are set."""
         self._check_model()
         known = self.published[self.model]
         return Published(
@@ -99,7 +99,7 @@ class PublicVQConfig(ImageTokenizerConfig):
             )
 
     def check(self) -> None:
-        """Ranges and combinations; raises a `RecipeError` that names the key."""
+        """Check ranges and combinations; raises a `RecipeError` that names the key."""
         super().check()
         factor = self.facts.downsampling
         power = factor & (factor - 1) == 0
@@ -113,10 +113,10 @@ class PublicVQConfig(ImageTokenizerConfig):
             )
 
     def build(self) -> PublicTokenizer:
-        """The tokenizer with its weights.
+        """Return the tokenizer with its weights.
 
         Raises:
-            CheckpointError: no file is given, or it can't be read, is of another model or has
+            CheckpointError: no file is given, or it can't be read, belongs to another model, or has
                 another hash.
         """
         from cm3published.image_tokenizers.tokenizer import PublicTokenizer
@@ -138,7 +138,7 @@ class PublicVQConfig(ImageTokenizerConfig):
         )
 
     def second_file(self) -> Path | None:
-        """The decoder's file, where the decoder has its own; checked against its hash."""
+        """Return the decoder's file, if it has a separate one, after checking its hash."""
         return None
 
     def load(self, folder: Path) -> PublicTokenizer:
@@ -153,7 +153,7 @@ class PublicVQConfig(ImageTokenizerConfig):
 class TamingConfig(PublicVQConfig):
     """Tokenizers of taming-transformers (Esser et al. 2021, arXiv:2012.09841).
 
-    `gumbel_f8` at 256 px is the shape of CM3leon's own: 1,024 of 8,192 codes a picture.
+    `gumbel_f8` at 256 px matches CM3leon's own: 1,024 of 8,192 codes per picture.
     """
 
     published: ClassVar[Mapping[str, Published]] = {
@@ -185,7 +185,7 @@ class LDMConfig(PublicVQConfig):
 
 @dataclass(kw_only=True)
 class ChameleonVQConfig(PublicVQConfig):
-    """Chameleon's tokenizer (arXiv:2405.09818), which Anole and Lumina-mGPT use too."""
+    """Chameleon's tokenizer (arXiv:2405.09818), also used by Anole and Lumina-mGPT."""
 
     published: ClassVar[Mapping[str, Published]] = {
         "chameleon": Published(8192, 16, 512, "l2", "tokenizer/vqgan.ckpt"),
@@ -210,8 +210,8 @@ class LlamaGenVQConfig(PublicVQConfig):
 class IBQConfig(PublicVQConfig):
     """Tokenizers with large codebooks (IBQ, Shi et al. 2024, arXiv:2412.02692), and Emu3.5's.
 
-    Files of a training hold moving averages of the weights too, and those are read, as IBQ's own
-    evaluation does.
+    Training files also hold moving averages of the weights; those are read, as in IBQ's own
+    evaluation.
     """
 
     published: ClassVar[Mapping[str, Published]] = {
@@ -231,7 +231,7 @@ class IBQConfig(PublicVQConfig):
 
 @dataclass(kw_only=True)
 class MoVQConfig(PublicVQConfig):
-    """MoVQGAN's tokenizers (Zheng et al. 2022, arXiv:2209.09002), as Kandinsky and Lumina-mGPT 2 use."""
+    """MoVQGAN's tokenizers (Zheng et al. 2022, arXiv:2209.09002), also used by Kandinsky and Lumina-mGPT 2."""
 
     published: ClassVar[Mapping[str, Published]] = {
         f"movqgan_{size}": Published(16_384, 8, 256, "l2", f"movqgan_{size}.ckpt", "movq")
@@ -247,7 +247,7 @@ class MoVQConfig(PublicVQConfig):
 
 @dataclass(kw_only=True)
 class Emu3VQConfig(PublicVQConfig):
-    """Emu3's tokenizer of videos (Wang et al. 2024, arXiv:2409.18869), for still pictures."""
+    """Emu3's video tokenizer (Wang et al. 2024, arXiv:2409.18869), for still pictures."""
 
     published: ClassVar[Mapping[str, Published]] = {
         "emu3": Published(32_768, 8, 512, "l2", "Emu3-VisionTokenizer, model.safetensors", "emu3"),
@@ -260,11 +260,11 @@ class Emu3VQConfig(PublicVQConfig):
 class DalleConfig(PublicVQConfig):
     """DALL-E's discrete VAE (Ramesh et al. 2021, arXiv:2102.12092): `weights` is its encoder.
 
-    Its pictures are much worse than those of `taming`'s gumbel_f8, which has as many codes.
+    Its pictures are much worse than those of `taming`'s gumbel_f8, which has the same number of codes.
 
     Args:
         decoder_weights: path of the decoder's file.
-        decoder_weights_sha256: if given, that file's hash must be this.
+        decoder_weights_sha256: expected SHA-256 of that file, if given.
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {
@@ -281,13 +281,13 @@ class DalleConfig(PublicVQConfig):
     decoder_weights_sha256: str | None = None
 
     def second_file(self) -> Path:
-        """The decoder's file."""
+        """Return the decoder's file."""
         from cm3published.image_tokenizers.tokenizer import check_hash
 
         if self.decoder_weights is None:
             raise CheckpointError(
                 "image_tokenizer.decoder_weights",
-                "is null: the decoder of DALL-E's tokenizer has a file of its own",
+                "is null: the decoder of DALL-E's tokenizer has a separate file",
                 "set image_tokenizer.decoder_weights to your copy of decoder.pkl",
             )
         path = user_path(self.decoder_weights)
@@ -295,7 +295,7 @@ class DalleConfig(PublicVQConfig):
         return path
 
     def check(self) -> None:
-        """As the base; the network halves the sides three times, whatever the file."""
+        """Check as in the base class, and that the network halves the sides three times."""
         super().check()
         factor = self.facts.downsampling
         check_value("image_tokenizer.downsampling", factor, factor == 8, must_be="8")

@@ -1,6 +1,6 @@
 """DALL-E's discrete VAE (Ramesh et al. 2021, arXiv:2102.12092, appendix A).
 
-Layers and names are those of openai/DALL-E, `dall_e/encoder.py`, `decoder.py` and `utils.py`.
+Layers and names follow openai/DALL-E, `dall_e/encoder.py`, `decoder.py` and `utils.py`.
 
 Legend: B pictures, C channels, H W pixels, Y X code grid, K codes, D code dimension.
 """
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: Pixels in [0, 1] are squeezed into [0.1, 0.9], where the distribution of its loss has a density.
+#: Pixels in [0, 1] are mapped to [0.1, 0.9], where the distribution of its loss has a density.
 EPS = 0.1
 _GROUPS = 4
 _BLOCK = re.compile(r"^encoder\.blocks\.group_1\.block_(\d+)\.")
@@ -34,7 +34,7 @@ class Conv(nn.Module):
 
 
 class Block(nn.Module):
-    """A skip connection, and four convolutions whose sum with it is weighted by the depth."""
+    """A skip connection plus four convolutions, weighted by the depth."""
 
     def __init__(self, channels: tuple[int, int], kernels: tuple[int, ...], gain: float) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Half(nn.Module):
 
     Args:
         sizes: channels of the input, of its first layer, of each group, and of the output.
-        num_blocks: in a group.
+        num_blocks: number of blocks per group.
         encodes: whether it is the encoder.
     """
 
@@ -86,7 +86,7 @@ class Half(nn.Module):
         self.blocks["output"] = nn.ModuleDict({"conv": Conv(widths[-1], last, 1)})
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """The groups' part, and the output: `input` is the caller's."""
+        """Run the groups and the output layer; the caller runs `input`."""
         for number in range(1, _GROUPS + 1):
             if number > 1 and self.encodes:
                 x_BCHW = F.max_pool2d(x_BCHW, 2)
@@ -103,7 +103,7 @@ class Half(nn.Module):
 
 
 class DVAE(nn.Module):
-    """Pixels to codes by the largest logit, codes to pixels."""
+    """Encodes pixels by the largest logit, and decodes codes to pixels."""
 
     def __init__(self, num_codes: int, width: int, first: int, num_blocks: int) -> None:
         super().__init__()
@@ -119,36 +119,36 @@ class DVAE(nn.Module):
         )
 
     def features(self, pixels_BCHW: Tensor) -> Tensor:
-        """Pixels in [-1, 1] [B, 3, H, W] -> logits [B, K, Y, X]."""
+        """Map pixels in [-1, 1] [B, 3, H, W] to logits [B, K, Y, X]."""
         squeezed_BCHW = (1 - 2 * EPS) * (pixels_BCHW + 1) / 2 + EPS
         logits_BKYX: Tensor = self.encoder(self.encoder.blocks["input"](squeezed_BCHW))
         return logits_BKYX
 
     def encode(self, pixels_BCHW: Tensor) -> Tensor:
-        """Pixels in [-1, 1] [B, 3, H, W] -> codes, int64 [B, Y, X]."""
+        """Encode pixels in [-1, 1] [B, 3, H, W] as codes, int64 [B, Y, X]."""
         return self.features(pixels_BCHW).argmax(dim=1)
 
     def entries(self) -> Tensor:
-        """The code vectors, fp32 [K, D]: what the decoder's first layer makes of each code."""
+        """Return the code vectors, fp32 [K, D]: the output of the decoder's first layer for each code."""
         first = self.decoder.blocks["input"]
         assert isinstance(first, Conv)
         return first.w[:, :, 0, 0].T
 
     def decode(self, codes_BYX: Tensor) -> Tensor:
-        """Codes, int64 [B, Y, X] -> pixels [B, 3, H, W] in [-1, 1]."""
+        """Decode codes, int64 [B, Y, X], to pixels [B, 3, H, W] in [-1, 1]."""
         first = self.decoder.blocks["input"]
         assert isinstance(first, Conv)
         vectors_BDYX = (F.embedding(codes_BYX, self.entries()) + first.b).permute(0, 3, 1, 2)
-        # the other three channels are the distribution's widths
+        # the other three channels are the distribution's scales
         squeezed_BCHW: Tensor = self.decoder(vectors_BDYX)[:, :3].sigmoid()
         return ((squeezed_BCHW - EPS) / (1 - 2 * EPS)).clamp(0.0, 1.0) * 2 - 1
 
 
 def dvae_names(tensors: Mapping[str, Tensor], side: str) -> dict[str, Tensor]:
-    """The tensors of one half under the names of `DVAE`.
+    """Rename the tensors of one half to the names of `DVAE`.
 
     Args:
-        tensors: as OpenAI's pickle has them, or as transformers' `FlavaImageCodebook` (the encoder).
+        tensors: named as in OpenAI's pickle, or as in transformers' `FlavaImageCodebook` (the encoder).
         side: "encoder" or "decoder".
     """
     prefix = "image_codebook."
@@ -167,17 +167,19 @@ def dvae_names(tensors: Mapping[str, Tensor], side: str) -> dict[str, Tensor]:
 
 
 def dvae_of(tensors: Mapping[str, Tensor]) -> tuple[DVAE, int]:
-    """The network without memory for its tensors, of the sizes that they imply; its number of codes.
+    """Return a network on the meta device with the sizes implied by the tensors, and its number of codes.
 
     Raises:
-        KeyError: a tensor that every such network has is missing.
-        ValueError: they contradict each other.
+        KeyError: a required tensor is missing.
+        ValueError: the tensors contradict each other.
     """
     width, channels, _, _ = tensors["encoder.blocks.input.w"].shape
     num_codes = tensors["encoder.blocks.output.conv.w"].shape[0]
     first = tensors["decoder.blocks.input.w"].shape[0]
     blocks = {int(match[1]) for name in tensors if (match := _BLOCK.match(name))}
     if channels != 3 or width % 4 or not blocks or len(blocks) > 64:
-        raise ValueError(f"{channels} channels, {width} and {len(blocks)} blocks are not of a dVAE")
+        raise ValueError(
+            f"{channels} channels, {width} and {len(blocks)} blocks do not match a dVAE"
+        )
     with torch.device("meta"):
         return DVAE(num_codes, width, first, len(blocks)), num_codes

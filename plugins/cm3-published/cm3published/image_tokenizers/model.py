@@ -1,9 +1,9 @@
-"""The network of published tokenizers: the VQGAN's encoder and decoder around one of four quantisers.
+"""The network of published tokenizers: the VQGAN's encoder and decoder with one of four quantisers.
 
-MoVQGAN's decoder has norms that see the latent, Emu3's has layers over time as well (arXiv:2409.18869, section 2.1; names
-are those of baaivision/Emu3, `emu3/tokenizer/modeling_emu3visionvq.py`). Convolutions over time see no later frame, its
-encoder sees a still picture several times over, and a still picture is decoded to its first frame: neither the frames
-after it nor the picture's copies have to go through the layers of a picture.
+MoVQGAN's decoder has norms that depend on the latent; Emu3's also has layers over time (arXiv:2409.18869, section 2.1;
+names follow baaivision/Emu3, `emu3/tokenizer/modeling_emu3visionvq.py`). Convolutions over time see no later frame, its
+encoder sees a still picture repeated several times, and a still picture is decoded to its first frame: neither later
+frames nor the picture's copies need to pass through the layers of a picture.
 
 Legend: B pictures, C channels, T frames, H W pixels, D code dimension, Y X code grid, K codebook entries, N positions.
 """
@@ -36,24 +36,24 @@ class CausalConv(nn.Module):
         )
 
     def forward(self, x_BCTYX: Tensor) -> Tensor:
-        """[B, C_in, T, Y, X] -> [B, C_out, (T + 2 - kernel) / stride + 1, Y, X]."""
+        """Map [B, C_in, T, Y, X] to [B, C_out, (T + 2 - kernel) / stride + 1, Y, X]."""
         out_BCTYX: Tensor = self.conv(F.pad(x_BCTYX, (0, 0, 0, 0, 2, 0)))
         return out_BCTYX
 
 
 class StillConv(CausalConv):
-    """1x1 in space, of one frame: Emu3's `quant_conv` and `post_quant_conv`."""
+    """A 1x1 convolution of one frame: Emu3's `quant_conv` and `post_quant_conv`."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, (3, 1, 1))
 
     def forward(self, x_BCYX: Tensor) -> Tensor:
-        """[B, C_in, Y, X] -> [B, C_out, Y, X]."""
+        """Map [B, C_in, Y, X] to [B, C_out, Y, X]."""
         return super().forward(x_BCYX[:, :, None])[:, :, 0]
 
 
 class Resampling(nn.Module):
-    """A convolution over time below the name that the files have for it."""
+    """A convolution over time, under its name in the files."""
 
     def __init__(self, channels: int, frames: int, stride: int) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Resampling(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """BatchNorm by the file's statistics, without torch's count of the batches that they are of."""
+    """BatchNorm with the file's statistics, without torch's batch counter."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -98,11 +98,11 @@ class TimeBlock(nn.Module):
 
 
 class StillEncoder(Encoder):
-    """`Encoder`, whose features of one picture are those of a video that stands still.
+    """An `Encoder` that encodes a picture as a still video.
 
     Args:
-        arch: the network's shape.
-        halvings: of the number of frames, until one is left.
+        arch: architecture of the network.
+        halvings: number of halvings of the frames, until one is left.
     """
 
     def __init__(self, arch: VQGANArchitecture, halvings: int) -> None:
@@ -121,7 +121,7 @@ class StillEncoder(Encoder):
 
 
 class StillDecoder(Decoder):
-    """`Decoder` of the first frame; the latent that its norms see goes through time as features do."""
+    """A `Decoder` of the first frame; the latent of its norms passes through time like the features."""
 
     def __init__(self, arch: VQGANArchitecture, halvings: int) -> None:
         super().__init__(arch, spatial_norms(arch.norm_groups, arch.embed_dim))
@@ -132,21 +132,21 @@ class StillDecoder(Decoder):
     def forward(self, features_BCYX: Tensor, *latent_BDYX: Tensor) -> Tensor:
         both_BCTYX = torch.cat([features_BCYX, *latent_BDYX])[:, :, None]
         both_BCTYX = self.time_res_stack(both_BCTYX)
-        # each layer doubles the frames first: the first frame stays the first
+        # each layer first doubles the frames: the first frame stays first
         for layer in self.time_conv:
             both_BCTYX = layer(both_BCTYX)
         features_BCYX, latent = both_BCTYX[:, :, 0].chunk(2)
         return super().forward(features_BCYX, latent)
 
 
-#: Inner products with code vectors that are in memory at a time: there are up to 262,144 vectors.
+#: Number of inner products with code vectors in memory at a time: there are up to 262,144 vectors.
 _PRODUCTS = 2**25
 
 
 class GumbelQuantizer(nn.Module):
-    """The code of the largest logit: taming's GumbelVQ without the noise of its training.
+    """Takes the code with the largest logit: taming's GumbelVQ without its training noise.
 
-    taming's own forward adds that noise in evaluation too, so that its codes are random.
+    taming's own forward pass also adds the noise in evaluation, so its codes are random.
     """
 
     def __init__(self, num_codes: int, embed_dim: int) -> None:
@@ -155,30 +155,30 @@ class GumbelQuantizer(nn.Module):
         self.embed = nn.Embedding(num_codes, embed_dim)
 
     def codes(self, z_BDYX: Tensor) -> Tensor:
-        """Features -> codes, int64 [B, Y, X]."""
+        """Map features to codes, int64 [B, Y, X]."""
         logits_BKYX: Tensor = self.proj(z_BDYX)
         return logits_BKYX.argmax(dim=1)
 
     def entries(self) -> Tensor:
-        """The code vectors, fp32 [K, D]."""
+        """Return the code vectors, fp32 [K, D]."""
         return self.embed.weight
 
     def lookup(self, codes_BYX: Tensor) -> Tensor:
-        """Code vectors of a grid, fp32 [B, D, Y, X]."""
+        """Return the code vectors of a grid, fp32 [B, D, Y, X]."""
         return rearrange(F.embedding(codes_BYX, self.entries()), "B Y X D -> B D Y X")
 
 
 class NearestQuantizer(VectorQuantizer):
-    """The nearest code, also on the unit sphere; see `VectorQuantizer`."""
+    """Takes the nearest code, optionally on the unit sphere; see `VectorQuantizer`."""
 
     def codes(self, z_BDYX: Tensor) -> Tensor:
-        """Features -> codes, int64 [B, Y, X]."""
+        """Map features to codes, int64 [B, Y, X]."""
         codes_BYX: Tensor = self(z_BDYX).codes_BYX
         return codes_BYX
 
 
 class DotQuantizer(NearestQuantizer):
-    """The code of the largest inner product (IBQ, Shi et al. 2024, arXiv:2412.02692, equation 3)."""
+    """Takes the code with the largest inner product (IBQ, Shi et al. 2024, arXiv:2412.02692, equation 3)."""
 
     def nearest(self, z_ND: Tensor, codebook_KD: Tensor) -> Tensor:
         parts = z_ND.split(max(1, _PRODUCTS // len(codebook_KD)))
@@ -186,7 +186,7 @@ class DotQuantizer(NearestQuantizer):
 
 
 class PublicVQ(nn.Module):
-    """Encoder, 1x1 `quant_conv`, quantiser, 1x1 `post_quant_conv`, decoder, under taming's names.
+    """Encoder, 1x1 `quant_conv`, quantiser, 1x1 `post_quant_conv`, decoder, with taming's names.
 
     Args:
         sizes: from `sizes_of`.
@@ -215,23 +215,23 @@ class PublicVQ(nn.Module):
             self.quantize = kind(K, D, arch.beta, quantizer == "l2_normalized")
 
     def features(self, pixels_BCHW: Tensor) -> Tensor:
-        """Pixels in [-1, 1] [B, 3, H, W] -> features before the quantiser [B, D, Y, X]."""
+        """Map pixels in [-1, 1] [B, 3, H, W] to features before the quantiser [B, D, Y, X]."""
         features_BDYX: Tensor = self.quant_conv(self.encoder(pixels_BCHW))
         return features_BDYX
 
     def encode(self, pixels_BCHW: Tensor) -> Tensor:
-        """Pixels in [-1, 1] [B, 3, H, W] -> codes, int64 [B, Y, X]."""
+        """Encode pixels in [-1, 1] [B, 3, H, W] as codes, int64 [B, Y, X]."""
         return self.quantize.codes(self.features(pixels_BCHW))
 
     def decode(self, codes_BYX: Tensor) -> Tensor:
-        """Codes, int64 [B, Y, X] -> pixels [B, 3, H, W], about [-1, 1]."""
+        """Decode codes, int64 [B, Y, X], to pixels [B, 3, H, W], about [-1, 1]."""
         latent_BDYX = self.quantize.lookup(codes_BYX)
         seen = (latent_BDYX,) if self.latent_norms else ()
         pixels_BCHW: Tensor = self.decoder(self.post_quant_conv(latent_BDYX), *seen)
         return pixels_BCHW
 
     def entries(self) -> Tensor:
-        """The code vectors, fp32 [K, D]; on the unit sphere if they are compared there."""
+        """Return the code vectors, fp32 [K, D]; on the unit sphere if they are compared there."""
         return self.quantize.entries()
 
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
@@ -240,6 +240,6 @@ class PublicVQ(nn.Module):
 
 
 def empty(sizes: Sizes, quantizer: str) -> PublicVQ:
-    """The network without memory for its tensors, for `load_state_dict(..., assign=True)`."""
+    """Return a network on the meta device, for `load_state_dict(..., assign=True)`."""
     with torch.device("meta"):
         return PublicVQ(sizes, quantizer)

@@ -1,8 +1,8 @@
-"""Names of a VQ network's tensors in the files of others, and the sizes that the tensors imply.
+"""Tensor names of VQ networks in published files, and the sizes implied by the tensors.
 
-taming's names are ours. Latent diffusion, Chameleon, IBQ, MoVQGAN and Emu3 have the same; LlamaGen,
-Janus, diffusers and transformers' Emu3 have others, and most of those count the decoder's levels from
-the coarsest.
+Our names are taming's. Latent diffusion, Chameleon, IBQ, MoVQGAN and Emu3 use the same names; LlamaGen, Janus,
+diffusers and transformers' Emu3 use others, and most of those number the decoder's levels from the
+coarsest.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from torch import Tensor
 
 from cm3plugins.image_tokenizers.vqgan.settings import VQGANArchitecture
 
-#: Prefixes below which larger models keep their tokenizer: Janus, its version and Chameleon's in
+#: Prefixes of the tokenizer in larger models: Janus, its version and Chameleon's in
 #: transformers.
 PREFIXES = ("gen_vision_model.", "model.vqmodel.", "vqmodel.", "vq_model.")
-#: Parts of a training that are no part of the network, and LlamaGen's count of codes. MoVQGAN's own
-#: code reads the weights beside the averages `ema_*` too.
+#: Training tensors that are not part of the network, and LlamaGen's counter of codes. MoVQGAN's own
+#: code also reads the weights next to the averages `ema_*`.
 IGNORED = ("loss.", "discriminator.", "lpips.", "quantize.codebook_used", "ema_")
-#: BatchNorm's count of the batches that its statistics are of.
+#: BatchNorm's batch counter.
 _COUNT = ".num_batches_tracked"
-#: Below it are IBQ's moving averages of the weights, under their names without dots.
+#: Prefix of IBQ's moving averages of the weights, whose names have no dots.
 _AVERAGES = "model_ema."
-#: Layers of taming's network, one of which every file has under this name or another.
+#: Layers of taming's network; every file has one of them, under some name.
 _LLAMAGEN = (
     (r"^encoder\.conv_blocks\.(\d+)\.res\.", r"encoder.down.\1.block."),
     (r"^encoder\.conv_blocks\.", "encoder.down."),
@@ -65,11 +65,11 @@ _ATTENTION = re.compile(r"\.(attn\.\d+|attn_1)\.(q|k|v|proj_out)\.weight$")
 
 
 def tamings(tensors: Mapping[str, Tensor], *, averaged: bool = False) -> dict[str, Tensor]:
-    """The tensors of a tokenizer under taming's names, without those of a training.
+    """Rename a tokenizer's tensors to taming's names, dropping training tensors.
 
     Args:
-        tensors: of the file.
-        averaged: take the moving averages of the weights where the file has them.
+        tensors: tensors of the file.
+        averaged: use the moving averages of the weights if the file has them.
     """
     for prefix in PREFIXES:
         if any(name.startswith(prefix) for name in tensors):
@@ -94,14 +94,14 @@ def tamings(tensors: Mapping[str, Tensor], *, averaged: bool = False) -> dict[st
             continue
         for pattern, replacement in renames:
             name = re.sub(pattern, replacement, name)
-        # diffusers' attention has matrices where taming has 1x1 convolutions
+        # diffusers' attention uses matrices instead of taming's 1x1 convolutions
         matrix = tensor.ndim == 2 and _ATTENTION.search(name) is not None
         renamed[name] = tensor[:, :, None, None] if matrix else tensor
     return _finest_first(renamed)
 
 
 def _averages(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors with their averages in their place; averages of nothing keep their names."""
+    """Replace tensors by their averages; averages without a tensor keep their names."""
     averages = {
         name.removeprefix(_AVERAGES): tensor
         for name, tensor in tensors.items()
@@ -123,7 +123,7 @@ def _averages(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _finest_first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same with the decoder's levels counted from the finest, the one that does not enlarge."""
+    """Renumber the decoder's levels from the finest, which does not upsample."""
     levels = {int(match[1]) for name in tensors if (match := _LEVEL.match(name))}
     if len(levels) < 2 or "decoder.up.0.upsample.conv.weight" not in tensors:
         return dict(tensors)
@@ -136,13 +136,13 @@ def _finest_first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Sizes:
-    """The network that tensors are of.
+    """The network implied by tensors.
 
     Args:
-        arch: its shape.
-        gumbel: whether codes are drawn by logits of a layer's own.
+        arch: its architecture.
+        gumbel: whether a layer computes logits of codes.
         network: see `Published`.
-        halvings: of a still video's frames (Emu3).
+        halvings: number of halvings of a still video's frames (Emu3).
     """
 
     arch: VQGANArchitecture
@@ -152,11 +152,11 @@ class Sizes:
 
 
 def sizes_of(tensors: Mapping[str, Tensor]) -> Sizes:
-    """The sizes that tensors under taming's names imply.
+    """Infer the sizes from tensors with taming's names.
 
     Raises:
-        KeyError: one that every such network has is missing.
-        ValueError: they contradict each other.
+        KeyError: a required tensor is missing.
+        ValueError: the tensors contradict each other.
     """
     first = tensors["encoder.conv_in.weight"]
     levels = 1 + max(
@@ -167,7 +167,7 @@ def sizes_of(tensors: Mapping[str, Tensor]) -> Sizes:
         tensors[f"encoder.down.{level}.block.0.conv1.weight"].shape[0] for level in range(levels)
     ]
     if first.shape[1] != 3 or any(width % ch for width in widths):
-        raise ValueError(f"channels {first.shape[1]}, {ch}, {widths} are not of a VQGAN")
+        raise ValueError(f"channels {first.shape[1]}, {ch}, {widths} do not match a VQGAN")
     blocks = {
         int(match[1])
         for name in tensors
@@ -178,8 +178,8 @@ def sizes_of(tensors: Mapping[str, Tensor]) -> Sizes:
     halvings = {name.split(".")[2] for name in tensors if name.startswith("encoder.time_conv.")}
     spatial = any(name.startswith("decoder.norm_out.conv_y.") for name in tensors)
     if (halvings and not spatial) or len(halvings) > 8:
-        raise ValueError("its layers over time are not of Emu3's network")
-    # levels are told by a nominal resolution; the network runs at any
+        raise ValueError("its layers over time do not match Emu3's network")
+    # a nominal resolution identifies levels; the network runs at any resolution
     nominal = 2**levels
     return Sizes(
         VQGANArchitecture(

@@ -1,5 +1,5 @@
-"""`PublicTokenizer`: a published VQ network behind the framework's image tokenizer interface, read from its file; strict
-about every tensor."""
+"""`PublicTokenizer`: a published VQ network with the framework's image tokenizer interface, read from its file with
+strict checks of every tensor."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cm3published.image_tokenizers.dvae import DVAE, dvae_names, dvae_of
 from cm3published.image_tokenizers.model import PublicVQ, empty
 from cm3published.image_tokenizers.names import Sizes, sizes_of, tamings
 
-#: Networks, as errors call them.
+#: Names of networks in errors.
 _NETWORKS = {
     "vqgan": "a VQGAN's network",
     "movq": "MoVQGAN's network",
@@ -29,28 +29,28 @@ _NETWORKS = {
 
 
 def check_hash(path: Path, sha256: str | None, key: str) -> None:
-    """Raise `CheckpointError` if the file has another hash than `sha256`; None: any will do."""
+    """Raise `CheckpointError` if the file's hash differs from `sha256`; None: accept any."""
     if sha256 is not None and path.is_file() and (found := sha256_file(path)) != sha256:
         raise CheckpointError(
             str(path),
-            f"its SHA-256 is {found}, the recipe expects {sha256}",
-            f"give the right file, or correct image_tokenizer.{key}",
+            f"its SHA-256 is {found}, but the recipe expects {sha256}",
+            f"use the right file, or correct image_tokenizer.{key}",
         )
 
 
 def read_network(
     path: Path, facts: Published, others: Mapping[str, Published], *, second: Path | None = None
 ) -> PublicVQ | DVAE:
-    """The network of a file, with its weights; nothing in the file is executed.
+    """Read a network with its weights; nothing in the file is executed.
 
     Args:
         path: the file.
-        facts: what its network must be.
-        others: published files that it might be instead, for the error.
-        second: the decoder's file, where the decoder has its own.
+        facts: expected facts of the network.
+        others: other published files that it might be, for the error.
+        second: the decoder's file, if the decoder has a separate one.
 
     Raises:
-        CheckpointError: the file can't be read, or is of another network.
+        CheckpointError: the file can't be read, or belongs to another network.
     """
     with open_tensors(path) as file:
         tensors = file.all()
@@ -65,7 +65,7 @@ def read_network(
     except (KeyError, ValueError) as error:
         cause = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
         raise CheckpointError(
-            str(path), f"is not a VQ tokenizer ({cause})", f"give {facts.file}"
+            str(path), f"is not a VQ tokenizer ({cause})", f"use {facts.file}"
         ) from error
     state = {name: tensor.float() for name, tensor in state.items()}
     check_finite(state, path)
@@ -76,7 +76,7 @@ def read_network(
 def _vq(
     tensors: Mapping[str, Tensor], facts: Published, path: Path, others: Mapping[str, Published]
 ) -> tuple[PublicVQ, dict[str, Tensor]]:
-    """The network without memory, and its tensors under its names."""
+    """Return the network on the meta device, and its tensors by its names."""
     state = tamings(tensors, averaged=facts.quantizer == "dot")
     _require_decoder(state, facts, path)
     sizes = sizes_of(state)
@@ -92,10 +92,10 @@ def _vq(
         )
         raise CheckpointError(
             str(path),
-            f"has {arch.codebook_size:,} codes of {arch.downsampling} px by {kind}{found}, and the "
+            f"has {arch.codebook_size:,} codes of {arch.downsampling} px by {kind}{found}, but the "
             f"recipe expects {facts.num_codes:,} of {facts.downsampling} px ({facts.quantizer})"
             f"{expected}",
-            f"set image_tokenizer.model={matching[0]}" if matching else f"give {facts.file}",
+            f"set image_tokenizer.model={matching[0]}" if matching else f"use {facts.file}",
         )
     return empty(sizes, facts.quantizer), state
 
@@ -112,7 +112,7 @@ def _published_kind(facts: Published) -> tuple[int, int, bool, str]:
 def _dvae(
     tensors: Mapping[str, Tensor], facts: Published, path: Path, second: Path | None
 ) -> tuple[DVAE, dict[str, Tensor]]:
-    """As `_vq`, of DALL-E's network in two files, or in one that was saved here."""
+    """As `_vq`, for DALL-E's network in two files, or in one file saved by this framework."""
     if second is None:
         state = dict(tensors)
     else:
@@ -124,8 +124,8 @@ def _dvae(
     if num_codes != facts.num_codes:
         raise CheckpointError(
             str(path),
-            f"has {num_codes:,} codes, and the recipe expects {facts.num_codes:,}",
-            f"give {facts.file}, or set image_tokenizer.num_codes",
+            f"has {num_codes:,} codes, but the recipe expects {facts.num_codes:,}",
+            f"use {facts.file}, or set image_tokenizer.num_codes",
         )
     return model, state
 
@@ -136,8 +136,8 @@ def _require_decoder(state: Mapping[str, Tensor], facts: Published, path: Path) 
     encoder = any(name.startswith("encoder.") for name in state)
     raise CheckpointError(
         str(path),
-        "holds no decoder, so that codes can't become pictures",
-        f"give {facts.file}: files of transformers have the encoder only"
+        "has no decoder, so codes can't be decoded to pictures",
+        f"use {facts.file}: files of transformers contain only the encoder"
         if encoder
         else f"give {facts.file}",
     )
@@ -146,7 +146,7 @@ def _require_decoder(state: Mapping[str, Tensor], facts: Published, path: Path) 
 def _fill(
     model: PublicVQ | DVAE, state: Mapping[str, Tensor], facts: Published, path: Path
 ) -> None:
-    """Give the network its tensors; raises `CheckpointError` for any that is not its own."""
+    """Assign the network's tensors; raises `CheckpointError` for missing or unknown ones."""
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
     problems = [f"{name} is missing" for name in wanted if name not in state]
     problems += [f"{name} is not used" for name in state if name not in wanted]
@@ -159,8 +159,8 @@ def _fill(
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise CheckpointError(
             str(path),
-            f"does not fit the network that its sizes imply: {', '.join(problems[:3])}{more}",
-            f"give {facts.file} as it was published",
+            f"does not fit the network implied by its sizes: {', '.join(problems[:3])}{more}",
+            f"use {facts.file} as published",
         )
     model.load_state_dict(state, assign=True)
 
@@ -170,11 +170,11 @@ SAVED = "model.safetensors"
 
 
 class PublicTokenizer(NetworkTokenizer):
-    """Pixels <-> codes by a published network.
+    """Encodes and decodes pixels with a published network.
 
     Args:
         model: the network.
-        facts: what is known of its file.
+        facts: facts about its file.
         image_size: (height, width) of pictures.
     """
 
@@ -201,14 +201,14 @@ class PublicTokenizer(NetworkTokenizer):
 
         Args:
             path: the file.
-            facts: what its network must be.
+            facts: expected facts of the network.
             image_size: (height, width) of pictures.
-            sha256: if given, the file's hash must be this.
-            others: published files that it might be instead, for the error.
-            second: the decoder's file, where the decoder has its own.
+            sha256: expected SHA-256 of the file, if given.
+            others: other published files that it might be, for the error.
+            second: the decoder's file, if the decoder has a separate one.
 
         Raises:
-            CheckpointError: the file can't be read, is of another model, or has another hash.
+            CheckpointError: the file can't be read, belongs to another model, or has another hash.
         """
         check_hash(path, sha256, "weights_sha256")
         return cls(read_network(path, facts, others or {}, second=second), facts, image_size)
@@ -227,11 +227,11 @@ class PublicTokenizer(NetworkTokenizer):
         return self.facts.num_codes
 
     def facts_of_codes(self) -> str:
-        """The quantiser and the size of pictures."""
+        """Return the quantiser and the picture size as text."""
         return f"{self.facts.quantizer} {self._image_size}"
 
     def save(self, folder: Path) -> None:
-        """Write the tensors under taming's names, in fp32."""
+        """Write the tensors with taming's names, in fp32."""
         tensors = {
             name: tensor.cpu().contiguous().clone()
             for name, tensor in self.model.state_dict().items()

@@ -1,1 +1,1 @@
-"""Layouts of published models, whose tokens the framework can write."""
+"""Layouts of published models."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 #: Digits in the names of image codes: A to J, or 0 to 9.
 _DIGITS = str.maketrans("ABCDEFGHIJ", "0123456789")
-_NEXT = "give the text_tokenizer.json that was published with the model"
+_NEXT = "use the text_tokenizer.json published with the model"
 
 
 @dataclass(kw_only=True)
@@ -31,10 +31,10 @@ class ChameleonLayoutConfig(LayoutConfig):
 
     Ids are the text tokenizer's own; image codes are found by their names. There are no sentinels:
     only the end of a document can be generated. A guidance stream without text sees `<s>`, the
-    pictures, and the tokens that begin the next one.
+    pictures, and the tokens that start the next one.
 
     Args:
-        vocab_size: rows of the embedding table. null: as many as the text tokenizer has ids.
+        vocab_size: rows of the embedding table. null: the text tokenizer's number of ids.
         begin, padding, turn_end, picture_begin, picture_end: names of tokens.
         code: regular expression for names of image codes, with one group: the number, in digits or
             letters A to J.
@@ -88,7 +88,7 @@ class ChameleonLayoutConfig(LayoutConfig):
     def _vocabulary(
         self, parts: VocabularyParts, special: Mapping[str, int], others: Mapping[str, int]
     ) -> Vocabulary:
-        """Texts, image codes and the layout's own tokens, including `others`."""
+        """Return the vocabulary of texts, image codes and the layout's own tokens, including `others`."""
         from cm3core.vocab import Vocabulary
         from cm3published.layouts.turns import text_between
 
@@ -105,7 +105,7 @@ class LuminaLayoutConfig(ChameleonLayoutConfig):
     """Lumina-mGPT's layout: Chameleon's, with a picture's height and width before its codes and a
     token after each row.
 
-    A guidance stream without text sees only the tokens that begin the next picture, as in its training.
+    A guidance stream without text sees only the tokens that start the next picture, as in its training.
 
     Args:
         row_end: name of the token after each row.
@@ -134,7 +134,7 @@ class LuminaLayoutConfig(ChameleonLayoutConfig):
         check_value("layout.size", self.size, is_pattern, must_be="a name with {:05d}")
 
     def picture_length(self, grid: tuple[int, int]) -> int:
-        """Codes, row ends, two sizes, and the tokens around a picture."""
+        """Return the number of codes, row ends, two sizes, and the delimiters of a picture."""
         return grid[0] * (grid[1] + 1) + 4
 
     def build(self, parts: VocabularyParts, grid: tuple[int, int]) -> Layout:
@@ -161,16 +161,16 @@ class LuminaLayoutConfig(ChameleonLayoutConfig):
 
 
 def find(special: Mapping[str, int], name: str) -> int:
-    """The id of a token by its name; raises `RecipeError` if the text tokenizer has none."""
+    """Return a token's id by name; raises `RecipeError` if the text tokenizer lacks it."""
     if name not in special:
         raise RecipeError(
-            "layout", f"needs the token {name!r}, and the text tokenizer has no such", _NEXT
+            "layout", f"needs the token {name!r}, but the text tokenizer lacks it", _NEXT
         )
     return special[name]
 
 
 def code_ids(special: Mapping[str, int], pattern: str, number: int) -> list[int]:
-    """Ids of image codes 0..number-1, by the numbers in their names; raises `RecipeError`.
+    """Return the ids of image codes 0..number-1, by the numbers in their names; raises `RecipeError` if any is missing.
 
     >>> code_ids({"IMGIMGAZ": 4, "IMGIMGBZ": 6, "<s>": 0}, "IMGIMG([A-J]+)Z", 2)
     [4, 6]
@@ -185,8 +185,8 @@ def code_ids(special: Mapping[str, int], pattern: str, number: int) -> list[int]
         missing = next((one for one in range(number) if one not in found), None)
         raise RecipeError(
             "layout",
-            f"needs {number} image codes for the image tokenizer, and the text tokenizer names "
+            f"needs {number} image codes for the image tokenizer, but the text tokenizer names "
             f"{len(found)}" + ("" if missing is None else f", not {missing}"),
-            "give the text tokenizer and the image tokenizer of one model",
+            "use the text tokenizer and the image tokenizer of the same model",
         )
     return [found[code] for code in range(number)]

@@ -1,7 +1,7 @@
 """`emu3`: the layout of Emu3. Light.
 
-Ids: Qwen's table with Emu3's additions, as in BAAI's `configuration_emu3.py`; the order is that of its
-`processing_emu3.py` (baaivision/Emu3) and of transformers' `Emu3Processor` and `Emu3Model`, all Apache-2.0.
+Ids: Qwen's table with Emu3's additions, as in BAAI's `configuration_emu3.py`; the order follows its
+`processing_emu3.py` (baaivision/Emu3) and transformers' `Emu3Processor` and `Emu3Model`, all Apache-2.0.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Emu3LayoutConfig(LayoutConfig):
     as text. Emu3-Chat's is `<bos> text picture text answer <eos>`, with a text before the answer.
 
     Emu3's `.tiktoken` file has no special tokens, so they are given as ids; the defaults are the
-    published model's. A guidance stream without text sees `<bos>` and the tokens that begin the picture.
+    published model's. A guidance stream without text sees `<bos>` and the tokens that start the picture.
 
     Args:
         begin, padding, end: ids of `<bos>`, `<pad>` and `<eos>`.
@@ -71,7 +71,7 @@ class Emu3LayoutConfig(LayoutConfig):
         return self.vocab_size
 
     def picture_length(self, grid: tuple[int, int]) -> int:
-        """Codes, row ends, the size as text (at most a token per digit), and five more."""
+        """Return the number of codes, row ends, the size as text (at most one token per digit), and five more."""
         digits = len(str(grid[0])) + 1 + len(str(grid[1]))
         return grid[0] * (grid[1] + 1) + digits + 4
 

@@ -27,14 +27,14 @@ class JanusLayoutConfig(LayoutConfig):
     picture between `<begin_of_image>` and `<end_of_image>`.
 
     Image codes have ids after those of texts. A guidance stream without text has padding in place of
-    every token except the first and those that begin the picture. Pictures are only drawn: Janus reads
+    every token except the first and those that start the picture. Pictures can only be generated: Janus reads
     them through another network (SigLIP), which is not supported, so nothing may follow a picture.
 
     Args:
         first_code: id of image code 0; the others follow. null: after the text tokenizer's ids.
         begin, end, padding, picture_begin, picture_end: names of tokens.
-        request, answer: text before each; names of tokens in it stand for the tokens.
-        text_prefix: prefix of each text, as a part of it.
+        request, answer: text before each; names of tokens in it are replaced by the tokens.
+        text_prefix: prefix of each text, encoded with it.
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {
@@ -95,7 +95,7 @@ class JanusLayoutConfig(LayoutConfig):
 
 
 def ids_of_template(template: str, tokenizer: TextTokenizer) -> tuple[int, ...]:
-    """Encode a text in which the names of special tokens stand for the tokens."""
+    """Encode a text, replacing names of special tokens by the tokens."""
     special = tokenizer.special_ids()
     names = sorted(special, key=len, reverse=True)
     pieces = re.split(f"({'|'.join(map(re.escape, names))})", template) if names else [template]

@@ -1,6 +1,6 @@
 """`llamagen`: the layout of LlamaGen's class-conditional models. Light.
 
-A class takes the place of a text (arXiv:2406.06525, section 2.3; FoundationVision/LlamaGen,
+A class replaces the text (arXiv:2406.06525, section 2.3; FoundationVision/LlamaGen,
 `autoregressive/models/gpt.py`, MIT).
 """
 
@@ -20,7 +20,7 @@ class LlamaGenLayoutConfig(LayoutConfig):
     """LlamaGen's layout: `class codes`; a picture without a class follows the class "none".
 
     Ids: one per class (the text tokenizer's), then "none", image codes, padding and an end token, which
-    only training sees. There are no sentinels: only pictures can be generated.
+    is used only in training. There are no sentinels: only pictures can be generated.
     """
 
     has_sentinels: ClassVar[bool] = False
@@ -46,7 +46,7 @@ class ClassLayout(Layout):
     """`class codes`; see the module docstring.
 
     Args:
-        vocabulary: with the tokens "none" and "end".
+        vocabulary: vocabulary with the tokens "none" and "end".
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -63,7 +63,7 @@ class ClassLayout(Layout):
 
     @property
     def fingerprint(self) -> str:
-        """Depends on the vocabulary alone, which is stored."""
+        """Constant: the layout depends only on the vocabulary, which is stored."""
         return "class codes"
 
     @property

@@ -1,10 +1,10 @@
-"""Layouts of conversations: request, end of turn, answer, end of turn; and of one request and one answer, for models
-that draw pictures and do not read them.
+"""Layouts of conversations: request, end of turn, answer, end of turn; and of a single request and answer, for models
+that generate pictures but can't read them.
 
     begin  request ...  turn_end  answer  turn_end
 
-A conversation marks where its turns begin (`cm3core.document.is_conversation`). In any other document
-the last segment is the answer and the rest the request; a document of one segment is a text or a
+A conversation marks where its turns start (`cm3core.document.is_conversation`). In any other document the last
+segment is the answer and the rest is the request; a document with one segment is a text or a
 picture without a request. Two adjacent texts are two turns.
 """
 
@@ -22,19 +22,19 @@ from cm3core.interfaces.layout import Boundary, Frame, Layout
 from cm3core.interfaces.text_tokenizer import TextTokenizer
 from cm3core.vocab import IdRanges, Vocabulary
 
-#: Latent cells that Lumina-mGPT's size tokens count in: 32 pixels are two codes of 16.
+#: Unit of Lumina-mGPT's size tokens in codes: 32 pixels are two codes of 16.
 CELLS_PER_SIZE = 2
 
 
 @dataclass(frozen=True)
 class TurnTokens:
-    """The token ids that a conversation layout writes.
+    """The token ids of a conversation layout.
 
     Args:
-        begin: at the start of a sequence.
-        turn_end: after each turn.
-        opening, closing: before and after a picture, without size tokens.
-        row_end: after each row of codes.
+        begin: ids at the start of a sequence.
+        turn_end: ids after each turn.
+        opening, closing: ids before and after a picture, without size tokens.
+        row_end: ids after each row of codes.
         hides_all: see `Layout`.
     """
 
@@ -50,9 +50,9 @@ class TurnLayout(Layout):
     """A layout of turns.
 
     Args:
-        name: in messages.
+        name: name in messages.
         vocabulary: its ids.
-        tokens: what is written around segments.
+        tokens: delimiters of segments.
     """
 
     def __init__(self, name: str, vocabulary: Vocabulary, tokens: TurnTokens) -> None:
@@ -68,7 +68,7 @@ class TurnLayout(Layout):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the tokens and of how sizes are written."""
+        """Hash of the tokens and the encoding of sizes."""
         facts = json.dumps([self._name, asdict(self.tokens), self._size_facts()])
         return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
@@ -89,7 +89,7 @@ class TurnLayout(Layout):
         return True
 
     def between(self, boundary: Boundary) -> tuple[int, ...]:
-        """The end of a turn, if one ends here; nothing within a request whose texts are hidden."""
+        """Return the end of a turn, if one ends here; nothing within a request with hidden texts."""
         ends = boundary.turn_ends
         if ends is None:
             ends = boundary.is_last or boundary.before == boundary.after == "text"
@@ -101,12 +101,12 @@ class TurnLayout(Layout):
         return Frame(opening, self.tokens.row_end, self.tokens.closing)
 
     def _sizes(self, grid: tuple[int, int]) -> tuple[int, ...]:
-        """Size ids after the token that begins a picture; raises `DocumentError` for a grid that can't
-        be written."""
+        """Return size ids after the token that starts a picture; raises `DocumentError` for a grid that can't be
+        encoded."""
         return ()
 
     def _size_facts(self) -> list[int]:
-        """Everything that `_sizes` depends on."""
+        """Return everything that `_sizes` depends on."""
         return []
 
 
@@ -129,7 +129,7 @@ class LuminaLayout(TurnLayout):
             raise no_such_grid(
                 self.name,
                 grid,
-                "has no tokens for its size, which counts in two codes (32 pixels)",
+                "has no tokens for its size, which must be a multiple of two codes (32 pixels)",
                 "choose sides that are multiples of 32 pixels (image_tokenizer.resolution, "
                 "image_tokenizer.width)",
             )
@@ -146,7 +146,7 @@ class Emu3Layout(TurnLayout):
         vocabulary, tokens: see `TurnLayout`.
         picture_start: id after the size.
         text_tokenizer: encodes the size.
-        answer: ids between a request and a text answer; (): those that end a sequence.
+        answer: ids between a request and a text answer; (): the ids that end a sequence.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class Emu3Layout(TurnLayout):
 
     @property
     def has_turns(self) -> bool:
-        """No: there is a single request."""
+        """Always False: there is a single request."""
         return False
 
     def between(self, boundary: Boundary) -> tuple[int, ...]:
@@ -215,7 +215,7 @@ def text_between(size: int, special: set[int]) -> IdRanges:
 
 
 def no_such_grid(name: str, grid: tuple[int, int], cause: str, next_step: str) -> DocumentError:
-    """The error for a grid that a layout can't write."""
+    """Return the error for a grid that a layout can't encode."""
     return DocumentError(
         f"layout {name}", f"a picture of {grid[0]} x {grid[1]} codes {cause}", next_step
     )
@@ -223,7 +223,7 @@ def no_such_grid(name: str, grid: tuple[int, int], cause: str, next_step: str) -
 
 @dataclass(frozen=True)
 class RequestTokens:
-    """The token ids that a request layout writes.
+    """The token ids of a request layout.
 
     Args:
         begin: ids from the start of a sequence to the request.
@@ -279,7 +279,7 @@ class RequestLayout(Layout):
 
     @property
     def reads_pictures(self) -> bool:
-        """No: see `between`."""
+        """Always False; see `between`."""
         return False
 
     @property
@@ -299,15 +299,15 @@ class RequestLayout(Layout):
         if boundary.before == "image":
             raise DocumentError(
                 f"layout {self.name}",
-                "has a picture with something behind it, and this model draws pictures but cannot "
-                "read them: the network that it reads them through is not here",
+                "has content after a picture, but this model can only generate pictures, not "
+                "read them: its network for reading pictures is not supported",
                 "put the picture last, or use a model that reads pictures",
             )
         if boundary.starts_document:
             raise DocumentError(
                 f"layout {self.name}",
-                "has one request and one answer, and retrieved documents would be others",
-                "retrieve none (generate.retrieve=false)",
+                "supports one request and one answer, but no retrieved documents",
+                "turn off retrieval (generate.retrieve=false)",
             )
         return self.tokens.answer
 

@@ -1,6 +1,6 @@
 """Data set `coco`: COCO's annotations as captions, boxes, and pictures of segments and poses.
 
-Here is its config, which imports nothing heavy.
+This module holds its config, which imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -24,20 +24,21 @@ class COCOConfig(FileSourceConfig):
     """Pictures with COCO's annotations: captions, instances, panoptic segments or keypoints.
 
     Args:
-        form: what a record is. "caption" (image, caption): of captions_*.json. "grounding" (image,
-            phrase, objects): where everything of one category is, and "objects" (caption, objects,
-            image): all boxes of a picture; of instances_*.json, or any file with boxes.
+        form: form of the records. "caption" (image, caption): from captions_*.json. "grounding" (image,
+            phrase, objects): boxes of all objects of one category, and "objects" (caption, objects,
+            image): all boxes of a picture; both from instances_*.json, or any file with boxes.
             "segmentation" (feature, condition, caption, image): the condition is drawn from
-            instances_*.json, or from panoptic_*.json and its PNGs. "pose" (the same fields): drawn
+            instances_*.json, or from panoptic_*.json and its PNGs. "pose" (same fields): drawn
             from person_keypoints_*.json.
         path: the JSON file.
-        pictures: folder of the pictures, `file_name` in it.
-        captions: a captions_*.json from which "objects", "segmentation" and "pose" take their captions;
+        pictures: folder of the pictures, which contains each `file_name`.
+        captions: a captions_*.json with the captions for "objects", "segmentation" and "pose";
             "": captions name the categories in the picture.
-        segments: folder of panoptic PNGs; "": beside the JSON file, called as it is without `.json`.
-        feature: what a condition is called; "": "segmentation map" or "human pose".
-        allow_outside: read pictures outside their folders, by `../` or links; false: their records are
-            skipped.
+        segments: folder of panoptic PNGs; "": the folder next to the JSON file, with the same name without
+            `.json`.
+        feature: name of the condition in documents; "": "segmentation map" or "human pose".
+        allow_outside: read pictures outside their folders, through `../` or links; false: skip their
+            records.
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {
@@ -57,7 +58,7 @@ class COCOConfig(FileSourceConfig):
     allow_outside: bool = False
 
     def check(self) -> None:
-        """Raise `RecipeError` for a key that the form has no use for."""
+        """Raise `RecipeError` for a key that the form does not use."""
         super().check()
         unused = {
             "captions": self.form in ("caption", "grounding"),
@@ -76,7 +77,7 @@ class COCOConfig(FileSourceConfig):
         return [self.feature or FEATURES[self.form]] if self.form in FEATURES else []
 
     def scan(self, index: PictureIndex) -> Iterator[FoundRecord | SkippedRecord]:
-        """Records in the order of the file's pictures."""
+        """Yield records in the order of the file's pictures."""
         from cm3plugins.datasets.coco.records import records
 
         return records(self, index)

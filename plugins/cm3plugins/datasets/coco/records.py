@@ -1,4 +1,4 @@
-"""COCO's annotation files (pictures, annotations, categories, licences) and their records, one form each."""
+"""COCO's annotation files (pictures, annotations, categories, licences) and the records of each form."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from cm3core.interfaces.dataset import SkippedRecord
     from cm3plugins.datasets.pictures import PictureIndex, StoredPicture
 
-#: An annotation: its place in messages, and its values.
+#: An annotation: its place for messages, and its values.
 Annotation = tuple[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Category:
-    """A category: number, name, and for poses its keypoints and the limbs between them, from 0."""
+    """A category: number, name and, for poses, its keypoints and the limbs between them (indices from 0)."""
 
     number: int
     name: str
@@ -46,7 +46,7 @@ class Category:
 
 @dataclass
 class AnnotationFile:
-    """A COCO file: pictures in order, what is annotated in each, categories, licences, problems."""
+    """A COCO file: pictures in order, their annotations, categories, licences, problems."""
 
     path: Path
     images: dict[str, Annotation] = field(default_factory=dict)
@@ -57,14 +57,14 @@ class AnnotationFile:
 
     @classmethod
     def read(cls, path: Path) -> AnnotationFile:
-        """Read the file; raises `DataError` if it is none of COCO's."""
+        """Read the file; raises `DataError` if it is not a COCO file."""
         found, whole = cls(path), object_of(str(path), read_json(path))
         for place, values in found._each("image", list_in(str(path), whole, "images")):
             if (name := str(values["id"])) in found.images:
                 found.problems.append(
                     DataError(
                         place,
-                        f"its id {name} is also that of {found.images[name][0]}",
+                        f"its id {name} is also the id of {found.images[name][0]}",
                         "keep one of the two",
                     )
                 )
@@ -77,7 +77,7 @@ class AnnotationFile:
                 found.problems.append(
                     DataError(
                         place,
-                        f"is about the picture {name}, which 'images' has not",
+                        f"refers to the picture {name}, which is not in 'images'",
                         "add the picture, or remove the annotation",
                     )
                 )
@@ -93,7 +93,7 @@ class AnnotationFile:
         return found
 
     def _each(self, noun: str, values: Any) -> Iterator[Annotation]:
-        """The values that are objects with an id; a panoptic annotation has its picture's id."""
+        """Yield the values that are objects with an id; a panoptic annotation has its picture's id."""
         for number, value in enumerate(values if isinstance(values, list) else []):
             place = f"{self.path}, {noun} {number}"
             try:
@@ -104,17 +104,19 @@ class AnnotationFile:
                 self.problems.append(error)
 
     def category_of(self, place: str, values: dict[str, Any]) -> Category:
-        """The category of an annotation or a segment; raises `DataError` if there is none."""
+        """Return the category of an annotation or a segment; raises `DataError` if there is none."""
         given = values.get("category_id")
         number = str(given)
         if number not in self.categories:
             raise DataError(
-                place, f"has the category {given!r}, which 'categories' has not", "add the category"
+                place,
+                f"has the category {given!r}, which is not in 'categories'",
+                "add the category",
             )
         return self.categories[number]
 
     def provenance(self, values: dict[str, Any]) -> Provenance:
-        """Licence and address of a picture."""
+        """Return licence and address of a picture."""
         licence = self.licences.get(str(values.get("license")))
         return provenance_of(licence, values.get("flickr_url") or values.get("coco_url"))
 
@@ -131,7 +133,7 @@ def _category(place: str, values: dict[str, Any]) -> Category:
         good = isinstance(limb, list) and len(limb) == 2
         if not good or not all(isinstance(end, int) and 1 <= end <= count for end in limb):
             raise DataError(
-                place, f"its 'skeleton' has {limb!r}, it has {count} keypoints", "correct it"
+                place, f"its 'skeleton' has {limb!r}, but it has {count} keypoints", "correct it"
             )
         skeleton.append((limb[0] - 1, limb[1] - 1))
     return Category(number, text_in(place, values, "name"), count, tuple(skeleton))
@@ -153,7 +155,7 @@ class Shown:
         return self.picture.height, self.picture.width
 
     def record(self, place: str, suffix: str = "", **fields: Any) -> FoundRecord:
-        """A record of fields in order."""
+        """Return a record with fields in this order."""
         return FoundRecord(
             f"{self.name}{suffix}",
             place,
@@ -164,7 +166,7 @@ class Shown:
         )
 
     def caption_of(self, categories: Sequence[Category]) -> tuple[str, ...]:
-        """The picture's captions, or the names of the categories in it."""
+        """Return the picture's captions, or the names of the categories in it."""
         names = list(dict.fromkeys(category.name for category in categories))
         named = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
         return self.captions or (named,)
@@ -198,7 +200,7 @@ def records(config: Settings, index: PictureIndex) -> Iterator[FoundRecord | Ski
 
 
 def _captions_of(config: Settings) -> tuple[dict[str, tuple[str, ...]], list[DataError]]:
-    """Picture -> captions of another file, and what is wrong with them."""
+    """Return picture -> captions from another file, and its problems."""
     if not config.captions:
         return {}, []
     file = AnnotationFile.read(file_at(config.captions, "captions"))
@@ -209,7 +211,7 @@ def _captions_of(config: Settings) -> tuple[dict[str, tuple[str, ...]], list[Dat
 
 
 def _texts(annotations: Sequence[Annotation], problems: list[DataError]) -> Iterator[str]:
-    """The captions of annotations; bad ones are added to the problems."""
+    """Yield the captions of annotations; add invalid ones to the problems."""
     for place, values in annotations:
         try:
             yield text_in(place, values, "caption")
@@ -218,19 +220,19 @@ def _texts(annotations: Sequence[Annotation], problems: list[DataError]) -> Iter
 
 
 def _check_size(place: str, values: dict[str, Any], picture: StoredPicture) -> None:
-    """Raise `DataError` where the file states another size, so that coordinates would be wrong."""
+    """Raise `DataError` if the file states another size, since coordinates would be wrong."""
     stated = values.get("width"), values.get("height")
     if stated not in ((None, None), (picture.width, picture.height)):
         raise DataError(
             place,
-            f"says that the picture has {stated[0]!r} x {stated[1]!r} pixels, it has {picture.width} x "
+            f"states that the picture has {stated[0]!r} x {stated[1]!r} pixels, but it has {picture.width} x "
             f"{picture.height}, upright",
-            "give the picture that was annotated, and its size as it is shown",
+            "use the annotated picture, and state its size when upright",
         )
 
 
 class _Forms:
-    """The record that each form makes of a picture."""
+    """Makes the records of each form from a picture."""
 
     def __init__(self, config: Settings, file: AnnotationFile, index: PictureIndex) -> None:
         self.config, self.file = config, file
@@ -246,7 +248,7 @@ class _Forms:
             self.segments = PicturesOfLines(pngs, inside, index, "the segments' folder")
 
     def records(self, shown: Shown, place: str) -> Iterator[FoundRecord | SkippedRecord]:
-        """The records of a picture."""
+        """Yield the records of a picture."""
         made: Iterator[FoundRecord | SkippedRecord] = getattr(self, f"_{self.config.form}")(
             shown, place
         )
@@ -262,8 +264,8 @@ class _Forms:
             raise DataError(place, "has no caption", "write one, or remove the picture")
 
     def _boxes(self, shown: Shown) -> Iterator[tuple[Category, DataError | Boxes]]:
-        """The boxes of each category, crowds left out, in the order of their places; or what is wrong
-        with one of them."""
+        """Yield the boxes of each category, without crowds, in the order of their positions; or an invalid
+        box's error."""
         found: dict[Category, list[tuple[float, float, float, float]]] = defaultdict(list)
         wrong: dict[Category, DataError] = {}
         for place, values in shown.annotations:
@@ -281,7 +283,7 @@ class _Forms:
         for category, boxes in self._boxes(shown):
             if isinstance(boxes, DataError):
                 yield skipped(boxes)
-            elif boxes.text:  # a model sees the centre alone
+            elif boxes.text:  # a model sees only the centre
                 yield shown.record(
                     place,
                     f"/{category.name}",
@@ -330,7 +332,7 @@ class _Forms:
             segments.append((category.number, shapes.segment_of(own_place, values, shown.size)))
         if not segments:
             return
-        # what is small is in front of what is large
+        # small segments are in front of large ones
         size = shown.size
         segments.sort(key=lambda one: -_extent(one[1]))
         drawn = shapes.drawn(
@@ -346,9 +348,9 @@ class _Forms:
         if (png.width, png.height) != (shown.picture.width, shown.picture.height):
             raise DataError(
                 place,
-                f"its PNG has {png.width} x {png.height} pixels, the picture {shown.picture.width} x "
+                f"its PNG has {png.width} x {png.height} pixels, but the picture has {shown.picture.width} x "
                 f"{shown.picture.height}",
-                "give the PNG of this picture",
+                "use the PNG of this picture",
             )
         categories: list[Category] = []
         numbers: dict[int, int] = {}
@@ -381,7 +383,7 @@ class _Forms:
             return
         if len(set(categories)) > 1:
             raise DataError(
-                place, "has poses of several categories", "annotate one category a picture"
+                place, "has poses of several categories", "annotate one category per picture"
             )
         size, skeleton = shown.size, categories[0].skeleton
         drawn = shapes.drawn(
@@ -391,11 +393,11 @@ class _Forms:
 
 
 def _extent(segment: shapes.Segment) -> float:
-    """About how large a segment is: pixels of its runs, or of the frame of its polygons."""
+    """Return a segment's approximate size: pixels of its runs, or of its polygons' bounding box."""
     total = 0.0
     for number, part in enumerate(segment):
         if isinstance(part, tuple):
             total += (max(part[::2]) - min(part[::2])) * (max(part[1::2]) - min(part[1::2]))
-        elif number % 2:  # the odd runs are those of the segment
+        elif number % 2:  # odd runs belong to the segment
             total += part
     return total

@@ -1,17 +1,17 @@
-"""The keys of COCO's config that its records read."""
+"""The keys of COCO's config that its records use."""
 
 from __future__ import annotations
 
 from typing import Literal, Protocol, TypeAlias
 
-#: What a record is.
+#: Forms of a record.
 FormName: TypeAlias = Literal["caption", "grounding", "objects", "segmentation", "pose"]
-#: Form -> what the condition is called in a document, if it has one.
+#: Form -> name of the condition in documents, for forms that have one.
 FEATURES = {"segmentation": "segmentation map", "pose": "human pose"}
 
 
 class Settings(Protocol):
-    """The keys of `COCOConfig` that decide the records."""
+    """The keys of `COCOConfig` that determine the records."""
 
     form: FormName
     path: str

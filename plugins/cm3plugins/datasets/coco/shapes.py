@@ -1,9 +1,9 @@
 """Segments and skeletons of COCO's annotations: read, checked, and drawn as pictures.
 
-Coordinates are pixels of the whole picture, so that a drawn picture is cropped and resized as the
-picture that it belongs to. Run lengths go down the columns, the first run is background; in compressed
-form they are differences to the run before the last, in groups of five bits (cocodataset/cocoapi,
-`common/maskApi.c`).
+Coordinates are pixels of the whole picture, so a drawn picture is cropped and resized like the picture
+it belongs to. Run lengths go down the columns, and the first run is background; in compressed form
+each is stored as the difference to the run before the previous one, in groups of five bits
+(cocodataset/cocoapi, `common/maskApi.c`).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
     from cm3core.document import PixelArray
 
-#: Part of the drawn pictures' keys; changed when they are drawn in another way.
+#: Part of the drawn pictures' keys; change it when they are drawn differently.
 DRAWING = "coco-drawing-1"
-#: Annotations reach up to this many pixels over the edge of a picture, by rounding.
+#: Rounded annotations may exceed the picture's edge by up to this many pixels.
 ROUNDING = 1.0
 _GOLDEN = 0.6180339887498949
 
@@ -36,24 +36,24 @@ Segment = tuple[tuple[float, ...] | int, ...]
 
 @dataclass(frozen=True)
 class DrawnPicture:
-    """A picture that is drawn when it is loaded."""
+    """A picture drawn when it is loaded."""
 
     key: str
     draw: Callable[[], PixelArray] = field(compare=False, repr=False)
 
     def load(self) -> PixelArray:
-        """RGB pixels uint8 [height, width, 3]."""
+        """Return RGB pixels uint8 [height, width, 3]."""
         return self.draw()
 
 
 def drawn(content: Any, draw: Callable[[], PixelArray]) -> DrawnPicture:
-    """The picture that `draw` makes; `content`: all that decides it, as JSON can hold it."""
+    """Return a picture drawn by `draw`; `content`: everything that determines it, as JSON values."""
     text = json.dumps([DRAWING, content])
     return DrawnPicture(f"drawn-{hashlib.sha256(text.encode()).hexdigest()}", draw)
 
 
 def colour(number: int, offset: float = 0.0) -> tuple[int, int, int]:
-    """A bright colour for a category or a limb; neighbouring numbers have unlike ones.
+    """Return a bright colour for a category or a limb; adjacent numbers have different colours.
 
     >>> colour(0), colour(1)
     ((242, 85, 85), (85, 131, 242))
@@ -66,12 +66,12 @@ def colour(number: int, offset: float = 0.0) -> tuple[int, int, int]:
 def box_of(
     place: str, values: Mapping[str, Any], size: tuple[int, int]
 ) -> tuple[float, float, float, float]:
-    """(x0, y0, x1, y1) of an annotation's `bbox` (x, y, width, height), in a picture of (height, width).
+    """Return (x0, y0, x1, y1) of an annotation's `bbox` (x, y, width, height), in a picture of (height, width).
 
-    What rounding puts over the edge is cut.
+    Overhang from rounding is cut off.
 
     Raises:
-        DataError: there is none, or it is empty or outside.
+        DataError: the box is missing, empty or outside the picture.
     """
     numbers = [number_of(place, "bbox", value) for value in list_in(place, values, "bbox")]
     if len(numbers) != 4:
@@ -86,7 +86,7 @@ def box_of(
     if cut > ROUNDING or not (x0 < x1 and y0 < y1):
         raise DataError(
             place,
-            f"its box [{x:g}, {y:g}, {width:g}, {height:g}] is empty or outside of the picture, which "
+            f"its box [{x:g}, {y:g}, {width:g}, {height:g}] is empty or outside the picture, which "
             f"has {size[1]} x {size[0]} pixels",
             "correct it: [x, y, width, height] in pixels",
         )
@@ -94,10 +94,10 @@ def box_of(
 
 
 def segment_of(place: str, values: Mapping[str, Any], size: tuple[int, int]) -> Segment:
-    """An annotation's `segmentation` in a picture of (height, width).
+    """Return an annotation's `segmentation` in a picture of (height, width).
 
     Raises:
-        DataError: there is none, or it does not fit the picture.
+        DataError: it is missing, or does not fit the picture.
     """
     value = values.get("segmentation")
     if isinstance(value, list):
@@ -109,20 +109,20 @@ def segment_of(place: str, values: Mapping[str, Any], size: tuple[int, int]) -> 
     if given != list(size):
         raise DataError(
             place,
-            f"its mask is of the size {given!r}, the picture has the size {list(size)} (height, width)",
-            "give the mask of this picture",
+            f"its mask has the size {given!r}, but the picture has {list(size)} (height, width)",
+            "use the mask of this picture",
         )
     counts = runs.get("counts")
     lengths = decompressed(place, counts) if isinstance(counts, str) else counts
     if not isinstance(lengths, list) or not all(
         isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in lengths
     ):
-        raise DataError(place, "its 'counts' are no lengths of runs", "correct them")
+        raise DataError(place, "its 'counts' are not run lengths", "correct them")
     if sum(lengths) != size[0] * size[1]:
         raise DataError(
             place,
-            f"the runs of its mask have {sum(lengths)} pixels, the picture {size[0] * size[1]}",
-            "give the mask of this picture",
+            f"the runs of its mask have {sum(lengths)} pixels, but the picture has {size[0] * size[1]}",
+            "use the mask of this picture",
         )
     return tuple(lengths)
 
@@ -136,14 +136,14 @@ def _polygon(place: str, value: Any, size: tuple[int, int]) -> tuple[float, ...]
     if len(numbers) < 6 or len(numbers) % 2:
         raise DataError(
             place,
-            "its 'segmentation' has a polygon that is not three or more points",
+            "its 'segmentation' has a polygon with fewer than three points",
             "write [x0, y0, x1, y1, x2, y2, ...]",
         )
     for number, most in zip(numbers, [size[1], size[0]] * (len(numbers) // 2), strict=True):
         if not -ROUNDING <= number <= most + ROUNDING:
             raise DataError(
                 place,
-                f"its 'segmentation' reaches to {number:g}, outside of the picture, which has "
+                f"its 'segmentation' contains {number:g}, outside the picture, which has "
                 f"{size[1]} x {size[0]} pixels",
                 "correct it",
             )
@@ -151,20 +151,20 @@ def _polygon(place: str, value: Any, size: tuple[int, int]) -> tuple[float, ...]
 
 
 def decompressed(place: str, text: str) -> list[int]:
-    """Lengths of runs in compressed form.
+    """Decode compressed run lengths.
 
     >>> decompressed("", "52203")
     [5, 2, 2, 2, 5]
 
     Raises:
-        DataError: it is none, or cut short.
+        DataError: the text is invalid or truncated.
     """
     lengths: list[int] = []
     value = shift = 0
     for letter in text:
         bits = ord(letter) - 48
         if not 0 <= bits < 64 or shift > 60:
-            raise DataError(place, "its 'counts' are no compressed run lengths", "correct them")
+            raise DataError(place, "its 'counts' are not compressed run lengths", "correct them")
         value |= (bits & 31) << shift
         shift += 5
         if not bits & 32:  # the last group; its highest bit is the sign
@@ -173,12 +173,12 @@ def decompressed(place: str, text: str) -> list[int]:
             lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
             value = shift = 0
     if shift:
-        raise DataError(place, "its 'counts' are cut short", "correct them")
+        raise DataError(place, "its 'counts' are truncated", "correct them")
     return lengths
 
 
 def mask_of(segment: Segment, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """A segment's pixels: bool [height, width]."""
+    """Return a segment's pixels, bool [height, width]."""
     import numpy as np
     from PIL import Image as Pillow
     from PIL import ImageDraw
@@ -195,7 +195,7 @@ def mask_of(segment: Segment, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
 
 
 def draw_segments(segments: Sequence[tuple[int, Segment]], size: tuple[int, int]) -> PixelArray:
-    """Segments in the colours of their categories on black, the later ones in front."""
+    """Draw segments in the colours of their categories on black, later ones in front."""
     import numpy as np
 
     picture = np.zeros((*size, 3), np.uint8)
@@ -205,12 +205,12 @@ def draw_segments(segments: Sequence[tuple[int, Segment]], size: tuple[int, int]
 
 
 def draw_panoptic(ids: PixelArray, categories: Mapping[int, int], place: str) -> PixelArray:
-    """A panoptic PNG in the colours of its categories, what has none in black.
+    """Draw a panoptic PNG in the colours of its categories, unlabelled pixels in black.
 
     Args:
         ids: uint8 [height, width, 3]; a segment's id is R + 256 G + 65536 B, 0 is none.
         categories: id -> category.
-        place: what messages call it.
+        place: its name in messages.
 
     Raises:
         DataError: a pixel has an id without a category.
@@ -222,8 +222,8 @@ def draw_panoptic(ids: PixelArray, categories: Mapping[int, int], place: str) ->
     if unknown := [one for one in found.tolist() if one and one not in categories]:
         raise DataError(
             place,
-            f"has pixels of a segment {unknown[0]}, which 'segments_info' has not",
-            "give the PNG of this annotation",
+            f"has pixels of a segment {unknown[0]}, which is not in 'segments_info'",
+            "use the PNG of this annotation",
         )
     colours = [colour(categories[one]) if one else (0, 0, 0) for one in found.tolist()]
     return np.asarray(colours, np.uint8)[places.reshape(numbers.shape)]
@@ -236,10 +236,10 @@ Joint = tuple[float, float, bool]
 def joints_of(
     place: str, values: Mapping[str, Any], size: tuple[int, int], num: int
 ) -> tuple[Joint, ...]:
-    """An annotation's `keypoints`, [x, y, v] of each; v 0 is not labelled.
+    """Return an annotation's `keypoints`, each [x, y, v]; v = 0 means not labelled.
 
     Raises:
-        DataError: there are not `num`, or a labelled one is outside of the picture.
+        DataError: there are not `num` keypoints, or a labelled one is outside the picture.
     """
     numbers = [
         number_of(place, "keypoints", value) for value in list_in(place, values, "keypoints")
@@ -247,8 +247,8 @@ def joints_of(
     if len(numbers) != 3 * num:
         raise DataError(
             place,
-            f"its 'keypoints' has {len(numbers)} numbers, its category {num} keypoints",
-            "write x, y and visibility of each",
+            f"its 'keypoints' has {len(numbers)} numbers, but its category has {num} keypoints",
+            "write x, y and visibility of each keypoint",
         )
     joints = []
     for x, y, visible in zip(*[iter(numbers)] * 3, strict=True):
@@ -256,7 +256,7 @@ def joints_of(
         if visible and not inside:
             raise DataError(
                 place,
-                f"its keypoint ({x:g}, {y:g}) is outside of the picture, which has "
+                f"its keypoint ({x:g}, {y:g}) is outside the picture, which has "
                 f"{size[1]} x {size[0]} pixels",
                 "correct it",
             )
@@ -269,11 +269,11 @@ def draw_poses(
     skeleton: Sequence[tuple[int, int]],
     size: tuple[int, int],
 ) -> PixelArray:
-    """Skeletons on black: limbs as lines, joints as dots, each in a colour of its own.
+    """Draw skeletons on black: limbs as lines, joints as dots, each in a colour of its own.
 
     Args:
-        people: the joints of each.
-        skeleton: the limbs, as numbers of two joints from 0.
+        people: joints of each person.
+        skeleton: the limbs, as pairs of joint indices from 0.
         size: (height, width).
     """
     import numpy as np

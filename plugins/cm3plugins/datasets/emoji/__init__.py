@@ -1,6 +1,6 @@
-"""The bundled corpus: emoji art in five permissive styles. Here is its config, which imports nothing heavy.
+"""The bundled corpus: emoji art in five permissive styles. This module holds its config, which imports nothing heavy.
 
-`EmojiCorpus` in `corpus.py` is the data alone (no documents); `build.py` rebuilds the data files.
+`EmojiCorpus` in `corpus.py` is the data without documents; `build.py` rebuilds the data files.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class EmojiSourceConfig(DocumentSourceConfig):
     Args:
         split: "train", "comp" (the concept is in train, but not in this style), "unseen" (60
             concepts held out entirely), or "all" of them.
-        concepts: "all", "starter" (40 distinct things), "quickstart" (100, including those),
+        concepts: "all", "starter" (40 distinct objects), "quickstart" (100, including those),
             "concrete" (about 300), or the path of a text file with one label per line.
-        styles: styles to take: noto, noto-v1, fluent, twemoji, emojione.
+        styles: styles to include: noto, noto-v1, fluent, twemoji, emojione.
         image_size: height and width of the pictures, in pixels.
         templates: caption templates with fields in braces: label, style, tags, category, concept;
             the first is the canonical one.
         template_weights: how often each template is drawn, relative to the others.
-        cache_dir: folder for rendered pictures; None: ``CM3_CACHE``, else the user's cache folder.
+        cache_dir: folder for rendered pictures; None: ``CM3_CACHE`` or, if unset, the user's cache folder.
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {
@@ -64,7 +64,7 @@ class EmojiSourceConfig(DocumentSourceConfig):
     cache_dir: str | None = None
 
     def reaches(self) -> list[Reach]:
-        """A list of concepts in a file of the user."""
+        """Declare a user's file with a list of concepts."""
         from cm3core.files import user_path
         from cm3plugins.datasets.emoji.corpus import ALL, list_names
 
@@ -74,8 +74,8 @@ class EmojiSourceConfig(DocumentSourceConfig):
         return [Reach(READS, path, "concepts", "the list of concepts", self.concepts)]
 
     def check(self) -> None:
-        """Raise `RecipeError` for an unknown split or style, a size below 1, or templates that
-        can't be used."""
+        """Raise `RecipeError` for an unknown split or style, a size below 1, or invalid
+        templates."""
         super().check()
         if self.split not in SPLITS:
             cause = (
@@ -84,7 +84,7 @@ class EmojiSourceConfig(DocumentSourceConfig):
             raise RecipeError("dataset.split", cause, f"use one of {', '.join(SPLITS)}")
         if not self.styles:
             raise RecipeError(
-                "dataset.styles", "the list is empty", f"name some of {', '.join(STYLE_PACKAGES)}"
+                "dataset.styles", "the list is empty", f"use some of {', '.join(STYLE_PACKAGES)}"
             )
         for style in self.styles:
             if style not in STYLE_PACKAGES:
@@ -96,7 +96,7 @@ class EmojiSourceConfig(DocumentSourceConfig):
                 )
         if len(self.templates) != len(self.template_weights):
             cause = f"{len(self.template_weights)} weights for {len(self.templates)} templates"
-            raise RecipeError("dataset.template_weights", cause, "give one weight per template")
+            raise RecipeError("dataset.template_weights", cause, "set one weight per template")
         check_templates(
             "dataset.templates", self.caption_templates(), FIELDS, "{label}, {style} style"
         )
@@ -109,7 +109,7 @@ class EmojiSourceConfig(DocumentSourceConfig):
         """Return the source. Nothing is rendered before the first picture is needed.
 
         Raises:
-            RecipeError: a value can't be used.
+            RecipeError: a value is invalid.
             DataError: the list of concepts can't be read, or nothing is selected.
         """
         from cm3plugins.datasets.emoji.source import EmojiSource

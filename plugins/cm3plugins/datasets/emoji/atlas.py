@@ -1,8 +1,8 @@
 """Write a small test fixture of real pictures: ``python -m cm3plugins.datasets.emoji.atlas
 tests/fixtures/emoji128``.
 
-64 concepts of the quickstart list, each in noto and fluent, all in split train: 128 tiles in one
-lossless picture, row by row, beside `captions.json` and the licences of the two styles.
+It holds 64 concepts of the quickstart list, each in noto and fluent, all in split train: 128 tiles in one
+lossless picture, row by row, next to `captions.json` and the licences of the two styles.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _LICENSES = ("Apache-2.0.txt", "MIT-fluentui-emoji.txt")
 
 
 def choose_entries(corpus: EmojiCorpus) -> list[int]:
-    """Return the 128 entries, concept by concept, in an order that a hash gives."""
+    """Return the 128 entries, concept by concept, in an order set by a hash."""
     cells = {
         (entry.concept, entry.style): index
         for index, entry in enumerate(corpus.entries)
@@ -50,8 +50,8 @@ def choose_entries(corpus: EmojiCorpus) -> list[int]:
 
 
 def draw_atlas(corpus: EmojiCorpus, indices: Sequence[int]) -> NDArray[np.uint8]:
-    """Return the tiles in one picture, uint8 [rows * TILE, COLUMNS * TILE, 3]: Y rows and X columns
-    of tiles of y by x pixels."""
+    """Return the tiles in one picture, uint8 [rows * TILE, COLUMNS * TILE, 3]. Legend: Y rows and X columns
+    of tiles with y by x pixels."""
     tiles = np.stack([corpus.render(index, TILE) for index in indices])
     return rearrange(tiles, "(Y X) y x C -> (Y y) (X x) C", X=COLUMNS)
 

@@ -1,15 +1,15 @@
 """Rebuild the corpus' data files from the pinned npm packages: `python -m cm3plugins.datasets.emoji.build`.
 
-Steps: get the tarballs and check their SHA-256; join pictures and names; draw everything once at 64
+Steps: fetch the tarballs and check their SHA-256; match pictures and names; draw everything once at 64
 pixels and drop exact duplicates; assign the fixed splits; write the compressed files. The same
-packages give the same bytes (liblzma 5.x).
+packages give the same bytes (with liblzma 5.x).
 
-Pictures of five Iconify packages are joined with English names, categories and keywords, one concept per emoji: no
-skin-tone variants, no flags of countries. Code points join noto, fluent and twemoji; noto-v1 and emojione carry none
-and are joined by name, old names and aliases included.
+Pictures of five Iconify packages are matched with English names, categories and keywords, one concept per emoji, without
+skin-tone variants and country flags. noto, fluent and twemoji are matched by code point; noto-v1 and emojione have none
+and are matched by name, including old names and aliases.
 
-The splits are `train`, `comp` (this concept in this style held out) and `unseen` (the whole concept held out).
-Membership is a hash of names, never of order, so adding a picture moves no other picture.
+The splits are `train`, `comp` (this concept in this style is held out) and `unseen` (the whole concept is held out).
+The split is chosen by a hash of names, never by order, so adding a picture moves no other picture.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class Concept:
 
 
 def clean_label(name: str) -> str:
-    """Return a Unicode emoji name in lower case without quotation marks, brackets, commas, colons
-    and the like.
+    """Return a Unicode emoji name in lower case, without quotation marks, brackets, commas, colons
+    and similar.
 
     Example:
         >>> clean_label("A button (blood type)")
@@ -88,7 +88,7 @@ def clean_label(name: str) -> str:
 
 
 def slug(name: str) -> str:
-    """Return a name as Iconify writes it: lower case words joined by hyphens, without
+    """Return a name as in Iconify: lower-case words joined by hyphens, without
     apostrophes."""
     return re.sub(r"[^a-z0-9*#]+", "-", re.sub(r"[’']", "", name.lower()).replace("ñ", "n")).strip(
         "-"
@@ -96,7 +96,7 @@ def slug(name: str) -> str:
 
 
 def codepoint_key(codepoints: list[int]) -> str:
-    """Return the join key of a code point sequence: hexadecimal, hyphens, no variation selector."""
+    """Return the join key of a code point sequence: hexadecimal, with hyphens, without variation selectors."""
     return "-".join(f"{point:x}" for point in codepoints if point != 0xFE0F)
 
 
@@ -108,7 +108,7 @@ def read_concepts(names: Json, keywords: Json) -> dict[str, Concept]:
         keywords: ``emoji-en-US.json`` of emojilib.
 
     Returns:
-        code point key -> concept, in the order of the Unicode emoji list, the 26 letters last.
+        code point key -> concept, in the order of the Unicode emoji list, with the 26 letters last.
     """
     concepts: dict[str, Concept] = {}
     for emoji, facts in names.items():
@@ -140,10 +140,10 @@ def match_icons(icons: Json, codepoints: Json, names: Mapping[str, str]) -> dict
     Args:
         icons: the package's ``icons.json``.
         codepoints: its ``chars.json``: code points -> icon name; empty when the package has none.
-        names: icon name as any package or Unicode writes it -> code point key.
+        names: icon name, as in any package or Unicode -> code point key.
 
     Returns:
-        code point key -> icon name, without skin tones and whatever else has no concept.
+        code point key -> icon name, without skin tones and other icons that have no concept.
     """
     if codepoints:
         listed = {
@@ -168,15 +168,15 @@ def match_icons(icons: Json, codepoints: Json, names: Mapping[str, str]) -> dict
 def names_of_concepts(
     names: Json, concepts: Mapping[str, Concept], packages: list[Json]
 ) -> dict[str, str]:
-    """Collect every name by which a concept is known.
+    """Collect every known name of a concept.
 
     Args:
         names: ``data-by-emoji.json`` of unicode-emoji-json.
-        concepts: what ``read_concepts`` returns.
-        packages: the ``chars.json`` of the packages that have one, most trusted first.
+        concepts: result of ``read_concepts``.
+        packages: the ``chars.json`` of packages that have one, most trusted first.
 
     Returns:
-        name as ``slug`` writes it -> code point key.
+        name in the form of ``slug`` -> code point key.
     """
     known: dict[str, str] = {}
     for emoji, facts in names.items():
@@ -195,7 +195,7 @@ def names_of_concepts(
 
 
 def icon_svg(icons: Json, name: str) -> str:
-    """Return one icon of a package as a square SVG document, resolving an alias and its
+    """Return one icon of a package as a square SVG document, resolving aliases and
     mirroring."""
     alias = icons.get("aliases", {}).get(name)
     icon = icons["icons"][alias["parent"] if alias else name]
@@ -214,7 +214,7 @@ SPLITS = ("train", "comp", "unseen")
 NUM_UNSEEN_CONCEPTS = 60
 COMP_SHARE = 0.06
 MIN_STYLES = 4
-"""A concept must exist in this many styles to be held out, in whole or in one style."""
+"""Minimum number of styles of a concept that can be held out, entirely or in one style."""
 
 _SEED = "cm3leon emoji splits 1"
 _CONCRETE = frozenset(
@@ -250,19 +250,19 @@ _ABSTRACT_WORDS = frozenset(
 
 
 def unit_hash(*parts: str) -> float:
-    """Return a number in [0, 1) that depends on the parts and the splits' seed only."""
+    """Return a number in [0, 1) that depends only on the parts and the splits' seed."""
     digest = hashlib.sha256("\0".join((_SEED, *parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def words(label: str) -> frozenset[str]:
-    """Return the words of a label, plural endings cut and hyphens opened: `musical notes` ->
+    """Return the words of a label, without plural endings, split at hyphens: `musical notes` ->
     musical, note."""
     return frozenset(word.removesuffix("s") for word in label.replace("-", " ").split())
 
 
 def family(label: str) -> str:
-    """Return the thing a label names: its last word, plural ending cut. `red apple` belongs to
+    """Return the object that a label names: its last word, without plural ending. `red apple` belongs to
     `apple`."""
     return label.replace("-", " ").split()[-1].removesuffix("s")
 
@@ -270,14 +270,14 @@ def family(label: str) -> str:
 def unseen_concepts(
     styles: Mapping[str, Iterable[str]], concepts: Iterable[Concept]
 ) -> frozenset[str]:
-    """Choose the concepts that are held out whole.
+    """Choose the concepts that are held out entirely.
 
-    They are things (no people, faces, gestures, signs, clocks), exist in enough styles, and the
-    last word of their label is in no other label: neither man/woman/person variants nor near-twins
-    (`tiger`, `tiger face`) stand on both sides.
+    They are objects (no people, faces, gestures, signs, clocks), exist in enough styles, and the last
+    word of their label is in no other label, so neither man/woman/person variants nor near-twins
+    (`tiger`, `tiger face`) are in two splits.
 
     Args:
-        styles: concept -> the styles it has pictures in.
+        styles: concept -> styles with a picture of it.
         concepts: all concepts.
     """
     concepts = list(concepts)
@@ -301,7 +301,7 @@ def assign_splits(
     """Return the split of every (concept, style) cell.
 
     Args:
-        cells: the cells that have a picture, after exact duplicates are gone.
+        cells: cells with a picture, after dropping exact duplicates.
         concepts: all concepts.
     """
     cells = list(cells)
@@ -322,7 +322,7 @@ def assign_splits(
 
 
 DEDUPE_SIZE = 64
-"""Side, in pixels, at which two pictures count as exact duplicates."""
+"""Side in pixels at which pictures are compared for exact duplicates."""
 
 Picture = tuple[Concept, str, str]
 """A concept, a style and the SVG document."""
@@ -332,7 +332,7 @@ def open_package(folder: Path, package: NpmPackage) -> dict[str, Any]:
     """Check a tarball's SHA-256 and return its JSON files: name inside ``package/`` -> content.
 
     Raises:
-        DataError: the tarball is missing or is not the pinned one.
+        DataError: the tarball is missing, or is not the pinned one.
     """
     path = folder / package.tarball
     if not path.is_file():
@@ -356,8 +356,8 @@ def open_package(folder: Path, package: NpmPackage) -> dict[str, Any]:
 
 
 def join_packages(folder: Path) -> tuple[list[Concept], list[Picture]]:
-    """Return all concepts and all their pictures, concept by concept in the order of Unicode,
-    styles in fixed order."""
+    """Return all concepts and all their pictures, concept by concept in Unicode order, with styles in fixed
+    order."""
     names = open_package(folder, NAMES_PACKAGE)["data-by-emoji.json"]
     keywords = open_package(folder, KEYWORDS_PACKAGE)["dist/emoji-en-US.json"]
     concepts = read_concepts(names, keywords)
@@ -378,7 +378,7 @@ def join_packages(folder: Path) -> tuple[list[Concept], list[Picture]]:
 
 
 def drop_duplicates(pictures: Sequence[Picture]) -> list[Picture]:
-    """Return the pictures without those that are, pixel by pixel, equal to an earlier one."""
+    """Drop pictures that equal an earlier one pixel by pixel."""
     from cm3run.progress import make_bar
 
     seen: set[bytes] = set()
@@ -396,7 +396,7 @@ def data_files(concepts: Sequence[Concept], pictures: Sequence[Picture]) -> dict
 
     Args:
         concepts: all concepts.
-        pictures: the pictures that stay.
+        pictures: the pictures to keep.
     """
     splits = assign_splits([(concept.concept, style) for concept, style, _ in pictures], concepts)
     entries = [
@@ -442,12 +442,12 @@ def _build(tarballs: Path, output: Path, check: bool) -> int:
     kept = drop_duplicates(pictures)
     print(
         f"{len(pictures)} pictures, {len(pictures) - len(kept)} exact duplicates dropped, "
-        f"{len(kept)} stay"
+        f"{len(kept)} kept"
     )
     files = data_files(concepts, kept)
     if check:
         differing = [name for name, data in files.items() if not _same(output / name, data)]
-        print(f"differs: {', '.join(differing)}" if differing else f"{output}: equal, byte by byte")
+        print(f"differs: {', '.join(differing)}" if differing else f"{output}: equal byte for byte")
         return 1 if differing else 0
     for name, data in files.items():
         write_bytes(output / name, data)

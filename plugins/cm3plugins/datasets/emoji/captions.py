@@ -31,8 +31,8 @@ def caption(
     """Return a caption.
 
     Args:
-        entry: the picture; `{tags}` are joined by commas.
-        rng: draws one template by weight; None takes the first, the canonical one.
+        entry: the picture; its `{tags}` are joined by commas.
+        rng: draws a template by weight; None uses the first, canonical one.
         templates: at least one.
 
     Example:

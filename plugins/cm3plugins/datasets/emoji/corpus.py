@@ -1,9 +1,9 @@
 """The bundled corpus: emoji art in five permissive styles with human-written labels and tags, drawn
 at any size.
 
-The data files are compressed vector drawings (`assets/`, rebuilt by `build.py`). Entries load at
-once; drawings are unpacked when the first picture is asked for, and whole renderings are kept in a
-cache folder. Lists of concepts have names, each within the next: `starter` (40), `quickstart` (100, in all five
+The data files are compressed vector drawings (`assets/`, rebuilt by `build.py`). Entries load immediately;
+drawings are unpacked when the first picture is requested, and complete renderings are stored in a cache
+folder. Lists of concepts have names, each contained in the next: `starter` (40), `quickstart` (100, in all five
 styles), `concrete` (300).
 """
 
@@ -35,13 +35,13 @@ class EmojiEntry:
 
     Args:
         id: unique name, ``noto/red-apple``.
-        concept: what it shows, ``red-apple``; the same in every style.
+        concept: concept shown, ``red-apple``; the same in every style.
         label: English name, lower case, ``red apple``.
         tags: keywords, lower case.
         style: one of ``STYLES``.
         category: Unicode group, ``food and drink``.
-        split: ``train``, ``comp`` (this style of this concept is held out) or ``unseen`` (the
-            concept is).
+        split: ``train``, ``comp`` (this style of this concept is held out) or ``unseen`` (the whole
+            concept is held out).
     """
 
     id: str
@@ -79,7 +79,7 @@ class EmojiCorpus:
 
     @property
     def data_sha256(self) -> str:
-        """Hash of the whole data, as the manifest records it."""
+        """Hash of the whole data, from the manifest."""
         return str(self.manifest["data_sha256"])
 
     def __len__(self) -> int:
@@ -90,14 +90,14 @@ class EmojiCorpus:
         """Return the position of the entry with this id, such as ``noto/red-apple``.
 
         Raises:
-            DataError: no entry has it.
+            DataError: no entry has this id.
         """
         if entry_id not in self._indices:
             hint = close_match(entry_id, self._indices)
             raise DataError(
                 "emoji corpus",
-                f"no picture {entry_id!r}; {hint}",
-                "ids are style/concept, see `entries`",
+                f"has no picture {entry_id!r}; {hint}",
+                "use an id of the form style/concept, see `entries`",
             )
         return self._indices[entry_id]
 
@@ -118,11 +118,11 @@ class EmojiCorpus:
         return render_svg(self.svg(index), size)
 
     def render_all(self, size: int, cache_dir: Path | str | None = None) -> NDArray[np.uint8]:
-        """Draw every entry, once: later calls map the cached file into memory.
+        """Draw every entry once; later calls map the cached file into memory.
 
         Args:
             size: side in pixels.
-            cache_dir: where renderings are kept; by default ``CM3_CACHE``, else the user's cache
+            cache_dir: folder of renderings; by default ``CM3_CACHE`` or, if unset, the user's cache
                 folder.
 
         Returns:
@@ -134,7 +134,7 @@ class EmojiCorpus:
     def render_some(
         self, indices: Sequence[int], size: int, cache_dir: Path | str | None = None
     ) -> NDArray[np.uint8]:
-        """Draw some entries, once, into a file of their own.
+        """Draw some entries once, into a file of their own.
 
         Args:
             indices: positions in ``entries``.
@@ -152,8 +152,8 @@ class EmojiCorpus:
         cache_dir: Path | str | None = None,
         indices: Sequence[int] | None = None,
     ) -> bool:
-        """Say whether ``render_all``, or ``render_some`` for these `indices`, finds its file, whole
-        (one that was cut is drawn again)."""
+        """Return whether the file of ``render_all``, or of ``render_some`` for these `indices`, is cached and
+        complete (a truncated one is drawn again)."""
         return self._renderings(size, cache_dir, indices).exist()
 
     def cache_path(
@@ -162,8 +162,8 @@ class EmojiCorpus:
         cache_dir: Path | str | None = None,
         indices: Sequence[int] | None = None,
     ) -> Path:
-        """Return the file that ``render_all``, or ``render_some`` for these `indices`, keeps: its
-        name holds size, data hash, renderer version, and a hash of the entries."""
+        """Return the file used by ``render_all``, or by ``render_some`` for these `indices`: its name
+        contains size, data hash, renderer version, and a hash of the entries."""
         return self._renderings(size, cache_dir, indices).path
 
     def _renderings(
@@ -192,17 +192,17 @@ def list_names() -> tuple[str, ...]:
 
 
 def read_concepts_file(path: Path, corpus: EmojiCorpus) -> frozenset[str]:
-    """Read concepts from a text file: one label or concept a line, `#` opens a comment.
+    """Read concepts from a text file: one label or concept per line, `#` starts a comment.
 
     Args:
         path: the file, UTF-8.
-        corpus: where the concepts must exist.
+        corpus: corpus that must contain the concepts.
 
     Returns:
         concepts, as in ``EmojiEntry.concept``.
 
     Raises:
-        DataError: the file can't be read or names what the corpus lacks.
+        DataError: the file can't be read, or names concepts that the corpus lacks.
     """
     known = {entry.label: entry.concept for entry in corpus.entries}
     known |= {entry.concept: entry.concept for entry in corpus.entries}
@@ -222,21 +222,21 @@ def read_concepts_file(path: Path, corpus: EmojiCorpus) -> frozenset[str]:
         if name not in known:
             cause = f"the emoji corpus has no concept {name!r}; {_hint(name, known)}"
             raise DataError(
-                f"{path}, line {number}", cause, "write labels as in the corpus, one a line"
+                f"{path}, line {number}", cause, "write one label per line, as in the corpus"
             )
         concepts.add(known[name])
     return frozenset(concepts)
 
 
 def select_concepts(concepts: str, corpus: EmojiCorpus) -> frozenset[str]:
-    """Return the concepts that a recipe's `concepts` names.
+    """Return the concepts for a recipe's `concepts`.
 
     Args:
         concepts: "all", the name of a bundled list, or the path of a text file.
-        corpus: where they must exist.
+        corpus: corpus that must contain them.
 
     Raises:
-        DataError: it is neither, or the file is at fault.
+        DataError: `concepts` is none of these, or the file is invalid.
     """
     if concepts == ALL:
         return frozenset(entry.concept for entry in corpus.entries)

@@ -1,8 +1,8 @@
-"""The pinned npm packages that the emoji corpus is built from, and the names by which they know one
+"""The pinned npm packages from which the emoji corpus is built, and their different names for the same
 picture.
 
-Pictures come from five Iconify packages, English names, categories and keywords from two metadata
-packages. Changing a version means changing its checksum here and running ``build.py`` again.
+Pictures come from five Iconify packages; English names, categories and keywords from two metadata
+packages. To change a version, change its checksum here and run ``build.py`` again.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ STYLE_PACKAGES: dict[str, NpmPackage] = {
         "26a14f44284407e8bcde91799388dca2bfd91dbcd55a97f425524a1c5b73610e",
     ),
 }
-"""Style name, as a user types it, to the package that holds its pictures. The order is the order of
-the corpus."""
+"""Style name, as typed by users -> the package with its pictures. The order is the corpus
+order."""
 
 NAMES_PACKAGE = NpmPackage(
     "unicode-emoji-json",
@@ -50,7 +50,7 @@ KEYWORDS_PACKAGE = NpmPackage(
 
 ALL_PACKAGES: tuple[NpmPackage, ...] = (*STYLE_PACKAGES.values(), NAMES_PACKAGE, KEYWORDS_PACKAGE)
 
-# noto-v1 and emojione carry no code points, and name some pictures by an older Unicode name than
+# noto-v1 and emojione have no code points, and use older Unicode names for some pictures than
 # unicode-emoji-json does.
 OLD_NAMES: dict[str, str] = {
     "asterisk": "keycap-*",
@@ -103,4 +103,4 @@ LICENCES = {
         "Emoji One and EmojiTwo contributors, https://github.com/EmojiTwo/emojitwo",
     ),
 }
-"""Style -> SPDX name of the licence and author, as its package states them."""
+"""Style -> SPDX name of the licence and author, as stated in its package."""

@@ -19,24 +19,24 @@ from cm3plugins.datasets.vector.captions import CaptionTemplate, author_and_addr
 from cm3plugins.datasets.vector.render import renderer_version
 
 DRAW_ALL_AFTER = 64
-"""After this number of pictures, drawn one by one, all pictures of the source are drawn into the cache:
-a look at a few does not pay for all."""
+"""After this number of pictures, drawn one by one, all pictures of the source are drawn into the cache;
+for fewer pictures that would not pay."""
 
 
 class EmojiSource(DocumentSource):
-    """Documents `(caption, picture)` of the chosen split, concepts and styles, in the corpus'
+    """Documents `(caption, picture)` of the chosen split, concepts and styles, in corpus
     order.
 
     Args:
         split: "train", "comp", "unseen", or "all" of them.
-        concepts: what `select_concepts` takes.
-        styles: styles to take.
+        concepts: see `select_concepts`.
+        styles: styles to include.
         image_size: side of the pictures, in pixels.
-        templates: of the captions.
-        cache_dir: folder of rendered pictures; None: ``CM3_CACHE``, else the user's cache folder.
+        templates: caption templates.
+        cache_dir: folder of rendered pictures; None: ``CM3_CACHE`` or, if unset, the user's cache folder.
 
     Raises:
-        DataError: the list of concepts can't be read, or nothing is chosen.
+        DataError: the list of concepts can't be read, or nothing is selected.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class EmojiSource(DocumentSource):
         )
         if not self._indices:
             cause = f"no picture is in split {split!r}, concepts {concepts!r} and styles {styles}"
-            raise DataError("dataset", cause, "widen one of the three")
+            raise DataError("dataset", cause, "widen at least one of them")
         self._key = f"emoji-{self.corpus.data_sha256[:16]}-{renderer_version()}-{image_size}px"
         self._pictures: NDArray[np.uint8] | None = None
         self._rows: dict[int, int] = {}
@@ -75,15 +75,15 @@ class EmojiSource(DocumentSource):
         return self.entry(index).id
 
     def entry(self, index: int) -> EmojiEntry:
-        """Return label, tags, style and the rest of what is known of a document."""
+        """Return the corpus entry of a document: label, tags, style and so on."""
         return self.corpus.entries[self._indices[index]]
 
     def group(self, index: int) -> str:
-        """The concept: the same in every style."""
+        """The concept, which is the same in every style."""
         return self.entry(index).concept
 
     def provenance(self, index: int) -> Provenance:
-        """Licence, npm package, author, style, name and the package's address of a document's picture."""
+        """Licence, npm package, author, style, name and package address of a document's picture."""
         style, _, name = self.id(index).partition("/")
         licence, named = LICENCES[style]
         author, address = author_and_address(named)
@@ -102,13 +102,13 @@ class EmojiSource(DocumentSource):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the pictures' version and of the documents' ids, in order."""
+        """Hash of the pictures' version and the documents' ids, in order."""
         names = "\n".join((self._key, *(self.corpus.entries[index].id for index in self._indices)))
         return hashlib.sha256(names.encode()).hexdigest()
 
     def _pixels(self, corpus_index: int) -> NDArray[np.uint8]:
-        """Draw the picture, or take it from the cache, which is filled with this source's pictures
-        as soon as more than a few are asked for. A cache of the whole corpus serves any source."""
+        """Draw the picture, or read it from the cache, which is filled with this source's pictures once more
+        than a few are requested. A cache of the whole corpus serves any source."""
         if self._pictures is None:
             self._open_cache()
         if self._pictures is None:

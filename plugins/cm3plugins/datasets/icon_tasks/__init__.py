@@ -1,4 +1,4 @@
-"""Records for tuning, made of the icon corpus: edits, structure, scenes, boxes, questions. Here is the config."""
+"""Config of records for tuning made from the icon corpus: edits, structure, scenes, boxes, questions."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ Asks: TypeAlias = Literal["all", "where"]
 
 @dataclass(kw_only=True)
 class IconTasksConfig(DocumentSourceConfig):
-    """Records for tasks, made of the icon corpus (see `docs/icons.md` for its splits).
+    """Records for tasks, made from the icon corpus (see `docs/icons.md` for its splits).
 
     Args:
-        split: as of the data set `icons`. What is asked for (the target of an edit, every icon of a scene)
-            is in this split; what is given for it may be in train too.
-        form: "edit": two versions of an icon (style, or a badge such as a slash) and what changes, fields
+        split: as in the data set `icons`. The expected output (the target of an edit, every icon of a scene)
+            is in this split; the input may also be in train.
+        form: "edit": two versions of an icon (style, or a badge such as a slash) and the change, fields
             source, instruction, target; "structure": the outline version of an icon and
-            its caption, fields feature, condition, caption, image; "scene": two to four icons at boxes,
-            fields caption, objects, image; "grounding": the same with the box of one, fields image,
-            phrase, objects; "question": of icons and scenes, fields image, question, answer; "chat": one
+            its caption, fields feature, condition, caption, image; "scene": two to four icons in boxes,
+            fields caption, objects, image; "grounding": the same with the box of one icon, fields image,
+            phrase, objects; "question": about icons and scenes, fields image, question, answer; "chat": a
             question about an icon and its answer, then another, fields image, conversation, answer;
-            "super_resolution": an icon of half the side, enlarged again, and the icon, fields source,
-            target.
-        changes: of the form "edit": the pairs that differ in style, in a badge (one in fourteen), or all.
-        asks: of the form "question": all kinds, or where a thing of a scene is alone.
-        path: folder of a corpus that `cm3 icons build` wrote; null: the bundled one.
-        things_share: take this share of things, chosen by a hash of their names, for trials.
+            "super_resolution": an icon shrunk to half its side and enlarged again, and the original, fields
+            source, target.
+        changes: for "edit": pairs that differ in style, in a badge (one in fourteen), or all pairs.
+        asks: for "question": all questions, or only where an object of a scene is.
+        path: folder of a corpus written by `cm3 icons build`; null: the bundled one.
+        things_share: use this share of objects, chosen by a hash of their names, for trials.
         num_scenes: number of scenes in the split.
         image_size: height and width of the pictures, in pixels.
-        cache_dir: folder for rendered pictures; None: ``CM3_CACHE``, else the user's cache folder.
+        cache_dir: folder for rendered pictures; None: ``CM3_CACHE`` or, if unset, the user's cache folder.
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {
@@ -79,13 +79,13 @@ class IconTasksConfig(DocumentSourceConfig):
             "dataset.changes",
             self.changes,
             self.changes == "all" or self.form == "edit",
-            f"leave it out: it chooses pairs of the form 'edit', not of {self.form!r}",
+            f"leave it out: it selects pairs of the form 'edit', not of {self.form!r}",
         )
         check_value(
             "dataset.asks",
             self.asks,
             self.asks == "all" or self.form == "question",
-            f"leave it out: it chooses questions of the form 'question', not of {self.form!r}",
+            f"leave it out: it selects questions of the form 'question', not of {self.form!r}",
         )
 
     def structures(self) -> list[str]:

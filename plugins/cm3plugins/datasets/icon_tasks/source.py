@@ -1,7 +1,7 @@
 """The records of each form as data sets.
 
-Pairs are versions of an icon, by name: another style, or a badge more or less. Scenes are two to four icons at boxes,
-each a function of its split and number. Questions about icons and scenes have answers that names and places give.
+Pairs are versions of an icon, matched by name: another style, or with and without a badge. Scenes are two to four icons
+in boxes, determined by split and number. Answers to questions about icons and scenes come from names and positions.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from cm3plugins.datasets.icons.corpus import IconCorpus, IconEntry
     from cm3plugins.datasets.icons.source import IconSource
 
-#: Last word of a name -> what adds it, and what removes it.
+#: Last word of a name -> the instructions that add and remove it.
 BADGES = {
     "off": ("cross it out", "remove the slash"),
     "slash": ("cross it out", "remove the slash"),
@@ -53,7 +53,7 @@ BADGES = {
 
 
 class Pair(NamedTuple):
-    """Positions of the two icons in the corpus, and what changes the first into the second."""
+    """Positions of two icons in the corpus, and the instruction that changes the first into the second."""
 
     source: int
     target: int
@@ -61,7 +61,7 @@ class Pair(NamedTuple):
 
 
 def kind_of(pair: Pair) -> str:
-    """How the two icons of a pair differ.
+    """Return how the two icons of a pair differ.
 
     >>> kind_of(Pair(0, 1, "make it filled")), kind_of(Pair(0, 1, "remove the slash"))
     ('style', 'badge')
@@ -70,8 +70,8 @@ def kind_of(pair: Pair) -> str:
 
 
 def pairs_of(entries: Sequence[IconEntry]) -> list[Pair]:
-    """All pairs of a corpus, in its order. Names with the same words and style in a set are told apart
-    by nothing, so only the first of them is taken."""
+    """Return all pairs of a corpus, in corpus order. If icons of a set have the same words and style, nothing
+    distinguishes them, so only the first is used."""
     versions: dict[tuple[str, str], dict[str, int]] = defaultdict(dict)
     for index, entry in enumerate(entries):
         versions[entry.set_name, entry.words].setdefault(entry.style, index)
@@ -79,7 +79,7 @@ def pairs_of(entries: Sequence[IconEntry]) -> list[Pair]:
 
 
 def _styles(versions: dict[tuple[str, str], dict[str, int]]) -> Iterator[Pair]:
-    """Every version to every other of the same drawing."""
+    """Yield pairs of every version with every other one of the same drawing."""
     for styles in versions.values():
         for before, source in styles.items():
             for after, target in styles.items():
@@ -88,7 +88,7 @@ def _styles(versions: dict[tuple[str, str], dict[str, int]]) -> Iterator[Pair]:
 
 
 def style_change(before: str, after: str) -> str:
-    """The words that change one style into another: new ones, or else those removed.
+    """Return the instruction that changes one style into another: new words, or else removed ones.
 
     >>> style_change("outline rounded", "filled rounded"), style_change("filled sharp", "filled")
     ('make it filled', 'make it not sharp')
@@ -99,7 +99,7 @@ def style_change(before: str, after: str) -> str:
 
 
 def _badges(versions: dict[tuple[str, str], dict[str, int]]) -> Iterator[Pair]:
-    """A drawing and the same with a badge, in the same style, both ways."""
+    """Yield pairs of a drawing without and with a badge, in the same style, in both directions."""
     for (set_name, words), styles in versions.items():
         plain, _, badge = words.rpartition(" ")
         if badge not in BADGES or (set_name, plain) not in versions:
@@ -112,12 +112,12 @@ def _badges(versions: dict[tuple[str, str], dict[str, int]]) -> Iterator[Pair]:
                 yield Pair(target, source, remove)
 
 
-#: The scene is a table of this many cells a side, at most one icon in each; an icon's size in cells.
+#: A scene is a grid with this many cells per side and at most one icon per cell; an icon's size in cells.
 _CELLS, _SMALLEST, _LARGEST = 2, 0.6, 0.95
 
 
 class Placed(NamedTuple):
-    """An icon of a scene: its position in the corpus, its name, and its frame (x0, y0, x1, y1)."""
+    """An icon of a scene: its position in the corpus, its name, and its box (x0, y0, x1, y1)."""
 
     icon: int
     name: str
@@ -127,10 +127,10 @@ class Placed(NamedTuple):
 def scene(
     split: str, number: int, pool: Sequence[tuple[int, str]], size: int
 ) -> tuple[Placed, ...]:
-    """The icons of a scene, from left to right.
+    """Return the icons of a scene, from left to right.
 
     Args:
-        split, number: which scene.
+        split, number: the scene.
         pool: (position in the corpus, name) of the icons to choose from.
         size: side of the picture in pixels.
     """
@@ -149,12 +149,12 @@ def scene(
 
 
 def boxes(placed: Sequence[Placed], size: int) -> Boxes:
-    """The icons' frames."""
+    """Return the icons' boxes."""
     return Boxes(tuple((one.name, one.box) for one in placed), (size, size))
 
 
 def draw(placed: Sequence[Placed], pictures: Sequence[PixelArray], size: int) -> PixelArray:
-    """The picture of a scene, uint8 [size, size, 3], on white."""
+    """Draw a scene on white, uint8 [size, size, 3]."""
     whole = np.full((size, size, 3), 255, np.uint8)
     for one, picture in zip(placed, pictures, strict=True):
         x0, y0, x1, y1 = one.box
@@ -164,7 +164,7 @@ def draw(placed: Sequence[Placed], pictures: Sequence[PixelArray], size: int) ->
 
 
 def in_words(names: Sequence[str]) -> str:
-    """Names as a phrase.
+    """Join names in a phrase.
 
     >>> in_words(["bell", "key", "lock"])
     'bell, key and lock'
@@ -172,14 +172,14 @@ def in_words(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
 
 
-#: Words of a name that mean that the drawing is crossed out.
+#: Words of a name for drawings that are crossed out.
 _CROSSED = ("off", "slash")
 _NUMBERS = ("none", "one", "two", "three", "four")
 
 
 def about_icon(entry: IconEntry, rng: np.random.Generator) -> tuple[str, str]:
-    """A question about an icon, and its answer: what it is, its style, a slash. Yes and no are as
-    frequent where a style is asked for."""
+    """Draw a question about an icon and its answer: its name, its style, a slash. Questions about a style have
+    equally many yes and no answers."""
     kind = int(rng.integers(4))
     if kind == 0 or not entry.style:
         return "What is it?", entry.words
@@ -196,8 +196,8 @@ def about_icon(entry: IconEntry, rng: np.random.Generator) -> tuple[str, str]:
 def about_scene(
     placed: Sequence[Placed], size: int, absent: Callable[[], str], rng: np.random.Generator
 ) -> tuple[str, str]:
-    """A question about a scene of `size` pixels a side, and its answer: how many, which is where, is it
-    there; `absent`: names something that is seldom there."""
+    """Draw a question about a scene of `size` pixels per side and its answer: how many objects, where one is,
+    whether one is there; `absent`: names that are rarely in the scene."""
     kind = int(rng.integers(3))
     names = [one.name for one in placed]
     if kind == 0 or len(placed) < 2:
@@ -210,7 +210,7 @@ def about_scene(
 
 
 def where(placed: Sequence[Placed], size: int, rng: np.random.Generator) -> tuple[str, str]:
-    """A question where a thing of a scene is, and the quarter."""
+    """Return a question where an object of a scene is, and the quarter as its answer."""
     one = placed[int(rng.integers(len(placed)))]
     return f"Where is the {one.name}?", quarter_of(one.box, size)
 
@@ -219,14 +219,14 @@ def _yes(holds: bool) -> str:
     return "yes" if holds else "no"
 
 
-#: Begin what changes an outline into a version that it is the structure of.
+#: Start of instructions that change an outline into a version with the same structure.
 _FILLS = ("make it filled", "make it duotone", "make it colour")
-#: What the form "structure" calls its conditions.
+#: Name of conditions in the form "structure".
 OUTLINE = "an outline"
 
 
 class Settings(Protocol):
-    """The config keys that the forms read."""
+    """The config keys used by the forms."""
 
     split: str
     path: str | None
@@ -237,34 +237,34 @@ class Settings(Protocol):
 
     @property
     def form(self) -> str:
-        """Which form."""
+        """The form."""
 
     @property
     def changes(self) -> str:
-        """Which pairs."""
+        """Which pairs to use."""
 
     @property
     def asks(self) -> str:
-        """Which questions."""
+        """Which questions to use."""
 
 
-#: By corpus, split, share of things and size of the picture: the scenes by number, which a process draws
-#: up once for all forms.
+#: By corpus, split, share of objects and picture size: the scenes by number, which a process creates once for
+#: all forms.
 _SCENES: dict[tuple[str, str, str, int], dict[int, tuple[scenes.Placed, ...]]] = {}
-#: Scenes of each that are kept: some 60 MB.
+#: Number of scenes cached for each: about 60 MB.
 _MAX_SCENES = 100_000
 _PAIRS: dict[str, list[Pair]] = {}
 
 
 def _pairs_of(corpus: IconCorpus) -> list[Pair]:
-    """The corpus' pairs, which a process makes once, not again for every form and split."""
+    """Return the corpus' pairs, computed once per process for all forms and splits."""
     if corpus.data_sha256 not in _PAIRS:
         _PAIRS[corpus.data_sha256] = pairs_of(corpus.entries)
     return _PAIRS[corpus.data_sha256]
 
 
 class IconRecords(DocumentSource):
-    """Base of the forms: icons of the corpus, and documents that show all fields in their order.
+    """Base of the forms: icons of the corpus, and documents with all fields in order.
 
     Args:
         config: its split and size.
@@ -281,16 +281,16 @@ class IconRecords(DocumentSource):
         self.entries = self.icons.corpus.entries
 
     def is_in(self, index: int, *splits: str) -> bool:
-        """Whether an icon is in one of the splits, and among the share of things."""
+        """Whether an icon is in one of the splits and in the share of objects."""
         entry, share = self.entries[index], self.config.things_share
         return entry.split in splits and (share >= 1 or unit_hash("share", entry.words) < share)
 
     def picture(self, index: int) -> Image:
-        """An icon's picture."""
+        """Return an icon's picture."""
         return next(part for part in self.icons.document(index) if isinstance(part, Image))
 
     def checked(self, items: list[Any]) -> list[Any]:
-        """The items; raises `DataError` if there are none."""
+        """Return the items; raises `DataError` if there are none."""
         if not items:
             raise DataError(
                 "dataset",
@@ -314,7 +314,7 @@ class IconRecords(DocumentSource):
 
 
 class Edits(IconRecords):
-    """Pairs of versions."""
+    """Edits: pairs of versions of an icon."""
 
     def __init__(self, config: Settings) -> None:
         super().__init__(config)
@@ -349,7 +349,7 @@ class Edits(IconRecords):
 
 
 class Structures(IconRecords):
-    """An outline to another version."""
+    """From an outline to another version of the icon."""
 
     def __init__(self, config: Settings) -> None:
         super().__init__(config)
@@ -382,7 +382,7 @@ class Structures(IconRecords):
 
 
 class Scenes(IconRecords):
-    """Several icons at boxes."""
+    """Several icons in boxes."""
 
     def __init__(self, config: Settings) -> None:
         super().__init__(config)
@@ -409,7 +409,7 @@ class Scenes(IconRecords):
         return f"{self.config.split}-scene-{index}"
 
     def placed(self, index: int) -> tuple[scenes.Placed, ...]:
-        """The scene's icons."""
+        """Return the scene's icons."""
         found = self._scenes.get(index)
         if found is None:
             split, size = self.config.split, self.config.image_size
@@ -419,7 +419,7 @@ class Scenes(IconRecords):
         return found
 
     def scene_picture(self, index: int) -> Image:
-        """The scene's picture, drawn when it is loaded."""
+        """Return the scene's picture, drawn when it is loaded."""
         placed, size = self.placed(index), self.config.image_size
         keys = " ".join(f"{self.entries[one.icon].id}@{one.box}" for one in placed)
         digest = hashlib.sha256(keys.encode()).hexdigest()[:24]
@@ -431,11 +431,11 @@ class Scenes(IconRecords):
         return Image(f"icon-scene-{self.icons.corpus.data_sha256[:16]}-{size}px/{digest}", load)
 
     def content_keys(self, index: int) -> frozenset[str]:
-        """The icons' too: what a scene is made of would be found for its parts."""
+        """Content keys of the scene and its icons, which would otherwise be retrieved for it."""
         return super().content_keys(index).union(*self._icon_keys(index))
 
     def _icon_keys(self, index: int) -> list[frozenset[str]]:
-        """The content keys of each icon of a scene."""
+        """Return the content keys of each icon of a scene."""
         return [self.icons.content_keys(one.icon) for one in self.placed(index)]
 
     def record(self, index: int, rng: np.random.Generator | None = None) -> Record:
@@ -448,7 +448,7 @@ class Scenes(IconRecords):
 
 
 class Grounding(Scenes):
-    """Where one icon of a scene is."""
+    """Locate one icon of a scene."""
 
     def record(self, index: int, rng: np.random.Generator | None = None) -> Record:
         placed = self.placed(index)
@@ -461,7 +461,7 @@ class Grounding(Scenes):
 
 
 class Questions(Scenes):
-    """Questions about the icons of the split, then about scenes; or about scenes alone."""
+    """Questions about the icons of the split, then about scenes; or only about scenes."""
 
     @cached_property
     def _num_icons(self) -> int:
@@ -501,7 +501,7 @@ class Questions(Scenes):
 
 
 class OneIcon(IconRecords):
-    """Base of the forms whose records are of one icon each: all icons of the split."""
+    """Base of the forms with one icon per record: all icons of the split."""
 
     def __init__(self, config: Settings) -> None:
         super().__init__(config)
@@ -520,7 +520,7 @@ class OneIcon(IconRecords):
 
 
 class Chat(OneIcon):
-    """Two questions about an icon, one after the other."""
+    """Two successive questions about an icon."""
 
     def record(self, index: int, rng: np.random.Generator | None = None) -> Record:
         rng = np.random.default_rng(index) if rng is None else rng
@@ -533,7 +533,7 @@ class Chat(OneIcon):
 
 
 class SuperResolution(OneIcon):
-    """An icon of half the side, enlarged again as any picture is that a model is given, to the icon."""
+    """From an icon shrunk to half its side, and enlarged like any input picture, to the original."""
 
     def record(self, index: int, rng: np.random.Generator | None = None) -> Record:
         whole = self.picture(self.icons_in_split[index])
@@ -544,13 +544,13 @@ class SuperResolution(OneIcon):
 
 
 def halved(pixels: PixelArray) -> PixelArray:
-    """The picture at half its height and width, uint8 [H // 2, W // 2, 3]."""
+    """Shrink a picture to half its height and width, uint8 [H // 2, W // 2, 3]."""
     height, width = pixels.shape[:2]
     return fit(pixels, (height // 2, width // 2))
 
 
 def blurred(pixels: PixelArray) -> PixelArray:
-    """The picture as it is seen when it is given at half its height and width: `halved`, and enlarged."""
+    """Return the picture as the model sees it at half its height and width: `halved`, then enlarged."""
     return fit(halved(pixels), pixels.shape[:2])
 
 

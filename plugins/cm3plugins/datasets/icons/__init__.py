@@ -1,6 +1,6 @@
 """The icon corpus: pinned sets, names, splits, pictures, captions, documents, and the command that builds it.
 
-Here is its config, which imports nothing heavy.
+This module holds its config, which imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ SPLITS = ("train", "comp", "compose", "unseen", "all")
 
 @dataclass(kw_only=True)
 class IconSourceConfig(DocumentSourceConfig):
-    """The icon corpus: about 100,000 pictures of 33,000 things, most of them in several versions.
+    """The icon corpus: about 100,000 pictures of 33,000 objects, most of them in several versions.
 
     Args:
-        split: "train", "comp" (a drawing held out whose name is in train in another set or style),
+        split: "train", "comp" (held-out drawings whose name is in train in another set or style),
             "compose" (both parts of the name are in names of train, but never together), "unseen" (names
-            held out in all versions), or "all" of them. The thing may be in train by another name.
-        sets: sets to take; empty: all. `cm3 recipe describe icons` does not list them: see
+            held out in all versions), or "all" of them. The object may be in train under another name.
+        sets: sets to include; empty: all. `cm3 recipe describe icons` does not list them: see
             `docs/icons.md`.
-        styles: take icons that have all these style words (outline, filled, duotone, colour, broken, thin,
-            light, bold, rounded, sharp) only.
-        path: folder of a corpus that `cm3 icons build` wrote; null: the bundled one.
-        things_share: take this share of things, chosen by a hash of their names, for trials.
-        image_size: height and width of the pictures, in pixels: 64 for what people see, 32 for trials.
+        styles: include only icons that have all these style words (outline, filled, duotone, colour, broken, thin,
+            light, bold, rounded, sharp).
+        path: folder of a corpus written by `cm3 icons build`; null: the bundled one.
+        things_share: use this share of objects, chosen by a hash of their names, for trials.
+        image_size: height and width of the pictures, in pixels: 64 for viewing, 32 for trials.
         templates: caption templates with fields in braces: words, style, set, other (another name of the
-            thing, if there is one); the first is the canonical one.
+            object, if there is one); the first is the canonical one.
         template_weights: how often each template is drawn, relative to the others.
-        cache_dir: folder for rendered pictures; None: ``CM3_CACHE``, else the user's cache folder.
+        cache_dir: folder for rendered pictures; None: ``CM3_CACHE`` or, if unset, the user's cache folder.
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {
@@ -72,7 +72,7 @@ class IconSourceConfig(DocumentSourceConfig):
     cache_dir: str | None = None
 
     def check(self) -> None:
-        """Raise `RecipeError` for an unknown split, set or style word, or templates that can't be used."""
+        """Raise `RecipeError` for an unknown split, set or style word, or invalid templates."""
         super().check()
         known = (*all_sets(), *(f"emoji-{style}" for style in EMOJI_TITLES))
         for place, values, allowed, what in (
@@ -88,7 +88,7 @@ class IconSourceConfig(DocumentSourceConfig):
                     raise RecipeError(place, cause, f"use one of {', '.join(allowed)}")
         if len(self.templates) != len(self.template_weights):
             cause = f"{len(self.template_weights)} weights for {len(self.templates)} templates"
-            raise RecipeError("dataset.template_weights", cause, "give one weight per template")
+            raise RecipeError("dataset.template_weights", cause, "set one weight per template")
         check_templates(
             "dataset.templates", self.caption_templates(), FIELDS, "{words}, {style}, {set}"
         )
@@ -101,7 +101,7 @@ class IconSourceConfig(DocumentSourceConfig):
         """Return the source. Nothing is rendered before the first picture is needed.
 
         Raises:
-            RecipeError: a value can't be used.
+            RecipeError: a value is invalid.
             DataError: nothing is selected.
         """
         from cm3core.files import user_path

@@ -1,10 +1,10 @@
 """Rebuild the corpus' data files from the pinned npm packages: ``python -m
 cm3plugins.datasets.icons.build --tarballs FOLDER``.
 
-Steps: get the tarballs and check their SHA-256; take names apart; draw everything once and drop what can't
-be told apart; assign the fixed splits; write the compressed files. The same packages give the same
-bytes (liblzma 5.x, the same renderer, and the same number of threads: `close_pairs` compares twelve neighbours,
-and rounding decides which of more are the nearest).
+Steps: fetch the tarballs and check their SHA-256; split names; draw everything once and drop what can't be
+distinguished; assign the fixed splits; write the compressed files. The same packages give the same bytes (with
+liblzma 5.x, the same renderer, and the same number of threads: `close_pairs` compares twelve neighbours,
+and if there are more, rounding decides which are the nearest).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def data_files(drawings: Sequence[Drawing], splits: Sequence[str]) -> dict[str, 
 
 
 def build(tarballs: Path) -> tuple[dict[str, bytes], Counter[str]]:
-    """Return the data files, and counts of what was left out by reason."""
+    """Return the data files, and the number of drawings left out by reason."""
     drawings = [
         drawing
         for icon_set in all_sets().values()
@@ -68,7 +68,7 @@ def _run(tarballs: Path, output: Path, check: bool) -> int:
             for name, data in files.items()
             if not (output / name).is_file() or (output / name).read_bytes() != data
         ]
-        print(f"differs: {', '.join(differing)}" if differing else f"{output}: equal, byte by byte")
+        print(f"differs: {', '.join(differing)}" if differing else f"{output}: equal byte for byte")
         return 1 if differing else 0
     for name, data in files.items():
         write_bytes(output / name, data)

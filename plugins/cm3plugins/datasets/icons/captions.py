@@ -1,4 +1,4 @@
-"""Captions of icons: what is shown, the style, and the set, as people write them; a canonical one, and random ones
+"""Captions of icons: the object, the style and the set, as people write them; a canonical one, and random ones
 from weighted templates."""
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DEFAULT_TEMPLATES = (
     CaptionTemplate("{style} {words}, {set}", 0.05),
     CaptionTemplate("{other}, {style}, {set}", 0.1),
 )
-"""The first is the canonical one. `{other}` is another name of the thing if the set gives one."""
+"""The first is the canonical one. `{other}` is another name of the object, if the set has one."""
 
 
 def caption(
@@ -39,9 +39,9 @@ def caption(
 
     Args:
         entry: the picture.
-        rng: draws one template by weight, and other names; None takes the first, the canonical one.
+        rng: draws a template by weight, and other names; None uses the first, canonical one.
         templates: at least one.
-        title: what to call the set; None: as the bundled corpus does.
+        title: name of the set; None: as in the bundled corpus.
     """
     other = entry.words
     if rng is not None and entry.tags:
@@ -53,6 +53,6 @@ def caption(
         "other": other,
     }
     text = choose(templates, rng).text
-    if not entry.style:  # in a user's corpus only: the style and the comma before it are left out
+    if not entry.style:  # only in a user's corpus: drop the style and the comma before it
         text = re.sub(r",?\s*\{style\}", "", text).strip(" ,") or "{words}"
     return fill(text, fields)

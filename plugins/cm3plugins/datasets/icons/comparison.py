@@ -1,9 +1,9 @@
-"""Drawings as the small pictures by which they are compared: drawn once, what shows nothing marked, duplicates
-left out.
+"""Drawings as small pictures for comparison: drawn once, empty ones marked, duplicates
+dropped.
 
 Near-duplicates are the same drawing under two names, or in two styles that hardly differ. Drawings are compared as
-16 x 16 grey pictures, by the squared distance of their pixels in [0, 1]. On this corpus, pairs up to `SAME` can't be told
-apart at 64 pixels, pairs up to `NEAR` differ by details.
+16 x 16 grey pictures, by the squared distance of their pixels in [0, 1]. In this corpus, pairs up to `SAME` can't be
+distinguished at 64 pixels; pairs up to `NEAR` differ in details.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ NEAR = 0.6
 SIDE = 16
 NUM_NEIGHBOURS = 12
 _NUM_DIRECTIONS = 48
-"""Neighbours are looked for in the first directions of the principal axes, where distances are never longer
-than in the whole space, so that no pair is missed but by more than `NUM_NEIGHBOURS` others."""
+"""Neighbours are searched in the first principal axes, where distances never exceed those in the whole space, so
+a pair is missed only if a drawing has more than `NUM_NEIGHBOURS` others."""
 
 
 def shrink(grey_NHW: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -48,7 +48,7 @@ def close_pairs(small_ND: NDArray[np.float32]) -> list[tuple[int, int, float]]:
     """Return all pairs (i, j, squared distance) with i < j and a distance up to `NEAR`, in order.
 
     Args:
-        small_ND: what `shrink` returns.
+        small_ND: result of `shrink`.
     """
     import faiss
 
@@ -90,17 +90,17 @@ def neighbours(pairs: list[tuple[int, int, float]]) -> dict[int, set[int]]:
 DRAWN_SIZE = 64
 """Side, in pixels, at which drawings are compared."""
 MIN_CONTRAST = 64
-"""A picture whose darkest pixel is not this much darker than white shows nothing."""
+"""A picture is empty if its darkest pixel is not this much darker than white."""
 NOT_RENDERED, EMPTY = 2.0, 3.0
-"""What all pixels of a row of `small_pictures` are for such a drawing; those of a picture are in [0, 1]."""
+"""Value of all pixels in a row of `small_pictures` for such drawings; other pictures are in [0, 1]."""
 
 
 def small_pictures(svgs: Sequence[str], title: str = "drawing") -> NDArray[np.float32]:
-    """Draw everything once, small.
+    """Draw everything once at a small size.
 
     Args:
         svgs: whole documents.
-        title: of the progress bar.
+        title: title of the progress bar.
 
     Returns:
         float32 [N, 256]: `shrink` of each, or `NOT_RENDERED` or `EMPTY`.
@@ -119,12 +119,12 @@ def small_pictures(svgs: Sequence[str], title: str = "drawing") -> NDArray[np.fl
 def drop_duplicates(
     drawings: Sequence[Drawing], small_ND: NDArray[np.float32]
 ) -> tuple[list[int], list[Drawing], dict[int, set[int]], Counter[str]]:
-    """Leave out what does not render, shows nothing, or can't be told apart from an earlier drawing, whose
-    tags then get the name that was left out.
+    """Drop drawings that don't render, are empty, or can't be distinguished from an earlier one, which gets their
+    name as a tag.
 
     Returns:
-        positions of the drawings that stay, these drawings, the near-duplicates among them by position in
-        that list, and counts by reason.
+        indices of the remaining drawings, the drawings, their near-duplicates by index in that
+        list, and counts by reason.
     """
     counts: Counter[str] = Counter()
     for reason, mark in (("not rendered", NOT_RENDERED), ("empty", EMPTY)):

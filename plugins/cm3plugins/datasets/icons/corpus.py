@@ -1,9 +1,9 @@
-"""The bundled icon corpus: some forty permissive sets and the emoji, with names taken apart into words and
+"""The bundled icon corpus: about forty permissively licensed sets and the emoji, with names split into words and
 styles, drawn at any size.
 
-Entries load at once, and so does the manifest: both are checked, since the folder may be one that a user was given. A
-set's drawings are unpacked when the first of them is asked for, and whole renderings are kept in a cache folder: grey
-ones and coloured ones apart, since most icons have no colour.
+Entries and the manifest load immediately and are checked, since the folder may come from a user. A set's drawings are
+unpacked when the first of them is requested, and complete renderings are stored in a cache folder, grey ones separate
+from coloured ones, since most icons have no colour.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class IconEntry(NamedTuple):
 
     Args:
         id: unique name, ``material-symbols/bell-outline``.
-        words: what it shows, ``bell off``; the same in every version.
-        style: words out of ``STYLE_WORDS``, ``outline rounded``; may be empty in a user's corpus.
+        words: object shown, ``bell off``; the same in every version.
+        style: words from ``STYLE_WORDS``, ``outline rounded``; may be empty in a user's corpus.
         tags: other names and categories, lower case.
         split: ``train``, ``comp``, ``compose`` or ``unseen``; see `splits.py`.
     """
@@ -68,17 +68,17 @@ class IconEntry(NamedTuple):
 
     @property
     def has_colour(self) -> bool:
-        """Whether the picture has three different channels."""
+        """Whether the picture's channels differ."""
         return has_colour(self.style)
 
 
 def set_of(entry_id: str) -> str:
-    """The set of the entry of this id."""
+    """Return the set of the entry with this id."""
     return entry_id.partition("/")[0]
 
 
 def has_colour(style: str) -> bool:
-    """Whether pictures of a style have three different channels."""
+    """Whether the channels of pictures in this style differ."""
     return "colour" in style
 
 
@@ -92,7 +92,7 @@ class Manifest:
         num_of_split: split -> number of pictures.
         packages: npm package with its version -> SHA-256 of its tarball.
         licences: set -> SPDX name.
-        titles: set -> what captions call it, for sets that are not bundled.
+        titles: set -> its name in captions, for sets that are not bundled.
         authors: set -> author and address, for sets that are not bundled.
     """
 
@@ -105,12 +105,12 @@ class Manifest:
     authors: Mapping[str, str]
 
     def title(self, set_name: str) -> str:
-        """Return what captions call a set."""
+        """Return a set's name in captions."""
         return self.titles.get(set_name) or title_of(set_name)
 
     def source(self, set_name: str) -> tuple[str, str, str]:
-        """Return a set's npm package with its version, its author, and its address; the latter two are "" where they
-        aren't known."""
+        """Return a set's npm package with its version, its author and its address; the latter two are "" if
+        unknown."""
         style = set_name.removeprefix(EMOJI_SET)
         if set_name not in self.titles and style in STYLE_PACKAGES and style != set_name:
             package = STYLE_PACKAGES[style]
@@ -125,10 +125,10 @@ class Manifest:
 
 
 def read_manifest(folder: Path, next_step: str) -> Manifest:
-    """Return the manifest of a corpus' folder.
+    """Read the manifest in a corpus folder.
 
     Raises:
-        DataError: it can't be read, or is none.
+        DataError: it can't be read, or is not a manifest.
     """
     path = folder / "manifest.json"
     content = read(path, next_step)
@@ -152,7 +152,7 @@ def read_manifest(folder: Path, next_step: str) -> Manifest:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         well_formed = False
     if not well_formed:
-        raise DataError(str(path), "is no manifest of an icon corpus", next_step)
+        raise DataError(str(path), "is not the manifest of an icon corpus", next_step)
     return manifest
 
 
@@ -163,12 +163,12 @@ def _table(values: Any, kind: type) -> dict[str, Any]:
 
 
 class IconEntries(Sequence[IconEntry]):
-    """All entries of a corpus, in its order: a list for each field, of which entries are made when they are asked
-    for. To choose among 100,000 takes a look at one or two of the fields.
+    """All entries of a corpus in order, stored as one list per field; entries are created on access. Selecting among
+    100,000 entries then reads only one or two fields.
 
     Args:
         ids, words, styles, splits: see `IconEntry`.
-        tags: of each entry, as JSON.
+        tags: tags of each entry, as JSON.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class IconEntries(Sequence[IconEntry]):
 
     @classmethod
     def of(cls, entries: Iterable[IconEntry]) -> IconEntries:
-        """These entries."""
+        """Create them from entries."""
         ids, words, styles, tags, splits = tuple(zip(*entries, strict=True)) or ((),) * 5
         return cls(ids, words, styles, [json.dumps(one) for one in tags], splits)
 
@@ -212,7 +212,7 @@ class IconEntries(Sequence[IconEntry]):
 
     @cached_property
     def _all(self) -> tuple[IconEntry, ...]:
-        """All of them, for who looks at all: made once."""
+        """All entries, created once, for callers that read them all."""
         one = _once()
         with _no_collection():
             tags = (tuple([one(tag, tag) for tag in row]) for row in _rows(self._tags))
@@ -220,8 +220,8 @@ class IconEntries(Sequence[IconEntry]):
             return tuple(map(IconEntry._make, columns))
 
     def packed(self) -> bytes | None:
-        """The columns as one text, which `unpacked` reads a dozen times as fast as the corpus' own file; None: a
-        field has a character that separates fields, or half of one, or there is no entry."""
+        """Return the columns as one text, which `unpacked` reads a dozen times faster than the corpus file; None if a
+        field contains a separator or half of one, or if there is no entry."""
         columns = (self.ids, self.words, self.styles, self._tags, self.splits)
         texts = ["\n".join(column) for column in columns]
         if not len(self) or any("\0" in one or one.count("\n") >= len(self) for one in texts):
@@ -233,7 +233,7 @@ class IconEntries(Sequence[IconEntry]):
 
     @classmethod
     def unpacked(cls, packed: bytes) -> IconEntries | None:
-        """The entries that `packed` wrote; None: these are none."""
+        """Return the entries written by `packed`; None if the bytes are invalid."""
         try:
             columns = [text.split("\n") for text in packed.decode().split("\0")]
         except UnicodeDecodeError:
@@ -247,9 +247,9 @@ class IconEntries(Sequence[IconEntry]):
 
 
 def read_entries(folder: Path, manifest: Manifest, next_step: str) -> IconEntries:
-    """Return the entries of a corpus' folder.
+    """Read the entries in a corpus folder.
 
-    They are kept in the cache under the hash of their file, in a form that is read at once.
+    They are cached under their file's hash, in a form that is fast to read.
 
     Raises:
         DataError: the file can't be read, is damaged, or does not fit the manifest.
@@ -266,16 +266,16 @@ def read_entries(folder: Path, manifest: Manifest, next_step: str) -> IconEntrie
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DataError(str(path), f"the file is damaged ({_cause(error)})", next_step) from error
     if len(entries) != manifest.num_entries:
-        cause = f"holds {len(entries):,} entries, the manifest {manifest.num_entries:,}"
+        cause = f"holds {len(entries):,} entries, but the manifest states {manifest.num_entries:,}"
         raise DataError(str(path), cause, next_step)
     if (content := entries.packed()) is not None:
-        with suppress(FileError):  # without a cache they are read each time
+        with suppress(FileError):  # without a cache, they are parsed each time
             write_bytes(kept, content)
     return entries
 
 
 def _kept_entries(path: Path, manifest: Manifest) -> IconEntries | None:
-    """The entries that were kept; None: they were not, or do not fit."""
+    """Return the cached entries; None if they are missing or don't match."""
     try:
         with open_regular(path) as file:
             entries = IconEntries.unpacked(file.read())
@@ -288,8 +288,8 @@ def _kept_entries(path: Path, manifest: Manifest) -> IconEntries | None:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Context without Python's search for cycles, which takes most of the time where 100,000 objects are made
-    and none is in a cycle."""
+    """Context without Python's cyclic garbage collection, which takes most of the time when creating 100,000
+    objects without cycles."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -300,13 +300,13 @@ def _no_collection() -> Iterator[None]:
 
 
 def _rows(lines: Sequence[str]) -> Iterator[Any]:
-    """Parse lines by the block: much faster than each by itself, and smaller than all at once."""
+    """Parse lines in blocks: much faster than one by one, with less memory than all at once."""
     for start in range(0, len(lines), _BLOCK):
         yield from json.loads(f"[{','.join(lines[start : start + _BLOCK])}]")
 
 
 def _once() -> Callable[[str, str], str]:
-    """Keeps a text, and returns the one that it keeps: of equal texts one object."""
+    """Return a function that maps equal texts to one object."""
     texts: dict[str, str] = {}
     return texts.setdefault
 
@@ -327,10 +327,10 @@ def _entries(lines: Sequence[str]) -> IconEntries:
 
 
 def _check(entries: IconEntries, manifest: Manifest) -> None:
-    """Raise `ValueError` for a set without a licence, or an unknown split."""
+    """Raise `ValueError` for a set without a licence or an unknown split."""
     sets = dict.fromkeys(map(set_of, entries.ids))
     if unknown := [name for name in sets if name not in manifest.licences]:
-        raise ValueError(f"the manifest has no licence of {unknown[0]!r}")
+        raise ValueError(f"the manifest has no licence for {unknown[0]!r}")
     if unknown := sorted(set(entries.splits).difference(SPLITS)):
         raise ValueError(f"there is no split {unknown[0]!r}")
 
@@ -363,7 +363,7 @@ class IconCorpus:
 
     @property
     def data_sha256(self) -> str:
-        """Hash of the whole data, as the manifest records it."""
+        """Hash of the whole data, from the manifest."""
         return self.manifest.data_sha256
 
     def __len__(self) -> int:
@@ -374,12 +374,14 @@ class IconCorpus:
         """Return the position of the entry with this id, such as ``lucide/bell-off``.
 
         Raises:
-            DataError: no entry has it.
+            DataError: no entry has this id.
         """
         if entry_id not in self._indices:
             hint = close_match(entry_id, self._indices)
             raise DataError(
-                "icon corpus", f"no picture {entry_id!r}; {hint}", "ids are set/name, see `entries`"
+                "icon corpus",
+                f"has no picture {entry_id!r}; {hint}",
+                "use an id of the form set/name, see `entries`",
             )
         return self._indices[entry_id]
 
@@ -388,7 +390,7 @@ class IconCorpus:
         return self.manifest.licences[set_of(self.entries.ids[index])]
 
     def title(self, index: int) -> str:
-        """Return what captions call an entry's set."""
+        """Return the name of an entry's set in captions."""
         return self.manifest.title(set_of(self.entries.ids[index]))
 
     def svg(self, index: int) -> str:
@@ -437,11 +439,11 @@ class IconCorpus:
         cache_dir: Path | str | None = None,
         indices: Sequence[int] | None = None,
     ) -> IconPictures:
-        """Draw entries, once: later calls map the cached files into memory.
+        """Draw entries once; later calls map the cached files into memory.
 
         Args:
             size: side in pixels.
-            cache_dir: where renderings are kept; by default ``CM3_CACHE``, else the user's cache
+            cache_dir: folder of renderings; by default ``CM3_CACHE`` or, if unset, the user's cache
                 folder.
             indices: positions in ``entries``; None: all.
         """
@@ -461,7 +463,7 @@ class IconCorpus:
         cache_dir: Path | str | None = None,
         indices: Sequence[int] | None = None,
     ) -> bool:
-        """Say whether ``pictures`` finds its files, whole."""
+        """Return whether the files of ``pictures`` are cached and complete."""
         kinds, whole = self._by_colour(indices), indices is None
         return all(file.exist() for file in self._renderings(size, cache_dir, kinds, whole=whole))
 
@@ -473,7 +475,7 @@ class IconCorpus:
         *,
         whole: bool,
     ) -> tuple[Renderings, Renderings]:
-        """The files of grey pictures and of coloured ones; `whole`: these are all of the corpus."""
+        """Return the files of grey and of coloured pictures; `whole`: these are all of the corpus."""
         grey, coloured = kinds
 
         def file(name: str, kind: Sequence[int], *channels: int) -> Renderings:
@@ -484,7 +486,7 @@ class IconCorpus:
         return file("icons", grey), file("icons-in-colour", coloured, 3)
 
     def _by_colour(self, indices: Sequence[int] | None) -> tuple[list[int], list[int]]:
-        """Positions of the grey entries, and of the coloured ones."""
+        """Return the positions of the grey entries and of the coloured ones."""
         kinds: tuple[list[int], list[int]] = ([], [])
         styles = self.entries.styles
         coloured = {style for style in set(styles) if has_colour(style)}
@@ -498,7 +500,7 @@ class IconCorpus:
 
     @cached_property
     def _rows(self) -> list[int]:
-        """Entry -> its line in the file of its set's drawings."""
+        """Line of each entry in the file of its set's drawings."""
         seen: Counter[str] = Counter()
         rows = []
         for name in self.entries.ids:
@@ -518,7 +520,7 @@ class IconCorpus:
 
 @lru_cache(maxsize=2)
 def _entries_of(assets: Path, data_sha256: str, next_step: str) -> IconEntries:
-    """A process reads the entries once, not again for every split: they never change under one hash."""
+    """Read the entries once per process for all splits: they never change for the same hash."""
     return read_entries(assets, read_manifest(assets, next_step), next_step)
 
 
@@ -526,7 +528,7 @@ class IconPictures:
     """Renderings of entries, by their positions in the corpus.
 
     Args:
-        kinds: positions of the grey pictures, and of the coloured ones.
+        kinds: positions of the grey pictures and of the coloured ones.
         grey_MHW: uint8.
         coloured_KHW3: uint8.
     """
@@ -543,7 +545,7 @@ class IconPictures:
         )
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        """The picture of an entry: uint8 [H, W, 3], a copy."""
+        """Return a copy of an entry's picture, uint8 [H, W, 3]."""
         if index in self._grey_row:
             return np.repeat(self._grey_MHW[self._grey_row[index]][..., None], 3, axis=2)
         return np.array(self._coloured_KHW3[self._coloured_row[index]])

@@ -1,4 +1,4 @@
-"""Read icon sets: tarballs of npm in, drawings with names, styles and tags out."""
+"""Read icon sets: from npm tarballs to drawings with names, styles and tags."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cm3plugins.datasets.icons.splits import IconName, read_name
 from cm3plugins.datasets.vector.render import square_svg
 
 MAX_JSON_BYTES = 64 * 2**20
-"""A larger file in a package is refused unread: the largest of the pinned ones has 25 MB."""
+"""Larger files in a package are rejected unread: the largest pinned one has 25 MB."""
 MAX_UNPACKED_BYTES = 256 * 2**20
 MAX_MEMBERS = 1000
 MAX_TAGS = 8
@@ -39,7 +39,7 @@ class Drawing:
         id: ``material-symbols/bell-outline``, unique.
         set_name: ``material-symbols``.
         name: words and style.
-        tags: other names that the set gives it, and its categories; lower case.
+        tags: other names in the set, and categories; lower case.
         svg: a whole SVG document.
     """
 
@@ -54,7 +54,7 @@ def open_set(folder: Path, icon_set: IconSet) -> dict[str, Any]:
     """Check the tarball of a set and return its JSON files by name.
 
     Raises:
-        DataError: the tarball is missing or not the pinned one, lacks a file, or states another licence.
+        DataError: the tarball is missing, is not the pinned one, lacks a file, or states another licence.
     """
     package = icon_set.package
     path = folder / package.tarball
@@ -73,23 +73,25 @@ def open_set(folder: Path, icon_set: IconSet) -> dict[str, Any]:
     stated = stated_licence(files)
     if stated != icon_set.licence:
         raise DataError(
-            str(path), f"states the licence {stated!r}, expected {icon_set.licence!r}", "check it"
+            str(path),
+            f"states the licence {stated!r}, expected {icon_set.licence!r}",
+            "check the licence",
         )
     return files
 
 
 def stated_licence(files: Json) -> str | None:
-    """Return the SPDX name of the licence that a package states, if it does."""
+    """Return the SPDX name of the licence stated by a package, if any."""
     licence = files["info.json"].get("license")
     spdx = licence.get("spdx") if isinstance(licence, dict) else None
     return spdx if isinstance(spdx, str) and re.fullmatch(r"[\w.+-]{1,60}", spdx) else None
 
 
 def read_tarball(path: Path) -> dict[str, Any]:
-    """Return the JSON files of an Iconify package, checked: it may come from anyone.
+    """Read the JSON files of an Iconify package, with checks: it may come from anyone.
 
     Raises:
-        DataError: the file is no such package, or one that a package is not: too large, too deep, with links.
+        DataError: the file is not an Iconify package, or is too large, too deeply nested, or contains links.
     """
     try:
         with gzip.open(path) as file:
@@ -105,17 +107,17 @@ def read_tarball(path: Path) -> dict[str, Any]:
             cause = f"can't be read ({error.strerror})"
             raise DataError(str(path), cause, "correct the path") from error
         raise DataError(
-            str(path), f"is no readable npm package ({error})", "fetch it again"
+            str(path), f"is not a readable npm package ({error})", "fetch it again"
         ) from error
     for name in ("icons.json", "info.json"):
         if name not in files:
-            raise _refused(path, f"holds no {name}")
+            raise _refused(path, f"has no {name}")
     check_icons(path, files)
     return files
 
 
 def _refused(path: Path, cause: str) -> DataError:
-    return DataError(str(path), cause, "give a package @iconify-json/NAME as npm pack wrote it")
+    return DataError(str(path), cause, "use a package @iconify-json/NAME as written by npm pack")
 
 
 def _json_files(path: Path, tar: tarfile.TarFile) -> dict[str, Any]:
@@ -138,23 +140,23 @@ def _json_files(path: Path, tar: tarfile.TarFile) -> dict[str, Any]:
         except RecursionError as error:
             raise _refused(path, f"its {name} is nested too deeply") from error
         except ValueError as error:
-            raise _refused(path, f"its {name} is no JSON ({error})") from error
+            raise _refused(path, f"its {name} is not JSON ({error})") from error
         if not isinstance(files[name], dict):
-            raise _refused(path, f"its {name} is no table")
+            raise _refused(path, f"its {name} is not an object")
     return files
 
 
 def check_icons(path: Path, files: Json) -> None:
-    """Raise `DataError` for values of another type than Iconify's format gives them."""
+    """Raise `DataError` for values with another type than in Iconify's format."""
     icons, metadata = files["icons.json"], files.get("metadata.json", {})
 
     def table(of: Json, name: str, kind: type) -> dict[str, Any]:
         values = of.get(name, {})
         if not isinstance(values, dict):
-            raise _refused(path, f"{name!r} is no table")
+            raise _refused(path, f"{name!r} is not an object")
         for key, value in values.items():
             if type(value) is not kind:
-                raise _refused(path, f"{key!r} of {name!r} is no {_KINDS[kind]}")
+                raise _refused(path, f"{key!r} of {name!r} is not {_KINDS[kind]}")
         return values
 
     for name, icon in (table(icons, "icons", dict) | {"icons.json": icons}).items():
@@ -171,22 +173,22 @@ def check_icons(path: Path, files: Json) -> None:
             raise _refused(path, "an alias has no parent")
     for listed in table(metadata, "categories", list).values():
         if any(type(name) is not str for name in listed):
-            raise _refused(path, "a category holds what is no name")
+            raise _refused(path, "a category holds a value that is not a name")
     for rules in ("suffixes", "prefixes"):
         table(metadata, rules, str)
     if type(icons.get("prefix")) is not str or not SET_NAME.fullmatch(icons["prefix"][:64]):
-        raise _refused(path, "its prefix is no plain name")
+        raise _refused(path, "its prefix is not a plain name")
     if not icons.get("icons"):
-        raise _refused(path, "holds no icons")
+        raise _refused(path, "has no icons")
 
 
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
-_KINDS: dict[type, str] = {dict: "table", list: "list", str: "text"}
+_KINDS: dict[type, str] = {dict: "an object", list: "a list", str: "a text"}
 _MAX_SIDE = 1e6
 
 
 def drawings_of_set(icon_set: IconSet, files: Json) -> Iterator[Drawing]:
-    """Yield the drawings of one set, in the package's order, without hidden ones, logos, and other
+    """Yield the drawings of one set, in the package's order, without hidden ones, logos and other
     sizes."""
     icons = files["icons.json"]
     metadata = files.get("metadata.json", {})
@@ -239,7 +241,7 @@ def _svg(icons: Json, icon: Json) -> str:
 
 
 def _brands(metadata: Json) -> frozenset[str]:
-    """Names in the categories that hold logos."""
+    """Return the names in categories of logos."""
     return frozenset(
         name
         for category, names in metadata.get("categories", {}).items()

@@ -1,7 +1,7 @@
-"""The pinned icon sets, and how each of them writes a style into an icon's name.
+"""The pinned icon sets, and the way each encodes styles in icon names.
 
-A set is one npm package of Iconify. A rule maps an ending or a beginning of the name to words of the
-one style vocabulary that all sets share; what is left is the thing that the icon shows. The table is
+A set is an Iconify npm package. A rule maps a suffix or prefix of a name to words of the style vocabulary
+shared by all sets; the rest names the object shown by the icon. The table is
 `assets/sets.toml`.
 """
 
@@ -21,7 +21,7 @@ from cm3plugins.datasets.vector.packages import NpmPackage
 ASSETS = Path(__file__).parent / "assets"
 
 SET_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
-"""Iconify's rule for prefixes and names; a set's name is part of file names, too."""
+"""Iconify's pattern of prefixes and names; file names contain a set's name, too."""
 
 STYLE_WORDS = (
     "outline",
@@ -35,14 +35,14 @@ STYLE_WORDS = (
     "rounded",
     "sharp",
 )
-"""Every word that a style may hold, in the order in which captions write them: what is painted first, then
-the weight of the line, then the corners."""
+"""All style words, in the order used in captions: first the fill, then the stroke weight, then
+the corners."""
 
 PERMITTED_LICENCES = ("MIT", "Apache-2.0", "ISC", "CC0-1.0", "CC-BY-4.0")
-"""SPDX names of the licences under which a set may enter the corpus: no share-alike, no copyleft."""
+"""SPDX names of licences permitted in the corpus: no share-alike, no copyleft."""
 
 EMOJI_SET = "emoji-"
-"""The beginning of the names of the sets that are styles of the emoji corpus."""
+"""Prefix of sets that are styles of the emoji corpus."""
 
 EMOJI_TITLES = {
     "noto": "noto",
@@ -51,8 +51,8 @@ EMOJI_TITLES = {
     "twemoji": "twemoji",
     "emojione": "emojione",
 }
-"""Styles of the emoji corpus, which is part of this one as the sets ``emoji-STYLE`` -> what captions call
-them."""
+"""Styles of the emoji corpus, which are part of this corpus as the sets ``emoji-STYLE`` -> their names in
+captions."""
 
 EMOJI_LICENCES = {
     "noto": "Apache-2.0",
@@ -61,7 +61,7 @@ EMOJI_LICENCES = {
     "twemoji": "CC-BY-4.0",
     "emojione": "CC-BY-4.0",
 }
-"""Styles of the emoji corpus -> SPDX name of the licence that their package states."""
+"""Styles of the emoji corpus -> SPDX name of the licence stated in their package."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,17 +70,17 @@ class IconSet:
 
     Args:
         name: Iconify's prefix, ``material-symbols``; the package is ``@iconify-json/NAME``.
-        title: what captions call it, ``material``.
-        version, sha256: of the tarball that ``npm pack`` writes.
+        title: name in captions, ``material``.
+        version, sha256: version and SHA-256 of the tarball written by ``npm pack``.
         licence: SPDX name that the package must state.
         author, url: for the attribution.
-        default: style words of a name without ending or beginning.
-        endings: ``-ENDING`` of a name -> style words; the longest that fits is taken.
-        beginnings: ``BEGINNING-`` of a name -> style words.
-        always: style words of every icon of the set, besides.
-        size: for sets that draw an icon in several sizes, a regular expression that the name must
-            match; its groups ``name`` and ``style`` make the name without the size.
-        brand_marks: regular expression of names that are logos of companies.
+        default: style words of a name without suffix or prefix.
+        endings: suffix ``-ENDING`` of a name -> style words; the longest match is used.
+        beginnings: prefix ``BEGINNING-`` of a name -> style words.
+        always: further style words of every icon of the set.
+        size: for sets that draw icons in several sizes, a regular expression that names must match; its
+            groups ``name`` and ``style`` form the name without the size.
+        brand_marks: regular expression of names that are company logos.
     """
 
     name: str
@@ -103,7 +103,7 @@ class IconSet:
         return NpmPackage(f"@iconify-json/{self.name}", self.version, self.sha256)
 
     def check(self) -> None:
-        """Raise `DataError` for a style word that is not in the vocabulary or a licence that is not permitted."""
+        """Raise `DataError` for an unknown style word or a licence that is not permitted."""
         place = f"icon set {self.name}"
         rules = (self.default, self.always, *self.endings.values(), *self.beginnings.values())
         for word in " ".join(rules).split():
@@ -111,7 +111,7 @@ class IconSet:
                 raise DataError(
                     place,
                     f"the style word {word!r} is not known; {close_match(word, STYLE_WORDS)}",
-                    f"use words out of {', '.join(STYLE_WORDS)}",
+                    f"use words from {', '.join(STYLE_WORDS)}",
                 )
         if self.licence not in PERMITTED_LICENCES:
             raise DataError(
@@ -134,7 +134,7 @@ def all_sets() -> dict[str, IconSet]:
 
 
 def title_of(set_name: str) -> str:
-    """Return what captions call a set."""
+    """Return a set's name in captions."""
     style = set_name.removeprefix(EMOJI_SET)
     if style != set_name and style in EMOJI_TITLES:
         return EMOJI_TITLES[style]
@@ -142,7 +142,7 @@ def title_of(set_name: str) -> str:
 
 
 def style_words(text: str) -> tuple[str, ...]:
-    """Return the style words of a text, each once, in the vocabulary's order."""
+    """Return the style words of a text without duplicates, in vocabulary order."""
     found = frozenset(text.split())
     return tuple(word for word in STYLE_WORDS if word in found)
 

@@ -28,21 +28,21 @@ from cm3plugins.datasets.vector.captions import CaptionTemplate
 from cm3plugins.datasets.vector.render import renderer_version
 
 DRAW_ALL_AFTER = 512
-"""After this number of pictures, drawn one by one, all pictures of the source are drawn into the cache: a look
-at some does not pay for all."""
+"""After this number of pictures, drawn one by one, all pictures of the source are drawn into the cache; for
+fewer pictures that would not pay."""
 _SAMPLED = 200
-"""Captions, spread over the source, that enter its quick fingerprint."""
+"""Number of captions, spread over the source, in its quick fingerprint."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """Which icons of a corpus a source has.
+    """Selects the icons of a source from a corpus.
 
     Args:
         split: "train", "comp", "compose", "unseen", or "all" of them.
         sets: names of sets; empty: all.
         styles: style words that an icon must have.
-        things_share: share of things to take, by a hash of their names.
+        things_share: share of objects to use, by a hash of their names.
     """
 
     split: str
@@ -52,7 +52,7 @@ class Chosen:
 
 
 def _positions(entries: IconEntries, of: Chosen) -> list[int]:
-    """Positions of the entries that are chosen."""
+    """Return the positions of the selected entries."""
     wanted = set(of.styles)
     fitting = {style for style in set(entries.styles) if wanted <= set(style.split())}
     chosen = [
@@ -69,17 +69,17 @@ def _positions(entries: IconEntries, of: Chosen) -> list[int]:
 
 
 class IconSource(DocumentSource):
-    """Documents `(caption, picture)` of the chosen split, sets and styles, in the corpus' order.
+    """Documents `(caption, picture)` of the chosen split, sets and styles, in corpus order.
 
     Args:
-        corpus: the bundled one, or one that `cm3 icons build` wrote.
-        chosen: which of its icons.
+        corpus: the bundled one, or one written by `cm3 icons build`.
+        chosen: selects its icons.
         image_size: side of the pictures, in pixels.
-        templates: of the captions.
-        cache_dir: folder of rendered pictures; None: ``CM3_CACHE``, else the user's cache folder.
+        templates: caption templates.
+        cache_dir: folder of rendered pictures; None: ``CM3_CACHE`` or, if unset, the user's cache folder.
 
     Raises:
-        DataError: nothing is chosen, a set is not in the folder, or a data file can't be used.
+        DataError: nothing is selected, a set is not in the folder, or a data file can't be used.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class IconSource(DocumentSource):
                 f"no icon is in split {chosen.split!r}, sets {list(chosen.sets)} and styles "
                 f"{list(chosen.styles)}"
             )
-            raise DataError("dataset", cause, "widen one of the three")
+            raise DataError("dataset", cause, "widen at least one of them")
         self._key = f"icons-{self.corpus.data_sha256[:16]}-{renderer_version()}-{image_size}px"
         self._pictures: IconPictures | None = None
         self._num_drawn = 0
@@ -119,11 +119,11 @@ class IconSource(DocumentSource):
         return self.corpus.entries.ids[self._indices[index]]
 
     def entry(self, index: int) -> IconEntry:
-        """Return words, style, tags and the rest of what is known of a document."""
+        """Return the corpus entry of a document: words, style, tags and so on."""
         return self.corpus.entries[self._indices[index]]
 
     def group(self, index: int) -> str:
-        """The thing: the same in all versions."""
+        """The object, which is the same in all versions."""
         return self.corpus.entries.words[self._indices[index]]
 
     def licence(self, index: int) -> str:
@@ -131,7 +131,7 @@ class IconSource(DocumentSource):
         return self.corpus.licence(self._indices[index])
 
     def provenance(self, index: int) -> Provenance:
-        """Licence, npm package, author, set, name and the set's address of a document's drawing."""
+        """Licence, npm package, author, set, name and set address of a document's drawing."""
         set_name, _, name = self.id(index).partition("/")
         package, author, address = self.corpus.manifest.source(set_name)
         return Provenance(self.licence(index), package, author, set_name, name, address)
@@ -147,7 +147,7 @@ class IconSource(DocumentSource):
         return (Text(caption(entry, rng, self._templates, title)), picture)
 
     def texts(self) -> Iterator[str]:
-        """Yield the canonical captions, and the other names of things."""
+        """Yield the canonical captions, and other names of the objects."""
         for index, own in enumerate(self._indices):
             entry = self.entry(index)
             yield caption(entry, None, self._templates, self.corpus.title(own))
@@ -155,14 +155,14 @@ class IconSource(DocumentSource):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the pictures' version and of the documents' ids, in order."""
+        """Hash of the pictures' version and the documents' ids, in order."""
         names = "\n".join((self._key, *(self.corpus.entries.ids[index] for index in self._indices)))
         return hashlib.sha256(names.encode()).hexdigest()
 
     @cached_property
     def quick_fingerprint(self) -> str:
-        """Hash of the ids and pictures, and of what captions are made of: data, settings, code. Some captions stand
-        for the code that words them, so that it also changes while it is developed."""
+        """Hash of the ids and pictures, and of the inputs of captions: data, settings, code. A few captions represent
+        the code that words them, so that the hash also changes during development."""
         step = max(1, len(self) // _SAMPLED)
         made_of = (
             program(),
@@ -175,8 +175,8 @@ class IconSource(DocumentSource):
         return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
 
     def _pixels(self, corpus_index: int) -> NDArray[np.uint8]:
-        """Draw the picture, or take it from the cache, which is filled with this source's pictures
-        as soon as more than some are asked for. A cache of the whole corpus serves any source."""
+        """Draw the picture, or read it from the cache, which is filled with this source's pictures once more
+        than a few are requested. A cache of the whole corpus serves any source."""
         if self._pictures is None:
             self._open_cache()
         if self._pictures is None:

@@ -1,16 +1,16 @@
-"""Icon names taken apart, and the fixed splits, made from names and near-duplicates before anything else.
+"""Parsed icon names, and the fixed splits, computed from names and near-duplicates alone.
 
-Names are compositional (`bell-off`, `file-lock`, `user-plus`): the thing that an icon shows, word by word, in order,
-and the style in which it does.
+Names are compositional (`bell-off`, `file-lock`, `user-plus`): they name the object shown by the icon, word by word,
+and its style.
 
-- `unseen`: a name is held out in all sets and styles; the thing may be in `train` under another name.
-- `compose`: a pair of parts is held out: `bell` and `lock` are both in `train`, `bell-lock` is not, nor is
-  any other name that holds both.
-- `comp`: one drawing is held out, of a name that is in `train` in other sets or styles.
+- `unseen`: a name is held out in all sets and styles; the object may be in `train` under another name.
+- `compose`: a pair of parts is held out: `bell` and `lock` are both in `train`, but `bell-lock` is not, nor is
+  any other name with both.
+- `comp`: one drawing is held out whose name is in `train` in other sets or styles.
 - `train`: the rest.
 
-Membership is a hash of names, never of order, so that adding a set moves no drawing whose near-duplicates stay
-the same. Nothing is held out that has a near-duplicate (`comparison.py`) on the other side, as far as these are found:
+The split is chosen by a hash of names, never by order, so adding a set moves no drawing whose near-duplicates
+stay the same. No held-out drawing has a near-duplicate (`comparison.py`) in another split, as far as they are found
 among the nearest twelve of each drawing. In the bundled corpus one pair is missed (docs/icons.md).
 """
 
@@ -33,11 +33,11 @@ _NOT_A_PART = frozenset(("one", "two", "three", "four", "alt", "variant", "a", "
 
 @dataclass(frozen=True)
 class IconName:
-    """A name, taken apart.
+    """A parsed name.
 
     Args:
-        words: what the icon shows, in the name's order: ``("bell", "off")``.
-        style: words out of ``STYLE_WORDS``, in that order.
+        words: object shown by the icon, in the name's order: ``("bell", "off")``.
+        style: words from ``STYLE_WORDS``, in vocabulary order.
     """
 
     words: tuple[str, ...]
@@ -45,15 +45,15 @@ class IconName:
 
     @property
     def thing(self) -> str:
-        """The words as one: ``bell-off``; the same in all styles and sets."""
+        """The joined words, ``bell-off``; the same in all styles and sets."""
         return "-".join(self.words)
 
 
 def read_name(name: str, icon_set: IconSet) -> IconName | None:
-    """Take a name of a set apart.
+    """Parse a name of a set.
 
     Returns:
-        None if the set's rules leave the icon out: it is another size of a drawing, another skin
+        None if the set's rules exclude the icon: it is another size of a drawing, another skin
         tone, or a logo.
 
     Example:
@@ -87,14 +87,14 @@ def read_name(name: str, icon_set: IconSet) -> IconName | None:
 
 @cache
 def brands() -> frozenset[tuple[str, ...]]:
-    """Return the words of names that only a logo has; a name that begins with them is left out."""
+    """Return the words of names that only logos have; a name that starts with them is excluded."""
     lines = (ASSETS / "brands.txt").read_text(encoding="utf-8").splitlines()
     return frozenset(tuple(line.split("-")) for line in lines if line and not line.startswith("#"))
 
 
 def parts(words: tuple[str, ...]) -> frozenset[str]:
-    """Return the words that name something, comparable between sets: order and plural endings gone,
-    and numbers, single letters and words that only tell variants apart left out.
+    """Return the words that name something, comparable between sets: without order and plural endings,
+    and without numbers, single letters and words that only distinguish variants.
 
     Example:
         >>> sorted(parts(("arrows", "up", "2")))
@@ -112,10 +112,10 @@ UNSEEN_SHARE = 0.05
 COMPOSE_SHARE = 0.04
 COMP_SHARE = 0.04
 MIN_VERSIONS = 2
-"""A thing that is held out whole has this many drawings at least, so that one can be retrieved for another."""
+"""Minimum number of drawings of an object that is held out entirely, so that one can be retrieved for another."""
 MIN_VERSIONS_COMP = 3
 MIN_OTHER_THINGS = 4
-"""Each part of a held-out pair occurs in this many things of `train` at least."""
+"""Minimum number of objects in `train` with each part of a held-out pair."""
 
 _SEED = "cm3leon icons splits 1"
 
@@ -124,12 +124,12 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Decided:
-    """Another corpus' split, which this one keeps: a model trained on either must
-    not have seen what is held out in the other.
+    """Another corpus' split, which this one keeps: a model trained on either must not have
+    seen drawings that the other holds out.
 
     Args:
-        unseen, trained: things.
-        pairs, trained_pairs: of parts.
+        unseen, trained: objects.
+        pairs, trained_pairs: pairs of parts.
         comp, trained_ids: ids of drawings.
     """
 
@@ -144,7 +144,7 @@ class Decided:
 def decided_by(
     ids: Sequence[str], words: Sequence[tuple[str, ...]], splits: Sequence[str]
 ) -> Decided:
-    """Return what a corpus with these drawings has decided."""
+    """Return the split of a corpus with these drawings."""
     things = [thing_of(name) for name in words]
     of_split: dict[str, list[int]] = defaultdict(list)
     for index, split in enumerate(splits):
@@ -162,12 +162,12 @@ def decided_by(
 
 
 def thing_of(name: tuple[str, ...]) -> str:
-    """Return the thing that a name's words mean: their parts in alphabetical order."""
+    """Return the object named by a name's words: their parts in alphabetical order."""
     return " ".join(sorted(parts(name) or name))
 
 
 def unit_hash(*names: str) -> float:
-    """Return a number in [0, 1) that depends on the names and the splits' seed only."""
+    """Return a number in [0, 1) that depends only on the names and the splits' seed."""
     digest = hashlib.sha256("\0".join((_SEED, *names)).encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
@@ -178,15 +178,15 @@ def assign_splits(
     near: Mapping[int, Collection[int]],
     decided: Decided | None = None,
 ) -> list[str | None]:
-    """Return the split of every drawing; None for one that must be left out, since it would show a held-out
-    pair in `train` or has a near-duplicate there.
+    """Return the split of every drawing; None if it must be left out, because it would show a held-out pair in
+    `train` or has a near-duplicate there.
 
     Args:
         ids: unique names of the drawings.
-        words: their names' words.
+        words: words of their names.
         near: drawing -> its near-duplicates.
-        decided: what another corpus has decided; hashes decide on the rest. A drawing that it holds out and
-            for which this one has no split of that name is left out, too.
+        decided: another corpus' split; hashes decide the rest. Drawings that it holds out in a split that this
+            one lacks are left out, too.
     """
     free = Decided() if decided is None else decided
     things = [thing_of(name) for name in words]
@@ -233,8 +233,8 @@ def _true_to_name(
     things: Sequence[str],
     near: Mapping[int, Collection[int]],
 ) -> list[str | None]:
-    """Leave out what decisions of another corpus leave without what its split's name says: near-duplicates
-    in `train` of what is held out, and what is held out without its like in `train`."""
+    """Drop drawings that another corpus' split leaves inconsistent: near-duplicates in `train` of held-out ones,
+    and held-out ones without a counterpart in `train`."""
     chosen = [
         None if split == "train" and _looks_held_out(index, splits, near) else split
         for index, split in enumerate(splits)
@@ -272,8 +272,8 @@ def _held_out_pairs(
     alone: Mapping[str, bool],
     unseen: Collection[str],
 ) -> frozenset[Pair]:
-    """Choose pairs: a thing of just these two parts exists, is no near-duplicate of another, and either part
-    occurs in enough other things."""
+    """Choose pairs: an object with exactly these two parts exists, is not a near-duplicate of another, and both parts
+    occur in enough other objects."""
     of_thing = {thing: parts(words[indices[0]]) for thing, indices in drawings.items()}
     others = Counter(
         part for thing, named in of_thing.items() if thing not in unseen for part in named

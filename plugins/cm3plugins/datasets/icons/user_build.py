@@ -1,14 +1,14 @@
-"""Build an icon corpus in a user's folder: the same schema, comparison and splits as the bundled corpus, over
-the given sets alone, and true to what the bundled one holds out.
+"""Build an icon corpus in a user's folder: the same schema, comparison and splits as in the bundled corpus, from
+the given sets alone, respecting the bundled corpus' held-out drawings.
 
-A set is a tarball that a user gives, which describes itself: endings and beginnings of names with titles, mapped to the
-style words that all sets share. Its drawings may come from anyone. They may hold shapes, and references within
-themselves that stay small: the renderer would read pictures that a drawing names from the disk, and draw what references
-multiply, so both are refused before it sees them.
+A set is a tarball given by the user, and describes itself: it lists suffixes and prefixes of names with titles, which are
+mapped to the style words shared by all sets. Its drawings may come from anyone. They may contain shapes, and small
+references within themselves. The renderer would read external pictures from the disk and expand nested references, so
+both are rejected first.
 
-What takes minutes, the drawing, is kept by the set in the folder until the corpus is whole, so that a killed
-build resumes; its files are named by a hash of what was drawn. The manifest is written last: a folder
-without it is no corpus.
+Drawing takes minutes, so its results are stored per set in the folder until the corpus is complete, and a killed
+build resumes; file names contain a hash of the drawings. The manifest is written last: a folder
+without it is not a corpus.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ from cm3plugins.datasets.vector.render import renderer_version
 from cm3run.npy import load_array, save_array
 
 MAX_BYTES = 2**19
-"""The largest drawing of the bundled corpus has a third of it."""
+"""Size limit of a drawing; the largest one in the bundled corpus has a third of it."""
 MAX_DRAWN = 20_000
-"""Elements that are drawn, each as often as references lead to it."""
+"""Limit of drawn elements, counting each reference."""
 MAX_DEPTH = 100
 
 _FORBIDDEN = re.compile(
@@ -67,10 +67,10 @@ _REFERENCE = re.compile(r"url\(\s*['\"]?#([^'\")\s]+)")
 
 
 def fault(svg: str) -> str | None:
-    """Say why a drawing is not to be drawn; None: it may be.
+    """Return why a drawing is rejected; None if it is accepted.
 
     Args:
-        svg: a whole document, as `square_svg` returns it.
+        svg: a whole document from `square_svg`.
     """
     if len(svg) > MAX_BYTES:
         return f"has {len(svg):,} letters"
@@ -80,15 +80,15 @@ def fault(svg: str) -> str | None:
     try:
         root = ElementTree.fromstring(svg)
     except (ElementTree.ParseError, ValueError):
-        return "is no well-formed SVG"
+        return "is not a well-formed SVG"
     try:
-        return None if _num_drawn(root) <= MAX_DRAWN else "is drawn too often by references"
+        return None if _num_drawn(root) <= MAX_DRAWN else "has too many nested references"
     except RecursionError:
         return "is nested too deeply"
 
 
 def _num_drawn(root: ElementTree.Element) -> int:
-    """Number of elements, those that are referred to as often as they are."""
+    """Return the number of elements, counting each reference."""
     by_id = {element.get("id"): element for element in root.iter()}
     open_ids: set[str] = set()
 
@@ -108,7 +108,7 @@ def _num_drawn(root: ElementTree.Element) -> int:
             raise RecursionError
         number = 1
         if element.tag.endswith("style") and "url(" in (element.text or ""):
-            raise RecursionError  # which elements it concerns is not known
+            raise RecursionError  # the elements in the cycle are not known
         for key, value in element.attrib.items():
             if key.rpartition("}")[2] == "href":
                 number += of_id(value.removeprefix("#"))
@@ -139,13 +139,13 @@ _SIZE = re.compile(r"\d+(x\d+)?(px)?")
 def set_of_package(
     files: Mapping[str, Any], sha256: str, licence: str
 ) -> tuple[IconSet, list[str]]:
-    """Return a set with the rules of its package, and the endings and beginnings whose title holds a word that
-    is no style: these stay words of the names, so that nothing is taken for a style that is none.
+    """Return a set with its package's rules, and the suffixes and prefixes whose title contains a word that is
+    not a style: these stay words of the names, so that nothing is mistaken for a style.
 
     Args:
-        files: what `read_tarball` returned.
-        sha256: of the tarball.
-        licence: that the package states.
+        files: result of `read_tarball`.
+        sha256: SHA-256 of the tarball.
+        licence: licence stated by the package.
     """
     info, metadata = files["info.json"], files.get("metadata.json", {})
     unknown: list[str] = []
@@ -179,14 +179,14 @@ def set_of_package(
 
 
 def version_of(files: Mapping[str, Any]) -> str:
-    """Return the version that a package states, or ``unknown``."""
+    """Return the version stated by a package, or ``unknown``."""
     version = files.get("package.json", {}).get("version")
     stated = isinstance(version, str) and re.fullmatch(r"[\w.+-]{1,40}", version)
     return str(version) if stated else "unknown"
 
 
 def _style_of(title: str) -> str | None:
-    """Style words of a title, ``Two-Tone`` or ``24 Regular``; None if it holds another word, or none."""
+    """Return the style words of a title, ``Two-Tone`` or ``24 Regular``; None if it has other words, or none."""
     words = re.sub(r"two[- ]tone", "twotone", title.lower()).replace("-", " ").split()
     words = [word for word in words if not _SIZE.fullmatch(word)]
     if not words or not all(word in _STYLES for word in words):
@@ -195,7 +195,7 @@ def _style_of(title: str) -> str | None:
 
 
 def _cell(text: object) -> str:
-    """A text from the package as a cell of the attribution's table."""
+    """Format a text from the package as a cell of the attribution's table."""
     plain = text[:200] if isinstance(text, str) else ""
     kept = (letter for letter in plain if letter.isspace() or letter.isprintable())
     return " ".join("".join(letter for letter in kept if letter not in "|`<>").split())
@@ -203,14 +203,14 @@ def _cell(text: object) -> str:
 
 @dataclass(frozen=True)
 class UserSet:
-    """A set that was read.
+    """A set read from a tarball.
 
     Args:
-        icon_set: its rules and facts, with the version and checksum of the tarball.
-        drawings: those that may be drawn.
-        unknown_styles: endings and beginnings that stay words of the names.
-        refused: ids that are not drawn -> why.
-        num_left_out: icons that the rules leave out: logos, other sizes, hidden ones.
+        icon_set: rules and facts, with the version and checksum of the tarball.
+        drawings: accepted drawings.
+        unknown_styles: suffixes and prefixes that stay words of the names.
+        refused: ids of rejected drawings -> reason.
+        num_left_out: number of icons excluded by the rules: logos, other sizes, hidden ones.
     """
 
     icon_set: IconSet
@@ -224,16 +224,18 @@ def read_set(path: Path, *, any_version: bool, licences: Collection[str]) -> Use
     """Read one tarball.
 
     Args:
-        path: of the tarball.
-        any_version: read a bundled set by its rules, whatever its version and checksum.
-        licences: SPDX names that are permitted besides `PERMITTED_LICENCES`.
+        path: path of the tarball.
+        any_version: apply a bundled set's rules to any version and checksum.
+        licences: SPDX names permitted in addition to `PERMITTED_LICENCES`.
 
     Raises:
         DataError: the tarball can't be used.
     """
     if not path.is_file():
         raise DataError(
-            str(path), "is no file", "run npm pack @iconify-json/SET, and name its file"
+            str(path),
+            "is not a file",
+            "run npm pack @iconify-json/SET, and pass the path of its file",
         )
     files = read_tarball(path)
     licence, sha256 = stated_licence(files), sha256_file(path)
@@ -252,7 +254,7 @@ def read_set(path: Path, *, any_version: bool, licences: Collection[str]) -> Use
         version = version_of(files)
         if sha256 != pinned.sha256 and not any_version:
             cause = (
-                f"is {pinned.name} {version}; the one that is known is {pinned.version}"
+                f"is {pinned.name} {version}; the known version is {pinned.version}"
                 if version != pinned.version
                 else f"is {pinned.name} {version} with another checksum: {sha256}, "
                 f"expected {pinned.sha256}"
@@ -260,7 +262,7 @@ def read_set(path: Path, *, any_version: bool, licences: Collection[str]) -> Use
             raise DataError(
                 str(path),
                 cause,
-                f"run npm pack {pinned.package.spec}, or read it all the same: --any-version",
+                f"run npm pack {pinned.package.spec}, or read it anyway: --any-version",
             )
         icon_set = replace(pinned, version=version, sha256=sha256, licence=licence)
     read = list(drawings_of_set(icon_set, files))
@@ -275,7 +277,7 @@ def read_set(path: Path, *, any_version: bool, licences: Collection[str]) -> Use
 
 
 UNFINISHED = ".unfinished"
-"""Folder, in the corpus' one, of what is drawn before the corpus is whole."""
+"""Subfolder of drawings while the corpus is incomplete."""
 _OWN = re.compile(rf"{re.escape(UNFINISHED)}|entries\.jsonl\.xz|svg-.+\.jsonl\.xz|ATTRIBUTION\.md")
 
 
@@ -285,7 +287,7 @@ class Built:
 
     Args:
         num_of_set, num_of_split: number of icons by set and by split.
-        not_drawn: set -> ids that were not rendered or show nothing -> why.
+        not_drawn: set -> ids that were not rendered or are empty -> reason.
         left_out: counts by reason.
     """
 
@@ -296,40 +298,40 @@ class Built:
 
 
 def check_output(out: Path) -> None:
-    """Raise `CM3Error` unless a corpus can be built in this folder: a new one, or one of a killed build."""
+    """Raise `CM3Error` unless a corpus can be built in this folder: it must be new, or left by a killed build."""
     check_writable(out, folder=True)
     if not out.is_dir():
         return
     names = sorted(path.name for path in out.iterdir())
     if "manifest.json" in names:
         raise DataError(
-            str(out), "already holds a corpus", "name another folder, or delete this one"
+            str(out), "already holds a corpus", "choose another folder, or delete this one"
         )
     if foreign := [name for name in names if not _OWN.fullmatch(name)]:
         cause = f"holds other files, such as {foreign[0]}"
-        raise DataError(str(out), cause, "name a new folder")
+        raise DataError(str(out), cause, "choose a new folder")
 
 
 def build(sets: Sequence[UserSet], out: Path, bundled: IconCorpus) -> Built:
     """Build the corpus of these sets in a folder.
 
     Args:
-        sets: in the corpus' order.
-        out: the folder, made if it is not there.
-        bundled: the corpus whose held-out things, pairs and drawings are held out here, too.
+        sets: in corpus order.
+        out: the folder, created if it does not exist.
+        bundled: corpus whose held-out objects, pairs and drawings are also held out here.
 
     Raises:
         DataError: another process builds there, or nothing is left to write.
     """
     unfinished = out / UNFINISHED
     make_folder(unfinished)
-    busy = DataError(str(out), "is being built by another process", "wait for it")
+    busy = DataError(str(out), "is being built by another process", "wait until it finishes")
     with locked(unfinished / "lock", busy):
         check_output(out)
         built, files = _corpus(sets, unfinished, bundled)
         for path in out.glob("svg-*.jsonl.xz"):
             if path.name not in files:
-                path.unlink()  # of a killed build of other sets
+                path.unlink()  # left by a killed build of other sets
         manifest = files.pop("manifest.json")
         for name, data in files.items():
             write_bytes(out / name, data)
@@ -351,8 +353,8 @@ def _corpus(
     chosen, splits = _with_splits(kept, small_ND[rows], near, bundled, left_out)
     if not chosen:
         reasons = ", ".join(f"{number:,} {reason}" for reason, number in left_out.items() if number)
-        cause = f"no icon is left of {len(drawings):,} ({reasons or 'none was read'})"
-        raise DataError("cm3 icons build", cause, "give other sets")
+        cause = f"none of {len(drawings):,} icons is left ({reasons or 'none was read'})"
+        raise DataError("cm3 icons build", cause, "use other sets")
     of_set = Counter(drawing.set_name for drawing in chosen)
     written = [given.icon_set for given in sets if of_set[given.icon_set.name]]
     files = corpus_files(
@@ -391,8 +393,8 @@ def _with_splits(
     bundled: IconCorpus,
     left_out: Counter[str],
 ) -> tuple[list[Drawing], list[str]]:
-    """Drawings that stay and their splits: nothing in `train` that the bundled corpus holds out, by name or by
-    looks."""
+    """Return the remaining drawings and their splits, without drawings in `train` that the bundled corpus holds out, by
+    name or by appearance."""
     entries = bundled.entries
     decided = decided_by(
         [entry.id for entry in entries],
@@ -414,7 +416,7 @@ def _with_splits(
 
 
 def _like_held_out(small_ND: NDArray[np.float32], bundled: IconCorpus) -> list[bool]:
-    """Whether each picture is a near-duplicate of one that the bundled corpus holds out."""
+    """Return whether each picture is a near-duplicate of one held out by the bundled corpus."""
     import faiss
 
     held_out = [i for i, entry in enumerate(bundled.entries) if entry.split != "train"]
@@ -431,7 +433,7 @@ def _like_held_out(small_ND: NDArray[np.float32], bundled: IconCorpus) -> list[b
 
 
 def _kept_small(svgs: Sequence[str], folder: Path, title: str) -> NDArray[np.float32]:
-    """`small_pictures`, kept in a folder; a file that was cut is drawn again."""
+    """Return `small_pictures`, cached in a folder; a truncated file is drawn again."""
     drawn = hashlib.sha256(json.dumps([renderer_version(), *svgs]).encode()).hexdigest()
     path = folder / f"{drawn[:32]}.npy"
     try:

@@ -1,5 +1,5 @@
-"""The files of an icon corpus, from its drawings: the same drawings give the same bytes. The attribution that
-is shipped beside them has one line for each set.
+"""The files of an icon corpus, from its drawings: the same drawings give the same bytes. The attribution shipped
+with them has one line for each set.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ Rebuild and compare: `python -m cm3plugins.datasets.icons.build --check`.
 
 
 def attribution(num_drawings: Mapping[str, int]) -> str:
-    """Return the text of the bundled corpus, in Markdown.
+    """Return the attribution of the bundled corpus, in Markdown.
 
     Args:
         num_drawings: set -> number of drawings in the corpus.
@@ -62,7 +62,7 @@ def attribution(num_drawings: Mapping[str, int]) -> str:
 
 
 def attribution_of(sets: Iterable[IconSet], num_drawings: Mapping[str, int]) -> str:
-    """Return the text of a user's corpus, in Markdown."""
+    """Return the attribution of a user's corpus, in Markdown."""
     return _USER_HEAD + _rows(sets, num_drawings) + _CHANGES
 
 
@@ -80,13 +80,13 @@ def corpus_files(
     set_names: Iterable[str],
     records: Mapping[str, Any],
 ) -> dict[str, bytes]:
-    """Return the data files and the manifest: name -> bytes; the manifest is the last.
+    """Return the data files and the manifest: name -> bytes; the manifest comes last.
 
     Args:
-        drawings: in the corpus' order.
-        splits: of each.
-        set_names: sets whose drawings are written; the emoji of the bundled corpus have files of their own.
-        records: what the manifest holds besides.
+        drawings: in corpus order.
+        splits: split of each drawing.
+        set_names: sets whose drawings are written; the emoji of the bundled corpus have their own files.
+        records: further entries of the manifest.
     """
     rows = [
         {

@@ -1,6 +1,6 @@
-"""Data set `tokens`: token shards, as `cm3 data encode` writes them, from a folder or an object store.
+"""Data set `tokens`: token shards written by `cm3 data encode`, from a folder or an object store.
 
-Here is its config, which imports nothing heavy.
+This module holds its config, which imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class TokensSourceConfig(DocumentSourceConfig):
-    """Token shards that `cm3 data encode` wrote: documents with codes and text ids.
+    """Token shards written by `cm3 data encode`: documents with codes and text ids.
 
     Args:
-        split: "train", or another that was encoded.
+        split: "train", or another encoded split.
         path: the shards' folder, or its address in an object store, such as s3://bucket/folder (extra
-            `s3`) or https://host/folder; any that fsspec knows. Keys and endpoints come from the
-            environment, as fsspec and the store's own library read them.
-        shuffle_shards: shards whose documents are shuffled together, a virtual loader's next ones of the
-            shuffled shards. With at least as many as the split has, and `data.num_streams` 1, the order is that of
-            any other data set.
-        cache_dir: folder for shards that were fetched from a store; null: `CM3_CACHE`, else the user's cache
+            `s3`) or https://host/folder; any protocol of fsspec works. Keys and endpoints come from the
+            environment, as read by fsspec and the store's own library.
+        shuffle_shards: number of shards whose documents are shuffled together: a virtual loader's next ones
+            in the shuffled list of shards. If it is at least the split's number of shards, and `data.num_streams` is 1, the
+            order is as in any other data set.
+        cache_dir: folder for shards fetched from a store; null: `CM3_CACHE` or, if unset, the user's cache
             folder.
-        cache_gb: GB (10^9 bytes) that fetched shards may take there: those not used for longest are
-            deleted; null: no limit.
-        tries: times that a file of a store is asked for, with growing pauses, before training stops. The store's
-            own library repeats each of them (AWS_MAX_ATTEMPTS).
+        cache_gb: limit of fetched shards in GB (10^9 bytes): the least recently used ones are deleted; null:
+            no limit.
+        tries: number of times to request a file from a store, with growing pauses, before training stops. The
+            store's own library also repeats each request (AWS_MAX_ATTEMPTS).
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {
@@ -58,12 +58,12 @@ class TokensSourceConfig(DocumentSourceConfig):
     tries: int = 5
 
     def build(self) -> TokensSource:
-        """Read the manifest; shards are read when their documents are.
+        """Read the manifest; shards are read together with their documents.
 
         Raises:
-            RecipeError: a value can't be used.
-            DataError: there are no token shards, or not this split.
-            MissingPackageError: the store needs a package.
+            RecipeError: a value is invalid.
+            DataError: there are no token shards, or the split does not exist.
+            MissingPackageError: the store needs a package that is not installed.
         """
         from cm3core.files import cache_directory, user_path
         from cm3plugins.datasets.tokens.source import TokensSource

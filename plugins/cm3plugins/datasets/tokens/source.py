@@ -1,9 +1,9 @@
 """Documents of token shards, and the order in which training reads them.
 
-A split is the list of its shards' documents. An epoch shuffles the shards; each of V virtual loaders has an
-equal part of the documents in that order, shuffled within a few shards at a time. All of it is a function
-of seed, epoch, the loader's number and V: any number of processes reads the same. The shards that will be read next
-are fetched while training computes. Legend: N documents.
+A split is the list of its shards' documents. An epoch shuffles the shards; each of V virtual loaders gets an
+equal part of the documents in that order, shuffled within a few shards at a time. The order depends only on
+seed, epoch, the loader's number and V, so any number of processes reads the same. The next shards are fetched
+while training computes. Legend: N documents.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Ahead:
     """Fetches shards in the background.
 
     Args:
-        fetch: fetches a shard, by its number; may take long and fail: the reader tries again, and reports.
-        distance: shards that are fetched before they are read.
+        fetch: fetches a shard by number; may be slow and fail: the reader then tries again, and reports.
+        distance: number of shards to fetch ahead.
     """
 
     def __init__(self, fetch: Callable[[int], None], distance: int) -> None:
@@ -58,25 +58,25 @@ class Ahead:
         self._stopped = False
 
     def stop(self) -> None:
-        """Fetch nothing: all is at hand."""
+        """Stop fetching: all shards are local."""
         self._stopped = True
 
     def follow(self, shards: Sequence[int]) -> None:
-        """Shards will be read in about this order."""
+        """Set the approximate order in which shards will be read."""
         if self._stopped:
             return
         for place, number in enumerate(shards):
             self._next[number] = list(shards[place + 1 : place + 1 + 2 * self._distance])
 
     def reached(self, number: int) -> None:
-        """A shard is read: fetch those that follow."""
+        """A shard is being read: fetch the next ones."""
         self._asked.discard(number)
         for following in self._next.get(number, ()):
             if following not in self._asked:
                 self._asked.add(following)
                 self._wanted.put(following)
                 if len(self._threads) < _NUM_THREADS:
-                    # a daemon: the end of training does not wait for what nobody needs
+                    # a daemon: the end of training does not wait for unneeded shards
                     thread = threading.Thread(target=self._work, daemon=True)
                     self._threads.append(thread)
                     thread.start()
@@ -87,11 +87,11 @@ class Ahead:
             try:
                 self._fetch(number)
             except (CM3Error, OSError):
-                # the reader meets it again
+                # the reader will get the same error
                 self._asked.discard(number)
 
 
-#: Shards that are open at a time.
+#: Number of shards open at a time.
 _MAX_OPEN = 256
 #: Separates the random streams of the shards' orders from all others.
 _SHARD_ORDER, _DOCUMENT_ORDER = 8, 9
@@ -109,12 +109,12 @@ class TokensSource(DocumentSource):
     """The documents of a split.
 
     Args:
-        storage: where the shards are.
-        split: its name.
+        storage: storage of the shards.
+        split: name of the split.
         shuffle_shards: see `TokensSourceConfig`.
 
     Raises:
-        DataError: there are no token shards, or not this split.
+        DataError: there are no token shards, or the split does not exist.
     """
 
     def __init__(self, storage: Storage, split: str, shuffle_shards: int) -> None:
@@ -125,7 +125,7 @@ class TokensSource(DocumentSource):
             known = list(self.manifest.splits)
             raise DataError(place, f"has no split {split!r}", close_match(split, known))
         self.shards = self.manifest.splits[split].shards
-        #: Number of the first document of each shard, and N.
+        #: Index of the first document of each shard, and N.
         self._starts = np.cumsum([0, *(shard.num_documents for shard in self.shards)])
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
         self._ahead = Ahead(lambda number: self.storage.fetch(*self._file(number)), shuffle_shards)
@@ -140,7 +140,7 @@ class TokensSource(DocumentSource):
         return shard.name, shard.num_bytes, shard.sha256
 
     def _shard(self, number: int) -> _OpenShard:
-        """A shard, checked when this process first opens it."""
+        """Return a shard, checked when this process first opens it."""
         found = self._open.get(number)
         if found is not None:
             self._open.move_to_end(number)
@@ -157,7 +157,7 @@ class TokensSource(DocumentSource):
         if len(entries) != self.shards[number].num_documents:
             raise DataError(
                 place,
-                f"has {len(entries)} documents, the manifest says {self.shards[number].num_documents}",
+                f"has {len(entries)} documents, but the manifest states {self.shards[number].num_documents}",
                 "encode the data set again",
             )
         self._open[number] = opened = _OpenShard(content, np.array(entries, np.int64))
@@ -166,7 +166,7 @@ class TokensSource(DocumentSource):
         return opened
 
     def stored(self, index: int) -> StoredDocument:
-        """The document as its shard holds it."""
+        """Return the document as stored in its shard."""
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         content, entries = self._shard(number)
         row = index - int(self._starts[number])
@@ -182,12 +182,12 @@ class TokensSource(DocumentSource):
         return self.stored(index).document(rng)
 
     def record(self, index: int, rng: np.random.Generator | None = None) -> Record:
-        """Caption and picture; raises `DataError` for what a task has made a document of already."""
+        """Return caption and picture; raises `DataError` if a task already turned the record into a document."""
         if self.manifest.task:
             raise DataError(
                 f"document {self.id(index)}",
-                f"was made by the task {self.manifest.task!r} when it was encoded",
-                "leave the section task out: task=null",
+                f"was already turned into a document by the task {self.manifest.task!r} when it was encoded",
+                "leave out the section task: task=null",
             )
         return super().record(index, rng)
 
@@ -201,7 +201,7 @@ class TokensSource(DocumentSource):
         return self.stored(index).provenance
 
     def provenances(self) -> Mapping[Provenance, int]:
-        """From the manifest: no shard is read."""
+        """Provenances from the manifest, without reading shards."""
         return dict(self.manifest.splits[self.split].provenance)
 
     def content_keys(self, index: int) -> frozenset[str]:
@@ -209,7 +209,7 @@ class TokensSource(DocumentSource):
         return self.stored(index).content_keys | super().content_keys(index)
 
     def texts(self) -> Iterator[str]:
-        """All texts, every alternative; reads all shards."""
+        """Yield all texts, including alternatives; reads all shards."""
         for index in range(len(self)):
             yield from self.stored(index).texts
 
@@ -241,13 +241,13 @@ class TokensSource(DocumentSource):
             if info.fingerprint != fingerprint:
                 raise TokenizerError(
                     self.storage.place(MANIFEST),
-                    f"the shards were encoded by another {kind}: {info.name} {info.fingerprint[:16]}, the "
+                    f"the shards were encoded with another {kind}: {info.name} {info.fingerprint[:16]}, but the "
                     f"recipe's is {fingerprint[:16]}",
-                    f"give the recipe the {kind} that the manifest states, or encode the data set again",
+                    f"use the {kind} stated in the manifest, or encode the data set again",
                 )
 
     def text_tokenizer_folder(self, name: str, config: TextTokenizerConfig) -> Path | None:
-        """The folder beside the shards; from a store its files are fetched."""
+        """Return the folder next to the shards; a store's files are fetched."""
         info = self.manifest.text_tokenizer
         same_name = name.rpartition("/")[2] == info.name.rpartition("/")[2]
         same_values = json.loads(json.dumps(asdict(config), default=str)) == info.config
@@ -258,9 +258,9 @@ class TokensSource(DocumentSource):
     def stream_order(
         self, seed: int, epoch: int, place: int, num_streams: int
     ) -> npt.NDArray[np.int64] | None:
-        """A virtual loader's documents, int64 [N // V], shuffled within `shuffle_shards` shards at a time.
+        """Return a virtual loader's documents, int64 [N // V], shuffled within `shuffle_shards` shards at a time.
 
-        None where one loader has all shards at once: then the order is as of any other data set.
+        None if one loader has all shards at once; the order is then as in any other data set.
         """
         if num_streams == 1 and len(self.shards) <= self.shuffle_shards:
             self._ahead.follow(range(len(self.shards)))
@@ -284,12 +284,12 @@ def stream_part(
     stop: int,
     num_together: int,
 ) -> tuple[list[npt.NDArray[np.int64]], list[int]]:
-    """The documents `first` to `stop` of the shards in an order, in blocks of `num_together` shards, and the
-    shards that they are in.
+    """Return the documents `first` to `stop` of the shards in an order, in blocks of `num_together` shards, and the
+    shards that contain them.
 
     Args:
         shards: their order.
-        starts: number of the first document of each shard, and of all.
+        starts: index of the first document of each shard, and the total.
     """
     sizes = np.diff(starts)[shards]
     ends = np.cumsum(sizes)

@@ -31,46 +31,46 @@ from cm3run.token_shards import StoredFile
 
 T = TypeVar("T")
 
-#: Largest manifest that is read.
+#: Size limit of a manifest.
 _MAX_MANIFEST = 1 << 28
-#: Seconds before the second try; twice as long before each further one, up to the second number.
+#: Seconds before the second try, doubled for each further one up to the second number.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
-#: botocore's errors where the environment has no keys, or half of them; it may not be installed.
+#: botocore's errors for missing or partial keys; it may not be installed.
 _NO_KEYS = {"NoCredentialsError", "PartialCredentialsError"}
 _CORRECT = "correct dataset.path, or the keys in the environment"
 _CLOCK = "set this machine's clock, then start again; training resumes"
-_AGAIN = "copy it again from where it came, or encode the data set again"
+_AGAIN = "copy it again from its source, or encode the data set again"
 
 
 class Storage(ABC):
-    """Where shards are."""
+    """Storage of shards."""
 
     @abstractmethod
     def place(self, name: str) -> str:
-        """Name of a file in messages."""
+        """Return a file's name for messages."""
 
     @abstractmethod
     def read(self, name: str) -> bytes:
         """Return the bytes of a small file.
 
         Raises:
-            DataError: it is not there, or can't be read.
+            DataError: it does not exist, or can't be read.
         """
 
     @abstractmethod
     def checked(self, name: str, num_bytes: int, sha256: str) -> Path:
-        """Return the path of a file with these bytes.
+        """Return the path of a file with this size and SHA-256.
 
         Raises:
-            DataError: it is not there, can't be read, is cut off or has other bytes.
+            DataError: it does not exist, can't be read, is truncated or differs.
         """
 
     @abstractmethod
     def folder_of(self, folder: str, files: Mapping[str, StoredFile]) -> Path:
-        """Return the path of a folder with these files, checked as by `checked`."""
+        """Return the path of a folder with these files, checked as in `checked`."""
 
-    def fetch(self, name: str, num_bytes: int, sha256: str) -> None:  # noqa: B027  # a folder has all
-        """Have a file at hand that will soon be asked for."""
+    def fetch(self, name: str, num_bytes: int, sha256: str) -> None:  # noqa: B027  # a folder has all files
+        """Fetch a file that will be needed soon."""
 
 
 class FolderStorage(Storage):
@@ -104,13 +104,13 @@ class FolderStorage(Storage):
 
 
 class ObjectStorage(Storage):
-    """A folder of an object store, by fsspec.
+    """A folder of an object store, read with fsspec.
 
     Args:
-        address: with its protocol.
-        cache: folder for what is fetched; files are named by their hashes.
+        address: address with its protocol.
+        cache: folder for fetched files, named by their hashes.
         max_bytes: see `TokensSourceConfig.cache_gb`.
-        tries: see there.
+        tries: see `TokensSourceConfig`.
         pause: waits for a number of seconds.
     """
 
@@ -131,7 +131,7 @@ class ObjectStorage(Storage):
 
     def read(self, name: str) -> bytes:
         def once() -> bytes:
-            # fetched, not opened: that asks for the size first, by a request whose refusal has no reason
+            # fetched, not opened: opening first requests the size, whose refusal has no reason
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "file"
                 self._files.get_file(f"{self._root}/{name}", str(path))
@@ -149,9 +149,9 @@ class ObjectStorage(Storage):
             try:
                 check_bytes(path, str(path), num_bytes, sha256)
             except FileNotFoundError:
-                continue  # another process made room for its own
+                continue  # another process deleted it to make room
             except DataError:
-                path.unlink(missing_ok=True)  # the disk changed it since it was fetched
+                path.unlink(missing_ok=True)  # it changed on disk after it was fetched
                 path = self._fetched(name, num_bytes, sha256)
             with contextlib.suppress(OSError):
                 os.utime(path)
@@ -169,12 +169,12 @@ class ObjectStorage(Storage):
         return found
 
     def _fetched(self, name: str, num_bytes: int, sha256: str) -> Path:
-        """Path of a file in the cache; it was checked when it was fetched."""
+        """Return the path of a file in the cache, checked when it was fetched."""
         path = cache_folder(sha256[:2], root=self.cache) / sha256
         if path.is_file():
             return path
         make_folder(path.parent)
-        # the processes of a machine fetch a file once
+        # processes on a machine fetch a file once
         with locked(path.with_suffix(".lock")):
             if path.is_file():
                 return path
@@ -189,7 +189,7 @@ class ObjectStorage(Storage):
         return path
 
     def _make_room(self, num_bytes: int) -> None:
-        """Delete the files not used for longest until `num_bytes` more are within the limit."""
+        """Delete the least recently used files until `num_bytes` more are within the limit."""
         if self.max_bytes is None:
             return
         now = time.time()
@@ -207,11 +207,11 @@ class ObjectStorage(Storage):
         for _, size, path in sorted(found):
             if total <= self.max_bytes:
                 break
-            path.unlink(missing_ok=True)  # who reads it keeps it open
+            path.unlink(missing_ok=True)  # readers keep it open
             total -= size
 
     def _tried(self, place: str, once: Callable[[], T]) -> T:
-        """The result of `once`, retried on failure."""
+        """Return the result of `once`, retried on failure."""
         for number in range(1, self.tries + 1):
             try:
                 return once()
@@ -221,7 +221,7 @@ class ObjectStorage(Storage):
                 if not isinstance(error, DataError) or number == self.tries:
                     raise
                 cause = error.cause
-            except Exception as error:  # stores have errors of their own libraries
+            except Exception as error:  # stores raise errors of their own libraries
                 lasting = _lasting(place, error)
                 if lasting is not None:
                     raise lasting from error
@@ -235,7 +235,7 @@ class ObjectStorage(Storage):
                         "training resumes",
                     ) from error
                 cause = _reason(error)
-            # a store that is silent is waited for by its library: many minutes, in which training stands
+            # the store's library waits many minutes for a silent store, and training waits with it
             tqdm.write(
                 f"note: {place}: try {number} of {self.tries} failed ({cause})", file=sys.stderr
             )
@@ -244,8 +244,8 @@ class ObjectStorage(Storage):
 
 
 def storage_of(path: str, cache: Path, cache_gb: float | None, tries: int) -> Storage:
-    """The storage that `dataset.path` names; `cache`: for what is fetched, see `TokensSourceConfig` for the
-    others."""
+    """Return the storage for `dataset.path`; `cache`: folder for fetched files; for the other arguments see
+    `TokensSourceConfig`."""
     if "://" not in path:
         folder = user_path(path)
         if not folder.is_dir():
@@ -258,17 +258,17 @@ def storage_of(path: str, cache: Path, cache_gb: float | None, tries: int) -> St
 
 
 def check_bytes(path: Path, place: str, num_bytes: int, sha256: str) -> None:
-    """Raise `DataError` unless a file has these bytes; `OSError` where it can't be read."""
+    """Raise `DataError` unless a file has this size and SHA-256; `OSError` if it can't be read."""
     size = path.stat().st_size
     if size != num_bytes:
-        cause = "is cut off" if size < num_bytes else "is too long"
+        cause = "is truncated" if size < num_bytes else "is too long"
         raise DataError(place, f"{cause}: {size:,} of {num_bytes:,} bytes", _AGAIN)
     if sha256_file(path) != sha256:
-        raise DataError(place, "has changed: its SHA-256 is not the manifest's", _AGAIN)
+        raise DataError(place, "has changed: its SHA-256 differs from the manifest's", _AGAIN)
 
 
 def _file_system(address: str) -> tuple[Any, str]:
-    """fsspec's file system of an address, and the path in it."""
+    """Return fsspec's file system for an address, and the path in it."""
     place = f"dataset.path {address}"
     try:
         import fsspec.core
@@ -282,8 +282,8 @@ def _file_system(address: str) -> tuple[Any, str]:
             raise MissingPackageError.extra(place, "s3fs", "s3") from error
         raise MissingPackageError(
             place,
-            f"fsspec needs a package for {protocol}: ({_reason(error)})",
-            "pip install the package that it names",
+            f"fsspec needs a package for {protocol} ({_reason(error)})",
+            "pip install that package",
         ) from error
     except ValueError as error:
         raise DataError(
@@ -302,30 +302,30 @@ def _unreadable(place: str, error: OSError) -> DataError:
 
 
 def _lasting(place: str, error: Exception) -> DataError | None:
-    """The error to report where waiting would not help; None where it may."""
+    """Return the error to report if waiting would not help; None if it may."""
     if type(error).__name__ in _NO_KEYS:
         return DataError(
             place,
             f"the store needs keys ({_reason(error)})",
-            "give them in the environment, as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment",
         )
     if isinstance(error, FileNotFoundError):
         what = "bucket" if _code(error) == "NoSuchBucket" else "file"
         return DataError(place, f"there is no such {what} in the store", _CORRECT)
-    # a clock that jumped may be set again
+    # a clock that jumped may be corrected
     if isinstance(error, PermissionError) and _code(error) != "RequestTimeTooSkewed":
         return DataError(place, f"the store refuses to read it ({_reason(error)})", _CORRECT)
     return None
 
 
 def _code(error: BaseException) -> str:
-    """S3's name of an error; "" where there is none."""
+    """Return S3's name of an error; "" if there is none."""
     response = getattr(error.__cause__, "response", None)
     return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
 
 
 def _reason(error: BaseException) -> str:
-    """First line of an error's text, or its name."""
+    """Return the first line of an error's text, or its name."""
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 

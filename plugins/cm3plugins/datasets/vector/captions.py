@@ -1,5 +1,5 @@
-"""Captions from templates (texts with fields in braces, chosen by weight); and author
-and address of a set."""
+"""Captions from templates (texts with fields in braces, chosen by weight); author and
+address of a set."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _VOWEL_SOUND = re.compile(r"(?!uni|uk|eu|one\b|ufo)[aeiou]|hour|x-ray", re.IGNOR
 
 @dataclass(frozen=True)
 class CaptionTemplate:
-    """One way to say what a picture shows.
+    """A template for captions.
 
     Args:
-        text: text with fields in braces; `a` before a field becomes `an` where the field's value asks
-            for it.
-        weight: how often it is chosen, relative to the others; above 0.
+        text: text with fields in braces; `a` before a field becomes `an` if the field's value requires
+            it.
+        weight: relative frequency, above 0.
     """
 
     text: str
@@ -34,7 +34,7 @@ class CaptionTemplate:
 def choose(
     templates: Sequence[CaptionTemplate], rng: np.random.Generator | None
 ) -> CaptionTemplate:
-    """Draw one template by weight; without a generator, return the first, the canonical one."""
+    """Draw a template by weight; without a generator, return the first, canonical one."""
     if rng is None:
         return templates[0]
     drawn = rng.random() * sum(template.weight for template in templates)
@@ -46,7 +46,7 @@ def choose(
 
 
 def fill(text: str, fields: Mapping[str, str]) -> str:
-    """Put fields into a template's text."""
+    """Fill fields into a template's text."""
 
     def value(match: re.Match[str]) -> str:
         article, name = match.groups()
@@ -61,13 +61,13 @@ def fill(text: str, fields: Mapping[str, str]) -> str:
 def check_templates(
     place: str, templates: Sequence[CaptionTemplate], fields: Sequence[str], example: str
 ) -> None:
-    """Raise `RecipeError` when there is no template, or one has an unknown field or a weight that
+    """Raise `RecipeError` if there is no template, or if one has an unknown field or a weight that
     is not above 0."""
     if not templates:
         raise RecipeError(
             place,
             "there is no caption template",
-            f'give at least one, such as "{example}"',
+            f'add at least one, such as "{example}"',
         )
     for template in templates:
         for name in (match.group(2) for match in _FIELD.finditer(template.text)):
@@ -76,14 +76,14 @@ def check_templates(
                     f"the template {template.text!r} has an unknown field {{{name}}}; "
                     f"{close_match(name, fields)}"
                 )
-                raise RecipeError(place, cause, f"use fields out of {', '.join(fields)}")
+                raise RecipeError(place, cause, f"use fields from {', '.join(fields)}")
         if not template.weight > 0:
             cause = f"the template {template.text!r} has weight {template.weight}"
-            raise RecipeError(place, cause, "give a weight above 0, or leave the template out")
+            raise RecipeError(place, cause, "use a weight above 0, or leave the template out")
 
 
 def author_and_address(text: str) -> tuple[str, str]:
-    """The two parts of what a set's record names, "" for one that is not there.
+    """Split a set's record into author and address, "" if missing.
 
     >>> author_and_address("Ann, Bob, https://example.org/set"), author_and_address("Ann, Bob")
     (('Ann, Bob', 'https://example.org/set'), ('Ann, Bob', ''))

@@ -1,4 +1,4 @@
-"""Compressed data files of a corpus: the same text gives the same bytes, and damage is named."""
+"""Compressed data files of a corpus: the same text gives the same bytes, and damage is reported."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from cm3core.errors import DataError
 
 MAX_UNPACKED_BYTES = 2**30
-"""A folder may come from anyone: ten kilobytes could unpack to this. The bundled files have 13 MB at most."""
+"""Limit of unpacked bytes, since ten kilobytes from anyone could unpack to this. The bundled files have at most 13 MB."""
 _MAX_MEMORY = 2**28
 
 
@@ -34,7 +34,7 @@ def read(path: Path, next_step: str = "reinstall cm3leon") -> bytes:
     """Return a data file's bytes.
 
     Raises:
-        DataError: it can't be read.
+        DataError: the file can't be read.
     """
     try:
         return path.read_bytes()
@@ -45,12 +45,12 @@ def read(path: Path, next_step: str = "reinstall cm3leon") -> bytes:
 
 
 def unpack(path: Path, next_step: str = "reinstall cm3leon", content: bytes | None = None) -> str:
-    """Return the text of a file that `compress` made.
+    """Return the text of a file written by `compress`.
 
-    `content`: the file's, where it was read already.
+    `content`: the file's bytes, if already read.
 
     Raises:
-        DataError: it can't be read or is damaged.
+        DataError: the file can't be read or is damaged.
     """
     data = read(path, next_step) if content is None else content
     unpacker = lzma.LZMADecompressor(memlimit=_MAX_MEMORY)
@@ -70,9 +70,9 @@ def unpack(path: Path, next_step: str = "reinstall cm3leon", content: bytes | No
 def unpack_lines(
     path: Path, next_step: str = "reinstall cm3leon", content: bytes | None = None
 ) -> list[str]:
-    """Return the lines of a file that `compress` made; see `unpack`.
+    """Return the lines of a file written by `compress`; see `unpack`.
 
     Raises:
-        DataError: it can't be read or is damaged.
+        DataError: the file can't be read or is damaged.
     """
     return unpack(path, next_step, content).removesuffix("\n").split("\n")

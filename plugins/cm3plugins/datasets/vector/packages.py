@@ -1,4 +1,4 @@
-"""Pinned npm packages, fetching them, and the command line that rebuilds a corpus' data files from them."""
+"""Pinned npm packages: fetching them, and the command line that rebuilds a corpus' data files from them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class NpmPackage:
     Args:
         name: npm name, with its scope.
         version: exact version.
-        sha256: SHA-256 of the tarball that ``npm pack`` writes.
+        sha256: SHA-256 of the tarball written by ``npm pack``.
     """
 
     name: str
@@ -30,7 +30,7 @@ class NpmPackage:
 
     @property
     def tarball(self) -> str:
-        """File name that ``npm pack`` gives: ``@scope/name`` becomes ``scope-name-version.tgz``."""
+        """File name from ``npm pack``: ``@scope/name`` becomes ``scope-name-version.tgz``."""
         return f"{self.name.lstrip('@').replace('/', '-')}-{self.version}.tgz"
 
     @property
@@ -40,7 +40,7 @@ class NpmPackage:
 
 
 def fetch_tarballs(folder: Path, packages: Sequence[NpmPackage]) -> None:
-    """Download the pinned packages that `folder` lacks, through ``npm pack``.
+    """Download the pinned packages missing in `folder` with ``npm pack``.
 
     Raises:
         DataError: npm is missing or fails.
@@ -52,9 +52,9 @@ def fetch_tarballs(folder: Path, packages: Sequence[NpmPackage]) -> None:
     if npm is None:
         raise DataError(
             str(folder),
-            f"{missing[0].tarball} and {len(missing) - 1} more are not there, and npm is not "
+            f"{missing[0].tarball} and {len(missing) - 1} more are missing, and npm is not "
             "installed to fetch them",
-            "install npm, or put the tarballs there yourself and give the folder with --tarballs",
+            "install npm, or put the tarballs in a folder and pass it as --tarballs",
         )
     folder.mkdir(parents=True, exist_ok=True)
     command = [npm, "pack", "--silent", *(package.spec for package in missing)]
@@ -80,8 +80,8 @@ def rebuild_main(
     Args:
         corpus: ``emoji`` or ``icons``.
         assets: the package's own folder of data files.
-        rebuild: what is done.
-        arguments: None: those of the process.
+        rebuild: does the work.
+        arguments: command line; None: that of the process.
     """
     prog = f"python -m cm3plugins.datasets.{corpus}.build"
     parser = argparse.ArgumentParser(
@@ -92,7 +92,7 @@ def rebuild_main(
     parser.add_argument(
         "--tarballs",
         type=Path,
-        help="folder of tarballs; what it lacks is fetched into it by npm pack",
+        help="folder of tarballs; npm pack fetches missing ones into it",
     )
     parser.add_argument(
         "--output",
@@ -101,7 +101,7 @@ def rebuild_main(
         help="folder to write to (default: the package's own assets)",
     )
     parser.add_argument(
-        "--check", action="store_true", help="write nothing; fail when the output folder differs"
+        "--check", action="store_true", help="write nothing; fail if the output folder differs"
     )
     options = parser.parse_args(arguments)
     try:

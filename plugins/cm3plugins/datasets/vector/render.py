@@ -1,5 +1,5 @@
-"""One SVG in, one square RGB picture on white out; and a corpus' pictures, drawn once at a size and kept in a
-cache folder.
+"""Draws an SVG as a square RGB picture on white; draws a corpus' pictures once per size and caches them in a
+folder.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SVG_HEAD = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.
 
 
 def renderer_version() -> str:
-    """Return name and version of the renderer, as it enters cache keys: ``resvg_py-0.5.0``."""
+    """Return name and version of the renderer, as used in cache keys: ``resvg_py-0.5.0``."""
     return f"resvg_py-{version('resvg_py')}"
 
 
@@ -30,7 +30,7 @@ def square_svg(body: str, *, left: float, top: float, width: float, height: floa
     centred.
 
     Args:
-        body: SVG elements without the ``<svg>`` tag around them.
+        body: SVG elements without the surrounding ``<svg>`` tag.
         left, top, width, height: the drawing's own view box, in its user units.
 
     Returns:
@@ -46,7 +46,7 @@ def render_svg(svg: str, size: int) -> NDArray[np.uint8]:
     """Draw a square SVG document on white.
 
     Args:
-        svg: a document as ``square_svg`` returns it.
+        svg: a document from ``square_svg``.
         size: side of the picture, in pixels, at least 1.
 
     Returns:
@@ -75,11 +75,11 @@ class Renderings:
     """The cached file of some pictures of a corpus at one size: an array in .npy format, mapped into memory.
 
     Args:
-        corpus: its name, which is a folder's too.
-        data_sha256: of the corpus' data; part of the file's name, as the renderer's version is.
-        shape: of the array: [num_pictures, size, size], grey, or [num_pictures, size, size, 3].
-        cache_dir: where files are kept; None: ``CM3_CACHE``, else the user's cache folder.
-        names: ids of the pictures, if they are not the whole corpus; their hash enters the file's name.
+        corpus: its name, which is also a folder's name.
+        data_sha256: hash of the corpus' data; part of the file name, as is the renderer's version.
+        shape: shape of the array: [num_pictures, size, size], grey, or [num_pictures, size, size, 3].
+        cache_dir: folder of the files; None: ``CM3_CACHE`` or, if unset, the user's cache folder.
+        names: ids of the pictures, if they are not the whole corpus; their hash is part of the file name.
     """
 
     def __init__(
@@ -97,15 +97,15 @@ class Renderings:
         self.path = cache_folder(corpus, root=cache_dir) / f"{stem}.npy"
 
     def exist(self) -> bool:
-        """Say whether the file is there, whole (one that was cut is drawn again)."""
+        """Return whether the file exists and is complete (a truncated one is drawn again)."""
         return self._kept() is not None
 
     def load(self, indices: Sequence[int], render: Render) -> NDArray[np.uint8]:
-        """Return the array, read-only; draw it first if it is not there.
+        """Return the array, read-only; draws it first if it is missing.
 
         Args:
-            indices: what each picture is, for `render`; a grey array holds its first channel.
-            render: draws one.
+            indices: the pictures, as arguments of `render`; a grey array holds their first channel.
+            render: draws one picture.
         """
         kept = self._kept()
         if kept is None:

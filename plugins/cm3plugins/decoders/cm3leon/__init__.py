@@ -1,4 +1,4 @@
-"""`cm3leon`: config of the paper's decoder. Light: no torch here; the model is in `model.py`."""
+"""Config of `cm3leon`, the paper's decoder. Light: no torch here; the model is in `model.py`."""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     from cm3plugins.decoders.cm3leon.model import CM3LeonDecoder
 
 ACTIVATIONS = ("relu", "gelu")
-#: Far beyond what anyone trains; the modules of very many narrow layers would exhaust memory even
-#: if
-#: their weights fit.
+#: Far above any real model; the modules of very many narrow layers would exhaust memory even
+#: if their weights fit.
 MAX_LAYERS = 10_000
 
 
@@ -31,8 +30,8 @@ MAX_LAYERS = 10_000
 class CM3LeonConfig(CM3LeonSettings, DecoderConfig):
     """An OPT-style pre-LN decoder without biases and without learnable normalisation.
 
-    CM3leon paper, section 2.3. The defaults are the paper's 350M model; other sizes are this class
-    with other numbers.
+    CM3leon paper, section 2.3. The defaults are the paper's 350M model; other sizes need only other
+    values.
     """
 
     builds_without_weights: ClassVar[bool] = True
@@ -55,12 +54,12 @@ class CM3LeonConfig(CM3LeonSettings, DecoderConfig):
     }
 
     def check(self) -> None:
-        """Ranges and combinations; raises a `RecipeError` that names the key."""
+        """Check ranges and combinations; raises a `RecipeError` that names the key."""
         super().check()
         if self.d_model % self.num_heads:
             raise RecipeError(
                 "decoder.num_heads",
-                f"{self.num_heads} heads don't divide d_model {self.d_model}",
+                f"{self.num_heads} heads don't divide d_model = {self.d_model}",
                 "choose a divisor; a head dimension of 32 to 128 is usual",
             )
         if self.activation not in ACTIVATIONS:
@@ -71,14 +70,14 @@ class CM3LeonConfig(CM3LeonSettings, DecoderConfig):
             )
         if not 0.0 <= self.dropout < 1.0:
             raise RecipeError(
-                "decoder.dropout", f"is {self.dropout}, must be in [0, 1)", "0 is the paper's"
+                "decoder.dropout", f"is {self.dropout}, must be in [0, 1)", "the paper uses 0"
             )
         for name in ("init_std", "position_init_std", "codebook_scale"):
             if not getattr(self, name) > 0.0:
                 raise RecipeError(
                     f"decoder.{name}",
                     f"is {getattr(self, name)}, must be positive",
-                    "the defaults are the paper's",
+                    "the defaults are the paper's values",
                 )
 
     def attention_head_dim(self) -> int:
@@ -86,7 +85,7 @@ class CM3LeonConfig(CM3LeonSettings, DecoderConfig):
         return self.d_model // self.num_heads
 
     def num_parameters(self, vocabulary: Vocabulary, grid: tuple[int, int]) -> int:
-        """Number of parameters of the decoder that `build` returns, by arithmetic."""
+        """Compute the number of parameters of the decoder that `build` returns."""
         width, inner = self.d_model, 4 * self.d_model if self.d_ff is None else self.d_ff
         layer = (
             4 * width * width
@@ -100,11 +99,11 @@ class CM3LeonConfig(CM3LeonSettings, DecoderConfig):
     def training_memory(
         self, vocabulary: Vocabulary, grid: tuple[int, int], one_pass: TrainingPass
     ) -> TrainingMemory:
-        """Activations that autograd keeps of each layer (see `model.py`), and the head's loss."""
+        """Estimate the activations that autograd keeps per layer (see `model.py`), and the memory of the head's loss."""
         width, inner = self.d_model, self.d_ff or 4 * self.d_model
         tokens, size = one_pass.rows * one_pass.length, one_pass.itemsize
-        # two residual sums in float32; both norms, queries, keys, values and the result, twice for
-        # packed documents
+        # two residual sums in float32; both norms, queries, keys, values and the output, which packed
+        # documents keep twice
         kept = tokens * width * (2 * 4 + 7 * size)
         kept += tokens * inner * size * (1 if self.activation == "relu" else 2)
         kept += tokens * width * 2 * size if self.qk_norm else 0
@@ -118,7 +117,7 @@ class CM3LeonConfig(CM3LeonSettings, DecoderConfig):
         else:
             activations, working = self.num_layers * kept, 0
         working += tokens * (2 * inner + 4 * width) * 4
-        # logits, and their gradient beside them where types differ; two gradients of the head
+        # logits, and a separate gradient where dtypes differ; two gradients of the head
         chunk = LOSS_CHUNK_BYTES if one_pass.device == "cpu" else LOSS_CHUNK_BYTES_ON_GPU
         logits = min(chunk, 4 * tokens * vocabulary.size)
         working += (1 if size == 4 else 2) * logits + 2 * 4 * vocabulary.size * width
@@ -144,13 +143,13 @@ class CM3LeonConfig(CM3LeonSettings, DecoderConfig):
         )
 
     def cache_bytes(self, num_tokens: int, itemsize: int) -> int:
-        """A key and a value of width `d_model` a layer."""
+        """Bytes of a key and a value of width `d_model` per layer."""
         return 2 * num_tokens * self.num_layers * self.d_model * itemsize
 
     def build(
         self, vocabulary: Vocabulary, attention: AttentionBackend, grid: tuple[int, int]
     ) -> CM3LeonDecoder:
-        """The decoder, initialised from torch's global generator on torch's default device."""
+        """Return the decoder, initialised from torch's global generator on torch's default device."""
         from cm3plugins.decoders.cm3leon.model import CM3LeonDecoder
 
         self.check()

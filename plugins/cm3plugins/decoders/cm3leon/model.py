@@ -1,8 +1,8 @@
-"""The CM3leon decoder: its block, and the whole for training and for generation (`decoders/packed.py`).
+"""The CM3leon decoder: its block, the training decoder and the generation decoder (`decoders/packed.py`).
 
 CM3leon paper, section 2.3: a decoder-only transformer like OPT / GPT-3 (pre-LN, learned absolute
 positions), without biases, dropout or learnable normalisation; truncated normal initialisation of
-0.006 with both residual outputs at zero. A block is x + attention(LN(x)), then x + feed_forward(LN(x)). Details the
+0.006, with both residual output projections at zero. A block is x + attention(LN(x)), then x + feed_forward(LN(x)). Details the
 paper leaves open follow facebookresearch/metaseq (branch scaling_racm3, flags `disable_bias`, `disable_affine_ln`):
 LayerNorm eps 1e-5, a final LayerNorm, no sqrt(d_model) on embeddings, ReLU, output projection tied
 to the embedding. metaseq's position table has two extra rows that are never read (fairseq's padding
@@ -83,14 +83,14 @@ class Block(nn.Module):
 
 
 def truncated_normal_(weight: Tensor, std: float) -> None:
-    """Normal with mean 0, truncated at 3 standard deviations."""
+    """Fill with a normal distribution of mean 0, truncated at 3 standard deviations."""
     nn.init.trunc_normal_(weight, std=std, a=-3.0 * std, b=3.0 * std)
 
 
 class CM3LeonDecoder(TransformerDecoder):
     """The decoder-only transformer of CM3leon.
 
-    See `CM3LeonConfig` for the options, `Decoder` for the calls.
+    See `CM3LeonConfig` for the options and `Decoder` for the methods.
     """
 
     def __init__(
@@ -133,9 +133,9 @@ class CM3LeonDecoder(TransformerDecoder):
         return cast(Tensor, self.embed_tokens(tokens_BT))
 
     def embed(self, tokens_BT: Tensor, positions_BT: Tensor, cells_BT: Tensor | None) -> Tensor:
-        """Token + position (+ row + column of an image code's cell)."""
+        """Sum the embeddings of token and position (and, for image codes, of row and column)."""
         x_BTE = self.embed_ids(tokens_BT)
-        if x_BTE.device.type == "cpu":  # stored in bfloat16: sums are not
+        if x_BTE.device.type == "cpu":  # weights are bfloat16, sums aren't
             x_BTE = x_BTE.to(torch.promote_types(x_BTE.dtype, torch.float32))
         x_BTE = x_BTE + self.embed_positions(positions_BT)
         if self.config.grid_positions and cells_BT is not None:
@@ -158,7 +158,7 @@ class CM3LeonDecoder(TransformerDecoder):
 
 
 class TrainedDecoder(TrainedParts, Protocol):
-    """The parts of the training decoder that are read."""
+    """The parts of the training decoder that are read here."""
 
     config: CM3LeonSettings
 
@@ -169,7 +169,7 @@ class CM3LeonInference(PackedInference):
     """A snapshot of a decoder's weights, laid out for `Engine`.
 
     Args:
-        decoder: owner of the weights.
+        decoder: the decoder that owns the weights.
         precision: see `Decoder.for_inference`.
     """
 
@@ -203,7 +203,7 @@ class CM3LeonInference(PackedInference):
         self.steps_by_runs = self._step is not None
 
     def _compiled_step(self) -> DecoderStep | None:
-        """All layers in one call, for one new token of each row; None: layer by layer."""
+        """One call for all layers, for one new token per row. None: layer by layer."""
         layout = self.layout
         if layout.dtype != torch.float32 or not layout.in_parts:
             return None

@@ -1,4 +1,4 @@
-"""Settings of the CM3leon decoder: plain values, without a registry, a recipe or torch."""
+"""Settings of the CM3leon decoder: plain values that need no registry, recipe or torch."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from cm3core.interfaces.reach import TEXT, Outside
 
 @dataclass(kw_only=True)
 class CM3LeonSettings:
-    """Sizes and options; the defaults are the paper's 350M model (CM3leon paper, section 2.3).
+    """Sizes and options. The defaults are the paper's 350M model (CM3leon paper, section 2.3).
 
     Args:
         context_length: maximum number of tokens in a sequence (paper: 4,096).
         num_layers: transformer blocks (paper: 24, 24, 32).
         d_model: width of the residual stream (paper: 1024, 1536, 4096).
-        num_heads: attention heads, a divisor of `d_model` (16, 16, 32 in the OPT sizes of the same
-            shape).
+        num_heads: attention heads, a divisor of `d_model` (16, 16, 32 in the OPT models of these
+            sizes).
         d_ff: width of the feed-forward layer. None: 4 * d_model.
         activation: "relu" (OPT's launcher) or "gelu".
-        dropout: of the embeddings and of both residual branches in training (paper: 0).
+        dropout: dropout rate of the embeddings and both residual branches in training (paper: 0).
         tie_embeddings: the output projection is the token embedding (OPT's launcher; inferred for
             CM3leon).
-        init_std: standard deviation of all matrices but the zero ones, truncated at 3 deviations. A
-            narrow model needs more than the paper's 0.006: about 0.02.
-        position_init_std: the same, for the learned positions.
-        grid_positions: add learned row and column embeddings to the inputs of image codes. Not the
-            paper's: a small model can't learn from little data where in the picture it is.
+        init_std: standard deviation of all matrices except the zero ones, truncated at 3 deviations. Narrow
+            models need more than the paper's 0.006: about 0.02.
+        position_init_std: the same for the learned positions.
+        grid_positions: add learned row and column embeddings to the inputs of image codes. Not in the
+            paper: a small model trained on little data doesn't learn positions within the picture without them.
         qk_norm: LayerNorm of queries and keys over the head dimension, with learned weights
-            (Chameleon). Not the paper's.
-        activation_checkpointing: recompute each block in the backward pass: less memory, a third
+            (Chameleon). Not in the paper.
+        activation_checkpointing: recompute each block in the backward pass; saves memory, takes a third
             more time.
-        codebook_scale: standard deviation of image code embeddings initialised from the tokenizer's
+        codebook_scale: standard deviation of image code embeddings that are initialised from the tokenizer's
             codebook, in units of `init_std`.
     """
 

@@ -1,4 +1,4 @@
-"""`llama`: config of a decoder as most public models have it. Light: the model is in `model.py`."""
+"""Config of `llama`, the architecture of most public models. Light: the model is in `model.py`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class LlamaConfig(LlamaSettings, DecoderConfig):
     """RMSNorm, SwiGLU, rotary positions, grouped-query attention (Llama, Chameleon, Qwen).
 
     No learned positions; `rope: 2d` rotates by a picture's rows and columns (LlamaGen). The defaults have Chameleon's norms
-    and the size of the paper's 350M model; other models are this class with other numbers.
+    and the size of the paper's 350M model; other models need only other values.
     """
 
     builds_without_weights: ClassVar[bool] = True
@@ -58,16 +58,19 @@ class LlamaConfig(LlamaSettings, DecoderConfig):
     }
 
     def check(self) -> None:
-        """Ranges and combinations; raises a `RecipeError` that names the key."""
+        """Check ranges and combinations; raises a `RecipeError` that names the key."""
         super().check()
         if self.head_dim is None and self.d_model % self.num_heads:
             raise RecipeError(
                 "decoder.num_heads",
-                f"{self.num_heads} heads don't divide d_model {self.d_model}",
-                "choose a divisor, or give decoder.head_dim",
+                f"{self.num_heads} heads don't divide d_model = {self.d_model}",
+                "choose a divisor, or set decoder.head_dim",
             )
         check_value(
-            "decoder.head_dim", self.head_size, self.head_size % 2 == 0, must_be="even: it rotates"
+            "decoder.head_dim",
+            self.head_size,
+            self.head_size % 2 == 0,
+            must_be="even, for rotary positions",
         )
         if self.rope not in ROPES:
             raise RecipeError(
@@ -77,7 +80,7 @@ class LlamaConfig(LlamaSettings, DecoderConfig):
             "decoder.head_dim",
             self.head_size,
             self.rope == "1d" or self.head_size % 4 == 0,
-            must_be="a multiple of 4: half rotates by the row, half by the column",
+            must_be="a multiple of 4: half of it rotates by the row, half by the column",
         )
         if self.num_heads % self.key_heads:
             raise RecipeError(
@@ -101,12 +104,12 @@ class LlamaConfig(LlamaSettings, DecoderConfig):
             "decoder.code_head_dim",
             self.code_head_dim,
             (self.code_head_dim is None) == (self.code_embed_dim is None),
-            must_be="given where decoder.code_embed_dim is, and only there",
+            must_be="set together with decoder.code_embed_dim",
         )
         check_value("decoder.dropout", self.dropout, 0.0 <= self.dropout < 1.0, must_be="in [0, 1)")
 
     def _matrices(self) -> int:
-        """Parameters of the matrices of all layers."""
+        """Number of parameters in the matrices of all layers."""
         width, head = self.d_model, self.head_size
         attention = 2 * width * head * (self.num_heads + self.key_heads)
         return self.num_layers * (attention + 3 * width * self.inner)
@@ -116,11 +119,11 @@ class LlamaConfig(LlamaSettings, DecoderConfig):
         return self.head_size
 
     def cache_bytes(self, num_tokens: int, itemsize: int) -> int:
-        """A key and a value of each key head a layer."""
+        """Bytes of a key and a value of each key head per layer."""
         return 2 * num_tokens * self.num_layers * self.key_heads * self.head_size * itemsize
 
     def num_parameters(self, vocabulary: Vocabulary, grid: tuple[int, int]) -> int:
-        """Number of parameters of the decoder that `build` returns, by arithmetic."""
+        """Compute the number of parameters of the decoder that `build` returns."""
         heads = self.num_heads, self.key_heads
         small = 2 * self.d_model
         if self.qk_norm != "none":
@@ -140,12 +143,12 @@ class LlamaConfig(LlamaSettings, DecoderConfig):
     def training_memory(
         self, vocabulary: Vocabulary, grid: tuple[int, int], one_pass: TrainingPass
     ) -> TrainingMemory:
-        """Activations that autograd keeps of each layer (see `model.py`), and the head's loss."""
+        """Estimate the activations that autograd keeps per layer (see `model.py`), and the memory of the head's loss."""
         width, inner = self.d_model, self.inner
         queries, keys = self.num_heads * self.head_size, self.key_heads * self.head_size
         tokens, size = one_pass.rows * one_pass.length, one_pass.itemsize
-        # two residual sums and both norms' inputs in float32; queries and keys before and after
-        # the rotation, values and the result, which packed documents keep twice
+        # two residual sums and both norms' inputs in float32; queries and keys before and after the
+        # rotation, values and the output, which packed documents keep twice
         kept = tokens * width * (4 * 4 + 2 * size)
         kept += tokens * (3 * queries + 5 * keys + queries) * size
         if self.qk_norm != "none":
@@ -187,7 +190,7 @@ class LlamaConfig(LlamaSettings, DecoderConfig):
     def build(
         self, vocabulary: Vocabulary, attention: AttentionBackend, grid: tuple[int, int]
     ) -> LlamaDecoder:
-        """The decoder, initialised from torch's global generator on torch's default device."""
+        """Return the decoder, initialised from torch's global generator on torch's default device."""
         from cm3plugins.decoders.llama.model import LlamaDecoder
 
         self.check()

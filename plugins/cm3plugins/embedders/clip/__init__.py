@@ -1,6 +1,6 @@
-"""`clip`: CLIP's two towers, from local files of OpenAI, open_clip or Hugging Face.
+"""Config of `clip`: CLIP's two towers, from local files of OpenAI, open_clip or Hugging Face.
 
-Here is its config; `build` does the heavy imports.
+Light: `build` does the heavy imports.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class CLIPConfig(EmbedderConfig):
-    """CLIP ViT-B/32 or a relative with a vision transformer, from a file that you have.
+    """CLIP ViT-B/32 or another CLIP with a vision transformer, from a local file.
 
     CLIP ViT-B/32 is the paper's retriever (section 2.1). Reads OpenAI's archives (`ViT-B-32.pt`),
     and folders or files of open_clip (`open_clip_model.safetensors`, `open_clip_pytorch_model.bin`,
     with `open_clip_config.json`) and of Hugging Face (`model.safetensors`, `pytorch_model.bin`,
-    with `config.json`). Sizes are taken from the weights; preprocessing and tokenizer are the ones
-    next to them, else OpenAI's. No code in a file is run. Texts longer than its context (77 tokens)
+    with `config.json`). Sizes come from the weights; preprocessing and tokenizer from the files next to
+    them, otherwise OpenAI's are used. No code in a file is run. Texts longer than its context (77 tokens)
     are truncated, which is reported once.
 
     Args:
-        path: the folder or file of weights.
-        quick_gelu: whether its activation is x * sigmoid(1.702 x) (OpenAI's) instead of GELU. None:
-            as the file's origin or the config next to it states; if they state nothing, or
-            disagree, this key is required.
+        path: folder or file of weights.
+        quick_gelu: whether its activation is x * sigmoid(1.702 x) (OpenAI's) instead of GELU. None: read
+            it from the file's origin or the config next to it; if neither states it, or they disagree,
+            set this key.
         batch_size: pictures or texts per forward pass.
-        device: where it computes; "auto" is a CUDA device if there is one.
+        device: device to compute on; "auto" is a CUDA device if there is one.
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {
@@ -52,7 +52,7 @@ class CLIPConfig(EmbedderConfig):
         """Load weights and tokenizer.
 
         Raises:
-            CheckpointError: they are missing, damaged, or not a CLIP that is known here.
+            CheckpointError: files are missing, damaged, or not a supported CLIP.
         """
         from cm3plugins.embedders.clip.embedder import CLIP
         from cm3run.devices import choose_device

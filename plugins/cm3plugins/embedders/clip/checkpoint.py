@@ -1,19 +1,19 @@
 """Read a CLIP file and the configs next to it: tensors, sizes, activation, preprocessing.
 
-Three origins, distinguished by the names of the tensors and the files next to them:
+The origin is recognised by tensor names and the files next to the weights:
 
 - OpenAI: a TorchScript archive, always QuickGELU;
-- open_clip: OpenAI's names, `open_clip_config.json` next to them, GELU unless that sets
+- open_clip: OpenAI's names, `open_clip_config.json` next to the weights, GELU unless the config sets
   `quick_gelu`;
-- Hugging Face: `text_model.*` and `vision_model.*`, `config.json` next to them: its `hidden_act`,
-  else QuickGELU.
+- Hugging Face: `text_model.*` and `vision_model.*`, `config.json` next to the weights, the activation
+  from its `hidden_act`, QuickGELU by default.
 
 A wrong activation gives vectors that look fine and retrieve badly (mlfoundations/open_clip#771), so
-it is never guessed. Tensors of all origins get OpenAI's names.
+it is never guessed. Tensors of all origins are renamed to OpenAI's names.
 
 An archive's code is not run. `torch.jit.load` compiles it and can run it, and its `data.pkl` is a pickle, which
-could call anything; `torch.load(weights_only=True)` rejects such archives. So the pickle is read
-inertly (`cm3plugins.trained.inert_pickle`), and a record of a tensor from the raw bytes next to it.
+could call anything; `torch.load(weights_only=True)` rejects such archives. So the pickle is read without
+executing it (`cm3plugins.trained.inert_pickle`), and each tensor's record is filled from the raw bytes next to it.
 Everything else in the archive is ignored.
 """
 
@@ -49,7 +49,7 @@ from cm3plugins.embedders.clip.towers import Activation, CLIPSizes, TransformerS
 from cm3plugins.trained.inert_pickle import Named, Record, follow
 from cm3plugins.trained.weights_file import check_finite
 
-_NEXT = "download it again, or give the weights as safetensors"
+_NEXT = "download it again, or use weights in safetensors format"
 _DTYPES = {
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
@@ -59,19 +59,19 @@ _DTYPES = {
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file is a TorchScript archive: a zip with code in it."""
+    """Whether a file is a TorchScript archive: a zip that contains code."""
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except (zipfile.BadZipFile, NotImplementedError, ValueError):  # no zip, cut off, or damaged
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):  # not a zip, truncated or damaged
         return False
 
 
 def read_archive(path: Path) -> dict[str, Tensor]:
-    """The floating-point parameters and buffers of the archive's module, by name.
+    """Return the floating-point parameters and buffers of the archive's module, by name.
 
     Raises:
-        CheckpointError: it is damaged, or does not hold a module with tensors.
+        CheckpointError: it is damaged, or holds no module with tensors.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -92,7 +92,7 @@ def read_archive(path: Path) -> dict[str, Tensor]:
         AttributeError,
         EOFError,
         OSError,
-        RuntimeError,  # encrypted, compressed in a way that isn't known, nested too deep
+        RuntimeError,  # encrypted, in an unknown compression, nested too deep
     ) as error:
         raise CheckpointError(
             str(path),
@@ -102,9 +102,9 @@ def read_archive(path: Path) -> dict[str, Tensor]:
 
 
 def _tensors(top: object) -> Iterator[tuple[str, Record]]:
-    """Records of tensors and their names, by the attributes of modules from the top down.
+    """Yield tensor records and their names, by the attributes of modules from the top down.
 
-    Shared records are returned once.
+    Shared records are yielded once.
     """
     waiting: list[tuple[str, object]] = [("", top)]
     seen: set[int] = set()
@@ -122,11 +122,11 @@ def _tensors(top: object) -> Iterator[tuple[str, Record]]:
 
 
 def _tensor(record: Record, archive: zipfile.ZipFile, root: str) -> Tensor | None:
-    """The tensor of a record of `_rebuild_tensor_v2(storage, offset, size, stride, ...)`.
+    """Return the tensor of a record of `_rebuild_tensor_v2(storage, offset, size, stride, ...)`.
 
     None if it is not floating-point.
     """
-    # a record of a form that torch does not write raises an error that `read_archive` reports
+    # a record that torch would not write raises an error, which `read_archive` reports
     arguments: Any = record.arguments
     storage, offset, size, stride = arguments[:4]
     _, kind, key, _, count = storage.identity
@@ -140,7 +140,9 @@ def _tensor(record: Record, archive: zipfile.ZipFile, root: str) -> Tensor | Non
     last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
     entry = archive.getinfo(f"{root}data/{key}")
     if entry.file_size != count * dtype.itemsize or entry.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"storage {key} has {entry.file_size} bytes, not those of {count} numbers")
+        raise ValueError(
+            f"storage {key} has {entry.file_size} bytes, which do not hold {count} numbers"
+        )
     if last >= count or 0 in size:
         raise ValueError(f"a tensor of size {size} at {offset} in {count} numbers")
     return (
@@ -178,7 +180,7 @@ _RENAMES = (
 
 
 def find_weights(path: Path) -> Path:
-    """The weights file of a path; raises `CheckpointError` if it is missing or ambiguous."""
+    """Find the weights file at a path; raises `CheckpointError` if it is missing or ambiguous."""
     if path.is_file():
         return path
     if not path.is_dir():
@@ -188,7 +190,9 @@ def find_weights(path: Path) -> Path:
             return path / name
     if any((path / f"{name}.index.json").is_file() for name in WEIGHTS):
         raise CheckpointError(
-            str(path), "its weights are in several files", "join them in one model.safetensors"
+            str(path),
+            "its weights are split over several files",
+            "join them in one model.safetensors",
         )
     found = sorted(file for file in path.iterdir() if file.suffix in _ENDINGS)
     if len(found) == 1:
@@ -196,40 +200,42 @@ def find_weights(path: Path) -> Path:
     names = ", ".join(file.name for file in found) or "none"
     raise CheckpointError(
         str(path),
-        f"files of weights in it: {names}",
-        f"give the file itself, or name it {WEIGHTS[2]}",
+        f"holds several weights files: {names}",
+        f"use the path of one of them, or rename it to {WEIGHTS[2]}",
     )
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by its names; raises `CheckpointError` if it holds anything else."""
+    """Read the tensors of a file, by name; raises `CheckpointError` if it holds anything else."""
     try:
         state = (
             load_file(path)
             if path.suffix == ".safetensors"
             else torch.load(path, map_location="cpu", weights_only=True)
         )
-    except Exception as error:  # torch's reader raises anything about bytes that are no pickle
-        # torch's message explains how to run the file's code anyway
+    except (
+        Exception
+    ) as error:  # torch's reader raises any exception for bytes that are not a pickle
+        # torch's message suggests running the file's code anyway
         reason = str(error) if isinstance(error, SafetensorError) else type(error).__name__
         raise CheckpointError(
             str(path),
             f"does not hold plain tensors ({reason})",
-            "give the weights alone; files that run code when loaded are rejected",
+            "save only the weights; files that run code when loaded are rejected",
         ) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]  # open_clip's checkpoints also hold optimiser and epoch
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise CheckpointError(
             str(path),
-            f"holds a {type(state).__name__}, not weights by name",
-            "give the weights alone",
+            f"holds a {type(state).__name__} instead of named weights",
+            "save only the weights",
         )
     return _weights(state, path)
 
 
 def _weights(state: Mapping[str, object], path: Path) -> dict[str, Tensor]:
-    """The tensors of a state, none of them of a kind that the towers can't hold."""
+    """Return the tensors of a state; raises `CheckpointError` for kinds that the towers can't hold."""
     tensors = {
         name.removeprefix("module."): value
         for name, value in state.items()
@@ -237,31 +243,33 @@ def _weights(state: Mapping[str, object], path: Path) -> dict[str, Tensor]:
     }
     if not tensors:
         raise CheckpointError(
-            str(path), "holds no weights", "give the file of a CLIP's weights in embedder.path"
+            str(path), "holds no weights", "set embedder.path to a file of CLIP weights"
         )
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
             kind = "quantized" if tensor.is_quantized else f"{tensor.layout}, on {tensor.device}"
             raise CheckpointError(
-                str(path), f"{name} is no plain tensor ({kind})", "give the weights as safetensors"
+                str(path),
+                f"{name} is not a plain tensor ({kind})",
+                "save the weights as safetensors",
             )
     return tensors
 
 
 def check_axes(name: str, tensor: Tensor, num_axes: int, path: Path) -> None:
-    """Raise `CheckpointError` unless a tensor has so many axes, and a number in it."""
+    """Raise `CheckpointError` unless a tensor has this number of axes and is not empty."""
     if tensor.ndim != num_axes or not tensor.numel():
         raise CheckpointError(
             str(path),
-            f"{name} has the shape {tuple(tensor.shape)}; a CLIP's has {num_axes} axes",
-            "give a CLIP as OpenAI, open_clip or Hugging Face write it",
+            f"{name} has the shape {tuple(tensor.shape)}; in a CLIP it has {num_axes} axes",
+            "use a CLIP saved by OpenAI, open_clip or Hugging Face",
         )
 
 
 def from_hugging_face(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The same tensors under OpenAI's names.
+    """Rename tensors to OpenAI's names.
 
-    Query, key and value in one matrix; projections (E to D, see `towers`) transposed.
+    Query, key and value become one matrix; projections (E to D, see `towers`) are transposed.
     """
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -283,7 +291,7 @@ def from_hugging_face(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Te
                 shapes = ", ".join(str(tuple(part.shape)) for part in parts)
                 raise CheckpointError(
                     str(path),
-                    f"{place}(q|k|v)_proj.{kind} have the shapes {shapes}",
+                    f"{place}(q|k|v)_proj.{kind} have mismatched shapes {shapes}",
                     "copy the file again",
                 )
             renamed[f"{place}in_proj_{kind}"] = torch.cat(parts)
@@ -299,7 +307,7 @@ def from_hugging_face(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Te
 
 logger = logging.getLogger("cm3plugins.clip")
 
-#: Tensors that no tower needs: the temperature, and sizes and masks kept in archives.
+#: Tensors that the towers don't use: the temperature, and sizes and masks stored in archives.
 _IGNORED = re.compile(
     r"(^|\.)(logit_scale|logit_bias|attn_mask|position_ids|input_resolution|context_length|vocab_size)$"
 )
@@ -310,11 +318,11 @@ class CLIPCheckpoint:
     """The content of a CLIP file.
 
     Args:
-        path: the file of weights.
+        path: file of weights.
         tensors: by OpenAI's names, float32.
-        sizes: of both towers.
-        preprocessing: of pictures.
-        summary: one readable line: origin, sizes, activation and the source of the latter.
+        sizes: sizes of both towers.
+        preprocessing: preprocessing of pictures.
+        summary: one line: origin, sizes, activation, and where the activation was read.
     """
 
     path: Path
@@ -328,12 +336,12 @@ def read_checkpoint(path: Path, quick_gelu: bool | None = None) -> CLIPCheckpoin
     """Read a file or a folder.
 
     Args:
-        path: of either.
+        path: file or folder.
         quick_gelu: see `CLIPConfig`.
 
     Raises:
         CheckpointError: the file is missing, damaged, needs code to be read, is not a CLIP with a
-            vision transformer, holds NaN or infinity, its config contradicts the weights, or the
+            vision transformer, or holds NaN or infinity; its config contradicts the weights; or the
             activation is unknown.
     """
     weights = find_weights(path)
@@ -353,8 +361,8 @@ def read_checkpoint(path: Path, quick_gelu: bool | None = None) -> CLIPCheckpoin
         if not tensor.is_floating_point():
             raise CheckpointError(
                 str(weights),
-                f"{name} is of {str(tensor.dtype).removeprefix('torch.')}, not of real numbers",
-                "give the weights in float32, float16 or bfloat16",
+                f"{name} has the dtype {str(tensor.dtype).removeprefix('torch.')}, not a floating-point one",
+                "save the weights in float32, float16 or bfloat16",
             )
     tensors = {name: tensor.float() for name, tensor in tensors.items()}
     check_finite(tensors, weights)
@@ -380,7 +388,7 @@ def read_checkpoint(path: Path, quick_gelu: bool | None = None) -> CLIPCheckpoin
 
 
 def _check_architecture(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raise `CheckpointError` unless the tensors are those of a CLIP with a vision transformer."""
+    """Raise `CheckpointError` unless the tensors belong to a CLIP with a vision transformer."""
     needed = {
         "visual.conv1.weight": 4,
         "visual.positional_embedding": 2,
@@ -401,9 +409,9 @@ def _check_architecture(path: Path, tensors: Mapping[str, Tensor]) -> None:
         raise CheckpointError(
             str(path),
             f"is not a CLIP with a vision transformer ({what})",
-            "give ViT-B/32, B/16, L/14 or a relative; ResNets, and towers of timm or of a "
+            "use ViT-B/32, B/16, L/14 or another vision transformer; ResNets, and towers from timm or a "
             "language model, are "
-            "not read",
+            "not supported",
         )
     hidden = {f"{prefix}transformer.resblocks.0.mlp.c_fc.weight": 2 for prefix in ("visual.", "")}
     for name, num_axes in (needed | hidden).items():
@@ -417,7 +425,7 @@ def _sizes(
     activations: list[tuple[Activation, str]],
     heads: list[int | None],
 ) -> CLIPSizes:
-    """Sizes, as the tensors imply them."""
+    """Infer the sizes from the tensors."""
     transformers = []
     for prefix, (activation, _), given, width in (
         ("visual.", activations[0], heads[0], tensors["visual.conv1.weight"].shape[0]),
@@ -434,7 +442,7 @@ def _sizes(
             raise CheckpointError(
                 str(path),
                 f"{num_heads} heads do not divide a width of {width}",
-                "correct the config next to it",
+                "correct the config next to the weights",
             )
         mlp_width = 1 if hidden is None else hidden.shape[0]
         transformers.append(TransformerSizes(width, len(blocks), num_heads, mlp_width, activation))

@@ -1,6 +1,6 @@
-"""The configs next to a CLIP's weights: activation, heads, preprocessing, consistency checks.
+"""Reads the configs next to a CLIP's weights: activation, heads, preprocessing; checks consistency.
 
-A picture becomes CLIP's input as in torchvision: scaled by Pillow, centre-cropped, standardised.
+Pictures are prepared as in torchvision: scaled by Pillow, centre-cropped, standardised.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from cm3plugins.embedders.clip.towers import Activation, CLIPSizes
 
 Interpolation = Literal["bicubic", "bilinear"]
 _RESAMPLING = {"bicubic": Pillow.Resampling.BICUBIC, "bilinear": Pillow.Resampling.BILINEAR}
-#: Sides longer than this multiple of the short one are cropped to it before scaling.
+#: A longer side is cropped to this multiple of the shorter one before scaling.
 _LONGEST = 8
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """OpenAI's by default.
+    """Preprocessing of pictures; OpenAI's by default.
 
     Args:
         resolution: side of the square in pixels.
-        mean, std: of red, green and blue (0..1) of the pictures that the network was trained on.
-        interpolation: of the scaling, which is antialiased.
-        squash: scale both sides to the square, instead of scaling the short one and cropping.
+        mean, std: mean and deviation of red, green and blue (0..1) of the network's training pictures.
+        interpolation: interpolation of the (antialiased) scaling.
+        squash: scale both sides to the resolution instead of scaling the shorter one and cropping.
     """
 
     resolution: int
@@ -46,7 +46,7 @@ class Preprocessing:
     squash: bool = False
 
     def __call__(self, image: PixelArray) -> Tensor:
-        """Float32 [3, resolution, resolution] of a picture uint8 [H, W, 3]."""
+        """Return a picture uint8 [H, W, 3] as float32 [3, resolution, resolution]."""
         square = self.square(image)
         pixels_3RR = rearrange(torch.from_numpy(square), "H W C -> C H W").float() / 255
         return (pixels_3RR - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[
@@ -54,7 +54,7 @@ class Preprocessing:
         ]
 
     def square(self, image: PixelArray) -> PixelArray:
-        """uint8 [resolution, resolution, 3]."""
+        """Return the scaled and cropped picture, uint8 [resolution, resolution, 3]."""
         side = self.resolution
         if not self.squash:
             # The middle of a picture of 1 x 10,000 pixels is enough: scaled as a whole, it would be
@@ -70,10 +70,10 @@ class Preprocessing:
         return np.array(scaled.crop((left, top, left + side, top + side)))
 
 
-#: Width of a head if nothing specifies their number.
+#: Default width of a head, if the number of heads is not given.
 HEAD_WIDTH = 64
-#: Keys of open_clip's configs that this file reads, or that have no effect in inference. Others
-#: change the network.
+#: Keys of open_clip's configs that are read here, or that have no effect in inference. Any other key
+#: changes the network.
 _KNOWN_VISION = {
     "layers",
     "width",
@@ -88,7 +88,7 @@ _KNOWN_TEXT = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object; None if there is no such file."""
+    """Read a JSON object; None if there is no such file."""
     if not path.is_file():
         return None
     try:
@@ -103,7 +103,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _object(values: Mapping[str, Any], key: str, place: Path) -> dict[str, Any]:
-    """The object of a key, empty if it is missing or null."""
+    """Return the object of a key, empty if it is missing or null."""
     found = values.get(key)
     if found is None:
         return {}
@@ -115,7 +115,7 @@ def _object(values: Mapping[str, Any], key: str, place: Path) -> dict[str, Any]:
 
 
 def _count(values: Mapping[str, Any], key: str, default: int, place: Path) -> int:
-    """The whole number of a key, 1 or more."""
+    """Return the whole number of a key, 1 or more."""
     found = default if values.get(key) is None else values[key]
     if type(found) is not int or found < 1:
         raise CheckpointError(
@@ -125,7 +125,7 @@ def _count(values: Mapping[str, Any], key: str, default: int, place: Path) -> in
 
 
 def _parts(config: Mapping[str, Any], place: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Vision and text parts of a Hugging Face config; in old files, the second of two wins."""
+    """Return the vision and text parts of a Hugging Face config; in old files with two, the second wins."""
     vision, text = (
         _object(config, f"{kind}_config", place) | _object(config, f"{kind}_config_dict", place)
         for kind in ("vision", "text")
@@ -136,7 +136,7 @@ def _parts(config: Mapping[str, Any], place: Path) -> tuple[dict[str, Any], dict
 def _open_clip_parts(
     config: Mapping[str, Any], place: Path
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """open_clip's `model_cfg`, and the vision and text parts in it."""
+    """Return open_clip's `model_cfg` and its vision and text parts."""
     model = _object(config, "model_cfg", place)
     return model, _object(model, "vision_cfg", place), _object(model, "text_cfg", place)
 
@@ -148,10 +148,10 @@ def read_activations(
     hugging_face: dict[str, Any] | None,
     given: bool | None,
 ) -> list[tuple[Activation, str]]:
-    """Activation of the vision and the text tower, and its source.
+    """Return the activation of the vision and the text tower, with its source.
 
     Raises:
-        CheckpointError: there is no source, or two disagree.
+        CheckpointError: no source states it, or two disagree.
     """
     if given is not None:
         return [("quick_gelu" if given else "gelu", "set in the recipe")] * 2
@@ -170,10 +170,10 @@ def read_activations(
     if not said:
         raise CheckpointError(
             str(path),
-            "nothing states whether its activation is QuickGELU",
+            "no config states whether its activation is QuickGELU",
             "set embedder.quick_gelu=true (OpenAI's weights, and open_clip's models named "
             "-quickgelu) or "
-            "embedder.quick_gelu=false (open_clip's others)",
+            "embedder.quick_gelu=false (open_clip's other models)",
         )
     for other in said[1:]:
         if [name for name, _ in other] != [name for name, _ in said[0]]:
@@ -186,7 +186,7 @@ def read_activations(
 
 
 def _hidden_act(part: Mapping[str, Any], path: Path) -> Activation:
-    # the default of transformers, which older files omit
+    # transformers' default, which older files omit
     name = part.get("hidden_act", "quick_gelu")
     if name == "quick_gelu":
         return "quick_gelu"
@@ -195,21 +195,21 @@ def _hidden_act(part: Mapping[str, Any], path: Path) -> Activation:
     raise CheckpointError(
         str(path.parent / "config.json"),
         f"asks for the activation {name!r}",
-        "only gelu and quick_gelu are known",
+        "only gelu and quick_gelu are supported",
     )
 
 
 def read_heads(
     path: Path, origin: str, open_clip: dict[str, Any] | None, hugging_face: dict[str, Any] | None
 ) -> list[int | None]:
-    """Heads of the vision and of the text tower; None: as OpenAI's, one per 64 of the width."""
+    """Return the heads of the vision and the text tower; None: one per 64 of the width, as in OpenAI's."""
     if origin == "Hugging Face" and hugging_face is not None:
         place = path.parent / "config.json"
         if hugging_face.get("model_type", "clip") != "clip":
             raise CheckpointError(
                 str(place),
-                f"is of a model {hugging_face['model_type']!r}",
-                "give a CLIP",
+                f"describes a model of type {hugging_face['model_type']!r}",
+                "use a CLIP",
             )
         vision, text = _parts(hugging_face, place)
         for part in (vision, text):
@@ -218,7 +218,7 @@ def read_heads(
                 raise CheckpointError(
                     str(place),
                     f"asks for layer_norm_eps {epsilon}",
-                    "only 1e-5 is known, as all published CLIPs have it",
+                    "only 1e-5 is supported, which all published CLIPs use",
                 )
         # transformers' defaults
         key = "num_attention_heads"
@@ -237,7 +237,7 @@ def read_heads(
 
 
 def check_open_clip(path: Path, config: Mapping[str, Any], sizes: CLIPSizes) -> None:
-    """Check open_clip's config.
+    """Check open_clip's config against the weights.
 
     Raises:
         CheckpointError: it needs something that these towers don't support, or contradicts the
@@ -249,7 +249,7 @@ def check_open_clip(path: Path, config: Mapping[str, Any], sizes: CLIPSizes) -> 
     unknown += [f"text_cfg.{key}" for key in text if key not in _KNOWN_TEXT and text[key]]
     if unknown:
         raise CheckpointError(
-            str(place), f"asks for {', '.join(unknown)}", "only OpenAI's architecture is read"
+            str(place), f"asks for {', '.join(unknown)}", "only OpenAI's architecture is supported"
         )
     _compare(
         str(place),
@@ -291,7 +291,7 @@ def _compare(place: str, sayings: Sequence[tuple[str, object, int]]) -> None:
         if said is not None and said != found:
             raise CheckpointError(
                 place,
-                f"{name} is {said}, and the weights have {found}",
+                f"{name} is {said}, but the weights have {found}",
                 "put the config of these weights next to them",
             )
 
@@ -299,7 +299,7 @@ def _compare(place: str, sayings: Sequence[tuple[str, object, int]]) -> None:
 def read_preprocessing(
     path: Path, origin: str, open_clip: Mapping[str, Any] | None, resolution: int
 ) -> Preprocessing:
-    """The preprocessing next to the weights, else OpenAI's.
+    """Read the preprocessing from the config next to the weights, otherwise return OpenAI's.
 
     Raises:
         CheckpointError: it is not supported.
@@ -336,13 +336,13 @@ def read_preprocessing(
         raise CheckpointError(
             str(place),
             f"asks for {resize!r} scaling with {given.get('interpolation', 'bicubic')!r}",
-            "only shortest and squash with bicubic and bilinear are done here",
+            "only shortest and squash with bicubic or bilinear are supported",
         )
     return Preprocessing(resolution, squash=resize == "squash", **given)
 
 
 def _colours(values: Any, key: str, place: Path) -> tuple[float, ...]:
-    """Mean or standard deviation of red, green and blue."""
+    """Return the mean or standard deviation of red, green and blue."""
     good = isinstance(values, list) and len(values) == 3
     good = good and all(type(one) in (int, float) and math.isfinite(one) for one in values)
     if not good or (key == "std" and min(values) <= 0):

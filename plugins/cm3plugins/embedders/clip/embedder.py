@@ -20,15 +20,15 @@ from cm3plugins.embedders.weights import fill
 
 
 class CLIP(Embedder):
-    """Text and pictures in one space by a trained CLIP, in float32.
+    """Embeds texts and pictures in one space with a trained CLIP, in float32.
 
     Args:
         checkpoint: weights, sizes and preprocessing.
-        towers: with these weights.
-        tokenizer: text -> ids.
+        towers: the networks, with these weights.
+        tokenizer: maps text to ids.
         fingerprint: hash of everything that determines a vector.
         batch_size: items per forward pass.
-        device: where it runs.
+        device: device to run on.
     """
 
     def __init__(
@@ -80,11 +80,11 @@ class CLIP(Embedder):
 
     @property
     def summary(self) -> str:
-        """Origin, sizes, activation and the source of the latter, in one line."""
+        """Origin, sizes, activation and its source, in one line."""
         return self._checkpoint.summary
 
     def move_to(self, device: torch.device) -> None:
-        """Compute there from now on."""
+        """Move the computation to a device."""
         self._towers.to(device)
         self._device = device
 
@@ -112,13 +112,13 @@ class CLIP(Embedder):
 
 
 def towers_of(checkpoint: CLIPCheckpoint) -> CLIPTowers:
-    """The towers with a checkpoint's weights; raises `CheckpointError` where these are others."""
+    """Build towers with a checkpoint's weights; raises `CheckpointError` if tensors don't fit."""
     with torch.device("meta"):  # no memory and no random numbers before the weights are loaded
         towers = CLIPTowers(checkpoint.sizes)
     fill(
         towers,
         checkpoint.tensors,
         checkpoint.path,
-        "give a CLIP as OpenAI, open_clip or Hugging Face write it",
+        "use a CLIP saved by OpenAI, open_clip or Hugging Face",
     )
     return towers

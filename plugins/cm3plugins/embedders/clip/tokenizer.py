@@ -1,6 +1,6 @@
-"""CLIP's text tokenizer: lower-cased byte-level BPE with end-of-word marks, by `tokenizers`.
+"""CLIP's text tokenizer: lower-cased byte-level BPE with end-of-word marks, using `tokenizers`.
 
-Legend: N texts, T tokens of the longest.
+Legend: N texts, T tokens of the longest text.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ logger = logging.getLogger("cm3plugins.clip")
 
 
 class CLIPTokenizer:
-    """Texts as CLIP's ids between its start and end tokens, truncated to its context.
+    """Encodes texts as CLIP's ids between start and end tokens, truncated to the context.
 
     Args:
-        tokenizer: ids of plain text, without the two tokens.
+        tokenizer: encodes plain text, without the two tokens.
         context_length: tokens that the text tower reads, including the two.
-        place: its name in messages.
+        place: name used in messages.
 
     Raises:
-        CheckpointError: its vocabulary has no start or no end token.
+        CheckpointError: the vocabulary lacks the start or end token.
     """
 
     def __init__(self, tokenizer: Tokenizer, context_length: int, place: str) -> None:
@@ -50,7 +50,7 @@ class CLIPTokenizer:
             raise CheckpointError(
                 place,
                 f"its vocabulary has no {START if start is None else END}",
-                "give CLIP's tokenizer",
+                "use CLIP's tokenizer",
             )
         self._tokenizer, self._context_length, self._start, self._end = (
             tokenizer,
@@ -62,7 +62,7 @@ class CLIPTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Ids are below this."""
+        """Number of ids."""
         return max(self._tokenizer.get_vocab().values()) + 1
 
     @property
@@ -71,7 +71,7 @@ class CLIPTokenizer:
         return hashlib.sha256(self._tokenizer.to_str().encode("utf-8")).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Ids int64 [N, T], padded with 0, and the positions int64 [N] of the end tokens.
+        """Return ids int64 [N, T], padded with 0, and the positions int64 [N] of the end tokens.
 
         The first truncation is logged.
         """
@@ -84,7 +84,7 @@ class CLIPTokenizer:
         if longest > room and not self._has_told:
             self._has_told = True
             logger.warning(
-                "clip reads %d tokens of a text, and one has %d: such texts are truncated "
+                "clip reads at most %d tokens of a text, and one has %d: longer texts are truncated "
                 "(reported once)",
                 room,
                 longest,
@@ -97,12 +97,12 @@ class CLIPTokenizer:
 
 
 def load_tokenizer(folder: Path, context_length: int) -> CLIPTokenizer:
-    """The tokenizer of a folder, else OpenAI's, which is bundled.
+    """Load the tokenizer of a folder, or OpenAI's, which is bundled.
 
-    Its files are `tokenizer.json`, else `vocab.json` and `merges.txt`.
+    The files are `tokenizer.json`, otherwise `vocab.json` and `merges.txt`.
 
     Raises:
-        CheckpointError: its files can't be read.
+        CheckpointError: the files can't be read.
     """
     whole, vocabulary, merges = (
         folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt")
@@ -123,7 +123,7 @@ def load_tokenizer(folder: Path, context_length: int) -> CLIPTokenizer:
             return CLIPTokenizer(_tokenizer(ids, pairs), context_length, str(vocabulary))
         except CheckpointError:
             raise
-        except Exception as error:  # a user's files, and a Rust library that raises plain Exception
+        except Exception as error:  # the Rust library raises plain Exception for a user's files
             raise _unreadable(vocabulary, error) from error
     return CLIPTokenizer(_tokenizer(*bundled_vocabulary()), context_length, BUNDLED_MERGES.name)
 
@@ -132,14 +132,14 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
         str(path),
         f"is not a readable tokenizer ({error})",
-        "copy it again, or remove it: without one OpenAI's is used",
+        "copy it again, or remove it: OpenAI's is then used",
     )
 
 
 def bundled_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Ids and merges of OpenAI's CLIPs.
+    """Return the ids and merges of OpenAI's CLIPs.
 
-    256 bytes, the same at the end of a word, the merges in order, start and end token.
+    Ids are 256 bytes, the same bytes at the end of a word, the merges in order, then start and end token.
     """
     lines = (
         gzip.decompress(BUNDLED_MERGES.read_bytes())
@@ -159,7 +159,7 @@ def bundled_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def _pairs(lines: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs, one `left right` per line; comments and empty lines are skipped."""
+    """Parse pairs, one `left right` per line; comments and empty lines are skipped."""
     pairs = []
     for line in lines:
         if line and not line.startswith("#version"):
@@ -179,9 +179,9 @@ def _byte_letters() -> list[str]:
 
 
 def _tokenizer(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
-    """Built as in transformers.
+    """Build the tokenizer as in transformers.
 
-    Start and end token are never parsed in a text: spelled out, they are ordinary letters.
+    Start and end tokens are never parsed from text: spelled out, they are ordinary letters.
     """
     tokenizer = Tokenizer(
         models.BPE(

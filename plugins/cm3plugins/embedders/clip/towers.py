@@ -1,6 +1,6 @@
 """CLIP's two towers in plain torch: a vision transformer, and a causal transformer over text.
 
-Parameters have OpenAI's names, which open_clip shares, so that those files load without renaming.
+Parameters have OpenAI's names, which open_clip shares, so files of both load without renaming.
 Legend: N pictures or texts, T tokens, D width of a tower, H heads of width d, R side of a picture,
 Y X rows and columns of its patches, E dimension of the shared space. Source: Radford et al. 2021,
 section 2.4; openai/CLIP `clip/model.py`.
@@ -21,7 +21,7 @@ Activation = Literal["quick_gelu", "gelu"]
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """OpenAI's approximation of GELU.
+    """Apply OpenAI's approximation of GELU.
 
     >>> quick_gelu(torch.tensor([0.0, 1.0]))
     tensor([0.0000, 0.8458])
@@ -37,14 +37,14 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class TransformerSizes:
-    """One tower's transformer.
+    """Sizes of one tower's transformer.
 
     Args:
         width: D.
         num_layers: blocks.
         num_heads: H.
-        mlp_width: hidden width of a block's second half.
-        activation: of the hidden units.
+        mlp_width: hidden width of a block's MLP.
+        activation: activation of the MLP.
     """
 
     width: int
@@ -56,14 +56,14 @@ class TransformerSizes:
 
 @dataclass(frozen=True)
 class CLIPSizes:
-    """Both towers.
+    """Sizes of both towers.
 
     Args:
-        vision, text: their transformers.
+        vision, text: sizes of their transformers.
         resolution: R.
         patch: side of a patch in pixels; R is a multiple of it.
-        vocab_size: ids of text.
-        context_length: tokens of a text, including start and end.
+        vocab_size: number of text ids.
+        context_length: maximum number of tokens of a text, including start and end.
         dimension: E.
     """
 
@@ -79,7 +79,7 @@ class CLIPSizes:
 class Attention(nn.Module):
     """Multi-head self-attention.
 
-    Query, key and value weights are one matrix, as in `nn.MultiheadAttention`.
+    Query, key and value share one matrix, as in `nn.MultiheadAttention`.
     """
 
     def __init__(self, width: int, num_heads: int) -> None:
@@ -100,7 +100,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear maps with the activation in between."""
+    """Two linear maps with the activation between them."""
 
     def __init__(self, sizes: TransformerSizes) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then an MLP, each after a LayerNorm and with a residual connection."""
+    """Attention, then an MLP, each preceded by a LayerNorm and with a residual connection."""
 
     def __init__(self, sizes: TransformerSizes) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class Transformer(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Patches and a class token; the projected last state of the class token."""
+    """A vision transformer on patches and a class token; returns the class token's projected last state."""
 
     def __init__(self, sizes: CLIPSizes) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ class VisionTower(nn.Module):
         self.proj = nn.Parameter(torch.zeros(width, sizes.dimension))
 
     def forward(self, pixels_N3RR: Tensor) -> Tensor:
-        """Vectors [N, E] of pictures as `Preprocessing` prepares them."""
+        """Return vectors [N, E] of pictures prepared by `Preprocessing`."""
         patches_NTD = rearrange(self.conv1(pixels_N3RR), "N D Y X -> N (Y X) D")
         first_N1D = repeat(self.class_embedding, "D -> N 1 D", N=len(pixels_N3RR))
         x_NTD = self.ln_pre(torch.cat([first_N1D, patches_NTD], dim=1) + self.positional_embedding)
@@ -180,9 +180,9 @@ class CLIPTowers(nn.Module):
         self.text_projection = nn.Parameter(torch.zeros(width, sizes.dimension))
 
     def encode_texts(self, ids_NT: Tensor, last_N: Tensor) -> Tensor:
-        """Vectors [N, E] of token ids; `last_N` is the position of each text's end token.
+        """Return vectors [N, E] of token ids; `last_N` is the position of each text's end token.
 
-        Tokens after it are not seen.
+        Tokens after it are ignored.
         """
         x_NTD = self.transformer(
             self.token_embedding(ids_NT) + self.positional_embedding[: ids_NT.shape[1]], causal=True

@@ -1,8 +1,8 @@
-"""`light_encoder`: small text and picture towers, trained contrastively on the bundled icons.
+"""Config of `light_encoder`: small text and picture towers, trained contrastively on the bundled icons.
 
-Needs no extra package. It takes the place of CM3leon's frozen CLIP ViT-B/32 (paper section 2.1); it
-is far smaller, knows only drawings, and is never to be called CLIP. Figures: `assets/README.md`. Here is its config;
-`build` does the heavy imports.
+Needs no extra package. It replaces CM3leon's frozen CLIP ViT-B/32 (paper section 2.1). It is not a CLIP and must not
+be called one: it is far smaller and was trained only on drawings. Figures: `assets/README.md`. Light: `build` does the
+heavy imports.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 BUNDLED_WEIGHTS = Path(__file__).parent / "assets" / "light_encoder.safetensors"
 BUNDLED = {
     None: BUNDLED_WEIGHTS,
-    "bundled:styled": BUNDLED_WEIGHTS,  # what recipes of earlier versions call weights that heed the style
+    "bundled:styled": BUNDLED_WEIGHTS,  # name in recipes of earlier versions
     "bundled:emoji": BUNDLED_WEIGHTS.with_name("emoji.safetensors"),
 }
-"""The bundled weights' name, as a value of `path`."""
+"""Name of the bundled weights, as a value of `path`."""
 BUNDLED_LOOKS = BUNDLED_WEIGHTS.with_name("looks.safetensors")
-"""How pictures are compared with pictures."""
+"""Weights for comparing pictures with pictures."""
 
 
 @dataclass(kw_only=True)
@@ -35,12 +35,12 @@ class LightEncoderConfig(EmbedderConfig):
     """A small text tower and a small picture tower.
 
     Args:
-        path: weights as written by `cm3 embedder train light_encoder`; None: the ones shipped with
-            cm3leon, which "bundled:styled" names too, in recipes of earlier versions.
-            "bundled:emoji" are those of earlier versions, trained on the emoji alone, which tell
-            pictures of emoji apart far better.
-        looks: how pictures are compared with pictures alone (`retriever.compare: same`), as written by
-            `cm3 embedder train looks`; None: what is shipped with cm3leon.
+        path: weights written by `cm3 embedder train light_encoder`; None: the weights shipped with
+            cm3leon; recipes of earlier versions name these "bundled:styled". "bundled:emoji" are the
+            weights of earlier versions, trained on emoji alone, which distinguish pictures of emoji far
+            better.
+        looks: weights for comparing pictures with pictures (`retriever.compare: same`), written by
+            `cm3 embedder train looks`; None: the weights shipped with cm3leon.
         batch_size: pictures or texts per forward pass.
     """
 

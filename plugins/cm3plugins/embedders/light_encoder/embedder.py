@@ -1,8 +1,8 @@
 """The `light_encoder`: features of texts, the networks, and their file.
 
-A text becomes words, and these hashed features: each word as a whole and its character n-grams. An unseen word, a
-plural or a misspelling thus still lands near its relatives (the subwords of fastText, Bojanowski et al. 2017). The
-networks are a bag of hashed words and a small convolutional net.
+A text is split into words, and each word becomes hashed features: the word itself and its character n-grams. An unseen
+word, a plural or a misspelling thus still lands near related words (the subwords of fastText, Bojanowski et al. 2017).
+The networks are a bag of hashed words and a small convolutional net.
 
 Legend: N texts or pictures, U distinct words, W words of the longest text, D width of a word
 vector, E dimension of the shared space, R side of a picture in pixels.
@@ -33,7 +33,7 @@ from cm3plugins.embedders.inputs import in_batches, square
 from cm3plugins.embedders.light_encoder.looks import RESOLUTION, Looks, load_looks
 from cm3plugins.embedders.weights import fill, read_weights, save_weights
 
-#: Part of the embedder's fingerprint: raise it when the same text gets other features.
+#: Part of the embedder's fingerprint: raise it when features of the same text change.
 TEXT_FEATURES_VERSION = 1
 
 _WORD = re.compile(r"[^\W_]+")
@@ -41,7 +41,7 @@ _NGRAM_LENGTHS = (3, 4, 5)
 
 
 def words_of(text: str) -> list[str]:
-    """Lower-case words without accents or punctuation.
+    """Split a text into lower-case words without accents or punctuation.
 
     >>> words_of("A Red-Apple, Noto style: piñata's")
     ['a', 'red', 'apple', 'noto', 'style', 'pinata', 's']
@@ -53,7 +53,7 @@ def words_of(text: str) -> list[str]:
 
 
 def ngrams_of(word: str) -> list[str]:
-    """Character n-grams (3 to 5) of a word with boundary marks, except the marked word itself.
+    """Return the character n-grams (3 to 5) of a word with boundary marks, except the marked word itself.
 
     >>> ngrams_of("owl")
     ['<ow', 'owl', 'wl>', '<owl', 'owl>']
@@ -69,7 +69,7 @@ def ngrams_of(word: str) -> list[str]:
 
 @lru_cache(maxsize=1 << 16)
 def features_of(word: str, num_buckets: int) -> tuple[int, ...]:
-    """Buckets 0..num_buckets-1 of a word and of its n-grams.
+    """Return buckets 0..num_buckets-1 of a word and its n-grams.
 
     The word counts twice, so that it outweighs a single n-gram.
     """
@@ -78,7 +78,7 @@ def features_of(word: str, num_buckets: int) -> tuple[int, ...]:
 
 
 def _bucket(name: str, num_buckets: int) -> int:
-    """CRC-32, because Python's own hash differs in every process."""
+    """Hash by CRC-32, because Python's own hash differs in every process."""
     return zlib.crc32(name.encode("utf-8")) % num_buckets
 
 
@@ -106,7 +106,7 @@ class TowerSizes:
 
 
 class TextTower(nn.Module):
-    """Means of hashed word features, weighted by learned importance, then a two-layer net."""
+    """Averages hashed word features, weighted by learned importance, then applies a two-layer net."""
 
     def __init__(self, sizes: TowerSizes) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class TextTower(nn.Module):
         )
 
     def forward(self, texts: Sequence[str]) -> Tensor:
-        """Vectors [N, E] of texts; a text without any word gets the bias alone."""
+        """Return vectors [N, E] of texts; a text without words gets the bias alone."""
         device = self.table.weight.device
         words = [words_of(text) for text in texts]
         rows = {
@@ -152,7 +152,7 @@ class TextTower(nn.Module):
 
 
 class ImageTower(nn.Module):
-    """Convolutional stages, then weighted mean and maximum of each channel, and a linear map."""
+    """Convolutional stages, then each channel's weighted mean and maximum, and a linear map."""
 
     def __init__(self, sizes: TowerSizes) -> None:
         super().__init__()
@@ -178,7 +178,7 @@ class ImageTower(nn.Module):
         self.out = nn.Linear(2 * sizes.channels[-1], sizes.dimension)
 
     def forward(self, pixels_N3RR: Tensor) -> Tensor:
-        """Vectors [N, E] of pictures, float 0..1, already R x R."""
+        """Return vectors [N, E] of pictures, float 0..1, already R x R."""
         # white is 0, like the convolutions' padding
         ink = (1 - pixels_N3RR).contiguous(memory_format=torch.channels_last)
         features = self.stages(ink)
@@ -194,22 +194,22 @@ class Towers(nn.Module):
         super().__init__()
         self.sizes = sizes
         self.text, self.image = TextTower(sizes), ImageTower(sizes)
-        # exp(2.7) = 1 / 0.067, the usual initial value in CLIP-like training
+        # exp(2.7) = 1 / 0.067, the usual initial value in CLIP training
         self.log_scale = nn.Parameter(torch.tensor(2.7))
 
 
 _FORMAT = "cm3leon light_encoder 1"
-_NEXT = "use a file that `cm3 embedder train light_encoder` wrote"
+_NEXT = "use a file written by `cm3 embedder train light_encoder`"
 
 
 class LightEncoder(Embedder):
-    """Text and pictures in one space by two small towers.
+    """Embeds texts and pictures in one space with two small towers.
 
     Args:
         towers: the trained networks.
         fingerprint: hash of their weights.
         batch_size: items per forward pass.
-        looks: how pictures are compared with pictures, and its fingerprint; None: by the picture tower.
+        looks: network that compares pictures with pictures, and its fingerprint; None: the picture tower.
 
     Example:
         >>> from cm3plugins.embedders import LightEncoderConfig
@@ -232,7 +232,7 @@ class LightEncoder(Embedder):
 
     @classmethod
     def load(cls, path: Path, batch_size: int = 256, looks: Path | None = None) -> LightEncoder:
-        """Read weights that `save_towers` and `save_looks` wrote; raises `CheckpointError` if they can't be used."""
+        """Read weights written by `save_towers` and `save_looks`; raises `CheckpointError` if they can't be used."""
         header, tensors = read_weights(path, _FORMAT, _NEXT)
         try:
             sizes: dict[str, Any] = header["sizes"]
@@ -257,16 +257,16 @@ class LightEncoder(Embedder):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the weights' file and of how text becomes features."""
+        """Hash of the weights' file and of the text features."""
         return self._fingerprint
 
     @property
     def looks_fingerprint(self) -> str:
-        """Hash of the file by which pictures are compared with pictures."""
+        """Hash of the weights for comparing pictures with pictures."""
         return self._looks_fingerprint
 
     def move_to(self, device: torch.device) -> None:
-        """Compute there from now on."""
+        """Move the computation to a device."""
         self._towers.to(device)
         if self._looks is not None:
             self._looks.to(device)
@@ -292,14 +292,14 @@ class LightEncoder(Embedder):
         vectors_NE = in_batches(
             images, self._batch_size, lambda batch: looks(self._pixels(batch, RESOLUTION))
         )
-        # the best directions come first: of narrower towers the first, of wider ones all and zeros
+        # directions are sorted, best first: truncate for narrower towers, pad with zeros for wider ones
         fitted = np.zeros((len(images), self.dimension), np.float32)
         width = min(vectors_NE.shape[1], self.dimension)
         fitted[:, :width] = vectors_NE[:, :width]
         return fitted
 
     def _pixels(self, batch: Sequence[PixelArray], side: int) -> Tensor:
-        """Pictures float [N, 3, side, side], 0..1."""
+        """Return pictures as float [N, 3, side, side], 0..1."""
         return torch.cat([square(image, side) for image in batch]).to(self._device)
 
 

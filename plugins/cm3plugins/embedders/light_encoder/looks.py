@@ -1,9 +1,9 @@
-"""How a picture of one drawing is compared with others: what is left of it in every version of the thing.
+"""Compares drawings by features that all versions of an object share.
 
-Ink on its ground, whatever their colours; its bounding box, whatever the margin; and besides the ink its
-silhouette, which outline and filled versions share. Of both, blurred pixels and histograms of gradients (Dalal and
-Triggs 2005) are projected where versions of a thing lie close together and things far apart (linear discriminant
-analysis, Rao 1948). Nothing here knows a text.
+The features are the ink against its ground, regardless of colour, cropped to its bounding box, regardless of the margin;
+and the ink's silhouette, which outline and filled versions share. Blurred pixels and histograms of gradients (Dalal and
+Triggs 2005) of both are projected so that versions of one object lie close together and different objects far apart
+(linear discriminant analysis, Rao 1948). Text is not used.
 
 Legend: N pictures, R side of a picture in pixels, H x W pixels, B bins of orientation, F features, E dimension.
 """
@@ -24,30 +24,30 @@ RESOLUTION = 64
 """R."""
 DIMENSION = 128
 """E of the weights' file."""
-#: Part of the fingerprint: raise it when the same picture gets other features.
+#: Part of the fingerprint: raise it when features of the same picture change.
 FEATURES_VERSION = 1
 
 _SIDE, _MARGIN = 32, 2
-"""Pixels a side of the bounding box."""
+"""Side of the bounding box in pixels."""
 _CELL, _BINS = 4, 8
-"""Histograms: pixels a side; orientations of half a turn."""
+"""Histograms: side of a cell in pixels; number of orientations in half a turn."""
 _FAINT = 0.2
-"""Share of the strongest ink below which the bounding box does not see it."""
+"""The bounding box ignores ink below this share of the strongest ink."""
 _FLAT = 4 / 255
 """A picture whose ink is weaker than this is blank."""
 NUM_FEATURES = 2 * ((_SIDE // 2) ** 2 + _BINS * (_SIDE // _CELL) ** 2)
 """F: 1,536."""
 
 _FORMAT = "cm3leon looks 1"
-_NEXT = "use a file that `cm3 embedder train looks` wrote"
+_NEXT = "use a file written by `cm3 embedder train looks`"
 
 
 class Looks(nn.Module):
     """A linear map of the features.
 
     Args:
-        mean_F: of training pictures' features.
-        projection_FE: its columns are directions, the best at telling things apart first.
+        mean_F: mean features of the training pictures.
+        projection_FE: its columns are directions, the most discriminative first.
     """
 
     mean_F: Tensor
@@ -59,7 +59,7 @@ class Looks(nn.Module):
         self.register_buffer("projection_FE", projection_FE)
 
     def forward(self, pixels_N3RR: Tensor) -> Tensor:
-        """Vectors [N, E] of pictures, float 0..1."""
+        """Return vectors [N, E] of pictures, float 0..1."""
         vectors_NE: Tensor = (features(pixels_N3RR) - self.mean_F) @ self.projection_FE
         return vectors_NE
 
@@ -70,7 +70,7 @@ def save_looks(looks: Looks, path: Path) -> None:
 
 
 def load_looks(path: Path) -> tuple[Looks, str]:
-    """The map in a file, and its fingerprint; raises `CheckpointError` if it can't be used."""
+    """Read a map and its fingerprint; raises `CheckpointError` if the file can't be used."""
     _, tensors = read_weights(path, _FORMAT, _NEXT)
     looks = Looks(torch.empty(NUM_FEATURES), torch.empty(NUM_FEATURES, DIMENSION))
     fill(looks, tensors, path, _NEXT)
@@ -79,16 +79,16 @@ def load_looks(path: Path) -> tuple[Looks, str]:
 
 
 def features(pixels_N3RR: Tensor) -> Tensor:
-    """Features [N, F] of pictures, float 0..1: four parts of length 1, or 0 where there is nothing."""
+    """Return features [N, F] of pictures, float 0..1: four parts, each of length 1, or 0 if it is empty."""
     drawn = boxed(ink(pixels_N3RR))
     parts = [F.avg_pool2d(one[:, None], 2) for one in (drawn, filled(drawn))]
     parts += [gradients(one) for one in (drawn, filled(drawn))]
-    # Square roots: of two histograms they compare by Hellinger's distance.
+    # Square roots, so that histograms are compared by Hellinger's distance.
     return torch.cat([F.normalize(part.flatten(1).sqrt(), dim=1) for part in parts], dim=1)
 
 
 def ink(pixels_N3RR: Tensor) -> Tensor:
-    """How far each pixel is from the ground, [N, R, R], the farthest 1; the ground is the border's median colour.
+    """Return each pixel's distance from the ground, [N, R, R], at most 1; the ground is the border's median colour.
 
     >>> ink(torch.tensor([0.2, 0.2, 0.2, 0.2, 1.0, 0.2, 0.2, 0.2, 0.2]).view(1, 1, 3, 3).expand(1, 3, 3, 3))[0, 1]
     tensor([0., 1., 0.])
@@ -106,7 +106,7 @@ def ink(pixels_N3RR: Tensor) -> Tensor:
 
 
 def boxed(ink_NHW: Tensor, side: int = _SIDE, margin: int = _MARGIN) -> Tensor:
-    """The ink's bounding box, its aspect kept, in the middle of a square with a margin: [N, side, side]."""
+    """Centre the ink's bounding box in a square with a margin, keeping its aspect ratio: [N, side, side]."""
     height, width = ink_NHW.shape[1:]
     there = ink_NHW > _FAINT
     (top, bottom), (left, right) = _ends(there.any(2)), _ends(there.any(1))
@@ -119,7 +119,7 @@ def boxed(ink_NHW: Tensor, side: int = _SIDE, margin: int = _MARGIN) -> Tensor:
 
 
 def _ends(there_NL: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each row's true places begin and end; of a row without any, all of it."""
+    """Return where each row's true values begin and end; the whole range for a row without any."""
     length = there_NL.shape[1]
     place_L = torch.arange(length, device=there_NL.device)
     first = torch.where(there_NL, place_L, length).amin(1)
@@ -129,7 +129,7 @@ def _ends(there_NL: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def filled(ink_NHW: Tensor) -> Tensor:
-    """The silhouette: a pixel is as dark as the palest of the darkest ones that enclose it on its four sides.
+    """Return the silhouette: each pixel takes the darkest value on each of its four sides, and of these the palest.
 
     >>> filled(torch.tensor([[[1.0, 1, 1], [1, 0, 1], [1, 1, 1]]]))[0, 1]
     tensor([1., 1., 1.])
@@ -146,9 +146,9 @@ def filled(ink_NHW: Tensor) -> Tensor:
 
 
 def gradients(ink_NHW: Tensor, cell: int = _CELL, bins: int = _BINS) -> Tensor:
-    """Mean strength of the ink's gradients by orientation, in overlapping cells: [N, B, H / cell, W / cell].
+    """Return the ink's mean gradient strength by orientation, in overlapping cells: [N, B, H / cell, W / cell].
 
-    An edge and its opposite have one orientation, shared between the two nearest bins.
+    Opposite edges have the same orientation, which is shared between the two nearest bins.
     """
     blurred = F.avg_pool2d(ink_NHW[:, None], 3, 1, padding=1)[:, 0]
     around = F.pad(blurred, (1, 1, 1, 1))

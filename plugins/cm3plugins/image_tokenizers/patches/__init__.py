@@ -1,4 +1,4 @@
-"""`patches`: an image tokenizer of patches and their k-means codebook. Here is its config: no torch."""
+"""Config of `patches`, an image tokenizer of patches and their k-means codebook. No torch here."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class PatchTokenizerConfig(ImageTokenizerConfig):
-    """Squares of pixels, each encoded as the nearest of `codebook_size` k-means centres.
+    """Encodes each square of pixels as the nearest of `codebook_size` k-means centres.
 
-    Vector quantisation without a network. Blockier than a VQGAN, but a code depends on its square
-    alone: equal squares have equal codes wherever they are, and a decoder can copy them from a
-    retrieved document. A VQGAN's normalisation sees the whole picture, so equal backgrounds of two
-    pictures rarely share a code.
+    Vector quantisation without a network. It is blockier than a VQGAN, but a code depends only on its
+    square: equal squares have equal codes everywhere, and a decoder can copy them from a retrieved
+    document. A VQGAN's normalisation sees the whole picture, so equal backgrounds of two pictures
+    rarely share codes.
 
     Args:
         resolution: pixels per side; a multiple of `patch_size`.
         patch_size: pixels per side of one code.
         codebook_size: number of codes.
-        weights: "bundled:emoji32" (1,024 squares of 4 x 4 pixels, of the bundled corpus at 32 x
-            32), the path of a file that `cm3 tokenizer train-image` wrote, or None for none yet. A
+        weights: "bundled:emoji32" (1,024 squares of 4 x 4 pixels, from the bundled corpus at 32 x
+            32), the path of a file written by `cm3 tokenizer train-image`, or None if there is none yet. A
             checkpoint holds a copy of weights that are not bundled.
-        seed: for training.
+        seed: seed of training.
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {
@@ -54,7 +54,7 @@ class PatchTokenizerConfig(ImageTokenizerConfig):
     seed: int = 0
 
     def check(self) -> None:
-        """Ranges and combinations; raises a `RecipeError` that names the key."""
+        """Check ranges and combinations; raises a `RecipeError` that names the key."""
         super().check()
         if self.resolution % self.patch_size:
             raise RecipeError(
@@ -74,10 +74,10 @@ class PatchTokenizerConfig(ImageTokenizerConfig):
         return self.resolution, self.resolution
 
     def build(self) -> PatchTokenizer:
-        """The tokenizer with its squares.
+        """Return the tokenizer with its squares.
 
         Raises:
-            CheckpointError: there are none, or they don't match the recipe.
+            CheckpointError: there are no squares, or they don't match the recipe.
         """
         from cm3plugins.image_tokenizers.patches.tokenizer import PatchTokenizer, weights_file
 
@@ -100,9 +100,9 @@ class PatchTokenizerConfig(ImageTokenizerConfig):
         )
 
     def train(self, images_NHWC: PixelArray, out_dir: str | Path, **options: Any) -> Path:
-        """Run k-means over the pictures' squares; steps are its rounds.
+        """Run k-means over the pictures' squares; `steps` is the number of rounds.
 
-        It takes seconds: an interrupted run starts over.
+        This takes seconds, so an interrupted run starts over.
         """
         from cm3plugins.image_tokenizers.patches.training import train_patches
         from cm3plugins.trained.training_run import RunOptions

@@ -1,7 +1,7 @@
 """The `patches` tokenizer, and its file.
 
-Legend: N pictures of H x W pixels, Y X rows and columns of codes, c = Y * X codes of a picture, P =
-N * c squares, y x pixels inside a square, C channels, K codes, d = y * x * C numbers of a square.
+Legend: N pictures of H x W pixels, Y X rows and columns of codes, c = Y * X codes per picture, P =
+N * c squares, y x pixels inside a square, C channels, K codes, d = y * x * C numbers per square.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from cm3plugins.trained.bundled import weights_path
 
 SAVED = "patches.safetensors"
 _FORMAT = "cm3leon patches 1"
-#: Number of squares that are compared with all codes at once.
+#: Number of squares compared with all codes at once.
 _CHUNK = 8192
 
 
 def squares(pixels_NHWC: npt.NDArray[np.uint8], patch_size: int) -> npt.NDArray[np.uint8]:
-    """The pictures' squares in raster order, [N * rows * columns, d].
+    """Return the pictures' squares in raster order, [N * rows * columns, d].
 
     >>> squares(np.arange(12, dtype=np.uint8).reshape(1, 2, 2, 3), 1).tolist()
     [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
@@ -41,7 +41,7 @@ def squares(pixels_NHWC: npt.NDArray[np.uint8], patch_size: int) -> npt.NDArray[
 def pictures(
     squares_Pd: npt.NDArray[np.uint8], patch_size: int, grid: tuple[int, int]
 ) -> PixelArray:
-    """Inverse of `squares`: pictures [N, H, W, 3] of (rows, columns) = `grid` squares each.
+    """Inverse of `squares`: return pictures [N, H, W, 3], each of `grid` = (rows, columns) squares.
 
     >>> pictures(np.arange(12, dtype=np.uint8).reshape(4, 3), 1, (2, 2))[0, 1].tolist()
     [[6, 7, 8], [9, 10, 11]]
@@ -57,9 +57,9 @@ def pictures(
 
 
 def nearest(squares_Pd: npt.NDArray[np.uint8], codebook_Kd: npt.NDArray[np.uint8]) -> IntArray:
-    """The nearest code of each square, the first on a tie.
+    """Return the nearest code of each square, the first on a tie.
 
-    Integers in float64: exact, whatever the batch.
+    Uses integers in float64, which is exact for any batch size.
     """
     centres_Kd = codebook_Kd.astype(np.float64)
     half_K = (centres_Kd**2).sum(1) / 2
@@ -73,13 +73,13 @@ def nearest(squares_Pd: npt.NDArray[np.uint8], codebook_Kd: npt.NDArray[np.uint8
 
 
 class PatchTokenizer(ImageTokenizer):
-    """Pixels <-> codes by comparing squares.
+    """Encodes and decodes pixels by comparing squares.
 
     Args:
         resolution: pixels per side of a picture.
         patch_size: pixels per side of a square.
         codebook_Kd: the squares, row by row, RGB.
-        bundled: they come with this package, so that checkpoints need no copy.
+        bundled: whether the squares are part of this package, so that checkpoints need no copy.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class PatchTokenizer(ImageTokenizer):
         *,
         bundled: bool = False,
     ) -> PatchTokenizer:
-        """Load the tokenizer from a file that `save_codebook` wrote; see `read_codebook`."""
+        """Load the tokenizer from a file written by `save_codebook`; see `read_codebook`."""
         codebook_Kd = read_codebook(path, patch_size, codebook_size)
         return cls(resolution, patch_size, codebook_Kd, bundled=bundled)
 
@@ -123,7 +123,7 @@ class PatchTokenizer(ImageTokenizer):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over sizes and squares."""
+        """SHA-256 of sizes and squares."""
         sizes = json.dumps([self.resolution, self.patch_size, self.codebook_size])
         return hashlib.sha256(sizes.encode() + self._codebook_Kd.tobytes()).hexdigest()
 
@@ -142,7 +142,7 @@ class PatchTokenizer(ImageTokenizer):
             save_codebook(folder / SAVED, self.patch_size, self._codebook_Kd)
 
     def codebook(self) -> torch.Tensor:
-        """The squares in 0..1, float32 [K, d]."""
+        """Return the squares in 0..1, float32 [K, d]."""
         return torch.from_numpy(self._codebook_Kd.astype(np.float32) / 255)
 
 
@@ -157,12 +157,12 @@ def save_codebook(path: Path, patch_size: int, codebook_Kd: npt.NDArray[np.uint8
 
 
 def read_codebook(path: Path, patch_size: int, codebook_size: int) -> npt.NDArray[np.uint8]:
-    """Read what `save_codebook` wrote.
+    """Read a file written by `save_codebook`.
 
     Raises:
-        CheckpointError: the file is missing, damaged, of another format or of other sizes.
+        CheckpointError: the file is missing or damaged, or has another format or other sizes.
     """
-    next_step = "give the file that `cm3 tokenizer train-image` wrote, or leave image_tokenizer.weights at bundled:emoji32"
+    next_step = "use a file written by `cm3 tokenizer train-image`, or leave image_tokenizer.weights at bundled:emoji32"
     if not path.is_file():
         raise CheckpointError(str(path), "there is no such file", next_step)
     try:
@@ -179,24 +179,24 @@ def read_codebook(path: Path, patch_size: int, codebook_size: int) -> npt.NDArra
         or codebook.dtype != np.uint8
         or codebook.ndim != 2
     ):
-        raise CheckpointError(str(path), f"is not of the format {_FORMAT!r}", next_step)
+        raise CheckpointError(str(path), f"does not have the format {_FORMAT!r}", next_step)
     found = (codebook.shape[0], metadata.get("patch_size", ""), codebook.shape[1])
     wanted = (codebook_size, str(patch_size), patch_size**2 * 3)
     if found != wanted:
         raise CheckpointError(
             str(path),
-            f"holds {found[0]:,} squares of {found[1]} pixels a side, the recipe says "
+            f"holds {found[0]:,} squares of {found[1]} pixels a side, but the recipe expects "
             f"{wanted[0]:,} of {wanted[1]}",
-            "set image_tokenizer.codebook_size and patch_size as in the file, or give another file",
+            "set image_tokenizer.codebook_size and patch_size as in the file, or use another file",
         )
     return np.asarray(codebook)
 
 
 def weights_file(weights: str | None) -> Path:
-    """The path that a recipe's `weights` means.
+    """Return the path for a recipe's `weights`.
 
     Raises:
-        CheckpointError: it is an unknown bundled name, or None.
+        CheckpointError: `weights` is an unknown bundled name, or None.
     """
     assets = Path(__file__).parent / "assets"
     return weights_path(

@@ -18,15 +18,15 @@ from cm3plugins.image_tokenizers.patches.tokenizer import PatchTokenizer, save_c
 from cm3plugins.trained.training_run import RunOptions
 
 WEIGHTS = "model.safetensors"
-#: Number of training squares: more make no visible difference.
+#: Number of training squares; more make no visible difference.
 _NUM_SQUARES = 120_000
-#: Squares that differ by less than this are merged, so that plain backgrounds don't take the
+#: Squares that differ by less than this are merged, so that plain backgrounds don't take up the
 #: codebook.
 _STEP = 4
 
 
 class Patches(Protocol):
-    """The keys of `PatchTokenizerConfig` that decide the codebook."""
+    """The keys of `PatchTokenizerConfig` that determine the codebook."""
 
     resolution: int
     patch_size: int
@@ -37,7 +37,7 @@ class Patches(Protocol):
 def train_patches(
     patches: Patches, images_NHWC: PixelArray, out_dir: Path, options: RunOptions
 ) -> Path:
-    """Learn the squares; see `ImageTokenizerConfig.train`. Returns the path of the weights.
+    """Train the codebook; see `ImageTokenizerConfig.train`. Returns the path of the weights.
 
     Raises:
         DataError: there are fewer different squares than codes.
@@ -45,10 +45,10 @@ def train_patches(
     found = different(squares(images_NHWC, patches.patch_size))
     if len(found) < patches.codebook_size:
         raise DataError(
-            "pictures to learn squares from",
+            "training pictures",
             f"hold {len(found):,} different squares, fewer than codebook_size "
             f"{patches.codebook_size:,}",
-            "give more pictures, or a smaller codebook",
+            "add more pictures, or lower image_tokenizer.codebook_size",
         )
     codebook_Kd, rounds = _centres(found, patches, options)
     make_folder(out_dir)
@@ -69,7 +69,7 @@ def train_patches(
 def _centres(
     found_Pd: npt.NDArray[np.uint8], patches: Patches, options: RunOptions
 ) -> tuple[npt.NDArray[np.uint8], int]:
-    """The centres of different squares, uint8 [K, d], and after how many rounds of k-means."""
+    """Return the centres of different squares, uint8 [K, d], and the number of rounds of k-means."""
     import faiss
 
     rng = np.random.default_rng(patches.seed)
@@ -100,7 +100,7 @@ def _centres(
 
 
 def different(squares_Pd: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Squares that differ by more than rounding, each once, in a fixed order.
+    """Return squares that differ by more than rounding, without duplicates, in a fixed order.
 
     >>> different(np.array([[0, 8], [1, 9], [200, 8]], np.uint8)).tolist()
     [[2, 10], [202, 10]]
@@ -109,7 +109,7 @@ def different(squares_Pd: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def _psnr(tokenizer: PatchTokenizer, pictures_NHWC: PixelArray) -> float:
-    """Mean peak signal-to-noise ratio in dB."""
+    """Return the mean peak signal-to-noise ratio in dB."""
     again = tokenizer.decode(tokenizer.encode(pictures_NHWC))
     error_N = ((again.astype(np.float64) - pictures_NHWC) ** 2).mean((1, 2, 3))
     return float((10 * np.log10(255**2 / np.maximum(error_N, 1e-3))).mean())

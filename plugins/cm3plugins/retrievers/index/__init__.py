@@ -1,6 +1,6 @@
-"""Vector indexes for retrievers: the rows with the largest inner product with a query.
+"""Vector indexes for retrievers: find the rows with the largest inner product with a query.
 
-    base.py           the interface; all vectors, exact, without a copy
+    base.py           the interface, and exact search over all vectors without a copy
     approximate.py    base of approximate engines: exact ranking of their candidates, choosing the
     setting of a search
     faiss_engines.py  IVF, HNSW and PQ by faiss

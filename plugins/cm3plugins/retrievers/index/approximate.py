@@ -1,10 +1,10 @@
-"""Base of the approximate engines: exact re-ranking, and the choice of a search's setting.
+"""Base of the approximate engines: exact re-ranking, and the choice of the search setting.
 
 An engine scores compressed vectors. Re-ranking some extra candidates by the full vectors makes scores
-exact, so thresholds mean the same with every index, and corrects most errors of compression, above
-all for queries unlike the documents, such as texts compared with means of text and picture.
+exact, so thresholds mean the same with every index, and corrects most compression errors, mainly for
+queries unlike the documents, such as texts compared with averages of text and picture.
 
-Legend: Q queries, W results a query, C candidates a query, M rows, E dimension.
+Legend: Q queries, W results per query, C candidates per query, M rows, E dimension.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from cm3plugins.retrievers.index.base import (
 if TYPE_CHECKING:
     from cm3run.bank import VectorRows
 
-#: Bytes of vectors added at once.
+#: Bytes of vectors added per block.
 BLOCK_BYTES = 64 << 20
-#: A search uses the smallest setting that finds `WANTED` of the `NEAREST` neighbours of `NUM_MEASURED`
-#: documents of the bank, doubled: queries of one modality are farther from the documents than these
-#: are from each other.
+#: A search uses twice the smallest setting that finds `WANTED` of the `NEAREST` neighbours of
+#: `NUM_MEASURED` documents of the bank. It is doubled because queries of one modality are farther from
+#: the documents than these are from each other.
 WANTED, NEAREST, NUM_MEASURED, MARGIN = 0.99, 4, 256, 2
 #: The largest setting tried; a recall this close to the best counts as the best; scores this close
 #: count as equal (a bank may hold copies of a document, and any of them will do).
@@ -41,7 +41,7 @@ MOST_TRIED, LEAST_GAIN, TIE = 1024, 0.002, 1e-6
 
 
 class Engine(ABC):
-    """How an approximate index over rows is built, written, read and searched.
+    """Builds, writes, reads and searches an approximate index over rows.
 
     The index itself is an object of the engine's library ("native").
 
@@ -51,7 +51,7 @@ class Engine(ABC):
 
     #: Name of the type, and of the folder of its file.
     name: ClassVar[str]
-    #: The recipe's key for the setting of a search: higher values find more and take longer.
+    #: The recipe's key for the search setting: higher values find more and take longer.
     setting_key: ClassVar[str]
     #: The smallest setting worth trying.
     least_setting: ClassVar[int] = 1
@@ -62,7 +62,7 @@ class Engine(ABC):
     @property
     @abstractmethod
     def sizes(self) -> dict[str, Any]:
-        """Everything but the vectors that determines the native index, as JSON types."""
+        """Everything that determines the native index except the vectors, as JSON types."""
 
     @property
     @abstractmethod
@@ -72,11 +72,11 @@ class Engine(ABC):
     @property
     @abstractmethod
     def most_setting(self) -> int:
-        """The setting beyond which nothing more is found."""
+        """The setting above which nothing more is found."""
 
     @abstractmethod
     def build(self, progress: bool) -> Any:
-        """Build the native index over all rows, in their order; reads them in blocks.
+        """Build the native index over all rows in order, reading them in blocks.
 
         Raises:
             RecipeError: too few rows for this type.
@@ -87,31 +87,31 @@ class Engine(ABC):
     def candidates(
         self, native: Any, setting: int, queries_QE: FloatArray, number: int
     ) -> RowArray:
-        """The best rows [Q, number] by the engine's scores, unsorted, without duplicates per query.
+        """Return the best rows [Q, number] by the engine's scores, unsorted, without duplicates per query.
 
         Missing results are -1.
         """
 
     @abstractmethod
     def write(self, native: Any, path: Path) -> None:
-        """Write to a file."""
+        """Write the native index to a file."""
 
     @abstractmethod
     def read(self, path: Path) -> Any:
-        """Map a file into memory.
+        """Map the native index of a file into memory.
 
         Raises:
-            RuntimeError, ValueError: it is damaged or of another type.
+            RuntimeError, ValueError: the file is damaged or holds another type.
         """
 
     def measured_setting(self, native: Any, num_candidates: int) -> int:
-        """Measure the setting of a search, see `WANTED`."""
+        """Measure the search setting, see `WANTED`."""
         if len(self.vectors) < 2:
             return self.least_setting
         queries_QE = self.vectors.take(
             np.unique(np.linspace(0, len(self.vectors) - 1, NUM_MEASURED).astype(np.int64))
         )
-        # one of them is the document itself or a copy
+        # the document itself, or a copy, is one of them
         width = min(NEAREST + 1, len(self.vectors))
         least_Q1 = FlatIndex(self.vectors).search(queries_QE, width)[0][:, -1:] - TIE
         recalls: dict[int, float] = {}
@@ -124,7 +124,7 @@ class Engine(ABC):
             if recalls[setting] >= WANTED or setting >= min(self.most_setting, MOST_TRIED):
                 break
             setting = min(2 * setting, self.most_setting)
-        # Compressed vectors may miss the target at every setting: then take the smallest setting
+        # Compressed vectors may miss the target at every setting. Then take the smallest setting
         # that comes close to the best.
         enough = min(WANTED, max(recalls.values()) - LEAST_GAIN)
         return min(
@@ -134,12 +134,12 @@ class Engine(ABC):
 
 
 class ApproximateIndex(VectorIndex):
-    """An engine's candidates, ranked by exact scores.
+    """Ranks an engine's candidates by exact scores.
 
     Args:
-        engine: finds them.
-        native: its index.
-        setting: of its searches.
+        engine: finds the candidates.
+        native: the engine's index.
+        setting: search setting.
         num_candidates: minimum of C. C is the same for all widths up to half of it, so the first
             results don't depend on the width.
     """

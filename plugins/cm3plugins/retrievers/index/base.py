@@ -1,6 +1,6 @@
-"""The interface of vector indexes; and `flat`, exact search that compares every vector, without a copy.
+"""The interface of vector indexes; and `flat`, exact search over every vector without a copy.
 
-Legend: Q queries, W results a query, C candidates a query, M rows, m rows of a part, E dimension.
+Legend: Q queries, W results per query, C candidates per query, M rows, m rows of a part, E dimension.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ class VectorIndex(ABC):
         """Type and settings, in one line."""
 
     def search(self, queries_QE: FloatArray, width: int) -> tuple[FloatArray, RowArray]:
-        """The best rows of each query.
+        """Return the best rows of each query.
 
         Args:
             queries_QE: float32.
             width: W, results per query; 0 or more.
 
         Returns:
-            scores float32 [Q, W], inner products, best first, and rows int64 [Q, W]; minus infinity
-            and `NO_ROW` after the last.
+            scores float32 [Q, W], inner products, best first, and rows int64 [Q, W]; missing results are minus
+            infinity and `NO_ROW`.
 
         Raises:
             DataError: a query holds NaN or infinity.
@@ -82,11 +82,11 @@ class VectorIndex(ABC):
 
     @abstractmethod
     def _search(self, queries_QE: FloatArray, width: int) -> tuple[FloatArray, RowArray]:
-        """Like `search`, with 1 <= width <= M and Q >= 1."""
+        """As `search`, with 1 <= width <= M and Q >= 1."""
 
 
 def best(scores_QC: FloatArray, rows_QC: RowArray, width: int) -> tuple[FloatArray, RowArray]:
-    """The `width` best candidates of each query, best first.
+    """Return the `width` best candidates of each query, best first.
 
     Equal scores are ordered by row; candidates without a row come last.
 
@@ -103,7 +103,7 @@ class FlatIndex(VectorIndex):
 
     @property
     def exact(self) -> bool:
-        """True: nothing is missed."""
+        """Always True."""
         return True
 
     @property
@@ -120,7 +120,7 @@ class FlatIndex(VectorIndex):
                         queries_QE, part_mE, min(width, len(part_mE)), faiss.METRIC_INNER_PRODUCT
                     )
                 scores.append(of_part[0])
-                # A row with NaN is never found, and leaves an empty place.
+                # A row with NaN is never found, and leaves an empty result.
                 rows.append(np.where(of_part[1] == NO_ROW, NO_ROW, of_part[1] + start))
             start += len(part_mE)
         return best(np.concatenate(scores, 1), np.concatenate(rows, 1), width)

@@ -4,10 +4,10 @@
     pq      k-means lists, product-quantised: one byte per 8 numbers (IndexIVFPQ; Jegou et al. 2011)
     hnsw    a graph over vectors of 8 bits per number (IndexHNSWSQ; Malkov and Yashunin 2016)
 
-Memory while building: the index itself, a block of vectors, and a training sample of at most
-`SAMPLE_BYTES`, twice (faiss copies it).
+Memory while building: the index itself, a block of vectors, and twice a training sample of at most
+`SAMPLE_BYTES` (faiss copies it).
 
-Legend: Q queries, C candidates a query, M rows, E dimension, S sampled rows.
+Legend: Q queries, C candidates per query, M rows, E dimension, S sampled rows.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from cm3plugins.retrievers.index.base import FloatArray, RowArray
 from cm3run.progress import make_bar
 
 SAMPLE_BYTES = 256 << 20
-#: Training rows per k-means list, if available; more hardly change the lists.
+#: Training rows per k-means list, if available; more rows barely change the lists.
 ROWS_PER_LIST = 64
 #: One byte of a PQ code represents this many numbers; training its 256 values needs as many rows.
 NUMBERS_PER_BYTE, CODE_VALUES = 8, 256
@@ -40,7 +40,7 @@ SEED = 20_240_229
 class FaissEngine(Engine):
     """Base of the three types."""
 
-    #: The faiss class that a file must hold.
+    #: The faiss class expected in a file.
     native_class: str
 
     @abstractmethod
@@ -79,7 +79,7 @@ class FaissEngine(Engine):
     def candidates(
         self, native: Any, setting: int, queries_QE: FloatArray, number: int
     ) -> RowArray:
-        """The best rows by faiss's scores of its compressed vectors."""
+        """Return the best rows by faiss's scores of its compressed vectors."""
         with faiss_calls(self.vectors.dimension):
             rows_QC: RowArray = native.search(queries_QE, number, params=self.parameters(setting))[
                 1
@@ -109,7 +109,7 @@ class IVFEngine(FaissEngine):
 
     @property
     def sizes(self) -> dict[str, Any]:
-        """Lists."""
+        """Number of lists."""
         return {"lists": num_lists(len(self.vectors))}
 
     @property
@@ -124,11 +124,11 @@ class IVFEngine(FaissEngine):
 
     @property
     def most_setting(self) -> int:
-        """All lists."""
+        """The number of lists."""
         return num_lists(len(self.vectors))
 
     def empty(self) -> Any:
-        """Trains on the whole given sample."""
+        """Return an untrained index that trains on the whole given sample."""
         faiss = _faiss()
         native = faiss.index_factory(
             self.vectors.dimension,
@@ -145,7 +145,7 @@ class IVFEngine(FaissEngine):
         return "SQ8"
 
     def parameters(self, setting: int) -> Any:
-        """Lists to visit."""
+        """Return the number of lists to visit."""
         return _faiss().SearchParametersIVF(nprobe=setting)
 
 
@@ -156,7 +156,7 @@ class PQEngine(IVFEngine):
 
     @property
     def sizes(self) -> dict[str, Any]:
-        """Lists, and bytes per row."""
+        """Number of lists, and bytes per row."""
         return super().sizes | {"bytes": self._row_bytes}
 
     @property
@@ -165,16 +165,16 @@ class PQEngine(IVFEngine):
 
     @property
     def _codec(self) -> str:
-        # "np" skips polysemous training, which takes seconds per byte and serves Hamming distances only
+        # "np" skips polysemous training, which takes seconds per byte and only helps Hamming distances
         return f"PQ{self._row_bytes}np"
 
     def empty(self) -> Any:
-        """Raises `RecipeError` if there are too few rows to train codes."""
+        """Return an untrained index; raises `RecipeError` if there are too few rows to train codes."""
         if len(self.vectors) < CODE_VALUES:
             raise RecipeError(
                 "retriever.index",
-                f"'pq' needs {CODE_VALUES} documents or more, the memory has {len(self.vectors)}",
-                "use index=auto, which searches so few exactly",
+                f"'pq' needs {CODE_VALUES} documents or more, but the memory has {len(self.vectors)}",
+                "use index=auto, which searches small memories exactly",
             )
         native = super().empty()
         native.pq.cp.min_points_per_centroid = 1
@@ -199,11 +199,11 @@ class HNSWEngine(FaissEngine):
 
     @property
     def most_setting(self) -> int:
-        """All nodes."""
+        """The number of nodes."""
         return len(self.vectors)
 
     def empty(self) -> Any:
-        """A graph without nodes."""
+        """Return a graph without nodes."""
         faiss = _faiss()
         native = faiss.IndexHNSWSQ(
             self.vectors.dimension, faiss.ScalarQuantizer.QT_8bit, LINKS, faiss.METRIC_INNER_PRODUCT
@@ -212,7 +212,7 @@ class HNSWEngine(FaissEngine):
         return native
 
     def parameters(self, setting: int) -> Any:
-        """Size of the candidate list."""
+        """Return the size of the candidate list."""
         return _faiss().SearchParametersHNSW(efSearch=setting)
 
 
@@ -222,16 +222,16 @@ ENGINES: dict[str, type[FaissEngine]] = {
 
 
 def _faiss() -> Any:
-    """faiss, untyped: its type stubs are incomplete."""
+    """Import faiss untyped: its type stubs are incomplete."""
     import faiss
 
     return faiss
 
 
 def num_lists(num_rows: int) -> int:
-    """k-means lists of a bank: about 2 sqrt(M).
+    """Number of k-means lists of a bank: about 2 sqrt(M).
 
-    Choosing lists then costs about as much as searching some of them.
+    Choosing lists then costs about as much as searching a few of them.
 
     >>> num_lists(1_000_000), num_lists(100), num_lists(1)
     (2000, 1, 1)
@@ -240,7 +240,7 @@ def num_lists(num_rows: int) -> int:
 
 
 def code_bytes(dimension: int) -> int:
-    """Bytes of a PQ code: the largest divisor of E up to E / `NUMBERS_PER_BYTE`.
+    """Number of bytes of a PQ code: the largest divisor of E up to E / `NUMBERS_PER_BYTE`.
 
     >>> code_bytes(512), code_bytes(100), code_bytes(7)
     (64, 10, 1)

@@ -1,4 +1,4 @@
-"""The recipe's keys that choose and configure an index; building it or finding it next to its bank, and
+"""Recipe keys of the index; finding an index next to its bank or building it, and
 opening it.
 """
 
@@ -26,16 +26,16 @@ INDEX_TYPES = ("auto", "flat", "ivf", "pq", "hnsw")
 
 @dataclass(kw_only=True)
 class IndexOptions:
-    """How vectors are searched.
+    """Keys that choose and configure the vector index.
 
     Scores of results are exact with every index; approximate ones may miss results.
 
     Args:
-        index: "flat" compares every vector (exact); "ivf" the nearest of about 2 sqrt(M) lists,
-            with 8-bit vectors; "hnsw" walks a graph over 8-bit vectors (fast to search, slow to
-            build); "pq" is "ivf" with an eighth of the bytes. "auto" is flat where a search takes a
-            few milliseconds, else ivf.
-        nprobe: lists that a search visits, for ivf and pq. None: measured when the index is built.
+        index: "flat" compares every vector (exact); "ivf" searches the nearest of about 2 sqrt(M) lists of
+            8-bit vectors; "hnsw" walks a graph over 8-bit vectors (fast to search, slow to build); "pq" is
+            "ivf" with an eighth of the bytes. "auto" is flat if a search then takes a few milliseconds,
+            otherwise ivf.
+        nprobe: number of lists visited by a search, for ivf and pq. None: measured when the index is built.
         ef_search: size of the candidate list of a search, for hnsw. None: measured when the index
             is built.
         num_candidates: number of best results by approximate score that are re-ranked by exact
@@ -58,12 +58,12 @@ class IndexOptions:
     num_candidates: int = 128
 
     def check_index(self) -> None:
-        """Reject an unknown index, numbers below 1, and keys that the chosen index doesn't read."""
+        """Reject an unknown index, numbers below 1, and keys that the chosen index doesn't use."""
         if self.index not in INDEX_TYPES:
             raise RecipeError(
                 "retriever.index",
                 f"is {self.index!r}; {close_match(self.index, INDEX_TYPES)}",
-                "use one of these",
+                "use one of them",
             )
         for name, value, readers in (
             ("nprobe", self.nprobe, ("ivf", "pq")),
@@ -75,18 +75,18 @@ class IndexOptions:
             if self.index not in ("auto", *readers):
                 raise RecipeError(
                     f"retriever.{name}",
-                    f"is set, and the index {self.index!r} doesn't read it",
+                    f"is set, but the index {self.index!r} doesn't use it",
                     f"leave it out, or use index={readers[0]}",
                 )
 
 
-#: "auto" is flat up to this many numbers (documents x dimension): about 5 ms a query on one core of
+#: "auto" is flat up to this many numbers (documents x dimension): about 5 ms per query on one core of
 #: an AMD EPYC (measured).
 FLAT_NUMBERS = 32_000_000
 
 
 def chosen_index(options: IndexOptions, shape: tuple[int, int]) -> str:
-    """The index type that the options select for M rows of E numbers.
+    """Return the index type that the options select for M rows of E numbers.
 
     >>> chosen_index(IndexOptions(), (1000, 512)), chosen_index(IndexOptions(), (1_000_000, 512))
     ('flat', 'ivf')
@@ -107,15 +107,15 @@ def open_index(
     *,
     progress: bool = True,
 ) -> VectorIndex:
-    """Open the index that `options` choose over `vectors`.
+    """Open the index chosen by `options` over `vectors`.
 
     Args:
         vectors: M rows, which are not copied and must not move.
-        options: checked.
-        folder: where approximate indexes are stored, each type in its own folder; None: they are
-            built in memory each time.
-        fingerprint: of the vectors (the bank's), by which a stored index recognises them. None:
-            they are hashed, which reads them all.
+        options: checked options.
+        folder: where approximate indexes are stored, each type in its own folder; None: build them in
+            memory each time.
+        fingerprint: fingerprint of the vectors (the bank's), which a stored index is matched by. None:
+            hash the vectors, which reads them all.
         progress: show a progress bar while building.
 
     Raises:
@@ -145,11 +145,11 @@ def open_engine(
     *,
     progress: bool = True,
 ) -> VectorIndex:
-    """Open an engine's index, read from its folder if it is stored there, else built.
+    """Open an engine's index: read it from its folder if stored there, otherwise build it.
 
     Args:
-        engine: over M rows.
-        setting: of its searches; None: as measured when it was built.
+        engine: engine over M rows.
+        setting: search setting; None: as measured when the index was built.
         num_candidates: see `IndexOptions`.
         folder, fingerprint, progress: see `open_index`.
     """
@@ -191,7 +191,7 @@ def open_engine(
             )
         except FileError as error:
             tqdm.write(
-                f"note: the index can't be kept and is built each time: {error.place} "
+                f"note: the index can't be stored and will be rebuilt each time: {error.place} "
                 f"{error.cause}",
                 file=sys.stderr,
             )
@@ -199,7 +199,7 @@ def open_engine(
 
 
 def hash_of(vectors: VectorRows) -> str:
-    """SHA-256 of all vectors, independent of how they are split into parts."""
+    """Return the SHA-256 of all vectors, independent of how they are split into parts."""
     digest = hashlib.sha256(f"{vectors.shape}".encode())
     for _, block in vectors.blocks(65536):
         digest.update(block.tobytes())

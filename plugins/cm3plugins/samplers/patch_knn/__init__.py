@@ -1,7 +1,7 @@
-"""`patch_knn`: codes that followed similar surroundings in a memory's pictures become more probable.
+"""`patch_knn`: raises the probability of codes that occur in similar surroundings in a memory's pictures.
 
-Here is its config, which imports nothing heavy. `database.py` finds the places of a memory and keeps them in a
-searchable file; `sampler.py` wraps another sampler. Source: AR-RAG's distribution-level augmentation in decoding
+This module holds its config, which imports nothing heavy. `database.py` collects the places of a memory and stores them
+in a searchable file; `sampler.py` wraps another sampler. Source: AR-RAG's distribution-level augmentation in decoding
 (arXiv 2506.06962).
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class PatchKNNSamplerConfig(SamplerConfig):
-    """Another sampler's codes, mixed with codes that followed similar surroundings in a memory.
+    """Mixes another sampler's codes with codes that occur in similar surroundings in a memory.
 
     p = (1 - share) * p_inner + share * p_memory, where p_inner is the inner sampler with its guidance
     and filters. p_memory comes from the places in the memory's pictures whose three upper neighbours and
@@ -32,16 +32,16 @@ class PatchKNNSamplerConfig(SamplerConfig):
     (arXiv 2506.06962), "DAiD".
 
     Args:
-        inner: the sampler whose codes are mixed with the memory's.
+        inner: sampler whose codes are mixed with the memory's.
         bank: folder of a memory bank of the same image tokenizer. null: the documents that the
-            model retrieves from: its recipe's bank, or its training documents.
-        share: share of the memory, 0..1; 0 is off.
-        neighbours: number of nearest places that count; equal places are merged and counted.
+            model retrieves from, which are its recipe's bank or its training documents.
+        share: weight of the memory, 0..1; 0 is off.
+        neighbours: number of nearest places to use; equal places are merged and weighted by their number.
         scale: scale of distances: p_memory is proportional to exp(-d / scale). d is 0 for equal
             surroundings, and 1 on average for two random places.
         combine: "sum" (count all neighbours with the same code, as in a kNN language model) or
             "nearest" (count the nearest neighbour of each code, as published).
-        max_places: maximum number of places to read; of a larger memory, every n-th document is
+        max_places: maximum number of places to read; from a larger memory, only every n-th document is
             read. Collecting them takes about 50 bytes each.
     """
 
@@ -63,21 +63,21 @@ class PatchKNNSamplerConfig(SamplerConfig):
     max_places: int = 2_000_000
 
     def check(self) -> None:
-        """Ranges of the share and the scale."""
+        """Check the ranges of the share and the scale."""
         super().check()
         require(self, "share", 0 <= self.share <= 1, "use 0 (off) to 1")
         require(self, "scale", 1e-6 <= self.scale <= 1e6, "use 0.000001 to 1000000")
 
     def build(self) -> Sampler:
-        """Refused: it belongs to a model."""
+        """Raise a `RecipeError`: this sampler needs a model, see `build_for`."""
         raise RecipeError(
             "sampler",
-            "patch_knn searches by a model's codebook, and there is no model",
+            "patch_knn searches by a model's codebook, but there is no model",
             "open a model with it, or call build_for(parts)",
         )
 
     def build_for(self, parts: ModelParts) -> Sampler:
-        """Return the sampler; the memory is read once, and kept as a file."""
+        """Return the sampler. The memory is read once and stored in a file."""
         from cm3plugins.samplers.patch_knn.database import database_for
         from cm3plugins.samplers.patch_knn.sampler import PatchKNNSampler, PatchKNNSettings
 
@@ -87,7 +87,7 @@ class PatchKNNSamplerConfig(SamplerConfig):
         if not parts.vocabulary.codes_in_order:
             raise RecipeError(
                 "sampler",
-                "patch_knn needs image codes whose ids are in the order of the codes, and this "
+                "patch_knn needs image codes whose ids are in the order of the codes, but this "
                 "model's are not",
                 "choose another sampler",
             )

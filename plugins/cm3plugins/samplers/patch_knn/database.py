@@ -1,14 +1,14 @@
 """The places of a memory, searchable by their surroundings; a file next to the bank, or in the cache.
 
-A place is a code of a picture and the codes around it. Equal places are merged and counted.
+A place is a code of a picture with the codes around it. Equal places are merged and counted.
 
-The file is one faiss index (IndexIVFPQ; Jegou et al. 2011) whose product quantiser is the tokenizer's
+The file is a faiss index (IndexIVFPQ; Jegou et al. 2011) whose product quantiser is the tokenizer's
 codebook itself, so that a place takes the bits of its four codes, and distances are exact. Up to
-`EXACT` distinct places there is one list, which is searched whole; more are put into k-means lists,
-of which a search looks at the nearest `PROBED`. The id of a place holds its code and its count.
+`EXACT` distinct places form one list, which is searched completely; more are split into k-means lists,
+of which a search reads the nearest `PROBED`. The id of a place holds its code and its count.
 
-Legend: P pictures, c codes of one, M places, K codes around one (= len(AROUND)), V codes of the codebook, d numbers
-of a code vector, L lists, n searches, N neighbours.
+Legend: P pictures, c codes per picture, M places, K codes around a place (= len(AROUND)), V codes of the codebook, d numbers
+per code vector, L lists, n searches, N neighbours.
 """
 
 from __future__ import annotations
@@ -50,16 +50,16 @@ CountArray = npt.NDArray[np.int64]
 def places_of(
     memory: DocumentSource, tokenizer: ImageTokenizer, max_places: int
 ) -> tuple[PlaceArray, CountArray]:
-    """The distinct places of a memory's pictures, int32 [M, K + 1], sorted, with the code last, and
+    """Return the distinct places of a memory's pictures, int32 [M, K + 1], sorted, with the code last, and
     the number of times each occurs, int64 [M].
 
     Args:
         memory: documents with pictures, or codes of `tokenizer`; unreadable ones are skipped.
         tokenizer: encodes pictures.
-        max_places: maximum number to read; of a larger memory, every n-th document is read.
+        max_places: maximum number to read; from a larger memory, only every n-th document is read.
 
     Raises:
-        DataError: no place has surroundings.
+        DataError: no code has all four neighbours.
     """
     rows, columns = tokenizer.grid
     inside = max(0, rows - 1) * max(0, columns - 2)
@@ -80,7 +80,7 @@ def places_of(
     if not num_read:
         raise DataError(
             _name(memory),
-            f"has no picture to search in ({len(memory)} documents, {rows} x {columns} codes a "
+            f"has no picture to search in ({len(memory)} documents, {rows} x {columns} codes per "
             "picture; a place needs a row above and columns on both sides)",
             "use a bank with pictures: cm3 memory build",
         )
@@ -90,7 +90,7 @@ def places_of(
 def _pictures(
     memory: DocumentSource, chosen: npt.NDArray[np.int64], tokenizer: ImageTokenizer
 ) -> Iterator[npt.NDArray[np.int32]]:
-    """Codes [P, c] of the pictures of the chosen documents, a few at a time."""
+    """Yield codes [P, c] of the chosen documents' pictures, a few at a time."""
     codes: list[Any] = []
     pixels: list[Any] = []
     for index in make_bar(chosen.tolist(), desc="patch_knn: reading", unit="document"):
@@ -116,7 +116,7 @@ def _pictures(
 
 
 def _inside(codes_Pyx: npt.NDArray[np.int32]) -> PlaceArray:
-    """The places whose surroundings lie within the picture, int32 [M, K + 1]."""
+    """Return the places whose surroundings lie within the picture, int32 [M, K + 1]."""
     rows, columns = codes_Pyx.shape[1:]
     if rows < 2 or columns < 3:
         return np.zeros((0, len(AROUND) + 1), np.int32)
@@ -145,7 +145,7 @@ def _name(memory: DocumentSource) -> str:
     return str(getattr(memory, "folder", "the memory of sampler patch_knn"))
 
 
-#: Up to this many distinct places are all searched; beyond, the number of lists, and of lists searched.
+#: Up to this many distinct places, all are searched; above, the number of lists, and of lists searched.
 EXACT, LISTS_PER_ROOT, PROBED = 1 << 18, 4, 64
 #: Training places per k-means list, bytes of a sample or a block of vectors, and the seed.
 _PER_LIST, _BLOCK_BYTES, _SEED = 64, 128 << 20, 20_250_608
@@ -178,8 +178,8 @@ class PlaceDatabase:
     def search(
         self, around_nK: npt.NDArray[np.int64], number: int
     ) -> tuple[FloatArray, npt.NDArray[np.int64], CountArray]:
-        """Distances, ascending, codes and numbers of the nearest places, each [n, N]; inf, 0 and 0
-        where there are fewer. A search's result doesn't depend on the others."""
+        """Return distances (ascending), codes and counts of the nearest places, each [n, N]; inf, 0 and 0
+        if there are fewer. Searches are independent of each other."""
         vectors_nE = self.codebook_Vd[around_nK].reshape(len(around_nK), -1)
         with faiss_calls(vectors_nE.shape[1], one_by_one=True):
             distance_nN, id_nN = self.native.search(vectors_nE, min(number, len(self)))
@@ -190,11 +190,11 @@ class PlaceDatabase:
 
 
 def database_for(parts: ModelParts, bank: str | None, max_places: int) -> PlaceDatabase:
-    """The places of a bank, or of the model's memory; opened once per model.
+    """Open the places of a bank, or of the model's memory, once per model.
 
     Raises:
         RecipeError: the image tokenizer has no code vectors.
-        DataError: there is no bank, or it has another image tokenizer, or no pictures.
+        DataError: there is no bank, or it has another image tokenizer or no pictures.
     """
     with _lock:
         own = _opened.setdefault(parts, {})
@@ -209,7 +209,7 @@ def _open(parts: ModelParts, bank: str | None, max_places: int) -> PlaceDatabase
     if codebook is None:
         raise RecipeError(
             "sampler",
-            "patch_knn compares code vectors, and this model's image tokenizer has none",
+            "patch_knn compares code vectors, but this model's image tokenizer has none",
             "use another sampler",
         )
     codebook_Vd = np.ascontiguousarray(codebook.float().cpu().numpy())
@@ -247,7 +247,7 @@ def _open(parts: ModelParts, bank: str | None, max_places: int) -> PlaceDatabase
 
 
 def _folder(memory: DocumentSource, built: Mapping[str, Any], fingerprint: str) -> Path:
-    """The folder next to the bank if it is writable, else in the cache."""
+    """Return the folder next to the bank if that is writable, otherwise one in the cache."""
     if isinstance(memory, MemoryBank):
         folder = memory.folder / "patch_knn" / _hash(built)
         try:
@@ -264,13 +264,13 @@ def _hash(value: object) -> str:
 
 
 def in_memory(places_ML: PlaceArray, count_M: CountArray, codebook_Vd: FloatArray) -> PlaceDatabase:
-    """A database that is not stored."""
+    """Build a database that is not stored."""
     mean = _mean_distance(places_ML, count_M, codebook_Vd)
     return PlaceDatabase(_index(places_ML, count_M, codebook_Vd), codebook_Vd, mean)
 
 
 def _index(places_ML: PlaceArray, count_M: CountArray, codebook_Vd: FloatArray) -> Any:
-    """The faiss index of places."""
+    """Build the faiss index of places."""
     faiss = _faiss()
     (num_places, _), (num_codes, dimension) = places_ML.shape, codebook_Vd.shape
     K, num_bits = len(AROUND), max(1, (num_codes - 1).bit_length())
@@ -303,7 +303,7 @@ def _index(places_ML: PlaceArray, count_M: CountArray, codebook_Vd: FloatArray) 
 
 
 def _centres(places_ML: PlaceArray, codebook_Vd: FloatArray) -> FloatArray:
-    """Centres of the lists, [L, K * d]; one list is searched whole, wherever its centre is."""
+    """Return the centres of the lists, [L, K * d]; a single list is searched completely, wherever its centre is."""
     K, dimension = len(AROUND), codebook_Vd.shape[1]
     if len(places_ML) <= EXACT:
         return np.zeros((1, K * dimension), np.float32)
@@ -324,7 +324,7 @@ def _centres(places_ML: PlaceArray, codebook_Vd: FloatArray) -> FloatArray:
 def _nearest_list(
     coarse: Any, places_ML: PlaceArray, codebook_Vd: FloatArray
 ) -> npt.NDArray[np.int64]:
-    """The list of each place, int64 [M]."""
+    """Return the list of each place, int64 [M]."""
     list_M = np.zeros(len(places_ML), np.int64)
     if coarse.ntotal == 1:
         return list_M
@@ -340,8 +340,8 @@ def _nearest_list(
 
 
 def _mean_distance(places_ML: PlaceArray, count_M: CountArray, codebook_Vd: FloatArray) -> float:
-    """Mean squared distance of two places' surroundings, counted as often as they occur: twice the
-    variance. 1 where all are equal."""
+    """Return the mean squared distance of two places' surroundings, weighted by their counts: twice the
+    variance. 1 if all are equal."""
     variance = 0.0
     vectors_Vd = codebook_Vd.astype(np.float64)
     for code_M in places_ML[:, : len(AROUND)].T:

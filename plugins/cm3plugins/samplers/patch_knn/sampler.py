@@ -1,8 +1,8 @@
 """The sampler that mixes another sampler's codes with codes from a memory's places.
 
-An exact mixture needs no probabilities of the inner sampler: a share of the draws comes from the memory's
-distribution, the rest are the inner sampler's own. So any sampler can be the inner one, and only that
-share of the codes is searched for.
+An exact mixture doesn't need the inner sampler's probabilities: a share of the draws comes from the memory's
+distribution, the rest from the inner sampler. So any sampler can be the inner one, and only that share of
+the codes is looked up.
 
 Legend: n requests, m of which draw from the memory, S stream rows, G guidance streams, R ids of
 the legal slice, K codes around a place, N neighbours, V codes.
@@ -23,13 +23,13 @@ from cm3core.interfaces.sampler_state import DrawState, InitialState, RequestSta
 from cm3kernels import guided_sample
 from cm3plugins.samplers.patch_knn.database import AROUND, PlaceDatabase
 
-#: Changes a request's seed for this sampler's own draws, which are independent of the inner's.
+#: Changes a request's seed for this sampler's draws, so they are independent of the inner sampler's.
 _WHICH, _CODE = 0x2545F4914F6CDD1D, 0x1B873593CC9E2D51
 
 
 @dataclass(frozen=True, kw_only=True)
 class PatchKNNSettings:
-    """Which codes of a memory are drawn, and how often; see `PatchKNNSamplerConfig`."""
+    """Settings of draws from a memory; see `PatchKNNSamplerConfig`."""
 
     share: float
     neighbours: int
@@ -44,7 +44,7 @@ class PatchKNNSampler(StatefulSampler):
         inner: any sampler.
         database: the memory's places.
         first_code: id of image code 0.
-        settings: how often the memory decides, and how.
+        settings: settings of draws from the memory.
     """
 
     def __init__(
@@ -58,15 +58,15 @@ class PatchKNNSampler(StatefulSampler):
         self.first_code, self.settings = first_code, settings
 
     def plan(self, modality: str) -> SamplingPlan:
-        """The inner sampler's."""
+        """Return the inner sampler's plan."""
         return self.inner.plan(modality)
 
     def for_candidate(self, index: int) -> Sampler:
-        """With the inner sampler of the candidate."""
+        """Wrap the inner sampler of the candidate."""
         return self._around(self.inner.for_candidate(index))
 
     def draws_with(self, other: Sampler) -> bool:
-        """With the same memory and settings, if the inner samplers do."""
+        """Whether memory and settings are the same, and the inner samplers draw together."""
         return (
             isinstance(other, PatchKNNSampler)
             and type(self) is type(other)
@@ -76,7 +76,7 @@ class PatchKNNSampler(StatefulSampler):
         )
 
     def initial_state(self, request: RequestStart) -> InitialState:
-        """The inner sampler's."""
+        """Return the inner sampler's state."""
         inner = self.inner
         return {"inner": inner.initial_state(request)} if isinstance(inner, StatefulSampler) else {}
 
@@ -123,11 +123,11 @@ class PatchKNNSampler(StatefulSampler):
         return token_n.index_put((row_m,), drawn_m.where(legal_mR.any(1), token_n[row_m]))
 
     def log_probabilities(self, around_mK: Tensor) -> Tensor:
-        """Log-probabilities of the memory's codes for these surroundings, float32 [m, V] on the CPU;
-        -inf for those that no neighbour has."""
+        """Return log-probabilities of the memory's codes for these surroundings, float32 [m, V] on the CPU;
+        -inf for codes that no neighbour has."""
         found = self.database.search(around_mK.cpu().numpy(), self.settings.neighbours)
         distance_mN, code_mN, count_mN = map(torch.from_numpy, found)
-        # float64, because the order of a sum changes its last bits
+        # float64, because a sum's last bits depend on its order
         score_mN = (distance_mN[:, :1] - distance_mN).double() / self.settings.scale
         weight_mV = score_mN.new_zeros(len(around_mK), len(self.database.codebook_Vd))
         if self.settings.combine == "sum":
@@ -137,7 +137,7 @@ class PatchKNNSampler(StatefulSampler):
         return (weight_mV / weight_mV.sum(1, keepdim=True)).log().float()
 
     def _drawn_from_memory(self, around_nK: Tensor, seed_n: Tensor, position_n: Tensor) -> Tensor:
-        """Indices int64 [m] of the requests whose code is drawn from the memory."""
+        """Return indices int64 [m] of the requests whose code is drawn from the memory."""
         share = self.settings.share
         shares = [math.log(part) if part else -math.inf for part in (1 - share, share)]
         logits_n2 = torch.tensor(shares, device=seed_n.device).expand(len(seed_n), 2)
@@ -145,7 +145,7 @@ class PatchKNNSampler(StatefulSampler):
         return ((which_n == 1) & (around_nK >= 0).all(1)).nonzero()[:, 0]
 
     def _slice(self, log_probability_mV: Tensor, first_id: int, logits_SR: Tensor) -> Tensor:
-        """The same as logits of the legal slice, [m, R]; -inf for ids that are not image codes."""
+        """Return them as logits of the legal slice, [m, R]; -inf for ids that are not image codes."""
         num, size = len(log_probability_mV), logits_SR.shape[1]
         logits_mR = torch.full((num, size), -math.inf)
         start = first_id - self.first_code
@@ -155,7 +155,7 @@ class PatchKNNSampler(StatefulSampler):
         return logits_mR.to(logits_SR.device)
 
     def _around(self, inner: Sampler) -> PatchKNNSampler:
-        """A copy around another inner sampler."""
+        """Return a copy around another inner sampler."""
         if inner is self.inner:
             return self
         another = copy(self)  # of the same class, with all its attributes

@@ -1,4 +1,4 @@
-"""`edsr`: a trained upscaler. Here is its config (shape, weights, training): no torch."""
+"""Config of `edsr`, a trained upscaler (architecture, weights, training). No torch here."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class EDSRConfig(EDSRArchitecture, UpscalerConfig):
     EDSR (Lim et al. 2017). Has the keys of `EDSRArchitecture`, and:
 
     Args:
-        weights: "bundled:emoji256", the path of a file that training wrote, or None for none yet.
-            The file's architecture must be the one given here.
-        device: where it trains and runs; "auto" is a CUDA device if there is one. Results differ
+        weights: "bundled:emoji256", the path of a file written by training, or None if there is none yet.
+            The file's architecture must match the one given here.
+        device: device to train and run on; "auto" is a CUDA device if there is one. Results differ
             slightly between devices.
         training: see `EDSRTraining`.
     """
@@ -53,21 +53,21 @@ class EDSRConfig(EDSRArchitecture, UpscalerConfig):
 
     @property
     def architecture(self) -> EDSRArchitecture:
-        """The network's shape alone."""
+        """The network's architecture alone."""
         return EDSRArchitecture(
             **{item.name: getattr(self, item.name) for item in fields(EDSRArchitecture)}
         )
 
     @property
     def training_scale(self) -> int:
-        """Upscaling factor per side that training learns."""
+        """Upscaling factor per side in training."""
         return self.scale
 
     def build(self) -> EDSRUpscaler:
-        """The upscaler with its weights.
+        """Return the upscaler with its weights.
 
         Raises:
-            CheckpointError: there are no weights, they can't be read, or they have another shape.
+            CheckpointError: there are no weights, they can't be read, or they have another architecture.
             DeviceError: the device can't be used.
         """
         from cm3plugins.upscalers.edsr.upscaler import EDSRUpscaler, weights_file

@@ -1,4 +1,4 @@
-"""The shape of an EDSR network, and its training settings. Light: no torch here."""
+"""The architecture of an EDSR network, and its training settings. Light: no torch here."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TRAINING_RANGES: Mapping[str, tuple[float, float]] = {
 
 @dataclass(kw_only=True)
 class EDSRArchitecture:
-    """Shape of the network. The defaults are the bundled `emoji256`'s.
+    """Architecture of the network. The defaults match the bundled `emoji256`.
 
     Args:
         scale: upscaling factor per side.
@@ -51,30 +51,30 @@ class EDSRArchitecture:
 
 @dataclass(kw_only=True)
 class EDSRTraining:
-    """How the upscaler is trained. The defaults trained the bundled `emoji256`.
+    """Training settings of the upscaler. The defaults were used to train the bundled `emoji256`.
 
     "Progress" is the fraction of the budget (steps or minutes) spent. Losses are means over the
     elements of large pictures in [0, 1].
 
     Args:
-        seed: for weights, order, crops and rotations.
+        seed: seed of weights, order, crops and rotations.
         batch_size: crops per step.
         crop_size: pixels per side of a crop of the small picture.
-        num_tried_crops: the crop with the largest contrast of this many is taken: flat areas teach
-            nothing.
+        num_tried_crops: number of crops to try; the one with the largest contrast is used, since flat areas
+            teach nothing.
         reconstructed_share: fraction of crops from the image tokenizer's reconstruction; the others
-            are from the small picture itself.
-        learning_rate: of AdamW after `warmup_steps`; decays to 0 as a cosine of progress.
-        betas, weight_decay: of AdamW.
+            come from the small picture itself.
+        learning_rate: learning rate of AdamW after `warmup_steps`; decays to 0 as a cosine of progress.
+        betas, weight_decay: settings of AdamW.
         warmup_steps: steps over which the learning rate rises from 0.
         clip_norm: maximum global gradient norm.
         l1_weight, edge_weight: weights of absolute error and absolute error of first differences.
         turn: mirror and rotate crops at random, in the eight symmetries of a square.
-        weight_ema_decay: of the averaged weights that are saved.
+        weight_ema_decay: decay of the averaged weights, which are saved.
         precision: "fp32", "bf16" (autocast; weights stay fp32), or "auto": bf16 where the machine
             supports it.
-        log_every_steps, checkpoint_every_minutes, checkpoint_every_steps: intervals; a checkpoint
-            is also written every `checkpoint_every_steps` if that is given.
+        log_every_steps, checkpoint_every_minutes, checkpoint_every_steps: intervals; checkpoints are
+            also written every `checkpoint_every_steps` steps, if given.
     """
 
     seed: int = 0

@@ -1,10 +1,10 @@
-"""Train an EDSR upscaler on large pictures: a plain function, interruptible and resumable.
+"""Train an EDSR upscaler on large pictures: a plain function that can be interrupted and resumed.
 
 It learns from crops of small pictures and the matching large crops. The small ones are large pictures downscaled with
-Lanczos, and the image tokenizer's reconstructions of those, because a tokenizer's decoder is what it will upscale from.
-Everything random is a function of (seed, step), so a run in `steps` mode that was stopped or killed
-and resumed gives the same weights, bit for bit, as one that was not (same machine, same number of
-threads). Shape legend: N pictures, B crops, C channels, H W pixels.
+Lanczos, and the image tokenizer's reconstructions of those, because it will upscale the output of a tokenizer's decoder.
+Everything random is a function of (seed, step), so a run in `steps` mode that was stopped or killed and
+resumed gives the same weights, bit for bit, as an uninterrupted one (on the same machine, with the same
+number of threads). Shape legend: N pictures, B crops, C channels, H W pixels.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ from cm3run.progress import make_bar
 
 
 class CropSampler:
-    """Crops of small pictures and the matching crops of the large ones.
+    """Draws crops of small pictures and the matching crops of the large ones.
 
     The crops of a step are a function of (seed, step).
 
     Args:
         large_NHWC: uint8.
         small_NHWC, reconstructed_NHWC: uint8, `scale` times smaller.
-        training: how to draw the crops.
+        training: settings of the crops.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class CropSampler:
         self.scale = large_NHWC.shape[1] // small_NHWC.shape[1]
 
     def batch(self, step: int) -> tuple[PixelArray, PixelArray]:
-        """Small crops uint8 [B, c, c, 3], large [B, scale * c, scale * c, 3]; c = `crop_size`."""
+        """Return small crops uint8 [B, c, c, 3] and large ones [B, scale * c, scale * c, 3]; c = `crop_size`."""
         training, scale = self.training, self.scale
         rng = np.random.default_rng((training.seed, step))
         pairs = []
@@ -88,7 +88,7 @@ class CropSampler:
         return np.stack([small for small, _ in pairs]), np.stack([large for _, large in pairs])
 
     def _indices(self, step: int) -> list[int]:
-        """Each epoch is a permutation by (seed, epoch); batches run across epochs."""
+        """Return the pictures of a step. Each epoch is a permutation seeded by (seed, epoch); batches can span epochs."""
         num, size = len(self.large_NHWC), self.training.batch_size
         places = np.arange(step * size, (step + 1) * size)
         orders = {
@@ -98,7 +98,7 @@ class CropSampler:
         return [int(orders[place // num][place % num]) for place in places.tolist()]
 
     def _place(self, picture_HWC: PixelArray, rng: np.random.Generator) -> tuple[int, int]:
-        """The position, of several tried, where the crop's colours vary most."""
+        """Return the tried position at which the crop's colours vary most."""
         size = self.training.crop_size
         limits = [side - size + 1 for side in picture_HWC.shape[:2]]
         tried = rng.integers(limits, size=(self.training.num_tried_crops, 2)).tolist()
@@ -112,7 +112,7 @@ class CropSampler:
 
 
 def turned(picture_HWC: PixelArray, way: int) -> PixelArray:
-    """One of the eight symmetries: rotated by `way` % 4 quarters, mirrored if `way` >= 4."""
+    """Apply one of the eight symmetries: rotate by `way` % 4 quarters, mirror if `way` >= 4."""
     picture_HWC = np.rot90(picture_HWC, way % 4)
     return picture_HWC[:, ::-1] if way >= 4 else picture_HWC
 
@@ -121,9 +121,9 @@ class UpscalerTrainer:
     """Network, losses and optimiser of one run, and one training step.
 
     Args:
-        arch: shape of the network.
-        training: how to train it.
-        device: where it runs; "auto" is a CUDA device if there is one.
+        arch: architecture of the network.
+        training: training settings.
+        device: device to run on; "auto" is a CUDA device if there is one.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class UpscalerTrainer:
     def step(
         self, small_BCHW: Tensor, large_BCHW: Tensor, step: int, progress: float
     ) -> dict[str, float]:
-        """One update on crops in [0, 1]; returns the losses by name (floats; `loss` is the sum)."""
+        """Run one update on crops in [0, 1]; returns the losses by name (floats; `loss` is the sum)."""
         training = self.training
         rate = (
             training.learning_rate
@@ -171,7 +171,7 @@ class UpscalerTrainer:
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), training.clip_norm)
         self.optimizer.step()
-        # slow only once it has something to average
+        # adapts faster at first, when there is little to average
         decay = min(training.weight_ema_decay, (step + 1) / (step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(
@@ -181,11 +181,11 @@ class UpscalerTrainer:
         return {"loss": float(loss.detach()), "learning_rate": rate, **report}
 
     def averaged(self) -> EDSRUpscaler:
-        """An upscaler with a copy of the averaged weights."""
+        """Return an upscaler with a copy of the averaged weights."""
         return EDSRUpscaler(build_model(self.arch, self.average, "averaged weights"), self.device)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on, as plain containers of tensors."""
+        """Return everything that the next step depends on, as plain containers of tensors."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -209,20 +209,20 @@ def train_upscaler(
 ) -> Path:
     """Train and write `out_dir/model.safetensors` (averaged weights, fp16); returns its path.
 
-    The first Ctrl-C (or SIGTERM) lets the step finish, writes a checkpoint and raises
+    The first Ctrl-C (or SIGTERM) finishes the current step, writes a checkpoint and raises
     `KeyboardInterrupt`; the second stops at once.
 
     Args:
-        trainer: of the network's shape, with its settings.
-        image_tokenizer: its reconstructions are trained on too.
-        images_NHWC: uint8 [N, H, W, 3], sides the network's scale times the image tokenizer's.
-        out_dir: gets `model.safetensors`, `state.pt` (to resume from), `log.jsonl`,
+        trainer: trainer with the network's architecture and settings.
+        image_tokenizer: its reconstructions are used in training.
+        images_NHWC: uint8 [N, H, W, 3], with sides of the network's scale times the image tokenizer's.
+        out_dir: folder for `model.safetensors`, `state.pt` (to resume from), `log.jsonl`,
             `comparison.png`.
-        options: budget (preparing pictures doesn't count), resuming, large validation pictures (PSNR is
-            reported on them), progress.
+        options: budget (preparing pictures doesn't count), resuming, large validation pictures (for PSNR),
+            progress.
 
     Raises:
-        DataError: pictures of another shape or dtype, or smaller than a crop.
+        DataError: the pictures have another shape or dtype, or are smaller than a crop.
         CheckpointError: `state.pt` is unreadable or belongs to another configuration.
     """
     height, width = (side * trainer.arch.scale for side in image_tokenizer.image_size)
@@ -230,7 +230,7 @@ def train_upscaler(
     if min(image_tokenizer.image_size) < trainer.training.crop_size:
         raise DataError(
             "upscaler.training.crop_size",
-            f"is {trainer.training.crop_size}, and the image tokenizer's pictures are "
+            f"is {trainer.training.crop_size}, but the image tokenizer's pictures are "
             f"{image_tokenizer.image_size[1]} x {image_tokenizer.image_size[0]}",
             "make it smaller",
         )
@@ -243,7 +243,7 @@ def train_upscaler(
 
 
 class _Run(TrainingRun):
-    """The run of an `UpscalerTrainer`."""
+    """A training run of an `UpscalerTrainer`."""
 
     def __init__(
         self,
@@ -292,7 +292,7 @@ class _Run(TrainingRun):
         )
 
     def save(self, validation_NHWC: PixelArray | None) -> Path:
-        """Write weights, state and, with validation pictures, a log line and the picture.
+        """Write weights, state and, with validation pictures, a log line and the comparison.
 
         Each file is written atomically.
         """

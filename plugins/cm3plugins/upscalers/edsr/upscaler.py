@@ -1,11 +1,11 @@
 """`EDSRUpscaler`: the network, its weights file, and the framework's upscaler interface.
 
 Source: EDSR (Lim et al. 2017, arXiv 1707.02921), section 3: residual blocks without batch
-normalisation, one skip around them all, sub-pixel convolution (Shi et al. 2016). Three things are
-not from EDSR. The picture's bicubic interpolation is added at the end (VDSR, Kim et al. 2016), so
-an untrained network already upscales. Nothing else is added where the picture is flat (`contrast`),
-so colours are preserved, even those unseen in training. And a single pixel shuffle goes from small
-to large pixels, so no convolution runs at the large size.
+normalisation, one skip around them all, sub-pixel convolution (Shi et al. 2016). It differs from EDSR
+in three ways. The picture's bicubic interpolation is added at the end (VDSR, Kim et al. 2016), so an
+untrained network already upscales. Nothing else is added where the picture is flat (`contrast`), so
+colours are preserved, even those unseen in training. And a single pixel shuffle maps small to large
+pixels, so no convolution runs at the large size.
 
 Shape legend: B or N pictures, C channels, H W small pixels.
 """
@@ -44,7 +44,7 @@ class ResidualBlock(nn.Module):
 
 
 def contrast(pixels_BCHW: Tensor) -> Tensor:
-    """Local contrast of a picture, [B, 1, H, W] in 0..1.
+    """Return the local contrast of a picture, [B, 1, H, W] in 0..1.
 
     0 where the surrounding 5 x 5 pixels (the support of bicubic interpolation) are equal, 1 where
     they differ by two levels of 255 or more in some channel, 0.5 for one level.
@@ -60,7 +60,7 @@ class EDSR(nn.Module):
     """Small pictures [B, 3, H, W] in [0, 1] -> large [B, 3, scale * H, scale * W], not clamped.
 
     Args:
-        arch: its shape.
+        arch: its architecture.
     """
 
     def __init__(self, arch: EDSRArchitecture) -> None:
@@ -97,7 +97,7 @@ FORMAT = WeightsFormat(
     "edsr_architecture",
     EDSRArchitecture,
     how_to_train="train an upscaler with `cm3 upscaler train`",
-    foreign="give the weights that the trainer wrote; other networks are read by upscaler=external",
+    foreign="use weights written by the trainer; other networks need upscaler=external",
 )
 
 
@@ -112,12 +112,12 @@ def save_weights(
 
 
 def load_weights(path: str | Path) -> tuple[EDSRArchitecture, dict[str, Tensor]]:
-    """Architecture and fp32 tensors of a file from `save_weights`; see `WeightsFormat.load`."""
+    """Read architecture and fp32 tensors of a file written by `save_weights`; see `WeightsFormat.load`."""
     return FORMAT.load(path)
 
 
 def build_model(arch: EDSRArchitecture, state: Mapping[str, Tensor], place: str) -> EDSR:
-    """The network with `state` loaded, in evaluation mode.
+    """Return the network with `state` loaded, in evaluation mode.
 
     Raises:
         CheckpointError: keys or shapes differ.
@@ -130,14 +130,14 @@ TILE = 192
 
 
 def to_input(pixels_NHWC: PixelArray) -> Tensor:
-    """Pictures uint8 [N, H, W, 3] to network input, fp32 [N, 3, H, W] in [0, 1], channels-last."""
+    """Convert pictures uint8 [N, H, W, 3] to network input, fp32 [N, 3, H, W] in [0, 1], channels-last."""
     pixels_NHWC = np.ascontiguousarray(pixels_NHWC)
     pixels_NCHW = rearrange(torch.from_numpy(pixels_NHWC), "N H W C -> N C H W")
     return (pixels_NCHW.float() / 255.0).contiguous(memory_format=torch.channels_last)
 
 
 def to_pixels(output_NCHW: Tensor) -> PixelArray:
-    """The network's output to pictures uint8 [N, H, W, 3], clamped and rounded."""
+    """Convert the network's output to pictures uint8 [N, H, W, 3], clamped and rounded."""
     pixels_NCHW = (output_NCHW.float().clamp(0.0, 1.0) * 255.0).round().to(torch.uint8)
     return np.ascontiguousarray(rearrange(pixels_NCHW, "N C H W -> N H W C").cpu().numpy())
 
@@ -146,8 +146,8 @@ class EDSRUpscaler(Upscaler):
     """Upscales with the network, in fp32; pictures larger than a tile are processed in tiles.
 
     Args:
-        model: the network; put in evaluation mode.
-        device: where it runs.
+        model: the network; set to evaluation mode.
+        device: device to run on.
     """
 
     def __init__(self, model: EDSR, device: torch.device | str = "cpu") -> None:
@@ -160,11 +160,11 @@ class EDSRUpscaler(Upscaler):
 
         Args:
             path: the file.
-            arch: the shape that its network must have.
-            device: where it runs; "auto" is a CUDA device if there is one.
+            arch: expected architecture.
+            device: device to run on; "auto" is a CUDA device if there is one.
 
         Raises:
-            CheckpointError: the file can't be read, or has another shape.
+            CheckpointError: the file can't be read, or has another architecture.
             DeviceError: the device can't be used.
         """
         stored, state = load_weights(path)
@@ -185,10 +185,10 @@ class EDSRUpscaler(Upscaler):
 
 
 def weights_file(weights: str | None) -> Path:
-    """The path that a recipe's `weights` means.
+    """Return the path for a recipe's `weights`.
 
     Raises:
-        CheckpointError: it is an unknown bundled name, or None.
+        CheckpointError: `weights` is an unknown bundled name, or None.
     """
     assets = Path(__file__).parent / "assets"
     return weights_path(

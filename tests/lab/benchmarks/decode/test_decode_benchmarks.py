@@ -252,4 +252,4 @@ def test_plugins_add_providers() -> None:
     registry.add_decoder(Mine)
     with pytest.raises(CM3Error) as error:
         runner.all_providers(SETUP, registry.decoders)
-    assert tells(error.value, "provider 'mine': cm3 bench decode has a provider")
+    assert tells(error.value, "provider 'mine': cm3 bench decode already has a provider")

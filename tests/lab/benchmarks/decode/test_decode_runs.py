@@ -84,7 +84,7 @@ def test_a_variant_that_the_machine_refuses_says_why() -> None:
     half = engine.EngineProvider(
         "x", replace(SETUP, dtype=torch.bfloat16), engine.VARIANTS["engine-bf16"], provider.model
     )
-    assert half.enabled(case, where) == "is the engine as it is"
+    assert half.enabled(case, where) == "equals the default engine"
 
 
 def test_shares_of_the_floor_and_ratios_by_hand() -> None:

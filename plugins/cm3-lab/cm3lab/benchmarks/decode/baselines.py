@@ -1,15 +1,15 @@
-"""What the engine is compared with, with random weights: a plain loop over the weights of our own decoder, and what is
-used today, whose layers have as many parameters as ours.
+"""Baselines of the engine, with random weights: a plain loop over the weights of our own decoder, and common
+implementations whose layers have as many parameters as ours.
 
-The plain loop is what an afternoon's code reaches, and what an engine has to beat: query, key and value in one product,
-`F.linear` and SDPA in one dtype, over a preallocated cache; the head over the codes only; top-k and top-p by a sort,
-`multinomial`. The others are transformers' Janus, and LlamaGen's loop on transformers' Llama, with keys and values in
-`StaticCache`, whose attention reads its whole length at every step. transformers is imported on demand.
+The plain loop is code that can be written in an afternoon, which an engine has to beat: query, key and value in one
+product, `F.linear` and SDPA in one dtype, over a preallocated cache; the head only over the codes; top-k and top-p by
+sorting, `multinomial`. The others are transformers' Janus, and LlamaGen's loop on transformers' Llama, with keys and
+values in `StaticCache`, whose attention reads its whole length at every step. transformers is imported on demand.
 
-All run the unconditional stream as a second half of the batch, over the same prompt with its text replaced by padding,
-so that all rows are equally long.
+All run the unconditional stream as the second half of the batch, with the same prompt whose text is replaced by padding,
+so that all rows have the same length.
 
-Legend: n pictures, P prompt tokens, S = 2 n rows (all conditional ones first), T new tokens of a row, R image codes, H
+Legend: n pictures, P prompt tokens, S = 2 n rows (all conditional ones first), T new tokens per row, R image codes, H
 heads, D head dimension, E, W width.
 """
 
@@ -58,10 +58,10 @@ class PlainLoop(DecodeProvider):
     """The loop; see the module's docstring.
 
     Args:
-        setup: what providers have in common.
-        model: whose decoder's weights are used.
-        dtype: of weights, cache and products.
-        name: the provider's.
+        setup: settings shared by all providers.
+        model: model whose decoder weights are used.
+        dtype: dtype of weights, cache and products.
+        name: name of the provider.
     """
 
     def __init__(self, setup: Setup, model: RandomModel, dtype: torch.dtype, name: str) -> None:
@@ -81,14 +81,14 @@ class PlainLoop(DecodeProvider):
 
     @cached_property
     def decoder(self) -> CM3LeonDecoder:
-        """Its weights as they were trained."""
+        """The decoder, with its weights."""
         decoder = self.model.decoder
         assert isinstance(decoder, CM3LeonDecoder)
         return decoder
 
     @cached_property
     def layers(self) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Of each layer q, k and v together; out, up, down."""
+        """The weights of each layer: q, k and v together; out, up, down."""
         return [
             (
                 torch.cat(
@@ -108,7 +108,7 @@ class PlainLoop(DecodeProvider):
         return self.decoder.head_weight().detach()[image.start : image.stop].to(self.dtype)
 
     def prompts(self, case: Case) -> Tensor:
-        """Ids of both streams, int64 [S, P]."""
+        """Return the ids of both streams, int64 [S, P]."""
         serializer = self.model.serializer(case.parameters["tokens"])
         ids_nP = torch.stack(
             [
@@ -126,7 +126,7 @@ class PlainLoop(DecodeProvider):
 
     @torch.inference_mode()
     def draw(self, ids_SP: Tensor, tokens: int, *, greedy: bool = False) -> Tensor:
-        """Codes, int64 [n, tokens] on the CPU."""
+        """Return codes, int64 [n, tokens] on the CPU."""
         size, device = self.setup.size, self.setup.device
         S, P = ids_SP.shape
         n, D = S // 2, size.width // size.num_heads
@@ -149,7 +149,7 @@ class PlainLoop(DecodeProvider):
         return torch.cat(codes, dim=1).cpu()
 
     def forward(self, ids_ST: Tensor, length: int, cache: tuple[Tensor, ...]) -> Tensor:
-        """Hidden states [S, E] of the last of some new tokens behind `length` others."""
+        """Return the hidden states [S, E] of the last of several new tokens after `length` others."""
         S, T = ids_ST.shape
         heads = self.setup.size.num_heads
         positions = torch.arange(length, length + T, device=ids_ST.device)[None]
@@ -173,7 +173,7 @@ class PlainLoop(DecodeProvider):
 
     @torch.inference_mode()
     def verify(self) -> Verdict:
-        """Greedy codes, each judged by the decoder itself, without a cache."""
+        """Check greedy codes, one by one, with the decoder itself, without a cache."""
         case = decode_case(self.setup, GATE_TOKENS, batch=GATE_BATCH)
         ids_SP, image = self.prompts(case), self.model.vocabulary.image
         drawn_nT = self.draw(ids_SP, GATE_TOKENS, greedy=True)
@@ -197,7 +197,7 @@ def _normed(x: Tensor) -> Tensor:
 
 
 def plain_loops(setup: Setup, model: RandomModel) -> list[PlainLoop]:
-    """In the run's dtype, and in bfloat16 where that is another."""
+    """Return the loop in the run's dtype and, if that differs, in bfloat16."""
     dtypes = {"plain": setup.dtype, "plain-bf16": torch.bfloat16}
     if setup.dtype == torch.bfloat16:
         dtypes.pop("plain-bf16")
@@ -210,7 +210,7 @@ NUM_TEXT = FIRST_BYTE + 256
 
 
 class TransformersProvider(DecodeProvider):
-    """A model of transformers."""
+    """A model from transformers."""
 
     def enabled(self, case: Case, where: Where) -> str | None:
         return (
@@ -229,7 +229,7 @@ class TransformersProvider(DecodeProvider):
         return sum(weight.numel() for weight in self.trunk.parameters())
 
     def verify(self) -> Verdict:
-        """The right number of codes, in range, and not all the same."""
+        """Check that there is the right number of codes, in range, and not all the same."""
         case = decode_case(self.setup, GATE_TOKENS, batch=GATE_BATCH)
         codes = self.prepare(case, {})()
         outside = int(((codes < 0) | (codes >= self.setup.size.num_codes)).sum())
@@ -241,7 +241,7 @@ class TransformersProvider(DecodeProvider):
         )
 
     def llama_config(self, vocabulary: int) -> Any:
-        """A Llama whose trunk has as many parameters as ours."""
+        """Return a Llama whose trunk has as many parameters as ours."""
         from transformers import LlamaConfig
 
         size = self.setup.size
@@ -263,13 +263,13 @@ class TransformersProvider(DecodeProvider):
         )
 
     def built(self, make: Callable[[], nn.Module]) -> Any:
-        """A module with random weights, ready; torch's global generator is left unchanged."""
+        """Build a module with random weights; torch's global generator is unchanged."""
         with torch.random.fork_rng(devices=[]), torch.device(self.setup.device):
             torch.manual_seed(SEED)
             return make().to(self.setup.dtype).eval()
 
     def prompt_ids(self, case: Case) -> Tensor:
-        """int64 [n, P]: <bos>, the text's bytes, <begin of image>."""
+        """Return int64 [n, P]: <bos>, the text's bytes, <begin of image>."""
         rows = [
             [BOS, *(FIRST_BYTE + byte for byte in text.encode()), BEGIN_OF_IMAGE]
             for text in prompts_of(case)
@@ -278,8 +278,8 @@ class TransformersProvider(DecodeProvider):
 
 
 class JanusProvider(TransformersProvider):
-    """`JanusForConditionalGeneration.generate(..., generation_mode="image")`, with vision parts
-    that are as small as possible."""
+    """`JanusForConditionalGeneration.generate(..., generation_mode="image")`, with vision parts as small as
+    possible."""
 
     name = "janus"
 
@@ -336,7 +336,7 @@ class JanusProvider(TransformersProvider):
 
         def draw() -> Tensor:
             model.model.vision_model.config.num_image_tokens = case.parameters["tokens"]
-            # otherwise its cache, all of which every step reads, stays as long as any before it
+            # otherwise its cache, which every step reads completely, stays as long as any before it
             model._previous_max_cache_length = -1
             vars(model).pop("_cache", None)  # the same in transformers 4
             codes: Tensor = model.generate(
@@ -355,8 +355,8 @@ class JanusProvider(TransformersProvider):
 
 class LlamaGenProvider(TransformersProvider):
     """LlamaGen's `generate` (FoundationVision/LlamaGen, autoregressive/models/generate.py) on
-    `LlamaModel`: static cache, both streams in one batch, top-k, top-p by a sort, `multinomial`; as
-    it is, or with its step compiled."""
+    `LlamaModel`: static cache, both streams in one batch, top-k, top-p by sorting, `multinomial`;
+    unchanged, or with its step compiled."""
 
     def __init__(
         self,
@@ -377,8 +377,8 @@ class LlamaGenProvider(TransformersProvider):
 
     @cached_property
     def modules(self) -> Any:
-        """Two modules: the model, over text and codes in one table, and the head over the codes
-        only. Shared with `like`."""
+        """Two modules: the model, with text and codes in one table, and the head over the codes only. Shared with
+        `like`."""
         if self._like is not None:
             return self._like.modules
         from transformers import LlamaModel
@@ -395,13 +395,13 @@ class LlamaGenProvider(TransformersProvider):
 
     @cached_property
     def step(self) -> Any:
-        """The model as every step after the first calls it."""
+        """The model as called by every step after the first."""
         return torch.compile(self.modules[0], dynamic=False) if self._compiled else self.modules[0]
 
     def warm_up(self, case: Case) -> None:
         if not self._compiled:
             return super().warm_up(case)
-        # each case has another cache length and is compiled again, which torch does only a few
+        # each case has another cache length and is recompiled, which torch does only a few
         # times
         torch.compiler.reset()
         self.draw(self.prompt_ids(case), case.parameters["tokens"], num_steps=3)
@@ -412,7 +412,7 @@ class LlamaGenProvider(TransformersProvider):
 
     @torch.inference_mode()
     def draw(self, ids_nP: Tensor, tokens: int, num_steps: int) -> Tensor:
-        """The first `num_steps` codes of pictures of `tokens`, int64 [n, num_steps] on the CPU."""
+        """Draw the first `num_steps` codes of pictures with `tokens`, int64 [n, num_steps] on the CPU."""
         from transformers import StaticCache
 
         model, head = self.modules

@@ -1,4 +1,4 @@
-"""The command line of `cm3 bench decode`. Light: heavy modules are imported when it runs."""
+"""The command line of `cm3 bench decode`. Light: it imports heavy modules only when it runs."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from cm3core.interfaces.benchmark import Where
     from cm3lab.benchmarks.decode.workload import Setup
 
-HELP = "image tokens a second of our engine, compared with what is used today"
+HELP = "image tokens per second of our engine, compared with common implementations"
 DESCRIPTION = (
-    "Draw the same pictures, with guidance, with our engine, transformers' Janus and LlamaGen's "
+    "Generate the same pictures, with guidance, with our engine, transformers' Janus and LlamaGen's "
     "loop on\n"
-    "transformers' Llama: random weights, equally many in the layers, the same dtype and threads. "
+    "transformers' Llama: random weights, the same number in the layers, the same dtype and threads. "
     "Then best of 8\n"
-    "compared with one, and one long picture. A provider that fails the gate is not timed. Prints "
+    "compared with one picture, and one long picture. A provider that fails the check is not timed. Prints "
     "tables; with -o\n"
-    "also JSON and plots."
+    "also writes JSON and plots."
 )
 EXAMPLE = """examples:
   cm3 bench decode --quick
@@ -48,7 +48,7 @@ def configure(parser: ArgumentParser) -> None:
         type=whole_number(1, 2**16),
         nargs="+",
         metavar="N",
-        help="requests at once (default: 1 8)",
+        help="requests at a time (default: 1 8)",
     )
     parser.add_argument(
         "--tokens",
@@ -62,7 +62,7 @@ def configure(parser: ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="NAME",
-        help="which providers to measure (default: all)",
+        help="providers to measure (default: all)",
     )
     parser.add_argument(
         "--threads",
@@ -99,7 +99,7 @@ def configure(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    """Run it; returns the exit code: 1 when a provider is wrong or failed."""
+    """Run the command; returns 1 if a provider is wrong or failed."""
     _check_known("--size", "size", [] if args.size is None else [args.size], SIZES)
     if args.out is not None:
         from cm3core.files import check_writable
@@ -144,7 +144,7 @@ def _run(args: Namespace) -> int:
 
 
 def _asked(args: Namespace) -> tuple[Where, Extent, Setup]:
-    """Where to measure, how much, and with which decoder."""
+    """Return where to measure, how much, and with which decoder."""
     import torch
 
     from cm3core.interfaces.benchmark import Where
@@ -158,7 +158,7 @@ def _asked(args: Namespace) -> tuple[Where, Extent, Setup]:
             "use --device cpu",
         )
     if args.parts and args.device != "cpu":
-        raise CM3Error(f"{PLACE} --parts", "is for the CPU", "leave --device out")
+        raise CM3Error(f"{PLACE} --parts", "only works on the CPU", "leave --device out")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     where = Where(torch.device(args.device), args.device, "quick" if args.quick else "full")
@@ -184,7 +184,7 @@ def _asked(args: Namespace) -> tuple[Where, Extent, Setup]:
 
 
 def _providers(args: Namespace, setup: Setup) -> list[Any]:
-    """The ways to draw that were asked for, with those of plugins."""
+    """Return the requested providers, including those of plugins."""
     from cm3core.interfaces.benchmark import BenchmarkRegistry
     from cm3lab.benchmarks.decode import runner
 
@@ -201,7 +201,7 @@ def _providers(args: Namespace, setup: Setup) -> list[Any]:
 
 
 class _Results:
-    """What is printed, and written to `--out`, of a measurement and where it was made."""
+    """Prints a measurement and its machine, and writes them to `--out`."""
 
     def __init__(
         self, out: Path | None, where: Where, setup: Setup, limits: dict[str, Any]
@@ -219,7 +219,7 @@ class _Results:
         }
 
     def print_heading(self) -> None:
-        """The machine, its limits, and the decoder."""
+        """Print the machine, its limits, and the decoder."""
         from cm3lab.benchmarks import report as kernels_report
         from cm3lab.benchmarks.decode import report
 
@@ -241,13 +241,13 @@ class _Results:
             )
 
     def finish(self, rows: list[dict[str, Any]]) -> None:
-        """Print the floors; write the results and their plots."""
+        """Print the lower bounds; write the results and their plots."""
         from cm3lab.benchmarks.decode import report
 
         reads, copies = (
             self.limits[name] / 1e9 for name in ("read_bytes_per_s", "copy_bytes_per_s")
         )
-        print(f"\nfloors: reading {reads:.1f} GB/s, copying {copies:.1f} GB/s")
+        print(f"\nlower bounds: reading {reads:.1f} GB/s, copying {copies:.1f} GB/s")
         if self.out is not None:
             self.write(rows)
             plots = report.write_plots(
@@ -257,7 +257,7 @@ class _Results:
 
 
 def _parts(providers: list[Any], extent: Any, stopwatch: Any) -> int:
-    """Print what steps of the engine consist of."""
+    """Print the parts of engine steps."""
     import torch
 
     from cm3lab.benchmarks.decode.engine import EngineProvider

@@ -1,5 +1,5 @@
-"""Our engine and its variants as providers, on a decoder of random weights; and the gate that each
-must pass before it is timed.
+"""Our engine and its variants as providers, on a decoder with random weights; and the check that each must pass
+before it is timed.
 
 Legend: T drawn tokens, R image codes, W width.
 """
@@ -37,11 +37,11 @@ from cm3plugins.samplers.cfg import CFGSamplerConfig
 from cm3plugins.text_tokenizers.byte import NUM_BYTES, ByteTokenizer
 from cm3run.generation.engine import Engine, EngineOptions, Progress, Request, candidate_seed
 
-#: A greedy token is right when no other code's mixed logit is higher by more than this many
-#: standard deviations of the mixed logits: rounding in the gate's own arithmetic, by the weights'
+#: A greedy token is right if no other code's mixed logit is higher by more than this many
+#: standard deviations of the mixed logits: rounding in the check's own arithmetic, by the weights'
 #: dtype.
 ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 0.1}
-#: Number of pictures and tokens of the gate.
+#: Number of pictures and tokens in the check.
 GATE_BATCH, GATE_TOKENS = 2, 32
 
 
@@ -51,7 +51,7 @@ class Variant:
 
     Args:
         options: fields of `EngineOptions`.
-        weight_bytes: of one weight, for the floor; None: those of the run's dtype. The engine
+        weight_bytes: bytes per weight, for the lower bound; None: those of the run's dtype. The engine
             reports the size of keys and values.
         rounding: see `ROUNDING`; None: by the run's dtype.
     """
@@ -61,7 +61,7 @@ class Variant:
     rounding: float | None = None
 
 
-#: Provider -> how it differs. A new variant needs only a line here.
+#: Provider -> its variant. A new variant needs only a line here.
 VARIANTS: dict[str, Variant] = {
     "engine": Variant(),
     "engine-bf16": Variant({"precision": "bf16"}, weight_bytes=2, rounding=0.1),
@@ -70,13 +70,13 @@ VARIANTS: dict[str, Variant] = {
 
 
 class RandomModel:
-    """A decoder with random weights and everything that an engine needs; made once, for all
+    """A decoder with random weights and everything that an engine needs; created once, for all
     variants.
 
-    The weights are chosen so that every layer changes its input by about the input's own size, that
-    the head isn't the embedding, and that logits have a spread of about 2: otherwise greedy tokens
-    would be the same whatever the cache contains, sampled tokens the same as greedy ones, and the
-    gate would see nothing.
+    The weights are chosen so that every layer changes its input by about the input's own size, the head isn't
+    the embedding, and logits have a spread of about 2. Otherwise greedy tokens would be the same whatever the
+    cache contains, sampled tokens the same as greedy ones, and the check would notice
+    nothing.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -87,7 +87,7 @@ class RandomModel:
 
     @cached_property
     def decoder(self) -> Decoder:
-        """Made on first use; torch's global generator is left unchanged."""
+        """The decoder, created on first use; torch's global generator is unchanged."""
         size = self.setup.size
         config = CM3LeonConfig(
             num_layers=size.num_layers,
@@ -110,12 +110,12 @@ class RandomModel:
         return decoder.to(self.setup.dtype).eval()
 
     def serializer(self, tokens: int) -> Serializer:
-        """For pictures of this many tokens."""
+        """Return the serializer for pictures with this many tokens."""
         return Serializer(self.vocabulary, self.text_tokenizer, grid_of(tokens))
 
 
 def sampler(temperature: float = 1.0) -> Sampler:
-    """What every provider applies to its logits: guidance, top-k, top-p; our plausibility set,
+    """Return the sampler that every provider applies to its logits: guidance, top-k, top-p; our plausibility set,
     which the others lack, is off."""
     return CFGSamplerConfig(
         guidance_scale=GUIDANCE,
@@ -130,10 +130,10 @@ class EngineProvider(DecodeProvider):
     """`cm3run.generation.engine.Engine`.
 
     Args:
-        name: the variant's.
-        setup: what providers have in common.
+        name: name of the variant.
+        setup: settings shared by all providers.
         variant: see `Variant`.
-        model: shared by the variants.
+        model: model shared by the variants.
     """
 
     def __init__(self, name: str, setup: Setup, variant: Variant, model: RandomModel) -> None:
@@ -141,9 +141,9 @@ class EngineProvider(DecodeProvider):
         self.name, self.variant, self.model = name, variant, model
 
     def enabled(self, case: Case, where: Where) -> str | None:
-        """A precision that this machine doesn't support is reported when the engine is made."""
+        """Whether to run; an unsupported precision is reported when the engine is created."""
         if self.variant.options.get("precision") == "bf16" and self.setup.dtype == torch.bfloat16:
-            return "is the engine as it is"
+            return "equals the default engine"
         try:
             self.engine(case.parameters["tokens"], pictures=1)
         except CM3Error as error:
@@ -167,7 +167,7 @@ class EngineProvider(DecodeProvider):
         )
 
     def engine(self, tokens: int, pictures: int, temperature: float = 1.0) -> Engine:
-        """For pictures of this many tokens, all of them in one batch."""
+        """Return an engine for pictures with this many tokens, all in one batch."""
         options: dict[str, Any] = {
             "max_rows": 2 * pictures,
             "num_threads": self.setup.threads,
@@ -188,7 +188,7 @@ class EngineProvider(DecodeProvider):
     def drawing(
         self, case: Case, progress: Progress | None = None, temperature: float = 1.0
     ) -> Callable[[], Tensor]:
-        """The timed function; `progress` as `Engine.complete` calls it."""
+        """Return the timed function; `progress` as in `Engine.complete`."""
         requests = requests_of(case)
         engine = self.engine(case.parameters["tokens"], len(requests), temperature)
         return lambda: codes_of(
@@ -196,12 +196,12 @@ class EngineProvider(DecodeProvider):
         )
 
     def replying(self, case: Case, keep: bool) -> Callable[[], Tensor]:
-        """A function that draws a picture in answer to a new question each time, behind a conversation
-        that was read once.
+        """Return a function that draws a picture in answer to a new question each time, after a conversation that was
+        read once.
 
         Args:
-            case: `pictures` says how many of its size are before the question.
-            keep: keep what was read of them; without, each call reads all of it.
+            case: `pictures` is the number of pictures of its size before the question.
+            keep: keep the conversation's cache; otherwise each call reads it again.
         """
         tokens, number = case.parameters["tokens"], case.parameters["pictures"]
         engine = self.engine(tokens, pictures=1)
@@ -240,8 +240,8 @@ class EngineProvider(DecodeProvider):
 
     @torch.inference_mode()
     def _unlike(self, request: Request, codes_T: Tensor, rounding: float) -> int:
-        """How many codes are not the most probable ones given those before them: none if and only
-        if the whole picture is the greedy one. All positions at once, without a cache."""
+        """Count the codes that are not the most probable ones given those before them: 0 if and only if the whole
+        picture is greedy. Evaluates all positions at once, without a cache."""
         serializer, decoder, image = (
             self.model.serializer(len(codes_T)),
             self.model.decoder,
@@ -260,7 +260,7 @@ class EngineProvider(DecodeProvider):
 
 
 def requests_of(case: Case) -> list[Request]:
-    """A request for each picture."""
+    """Return a request for each picture."""
     candidates = case.parameters["candidates"]
     documents: list[Document] = [(Text(text), ImageHole()) for text in prompts_of(case)]
     return [
@@ -270,7 +270,7 @@ def requests_of(case: Case) -> list[Request]:
 
 
 def codes_of(documents: Sequence[Document]) -> Tensor:
-    """The pictures' codes, int64 [pictures, tokens]."""
+    """Return the pictures' codes, int64 [pictures, tokens]."""
     pictures = [
         segment for document in documents for segment in document if isinstance(segment, Codes)
     ]
@@ -278,6 +278,6 @@ def codes_of(documents: Sequence[Document]) -> Tensor:
 
 
 def engines(setup: Setup, model: RandomModel | None = None) -> list[EngineProvider]:
-    """All variants, of one model."""
+    """Return all variants of one model."""
     model = RandomModel(setup) if model is None else model
     return [EngineProvider(name, setup, variant, model) for name, variant in VARIANTS.items()]

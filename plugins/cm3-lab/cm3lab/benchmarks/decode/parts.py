@@ -1,8 +1,8 @@
 """The parts of one engine step, and the lower bound of each (`cm3 bench decode --parts`).
 
-Every part is timed on its own in the middle of a picture, with the shapes of a step. Floors: the bytes
-that must be read over the speed at which a sum reads a tensor larger than any cache, and the operations
-of the products over what the same products reach with `MANY_ROWS` rows, where arithmetic decides.
+Each part is timed separately in the middle of a picture, with the shapes of a step. The lower bounds are the bytes that
+must be read, divided by the speed at which a sum reads a tensor larger than any cache; and the operations of the
+products, divided by the throughput of the same products with `MANY_ROWS` rows, where arithmetic dominates.
 
 Legend: n pictures, S = 2 n rows, E width, R image codes.
 """
@@ -24,25 +24,25 @@ from cm3lab.benchmarks.decode.workload import PROMPT_TOKENS, decode_case, step_b
 if TYPE_CHECKING:
     from cm3plugins.decoders.packed import PackedInference
 
-#: Rows of a product from which arithmetic decides.
+#: Number of rows at which arithmetic dominates a product.
 MANY_ROWS = 256
-#: Runs of each part; the median counts.
+#: Runs of each part, of which the median is used.
 RUNS = 15
 
 
 @dataclass(frozen=True)
 class Parts:
-    """One step, in milliseconds.
+    """Times of one step, in milliseconds.
 
     Args:
         provider: name.
         batch: pictures.
-        step: of a whole picture, the prompt's share included.
-        layers: all layers of a step, attention included.
-        products: those of the layers alone.
+        step: time per step of a whole picture, including the prompt's share.
+        layers: all layers of a step, including attention.
+        products: the layers' products alone.
         head: the head over the image codes.
         draw: guidance, filters and the draw.
-        bytes_floor, operations_floor: see the module's docstring.
+        bytes_floor, operations_floor: lower bounds, see the module's docstring.
     """
 
     provider: str
@@ -123,8 +123,8 @@ def parts_of(provider: EngineProvider, batch: int, tokens: int, read_bytes_per_s
 def products_like(
     inference: PackedInference, provider: EngineProvider
 ) -> list[tuple[int, Callable[[Tensor], Tensor]]]:
-    """Products with random weights, of the layers' shapes and in their arrangement, each with the width
-    of its inputs. Random weights of their own: a layer's would be in a cache after the layer."""
+    """Return products with random weights, with the layers' shapes and arrangement, each with the width of its inputs.
+    The weights are separate, since a layer's would be in a cache after the layer."""
     E, F = provider.setup.size.width, provider.setup.size.d_ff
     shapes = ((3 * E, E), (E, E), (F, E), (E, F))
     return [
@@ -155,7 +155,7 @@ def _drawing(provider: EngineProvider, logits_SR: Tensor, batch: int) -> Callabl
 
 
 def _ms(function: Callable[[], object], runs: int = RUNS) -> float:
-    """Milliseconds of a call, the median."""
+    """Return the median milliseconds of a call."""
     function()
     times = []
     for _ in range(runs):
@@ -166,10 +166,10 @@ def _ms(function: Callable[[], object], runs: int = RUNS) -> float:
 
 
 def table(parts: list[Parts], read_bytes_per_s: float) -> str:
-    """The parts as a table for people."""
+    """Format the parts as a table."""
     lines = [
-        f"a step in ms; floors: bytes at {read_bytes_per_s / 1e9:.1f} GB/s, operations at what products "
-        f"of {MANY_ROWS} rows reach",
+        f"a step in ms; lower bounds: bytes at {read_bytes_per_s / 1e9:.1f} GB/s, operations at the throughput of "
+        f"products with {MANY_ROWS} rows",
         f"  {'provider':<12} {'batch':>5} {'bytes':>6} {'oper.':>6} | {'products':>8} {'attention':>9} "
         f"{'head':>6} {'draw':>6} {'rest':>6} | {'step':>6} {'tokens/s':>8}",
     ]
@@ -185,7 +185,7 @@ def table(parts: list[Parts], read_bytes_per_s: float) -> str:
 def run_parts(
     providers: list[EngineProvider], batches: tuple[int, ...], tokens: int, read_bytes_per_s: float
 ) -> str:
-    """Every provider at every batch; providers in `VARIANTS`' order."""
+    """Measure every provider with every batch; providers in `VARIANTS`' order."""
     order = list(VARIANTS)
     chosen = sorted(providers, key=lambda one: order.index(one.name))
     return table(

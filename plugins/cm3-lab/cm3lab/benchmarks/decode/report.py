@@ -12,24 +12,24 @@ from cm3lab.benchmarks.decode.engine import VARIANTS
 from cm3lab.benchmarks.decode.workload import Setup
 
 Row = Mapping[str, Any]
-#: The provider that others are compared with: our engine with its defaults.
+#: The provider to compare with: our engine with its defaults.
 OURS = next(iter(VARIANTS))
 
 
 def heading(setup: Setup, load: float | None) -> str:
-    """The decoder, and the load of the machine."""
+    """Describe the decoder and the load of the machine."""
     size, dtype = setup.size, str(setup.dtype).removeprefix("torch.")
     return (
-        f"decoder {size.name}: {size.num_layers} layers of width {size.width}, "
-        f"{size.trunk_parameters / 1e6:.1f}M parameters "
-        f"in them, {size.num_codes} codes, {dtype}; load {load}"
+        f"decoder {size.name}: {size.num_layers} layers of width {size.width} with "
+        f"{size.trunk_parameters / 1e6:.1f}M parameters, "
+        f"{size.num_codes} codes, {dtype}; load {load}"
     )
 
 
 def completed(rows: Sequence[Row], limits: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows with the values that depend on other rows and on the bandwidth: `of_read` and
-    `of_copy`, the floor's share of a step's time; and `engine_x`, our engine's speedup over this
-    provider in this case."""
+    """Add values that depend on other rows and on the bandwidth: `of_read` and `of_copy`, the lower bound's share
+    of a step's time; and `engine_x`, our engine's speedup over this provider in this
+    case."""
     speed = {
         (row["part"], row["case"]): row["tokens_per_s"]
         for row in rows
@@ -50,7 +50,7 @@ def completed(rows: Sequence[Row], limits: Mapping[str, Any]) -> list[dict[str, 
 
 
 def table(rows: Sequence[Row]) -> str:
-    """All rows, case by case; `rows` are `completed`."""
+    """Format all rows, case by case; `rows` are `completed`."""
     lines: list[str] = []
     for part, case in dict.fromkeys((row["part"], row["case"]) for row in rows):
         of_case = [row for row in rows if (row["part"], row["case"]) == (part, case)]
@@ -72,15 +72,15 @@ def _figures(row: Row) -> str:
     if "ratio_to_one" in row:
         note = f"  {row['ratio_to_one']:.2f} times one"
     if "speedup" in row:
-        note = f"  {row['speedup']:.1f} times as fast as read anew"
+        note = f"  {row['speedup']:.1f} times as fast as reading it again"
     if "points" in row:
         first, last = quarters(row["points"])
-        note = f"  first quarter {first:.2f} ms a token, last {last:.2f}"
+        note = f"  first quarter {first:.2f} ms per token, last {last:.2f}"
     span, times = (
         f"{seconds['p20']:.2f}-{seconds['p80']:.2f}",
         f"{row['engine_x']:.2f}" if "engine_x" in row else "",
     )
-    # a run failed after good ones
+    # a run failed after successful ones
     status = "" if row["status"] == "ok" else f"  {row['status']}: {row['reason']}"
     return (
         f"{seconds['median']:>9.2f} {span:>17} {len(seconds['runs']):>4} "
@@ -91,8 +91,8 @@ def _figures(row: Row) -> str:
 
 
 def quarters(points: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """Milliseconds a token in the first and in the last quarter of the curve, the first point (with
-    the prompt) left out.
+    """Return the milliseconds per token in the first and in the last quarter of the curve, without the first point
+    (which includes the prompt).
 
     >>> quarters([[1, 9.0], [2, 10.0], [3, 11.0], [4, 13.0], [5, 15.0]])
     (1000.0, 2000.0)
@@ -110,8 +110,8 @@ def quarters(points: Sequence[Sequence[float]]) -> tuple[float, float]:
 def write_plots(
     path: Path, rows: Sequence[Row], environment: Mapping[str, Any], limits: Mapping[str, Any]
 ) -> list[Path]:
-    """Plots next to `path`, of the parts that were run: STEM-speed.png and STEM-length.png. `rows`
-    are `completed`."""
+    """Write plots next to `path` for the parts that were run: STEM-speed.png and STEM-length.png. `rows` are
+    `completed`."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -134,8 +134,8 @@ def write_plots(
 
 
 def _plot_speed(path: Path, rows: Sequence[Row], title: str, limits: Mapping[str, Any]) -> Path:
-    """A group for each case: tokens a second, and milliseconds a step with p20 to p80 and a mark at
-    the floor (reading)."""
+    """Plot a group for each case: tokens per second, and milliseconds per step with p20 to p80 and a mark at the
+    lower bound (reading)."""
     from matplotlib import pyplot
 
     cases, providers = (
@@ -180,15 +180,15 @@ def _plot_speed(path: Path, rows: Sequence[Row], title: str, limits: Mapping[str
         both[1].plot(floors, at, "|", color=color, markersize=9)
     both[0].set_yticks(range(len(cases)), cases, fontsize=8)
     both[0].invert_yaxis()
-    both[0].set_xlabel("image tokens a second of finished pictures, guidance on")
-    both[1].set_xlabel("milliseconds a step (mark: the minimum that must be read)")
+    both[0].set_xlabel("image tokens per second of finished pictures, with guidance")
+    both[1].set_xlabel("milliseconds per step (mark: lower bound from reading)")
     both[1].set_xscale("log")
     both[0].legend(fontsize=7)
     return _saved(path, figure, title)
 
 
 def _plot_length(path: Path, rows: Sequence[Row], title: str, limits: Mapping[str, Any]) -> Path:
-    """Time against tokens of one long picture: cumulative, and per token with its floor."""
+    """Plot time against tokens of one long picture: cumulative, and per token with its lower bound."""
     from matplotlib import pyplot
 
     figure, both = pyplot.subplots(1, 2, figsize=(11, 4))
@@ -220,7 +220,7 @@ def _plot_length(path: Path, rows: Sequence[Row], title: str, limits: Mapping[st
             label=f"{row['provider']}: floor",
         )
     both[0].set_ylabel("seconds")
-    both[1].set_ylabel("milliseconds a token")
+    both[1].set_ylabel("milliseconds per token")
     for axes in both:
         axes.set_xlabel("image tokens of one picture")
         axes.set_xlim(left=0)

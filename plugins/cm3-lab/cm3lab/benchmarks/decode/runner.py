@@ -1,11 +1,11 @@
-"""Runs the benchmark: the gate, then four parts; after every single run the rows contain what
-is known so far.
+"""Runs the benchmark: the check, then four parts; after every single run the rows contain the results so
+far.
 
 compare      every provider draws the same pictures; the providers alternate, so that a busy
              minute affects all of them
 candidates   N pictures of one prompt compared with one picture, only our engine
-length       one long picture, the time after each of its rows, only our engine
-conversation  a short picture behind a long conversation, which is kept or read anew, only our engine
+length       one long picture, with the time after each of its rows, only our engine
+conversation  a short picture after a long conversation, which is cached or read again, only our engine
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ from cm3lab.benchmarks.decode.workload import Setup, decode_case, least_bytes, s
 from cm3lab.benchmarks.measure import Stopwatch
 
 Row = dict[str, Any]
-#: Bytes that are read to measure read bandwidth: many times any cache.
+#: Bytes read to measure read bandwidth: many times any cache.
 READ_BYTES = {"cpu": 2**28, "cuda": 2**30}
-#: The most points of the curve of cost against length.
+#: Maximum points of the curve of cost against length.
 NUM_POINTS = 64
-#: Image tokens of a picture that answers a question.
+#: Image tokens of a picture in answer to a question.
 REPLY_TOKENS = 16
 
 
 def all_providers(
     setup: Setup, added: Sequence[Callable[[Setup], DecodeProvider]] = ()
 ) -> list[DecodeProvider]:
-    """Our variants first, then the baselines, and those that plugins add.
+    """Return our variants, then the baselines, then plugins' providers.
 
     Raises:
-        CM3Error: two have one name.
+        CM3Error: two providers have the same name.
     """
     model = RandomModel(setup)
     found = [*engines(setup, model), *plain_loops(setup, model), *baselines(setup)]
@@ -58,33 +58,33 @@ def all_providers(
         if provider.name in {other.name for other in found}:
             raise CM3Error(
                 f"provider {provider.name!r}",
-                "cm3 bench decode has a provider of this name",
-                "give it another one",
+                "cm3 bench decode already has a provider of this name",
+                "use another name",
             )
         found.append(provider)
     return found
 
 
 def load() -> float | None:
-    """Runnable processes, the mean over a minute; None where the system doesn't report it."""
+    """Return the number of runnable processes, averaged over a minute; None if the system doesn't report it."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def read_bandwidth(stopwatch: Stopwatch, device: torch.device, num_bytes: int) -> float:
-    """Bytes a second of summing a large tensor: what products of few rows, which read and hardly
-    write, can reach."""
+    """Measure the bytes per second of summing a large tensor: the limit for products of few rows, which read a lot
+    and barely write."""
     source = torch.ones(num_bytes // 4, device=device)
     return num_bytes / (stopwatch.time([source.sum]).median * 1e-6)
 
 
 @dataclass(frozen=True)
 class Listener:
-    """Who is told while it runs.
+    """Callbacks while the benchmark runs.
 
     Args:
-        changed: called with all rows whenever one has changed.
+        changed: called with all rows after any change.
         done: called with a case's rows once it is finished.
-        told: called with a line when there is something to report.
+        told: called with a line to report.
     """
 
     changed: Callable[[list[Row]], None] = lambda rows: None
@@ -94,14 +94,14 @@ class Listener:
 
 @dataclass(frozen=True)
 class Machine:
-    """What is measured on, and what with.
+    """The machine and the stopwatch.
 
     Args:
         where: device and extent ("full" or "quick").
-        limits: from the kernels' `runner.ceilings`; `read_bytes_per_s` is added, and both
-            bandwidths grow when a later measurement finds more: other load on the machine must not
-            make a step look near the floor.
-        stopwatch: of the kernels' runner.
+        limits: from the kernels' `runner.ceilings`; `read_bytes_per_s` is added, and both bandwidths grow
+            if a later measurement finds more: other load on the machine must not make a step look near its
+            lower bound.
+        stopwatch: stopwatch of the kernels' runner.
     """
 
     where: Where
@@ -124,10 +124,10 @@ class Benchmark:
 
     Args:
         setup: size, device, dtype, threads.
-        providers: of `all_providers`.
-        machine: what is measured on.
+        providers: from `all_providers`.
+        machine: machine to measure on.
         extent: how much to measure.
-        listener: is told of results.
+        listener: receives results.
     """
 
     def __init__(
@@ -143,14 +143,14 @@ class Benchmark:
         self.rows: list[Row] = []
         self._stopwatch, self._listener = machine.stopwatch, listener or Listener()
         self._refusals: dict[str, Row] = {}
-        # then the process's own time: a busy machine hardly affects it
+        # with one thread, the process's own time: a busy machine hardly affects it
         alone = self.where.device.type == "cpu" and setup.threads == 1
         self._now, self._method = (
             (time.process_time, "processor time") if alone else (time.perf_counter, "wall clock")
         )
 
     def run(self) -> list[Row]:
-        """All of it; the rows, as in the JSON."""
+        """Run everything; returns the rows, as in the JSON."""
         self.measure_bandwidth()
         self.gate()
         for batch in self.extent.batch:
@@ -165,7 +165,7 @@ class Benchmark:
         return self.rows
 
     def measure_bandwidth(self) -> None:
-        """Copying and reading; the most that any measurement of this run has found."""
+        """Measure copying and reading; keeps the highest value of this run."""
         num_bytes = READ_BYTES[self.where.target]
         for name, function in (
             ("copy_bytes_per_s", measure.copy_bandwidth),
@@ -177,7 +177,7 @@ class Benchmark:
             )
 
     def gate(self) -> None:
-        """The providers that may be timed; fills in the reason for the others."""
+        """Select the providers that may be timed; records the reason for the others."""
         case = decode_case(self.setup, self.extent.tokens[0])
         for provider in self.providers:
             if (reason := provider.enabled(case, self.where)) is not None:
@@ -186,7 +186,7 @@ class Benchmark:
             try:
                 verdict = provider.verify()
             except Exception as error:
-                # a provider is foreign code and may raise anything; the others still run
+                # a provider is third-party code and may raise anything; the others still run
                 self._refuse(provider, **_failure(error))
                 continue
             self._listener.told(f"{provider.name}: {verdict.error:g} {verdict.what}")
@@ -201,7 +201,7 @@ class Benchmark:
 
     def part(self, name: str, work: Sequence[tuple[DecodeProvider, Case]]) -> list[Row]:
         """Time each provider on its case, alternating, until each has used its time; at least one
-        run."""
+        run each."""
         rows, jobs = [], []
         for provider, case in work:
             rows.append(self._row(name, provider, case))
@@ -220,7 +220,7 @@ class Benchmark:
         case: Case,
         prepare: Callable[[], Callable[[], Tensor]],
     ) -> Job:
-        """Ready to be timed, or stopped."""
+        """Return a job that is ready to be timed, or stopped."""
         job = Job(row, lambda: torch.empty(0), stopped=provider.name in self._refusals)
         if not job.stopped:
             try:
@@ -232,7 +232,7 @@ class Benchmark:
         return job
 
     def _finish(self, rows: list[Row]) -> None:
-        """After each case."""
+        """Report after each case."""
         self.measure_bandwidth()
         self._listener.changed(self.rows)
         self._listener.done(rows)
@@ -243,7 +243,7 @@ class Benchmark:
         return not job.stopped and not (job.seconds and enough)
 
     def _draw(self, job: Job) -> None:
-        """One run: its time, and a check of what it drew."""
+        """Run once: measure the time, and check the codes."""
         row, parameters = job.row, job.row["parameters"]
         shape = (parameters["batch"] * parameters["candidates"], parameters["tokens"])
         try:
@@ -285,7 +285,7 @@ class Benchmark:
         self._listener.changed(self.rows)
 
     def _row(self, part: str, provider: DecodeProvider, case: Case) -> Row:
-        """A row that reports an interruption until there is a result."""
+        """Add a row that reports an interruption until there is a result."""
         row: Row = {
             "part": part,
             "case": case.name,
@@ -303,12 +303,12 @@ class Benchmark:
         return row
 
     def compare(self, batch: int, tokens: int) -> None:
-        """All providers draw the same."""
+        """Let all providers draw the same pictures."""
         case = decode_case(self.setup, tokens, batch=batch)
         self._finish(self.part("compare", [(provider, case) for provider in self.providers]))
 
     def candidates(self, providers: Sequence[EngineProvider], tokens: int) -> None:
-        """N pictures of one prompt compared with one."""
+        """Compare N pictures of one prompt with one."""
         one, many = (
             decode_case(
                 self.setup, tokens, candidates=count, name=f"{count} of one prompt, {tokens} tokens"
@@ -326,8 +326,8 @@ class Benchmark:
         self._finish(rows)
 
     def conversation(self, provider: EngineProvider) -> None:
-        """A picture of few tokens in answer to a question, behind pictures that are kept, and behind
-        pictures that are read anew, alternating."""
+        """Compare a picture with few tokens in answer to a question after cached pictures with one after pictures that are
+        read again, alternating."""
         tokens = REPLY_TOKENS
         number = max(0, self.extent.longest - 2 * tokens) // (tokens + 2)
         cases = [
@@ -358,7 +358,7 @@ class Benchmark:
         self._finish(rows)
 
     def length(self, provider: EngineProvider) -> None:
-        """One long picture, once: (tokens, seconds since the start) from the engine's progress
+        """Draw one long picture, once: (tokens, seconds since the start) from the engine's progress
         reports."""
         tokens = self.extent.longest
         case = decode_case(self.setup, tokens, name=f"one picture of {tokens} tokens")
@@ -387,7 +387,7 @@ class Benchmark:
 
 
 def thinned(stamps: Sequence[tuple[int, float]], distance: int) -> list[tuple[int, float]]:
-    """Points at least `distance` tokens after the previous one that is kept; always the last one.
+    """Keep points at least `distance` tokens after the previously kept one, and the last one.
 
     >>> thinned([(1, 0.1), (2, 0.2), (4, 0.3), (5, 0.4)], 2)
     [(2, 0.2), (4, 0.3), (5, 0.4)]

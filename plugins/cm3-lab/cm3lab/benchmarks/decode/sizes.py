@@ -1,4 +1,4 @@
-"""Decoder sizes and how much is measured. Light: no torch here."""
+"""Decoder sizes, and the extent of a run. Light: no torch here."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ class Size:
 
     Args:
         name: its name in `--size`.
-        num_layers, width, num_heads, d_ff: of the trunk; ours has two feed-forward matrices.
-        num_codes: image codes, the slice of the head that is computed.
+        num_layers, width, num_heads, d_ff: sizes of the trunk; ours has two feed-forward matrices.
+        num_codes: image codes, which is the computed slice of the head.
     """
 
     name: str
@@ -24,8 +24,8 @@ class Size:
 
     @property
     def trunk_parameters(self) -> int:
-        """Weights of the layers, which every step reads: in each, four square matrices and the two
-        of the feed-forward layer.
+        """Weights of the layers, which every step reads: per layer four square matrices and the two of the
+        feed-forward layer.
 
         >>> Size("x", 2, 4, 1, 16).trunk_parameters
         384
@@ -34,8 +34,8 @@ class Size:
 
     @property
     def llama_d_ff(self) -> int:
-        """Feed-forward width at which Llama's three matrices have as many weights as our two, to
-        the nearest multiple of 8.
+        """Feed-forward width at which Llama's three matrices have as many weights as our two, rounded to a multiple
+        of 8.
 
         >>> Size("x", 12, 768, 12, 3072).llama_d_ff
         2048
@@ -43,7 +43,7 @@ class Size:
         return round(2 * self.d_ff / 3 / 8) * 8
 
 
-#: The quickstart's decoder, two between, and the paper's smallest (table 3).
+#: The quickstart's decoder, two intermediate ones, and the paper's smallest (table 3).
 SIZES = {
     size.name: size
     for size in (
@@ -61,10 +61,10 @@ class Extent:
 
     Args:
         size: name of the decoder.
-        batch: requests at once.
-        tokens: image tokens a picture.
-        candidates: in the best-of-N part.
-        longest: image tokens of the picture that shows cost against length.
+        batch: requests at a time.
+        tokens: image tokens per picture.
+        candidates: number of candidates in the best-of-N part.
+        longest: image tokens of the picture for cost against length.
         seconds, max_runs: a provider's runs of a case end after this many seconds or runs.
     """
 

@@ -1,7 +1,7 @@
-"""The workload: prompts, cases, and the minimum number of bytes that must be read.
+"""The workload: prompts, cases, and the minimum number of bytes to read.
 
-Prompts are random letters, all of one length and no two equal: no provider pads, and none shares
-what real prompts wouldn't share. Legend: W width, L layers.
+Prompts are random letters, all of the same length and all different: no provider pads, and none shares work that real
+prompts would not share. Legend: W width, L layers.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from cm3core.interfaces.benchmark import Case
 from cm3lab.benchmarks.decode.sizes import Size
 from cm3lab.benchmarks.ops.guided_sample import GUIDANCE, TOP_P, chain
 
-#: Tokens of a conditional prompt: a text of bytes between two special tokens. Of our unconditional
-#: one: <eos> <sentinel:0> <break>.
+#: Tokens of a conditional prompt: a text of bytes between two special tokens; and of our unconditional one:
+#: <eos> <sentinel:0> <break>.
 PROMPT_TOKENS, UNCONDITIONAL_TOKENS = 64, 3
 SEED = 20_240_229
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What all providers of one run have in common.
+    """Settings shared by all providers of a run.
 
     Args:
-        size: of the decoder.
-        context: the largest number of tokens of a prompt and a picture together.
-        device, dtype: of weights and caches.
-        threads: of torch on the CPU.
+        size: size of the decoder.
+        context: maximum number of tokens of a prompt and a picture together.
+        device, dtype: device and dtype of weights and caches.
+        threads: torch's threads on the CPU.
     """
 
     size: Size
@@ -46,7 +46,7 @@ class Setup:
 def decode_case(
     setup: Setup, tokens: int, *, batch: int = 1, candidates: int = 1, name: str = ""
 ) -> Case:
-    """`batch` prompts with `candidates` pictures of `tokens` image tokens each; only one of the two
+    """Return a case of `batch` prompts with `candidates` pictures of `tokens` image tokens each; only one of the two
     is above 1.
 
     `num_bytes` is what all steps together must read, with weights and cache in the case's dtype.
@@ -71,21 +71,21 @@ def decode_case(
 def step_bytes(
     size: Size, parameters: Mapping[str, Any], drawn: float, weight_bytes: float, cache_bytes: float
 ) -> float:
-    """The minimum number of bytes that a step reads when `drawn` tokens of each picture are in the
-    cache: weights once, and each stream's keys and values. Candidates share their prompts; the
-    three tokens that all unconditional streams have in common count for each.
+    """Return the minimum number of bytes that a step reads if `drawn` tokens of each picture are in the cache: weights
+    once, and each stream's keys and values. Candidates share their prompts; the three tokens shared by all unconditional
+    streams count for each.
 
     Args:
-        size: of the decoder.
-        parameters: those of the case.
+        size: size of the decoder.
+        parameters: parameters of the case.
         drawn: tokens of each picture.
-        weight_bytes, cache_bytes: of one number.
+        weight_bytes, cache_bytes: bytes per number.
     """
     streams: int = 2 * parameters["batch"] * parameters["candidates"]
     # rows of token and position tables
     weights = size.trunk_parameters + size.num_codes * size.width + streams * 2 * size.width
     held: float = parameters["batch"] * (PROMPT_TOKENS + UNCONDITIONAL_TOKENS) + streams * drawn
-    # pictures of a conversation, and what begins and ends them
+    # pictures of a conversation, with their delimiters
     held += streams * parameters.get("pictures", 0) * (parameters["tokens"] + 2)
     return weights * weight_bytes + 2 * size.num_layers * size.width * held * cache_bytes
 
@@ -93,8 +93,8 @@ def step_bytes(
 def least_bytes(
     size: Size, parameters: Mapping[str, Any], weight_bytes: float, cache_bytes: float
 ) -> float:
-    """The mean of `step_bytes` over a picture's passes. The first, which processes the prompts,
-    counts as one without a cache."""
+    """Return the mean of `step_bytes` over a picture's passes. The first one, which processes the prompts, counts as
+    one without a cache."""
     tokens: int = parameters["tokens"]
     no_cache = step_bytes(size, parameters, 0, weight_bytes, 0)
     return (
@@ -107,14 +107,14 @@ def least_bytes(
 
 
 def prompt_text(number: int) -> str:
-    """Text of request `number`: `PROMPT_TOKENS - 2` small letters, each one byte and so one
+    """Return the text of request `number`: `PROMPT_TOKENS - 2` lower-case letters, each one byte and so one
     token."""
     letters = random.Random(number)
     return "".join(letters.choice(string.ascii_lowercase) for _ in range(PROMPT_TOKENS - 2))
 
 
 def prompts_of(case: Case) -> list[str]:
-    """A text for each picture; candidates share one."""
+    """Return a text for each picture; candidates share one."""
     return [
         prompt_text(number)
         for number in range(case.parameters["batch"])
@@ -123,7 +123,7 @@ def prompts_of(case: Case) -> list[str]:
 
 
 def grid_of(tokens: int) -> tuple[int, int]:
-    """The most nearly square grid of this many codes.
+    """Return the most nearly square grid with this many codes.
 
     >>> grid_of(256), grid_of(128), grid_of(7)
     ((16, 16), (8, 16), (1, 7))
@@ -133,9 +133,9 @@ def grid_of(tokens: int) -> tuple[int, int]:
 
 
 def code_drawer(num: int, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """What a plain loop draws with: guidance over both streams, top-k and top-p by a sort, `multinomial`.
+    """Return a plain loop's sampler: guidance over both streams, top-k and top-p by sorting, `multinomial`.
 
-    Returns logits [2 num, R], all conditional rows first -> a code of each picture, int64 [num, 1].
+    It maps logits [2 num, R], all conditional rows first, to a code per picture, int64 [num, 1].
     """
     weights = torch.tensor([[GUIDANCE, 1 - GUIDANCE]], device=device).expand(num, 2)
     sampling = {

@@ -1,4 +1,4 @@
-"""The ops that this project benchmarks. Each file ends with its registrations; this is the hook's
+"""The ops that this project benchmarks. Each file ends with its registrations; this module is the hook's
 target."""
 
 from __future__ import annotations

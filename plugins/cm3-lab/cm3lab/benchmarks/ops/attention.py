@@ -36,7 +36,7 @@ SHAPES = {
     ("cpu", "full"): [(2, 8, 512, 64), (1, 8, 1024, 128)],
     ("cpu", "quick"): [(1, 8, 256, 64)],
 }
-#: Rows of four documents as a small decoder is trained with on a CPU that multiplies bfloat16.
+#: Rows of four documents, as in training of a small decoder on a CPU with bfloat16 instructions.
 TRAINED_SHAPE, TRAINED_DOCUMENTS = (17, 3, 352, 64), 4
 DRY_SHAPES = [(1, 2, 24, 32)]
 
@@ -98,7 +98,7 @@ class AttentionOp(Op):
         return made
 
     def expected(self, case: Case, inputs: Inputs) -> dict[tuple[int, int], tuple[Tensor, ...]]:
-        """Of the first and the last row and head: (row, head) -> output, and with a backward the
+        """Return the results for the first and the last row and head: (row, head) -> output and, with a backward, the
         three gradients."""
         B, H = case.parameters["B"], case.parameters["H"]
         found = {}
@@ -127,7 +127,7 @@ class AttentionOp(Op):
 
 
 def document_lengths(num_tokens: int, num_documents: int) -> list[int]:
-    """Lengths that are as equal as possible.
+    """Return lengths that are as equal as possible.
 
     >>> document_lengths(16, 3)
     [6, 5, 5]
@@ -139,8 +139,8 @@ def document_lengths(num_tokens: int, num_documents: int) -> list[int]:
 def attention_case(
     shape: tuple[int, int, int, int], num_documents: int, backward: bool, dtype: torch.dtype
 ) -> Case:
-    """A multiply and an add in both products for each visible pair; a backward is 2.5 times a
-    forward. `shape`: B, H, T, D."""
+    """Return a case; its operations are a multiply and an add in both products for each visible pair, and 2.5 times
+    that for a backward. `shape`: B, H, T, D."""
     B, H, T, D = shape
     pairs = B * H * sum(length * (length + 1) // 2 for length in document_lengths(T, num_documents))
     forward = 4 * D * pairs
@@ -160,7 +160,7 @@ def attention_case(
 
 
 def with_backward(case: Case, inputs: Inputs, forward: Callable[[], Tensor]) -> Callable[[], Any]:
-    """The forward alone, or (output, gradients of q, k, v); outputs are [B, T, H, D]."""
+    """Return the forward, or (output, gradients of q, k, v); outputs are [B, T, H, D]."""
     if not case.parameters["backward"]:
         return forward
 
@@ -192,7 +192,7 @@ def our_call(implementation: str, case: Case, inputs: Inputs) -> Callable[[], An
 def our_refusal(implementation: str, case: Case, where: Where) -> str | None:
     B, T, H = (case.parameters[name] for name in "BTH")
     if implementation == "reference" and B * H * T * T * 4 > 2**30:
-        return f"keeps {B * H * T * T * 4 / 2**30:.0f} GiB of scores at once"
+        return f"keeps {B * H * T * T * 4 / 2**30:.0f} GiB of scores in memory"
     return None
 
 
@@ -273,8 +273,8 @@ def compiled_flex() -> Any:
 
 
 class XformersProvider(Provider):
-    """xformers' attention, from `mslk` where that is installed (its new package); rows and
-    documents as one packed sequence."""
+    """xformers' attention, from `mslk` if installed (its new package); rows and documents as one packed
+    sequence."""
 
     name = "xformers"
 
@@ -300,13 +300,16 @@ class XformersProvider(Provider):
 
 
 def xformers_module() -> Any:
-    """The module with `memory_efficient_attention`; a reason (a string) where there is none."""
+    """Return the module with `memory_efficient_attention`, or the reason (a string) why there is none."""
     import importlib
 
     reasons = []
     for name in ("mslk.attention.fmha", "xformers.ops.fmha"):
         try:
             return importlib.import_module(name)
-        except (ImportError, OSError) as error:  # OSError: its libraries are built for another CUDA
+        except (
+            ImportError,
+            OSError,
+        ) as error:  # OSError: its libraries were built for another CUDA
             reasons.append(f"{name}: {str(error).splitlines()[0][:80]}")
     return "; ".join(reasons)

@@ -1,5 +1,5 @@
-"""Guided sampling of one step: two streams a request, filters, one id. Ours all draw the same id;
-the others use torch's own noise.
+"""Guided sampling of one step: two streams per request, filters, one id. All of ours draw the same id; the others
+use torch's own noise.
 
 Legend: n requests, S = 2 n stream rows (all conditional ones first), V ids.
 """
@@ -44,7 +44,7 @@ FILTER_NAMES = {
     "min_p": "min-p",
     "typical": "typical sampling",
 }
-#: Kinds that are measured only at these sizes.
+#: Kinds measured only at these sizes.
 ONLY_AT = {"cfg+plausible": [(1, 1024), (8, 8192)], "cfg+min_p+typical": [(8, 8192)]}
 SIZES = {
     ("cuda", "full"): [(n, V) for n in (1, 8, 32, 132, 256) for V in (8192, 64512)],
@@ -52,10 +52,10 @@ SIZES = {
     ("cpu", "full"): [(1, 1024), (1, 8192), (8, 8192), (8, 64512)],
     ("cpu", "quick"): [(8, 8192)],
 }
-#: Number of positions before the first is repeated.
+#: Number of positions before they repeat.
 NUM_POSITIONS = 256
-#: Limit for half the summed difference of two distributions: what one id at a filter's threshold
-#: may change.
+#: Limit for half the summed difference of two distributions: the effect of one id at a filter's
+#: threshold.
 DISTRIBUTION_LIMIT = 5e-3
 
 
@@ -64,9 +64,9 @@ class Expected:
     """The expected result.
 
     Args:
-        tokens: ids that the reference draws: with its own arithmetic, and with temperatures off by
-            1e-5, for rounding on CUDA.
-        probabilities: float64 [n, V], of the filtered distribution.
+        tokens: ids drawn by the reference: with exact temperatures, and with temperatures off by
+            1e-5, to allow for rounding on CUDA.
+        probabilities: float64 [n, V], the filtered distribution.
     """
 
     tokens: tuple[Tensor, ...]
@@ -166,8 +166,8 @@ class GuidedSampleOp(Op):
 def our_call(
     implementation: str, case: Case, inputs: Inputs, temperature: float | None = None
 ) -> Callable[[], Any]:
-    """Ours, at one position after the other, as an engine requests them; a temperature other than
-    None is for `Expected`."""
+    """Return our call, at one position after the other, as requested by an engine; a temperature other than None is
+    for `Expected`."""
     temperature_n = (
         None
         if temperature is None
@@ -193,8 +193,8 @@ def our_call(
 
 
 def chain(inputs: Inputs, dtype: torch.dtype) -> Tensor:
-    """The filtered distribution [n, V], as usually written in torch: mix, plausibility, top-k,
-    top-p by a sort, min-p, typical by a sort."""
+    """Return the filtered distribution [n, V], as usually written in torch: mix, plausibility, top-k, top-p by
+    sorting, min-p, typical by sorting."""
     logits, infinity = inputs["logits"].to(dtype), float("-inf")
     n = len(inputs["rows"])
     conditional, unconditional = logits[:n], logits[n:]
@@ -230,7 +230,7 @@ def chain(inputs: Inputs, dtype: torch.dtype) -> Tensor:
 
 
 def _behind(keys: Tensor, logits: Tensor, p_n: Tensor) -> Tensor:
-    """Ids after those of the largest keys whose probability reaches p, bool [n, V]."""
+    """Return the ids after those with the largest keys whose probability reaches p, bool [n, V]."""
     order = keys.sort(dim=1, descending=True).indices
     mass = logits.gather(1, order).softmax(1)
     behind = (mass.cumsum(1) - mass >= p_n.to(mass.dtype)[:, None]) & (p_n[:, None] < 1)
@@ -238,8 +238,8 @@ def _behind(keys: Tensor, logits: Tensor, p_n: Tensor) -> Tensor:
 
 
 def chain_and_draw(inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """Tokens and their distribution; by a race of exponentials, which, unlike `multinomial`, does
-    not wait for the device."""
+    """Return tokens and their distribution; uses a race of exponentials, which, unlike `multinomial`, does not
+    wait for the device."""
     probabilities = chain(inputs, torch.float32)
     return (probabilities / torch.empty_like(probabilities).exponential_()).argmax(1), probabilities
 
@@ -256,13 +256,13 @@ class ChainProvider(TorchProvider):
 
 
 def _lacking(case: Case, filters: frozenset[str]) -> str | None:
-    """Why a provider with these filters can't run a case; None: it can."""
+    """Return why a provider with these filters can't run a case; None if it can."""
     lacking = sorted(KINDS[case.parameters["kind"]] - filters)
     return f"has no {', '.join(FILTER_NAMES[name] for name in lacking)}" if lacking else None
 
 
 class HuggingFaceProvider(Provider):
-    """The logits processors of transformers, as its `generate` chains them, and
+    """The logits processors of transformers, chained as in its `generate`, and
     `torch.multinomial`."""
 
     name = "huggingface"
@@ -308,8 +308,8 @@ class HuggingFaceProvider(Provider):
 
 
 class FlashInferProvider(Provider):
-    """flashinfer's sampler without a sort, after mixing in torch. Its gate is weaker: it doesn't
-    expose a distribution."""
+    """flashinfer's sampler without sorting, after mixing in torch. Its check is weaker, since it doesn't expose a
+    distribution."""
 
     name = "flashinfer"
     filters = frozenset({"top_k", "top_p"})

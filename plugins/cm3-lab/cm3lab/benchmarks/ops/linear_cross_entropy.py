@@ -24,8 +24,8 @@ from cm3core.interfaces.benchmark import (
 from cm3kernels.linear_cross_entropy import IMPLEMENTATIONS, linear_cross_entropy
 from cm3lab.benchmarks.ops.ours import OurImplementation
 
-#: Of the loss and both gradients. Logits and their gradient are rounded to the inputs' precision
-#: once each.
+#: Error limit of the loss and both gradients. Logits and their gradient are each rounded to the inputs'
+#: precision once.
 LIMITS = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 #: (tokens, model dimension, ids)
 SHAPES = {
@@ -126,7 +126,7 @@ def our_call(implementation: str, case: Case, inputs: Inputs) -> Callable[[], An
 
 
 def whole_logits(inputs: Inputs) -> Tensor:
-    """All logits, float32 inside the loss."""
+    """Return the loss from all logits, float32 inside the loss."""
     logits = linear(inputs["hidden"], inputs["head"]).float()
     loss: Tensor = (
         inputs["weights"] * cross_entropy(logits, inputs["targets"], reduction="none")

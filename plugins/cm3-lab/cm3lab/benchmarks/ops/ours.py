@@ -1,4 +1,4 @@
-"""Our own implementations as providers: one for each name in an op's dispatch, `cm3/NAME`."""
+"""Our own implementations as providers: one per name in an op's dispatch, `cm3/NAME`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class OurImplementation(Provider):
 
     Args:
         implementation: its name in the op's `IMPLEMENTATIONS`.
-        call: (implementation, case, inputs) -> what is timed.
-        refusal: (case, where) -> a reason not to run that only the op knows.
+        call: (implementation, case, inputs) -> the timed function.
+        refusal: (case, where) -> an op-specific reason not to run.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class OurImplementation(Provider):
             if importlib.util.find_spec("triton") is None:
                 return "Triton is not installed"
             if where.device.type == "cpu" and not where.dry:
-                return "Triton's interpreter is for tests and not timed"
+                return "Triton's interpreter is only for tests and not timed"
             if where.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
                 return "on a CPU a dry run needs TRITON_INTERPRET=1"
         return self._refusal(self.implementation, case, where)

@@ -1,10 +1,10 @@
 """Decode attention of one layer: N candidates of one prompt, each with a conditional and an
 unconditional stream.
 
-The conditional streams share the prompt's keys, the unconditional ones three tokens; each stream
-has its own keys after that. The usual alternative is a whole cache for each stream: with torch's
-attention, padded to the longest, and with our own ("unshared"), which separates the gain from
-sharing from that of the kernel. Legend: R = 2 N rows, H query heads, K key heads, D head dimension,
+The conditional streams share the prompt's keys, the unconditional ones three tokens; after that each stream has
+its own keys. The usual alternative is a complete cache for each stream: with torch's attention, padded to the
+longest, and with our own ("unshared"), which separates the gain from sharing from the kernel's. Legend: R = 2 N
+rows, H query heads, K key heads, D head dimension,
 P prompt, L generated tokens.
 """
 
@@ -111,7 +111,7 @@ class SegmentDecodeOp(Op):
 
 
 def decode_case(shape: Shape, dtype: torch.dtype) -> Case:
-    """Every key and value once, however many rows read it."""
+    """Return a case whose bytes count every key and value once, however many rows read it."""
     N, P, L, H, K, D = shape
     num_keys = P + UNCONDITIONAL_PROMPT + 2 * N * L
     pairs = N * (P + UNCONDITIONAL_PROMPT + 2 * L)
@@ -140,12 +140,12 @@ def our_refusal(implementation: str, case: Case, where: Where) -> str | None:
     if implementation == "torch" and where.device.type != "cpu":
         return "needs the CPU"
     if implementation == "reference" and where.target == "cuda" and not where.dry:
-        return "copies each row's keys, row by row: for tests only"
+        return "copies each row's keys, row by row; only for tests"
     return None
 
 
 def row_slots(inputs: Inputs) -> list[Tensor]:
-    """The slots that each row reads, in order."""
+    """Return the slots that each row reads, in order."""
     plan, lengths = inputs["plan"], inputs["lengths"].tolist()
     return [
         torch.cat(
@@ -159,7 +159,7 @@ def row_slots(inputs: Inputs) -> list[Tensor]:
 
 
 def unshared_call(implementation: str, case: Case, inputs: Inputs) -> Callable[[], Any]:
-    """The same rows, each with one segment that contains copies of all its keys."""
+    """Return a call with the same rows, each with one segment that contains copies of all its keys."""
     slots, device = row_slots(inputs), inputs["q"].device
     capacity = -(-max(map(len, slots)) // 64) * 64
     starts = [row * capacity for row in range(len(slots))]

@@ -1,4 +1,4 @@
-"""The command line of `cm3 bench retrieval`. Light: heavy modules are imported when it runs."""
+"""The command line of `cm3 bench retrieval`. Light: it imports heavy modules only when it runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DESCRIPTION = (
     "and search\n"
     "by text and by picture: recall against exact search, latency, and batches compared with faiss "
     "called directly on the\n"
-    "same vectors. Then the loader's share of a training step. Prints a table; with -o also JSON "
+    "same vectors. Then the loader's share of a training step. Prints a table; with -o also writes JSON "
     "and a plot."
 )
 EXAMPLE = """examples:
@@ -53,7 +53,7 @@ def configure(parser: ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="flat, ivf, pq or hnsw; may be given several times (default: all)",
+        help="flat, ivf, pq or hnsw; can be repeated (default: all)",
     )
     parser.add_argument(
         "--threads",
@@ -81,7 +81,7 @@ def configure(parser: ArgumentParser) -> None:
         default=[],
         dest="retrievers",
         metavar="NAME",
-        help="also measure this retriever with its defaults (plugins' too); may be given several times",
+        help="also measure this retriever with its defaults (also from plugins); can be repeated",
     )
     parser.add_argument(
         "--no-loader", action="store_true", help="skip the loader's share of a training step"
@@ -102,7 +102,7 @@ def configure(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    """Run it; returns the exit code 0."""
+    """Run the command; returns the exit code 0."""
     known = [name for name in INDEX_TYPES if name != "auto"]
     for name in args.index:
         if name not in known:
@@ -156,11 +156,11 @@ def _run(args: Namespace, indexes: list[str]) -> int:
 
 
 class _Results:
-    """Rows, printed and written as they come; begins with a line about the machine.
+    """Rows, printed and written immediately; starts with a line about the machine.
 
     Args:
-        out: the JSON file; None: nothing is written.
-        where: what is measured on.
+        out: the JSON file; None: write nothing.
+        where: the machine.
     """
 
     def __init__(self, out: Path | None, where: Where) -> None:
@@ -186,7 +186,7 @@ class _Results:
         )
 
     def add(self, row: dict[str, Any]) -> None:
-        """Keep a row."""
+        """Add a row."""
         from cm3lab.benchmarks.report import write_json
         from cm3lab.benchmarks.retrieval import report, runner
 
@@ -197,7 +197,7 @@ class _Results:
             write_json(self.out, self._environment, self._limits, self.rows)
 
     def plot(self) -> None:
-        """The plot beside the JSON file, if an index was measured."""
+        """Write the plot next to the JSON file, if an index was measured."""
         from cm3lab.benchmarks.retrieval import report
 
         if self.out is not None and any(row["part"] == "index" for row in self.rows):

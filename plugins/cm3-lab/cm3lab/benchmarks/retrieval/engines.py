@@ -1,12 +1,12 @@
-"""Databases beside the local bank, in one run: the same documents and queries, each query asked of all
-of them in turn, so that a busy machine slows all alike. Times are wall clock, since a server works in
-other processes.
+"""Databases compared with the local bank in one run: the same documents and queries, each query sent to all of them in
+turn, so that a busy machine slows all alike. Times are wall-clock times, since a server works in other
+processes.
 
-    postgres          the retriever `pgvector` over the database that libpq's variables name (PGHOST, ...)
-    lancedb, qdrant   engines in this process, which keep a folder: the package lancedb (a table, IVF with an HNSW graph
+    postgres          the retriever `pgvector` on the database in libpq's variables (PGHOST, ...)
+    lancedb, qdrant   engines in this process, which store a folder: the package lancedb (a table, IVF with an HNSW graph
                       in each list), and qdrant-edge-py (a shard of Qdrant without its server, an HNSW graph)
 
-Legend: Q queries, W results a query, E numbers of a vector.
+Legend: Q queries, W results per query, E numbers per vector.
 """
 
 from __future__ import annotations
@@ -51,20 +51,20 @@ if TYPE_CHECKING:
 
 
 Row = dict[str, Any]
-#: Numbers of queries -> for each the rows found, at most `NEAREST`.
+#: Query numbers -> rows found for each, at most `NEAREST`.
 Ask = Callable[[list[int]], list[list[int]]]
 PLACE = "cm3 bench retrieval"
-#: Size of the candidate list of a search in a graph, as `PgvectorOptions.ef_search` has it.
+#: Size of the candidate list of a graph search, as in `PgvectorOptions.ef_search`.
 CANDIDATES = 200
-#: Documents of a message to an engine.
+#: Number of documents per message to an engine.
 MESSAGE_ROWS = 1024
-#: Qdrant's graph by its server's defaults: links of a document, candidates while it is built, and the
-#: kilobytes of vectors below which all are compared instead, be it all documents or those that pass a filter.
+#: Qdrant's graph with its server's defaults: links per document, candidates while building, and the kilobytes of
+#: vectors below which all are compared instead, whether all documents or those that match a filter.
 QDRANT_LINKS, QDRANT_CONSTRUCTION, COMPARED_KB = 16, 100, 10_000
 
 
 def lancedb_packages() -> tuple[Any, Any]:
-    """The packages lancedb and pyarrow.
+    """Import the packages lancedb and pyarrow.
 
     Raises:
         MissingPackageError: one of them is not installed.
@@ -82,14 +82,14 @@ def lancedb_packages() -> tuple[Any, Any]:
 
 
 def fill_lancedb(folder: Path, bank: MemoryBank) -> tuple[Any, Row]:
-    """A table of the bank's vectors and styles, without codes and texts.
+    """Create a table of the bank's vectors and styles, without codes and texts.
 
     Args:
-        folder: where none is yet.
-        bank: whose documents are taken.
+        folder: folder without a table.
+        bank: the bank to copy.
 
     Returns:
-        the table; the row of seconds and bytes.
+        the table, and the row of seconds and bytes.
     """
     lancedb, pyarrow = lancedb_packages()
     dimension = bank.manifest.dimension
@@ -128,12 +128,12 @@ def fill_lancedb(folder: Path, bank: MemoryBank) -> tuple[Any, Row]:
 
 
 def ask_lancedb(table: Any, vectors_QE: VectorArray, styles: Sequence[str]) -> Ask:
-    """Its search with the same number of candidates ranked by full vectors as pgvector's (64).
+    """Return LanceDB's search, which ranks as many candidates by full vectors as pgvector's (64).
 
     Args:
-        table: of `fill_lancedb`.
+        table: from `fill_lancedb`.
         vectors_QE: the queries.
-        styles: only documents of one of these; empty: of any.
+        styles: only documents in one of these styles; empty: any.
     """
     names = ", ".join(f"'{style}'" for style in styles)
 
@@ -151,7 +151,7 @@ def ask_lancedb(table: Any, vectors_QE: VectorArray, styles: Sequence[str]) -> A
 
 
 def qdrant_package() -> Any:
-    """The package qdrant_edge.
+    """Import the package qdrant_edge.
 
     Raises:
         MissingPackageError: it is not installed.
@@ -168,17 +168,17 @@ def qdrant_package() -> Any:
 
 @contextmanager
 def filled_qdrant(folder: Path, bank: MemoryBank) -> Iterator[tuple[Any, Row]]:
-    """A shard of the bank's vectors and styles, without codes and texts, as long as the block runs.
+    """Context with a shard of the bank's vectors and styles, without codes and texts.
 
-    As Qdrant's server would keep them, with the threads that all others use. The row tells how many vectors
-    are in the graph: none where it compares all.
+    It is stored as by Qdrant's server, with the same number of threads as the others. The row states how many vectors
+    are in the graph: none if it compares all.
 
     Args:
-        folder: where none is yet.
-        bank: whose documents are taken.
+        folder: folder without a shard.
+        bank: the bank to copy.
 
     Yields:
-        the shard; the row of seconds and bytes.
+        the shard, and the row of seconds and bytes.
     """
     qdrant = qdrant_package()
     from importlib.metadata import version
@@ -230,16 +230,16 @@ def filled_qdrant(folder: Path, bank: MemoryBank) -> Iterator[tuple[Any, Row]]:
 def ask_qdrant(
     shard: Any, vectors_QE: VectorArray, styles: Sequence[str], *, acorn: bool = False
 ) -> Ask:
-    """Its search; all queries of a batch in one request.
+    """Return Qdrant's search, with all queries of a batch in one request.
 
-    By default it walks the graph through documents that pass only. Where few pass, the graph falls apart, and it
-    answers with what it reaches, at times nothing near. `acorn` lets it step over one that does not.
+    By default it walks the graph only through documents that match. If few match, the graph falls apart, and it returns
+    what it reaches, sometimes nothing near. `acorn` lets it step over a document that does not match.
 
     Args:
-        shard: of `filled_qdrant`.
+        shard: from `filled_qdrant`.
         vectors_QE: the queries.
-        styles: only documents of one of these; empty: of any.
-        acorn: search by ACORN (arXiv:2403.04871) where a filter passes four documents in ten or fewer.
+        styles: only documents in one of these styles; empty: any.
+        acorn: search with ACORN (arXiv:2403.04871) if a filter matches at most 40% of the documents.
     """
     qdrant = qdrant_package()
     params = qdrant.SearchParams(hnsw_ef=CANDIDATES, acorn=qdrant.AcornSearchParams(enable=acorn))
@@ -260,19 +260,19 @@ def ask_qdrant(
 
 
 def disk_bytes(paths: Iterable[Path]) -> int:
-    """What files take on the disk: engines make files of fixed sizes and fill a small part of them."""
+    """Return the disk space of files: engines create files of fixed size and fill a small part of them."""
     return sum(path.stat().st_blocks * 512 for path in paths if path.is_file())
 
 
-#: Queries of a batch.
+#: Queries per batch.
 BATCH = 256
-#: The schema that is made, and removed afterwards.
+#: The schema, which is created and then removed.
 SCHEMA = "cm3_bench"
 
 
 @dataclass(frozen=True)
 class Engines:
-    """Which are measured beside the bank's own indexes.
+    """Engines to measure in addition to the bank's own indexes.
 
     Args:
         postgres, lancedb, qdrant: these databases.
@@ -289,15 +289,15 @@ class Engines:
 
 
 def check_engines(dimension: int, asked: Engines) -> None:
-    """Refuse before long work what would fail after it.
+    """Raise errors early that would otherwise occur after long work.
 
     Args:
         dimension: E.
-        asked: what will be measured.
+        asked: engines to measure.
 
     Raises:
         MissingPackageError: a package is not installed.
-        DatabaseError: the server can't be reached, has no pgvector, or indexes no such vectors.
+        DatabaseError: the server can't be reached, has no pgvector, or can't index such vectors.
     """
     if asked.lancedb:
         lancedb_packages()
@@ -315,17 +315,17 @@ def check_engines(dimension: int, asked: Engines) -> None:
         if dimension > MOST_INDEXED:
             raise DatabaseError(
                 "cm3 bench retrieval --dimension",
-                f"is {dimension:,}, and pgvector indexes {MOST_INDEXED:,} numbers at most",
+                f"is {dimension:,}, but pgvector indexes at most {MOST_INDEXED:,} numbers",
                 "use fewer, or leave --postgres out",
             )
 
 
 def retrievers_of(names: Sequence[str], registry: Registry) -> dict[str, RetrieverConfig]:
-    """The retrievers of these names, with their defaults, but for the number of results.
+    """Return the retrievers with these names, with their defaults except the number of results.
 
     Raises:
-        PluginError, RecipeError: no plugin provides one, or it has a key without a default.
-        CM3Error: it has a memory of its own, and can't be asked of the bank.
+        PluginError, RecipeError: no plugin provides it, or it has a key without a default.
+        CM3Error: it has its own memory, so it can't search the bank.
     """
     found: dict[str, RetrieverConfig] = {}
     for name in names:
@@ -334,7 +334,7 @@ def retrievers_of(names: Sequence[str], registry: Registry) -> dict[str, Retriev
             "type[RetrieverConfig]", registry.config_class("retriever", name, place=place)
         )
         if config_class.own_memory:
-            raise CM3Error(place, "has a memory of its own", "name one that searches a bank")
+            raise CM3Error(place, "has its own memory", "use one that searches a bank")
         config = named_config(config_class, {"num_retrieved": NEAREST}, "retriever")
         check_config(config)
         found[name] = config
@@ -348,14 +348,14 @@ def run_engines(
     asked: Engines,
     done: Callable[[Row], None],
 ) -> None:
-    """Fill the databases, ask the queries of each and of the bank's own indexes.
+    """Fill the databases, and run the queries on each and on the bank's own indexes.
 
     Args:
-        folder: a bank of `synthetic.write_bank`; what runs in this process writes beside it, and is
-            removed afterwards.
-        vectors_QE: of the queries, as many of each modality.
-        indexes: types of local indexes that are kept there, or built.
-        asked: what is measured beside them.
+        folder: a bank from `synthetic.write_bank`; engines in this process write next to it, and are removed
+            afterwards.
+        vectors_QE: the queries, with equally many of each modality.
+        indexes: types of local indexes that are stored there, or built.
+        asked: engines to measure in addition.
         done: called with each row.
     """
     bank, num_queries = MemoryBank.open(folder), len(vectors_QE) // len(MODALITIES)
@@ -403,7 +403,7 @@ def run_engines(
 
 
 def _exact(bank: MemoryBank, vectors_QE: VectorArray, styles: Sequence[str]) -> RowArray:
-    """The nearest rows [Q, `NEAREST`] of those that are of one of the styles; of all, if there are none."""
+    """Return the nearest rows [Q, `NEAREST`] among documents in one of the styles; among all without styles."""
     if not styles:
         return FlatIndex(bank.vectors).search(vectors_QE, NEAREST)[1]
     own = np.flatnonzero([styles_of(row) in styles for row in range(len(bank))])
@@ -415,12 +415,12 @@ def measured(
     exact: Mapping[str, RowArray],
     num_queries: int,
 ) -> Iterator[Row]:
-    """A row for each engine: recall, and milliseconds of a query alone and of one in a batch.
+    """Yield a row per engine: recall, and milliseconds of a single query and of one in a batch.
 
     Args:
-        engines: numbers of queries -> for each the rows found, at most `NEAREST`.
+        engines: query numbers -> rows found for each, at most `NEAREST`.
         exact: by engine, the rows to find [2 * num_queries, `NEAREST`].
-        num_queries: of each modality.
+        num_queries: queries of each modality.
     """
     times: dict[str, list[float]] = {name: [] for name in engines}
     found: dict[str, list[list[int]]] = {name: [] for name in engines}
@@ -466,7 +466,7 @@ def _rows(vectors: VectorArray) -> Any:
 
 @contextmanager
 def _schema(wanted: bool) -> Iterator[Any]:
-    """Options of a schema that is not there, and is removed afterwards; None where none is wanted."""
+    """Context with options of a new schema, which is removed afterwards; None if not wanted."""
     if not wanted:
         yield None
         return
@@ -492,7 +492,7 @@ def _schema(wanted: bool) -> Iterator[Any]:
 
 
 def fill_postgres(options: Any, bank: MemoryBank) -> tuple[SharedMemory, Row]:
-    """All documents of the bank, and the graph; seconds of both and bytes on disk."""
+    """Add all documents of the bank, and build the graph; returns seconds of both and bytes on disk."""
     from cm3postgres import transfer
     from cm3postgres.schema import CONSTRUCTION, LINKS, VECTOR_INDEX, About, build_index
 

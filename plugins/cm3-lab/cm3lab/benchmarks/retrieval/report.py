@@ -11,13 +11,13 @@ from cm3lab.benchmarks.retrieval.runner import NEAREST
 from cm3lab.benchmarks.retrieval.synthetic import MODALITIES
 
 Row = Mapping[str, Any]
-#: The goals: recall and milliseconds of a query, time relative to faiss called directly, share of a
-#: training step.
+#: The goals: recall and milliseconds per query, time relative to faiss called directly, share of a training
+#: step.
 RECALL, MS, TIMES, SHARE = 0.95, 10.0, 1.2, 0.05
 
 
 def line(row: Row) -> str:
-    """A row in words."""
+    """Describe a row."""
     if row["part"] == "bank":
         return (
             f"bank: {row['num']:,} documents, vectors of {row['dimension']} numbers "
@@ -59,7 +59,7 @@ def line(row: Row) -> str:
         for modality, one in row["queries"].items()
     ]
     batches = [
-        f"  {many['num_queries']} at once: {many['retriever_ms']:.3f} ms a query with all rules, "
+        f"  {many['num_queries']} at once: {many['retriever_ms']:.3f} ms per query with all rules, "
         "index "
         f"{many['index_ms']:.3f}, faiss called directly {many['faiss_ms']:.3f} "
         f"({many['retriever_x']:.2f} and {many['index_x']:.2f} times faiss)"
@@ -73,36 +73,36 @@ def _mb(num_bytes: int) -> str:
 
 
 def verdicts(rows: Sequence[Row]) -> list[str]:
-    """One line for each goal that was measured."""
+    """Return one line per measured goal."""
     lines = []
     for row in rows:
         if row["part"] == "index":
             recall = min(one["recall"] for one in row["queries"].values())
             ms = max(one["retrieve_ms"] for one in row["queries"].values())
-            # it is there for comparison, and chosen only where it is fast
+            # flat is for comparison, and only chosen where it is fast
             if row["index"] != "flat":
                 lines.append(
                     f"{_met(recall >= RECALL and ms < MS)} {row['index']}: recall@{NEAREST} "
                     f"{recall:.3f} in {ms:.2f} ms "
-                    f"a query (aim: {RECALL}, {MS:g} ms)"
+                    f"per query (goal: {RECALL}, {MS:g} ms)"
                 )
             if row["batches"]:
                 times = max(many["retriever_x"] for many in row["batches"])
                 lines.append(
                     f"{_met(times <= TIMES)} {row['index']}: batches take {times:.2f} times "
-                    "faiss called directly (aim: "
+                    "faiss called directly (goal: "
                     f"{TIMES})"
                 )
         elif row["part"] == "loader":
             lines.append(
-                f"{_met(row['share'] < SHARE)} loader: {row['share']:.1%} of a step (aim: "
+                f"{_met(row['share'] < SHARE)} loader: {row['share']:.1%} of a step (goal: "
                 f"{SHARE:.0%})"
             )
         elif row["part"] == "open":
             lines.append(
                 f"{_met(row['seconds'] < 1 and row['memory_bytes'] < 1e9)} opening: "
                 f"{row['seconds']:.2f} s, "
-                f"{row['memory_bytes'] / 1e6:.0f} MB (aim: 1 s, 1 GB)"
+                f"{row['memory_bytes'] / 1e6:.0f} MB (goal: 1 s, 1 GB)"
             )
     return lines
 
@@ -112,8 +112,8 @@ def _met(good: bool) -> str:
 
 
 def write_plot(path: Path, rows: Sequence[Row], environment: Mapping[str, Any]) -> Path:
-    """Recall against milliseconds a query, a panel for each modality; dots are the settings chosen.
-    A PNG next to `path`."""
+    """Plot recall against milliseconds per query, with a panel per modality; dots are the chosen settings. Writes a
+    PNG next to `path`."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -138,7 +138,7 @@ def write_plot(path: Path, rows: Sequence[Row], environment: Mapping[str, Any]) 
         axes.axhline(RECALL, color="0.6", linestyle="--", linewidth=0.8)
         axes.axvline(MS, color="0.6", linestyle="--", linewidth=0.8)
         axes.set_xscale("log")
-        axes.set_xlabel(f"milliseconds of one search, {modality} queries")
+        axes.set_xlabel(f"milliseconds per search, {modality} queries")
         axes.grid(color="0.9", linewidth=0.5)
     panels[0].set_ylabel(f"recall@{NEAREST}")
     panels[0].legend(fontsize=8, loc="lower right")

@@ -1,10 +1,10 @@
-"""Runs the benchmark: a bank is written, opened, indexed and searched; then a few training steps
-are run.
+"""Runs the benchmark: writes, opens, indexes and searches a bank; then runs a few training
+steps.
 
-Every part gives rows (plain dicts, as in the JSON). Times are wall clock; with one thread they are
-the process's own time, which a busy machine hardly affects.
+Every part yields rows (plain dicts, as in the JSON). Times are wall-clock times; with one thread they are the
+process's own time, which a busy machine hardly affects.
 
-Legend: Q queries, W results a query, E numbers of a vector.
+Legend: Q queries, W results per query, E numbers per vector.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 #: Number of results over which recall is computed: the paper prepends up to 3 documents.
 NEAREST = 4
-#: Queries of a batch, and how often the two sides' batches alternate.
+#: Queries per batch, and how often the batches of both sides alternate.
 BATCHES, TURNS = (32, 256), 3
-#: Queries of each modality at each point of a curve, and single queries for an exact index, which
+#: Queries of each modality per point of a curve, and single queries for an exact index, which
 #: can be slow.
 CURVE_QUERIES, NUM_EXACT = 100, 40
-#: Prints the seconds that opening a bank takes, and the process's own memory in bytes. File pages
-#: don't count: the system can reclaim them.
+#: Prints the seconds for opening a bank, and the process's own memory in bytes. File pages don't count: the
+#: system can reclaim them.
 OPENING = """
 import json, sys, time
 from cm3run.bank import MemoryBank
@@ -68,7 +68,7 @@ print(json.dumps([time.perf_counter() - begin, own_bytes() - before]))
 
 @dataclass(frozen=True)
 class Extent:
-    """Sizes: documents, numbers of a vector, queries of each modality."""
+    """Sizes: documents, numbers per vector, queries of each modality."""
 
     num: int
     dimension: int
@@ -76,7 +76,7 @@ class Extent:
 
 
 class Watched:
-    """Seconds of a block, and the peak growth of the process's own memory, in bytes."""
+    """Measures the seconds of a block, and the peak growth of the process's own memory in bytes."""
 
     def __enter__(self) -> Watched:
         self._before = self._most = own_bytes()
@@ -98,13 +98,13 @@ class Watched:
 
 
 def own_bytes() -> int:
-    """Memory of this process that doesn't belong to a file."""
+    """Return the memory of this process that doesn't belong to a file."""
     with Path("/proc/self/status").open(encoding="ascii", errors="replace") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("RssAnon"))
 
 
 def load() -> float | None:
-    """Running and waiting processes, averaged over the last minute."""
+    """Return the number of running and waiting processes, averaged over the last minute."""
     try:
         return round(os.getloadavg()[0], 2)
     except OSError:
@@ -118,10 +118,10 @@ def _now() -> float:
 def run_bank(
     folder: Path, extent: Extent, indexes: Sequence[str], done: Callable[[Row], None]
 ) -> None:
-    """Everything about one bank.
+    """Measure everything about one bank.
 
     Args:
-        folder: where it is written.
+        folder: folder of the bank.
         extent: its size.
         indexes: types, of "flat", "ivf", "pq", "hnsw".
         done: called with each row.
@@ -153,13 +153,13 @@ def run_bank(
 
 @dataclass(frozen=True)
 class _Queries:
-    """A bank, and what is asked of each of its indexes.
+    """A bank, and the queries for each of its indexes.
 
     Args:
-        bank: in its folder.
-        vectors_QE: of the queries, a modality after the other.
+        bank: the bank in its folder.
+        vectors_QE: vectors of the queries, one modality after the other.
         exact_QW: the rows to find.
-        bare: a flat index of faiss over the bank's vectors.
+        bare: a faiss flat index over the bank's vectors.
     """
 
     bank: MemoryBank
@@ -187,13 +187,13 @@ class _Queries:
 
 
 def _index_row(queries: _Queries, name: str) -> Row:
-    """One type of index: built, opened again, asked one by one and in batches."""
+    """Measure one type of index: build it, open it again, search one by one and in batches."""
     config, embedder = DenseRetrieverConfig(index=name), TableEmbedder(queries.vectors_QE)
     with Watched() as watched:
         retriever = config.build(queries.bank, embedder)
     with Watched() as again:
         retriever = config.build(queries.bank, embedder)
-    assert isinstance(retriever, VectorRetriever)  # of a local bank
+    assert isinstance(retriever, VectorRetriever)  # for a local bank
     index = retriever.index
     files = (queries.bank.folder / "index" / name).glob("*.index")
     row: Row = {
@@ -234,8 +234,8 @@ def _asked(
     queries_QE: VectorArray,
     exact_QW: RowArray,
 ) -> Row:
-    """Queries of one modality, one at a time: recall, and milliseconds of the search alone and of
-    retrieving with all rules."""
+    """Run queries of one modality, one at a time: recall, and milliseconds of the search alone and of retrieving with
+    all rules."""
     number = min(len(documents), NUM_EXACT) if index.exact else len(documents)
     search_ms, found = _each(partial(_first_rows, index, queries_QE), number)
     retrieve_ms, _ = _each(lambda at: retriever.retrieve([documents[at]], NEAREST), number)
@@ -248,7 +248,7 @@ def _asked(
 
 
 def _each(call: Callable[[int], Any], number: int) -> tuple[list[float], list[Any]]:
-    """Milliseconds of each call, and their results; an extra first call is not counted."""
+    """Return the milliseconds and results of each call; an extra first call is not counted."""
     call(0)
     times, results = [], []
     for at in range(number):
@@ -263,7 +263,7 @@ def _spread(name: str, times: Sequence[float]) -> dict[str, float]:
 
 
 def recall(found_QW: RowArray, exact_QW: RowArray) -> float:
-    """The share of the exact rows that were found.
+    """Return the share of the exact rows that were found.
 
     >>> recall(np.array([[3, 1]]), np.array([[1, 2]]))
     0.5
@@ -272,7 +272,7 @@ def recall(found_QW: RowArray, exact_QW: RowArray) -> float:
 
 
 def curve(index: VectorIndex, vectors_QE: VectorArray, exact_QW: RowArray) -> list[Row]:
-    """Recall and milliseconds a query with the settings 1, 2, 4, ... of a search."""
+    """Return recall and milliseconds per query with the search settings 1, 2, 4, ..."""
     assert isinstance(index, ApproximateIndex)
     half, points = len(vectors_QE) // 2, []
     number, setting = min(CURVE_QUERIES, half), index.engine.least_setting
@@ -293,7 +293,7 @@ def curve(index: VectorIndex, vectors_QE: VectorArray, exact_QW: RowArray) -> li
 
 
 def _first_rows(index: VectorIndex, queries_QE: VectorArray, at: int) -> RowArray:
-    """The nearest rows [W] of one query."""
+    """Return the nearest rows [W] of one query."""
     rows_W: RowArray = index.search(queries_QE[at : at + 1], NEAREST)[1][0]
     return rows_W
 
@@ -301,14 +301,14 @@ def _first_rows(index: VectorIndex, queries_QE: VectorArray, at: int) -> RowArra
 def batch(
     retriever: VectorRetriever, embedder: TableEmbedder, bare: Any, documents: Sequence[Document]
 ) -> Row:
-    """A batch of queries: our whole path without the embedding, our index alone, and faiss called
-    directly; milliseconds a query, the best of `TURNS` alternating runs. faiss does the same work
-    with its own classes: for flat its flat index, for the others the same index with its exact
-    reranking of the same number of candidates.
+    """Run a batch of queries: our whole path without the embedding, our index alone, and faiss called directly;
+    milliseconds per query, the best of `TURNS` alternating runs. faiss does the same work with its own classes: for flat
+    its flat index, for the others the same index with its exact reranking of the same number of
+    candidates.
 
     Args:
-        retriever: ours.
-        embedder: of the queries.
+        retriever: our retriever.
+        embedder: embedder of the queries.
         bare: faiss's flat index of all vectors, a copy of them.
         documents: the queries.
     """
@@ -350,9 +350,9 @@ def batch(
 
 
 def loader_part(registry: Registry, *, quick: bool) -> Row:
-    """The share of a training step that making its batch takes, with retrieved documents prepended,
-    as training itself measures it. The recipe is `quickstart`, whose decoder is the smallest that
-    is trained in practice: there a batch costs most relative to its step."""
+    """Return the share of a training step spent on making its batch, with retrieved documents prepended, as measured by
+    training itself. The recipe is `quickstart`, with the smallest decoder trained in practice: there a batch costs most
+    relative to its step."""
     from cm3core.recipe import compose
     from cm3run.training import train
 

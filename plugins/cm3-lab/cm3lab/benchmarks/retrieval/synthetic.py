@@ -1,15 +1,14 @@
-"""A bank like that of a two-tower embedder, made by arithmetic: clusters, low intrinsic dimension,
-and a modality gap.
+"""A synthetic bank like a two-tower embedder's: clusters, low intrinsic dimension, and a modality
+gap.
 
-A document has a latent point of 24 numbers near its concept's; concepts are of very different sizes
-(Zipf). Each tower maps latent points to E numbers by a matrix that it partly shares with the other,
-adds a direction of its own (so that texts cluster together and pictures cluster together, as CLIP's
-do: Liang et al. 2022, "Mind the Gap") and noise in all directions. A document's vector is the mean
-of both, as in the paper; a query is another point of a document's concept, seen by one tower. So
-queries differ from documents, and text queries differ from them in another way than picture
+A document has a latent point of 24 numbers near its concept's; concept sizes differ widely (Zipf). Each tower maps latent
+points to E numbers with a matrix that it partly shares with the other tower, adds its own direction (so that texts
+cluster together and pictures cluster together, as CLIP's do: Liang et al. 2022, "Mind the Gap"), and adds noise in all
+directions. A document's vector is the mean of both, as in the paper; a query is another point of a document's concept,
+seen by one tower. So queries differ from documents, and text queries differ from them in another way than picture
 queries.
 
-Legend: M documents, E numbers of a vector, L latent numbers, Q queries.
+Legend: M documents, E numbers per vector, L latent numbers, Q queries.
 """
 
 from __future__ import annotations
@@ -26,18 +25,18 @@ from cm3run.bank.manifest import ImageTokenizerMaker, Maker, Manifest
 from cm3run.bank.shard import BankDocument, write_shard
 
 LATENT = 24
-#: Mean number of documents of a concept, and their distance from its centre (whose numbers have
-#: variance 1).
+#: Mean number of documents per concept, and their distance from its centre (whose numbers have variance
+#: 1).
 OF_A_CONCEPT, SPREAD = 100, 0.5
-#: Lengths, relative to a latent part of length 1: of what the towers don't share, of a tower's own
+#: Lengths, relative to a latent part of length 1: of the part that the towers don't share, of a tower's own
 #: direction, and of noise.
 UNSHARED, GAP, NOISE = 0.5, 1.0, 0.3
 GRID, CODEBOOK = (16, 16), 1024
 SHARD_ROWS = 32_768
 SEED = 20_240_229
 MODALITIES = ("text", "image")
-#: Styles of documents; what a search asks for, by the end of an engine's name: one document of ten and one
-#: of a hundred passes.
+#: Styles of documents; the filter of a search, by the end of an engine's name: one document in ten and one in a
+#: hundred match.
 NUM_STYLES = 100
 FILTERS: dict[str, list[str]] = {
     "": [],
@@ -47,7 +46,7 @@ FILTERS: dict[str, list[str]] = {
 
 
 def styles_of(number: int) -> str:
-    """The style of a document of the bank.
+    """Return the style of a document in the bank.
 
     >>> styles_of(1207)
     'style 7'
@@ -82,8 +81,8 @@ class Towers:
         ]
 
     def latent(self, numbers_n: npt.NDArray[np.int64], rng: np.random.Generator) -> VectorArray:
-        """Latent points float32 [n, L] of documents: from their concept, which their number
-        determines, and chance."""
+        """Return latent points float32 [n, L] of documents, from their concept, which their number determines, and
+        noise."""
         places = (numbers_n * 0.6180339887498949) % 1
         concepts = np.searchsorted(self._ends, places).clip(0, len(self._concepts) - 1)
         points_nL: VectorArray = self._concepts[concepts] + SPREAD * rng.standard_normal(
@@ -92,21 +91,21 @@ class Towers:
         return points_nL
 
     def see(self, tower: int, latent_nL: VectorArray, rng: np.random.Generator) -> VectorArray:
-        """Unit vectors float32 [n, E] of one tower."""
+        """Return unit vectors float32 [n, E] of one tower."""
         noise = rng.standard_normal((len(latent_nL), self.dimension), np.float32) * np.float32(
             NOISE / np.sqrt(self.dimension)
         )
         return normalise(latent_nL @ self._maps[tower] + self._gaps[tower] + noise)
 
     def blocks(self, rows: int = SHARD_ROWS) -> Iterator[VectorArray]:
-        """All documents' vectors in order, each block from its own generator."""
+        """Yield all documents' vectors in order, each block from its own generator."""
         for start in range(0, self.num, rows):
             rng = np.random.default_rng((SEED, start))
             latent_nL = self.latent(np.arange(start, min(start + rows, self.num)), rng)
             yield normalise(self.see(0, latent_nL, rng) + self.see(1, latent_nL, rng))
 
     def queries(self, number: int) -> VectorArray:
-        """Unit vectors float32 [2 * number, E]: texts, then pictures; each from a document's
+        """Return unit vectors float32 [2 * number, E]: texts, then pictures; each from a document's
         concept."""
         found = []
         for tower in range(len(MODALITIES)):
@@ -117,10 +116,10 @@ class Towers:
 
 
 class TableEmbedder(Embedder):
-    """Has the queries' vectors: embedding them is a look-up.
+    """Holds the queries' vectors: embedding them is a look-up.
 
     Args:
-        vectors: float32 [2 * Q, E], of `Towers.queries`.
+        vectors: float32 [2 * Q, E], from `Towers.queries`.
     """
 
     def __init__(self, vectors: VectorArray) -> None:
@@ -144,7 +143,7 @@ class TableEmbedder(Embedder):
 
 
 def query_documents(number: int) -> dict[str, list[Document]]:
-    """Modality -> queries that a `TableEmbedder` of 2 * number vectors knows."""
+    """Return modality -> queries known to a `TableEmbedder` with 2 * number vectors."""
 
     def picture(row: int) -> Image:
         return Image(
@@ -158,7 +157,7 @@ def query_documents(number: int) -> dict[str, list[Document]]:
 
 
 def write_bank(folder: Path, towers: Towers) -> Manifest:
-    """A whole memory bank of the towers' documents, each a text and a picture of random codes."""
+    """Write a complete memory bank of the towers' documents, each a text and a picture with random codes."""
     manifest = Manifest(
         towers.dimension,
         Maker("synthetic", {}, "synthetic"),

@@ -1,4 +1,4 @@
-"""The command line of `cm3 experiment patch-knn`. Light: heavy modules are imported when it runs."""
+"""The command line of `cm3 experiment patch-knn`. Light: it imports heavy modules only when it runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cm3core.errors import CM3Error
 from cm3core.files import write_text
 
 PLACE = "cm3 experiment patch-knn"
-#: Keys of the sampler that are options, and how they are read.
+#: Keys of the sampler that are options, and their parsers.
 KEYS: dict[str, Callable[[str], Any]] = {
     "neighbours": whole_number(1, 2**31 - 1),
     "scale": real_number(0, 1e9),
@@ -36,12 +36,12 @@ EXAMPLE = """examples:
 
 
 def configure(parser: ArgumentParser) -> None:
-    """Its arguments."""
+    """Add the command's arguments."""
     parser.epilog, parser.formatter_class = EXAMPLE, RawDescriptionHelpFormatter
     parser.description = (
-        "Nats an image token of a model's held-out pictures, with its probabilities mixed with\n"
-        "those of similar places in the memory's pictures (sampler patch_knn), and, as a control,\n"
-        "with the frequencies of codes in the memory. Nothing is trained."
+        "Nats per image token on a model's held-out pictures, with its probabilities mixed with those of\n"
+        "similar places in the memory's pictures (sampler patch_knn) and, as a control, with the\n"
+        "frequencies of codes in the memory. Nothing is trained."
     )
     parser.add_argument(
         "--model", default="bundled:emoji64", help="model to measure (default: %(default)s)"
@@ -58,7 +58,7 @@ def configure(parser: ArgumentParser) -> None:
         type=whole_number(2, 2**31 - 1),
         default=150,
         metavar="N",
-        help="held-out pictures of each split (default: %(default)s)",
+        help="held-out pictures per split (default: %(default)s)",
     )
     parser.add_argument(
         "--shares",
@@ -86,7 +86,7 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--out", type=Path, metavar="FILE", help="also write the figures to this JSON file"
     )
-    add_device(parser, "where the model runs")
+    add_device(parser, "device for the model")
     add_precision(parser)
     add_trust(parser)
     parser.set_defaults(run=run)
@@ -129,7 +129,9 @@ def run(args: Namespace) -> int:
         held = HeldOut(model, parts.split(split), args.documents)
         if len(held.documents) < 2:
             raise CM3Error(
-                PLACE, f"split {split!r} has no two pictures", "name another with --splits"
+                PLACE,
+                f"split {split!r} has fewer than two pictures",
+                "choose another with --splits",
             )
         found[split] = held.figures(sampler, args.shares, args.retrieved)
         for one in found[split]:

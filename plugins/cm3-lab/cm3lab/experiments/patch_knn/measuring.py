@@ -1,10 +1,10 @@
 """Loss on held-out pictures when a model's probabilities are mixed with those of similar places in a memory.
 
-Each code is predicted from the true codes before it. Beside the memory's places there is a control:
-the same share of how often each code occurs in the memory, wherever. What it gains is smoothing,
-which a decoder that is too sure of itself gains from anything.
+Each code is predicted from the true codes before it. Besides the memory's places there is a control: the same share of
+each code's overall frequency in the memory. Its gain is from smoothing, which helps an overconfident decoder
+anyway.
 
-Legend: D documents, P image tokens of one, V codes, K codes around a place.
+Legend: D documents, P image tokens per document, V codes, K codes around a place.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from cm3run.generation.likelihood import forced_row
 from cm3run.model import Model
 from cm3run.progress import make_bar
 
-#: Searches at once.
+#: Number of searches at a time.
 _AT_ONCE = 256
 
 FloatArray = npt.NDArray[np.float64]
@@ -34,8 +34,8 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Figure:
-    """Nats an image token: mean over pictures, and its difference from the decoder alone without
-    documents, with the standard error of that over pictures."""
+    """Nats per image token: mean over pictures, and its difference from the decoder alone without documents, with
+    its standard error over pictures."""
 
     documents: int
     mixed_with: str
@@ -49,9 +49,9 @@ class HeldOut:
     """Held-out pictures of a model.
 
     Args:
-        model: has a data set with the split.
-        source: the split.
-        number: of documents with one picture, spread evenly over the split.
+        model: model whose data set has the split.
+        source: documents of the split.
+        number: number of documents with one picture, spread evenly over the split.
     """
 
     def __init__(self, model: Model, source: DocumentSource, number: int) -> None:
@@ -69,12 +69,12 @@ class HeldOut:
     def figures(
         self, sampler: PatchKNNSampler, shares: Sequence[float], numbers: Sequence[int]
     ) -> list[Figure]:
-        """For each number of prepended documents: the decoder alone, and each share.
+        """Return, for each number of prepended documents, the decoder alone and each share.
 
         Args:
-            sampler: knows the memory's places.
-            shares: of the memory.
-            numbers: of documents that the model's retriever finds by the text.
+            sampler: sampler with the memory's places.
+            shares: shares of the memory.
+            numbers: numbers of documents that the model's retriever finds by the text.
         """
         near = [self._of_places(sampler, codes) for codes in self.codes]
         frequency_V = frequencies(sampler)
@@ -105,7 +105,7 @@ class HeldOut:
 
     @torch.inference_mode()
     def _of_decoder(self, number: int) -> list[FloatArray]:
-        """The decoder's probabilities of the true codes, float64 [P] of each document."""
+        """Return the decoder's probabilities of the true codes, float64 [P] per document."""
         parts, found = self.parts, []
         texts = [tuple(one for one in doc if isinstance(one, Text)) for doc in self.documents]
         retrieved: list[list[Document]] = [[] for _ in texts]
@@ -143,7 +143,7 @@ class HeldOut:
     def _of_places(
         self, sampler: PatchKNNSampler, codes: IntArray
     ) -> tuple[npt.NDArray[np.bool_], FloatArray]:
-        """Which cells have surroundings, bool [P], and the memory's probabilities of their codes."""
+        """Return which cells have surroundings, bool [P], and the memory's probabilities of their codes."""
         code_P = torch.from_numpy(codes.astype(np.int64))
         cell_P = torch.arange(len(code_P))
         state = DrawState(
@@ -167,7 +167,7 @@ class HeldOut:
 def mixed(
     own_P: FloatArray, inside_P: npt.NDArray[np.bool_], other_m: FloatArray, share: float
 ) -> FloatArray:
-    """Probabilities mixed where there are others.
+    """Mix probabilities where there are others.
 
     >>> mixed(np.array([0.5, 0.5]), np.array([False, True]), np.array([1.0]), 0.2).tolist()
     [0.5, 0.6]
@@ -178,7 +178,7 @@ def mixed(
 
 
 def frequencies(sampler: PatchKNNSampler) -> FloatArray:
-    """How often each code occurs in the memory, as shares, float64 [V]: all places, equally near."""
+    """Return the share of each code in the memory, float64 [V]: all places, equally near."""
     everywhere = PatchKNNSampler(
         sampler.inner,
         sampler.database,

@@ -10,11 +10,11 @@ class Arm:
     """One way to train.
 
     Args:
-        title: for tables.
-        overrides: of the recipe; everything else is the same for all arms: tokens a step, steps,
+        title: title in tables.
+        overrides: overrides of the recipe; everything else is the same for all arms: tokens per step, steps,
             context length, initial weights.
-        num_retrieved: documents prepended to a training document, at most, and to a prompt when it
-            generates.
+        num_retrieved: maximum number of documents prepended to a training document, and to a prompt in
+            generation.
     """
 
     title: str
@@ -27,8 +27,8 @@ def _retrieving(name: str, number: int) -> Arm:
     return Arm(title, (f"retriever.name={name}", f"retriever.num_retrieved={number}"), number)
 
 
-#: Arm -> how it is trained. `random` is the control: documents that have nothing to do with the
-#: query must not help.
+#: Arm -> how it is trained. `random` is the control: documents unrelated to the query must not
+#: help.
 ARMS: dict[str, Arm] = {
     "none": Arm("no documents", ("retriever.num_retrieved=0",), 0),
     **{
@@ -38,19 +38,19 @@ ARMS: dict[str, Arm] = {
     },
 }
 
-#: In names of losses, the "memory" and the "retriever" that prepend the query's own document.
+#: Name, in losses, of the "memory" and the "retriever" that prepend the query's own document.
 OWN = "own"
 
 
 @dataclass(frozen=True)
 class RetrievalSettings:
-    """How the arms are trained and measured.
+    """Settings for training and measuring the arms.
 
     Args:
-        overrides: the user's, of the recipe.
-        steps: of each training; None: the recipe's.
-        num_documents: held-out documents of each split that are measured.
-        num_pictures: pictures of each split that each arm generates; 0: none.
+        overrides: the user's overrides of the recipe.
+        steps: steps of each training; None: as in the recipe.
+        num_documents: number of held-out documents to measure per split.
+        num_pictures: number of pictures that each arm generates per split; 0: none.
     """
 
     overrides: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""The command line of `cm3 experiment retrieval`. Light: heavy modules are imported when it runs."""
+"""The command line of `cm3 experiment retrieval`. Light: it imports heavy modules only when it runs."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def configure(parser: ArgumentParser) -> None:
     """Options of the command."""
     parser.epilog, parser.formatter_class = EXAMPLE, RawDescriptionHelpFormatter
     parser.description = (
-        "Train the same decoder with and without retrieved documents, on as many tokens, and measure\n"
-        "all of them on held-out documents: the loss of the query's image tokens under every memory,\n"
+        "Train the same decoder with and without retrieved documents, on the same number of tokens, and\n"
+        "measure all of them on held-out documents: the loss on the query's image tokens with every memory,\n"
         "retriever and number of documents; and generated pictures, by their distance from real ones\n"
-        "(KID) and by whether they show what the prompt names (R@5)."
+        "(KID) and by whether they show the prompt's subject (R@5)."
     )
     parser.add_argument(
         "--steps",
@@ -58,8 +58,8 @@ def run(args: Namespace) -> int:
     if 0 < args.pictures < 2:
         raise CM3Error(
             PLACE,
-            "--pictures is 1, and the distance of one picture means nothing",
-            "give 2 or more, or 0 for none",
+            "--pictures is 1, but the distance of a single picture is meaningless",
+            "use 2 or more, or 0 for none",
         )
     from cm3lab.experiments.retrieval.experiment import RetrievalExperiment
     from cm3run.training import TrainingInterrupted

@@ -1,11 +1,11 @@
-"""The conditions a decoder is measured under: held-out documents, and what is prepended to them.
+"""The conditions under which a decoder is measured: held-out documents, and the documents prepended to them.
 
     split     comp (this style of a known concept is held out) | unseen (the whole concept is)
-    memory    train: what was trained on | all: held-out documents too, though never a query's own
-    documents 0..3 that a retriever finds for the query's text; or the query's own document, the
-              answer itself, to see whether a decoder uses what is prepended at all (memory `own`)
+    memory    train: the training documents | all: also held-out documents, but never a query's own
+    documents 0..3 retrieved for the query's text; or the query's own document, i.e. the answer, to see
+              whether a decoder uses prepended documents at all (memory `own`)
 
-The measure is the loss of the query's image tokens, nats a token. Prepended documents do not count.
+The measure is the loss on the query's image tokens, in nats per token. Prepended documents do not count.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ if TYPE_CHECKING:
     from cm3core.interfaces.retriever import Region
     from cm3run.build import Components
 
-#: Prepended documents, at most.
+#: Maximum number of prepended documents.
 MOST = 3
 
 
 @dataclass(frozen=True)
 class Condition:
-    """How a loss was measured. `memory` and `retriever` are "" where nothing is prepended."""
+    """The condition of a loss. `memory` and `retriever` are "" if nothing is prepended."""
 
     split: str
     memory: str
@@ -53,7 +53,7 @@ class Condition:
 
     @property
     def name(self) -> str:
-        """For JSON: `comp`, or `comp/all/dense/2`."""
+        """Name for JSON: `comp`, or `comp/all/dense/2`."""
         return (
             "/".join([self.split, self.memory, self.retriever, str(self.number)])
             if self.number
@@ -62,7 +62,7 @@ class Condition:
 
 
 class _Itself:
-    """The neighbour of every document is the document."""
+    """Makes every document its own neighbour."""
 
     def __init__(self, num_documents: int) -> None:
         self.num_documents = num_documents
@@ -83,10 +83,10 @@ class Measurement:
     """The losses of one decoder under all conditions.
 
     Args:
-        preparation: of the decoder's training.
+        preparation: preparation of the decoder's training.
         retrievers: name -> config; each searches each memory.
         splits: held-out splits of the data set.
-        num_documents: held-out documents of each split, spread evenly.
+        num_documents: number of held-out documents per split, spread evenly.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Measurement:
         self._built: dict[tuple[str, str], Retriever] = {}
 
     def conditions(self) -> Iterator[Condition]:
-        """All of them, in the order of the tables."""
+        """Yield all conditions, in the order of the tables."""
         for split in self.sources:
             yield Condition(split, "", "", 0)
             yield Condition(split, OWN, OWN, 1)
@@ -124,12 +124,12 @@ class Measurement:
 
     @torch.inference_mode()
     def loss(self, condition: Condition) -> float:
-        """Nats a token of the query's image tokens."""
+        """Return the loss on the query's image tokens, in nats per token."""
         decoder = self.components.decoder
         return measured_loss(decoder, self._batches(condition))["image_loss"]
 
     def retriever(self, memory: str, name: str) -> Retriever:
-        """The retriever over a memory, built on first use."""
+        """Return the retriever over a memory, built on first use."""
         if (memory, name) not in self._built:
             self._built[memory, name] = self.retrievers[name].build(
                 self.memories[memory], self.components.embedder
@@ -157,7 +157,7 @@ class Measurement:
     def _retrieved(
         self, condition: Condition, source: DocumentSource, codes: CodeCache
     ) -> RetrievedDocuments | None:
-        """What is prepended under a condition."""
+        """Return the documents prepended under a condition."""
         if condition.memory == OWN:
             return RetrievedDocuments(_Itself(len(source)), source, codes, 1)
         memory = self.memories.get(condition.memory)
@@ -171,7 +171,7 @@ class Measurement:
         )
 
     def told(self) -> dict[str, Told]:
-        """What the first found document predicts of each split's pictures.
+        """Return how well the first retrieved document predicts each split's pictures.
 
         Keys are "split/memory/retriever".
         """
@@ -189,9 +189,9 @@ class Measurement:
     def _pairs(
         self, title: str, source: DocumentSource, memory: str, name: str
     ) -> tuple[IntArray, IntArray]:
-        """Codes [N, H, W] of a source's pictures and of the document found for each.
+        """Return codes [N, H, W] of a source's pictures and of the document retrieved for each.
 
-        Pictures without one are left out.
+        Pictures without a retrieved document are left out.
         """
         codes, memory_codes = (
             self._codes_of(title, source),
@@ -216,7 +216,7 @@ class Measurement:
     def _neighbours(
         self, source: DocumentSource, codes: CodeCache, memory: str, name: str
     ) -> NeighbourTable:
-        # the number asked for has no effect here
+        # the requested number has no effect here
         config = replace(self.retrievers[name], num_retrieved=1)
         fingerprint = retriever_fingerprint(config, self.components.embedder, self.memories[memory])
         return NeighbourTable(

@@ -1,11 +1,11 @@
-"""How much a retrieved document predicts, estimated from counts, without a decoder or training.
+"""How well a retrieved document predicts a picture, estimated from counts, without a decoder or training.
 
-The cell of a picture is predicted from its left and upper neighbour, and then also from the same
-cell of the first document that the retriever finds. The improvement is what a decoder that only
-looks at the same position could gain from the document and from nothing else in the picture. The
-caption is ignored: a decoder may know what it states without documents.
+A cell is predicted from its left and upper neighbours, and then also from the same cell of the first retrieved
+document. The improvement is the gain of a decoder that looks only at the same position of the document and nothing
+else in the picture. The caption is ignored: a decoder may know what it states without
+documents.
 
-Codes are first grouped by colour: with a thousand codes, counting would see each pair only once.
+Codes are first grouped by colour: with a thousand codes, each pair would occur only once.
 
 Legend: N pictures, H, W rows and columns of codes, C groups of codes.
 """
@@ -22,19 +22,19 @@ from cm3core.document import IntArray
 from cm3core.interfaces import ImageTokenizer
 
 NUM_GROUPS = 16
-#: Weight of the coarser table in the finer one, as a number of cells seen.
+#: Weight of the coarser table in the finer one, as a number of observed cells.
 _PRIOR = 5.0
 _SEED = 0
 
 
 @dataclass(frozen=True)
 class Told:
-    """What documents predict of held-out pictures.
+    """How well documents predict held-out pictures.
 
     Args:
-        same: share of cells with the same code as the document has there.
-        without: nats a cell's group, from its two neighbours in the picture.
-        with_document: the same, from the document's cell too.
+        same: share of cells with the same code as the document at this cell.
+        without: nats per cell for its group, given its two neighbours in the picture.
+        with_document: the same, given also the document's cell.
     """
 
     same: float
@@ -43,9 +43,9 @@ class Told:
 
 
 def groups_of_codes(tokenizer: ImageTokenizer, num_groups: int = NUM_GROUPS) -> IntArray:
-    """The group of each code, int32 [codebook_size], in 0..num_groups - 1.
+    """Return the group of each code, int32 [codebook_size], in 0..num_groups - 1.
 
-    Codes are grouped by the mean colour of a picture of that code alone.
+    Codes are grouped by the mean colour of a picture with only that code.
     """
     codes = np.arange(tokenizer.codebook_size)
     height, width = tokenizer.grid
@@ -61,9 +61,9 @@ def groups_of_codes(tokenizer: ImageTokenizer, num_groups: int = NUM_GROUPS) -> 
 
 
 def kmeans(points_ND: npt.NDArray[np.float64], num_groups: int) -> IntArray:
-    """The nearest of `num_groups` centres of each point, int32 [N].
+    """Return the nearest of `num_groups` centres for each point, int32 [N].
 
-    Centres start far apart, then follow Lloyd's steps.
+    Centres start far apart, then follow Lloyd's algorithm.
     """
     rng = np.random.default_rng(_SEED)
     centres = points_ND[rng.integers(len(points_ND), size=1)]
@@ -97,12 +97,12 @@ def told(
     of_held_MHW: IntArray,
     groups: IntArray,
 ) -> Told:
-    """Count in the training pictures, measure on the held-out ones.
+    """Count in training pictures, measure on held-out ones.
 
     Args:
         train_NHW: codes of training pictures.
-        of_train_NHW: of the document that is found for each.
-        held_MHW, of_held_MHW: the same of held-out pictures.
+        of_train_NHW: codes of the document retrieved for each.
+        held_MHW, of_held_MHW: the same for held-out pictures.
         groups: the group of each code, see `groups_of_codes`.
     """
     num_groups = int(groups.max()) + 1
@@ -124,8 +124,8 @@ def told(
 def _cells(
     pictures_NHW: IntArray, documents_NHW: IntArray, num_groups: int
 ) -> tuple[IntArray, IntArray, IntArray]:
-    """Of every cell: its left and upper neighbour as one number, its group, and the document's
-    group there."""
+    """Return, for every cell, its left and upper neighbour as one number, its group, and the document's group at this
+    cell."""
     edged = np.pad(pictures_NHW, ((0, 0), (1, 0), (1, 0)), constant_values=num_groups)
     around = edged[:, 1:, :-1] * (num_groups + 1) + edged[:, :-1, 1:]
     return around.ravel(), pictures_NHW.ravel(), documents_NHW.ravel()

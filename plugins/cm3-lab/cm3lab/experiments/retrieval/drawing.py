@@ -1,8 +1,8 @@
 """Pictures that a trained decoder generates for held-out prompts, and their scores.
 
-Their distance from real ones is the kernel inception distance (metric `kid`) of whole sets: unlike the Frechet distance,
-it is unbiased for few pictures, so nothing is drawn at random but the halves of its floor. Legend: N, M pictures of the
-two sets, F features.
+The distance from real pictures is the kernel inception distance (metric `kid`) of whole sets: unlike the Frechet
+distance, it is unbiased for few pictures, so only the halves for its floor are drawn at random. Legend: N, M pictures of
+the two sets, F features.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ Features = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class KID:
-    """A distance, and the floor to read it against.
+    """A distance, and the floor to compare it with.
 
     Args:
-        distance: between the pictures and the real ones; about 0 when they can't be told apart, and
-            then below 0 as often as above.
-        floor: the same between two halves of the real ones, mean over random halvings.
-        floor_spread: their standard deviation; smaller differences between distances mean nothing.
+        distance: between the pictures and the real ones; about 0 if they can't be distinguished, and then
+            below 0 as often as above.
+        floor: the same between two halves of the real ones, averaged over random halvings.
+        floor_spread: its standard deviation; smaller differences between distances are not significant.
     """
 
     distance: float
@@ -54,12 +54,12 @@ class KID:
 
 
 def kid(features_NF: Features, real_MF: Features, *, num_halvings: int = 20, seed: int = 0) -> KID:
-    """The distance of pictures from real ones, and the floor.
+    """Return the distance of pictures from real ones, and the floor.
 
     Args:
-        features_NF: of the pictures, N >= 2.
-        real_MF: of real pictures, M >= 4.
-        num_halvings, seed: of the floor.
+        features_NF: features of the pictures, N >= 2.
+        real_MF: features of real pictures, M >= 4.
+        num_halvings, seed: settings of the floor.
     """
     rng = np.random.default_rng(seed)
     floors = []
@@ -70,7 +70,7 @@ def kid(features_NF: Features, real_MF: Features, *, num_halvings: int = 20, see
     return KID(mmd2(features_NF, real_MF), float(np.mean(floors)), float(np.std(floors)))
 
 
-#: Number of real training pictures that generated ones are compared with.
+#: Number of real training pictures to compare generated ones with.
 NUM_REAL = 1000
 _BATCH = 48
 SEED = 1
@@ -86,17 +86,17 @@ class _Asked(NamedTuple):
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of one split's pictures; the `real_` ones are of the prompts' own pictures.
+    """Scores of one split's pictures; `real_` scores are for the prompts' own pictures.
 
     Args:
         kid, real_kid: distance from training pictures (see `kid`), times 1000.
         floor, floor_spread: the same between two halves of the training pictures.
-        r5, real_r5: how often the real picture is among the five real ones nearest to the drawn
-            one, see `cm3apps.evaluation.judging`, and the same of the real picture through its codes;
+        r5, real_r5: how often the real picture is among the five real ones nearest to the generated one, see
+            `cm3apps.evaluation.judging`, and the same for the real picture after the image tokenizer;
             None: there are too few to compare with.
-        copy_r5: the same of the first prepended picture; None where nothing is prepended.
-        finish, real_finish, copy_finish: how often a classifier names the finish that was asked for
-            (`Judging.finish`); None where the data are no icons.
+        copy_r5: the same for the first prepended picture; None if nothing is prepended.
+        finish, real_finish, copy_finish: how often a classifier names the requested finish
+            (`Judging.finish`); None if the data are not icons.
     """
 
     kid: float
@@ -119,19 +119,19 @@ def draw(
     num_pictures: int,
     path: Path,
 ) -> None:
-    """Generate a picture for documents of each split and write all into `path` (npz).
+    """Generate a picture for documents of each split, and write them all to `path` (npz).
 
     The documents prepended to a prompt are retrieved by its text from the memory of all splits,
     without its own document.
 
     Args:
-        components: with the decoder's weights.
-        retriever: finds `number` documents for each prompt; None: nothing is prepended.
-        splits: of the data set; one with fewer than two documents is left out, since a distance
-            needs two.
-        num_pictures: of each split.
-        path: where the pictures go: `<split>_drawn`, `<split>_real`, `<split>_front` (uint8 [N, H,
-            W, 3]; white where nothing is prepended), `<split>_text`, and `<split>_index`, the
+        components: components with the decoder's weights.
+        retriever: retrieves `number` documents for each prompt; None: nothing is prepended.
+        splits: splits of the data set; one with fewer than two documents is left out, since a distance needs
+            two.
+        num_pictures: pictures per split.
+        path: output file: `<split>_drawn`, `<split>_real`, `<split>_front` (uint8 [N, H,
+            W, 3]; white if nothing is prepended), `<split>_text`, and `<split>_index`, the
             documents' positions in the split (int64 [N]).
     """
     model = Model(components.recipe, components)
@@ -172,7 +172,7 @@ def draw(
 def _drawn(
     model: Model, queries: Sequence[Document], front: Sequence[tuple[Document, ...]], title: str
 ) -> list[PixelArray]:
-    """A picture for each query, with what is prepended to it."""
+    """Generate a picture for each query, with its prepended documents."""
     drawn: list[PixelArray] = []
     for start in make_bar(range(0, len(queries), _BATCH), desc=title, unit="batch"):
         part = slice(start, start + _BATCH)
@@ -196,13 +196,13 @@ def _drawn(
 def score(
     components: Components, splits: tuple[str, ...], path: Path, *, prepended: bool
 ) -> dict[str, Scores]:
-    """The scores of pictures that `draw` wrote.
+    """Return the scores of pictures written by `draw`.
 
     Args:
-        components: what the pictures were drawn with.
-        splits: those of `draw`.
+        components: components that the pictures were generated with.
+        splits: splits passed to `draw`.
         path: its file.
-        prepended: whether documents were.
+        prepended: whether documents were prepended.
     """
     model = Model(components.recipe, components)
     features = efficientnet_features()
@@ -242,7 +242,7 @@ def score(
 
 
 def _whole(components: Components) -> DocumentSource:
-    """The memory of all splits, or of the training split if the data set can't combine them."""
+    """Return the memory of all splits, or of the training split if the data set can't combine them."""
     try:
         return components.split("all")
     except CM3Error:
@@ -250,12 +250,12 @@ def _whole(components: Components) -> DocumentSource:
 
 
 def _pictures(source: DocumentSource, indices: list[int], size: tuple[int, int]) -> PixelArray:
-    """First pictures of documents, uint8 [N, H, W, 3]; every document here has one."""
+    """Return the first pictures of documents, uint8 [N, H, W, 3]; every document must have one."""
     return np.stack([_first((source.document(index),), size) for index in indices])
 
 
 def _first(documents: tuple[Document, ...], size: tuple[int, int]) -> PixelArray:
-    """The first picture of the first document; white where there is none."""
+    """Return the first picture of the first document; white if there is none."""
     picture = next(
         (
             segment

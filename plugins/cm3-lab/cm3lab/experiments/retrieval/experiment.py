@@ -1,9 +1,9 @@
-"""The experiment's stages. Each leaves its result in the folder, and is skipped when that exists.
+"""The experiment's stages. Each stores its result in the folder, and is skipped if that exists.
 
 <arm>-<seed>/run/            the training: checkpoints, metrics, TensorBoard
 <arm>-<seed>/losses.json     held-out losses under every condition
 <arm>-<seed>/drawn.npz       generated pictures; drawn.json: their scores
-told.json                    what the documents predict of held-out pictures, by counting
+told.json                    how well the documents predict held-out pictures, by counting
 results.json, report.md      everything together, with plots and pictures next to them
 """
 
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 #: Held-out splits: drawings held out, and names held out in all versions.
 SPLITS = ("comp", "unseen")
-#: Retrievers that every decoder is measured with, whatever it was trained with.
+#: Retrievers with which every decoder is measured, whatever it was trained with.
 MEASURED_WITH = ("dense", "bm25", "random")
-#: Kept with measured losses; incremented when other conditions are measured.
+#: Stored with measured losses; raise it when the conditions change.
 _CONDITIONS = 2
-#: Kept with scores of pictures; incremented when other scores are computed.
+#: Stored with scores of pictures; raise it when the scores change.
 _SCORES = 2
 
 
@@ -42,8 +42,8 @@ class RetrievalExperiment:
     Args:
         registry: the plugins.
         out: the folder of all results.
-        compared: what is trained.
-        settings: how it is trained and measured.
+        compared: the trainings to compare.
+        settings: settings for training and measuring.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class RetrievalExperiment:
         self.overrides = list(settings.overrides)
 
     def recipe(self, arm: str, seed: int) -> Recipe:
-        """The recipe of one arm."""
+        """Return the recipe of one arm."""
         from cm3core.recipe import compose
 
         steps = self.settings.steps
@@ -106,7 +106,7 @@ class RetrievalExperiment:
         return report
 
     def _told(self, recipe: Recipe) -> dict[str, Any]:
-        """Counted once for all arms: they share data, tokenizer and retrievers."""
+        """Count once for all arms, which share data, tokenizer and retrievers."""
         from cm3lab.experiments.retrieval.conditions import Measurement
         from cm3run.build import build
         from cm3run.training.preparation import Preparation
@@ -114,7 +114,7 @@ class RetrievalExperiment:
         key = {"recipe": self.compared.recipe, "overrides": self.overrides}
         kept = _kept(self.out / "told.json", key)
         if kept is None:
-            print("counting what the documents predict", file=sys.stderr)
+            print("counting how well the documents predict pictures", file=sys.stderr)
             preparation = Preparation(build(recipe, self.registry, stage="train"))
             measurement = Measurement(
                 preparation, self._retrievers(recipe), SPLITS, self.settings.num_documents
@@ -128,7 +128,7 @@ class RetrievalExperiment:
         return found
 
     def _run_arm(self, recipe: Recipe, arm: str, folder: Path) -> dict[str, Any]:
-        """Train, measure, generate."""
+        """Train, measure and generate."""
         from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
         from cm3run.build import Stored, build
         from cm3run.checkpoint import TOKENIZER, load_weights
@@ -188,7 +188,7 @@ class RetrievalExperiment:
         return stored
 
     def _retrievers(self, recipe: Recipe) -> dict[str, Any]:
-        """A config of each retriever, with the recipe's own settings for the one it has."""
+        """Return a config of each retriever, with the recipe's settings for its own one."""
         from cm3core.recipe import compose
 
         found = {}
@@ -200,7 +200,7 @@ class RetrievalExperiment:
                     registry=self.registry,
                 )
             except CM3Error as error:
-                print(f"note: nothing is measured with {name}: {error}", file=sys.stderr)
+                print(f"note: skipping {name}: {error}", file=sys.stderr)
                 continue
             found[name] = own.retriever
         return found
@@ -232,7 +232,7 @@ class RetrievalExperiment:
 
 
 def _kept(path: Path, key: dict[str, Any]) -> dict[str, Any] | None:
-    """The result of an earlier call with the same settings, else None."""
+    """Return the result of an earlier call with the same settings, or None."""
     if not path.exists():
         return None
     stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -240,7 +240,7 @@ def _kept(path: Path, key: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def curve(run: Path) -> list[dict[str, float]]:
-    """A run's validation losses, with the tokens and seconds of the last metrics line before each."""
+    """Return a run's validation losses, with the tokens and seconds of the last metrics line before each."""
     from cm3run.training.metrics import read_metrics
 
     found: list[dict[str, float]] = []

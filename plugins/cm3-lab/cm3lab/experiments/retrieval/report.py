@@ -1,6 +1,6 @@
-"""The report, in Markdown, with curves and pictures: a table is a list of lines. Means over seeds, with their spread.
+"""The report, in Markdown, with curves and pictures: a table is a list of lines. Figures are means over seeds, with their spread.
 
-Legend: `runs` are those of `RetrievalExperiment`, one for each arm and seed; `told` is "split/memory/retriever"
+Legend: `runs` come from `RetrievalExperiment`, one per arm and seed; `told` is "split/memory/retriever"
 -> the fields of `counting.Told`.
 """
 
@@ -27,7 +27,7 @@ SPLIT_TITLES = {
 
 
 def _mean(values: Sequence[float], digits: int) -> str:
-    """The mean, and the standard deviation where there are several."""
+    """Format the mean, and the standard deviation if there are several."""
     mean = f"{np.mean(values):.{digits}f}"
     return mean if len(values) < 2 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
 
@@ -40,7 +40,7 @@ def by_arm(runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 
 def trainings(runs: Sequence[dict[str, Any]]) -> list[str]:
-    """What each arm's training cost."""
+    """Return the cost of each arm's training."""
     rows = ["| trained with | steps | million tokens | minutes |", "| --- | --- | --- | --- |"]
     for arm, own in by_arm(runs).items():
         minutes = _mean([run["seconds"] / 60 for run in own], 1)
@@ -52,7 +52,7 @@ def trainings(runs: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def gain(runs: Sequence[dict[str, Any]], splits: Sequence[str]) -> list[str]:
-    """Each arm with the documents it was trained with, and the difference from training without."""
+    """Return each arm with the documents it was trained with, and the difference from training without."""
     with_nothing = {
         (run["seed"], split): run["losses"][split]
         for run in runs
@@ -66,11 +66,10 @@ def gain(runs: Sequence[dict[str, Any]], splits: Sequence[str]) -> list[str]:
     lines = [
         "## The gain",
         "",
-        "Every arm with its own retriever and number of documents. In brackets after each loss: "
-        "the difference from the arm",
-        "without documents and the same seed; below 0 is a gain. The last column is not a result "
-        "but a probe: it prepends",
-        "the answer itself, so a decoder that uses what is prepended has nothing to guess.",
+        "Every arm with its own retriever and number of documents. In brackets after each loss: the difference from "
+        "the arm",
+        "without documents and the same seed; below 0 is a gain. The last column is not a result but a probe: the answer",
+        "itself is prepended, so a decoder that uses prepended documents has nothing left to predict.",
         "",
         "| split | trained with | nothing prepended "
         f"|{''.join(f' memory {one} |' for one in memories)} the answer itself |",
@@ -90,8 +89,8 @@ def gain(runs: Sequence[dict[str, Any]], splits: Sequence[str]) -> list[str]:
 
 
 def equal_time(runs: Sequence[dict[str, Any]], splits: Sequence[str]) -> list[str]:
-    """Validation losses at the minute at which the fastest training ended, between two validations on a
-    straight line."""
+    """Return validation losses at the minute at which the fastest training ended, interpolated linearly between
+    validations."""
     ends = [run["curve"][-1]["elapsed_s"] for run in runs if run["curve"]]
     names = [
         (split, f"validation/{split}/image_loss")
@@ -104,9 +103,9 @@ def equal_time(runs: Sequence[dict[str, Any]], splits: Sequence[str]) -> list[st
     lines = [
         "## At equal time",
         "",
-        f"The same losses of the validation's documents after {seconds / 60:.1f} minutes by the clock, when the "
+        f"The same losses of the validation's documents after {seconds / 60:.1f} minutes of wall-clock time, when the "
         "first training ended, each arm with",
-        "its own documents from the memory `train`. Means something only where nothing else ran on the machine.",
+        "its own documents from the memory `train`. This is only meaningful if nothing else ran on the machine.",
         "",
         f"| trained with |{''.join(f' {plain(split)} |' for split, _ in names)}",
         "| --- |" + " --- |" * len(names),
@@ -122,24 +121,24 @@ def equal_time(runs: Sequence[dict[str, Any]], splits: Sequence[str]) -> list[st
 
 
 def _at(points: Sequence[dict[str, float]], name: str, seconds: float) -> float:
-    """A curve's value at a time; at its ends, the first or last."""
+    """Return a curve's value at a time; beyond its ends, the first or last value."""
     own = [(point["elapsed_s"], point[name]) for point in points if name in point]
     times, values = [at for at, _ in own], [value for _, value in own]
     return float(np.interp(seconds, times, values)) if own else float("nan")
 
 
 def predicted(told: dict[str, dict[str, float]], runs: Sequence[dict[str, Any]] = ()) -> list[str]:
-    """What could be gained, by counting, and what decoders gain from the same first document."""
+    """Return the possible gain, by counting, and the decoders' gain from the same first document."""
     if not told:
         return []
     lines = [
         "## What the documents predict",
         "",
-        "Without any decoder: nats of a cell's colour (of 16), given the cells to its left and "
-        "above it, as counted in",
-        "training pictures, and given the same cell of the first document too. The caption is "
-        "ignored. Last: nats of a code",
-        "that the decoders trained with one such document gain from it, beside nothing prepended.",
+        "Without any decoder: nats of a cell's colour (of 16), given the cells to its left and above it, as counted in "
+        "training pictures,",
+        "and given also the same cell of the first document. The caption is ignored. Last: nats per code that decoders "
+        "trained with one",
+        "such document gain from it, compared with nothing prepended.",
         "",
         "| split | memory | retriever | same code | without | with the document | gain | decoders gain |",
         "| --- |" + " --- |" * 7,
@@ -164,7 +163,7 @@ def _beside(
     with_nothing: dict[tuple[int, str], float],
     split: str,
 ) -> str:
-    """A cell: the mean loss, and its mean difference from the arm without documents, if any."""
+    """Format a cell: the mean loss, and its mean difference from the arm without documents, if any."""
     if any(name not in run["losses"] for run in runs):
         return "–"
     text = _mean([run["losses"][name] for run in runs], 3)
@@ -185,14 +184,14 @@ def _beside(
 
 
 def losses(runs: Sequence[dict[str, Any]], split: str) -> list[str]:
-    """Arms by conditions."""
+    """Return a table of arms by conditions."""
     names = list(
         dict.fromkeys(name for run in runs for name in run["losses"] if name.split("/")[0] == split)
     )
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for name in names:
         parts = name.split("/")
-        if len(parts) == 1 or parts[1] != OWN:  # that one is in the first table
+        if len(parts) == 1 or parts[1] != OWN:  # shown in the first table
             groups[(parts[1], parts[2]) if len(parts) > 1 else ("", "")].append(name)
     title = SPLIT_TITLES.get(split, plain(split))
     lines = [f"## {title[:1].upper()}{title[1:]}", ""]
@@ -214,18 +213,18 @@ def losses(runs: Sequence[dict[str, Any]], split: str) -> list[str]:
 
 
 def drawings(runs: Sequence[dict[str, Any]], splits: Sequence[str]) -> list[str]:
-    """Scores of the pictures."""
+    """Return the scores of the pictures."""
     lines = [
         "## Pictures",
         "",
         "KID: distance from training pictures in the features of EfficientNet-Lite1, times 1000; "
         "R@5: the real",
-        "picture is among the five nearest of 100 real ones (blurred pixels; icons: of the same set and "
+        "picture is among the five nearest of 100 real ones (blurred pixels; icons: in the same set and "
         "style); finish: a",
-        "classifier of real icons names the one that was asked for (outline, filled, duotone, ...). Of "
-        "real pictures: through",
-        "the image tokenizer. Copying: the same of the first prepended picture. Each arm generates with as "
-        "many prepended",
+        "classifier of real icons names the requested one (outline, filled, duotone, ...). Real pictures: after "
+        "the image",
+        "tokenizer. Copying: the same for the first prepended picture. Each arm generates with the same number of "
+        "prepended",
         "documents as in training.",
         "",
         "| split | trained with | KID | R@5 | copying | finish | copying |",
@@ -250,11 +249,11 @@ def drawings(runs: Sequence[dict[str, Any]], splits: Sequence[str]) -> list[str]
 
 
 def _some(scores: Sequence[dict[str, Any]], name: str) -> str:
-    """A score's mean; empty where there is none."""
+    """Format a score's mean; empty if there is none."""
     return "" if scores[0][name] is None else _mean([one[name] for one in scores], 2)
 
 
-#: Rows of the table of pictures, for each split.
+#: Rows of the table of pictures per split.
 NUM_SHOWN = 12
 
 
@@ -265,7 +264,7 @@ def write_report(
 
     Args:
         out: the experiment's folder.
-        runs: one for each arm and seed, see `RetrievalExperiment`.
+        runs: one per arm and seed, see `RetrievalExperiment`.
         command: quoted in the report.
         told: "split/memory/retriever" -> the fields of `counting.Told`.
     """
@@ -274,7 +273,7 @@ def write_report(
         "",
         code(command),
         "",
-        "Loss: nats a token of the query's image tokens on held-out documents. Prepended documents",
+        "Loss: nats per token on the query's image tokens of held-out documents. Prepended documents",
         "do not count.",
         "",
         "![loss over tokens and over time](curves.png)",
@@ -300,7 +299,7 @@ def write_report(
 def _pictures(out: Path, runs: Sequence[dict[str, Any]], split: str) -> bool:
     """Write a table: prompt, real, and each arm's prepended document and picture.
 
-    Returns False when there are no pictures.
+    Returns False if there are no pictures.
     """
     first_seed = {run["arm"]: run["seed"] for run in reversed(runs)}
     arrays = {}
@@ -329,7 +328,7 @@ def _pictures(out: Path, runs: Sequence[dict[str, Any]], split: str) -> bool:
 
 
 def _curves(path: Path, runs: Sequence[dict[str, Any]]) -> None:
-    """Losses over tokens and over minutes; each arm with its own documents prepended."""
+    """Plot losses over tokens and over minutes; each arm with its own documents prepended."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -365,7 +364,7 @@ def _curves(path: Path, runs: Sequence[dict[str, Any]]) -> None:
                         linewidth=1.2,
                     )
             axis.set_xlabel(unit)
-            axis.set_ylabel(f"{split}: nats an image token")
+            axis.set_ylabel(f"{split}: nats per image token")
             axis.set_yscale("log")
             axis.yaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
             axis.yaxis.set_minor_formatter(matplotlib.ticker.ScalarFormatter())

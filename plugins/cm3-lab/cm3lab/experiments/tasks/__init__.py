@@ -1,4 +1,4 @@
-"""`cm3 experiment tasks`: quality of a tuned icon model on each task. Light: what can be measured."""
+"""`cm3 experiment tasks`: quality of a tuned icon model on each task. Light: the names of tasks."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ TASKS = ("edit", "edges", "boxes", "place", "find", "answer", "chat", "caption",
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """What is measured.
+    """Settings of the measurement.
 
     Args:
-        num: records of each task and split.
-        splits: of the icons.
+        num: number of records per task and split.
+        splits: splits of the icons.
         tasks: some of `TASKS`.
-        seed: of what is drawn; texts are the most probable ones.
+        seed: seed of generated pictures; texts are the most probable ones.
     """
 
     num: int

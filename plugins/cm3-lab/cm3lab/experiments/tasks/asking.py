@@ -26,7 +26,7 @@ def records_of(
     form: Literal["edit", "scene", "grounding", "question", "chat", "super_resolution"],
     split: str,
 ) -> Any:
-    """The records of a form, of the corpus that a model was trained on."""
+    """Return the records of a form, from the corpus that a model was trained on."""
     return IconTasksConfig(
         form=form,
         split=split,
@@ -43,16 +43,16 @@ def chosen(
     group: Callable[[int], str] | None = None,
     among: Sequence[int] | None = None,
 ) -> list[int]:
-    """At most `num` records in a fixed random order; of a group the first only.
+    """Choose at most `num` records in a fixed random order, only the first of each group.
 
     Args:
         source: the records.
-        num: how many.
-        group: of a record; None: each is one of its own.
-        among: the records to choose from; None: all.
+        num: maximum number.
+        group: returns the group of a record; None: each record is its own group.
+        among: records to choose from; None: all.
 
     Raises:
-        DataError: there are none.
+        DataError: there are no records.
     """
     found: dict[str, int] = {}
     for index in sorted(
@@ -62,26 +62,26 @@ def chosen(
         if len(found) == num:
             break
     if not found:
-        raise DataError("data set", "has no record that could be asked for", "name another split")
+        raise DataError("data set", "has no suitable record", "choose another split")
     return list(found.values())
 
 
-#: What a call that makes jobs returns: the jobs, and the number of tokens that they generate.
+#: Result of a call that creates jobs: the jobs, and the number of tokens that they generate.
 Made = tuple[Iterable[Any], int]
 
 
 def pictures(model: Model, what: str, calls: Sequence[Callable[[], Made]]) -> PixelArray:
-    """The first picture of each call, uint8 [N, H, W, 3]."""
+    """Generate the first picture of each call, uint8 [N, H, W, 3]."""
     return np.stack([np.asarray(one.pixels) for one in _run(model, what, calls)])
 
 
 def texts(model: Model, what: str, calls: Sequence[Callable[[], Made]]) -> list[str]:
-    """The text of each call."""
+    """Generate the text of each call."""
     return [one.text for one in written(model, what, calls)]
 
 
 def written(model: Model, what: str, calls: Sequence[Callable[[], Made]]) -> list[GeneratedText]:
-    """What each call writes, with what was in front."""
+    """Generate the text of each call, with its prepended documents."""
     return _run(model, what, calls)
 
 

@@ -1,4 +1,4 @@
-"""The command line of `cm3 experiment tasks`. Light: heavy modules are imported when it runs."""
+"""The command line of `cm3 experiment tasks`. Light: it imports heavy modules only when it runs."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def configure(parser: ArgumentParser) -> None:
     """Options of the command."""
     parser.epilog, parser.formatter_class = EXAMPLE, RawDescriptionHelpFormatter
     parser.description = (
-        "Measure a model of icons that was tuned on tasks, on icons that are held out: edits, drawing\n"
-        "after edges and at boxes, finding, answers, captions, enlarging, each beside what a reader would ask for.\n"
+        "Measure an icon model tuned on tasks, on held-out icons: edits, generation from edges and boxes,\n"
+        "grounding, answers, captions, enlarging, each with baselines.\n"
         "Writes report.md, figures.json and sheets of all pictures."
     )
     add_model_options(
         parser,
         {
             "--splits": (SPLITS, ("comp", "unseen"), "splits to measure"),
-            "--tasks": (TASKS, (), "tasks to measure; without it all that the model was tuned for"),
+            "--tasks": (TASKS, (), "tasks to measure; default: all that the model was tuned for"),
         },
-        num="records of each task and split",
+        num="records per task and split",
         out="cm3-tasks",
     )
     parser.set_defaults(run=run)

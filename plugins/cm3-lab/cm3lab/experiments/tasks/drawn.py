@@ -1,7 +1,7 @@
-"""Tasks whose response is a picture: edits, drawing after edges and at boxes, enlarging.
+"""Tasks whose response is a picture: edits, generation from edges and boxes, enlarging.
 
-Each keeps to what it was drawn after by a figure of its own: F1 of edges, IoU of the ink at boxes, PSNR. Legend: H, W of
-a picture."""
+Each has its own measure of faithfulness to the input: F1 of edges, IoU of the ink in boxes, PSNR. Legend: H, W of a
+picture."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from cm3run.model import Model
 from cm3run.model.conditions import condition_config
 
 Bools = NDArray[np.bool_]
-#: Pixels that two edges may be apart.
+#: Maximum distance of matching edges in pixels.
 TOLERANCE = 1
-#: Difference from white, of 255, from which on a pixel is ink.
+#: Minimum difference from white, of 255, of ink.
 _INK = 48
 
 
 def edge_f1(found_HW: Bools, wanted_HW: Bools, tolerance: int = TOLERANCE) -> float:
-    """F1 of the found edges: an edge is right if a wanted one is at most `tolerance` pixels away, and a
-    wanted one is found if an edge is as near (as in the BSDS boundary benchmark, without matching).
+    """Return the F1 of the found edges: an edge is right if a wanted one is at most `tolerance` pixels away, and a wanted
+    one is found if an edge is as near (as in the BSDS boundary benchmark, without matching).
 
     >>> one = np.eye(8, dtype=bool)
     >>> edge_f1(one, np.roll(one, 1, axis=1)), edge_f1(one, ~np.ones((8, 8), bool))
@@ -52,7 +52,7 @@ def edge_f1(found_HW: Bools, wanted_HW: Bools, tolerance: int = TOLERANCE) -> fl
 
 
 def widened(mask_HW: Bools, by: int) -> Bools:
-    """The mask and all pixels at most `by` rows and columns away."""
+    """Return the mask and all pixels at most `by` rows and columns away."""
     height, width = mask_HW.shape
     padded = np.pad(mask_HW, by)
     steps = range(2 * by + 1)
@@ -62,13 +62,13 @@ def widened(mask_HW: Bools, by: int) -> Bools:
 
 
 def ink(pixels: PixelArray) -> Bools:
-    """Where a picture on white has something, bool [H, W]."""
+    """Return where a picture on white has ink, bool [H, W]."""
     marks: Bools = (255 - pixels.astype(np.int16)).max(2) > _INK
     return marks
 
 
 def frame_of(mask_HW: Bools) -> tuple[int, int, int, int] | None:
-    """The smallest box (x0, y0, x1, y1), half open, around what is True; None if nothing is."""
+    """Return the smallest box (x0, y0, x1, y1), half open, around True values; None if there are none."""
     rows, columns = np.flatnonzero(mask_HW.any(1)), np.flatnonzero(mask_HW.any(0))
     if not len(rows):
         return None
@@ -76,7 +76,7 @@ def frame_of(mask_HW: Bools) -> tuple[int, int, int, int] | None:
 
 
 def iou(one: Sequence[float] | None, other: Sequence[float] | None) -> float:
-    """Intersection over union of two boxes (x0, y0, x1, y1); 0 if one is missing.
+    """Return the intersection over union of two boxes (x0, y0, x1, y1); 0 if one is missing.
 
     >>> iou((0, 0, 2, 2), (1, 0, 3, 2)), iou(None, (0, 0, 1, 1))
     (0.3333333333333333, 0.0)
@@ -93,8 +93,8 @@ def iou(one: Sequence[float] | None, other: Sequence[float] | None) -> float:
 def ink_ious(
     picture: PixelArray, true: PixelArray, frames: Sequence[tuple[int, int, int, int]]
 ) -> list[float]:
-    """For each frame of a scene: the IoU of the ink's box, in the quarter of the picture that the frame is
-    in, with that of the true picture."""
+    """Return, for each frame of a scene, the IoU of the ink's box, in the quarter of the picture with the frame, with
+    that of the true picture."""
     half_y, half_x = picture.shape[0] // 2, picture.shape[1] // 2
     found = []
     for x0, y0, x1, y1 in frames:
@@ -112,12 +112,12 @@ KS = (1, 5)
 
 @dataclass
 class Measured:
-    """What was measured of a task in a split.
+    """Results of a task in a split.
 
     Args:
         num: number of records.
-        figures: what was looked at -> figure -> value.
-        header, rows: of the sheet.
+        figures: name of the measured pictures or texts -> figure -> value.
+        header, rows: header and rows of the sheet.
     """
 
     num: int
@@ -128,16 +128,16 @@ class Measured:
 
 @dataclass
 class Setting:
-    """What all measurements share.
+    """Settings shared by all measurements.
 
     Args:
         model: the model.
         icons: config of the corpus.
         real: its pictures.
-        judge: ranks the real picture among others of its set and style.
-        style: names set and style.
+        judge: ranks the real picture among others in its set and style.
+        style: classifier of set and style.
         num, seed: see `TaskSettings`.
-        keep: name, and what draws -> the pictures, drawn unless they are kept.
+        keep: (name, function that generates) -> the pictures, generated unless stored.
     """
 
     model: Model
@@ -151,19 +151,19 @@ class Setting:
 
     @property
     def options(self) -> dict[str, Any]:
-        """One sample each, none selected, nothing retrieved."""
+        """Generation options: one sample each, no selection, nothing retrieved."""
         return {"num_images": 1, "num_candidates": 1, "num_retrieved": 0}
 
     def found(
         self, pictures: Sequence[PixelArray] | PixelArray, entries: Sequence[IconEntry]
     ) -> dict[str, float]:
-        """R@1 and R@5."""
+        """Return R@1 and R@5."""
         chances = self.judge.chances(pictures, entries, KS)
         return {f"R@{k}": value for k, value in chances.items()}
 
 
 def edit(setting: Setting, split: str) -> Measured:
-    """Pairs of versions: is the target found, more often than by copying the source?"""
+    """Measure pairs of versions: is the target found, more often than by copying the source?"""
     model, source = setting.model, records_of(setting.icons, "edit", split)
     indices = chosen(source, setting.num, group=source.group)
     pairs = [source.pairs[index] for index in indices]
@@ -204,7 +204,7 @@ def edit(setting: Setting, split: str) -> Measured:
 
 
 def edges(setting: Setting, split: str) -> Measured:
-    """A caption and the edges of its picture: does what is drawn have these edges?"""
+    """Measure captions with the edges of their picture: does the generated picture have these edges?"""
     model = setting.model
     condition = condition_config(model, "edges").build()
     entries, captions, true = _icons(setting, split)
@@ -255,7 +255,7 @@ def edges(setting: Setting, split: str) -> Measured:
 
 
 def boxes(setting: Setting, split: str) -> Measured:
-    """Scenes, their boxes given as a picture (condition `boxes`)."""
+    """Measure scenes with boxes given as a picture (condition `boxes`)."""
 
     def calls(source: Any, indices: Sequence[int]) -> list[Callable[[], asking.Made]]:
         records = [source.record(index) for index in indices]
@@ -274,7 +274,7 @@ def boxes(setting: Setting, split: str) -> Measured:
 
 
 def place(setting: Setting, split: str) -> Measured:
-    """Scenes, their boxes given as a text (task `object_to_image`)."""
+    """Measure scenes with boxes given as a text (task `object_to_image`)."""
 
     def calls(source: Any, indices: Sequence[int]) -> list[Callable[[], asking.Made]]:
         records = [source.record(index) for index in indices]
@@ -299,7 +299,7 @@ def _scenes(
     name: str,
     calls: Callable[[Any, Sequence[int]], list[Callable[[], asking.Made]]],
 ) -> Measured:
-    """How well the ink of what is drawn fills the boxes, and whether each icon is found in its box."""
+    """Measure how well the generated ink fills the boxes, and whether each icon is found in its box."""
     model, source = setting.model, records_of(setting.icons, "scene", split)
     indices = chosen(source, setting.num)
     scenes = [source.placed(index) for index in indices]
@@ -340,7 +340,7 @@ def _scenes(
 
 
 def _icons(setting: Setting, split: str) -> tuple[list[IconEntry], list[str], list[PixelArray]]:
-    """Icons of different things: entries, canonical captions, pictures."""
+    """Return icons of different objects: entries, canonical captions, pictures."""
     source = setting.model.components.memory_of_split(split)
     indices = chosen(source, setting.num, group=source.group)
     entries = [source.entry(index) for index in indices]  # type: ignore[attr-defined]  # of icons
@@ -360,7 +360,7 @@ def _cropped(picture: PixelArray, frame: tuple[int, ...], size: tuple[int, int])
 
 
 def enlarge(setting: Setting, split: str) -> Measured:
-    """Pictures of half the side: how near the real one is what is drawn, and is the real one found?"""
+    """Measure pictures of half the side: how near is the generated picture to the real one, and is the real one found?"""
     model, size = setting.model, setting.model.image_size
     source = records_of(setting.icons, "super_resolution", split)
     indices = chosen(source, setting.num, group=source.group)
@@ -403,5 +403,5 @@ def enlarge(setting: Setting, split: str) -> Measured:
 
 
 def psnr(pictures: list[PixelArray], true: list[PixelArray]) -> float:
-    """Mean over pictures, in dB."""
+    """Return the mean PSNR over pictures, in dB."""
     return float(psnr_per_picture(np.stack(pictures), np.stack(true)).mean())

@@ -1,4 +1,4 @@
-"""The experiment's stages; each leaves its result in the folder, see `ResultFolder`.
+"""The experiment's stages; each stores its result in the folder, see `ResultFolder`.
 
 parts/<task>-<split>.json, parts/*.npy
 figures.json, report.md, <task>-<split>.png     everything together
@@ -39,7 +39,7 @@ MEASURES: Mapping[str, Callable[[Setting, str], Measured]] = {
     "caption": told.caption,
     "enlarge": drawn.enlarge,
 }
-#: What a model must have been tuned for.
+#: Tasks that a model must have been tuned for.
 NEEDS = {
     "edit": "edit",
     "edges": "structure",
@@ -51,21 +51,21 @@ NEEDS = {
     "caption": "caption",
     "enlarge": "super_resolution",
 }
-#: Columns of pictures on a sheet; a task's rows are split among them.
+#: Columns of pictures on a sheet; a task's rows are split over them.
 _BLOCKS = 4
 
 
 def tasks_of(model: Model) -> tuple[str, ...]:
-    """Those that a model was tuned for, in the order of the report.
+    """Return the tasks that a model was tuned for, in the order of the report.
 
     Raises:
-        DataError: it was tuned for none of them.
+        DataError: it was not tuned for any of them.
     """
     found = tuple(task for task in TASKS if NEEDS[task] in model.tasks.names)
     if not found:
         raise DataError(
             f"model {model.name!r}",
-            "was tuned for no task that is measured here; it was tuned for "
+            "was not tuned for any task measured here; it was tuned for "
             f"{', '.join(model.tasks.names) or 'no task'}",
             f"tune it for one of {', '.join(dict.fromkeys(NEEDS.values()))} (docs/tuning.md)",
         )
@@ -73,7 +73,7 @@ def tasks_of(model: Model) -> tuple[str, ...]:
 
 
 def icons_of(recipe: Recipe) -> IconSourceConfig | None:
-    """The icons that a recipe trains on; None: its data set is another."""
+    """Return the icons that a recipe trains on; None for another data set."""
     config = recipe.dataset and recipe.dataset.memory_config()
     return config if isinstance(config, IconSourceConfig) else None
 
@@ -85,11 +85,11 @@ def setting_of(
     seed: int,
     keep: Callable[[str, Callable[[], PixelArray]], PixelArray],
 ) -> Setting:
-    """What measurements of a model share; trains the style classifier, unless that is cached.
+    """Return the settings shared by a model's measurements; trains the style classifier unless cached.
 
     Args:
         model: the model.
-        icons: what it was trained on, see `icons_of`.
+        icons: its training data, see `icons_of`.
         num, seed: see `TaskSettings`.
         keep: see `Setting`.
     """
@@ -104,9 +104,9 @@ class TaskExperiment:
     """One measurement of one model, in one folder.
 
     Args:
-        model: tuned on tasks of icons.
+        model: model tuned on icon tasks.
         out: the folder of all results.
-        settings: what is measured.
+        settings: settings of the measurement.
         command: quoted in the report.
 
     Raises:
@@ -120,14 +120,14 @@ class TaskExperiment:
             name = model.recipe.component_names.get("dataset", "none")
             raise DataError(
                 f"model {model.name!r}",
-                f"its data set is {name!r}, and this experiment measures models of icons",
-                "name a model that was tuned by the recipe icons-tuned, or by a mixture whose memory is icons",
+                f"its data set is {name!r}, but this experiment measures icon models",
+                "use a model tuned with the recipe icons-tuned, or with a mixture whose memory is icons",
             )
         lacking = [task for task in settings.tasks if NEEDS[task] not in model.tasks.names]
         if lacking:
             raise DataError(
                 f"model {model.name!r}",
-                f"was not tuned for {NEEDS[lacking[0]]!r}, which {lacking[0]!r} asks for; it was tuned for "
+                f"was not tuned for {NEEDS[lacking[0]]!r}, which {lacking[0]!r} needs; it was tuned for "
                 f"{', '.join(model.tasks.names) or 'no task'}",
                 f"tune it (docs/tuning.md), or leave --tasks {lacking[0]} out",
             )
@@ -163,7 +163,7 @@ class TaskExperiment:
         return write_report(self.out, figures, self.command)
 
     def _measure(self, setting: Setting, task: str, split: str) -> dict[str, Any]:
-        """The figures of a task in a split; writes its sheet."""
+        """Return the figures of a task in a split; writes its sheet."""
         measured = MEASURES[task](setting, split)
         write_table(
             self.out / f"{task}-{split}.png", measured.header, measured.rows, num_blocks=_BLOCKS

@@ -1,5 +1,5 @@
-"""Tasks whose response is a text: where something is, answers, captions; beside them what a rule answers from the
-texts that are retrieved for the parts of a picture, which is how much a model could use of them."""
+"""Tasks whose response is a text: grounding, answers, captions; compared with a rule that answers from the texts
+retrieved for the parts of a picture, which shows how useful they can be to a model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _NUMBERS = ("none", "one", "two", "three", "four")
 
 
 def box_of(phrase: str, texts: Sequence[str]) -> Box | None:
-    """Where a thing is, by the first text that names it.
+    """Return an object's box from the first text that names it.
 
     >>> box_of("bell", ["at (0, 0) -> (9, 9), upper left: key", "at (1, 2) -> (3, 4), upper left: filled bell"])
     (1, 2, 3, 4)
@@ -44,7 +44,7 @@ def box_of(phrase: str, texts: Sequence[str]) -> Box | None:
 
 
 def answer_by_parts(question: str, texts: Sequence[str]) -> str:
-    """How many, which is where, whether it is there; "" for all other questions and without a text of a part.
+    """Answer how many, where, and whether something is there; "" for all other questions and without a part's text.
 
     >>> front = ["at (0, 0) -> (99, 99), upper left: key", "at (130, 4) -> (230, 90), upper right: bell"]
     >>> [answer_by_parts(one, front) for one in ("How many things are there?", "Where is the bell?", "Is there a lock?")]
@@ -68,7 +68,7 @@ def _names(label: str, name: str) -> bool:
     return re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", label) is not None
 
 
-#: Kinds of questions, each by how its questions begin.
+#: Kinds of questions, with the start of their questions.
 KINDS = {
     "what": r"What is it",
     "slash": r"Is it crossed out",
@@ -78,14 +78,14 @@ KINDS = {
     "is there": r"Is there",
     "where": r"Where is",
 }
-#: Of sheets: texts are wider than a picture.
+#: Columns of sheets: texts are wider than a picture.
 HEADER = ["picture", "", ""]
-#: Training questions that are counted for the most frequent answers.
+#: Number of training questions counted for the most frequent answers.
 _COUNTED = 4000
 
 
 def kind_of(question: str) -> str:
-    """The kind of a question, of a conversation the last one's.
+    """Return the kind of a question; of the last question in a conversation.
 
     >>> kind_of("Is it filled?"), kind_of("What is it? Assistant: a bell User: Is it crossed out?")
     ('is it', 'slash')
@@ -95,7 +95,7 @@ def kind_of(question: str) -> str:
 
 
 def find(setting: Setting, split: str) -> Measured:
-    """Where an icon of a scene is: the IoU of the box that is told."""
+    """Measure locating an icon of a scene: the IoU of the predicted box."""
     source = records_of(setting.icons, "grounding", split)
     indices = chosen(source, setting.num)
     records = [source.record(index) for index in indices]
@@ -139,7 +139,7 @@ def find(setting: Setting, split: str) -> Measured:
 
 
 def answer(setting: Setting, split: str) -> Measured:
-    """Questions, half of them about icons and half about scenes."""
+    """Measure questions, half of them about icons and half about scenes."""
     source = records_of(setting.icons, "question", split)
     first_scene = len(source) - source.config.num_scenes
     half = max(1, setting.num // 2)
@@ -149,7 +149,7 @@ def answer(setting: Setting, split: str) -> Measured:
 
 
 def chat(setting: Setting, split: str) -> Measured:
-    """The second of two questions about an icon."""
+    """Measure the second of two questions about an icon."""
     source = records_of(setting.icons, "chat", split)
     return _answered(setting, split, source, chosen(source, setting.num), "conversation", "chat")
 
@@ -211,7 +211,7 @@ def _answered(
 
 
 def most_frequent(setting: Setting, source: Any, key: str, records: Sequence[Any]) -> list[str]:
-    """For each question the most frequent answer of its kind in training."""
+    """Return, for each question, the most frequent training answer of its kind."""
     training = records_of(setting.icons, source.config.form, "train")
     counts: dict[str, Counter[str]] = {kind: Counter() for kind in KINDS}
     for index in np.linspace(0, len(training) - 1, _COUNTED).astype(int).tolist():
@@ -223,7 +223,7 @@ def most_frequent(setting: Setting, source: Any, key: str, records: Sequence[Any
 
 
 def caption(setting: Setting, split: str) -> Measured:
-    """Whether captions name the thing, and the style."""
+    """Measure whether captions name the object and the style."""
     source = setting.model.components.memory_of_split(split)
     indices = chosen(source, setting.num, group=source.group)
     entries = [source.entry(index) for index in indices]  # type: ignore[attr-defined]  # of icons
@@ -260,7 +260,7 @@ def caption(setting: Setting, split: str) -> Measured:
 def _first_retrieved(
     model: Model, source: DocumentSource, indices: Sequence[int]
 ) -> list[str] | None:
-    """The caption of the document that is found first for each picture, never its own; None: a model without
+    """Return the caption of the first document retrieved for each picture, never its own; None for a model without a
     retriever."""
     retriever = model.components.retriever
     if retriever is None:
@@ -274,13 +274,13 @@ def _first_retrieved(
 
 
 def names(entry: IconEntry, text: str) -> bool:
-    """Whether a caption has an icon's name, all its words in order and no part of others; sets and styles
-    are written before or after it."""
+    """Whether a caption has an icon's name, with all its words in order and no extra ones; sets and styles may come
+    before or after it."""
     return re.search(rf"(?<![\w-]){re.escape(entry.words)}(?![\w-])", text) is not None
 
 
 def styles(text: str) -> str:
-    """The style words of a caption, in order.
+    """Return the style words of a caption, in order.
 
     >>> styles("outline rounded bell off, lucide")
     'outline rounded'

@@ -1,4 +1,4 @@
-"""`cm3 experiment tuning`: one base tuned on one mixture in several ways, measured on what is held out. Light: the
+"""`cm3 experiment tuning`: one base model tuned on one mixture in several ways, measured on held-out data. Light: the
 arms of the experiment."""
 
 from __future__ import annotations
@@ -6,9 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-#: The arm that the others are compared with.
+#: The arm to compare the others with.
 REFERENCE = "full"
-#: The base as it is, in tables.
+#: The unchanged base, in tables.
 BEFORE = "before"
 
 
@@ -17,10 +17,10 @@ class Arm:
     """One way to tune.
 
     Args:
-        title: for tables.
-        compares: "method": trained as long as the reference; "loss" or "layout": as many steps.
-        overrides: of the recipe; everything else is the reference's.
-        layout: of the tasks whose answer is a text.
+        title: title in tables.
+        compares: "method": trained for the same time as the reference; "loss" or "layout": for the same number of steps.
+        overrides: overrides of the recipe; everything else is as in the reference.
+        layout: layout of tasks whose answer is a text.
     """
 
     title: str
@@ -29,7 +29,7 @@ class Arm:
     layout: Literal["answer_last", "paper"] = "answer_last"
 
 
-#: Arm -> how it is tuned. The reference trains all parameters by the loss of all tokens, answers last.
+#: Arm -> how it is tuned. The reference trains all parameters on the loss of all tokens, answers last.
 ARMS: dict[str, Arm] = {
     REFERENCE: Arm("all parameters", "method"),
     "lora": Arm("LoRA", "method", ("tune.method=lora",)),
@@ -38,24 +38,24 @@ ARMS: dict[str, Arm] = {
     "response-only": Arm("the loss of responses alone", "loss", ("objective.response_only=true",)),
     "paper-layout": Arm("answers before the picture", "layout", layout="paper"),
 }
-#: What the reference is, whatever the recipe says.
+#: Settings of the reference, whatever the recipe states.
 SHARED = ("tune.method=full", "objective.response_only=false")
 
 
 @dataclass(frozen=True)
 class TuningSettings:
-    """What is measured; two measurements in one folder have the same.
+    """Settings of the measurement; all measurements in a folder must have the same.
 
     Args:
-        base: the model that is tuned.
-        minutes: of pure computation of each method's training.
-        documents: held-out documents of each task and split whose responses are measured.
-        num: records of each measured task and split that are drawn or answered.
+        base: the model to tune.
+        minutes: minutes of pure computation per method.
+        documents: number of held-out documents per task and split whose responses are measured.
+        num: number of records to generate or answer per measured task and split.
         splits: held-out splits of the data set.
-        tasks: those that are drawn or answered, as `cm3 experiment tasks` does; a recipe that has none of
-            them is measured by losses alone.
-        overrides: of the recipe, for all arms.
-        own: arm -> overrides of its own.
+        tasks: tasks to generate or answer, as in `cm3 experiment tasks`; a recipe without any of them is measured
+            only by losses.
+        overrides: overrides of the recipe, for all arms.
+        own: arm -> its own overrides.
     """
 
     base: str

@@ -1,4 +1,4 @@
-"""The command line of `cm3 experiment tuning`. Light: heavy modules are imported when it runs."""
+"""The command line of `cm3 experiment tuning`. Light: it imports heavy modules only when it runs."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def configure(parser: ArgumentParser) -> None:
     """Options of the command."""
     parser.epilog, parser.formatter_class = EXAMPLE, RawDescriptionHelpFormatter
     parser.description = (
-        "Tune one model on one mixture in several ways, and measure each on what is held out: methods (all\n"
-        "parameters, LoRA, DoRA, the head) for the same time of computation; the loss of responses alone, and\n"
+        "Tune one model on one mixture in several ways, and measure each on held-out data: methods (all\n"
+        "parameters, LoRA, DoRA, the head) for the same computation time; the loss of responses alone, and\n"
         "answers before pictures, for the same number of steps. Writes report.md and figures.json."
     )
     parser.add_argument(
@@ -55,7 +55,7 @@ def configure(parser: ArgumentParser) -> None:
         type=whole_number(2, 100_000),
         default=64,
         metavar="N",
-        help="held-out documents of each part of the mixture and split whose responses' losses are measured "
+        help="held-out documents per part of the mixture and split whose response loss is measured "
         "(default: %(default)s)",
     )
     parser.add_argument(
@@ -63,14 +63,14 @@ def configure(parser: ArgumentParser) -> None:
         type=whole_number(0, 2**20),
         default=32,
         metavar="N",
-        help="records to draw or answer per task and split; 0: none (default: %(default)s)",
+        help="records to generate or answer per task and split; 0: none (default: %(default)s)",
     )
     parser.add_argument(
         "--splits",
         nargs="+",
         default=["comp", "unseen"],
         metavar="SPLIT",
-        help=f"held-out splits, of icons {', '.join(SPLITS[:-1])} (default: comp unseen)",
+        help=f"held-out splits; for icons {', '.join(SPLITS[:-1])} (default: comp unseen)",
     )
     parser.add_argument(
         "--tasks",
@@ -78,7 +78,7 @@ def configure(parser: ArgumentParser) -> None:
         choices=TASKS,
         default=["edit", "answer"],
         metavar="TASK",
-        help=f"tasks that are drawn or answered, of models of icons: {', '.join(TASKS)} (default: edit answer)",
+        help=f"tasks to generate or answer, for icon models: {', '.join(TASKS)} (default: edit answer)",
     )
     parser.add_argument(
         "--set",
@@ -87,7 +87,7 @@ def configure(parser: ArgumentParser) -> None:
         default=[],
         dest="own",
         metavar=("ARM", "KEY=VALUE"),
-        help="override of the recipe for one arm; may be given several times",
+        help="override of the recipe for one arm; can be repeated",
     )
     add_training_options(parser, ARMS, None, recipe="icons-tuned", out="cm3-tuning")
     parser.set_defaults(run=run)

@@ -1,9 +1,9 @@
-"""The experiment's stages. Each leaves its result in the folder, and is not done twice.
+"""The experiment's stages. Each stores its result in the folder, and is not repeated.
 
-parts/speed-<method>.json         what a step costs
-parts/losses-<arm>-<seed>.json    nats of held-out responses; losses-before.json: of the base
-parts/tasks-<arm>-<seed>.json     figures of tasks, as `cm3 experiment tasks` measures them; parts/*.npy: pictures
-<arm>-<seed>/                     the trainings, each as `cm3 tune` makes it; an interrupted one resumes
+parts/speed-<method>.json         cost of a step
+parts/losses-<arm>-<seed>.json    nats of held-out responses; losses-before.json: the base model
+parts/tasks-<arm>-<seed>.json     figures of tasks, as in `cm3 experiment tasks`; parts/*.npy: pictures
+<arm>-<seed>/                     the trainings, as by `cm3 tune`; an interrupted one resumes
 figures.json, report.md           everything together
 """
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from cm3core.plugins import Registry
     from cm3core.recipe import Recipe
 
-#: Batches that a step's cost is measured with.
+#: Number of batches for measuring a step's cost.
 _BATCHES = 4
 
 
@@ -48,9 +48,9 @@ class TuningExperiment:
     Args:
         registry: the plugins.
         out: the folder of all results.
-        compared: what is trained.
-        settings: how it is trained and measured.
-        device: where the decoders are trained and run; None: the GPU when there is one.
+        compared: the trainings to compare.
+        settings: settings for training and measuring.
+        device: device for training and running the decoders; None: the GPU if there is one.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class TuningExperiment:
         self._shared: Setting | None = None
 
     def recipe(self, arm: str, seed: int = 0, steps: int = 1) -> Recipe:
-        """The recipe of one arm: a schedule of `steps`, nothing validated on the way, the layout its own."""
+        """Return the recipe of one arm: a schedule of `steps`, no validation during training, its own layout."""
         settings = self.settings
         fixed = [
             *SHARED,
@@ -92,7 +92,7 @@ class TuningExperiment:
         """Run all stages; return the report's path."""
         plain = {
             arm: self.recipe(arm) for arm in [REFERENCE, *self.compared.arms]
-        }  # all checked first
+        }  # checks all first
         results = ResultFolder(
             self.out,
             {"base": self.settings.base, "recipe": plain[REFERENCE].hash},
@@ -103,7 +103,7 @@ class TuningExperiment:
         for arm in methods:
             print(f"cost of a step: {ARMS[arm].title}", file=sys.stderr)
             costs[arm] = results.figures(f"speed-{arm}", partial(self._cost, plain[arm]))
-        print("held-out responses of the base", file=sys.stderr)
+        print("held-out responses of the base model", file=sys.stderr)
         facts: dict[str, Any] = {
             "recipe": self.compared.recipe,
             **asdict(self.settings),
@@ -161,7 +161,7 @@ class TuningExperiment:
     def _task(
         self, task: str, split: str, name: str, model: _Once, results: ResultFolder
     ) -> dict[str, Any]:
-        """The figures of a task in a split."""
+        """Return the figures of a task in a split."""
 
         def keep(what: str, draw: Callable[[], PixelArray]) -> PixelArray:
             return results.pictures(f"{what}-{name}", draw)
@@ -171,10 +171,10 @@ class TuningExperiment:
         return {"num": measured.num, "figures": measured.figures}
 
     def _setting(self, model: Model) -> Setting:
-        """Pictures, judge and classifier that all arms share."""
+        """Return pictures, judge and classifier, shared by all arms."""
         if self._shared is None:
             icons = icons_of(model.recipe)
-            assert icons is not None, "asked only of models of icons"
+            assert icons is not None, "only for icon models"
             self._shared = setting_of(model, icons, self.settings.num, 0, lambda _, draw: draw())
         return self._shared
 
@@ -195,7 +195,7 @@ class TuningExperiment:
         )
 
     def _documents(self, layout: str) -> list[responses.Asked]:
-        """The held-out documents in a layout."""
+        """Return the held-out documents in a layout."""
         if layout not in self._asked:
             arm = next(name for name, arm in ARMS.items() if arm.layout == layout)
             self._asked[layout] = responses.asked(
@@ -204,7 +204,7 @@ class TuningExperiment:
         return self._asked[layout]
 
     def _losses(self, model: Model, layout: str) -> dict[str, dict[str, float]]:
-        """Nats of held-out responses, by split and part."""
+        """Return nats of held-out responses, by split and part."""
         documents = self._documents(layout)
         rows = self.recipe(REFERENCE).train.batch_rows
         return responses.by_part(documents, responses.losses(documents, model, rows))
@@ -217,7 +217,7 @@ class TuningExperiment:
         found = list(responses.batches(self._documents(ARMS[REFERENCE].layout), self._base, rows))
         # the last one may have fewer rows
         whole = [batch for batch, _ in found if len(batch.tokens_BT) == rows] or [found[0][0]]
-        # in training all tokens count, as far as the arm's objective says
+        # in training all tokens count, subject to the arm's objective
         whole = [replace(one, weights_BT=(one.modality_BT > 0).float()) for one in whole]
         base = find_checkpoint(find_model(self.settings.base, self.registry))
         device = choose_device(self.device)
@@ -225,7 +225,7 @@ class TuningExperiment:
 
 
 class _Once:
-    """A model that is made when it is first asked for, and kept."""
+    """A model created on first use, and cached."""
 
     def __init__(self, make: Callable[[], Model]) -> None:
         self._make = make
@@ -238,7 +238,7 @@ class _Once:
 
 
 def layout_keys(recipe: Recipe) -> list[str]:
-    """The keys of the layouts of a recipe's tasks, of those that have layouts."""
+    """Return the keys of the layouts of a recipe's tasks, for those that have layouts."""
     if isinstance(recipe.dataset, MixtureConfig):
         tasks = {f"dataset.tasks.{name}": task for name, task in recipe.dataset.tasks.items()}
     else:

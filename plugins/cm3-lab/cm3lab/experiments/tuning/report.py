@@ -14,7 +14,7 @@ from cm3core.files import write_text
 from cm3lab.experiments.tuning import ARMS, BEFORE, REFERENCE
 from cm3lab.experiments.tuning.responses import difference
 
-#: Task -> what is shown of it: figure, row.
+#: Task -> the figure and row to show.
 SHOWN = {
     "edit": ("R@5", "drawn"),
     "edges": ("edge F1", "drawn"),
@@ -25,7 +25,7 @@ SHOWN = {
     "chat": ("all", "told"),
     "caption": ("name", "told"),
 }
-#: Losses of an arm: split/part -> document -> nats, means over seeds.
+#: Losses of an arm: split/part -> document -> nats, averaged over seeds.
 Losses = dict[str, dict[str, float]]
 
 
@@ -44,8 +44,8 @@ def write_report(out: Path, facts: dict[str, Any], command: str) -> Path:
     losses = {BEFORE: facts[BEFORE], **{arm: mean_losses(own) for arm, own in runs.items()}}
     lines += _table(
         "Nats of a held-out response",
-        "The negative log-likelihood of the right response, all its tokens and its end, given its prompt; of plain "
-        "documents that of all tokens. Lower is better.",
+        "The negative log-likelihood of the right response, including all its tokens and its end, given its prompt; for "
+        "plain documents, that of all tokens. Lower is better.",
         losses,
         lambda arm, name: f"{np.mean(list(losses[arm][name].values())):.2f}",
     )
@@ -63,7 +63,7 @@ def write_report(out: Path, facts: dict[str, Any], command: str) -> Path:
 
 
 def mean_losses(runs: Sequence[dict[str, Any]]) -> Losses:
-    """The losses of an arm: of each document, the mean over seeds."""
+    """Return the losses of an arm: for each document, the mean over seeds."""
     found: Losses = {}
     for name in runs[0]["losses"]:
         own = [run["losses"][name] for run in runs]
@@ -76,7 +76,7 @@ def mean_losses(runs: Sequence[dict[str, Any]]) -> Losses:
 def _seeds(runs: dict[str, list[dict[str, Any]]]) -> str:
     most = max(map(len, runs.values()))
     if most == 1:
-        return "One seed: what another seed would change is not in the error."
+        return "One seed: the error does not include variation between seeds."
     return f"Means over at most {most} seeds; the error is that over documents."
 
 
@@ -87,10 +87,10 @@ def _shown(values: dict[str, float], others: dict[str, float]) -> str:
 
 def _costs(facts: dict[str, Any], runs: dict[str, list[dict[str, Any]]]) -> list[str]:
     lines = [
-        "## What a step costs",
+        "## Cost of a step",
         "",
-        f"Methods are trained for {facts['minutes']:g} minutes of computation each, counted in steps of the "
-        "measured length; losses and layouts for as many steps as the reference.",
+        f"Methods are trained for {facts['minutes']:g} minutes of computation each, converted to steps by the measured step "
+        "time; losses and layouts for the same number of steps as the reference.",
         "",
         "| arm | trained parameters | memory, MB | seconds a step | tokens a second | steps |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -105,13 +105,13 @@ def _costs(facts: dict[str, Any], runs: dict[str, list[dict[str, Any]]]) -> list
     return [
         *lines,
         "",
-        "Memory: weights, gradients, optimiser state, and what the forward pass keeps for the backward pass.",
+        "Memory: weights, gradients, optimiser state, and activations kept for the backward pass.",
         "",
     ]
 
 
 def _table(title: str, text: str, losses: dict[str, Losses], shown: Any) -> list[str]:
-    """A row for each split and part, a column for each arm."""
+    """Return a row per split and part, with a column per arm."""
     names = list(dict.fromkeys(name for own in losses.values() for name in own))
     lines = [
         f"## {title}",
@@ -130,7 +130,7 @@ def _table(title: str, text: str, losses: dict[str, Losses], shown: Any) -> list
 
 
 def _tasks(runs: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """A row for each task and split, a column for each arm."""
+    """Return a row per task and split, with a column per arm."""
     places = list(
         dict.fromkeys(
             (task, split)
@@ -145,7 +145,7 @@ def _tasks(runs: dict[str, list[dict[str, Any]]]) -> list[str]:
     lines = [
         "## Tasks",
         "",
-        "As `cm3 experiment tasks` measures them; a share p of n records has a standard error of sqrt(p(1 - p)/n).",
+        "Measured as in `cm3 experiment tasks`; a share p of n records has a standard error of sqrt(p(1 - p)/n).",
         "",
         f"| task | figure | split | records |{''.join(f' {arm} |' for arm in runs)}",
         "| --- | --- | --- | --- |" + " --- |" * len(runs),

@@ -1,8 +1,8 @@
 """Loss on held-out responses, given their prompts (teacher forcing).
 
-Each document is as the model is asked: a response that ends it is predicted in its place, one before the
-end behind it, in place of its hole. Losses are sums over a response's tokens and its end, in nats: they
-compare models that write a response in another place or in other tokens. Of plain documents all counts.
+Each document has the form of a request: a response at its end is predicted in its place, a response before the end is
+predicted after the document, for its hole. Losses are sums over a response's tokens and its end, in nats, so they
+compare models that write a response in another place or with other tokens. For plain documents all tokens count.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from cm3core.vocab import Vocabulary
     from cm3run.model import Model
 
-#: The name of a data set that is no mixture, where it has no task.
+#: Name of a data set that is not a mixture and has no task.
 PLAIN = "documents"
 
 
@@ -40,9 +40,9 @@ class Asked:
     """A held-out document.
 
     Args:
-        part: of the mixture.
-        split: of the data set.
-        name: the document's.
+        part: part of the mixture.
+        split: split of the data set.
+        name: name of the document.
         sequence: its tokens, with weights on the response alone; `sequence.part` is its number.
     """
 
@@ -53,23 +53,23 @@ class Asked:
 
 
 def parts_of(recipe: Recipe) -> dict[str, tuple[DocumentSourceConfig, TaskConfig | None]]:
-    """Part of the recipe's mixture -> its data set, and its task; a data set alone is one part."""
+    """Return part of the recipe's mixture -> its data set and task; a single data set is one part."""
     config = recipe.dataset
     if isinstance(config, MixtureConfig):
         return {name: (part, config.tasks.get(name)) for name, part in config.parts.items()}
-    assert config is not None, "a recipe that is trained has a data set"
+    assert config is not None, "a recipe for training has a data set"
     name = recipe.component_names.get("task", PLAIN) if recipe.task is not None else PLAIN
     return {name: (config, recipe.task)}
 
 
 def asked(recipe: Recipe, model: Model, splits: Sequence[str], num: int) -> list[Asked]:
-    """At most `num` held-out documents of each part and split; those that don't fit the context are left out.
+    """Return at most `num` held-out documents per part and split; skips those that don't fit in the context.
 
     Args:
-        recipe: of the tuning: parts, tasks and their layouts, objective.
-        model: its tokenizers write the documents.
+        recipe: recipe of the tuning: parts, tasks and their layouts, objective.
+        model: its tokenizers encode the documents.
         splits: held-out splits.
-        num: of each.
+        num: maximum number of each.
 
     Raises:
         DataError: no part has one of the splits.
@@ -101,13 +101,13 @@ def asked(recipe: Recipe, model: Model, splits: Sequence[str], num: int) -> list
             raise DataError(
                 f"split {split!r}",
                 "has no document that fits the decoder's context",
-                "name another one (--splits), or lower data.max_text_tokens",
+                "choose another one (--splits), or lower data.max_text_tokens",
             )
     return found
 
 
 def _as_asked(recipe: Recipe, vocabulary: Vocabulary) -> MaskingObjective:
-    """Puts responses where they are asked for, nothing else."""
+    """Return an objective that only moves responses to their holes."""
     config = recipe.objective
     if not isinstance(config, CM3ObjectiveConfig):
         return UnmaskedObjective()
@@ -134,8 +134,8 @@ def _source(config: DocumentSourceConfig, split: str) -> DocumentSource:
 def batches(
     documents: Sequence[Asked], model: Model, num_rows: int
 ) -> Iterator[tuple[TrainingBatch, list[int]]]:
-    """Batches of `num_rows` rows, and the numbers of the documents in each, in the order of their parts'
-    numbers in the batch."""
+    """Yield batches of `num_rows` rows, and the indices of the documents in each, in the order of their parts' numbers in
+    the batch."""
     length, vocabulary = model.components.decoder.context_length, model.components.vocabulary
     packer: Packer[int] = Packer(length)
     for number, one in enumerate(documents):
@@ -153,7 +153,7 @@ def batches(
 
 @torch.inference_mode()
 def losses(documents: Sequence[Asked], model: Model, num_rows: int) -> list[float]:
-    """Nats of each document's response, in order; computed in the weights' precision."""
+    """Return the nats of each document's response, in order; computed in the weights' precision."""
     decoder = model.components.decoder
     decoder.module.eval()
     device = decoder.head_weight().device
@@ -174,7 +174,7 @@ def losses(documents: Sequence[Asked], model: Model, num_rows: int) -> list[floa
 
 
 def by_part(documents: Sequence[Asked], values: Sequence[float]) -> dict[str, dict[str, float]]:
-    """Split/part -> document -> nats of its response."""
+    """Return split/part -> document -> nats of its response."""
     found: dict[str, dict[str, float]] = {}
     for one, value in zip(documents, values, strict=True):
         found.setdefault(f"{one.split}/{one.part}", {})[one.name] = value
@@ -184,7 +184,7 @@ def by_part(documents: Sequence[Asked], values: Sequence[float]) -> dict[str, di
 def difference(
     values: Mapping[str, float], others: Mapping[str, float]
 ) -> tuple[float, float, int]:
-    """Mean over the documents that both have of value - other, its standard error, and their number.
+    """Return the mean of value - other over common documents, its standard error, and their number.
 
     >>> difference({"a": 3.0, "b": 1.0, "c": 9.0}, {"a": 2.0, "b": 2.0})
     (0.0, 1.0, 2)

@@ -1,5 +1,5 @@
-"""Cost of one step of a tuning method: seconds, tokens, parameters, memory. Measured before anything is trained, so
-that all methods can be given the same time in steps, however busy the machine is."""
+"""Cost of one step of a tuning method: seconds, tokens, parameters, memory. Measured before training, so that all
+methods can get the same time in steps, however busy the machine is."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from cm3core.plugins import Registry
     from cm3core.recipe import Recipe
 
-#: Steps before the clock runs, and steps whose median counts.
+#: Warm-up steps, and steps whose median is used.
 _WARM, _TIMED = 2, 7
 
 
 class KeptBytes:
-    """Counts the memory that a forward pass keeps for its backward pass. A context; `peak`: bytes."""
+    """Context that counts the memory a forward pass keeps for its backward pass; `peak`: bytes."""
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         self._parameters = {p.untyped_storage().data_ptr() for p in parameters}
@@ -66,7 +66,7 @@ class KeptBytes:
 
 
 class _Kept:
-    """A tensor in the graph, which says when the graph lets go of it."""
+    """A tensor in the graph, which reports when the graph releases it."""
 
     def __init__(self, tensor: Tensor, free: Callable[[], None]) -> None:
         self.tensor, self._free = tensor, free
@@ -82,19 +82,19 @@ def step_cost(
     batches: Sequence[TrainingBatch],
     device: torch.device,
 ) -> dict[str, float]:
-    """What one step costs, without loading data.
+    """Measure the cost of one step, without loading data.
 
     Args:
-        recipe: of the arm.
-        base: folder of the model that is tuned.
+        recipe: recipe of the arm.
+        base: folder of the model to tune.
         registry: the plugins.
-        batches: of micro-batches' size; used in turn.
-        device: where it is trained.
+        batches: batches of micro-batch size; used in turn.
+        device: device for training.
 
     Returns:
-        seconds: of a step; on a CPU the time that its cores computed, each, so that other work on the machine
-        does not count. tokens: of a step. parameters, trained: numbers. memory: bytes of weights,
-        gradients, optimiser state, and what the forward pass keeps.
+        seconds: seconds per step; on a CPU the computing time per core, so that other work on the machine does
+        not count. tokens: tokens per step. parameters, trained: numbers. memory: bytes of weights, gradients,
+        optimiser state, and activations kept for the backward pass.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(recipe.train.num_threads or before)
@@ -157,7 +157,7 @@ def _step_cost(
 
 
 def _loss(decoder: Decoder, batch: TrainingBatch, z_loss: float, num_parts: int) -> Tensor:
-    """The sum of a batch's losses."""
+    """Return the sum of a batch's losses."""
     hidden_BTE = decoder.hidden_states(
         batch.tokens_BT,
         positions_BT=batch.positions_BT,
@@ -169,7 +169,7 @@ def _loss(decoder: Decoder, batch: TrainingBatch, z_loss: float, num_parts: int)
 
 
 def _state_bytes(optimizer: OptimizerGroup) -> int:
-    """What the optimisers keep of all parameters."""
+    """Return the bytes of the optimisers' state."""
     state = [
         value
         for one in optimizer.optimizers
@@ -180,7 +180,7 @@ def _state_bytes(optimizer: OptimizerGroup) -> int:
 
 
 def _clock(device: torch.device) -> float:
-    """Seconds of computation so far."""
+    """Return the seconds of computation so far."""
     if device.type == "cpu":
         return time.process_time() / torch.get_num_threads()
     torch.accelerator.synchronize(device)
@@ -192,7 +192,7 @@ def _bytes(tensor: Tensor) -> int:
 
 
 def steps_in(minutes: float, seconds: float) -> int:
-    """Steps of `seconds` each in `minutes`, at least one.
+    """Return the number of steps of `seconds` each in `minutes`, at least one.
 
     >>> steps_in(4, 0.5), steps_in(0.001, 1)
     (480, 1)
