@@ -133,8 +133,8 @@ class ImageTokenizerContract(ConfigLaws[ImageTokenizer]):
         every(codes, (codes >= 0) & (codes < size), did, f"codes in 0..{size - 1}")
 
     def law_codes_keep_the_rules_of_their_form(self, data: st.DataObject) -> None:
-        """Codes of pictures, and of pictures of any codes, follow the form's rules; a sequence ends, and repeats its
-        end."""
+        """Codes follow the form's rules, for any picture and for pictures decoded from any codes; a sequence ends, and
+        repeats its end."""
         tokenizer, form = self.subject, self.subject.form
         same(form.grid, tokenizer.grid, "compared the grid of its form with its own")
         for pictures in (self._pictures(data), tokenizer.decode(self._codes(data))):
@@ -142,16 +142,16 @@ class ImageTokenizerContract(ConfigLaws[ImageTokenizer]):
             holds(
                 strange is None,
                 f"encoded {len(pictures)} pictures",
-                f"codes that keep the rules of {form.name}",
+                f"codes that follow the rules of {form.name}",
                 f"a code that breaks them at (picture, place) {strange}",
             )
 
     def _encoded(self, pictures: PixelArray) -> IntArray:
-        """Codes of pictures before the check of `encode`: the law is its own."""
+        """Return codes of pictures without the check in `encode`: the law has its own."""
         return np.asarray(self.subject._encode(np.ascontiguousarray(pictures)), np.int32)
 
     def law_a_prefix_decodes(self, data: st.DataObject) -> None:
-        """A picture of which the last codes are missing decodes once what is missing is made up as the form says."""
+        """A picture without its last codes decodes after the missing ones are filled in as the form states."""
         form, codes = self.subject.form, self._codes(data)
         rows = []
         for one in codes:
@@ -161,7 +161,7 @@ class ImageTokenizerContract(ConfigLaws[ImageTokenizer]):
         pictures = self.subject.decode(np.stack(rows))
         holds(
             pictures.shape == shape and pictures.dtype == np.uint8,
-            f"decoded {len(rows)} pictures of which the last codes were missing",
+            f"decoded {len(rows)} pictures without their last codes",
             f"uint8 {list(shape)}",
             pictures,
         )
