@@ -122,10 +122,12 @@ def cm3_commands() -> Mapping[str, str]:
 
 @hookimpl
 def cm3_image_tokenizers() -> Mapping[str, type[ImageTokenizerConfig]]:
+    from cm3plugins.image_tokenizers.outlines import OutlinesConfig
     from cm3plugins.image_tokenizers.patches import PatchTokenizerConfig
     from cm3plugins.image_tokenizers.vqgan import VQGANConfig
 
     return {
+        "outlines": OutlinesConfig,
         "patches": PatchTokenizerConfig,
         "vqgan": VQGANConfig,
     }

@@ -1,0 +1,91 @@
+"""Closed paths as codes: the kit's laws, pictures by hand, exact grids, limits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw
+
+from cm3core.errors import RecipeError
+from cm3kits.image_tokenizer import ImageTokenizerContract
+from cm3plugins.image_tokenizers.outlines import OutlinesConfig
+from cm3plugins.image_tokenizers.outlines.tokenizer import filled, outlines, simplified
+from messages import tells
+
+SMALL = OutlinesConfig(resolution=16, cells=8, tolerance=0, most_codes=64)
+
+
+class TestOutlines(ImageTokenizerContract):
+    config = OutlinesConfig(resolution=32, cells=16, most_codes=96)
+
+
+def of_cells(dark: np.ndarray, side: int = 2) -> np.ndarray:
+    """A picture of dark cells."""
+    grey = np.where(dark, 0, 255).astype(np.uint8)
+    return grey.repeat(side, 0).repeat(side, 1)[..., None].repeat(3, 2)
+
+
+def test_a_square_with_a_hole_by_hand() -> None:
+    dark = np.zeros((8, 8), bool)
+    dark[1:5, 2:6] = True
+    dark[2:3, 3:5] = False
+    tokenizer = SMALL.build()
+    [codes] = tokenizer.encode(of_cells(dark)[None])
+    outer, inner = tokenizer.paths(codes)
+    assert outer.tolist() == [[2, 1], [6, 1], [6, 5], [2, 5]]
+    assert sorted(inner.tolist()) == [[3, 2], [3, 3], [5, 2], [5, 3]]
+    # x, y = y + 9, ..., close = 18, end = 19
+    assert codes[:9].tolist() == [2, 10, 6, 10, 6, 14, 2, 14, 18]
+    assert codes[17:].tolist() == [18] + [19] * 46
+    assert np.array_equal(tokenizer.decode(codes[None])[0], of_cells(dark))
+    assert 'd="M2 1L6 1L6 5L2 5ZM' in tokenizer.svg(codes)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 7), st.floats(0.1, 0.9))
+def test_without_tolerance_every_grid_comes_back(seed: int, size: int, share: float) -> None:
+    dark = np.random.default_rng(seed).random((size, size)) < share
+    paths = outlines(dark)
+    assert np.array_equal(filled(paths, size, 2 * size) > 127, dark.repeat(2, 0).repeat(2, 1))
+    assert all(len(path) >= 4 for path in paths)
+
+
+def test_cells_that_touch_at_a_corner_are_apart() -> None:
+    assert len(outlines(np.eye(3, dtype=bool))) == 3
+
+
+def test_a_disc_takes_few_points_and_stays_near() -> None:
+    image = Image.new("L", (64, 64), 255)
+    ImageDraw.Draw(image).ellipse((8, 8, 55, 55), fill=0)
+    pixels = np.asarray(image)[..., None].repeat(3, 2)
+    tokenizer = OutlinesConfig().build()
+    [codes] = tokenizer.encode(pixels[None])
+    [path] = tokenizer.paths(codes)
+    assert 8 <= len(path) <= 24
+    [drawn] = tokenizer.decode(codes[None])
+    assert np.abs(drawn.astype(int) - pixels).mean() < 6
+    assert len(simplified(outlines(np.ones((4, 4), bool))[0], 1.0)) == 4
+
+
+def test_what_is_too_much_keeps_the_largest_paths() -> None:
+    rng = np.random.default_rng(0)
+    dark = rng.random((8, 8)) < 0.5
+    dark[:3, :3] = True
+    tokenizer = OutlinesConfig(resolution=16, cells=8, tolerance=0, most_codes=24).build()
+    [codes] = tokenizer.encode(of_cells(dark)[None])
+    assert tokenizer.form.strange_place(codes[None]) is None
+    assert len(tokenizer.paths(codes)) >= 1
+
+
+def test_a_blank_picture_is_its_end() -> None:
+    tokenizer = SMALL.build()
+    [codes] = tokenizer.encode(np.full((1, 16, 16, 3), 255, np.uint8))
+    assert set(codes.tolist()) == {19}
+    assert (tokenizer.decode(codes[None]) == 255).all()
+
+
+def test_a_resolution_that_cells_do_not_divide() -> None:
+    with pytest.raises(RecipeError) as info:
+        OutlinesConfig(resolution=30, cells=8).check()
+    assert tells(info.value, "image_tokenizer.resolution: is 30, not a multiple of cells 8")
