@@ -77,7 +77,7 @@ class OutlinesConfig(ImageTokenizerConfig):
         from cm3plugins.image_tokenizers.outlines.tokenizer import OutlineTokenizer
 
         self.check()
-        return OutlineTokenizer(self.resolution, self.cells, self.tolerance, self.most_codes)
+        return OutlineTokenizer(self.resolution, self.cells, self.tolerance, self.form)
 
 
 @lru_cache(maxsize=16)

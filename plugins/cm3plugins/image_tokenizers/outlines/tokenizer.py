@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from cm3core.document import BoolArray, IntArray, PixelArray
 from cm3core.interfaces.image_tokenizer import ImageTokenizer
 from cm3core.picture_form import PictureForm
-from cm3plugins.image_tokenizers.outlines import form_of
 
 #: Points (x, y) of a closed path on the grid, int32 [P, 2].
 Path: TypeAlias = IntArray
@@ -28,11 +27,11 @@ DARK = 128
 
 
 class OutlineTokenizer(ImageTokenizer):
-    """See `OutlinesConfig` for the arguments."""
+    """See `OutlinesConfig` for the arguments; `form`: of its codes."""
 
-    def __init__(self, resolution: int, cells: int, tolerance: float, most_codes: int) -> None:
+    def __init__(self, resolution: int, cells: int, tolerance: float, form: PictureForm) -> None:
         self.resolution, self.cells, self.tolerance = resolution, cells, tolerance
-        self._form = form_of(cells, most_codes)
+        self._form = form
 
     @property
     def image_size(self) -> tuple[int, int]:
