@@ -75,7 +75,7 @@ def cm3_text_tokenizers() -> Mapping[str, type[TextTokenizerConfig]]:
 
 @hookspec
 def cm3_image_tokenizers() -> Mapping[str, type[ImageTokenizerConfig]]:
-    """Image tokenizers: pixels <-> a grid of codes.
+    """Image tokenizers: pixels <-> codes, on a grid or in a sequence.
 
     Recipe section `image_tokenizer`; interface `ImageTokenizer`."""
 

@@ -131,6 +131,9 @@ def cuda_graph(step: Callable[[], None], device: torch.device) -> Callable[[], N
     return replay
 
 
+#: Maximum number of groupings that are kept while the same requests are in flight.
+MOST_KNOWN = 256
+
 #: A cache with one row per prompt, and the hidden states [S, E] after the prompts.
 Read: TypeAlias = "tuple[KVCache, Tensor]"
 
@@ -242,6 +245,8 @@ class Batch:
         self._owners = np.repeat(np.arange(len(counts)), counts).tolist()
         self._owner_S = self._tensor(self._owners)
         self._groups: tuple[tuple[object, ...], list[Group]] | None = None
+        #: Groups by what decides them. Rules of codes lead to the same legal ids again and again.
+        self._known_groups: dict[tuple[object, ...], list[Group]] = {}
         self._captured: tuple[Group, CapturedStep] | None = None
         self._ahead: Ahead | None = None
 
@@ -461,7 +466,12 @@ class Batch:
             for row, grammar in ((row, row.grammar) for row in self.rows)
         )
         if self._groups is None or self._groups[0] != now:
-            self._groups = now, groups_of(self.rows, self._starts, self._device)
+            known = self._known_groups.get(now)
+            if known is None:
+                known = groups_of(self.rows, self._starts, self._device)
+                if len(self._known_groups) < MOST_KNOWN and not any(one.remembers for one in known):
+                    self._known_groups[now] = known
+            self._groups = now, known
         return self._groups[1]
 
     def _tensor(self, values: Any) -> Tensor:

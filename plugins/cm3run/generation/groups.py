@@ -163,6 +163,11 @@ class Group:
     drawn: list[Drawn] | None = None
     penalty: RepetitionPenalty | None = None
 
+    @property
+    def remembers(self) -> bool:
+        """Whether it holds anything that draws change."""
+        return not (self.states is None and self.drawn is None and self.penalty is None)
+
     def weights(self, num: int) -> Tensor:
         """Stream weights for the next `num` draws, float32 [m, n, G]."""
         G = self.stream_rows_nG.shape[1]
