@@ -121,7 +121,7 @@ def test_documents_are_filled_and_nothing_else_changes(decoder):
                 assert filled == asked
 
 
-@settings(max_examples=examples(15))
+@settings(max_examples=examples(6))
 @given(data=st.data())
 def test_a_result_does_not_depend_on_what_else_is_in_the_batch(decoder, data):
     sampler = CFGSamplerConfig(guidance_scale=2.0, temperature=0.9, text_temperature=1.3)

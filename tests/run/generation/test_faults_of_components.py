@@ -185,7 +185,7 @@ def test_a_step_that_fails_for_nobody_knows_whom_is_done_again_apart(decoder, ra
     assert session.num_rows == 0
 
 
-@settings(max_examples=examples(10))
+@settings(max_examples=examples(6))
 @given(
     asked=st.lists(st.sampled_from(REQUESTS), min_size=2, max_size=6),
     token=st.integers(4, 14),

@@ -59,7 +59,7 @@ SAMPLERS = {
 }
 
 
-@settings(max_examples=examples(25))
+@settings(max_examples=examples(8))
 @given(st.lists(requests(), min_size=1, max_size=4), st.integers(2, 8))
 def test_tokens_are_those_of_one_at_a_time(decoder, asked, window):
     one_by_one = make_engine(decoder, WARM).complete(asked)

@@ -142,7 +142,7 @@ def test_the_least_recently_used_is_dropped() -> None:
     assert kept.room_for(100)
 
 
-@settings(max_examples=examples(15), deadline=None)
+@settings(max_examples=examples(6), deadline=None)
 @given(st.data())
 def test_other_requests_in_the_batch_change_nothing(decoder, data: st.DataObject) -> None:
     """Conversations side by side, each as alone."""

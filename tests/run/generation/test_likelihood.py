@@ -131,7 +131,7 @@ REQUESTS = [
 ]
 
 
-@settings(max_examples=examples(20))
+@settings(max_examples=examples(8))
 @given(data=st.data())
 def test_it_is_the_engines_figure_for_what_the_engine_drew(decoder, data):
     text_scale = data.draw(st.sampled_from([1.0, 2.0]))
@@ -192,7 +192,7 @@ def one_by_one(decoder, document, contents, retrieved, variant) -> float:
     return total
 
 
-@settings(max_examples=examples(15))
+@settings(max_examples=examples(6))
 @given(data=st.data())
 def test_it_is_one_forward_a_token_for_every_variant(decoder, data):
     letters = st.text(LETTERS, min_size=1, max_size=6)

@@ -117,7 +117,7 @@ def test_a_picture_by_hand():
 # ---- what is scored is what was sampled
 
 
-@settings(max_examples=examples(10))
+@settings(max_examples=examples(6))
 @given(data=st.data())
 def test_scores_are_those_of_sampling(decoder, data):
     samplers = [config.build() for config in SAMPLERS]

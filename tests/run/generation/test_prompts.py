@@ -24,7 +24,7 @@ def everything_is_shared(monkeypatch):
     monkeypatch.setattr(prompts_module, "SHORTEST_COMMON", 2)
 
 
-@settings(max_examples=examples(15))
+@settings(max_examples=examples(6))
 @given(data=st.data())
 def test_sharing_prefixes_changes_nothing(decoder, data):
     some = data.draw(st.lists(requests(), min_size=2, max_size=6))

@@ -18,7 +18,7 @@ from messages import tells
 from profiles import examples
 
 
-@settings(max_examples=examples(12))
+@settings(max_examples=examples(6))
 @given(data=st.data())
 def test_late_joiners_cancelled_neighbours_and_mixed_samplers_change_nothing(decoder, data):
     """Each request draws the same tokens as when it is alone.
