@@ -431,12 +431,15 @@ def process() -> Iterator[Victim]:
         yield running
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "size",
+    [pytest.param(0.4, marks=pytest.mark.slow), pytest.param(1.0, marks=pytest.mark.extended)],
+)
 @pytest.mark.parametrize("name", cases.ATTACKS)
-def test_memory_and_waits_of_others(process, name):
+def test_memory_and_waits_of_others(process, name, size):
     """2.5 GB at most, and nobody is kept; the program says for how long others waited."""
     with process.watched():
-        cases.ATTACKS[name](process, random.Random(f"2 {name}"), 1.0)
+        cases.ATTACKS[name](process, random.Random(f"2 {name}"), size)
     assert max(process.memory) < 2500 * 10**6
     if (
         name == "idle"
