@@ -118,6 +118,7 @@ def test_any_layout(segments: Sequence[tuple[int, float]], data: st.DataObject, 
     ).check("triton")
 
 
+@pytest.mark.slow
 def test_splits_give_what_one_piece_gives(device: str) -> None:
     """65 partial results, the last ones without keys; and more rows than fit a tile."""
     lengths = (4097 - 130, 3)

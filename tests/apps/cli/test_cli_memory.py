@@ -120,6 +120,7 @@ def test_a_bank_of_own_pictures_is_built_changed_and_checked(
     assert tells(capsys.readouterr().err, "error: cm3 memory remove: no document is given")
 
 
+@pytest.mark.slow
 def test_a_recipe_gives_its_own_parts_and_its_training_split(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -44,6 +44,7 @@ def test_a_finished_run_says_so_and_is_left_alone(
     assert "trained to step 4 (" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_quiet_is_quiet_and_pipes_get_no_control_characters(
     arguments: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:

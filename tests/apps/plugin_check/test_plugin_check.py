@@ -66,6 +66,7 @@ def test_a_good_plugin_and_its_laws(
     assert left == {"mine.py"}
 
 
+@pytest.mark.slow
 def test_a_law_that_breaks_shows_what_broke_it(
     write: WriteFile, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -34,6 +34,7 @@ def test_the_shipped_model_stays_what_it_is_in_fewer_bits(model: Model) -> None:
     assert int8.agreement < bf16.agreement
 
 
+@pytest.mark.slow
 def test_nats_are_those_of_the_likelihood(model: Model) -> None:
     """Drawing order, no mask: the same codes under `Likelihood`, computed another way."""
     from cm3core.document import Codes, ImageHole
@@ -76,6 +77,7 @@ def test_the_gate() -> None:
     assert not Quality("x", 1.0, 0.0, 1.0, 0.989, 10).passes
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "precision.json"
     assert main(["bench", "precision", "--num", "1", "-o", str(out)]) == 0

@@ -47,6 +47,7 @@ def few(monkeypatch, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_table_and_its_file(tmp_path, capsys):
     out = str(tmp_path / "f.json")
     assert main(["embedder", "eval", "light_encoder", "--bm25", "-o", out, "--quiet"]) == 0
@@ -59,6 +60,7 @@ def test_a_table_and_its_file(tmp_path, capsys):
     assert all(0 <= value <= 1 for values in measured.values() for value in values.values())
 
 
+@pytest.mark.slow
 def test_the_other_corpus(tmp_path, capsys):
     out = str(tmp_path / "f.json")
     command = ["embedder", "eval", "light_encoder", "--corpus", "emoji", "-o", out, "--quiet"]

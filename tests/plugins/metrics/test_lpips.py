@@ -67,6 +67,7 @@ class LargerPictures(MetricContract):
         return [rng.integers(0, 256, (32, 32, 3), np.uint8) for _ in range(num)]
 
 
+@pytest.mark.slow
 def test_the_laws(tmp_path: Path) -> None:
     contract: Any = LargerPictures.for_config(written(tmp_path, "alex"), max_examples=1)()
     for law in contract.laws():

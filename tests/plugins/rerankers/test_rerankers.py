@@ -466,6 +466,7 @@ def test_the_shipped_model_finds_the_picture_of_a_caption(model, pairs, name):
     assert sum(place == found for place, found in enumerate(best)) >= 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["clip", "pmi"])
 def test_the_shipped_model_finds_the_caption_of_a_picture(model, pairs, name):
     """By chance it would be one of six."""

@@ -36,6 +36,7 @@ def test_parts_of_a_step(quick: None, capsys: pytest.CaptureFixture[str]) -> Non
 # ---- the gate
 
 
+@pytest.mark.slow
 def test_command_measures_all_parts(
     quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -162,6 +163,7 @@ def test_interrupted_run_keeps_what_it_has(
     assert (tmp_path / "decode-speed.png").exists()
 
 
+@pytest.mark.slow
 def test_without_transformers_the_engine_is_measured_alone(
     quick: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
