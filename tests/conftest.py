@@ -1,4 +1,4 @@
-"""Settings every test shares. Environment first: some are read when a library is imported."""
+"""Settings for all tests. The environment comes first, because some variables are read when a library is imported."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # threads that spin on two cores slow each other a hundredfold
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# Every worker of `pytest -n` has its share of the cores: torch would give each all of them, which
-# takes a tenth longer with two workers on two.
+# Every worker of `pytest -n` gets its share of the cores: torch would give each worker all of them, which
+# takes a tenth longer with two workers on two cores.
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (cores or 1) // int(workers))))
@@ -41,11 +41,11 @@ use_profiles()
 if TYPE_CHECKING:
     from cm3run.model import Model
     from throwaway_plugins import Install
-# Importing the tests and what they need leaves millions of objects that live until the end. Looking
-# through them for garbage again and again took a third of the collection's time.
+# Importing the tests and their modules leaves millions of objects that live until the end. Repeated garbage
+# collection over them took a third of pytest's collection time.
 gc.disable()
 
-# Which folders the commands under test made is recorded in a folder of these tests, not in the user's.
+# The commands under test record the folders they made in a folder of the tests, not in the user's.
 _STATE = tempfile.TemporaryDirectory(prefix="cm3-tests-state-")
 os.environ["XDG_STATE_HOME"] = _STATE.name
 
@@ -54,9 +54,9 @@ FIXTURES = Path(__file__).parent / "fixtures"
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """`pytest -n`: each worker has a run of neighbours, whose fixtures are then made once; who ends
-    first takes over half of what another has left. (Not by `addopts`, which would need xdist for
-    every pytest.)"""
+    """With `pytest -n`, give each worker neighbouring tests, so that their fixtures are made once; a worker that
+    finishes first takes over half of another's remaining tests. (`addopts` would require xdist for every
+    pytest.)"""
     if config.getoption("dist") != "load":
         return None  # as asked for
     from xdist.scheduler import WorkStealingScheduling
@@ -65,8 +65,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_finish() -> None:
-    """From here on, garbage is looked for among what tests make, and not after every 700 objects: that
-    took a tenth of the time of many tests."""
+    """From now on, collect garbage only among the objects of tests, and not after every 700 objects, which took a
+    tenth of the time of many tests."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
@@ -81,8 +81,8 @@ def fixtures() -> Path:
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where products of few rows are compiled, by one process of a run for all: it takes seconds. A
-    cache of a test's own, or of a process that it starts, gets a link `compiled` to it."""
+    """The folder in which one process compiles the products of few rows for all tests of a run, which takes seconds.
+    A test's own cache, or that of a process it starts, gets a link `compiled` to it."""
     folder = tmp_path_factory.getbasetemp().parent / "compiled"
     folder.mkdir(exist_ok=True)
     return folder
@@ -107,7 +107,7 @@ def ranked(model, monkeypatch):
 
 @pytest.fixture
 def cm3(model, monkeypatch):
-    """`cm3 ...` with the toy model behind every `--model`."""
+    """Run `cm3 ...` with the toy model for every `--model`."""
     from cm3apps.cli import main as cli
 
     monkeypatch.setattr("cm3run.model.model.load", lambda *_, **__: model)
@@ -116,7 +116,7 @@ def cm3(model, monkeypatch):
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Write a distribution with one module and one entry point, as an installer would."""
+    """Write a distribution with one module and one entry point, like an installer."""
     from cm3core.plugins.discovery import GROUP
 
     monkeypatch.syspath_prepend(str(tmp_path))

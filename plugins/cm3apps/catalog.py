@@ -6,7 +6,7 @@ of a class that it inherits from:
 
     Args:
         temperature: divides the logits; 0 takes the most probable code.
-        top_k, top_p: what is kept of the distribution.
+        top_k, top_p: the part of the distribution to keep.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from cm3core.interfaces.component import ComponentConfig
 from cm3core.plugins.kinds import Kind
 from cm3core.plugins.registry import Registry
 
-#: How a recipe marks a value that must still be given.
+#: The mark in a recipe for a value that the user must give.
 MANDATORY = "???"
 
 
@@ -59,13 +59,13 @@ class KindEntry:
 
     Args:
         kind: the recipe's section.
-        summary: what its components are.
+        summary: a description of its components.
         hook, config, interface, kit: see `cm3core.plugins.kinds.Kind`; classes of
             `cm3core.interfaces` by their names, others as "module.Class".
         methods: the methods that an implementation must define: "name(arguments)" -> the first
             paragraph of its documentation.
         keys: the recipe keys that every component of the kind has.
-        laws: law -> what it states.
+        laws: law -> its statement.
         components: its components and the plugins that provide them.
     """
 
@@ -93,8 +93,8 @@ class ComponentEntry:
         config: "module:Class" of its config.
         needs: other sections that a recipe must have.
         keys: the keys of its section.
-        laws: of the kind's kit: law -> what it states.
-        snippet: the section as a recipe writes it, with all defaults.
+        laws: the laws of the kind's kit: law -> its statement.
+        snippet: the recipe's section, with all defaults.
     """
 
     kind: str
@@ -140,7 +140,7 @@ def kind_entry(kind: str, registry: Registry) -> KindEntry:
 
 
 def _full_name(cls: type[Any]) -> str:
-    """The name of a class of `cm3core.interfaces`, any other as "module.Class"."""
+    """The name of a class, with its module unless it is in `cm3core.interfaces`."""
     exported = getattr(interfaces, cls.__name__, None) is cls
     return cls.__name__ if exported else f"{cls.__module__}.{cls.__name__}"
 
@@ -152,7 +152,7 @@ def interface_name(kind: Kind) -> str:
 
 
 def _purpose(kind: Kind) -> str:
-    """Return what the kind is: its summary, or the first sentence of its hook's documentation."""
+    """Return the kind's summary, or the first sentence of its hook's documentation."""
     text = kind.summary or summary(getattr(hookspecs, kind.hook).__doc__ or "")
     return re.split(r" Recipe (?:section|key)", text)[0].removesuffix(".")
 
@@ -256,8 +256,8 @@ def _yaml(values: dict[str, Any], indent: str) -> Iterator[str]:
 
 
 def laws_of(kind: Kind) -> dict[str, str]:
-    """Return law -> the first paragraph of its documentation, in the order of the kit's source; nothing
-    where that can't be read."""
+    """Return law -> the first paragraph of its documentation, in the order of the kit's source; empty if
+    the source can't be read."""
     module, _, class_name = kind.kit.partition(":")
     classes = _classes_of(module)
     laws: dict[str, str] = {}
@@ -271,8 +271,8 @@ def laws_of(kind: Kind) -> dict[str, str]:
 
 
 def _classes_of(module: str) -> dict[str, ast.ClassDef]:
-    """Return name -> class of a module's source, and of modules of its package that it takes
-    classes from."""
+    """Return name -> class for a module's source, and for modules of its package from which it imports
+    classes."""
     path = _source_of(module)
     if path is None:
         return {}
@@ -293,10 +293,10 @@ def _parsed(path: Path, changed: int) -> ast.Module:
 
 
 def _source_of(module: str) -> Path | None:
-    """The file of a module, which is not imported; None: there is none."""
+    """The file of a module, or None. The module is not imported."""
     top, *rest = module.split(".")
     try:
-        # A module inside a package would be found by importing that package, which a kit's may take pytest for
+        # `find_spec` would import the package of the module, and a kit's package may need pytest
         package = importlib.util.find_spec(top)
         for folder in (package.submodule_search_locations or ()) if package and rest else ():
             if (path := Path(folder, *rest).with_suffix(".py")).is_file():
@@ -318,18 +318,17 @@ def _family(name: str, classes: dict[str, ast.ClassDef]) -> Iterator[str]:
 
 
 def find(wanted: str, registry: Registry) -> tuple[str, str]:
-    """Find what `cm3 describe` is asked for.
+    """Find the component or kind for `cm3 describe`.
 
     Args:
         wanted: `KIND`, `KIND/NAME`, `KIND/PLUGIN/NAME`, `PLUGIN/NAME` or `NAME`.
         registry: the available components.
 
     Returns:
-        The kind, and the component's name as `Registry.config_class` takes it; "" for the kind
-        itself.
+        The kind, and the component's name for `Registry.config_class`; "" for the kind itself.
 
     Raises:
-        PluginError: there is no such thing, or several.
+        PluginError: nothing, or more than one component, has this name.
     """
     place = f"cm3 describe {wanted}"
     kinds = registry.kinds
@@ -407,7 +406,7 @@ class Key:
 
     Args:
         name: the key; "training.steps" is a key of the nested dataclass `training`.
-        type: its annotation as a reader would write it, see `shown_type`.
+        type: its annotation in readable form, see `shown_type`.
         default: its default as a YAML value; None if there is none, see `required`.
         required: whether the recipe must give it.
         text: its documentation, in one line; "" if it has none.
@@ -471,7 +470,7 @@ def summary(text: str) -> str:
 
 
 def arguments(config_class: type[Any]) -> dict[str, str]:
-    """Return name -> text of the `Args:` section of the class's own docstring, a line each."""
+    """Return name -> text of the `Args:` section of the class's own docstring, each text in one line."""
     return arguments_in(docstring(config_class))
 
 

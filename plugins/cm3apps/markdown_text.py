@@ -1,25 +1,25 @@
-"""Words of data sets and models in a report: they are shown as they are, and never become markup,
-links or pictures."""
+"""Texts from data sets and models in a report, shown verbatim: they never become markup, links or
+pictures."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 
-#: What can begin or end markup in HTML, in Markdown's dialects (tables, strikethrough, formulas) and
-#: in addresses that are made links without any sign ("https://", "a@b.org", "www."). An underscore
-#: between letters means nothing, and names of metrics stay readable.
+#: Characters that can begin or end markup in HTML, in Markdown's dialects (tables, strikethrough,
+#: formulas) and in bare addresses that become links ("https://", "a@b.org", "www."). An underscore
+#: between letters has no meaning, so names of metrics stay readable.
 _SPECIAL = re.compile(
     r"[&<>\\`*\[\](){}#!|~$@:^=]|(?<![^\W_])_|_(?![^\W_])|(?<=www)\.", re.IGNORECASE
 )
-#: What makes a list or a heading at the start of a line.
+#: Beginnings of a line that make a list or a heading.
 _STARTS_BLOCK = re.compile(r"^(?:[+-]|\d+(?=\.))")
 _NO_CHARACTERS = ("Cc", "Cs")
 
 
 def plain(text: str) -> str:
     """Markdown that shows `text` on one line. Special characters become character references, which
-    every dialect shows and none interprets; control characters are left out."""
+    every dialect displays and none interprets; control characters are dropped."""
     line = "".join(
         character
         for character in " ".join(text.split())

@@ -1,4 +1,4 @@
-"""What the programs register, as a third party's plugin does."""
+"""The hooks of the programs, implemented as in a third party's plugin."""
 
 from __future__ import annotations
 

@@ -290,7 +290,7 @@ def test_nothing_is_written_over(shown: Callable[..., str], tmp_path: Path) -> N
     (tmp_path / "link").symlink_to("nowhere")
     for place, arguments in (("cm3-mine", []), ("file", ["-o", "file"]), ("link", ["-o", "link"])):
         assert shown("mine", "--kind", "sampler", *arguments, code=2) == (
-            f"error: {place}: already exists, and nothing is overwritten\n"
+            f"error: {place}: already exists and is not overwritten\n"
             "  next: name another folder with -o, or remove this one\n"
         )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cm3-mine", "file", "link"]

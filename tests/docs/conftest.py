@@ -25,8 +25,7 @@ COMMENT = re.compile(r"^<!-- (not run: .+|file: .+|fails|output) -->$")
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: where it begins, its language, its text, and the comments that concern the
-    runner."""
+    """A fenced block: its place, its language, its text, and the comments for the runner."""
 
     place: str
     language: str

@@ -1,5 +1,5 @@
-"""What every kernel test runs under: an interpreter that is correct for bfloat16, and memory that
-is never zero by chance.
+"""The environment of kernel tests: an interpreter that is correct for bfloat16, and memory that is never
+zero by chance.
 
 run_guarded(body)   fixture: runs Python source in a process with `guarded(tensor)` next to a
                     guard page
@@ -64,7 +64,7 @@ if HAS_TRITON:
 
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:
-    """`torch.empty` and its like give NaN (the largest integer): an output that a kernel forgets to
+    """`torch.empty` and similar functions return NaN (or the largest integer), so that an output that a kernel forgets to
     write is never right by chance.
 
     torch fills on allocation, so this applies to `empty_like`, `new_empty` and operators as well,
@@ -82,7 +82,7 @@ def poisoned_memory() -> Iterator[None]:
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> str:
-    """Where a test's tensors are: on the CPU, interpreted; on CUDA (`-m gpu`, TRITON_INTERPRET=0),
+    """The device of a test's tensors: the CPU, interpreted, or CUDA (`-m gpu`, TRITON_INTERPRET=0),
     compiled."""
     name: str = request.param
     if name == "cuda" and (INTERPRETS or not torch.cuda.is_available()):

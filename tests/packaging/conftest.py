@@ -1,5 +1,5 @@
-"""The wheel, built once, and a clean environment in which it is installed: what the tests of this
-folder share."""
+"""Shared by the tests of this folder: the wheel, built once, and a clean environment in which it is
+installed."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-#: Builds wheels of folders as pip does, in one process: pip starts three for each.
+#: Builds wheels of folders like pip, but in one process; pip starts three for each.
 BUILD = """import os, sys
 from hatchling.build import build_wheel
 for folder in sys.argv[2:]:
     os.chdir(folder)
     build_wheel(sys.argv[1])
 """
-#: Nine tenths of what mypy reads are packages that no type of ours comes from.
+#: Nine tenths of the packages that mypy reads provide none of our types.
 UNREAD = """[mypy]
 [mypy-torch._inductor.*,torch._dynamo.*,torch._functorch.*,torch._higher_order_ops.*,torch._export.*,torch._numpy.*]
 follow_imports = skip
@@ -80,9 +80,8 @@ def install() -> Callable[..., None]:
 def clean(
     wheel: Path, install: Callable[..., None], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """An environment with nothing but the wheel; it sees this environment's packages behind its own,
-    by a line of a .pth (the .pth files there, of editable installs, are not read). Its folder of
-    commands."""
+    """The folder of commands of an environment with only the wheel. It also sees this environment's packages, through
+    a line of a .pth file (.pth files of editable installs are not read)."""
     folder = tmp_path_factory.mktemp("clean")
     venv.create(folder / "venv", symlinks=True)
     commands = folder / "venv" / ("Scripts" if os.name == "nt" else "bin")
@@ -96,7 +95,7 @@ def clean(
 
 @pytest.fixture(scope="session")
 def new_environment(clean: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
-    """Makes fresh environments like `clean`, for more to be installed: copies, since pip takes seconds
+    """Makes fresh environments like `clean` for further installations. They are copies, because pip takes seconds
     to install and compile the wheel. Returns the folder of commands of each."""
 
     def make() -> Path:
@@ -113,8 +112,8 @@ def new_environment(clean: Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
 
 @pytest.fixture(scope="session")
 def mypy(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The command `mypy --strict`, without settings of a project. It keeps what it has read: most of a
-    run is torch's and numpy's types, the same in every environment."""
+    """The command `mypy --strict` without project settings. It keeps its cache, because most of a run reads torch's and
+    numpy's types, which are the same in every environment."""
     pytest.importorskip(
         "mypy", reason="mypy comes with the extra dev, which a user's test run need not have"
     )
@@ -126,8 +125,7 @@ def mypy(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="session")
 def run() -> Callable[..., str]:
-    """Runs a command of the clean environment, elsewhere than in the checkout, and returns what it
-    prints."""
+    """Runs a command of the clean environment outside the checkout, and returns its output."""
 
     def run_command(commands: Path, *arguments: str, cwd: Path | None = None) -> str:
         unwanted = {"PYTHONPATH", "PYTHONHOME", "TRITON_INTERPRET"}

@@ -102,7 +102,7 @@ def test_refused_memory_is_an_error_with_a_next_step(
     monkeypatch.setattr("cm3apps.cli.main._run", fail)
     assert main(["kinds"]) == 2
     shown = capsys.readouterr().err
-    assert shown.startswith("error: memory: there is not enough of it (")
+    assert shown.startswith("error: memory: there is too little (")
     assert len(shown.splitlines()) == 2
 
 

@@ -25,14 +25,14 @@ MAX_SEED = 2**63 - 1
 MAX_THREADS = 4096
 MAX_MINUTES = 10_000_000
 MAX_STEPS = 2**63 - 1
-#: Characters of an argument that an error repeats.
+#: Maximum number of characters of an argument that an error repeats.
 _MOST_SHOWN = 40
 
 
 class NumberRange:
     """The `type` of an option: parses a number and checks that it lies in a range.
 
-    No dataclass, whose import alone would double the time of `cm3 --help`.
+    It is not a dataclass, because importing `dataclasses` would double the time of `cm3 --help`.
 
     Args:
         least, most: the smallest and the largest value.
@@ -44,10 +44,10 @@ class NumberRange:
         self.least, self.most, self.whole, self.above = least, most, whole, above
 
     def __call__(self, text: str) -> int | float:
-        """Return the number; raises `ArgumentTypeError` if it is none, or out of range."""
+        """Return the number; raises `ArgumentTypeError` if the text is no number or out of range."""
         try:
             value: int | float = int(text) if self.whole else float(text)
-        except ValueError:  # also: more digits than Python converts
+        except ValueError:  # also for more digits than Python converts
             raise self._error(text) from None
         if not self.least <= value <= self.most or (self.above and value == self.least):
             raise self._error(text)
@@ -71,7 +71,7 @@ def whole_number(least: int, most: int) -> NumberRange:
 
 
 def real_number(least: float, most: float, *, above: bool = False) -> NumberRange:
-    """The `type` of an option that is a number from `least`, or `above` it, to `most`.
+    """The `type` of an option that is a number from `least` (excluded if `above`) to `most`.
 
     >>> real_number(0, 60, above=True)("0.5")
     0.5
@@ -100,16 +100,16 @@ OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=.*", re.DOTALL)
 
 
 def add_device(parser: ArgumentParser, what: str) -> None:
-    """`--device`, of a command that computes on one."""
+    """Add `--device`."""
     parser.add_argument(
         "--device",
         metavar="DEVICE",
-        help=f"{what}: cpu, cuda, cuda:1, ... (default: the GPU when there is one)",
+        help=f"{what}: cpu, cuda, cuda:1, ... (default: the GPU if there is one)",
     )
 
 
 def add_precision(parser: ArgumentParser) -> None:
-    """`--precision`, of a command that generates: what `cm3core.load` takes."""
+    """Add `--precision` of a command that generates, with the values of `cm3core.load`."""
     parser.add_argument(
         "--precision",
         default="auto",
@@ -122,7 +122,7 @@ def add_precision(parser: ArgumentParser) -> None:
 
 
 def add_training_precision(parser: ArgumentParser) -> None:
-    """`--precision`, of a command that trains a decoder."""
+    """Add `--precision` of a command that trains a decoder."""
     parser.add_argument(
         "--precision",
         choices=["auto", "fp32", "bf16"],
@@ -131,12 +131,12 @@ def add_training_precision(parser: ArgumentParser) -> None:
 
 
 def training_precision(args: Namespace) -> list[str]:
-    """The override that `add_training_precision` stands for."""
+    """The recipe override for the option of `add_training_precision`."""
     return [] if args.precision is None else [f"train.precision={args.precision}"]
 
 
 def add_trust(parser: ArgumentParser, *, plugins: bool = True) -> None:
-    """`--trust-endpoints`, and `--trust-plugin` of a command that builds what a model names."""
+    """Add `--trust-endpoints` and, for a command that builds a model's components, `--trust-plugin`."""
     if plugins:
         parser.add_argument(
             "--trust-plugin",
@@ -189,12 +189,12 @@ def registry_of(args: Namespace, *, quiet: bool = False) -> Registry:
         discovery.logger.setLevel(before)
 
 
-#: Maximum line length, on wide terminals too; and the least, on narrow ones.
+#: Maximum line length, even on wide terminals, and minimum on narrow ones.
 WIDTH, LEAST = 120, 40
 
 
 def wrapped(text: str, first: str = "", rest: str | None = None) -> list[str]:
-    """A text as lines that begin with `first`, then with `rest` (None: the same). Words stay whole."""
+    """A text wrapped between words: the first line begins with `first`, the others with `rest` (None: the same)."""
     import shutil
     import textwrap
 
@@ -210,5 +210,5 @@ def wrapped(text: str, first: str = "", rest: str | None = None) -> list[str]:
 
 
 def fitted(text: str, first: str = "", rest: str = "      ") -> list[str]:
-    """A line, wrapped on a terminal; a program that reads it finds it whole."""
+    """A line, wrapped on a terminal but not in a pipe or file."""
     return wrapped(text, first, rest) if sys.stdout.isatty() else [first + text]

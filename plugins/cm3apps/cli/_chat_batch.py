@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     from cm3run.model.turns import Turn
 
 FILE = "replies.jsonl"
-#: Seconds between two writings of the replies.
+#: Minimum seconds between two writes of the replies.
 SECONDS = 5.0
 
 
 @dataclass
 class _ReplyFile:
-    """The replies to the lines of a file, in its order: those that are written, and the lines that got none.
+    """The replies to the lines of a file, in its order, and the errors of lines without a reply.
 
     Args:
-        path: of the file.
-        keys: of each line, what its reply depends on.
+        path: the file of replies.
+        keys: for each line, a key of everything that its reply depends on.
         done: number of a line -> its reply.
         failed: number of a line -> its error.
     """
@@ -45,14 +45,14 @@ class _ReplyFile:
 
     @classmethod
     def of(cls, path: Path, lines: list[str], facts: str) -> _ReplyFile:
-        """With the replies that are there already, of the same line, model and options."""
+        """Open the file with its earlier replies to the same line, model and options."""
         keys = [hashlib.sha256(f"{facts}\n{line}".encode()).hexdigest()[:16] for line in lines]
         known = _known(path)
         done = {number: known[key] for number, key in enumerate(keys) if key in known}
         return cls(path, keys, done)
 
     def write(self) -> None:
-        """Write all."""
+        """Write all replies."""
         rows = {**self.done, **self.failed}
         text = [
             json.dumps(
@@ -64,14 +64,14 @@ class _ReplyFile:
         self._written = time.monotonic()
 
     def write_at_times(self) -> None:
-        """Write all, if that is `SECONDS` ago."""
+        """Write all replies, if the last write was at least `SECONDS` ago."""
         if time.monotonic() - self._written > SECONDS:
             self.write()
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """A conversation that waits for its reply: the number of its line, and its name, "" where it has none."""
+    """A conversation that waits for its reply: its line number, and its name or ""."""
 
     number: int
     turns: list[Turn]
@@ -79,9 +79,9 @@ class _Asked:
 
 
 def reply_to_all(args: Namespace, model: Model, replies: Replies, options: dict[str, Any]) -> int:
-    """Reply to each line of a file, write the replies in its order; the exit code is 1 when one failed.
+    """Reply to each line of a file and write the replies in its order; the exit code is 1 if a line failed.
 
-    Replies that are there already, of the same line, model and options, are kept.
+    Earlier replies to the same line, model and options are kept.
     """
     from cm3run.progress import make_bar
 
@@ -120,7 +120,7 @@ def reply_to_all(args: Namespace, model: Model, replies: Replies, options: dict[
 
 
 def _asked(path: Path, lines: list[str], file: _ReplyFile) -> list[_Asked]:
-    """The conversations that have no reply yet; lines that hold none fail."""
+    """The conversations without a reply; lines without a conversation fail."""
     asked = []
     for number, line in enumerate(lines):
         if number in file.done:
@@ -134,7 +134,7 @@ def _asked(path: Path, lines: list[str], file: _ReplyFile) -> list[_Asked]:
 
 
 def _take(event: Any, asked: _Asked, file: _ReplyFile, replies: Replies) -> bool:
-    """Enter what an event says of a conversation; whether it is the last one."""
+    """Record an event of a conversation; return whether it was the last."""
     from cm3run.generation.engine import Failed
     from cm3run.model.turns import ReplyReady
 
@@ -161,10 +161,10 @@ def _error(error: CM3Error) -> dict[str, Any]:
 
 
 def _lines(path: Path) -> list[str]:
-    """The lines of a file that hold something."""
+    """The non-blank lines of a file."""
     try:
         if path.stat().st_size > 2 * MOST_BYTES:
-            raise DataError(str(path), "is larger than 128 MiB", "cut it into several files")
+            raise DataError(str(path), "is larger than 128 MiB", "split it into several files")
         text = read_text(path)
     except (OSError, ValueError) as error:
         raise DataError(
@@ -178,7 +178,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _known(path: Path) -> dict[str, dict[str, Any]]:
-    """Replies of an earlier call whose pictures are there, by their keys; none of what is damaged."""
+    """The undamaged replies of an earlier call whose pictures still exist, by their keys."""
     try:
         rows: Iterator[str] = iter(read_text(path).split("\n"))
     except (OSError, ValueError, CM3Error):

@@ -1,11 +1,11 @@
-"""Conversations as files: what `cm3 chat` loads, saves and replies to.
+"""Conversations in files, which `cm3 chat` loads, saves and replies to.
 
     {"messages": [{"role": "user", "content": [{"type": "image", "file": "bell.png"},
                                                {"type": "text", "text": "What is it?"}]},
                   {"role": "assistant", "content": "A bell."}]}
 
-`content` may be a text alone. A picture's `file` counts from the folder of the conversation's file;
-`codes`, of one that a model drew, are what it reads in place of the file's pixels.
+`content` may be a plain text. A picture's `file` is relative to the folder of the conversation's file.
+A picture drawn by a model also has `codes`, which the model reads instead of the file's pixels.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from cm3run.json_text import parse_json
 if TYPE_CHECKING:
     from cm3run.model.turns import Part, ReplyPicture, Turn
 
-#: Most bytes of a file with one conversation, or of one line.
+#: Maximum bytes of a file with one conversation, or of one line.
 MOST_BYTES = 2**26
 _FORM = 'write {"messages": [{"role": "user", "content": "..."}]}'
 
 
 def read_conversation(path: Path) -> tuple[list[Turn], dict[int, Path]]:
-    """The turns of a saved conversation, and by the `id` of a picture that a model drew, its file.
+    """The turns of a saved conversation, and the files of the pictures that a model drew, by `id`.
 
     Raises:
-        DataError: the file can't be read, or holds something else.
+        DataError: the file can't be read, or is no conversation.
     """
     try:
         if path.stat().st_size > MOST_BYTES:
@@ -52,8 +52,8 @@ def turns_in(
     Args:
         text: JSON.
         place: its name in errors.
-        folder: where the files of pictures count from.
-        files: is given the file of each picture that a model drew, by its `id`.
+        folder: the base of relative picture paths.
+        files: filled with the file of each picture that a model drew, by `id`.
     """
     from cm3run.model.turns import ReplyPicture, Turn
 
@@ -115,7 +115,7 @@ def _drawn(codes: object, path: Path, place: str) -> ReplyPicture:
     whole = all(type(one) is int and 0 <= one < 2**24 for own in known for one in own)
     if len(known) != 2 or not whole or len(known[0]) != 2 or np.prod(known[0]) != len(known[1]):
         raise DataError(
-            place, "has codes of a picture that are none", "leave 'codes' out: the file is read"
+            place, "has invalid picture codes", "leave 'codes' out, so that the file is read"
         )
     pixels = images.open_image(path)
     return ReplyPicture(
@@ -127,9 +127,9 @@ def write_conversation(path: Path, turns: Sequence[Turn], files: Mapping[int, Pa
     """Save a conversation.
 
     Args:
-        path: replaced.
-        turns: its turns.
-        files: by the `id` of a picture that a model drew, where it was written.
+        path: the file, which is replaced.
+        turns: the conversation's turns.
+        files: the files of the pictures that a model drew, by `id`.
     """
     from cm3run.model.turns import ReplyPicture
 
@@ -149,7 +149,7 @@ def write_conversation(path: Path, turns: Sequence[Turn], files: Mapping[int, Pa
 
 
 def _beside(path: Path, file: Path) -> str:
-    """A file's path from the folder of another."""
+    """A file's path relative to the folder of another."""
     try:
         return os.path.relpath(file.absolute(), path.absolute().parent)
     except ValueError:  # on another drive

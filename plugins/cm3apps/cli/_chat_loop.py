@@ -1,5 +1,5 @@
-"""The loop of `cm3 chat`: lines that are said, and commands; and replies, on a terminal and in files: texts as they are
-written, pictures as they are finished.
+"""The loop of `cm3 chat`: messages and commands from lines, and replies on a terminal and in files. Text appears as it
+is generated, pictures when they are finished.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
 
 
 class Replies:
-    """Writes pictures of replies, and shows replies.
+    """Shows replies and writes their pictures.
 
     Args:
-        args: of the command: `out`, and what changes its sampler.
-        model: that replies.
+        args: the command's arguments: `out`, and the options for the sampler.
+        model: the model that replies.
     """
 
     def __init__(self, args: Namespace, model: Model) -> None:
         self.args, self.model = args, model
-        #: By the `id` of a picture, where it was written.
+        #: The written file of each picture, by `id`.
         self.files: dict[int, Path] = {}
-        #: What ids are of, so that none is used again.
+        #: Keeps the pictures alive, so that no `id` is used again.
         self._kept: list[ReplyPicture] = []
         self._next = _first_free(args.out)
 
     def save(self, picture: ReplyPicture, prompt: str, stem: str = "") -> Path:
-        """Write a picture with what made it; returns the file. `stem`: of its name; "": a number."""
+        """Write a picture with its metadata and return the file. `stem` is the name's stem; "" means a number."""
         from cm3run.attribution import png
         from cm3run.model.facts import facts_of_reply
 
@@ -62,7 +62,7 @@ class Replies:
     def content(
         self, parts: Iterable[str | ReplyPicture], prompt: str, stem: str = ""
     ) -> list[dict[str, Any]]:
-        """Parts of a reply as JSON; pictures are written."""
+        """The parts of a reply as JSON; its pictures are written to files."""
         found: list[dict[str, Any]] = []
         for number, part in enumerate(parts):
             if isinstance(part, str):
@@ -73,7 +73,7 @@ class Replies:
         return found
 
     def show(self, events: Generator[Event, None, None], prompt: str) -> Reply:
-        """Print a reply as it comes: pieces of its texts, and the paths of its pictures."""
+        """Print a reply as it is generated: text in pieces, and the paths of pictures."""
         from cm3run.generation.engine import PictureGrown, TextGrown
         from cm3run.model.turns import ReplyPart, ReplyReady
         from cm3run.progress import make_bar
@@ -123,7 +123,7 @@ class Replies:
         return reply
 
     def note(self, reply: Reply) -> None:
-        """Say what a reader would not notice."""
+        """Print notes about a reply that was cut or did not see all turns."""
         if reply.turns_left_out:
             print(
                 f"note: the oldest {reply.turns_left_out} turns no longer fit and were not read",
@@ -134,13 +134,13 @@ class Replies:
 
 
 def _rows(event: Any) -> int:
-    """Rows of a growing picture that are finished."""
+    """The number of finished rows of a growing picture."""
     rows, columns = event.codes.grid
     return int((~event.codes.missing.reshape(rows, columns)).all(1).sum())
 
 
 def _first_free(folder: Path) -> int:
-    """The first number behind those of the pictures that are there."""
+    """The first number after those of existing pictures."""
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     found = [
         int(match[1]) for name in names if (match := re.fullmatch(r"chat-(\d{1,9})\.png", name))
@@ -148,30 +148,30 @@ def _first_free(folder: Path) -> int:
     return max(found, default=-1) + 1
 
 
-#: Command -> (what follows it, what it does).
+#: Command -> (its argument, its help).
 COMMANDS = {
-    "image": ("FILE", "show a picture with what you say next"),
-    "draw": ("TEXT", "say it, and ask for a picture"),
-    "write": ("TEXT", "say it, and ask for a text without pictures"),
-    "again": ("", "another reply to what you said last"),
-    "undo": ("", "take back what you said last, and its reply"),
-    "reset": ("", "begin a new conversation"),
+    "image": ("FILE", "send a picture with your next message"),
+    "draw": ("TEXT", "send the text and ask for a picture"),
+    "write": ("TEXT", "send the text and ask for a reply without pictures"),
+    "again": ("", "generate another reply to your last message"),
+    "undo": ("", "remove your last message and its reply"),
+    "reset": ("", "start a new conversation"),
     "history": ("", "print the conversation"),
-    "save": ("FILE", "save the conversation; cm3 chat --load FILE goes on with it"),
+    "save": ("FILE", "save the conversation; cm3 chat --load FILE continues it"),
     "help": ("", "print this"),
-    "quit": ("", "end; so does Ctrl-D"),
+    "quit": ("", "quit, like Ctrl-D"),
 }
-#: Ends a line that goes on in the next one.
+#: The end of a line that continues on the next one.
 GOES_ON = "\\"
 
 
 class Loop:
-    """A conversation on a terminal, or of lines that come through a pipe.
+    """A conversation on a terminal, or with lines from a pipe.
 
     Args:
-        args: of the command.
+        args: the command's arguments.
         talk: the conversation.
-        replies: shows them.
+        replies: shows the replies.
     """
 
     def __init__(self, args: Namespace, talk: Conversation, replies: Replies) -> None:
@@ -179,9 +179,9 @@ class Loop:
         self.pictures: list[Path] = list(args.images)
 
     def run(self) -> int:
-        """Read until the end of the input or `/quit`; what fails is reported, and the loop goes on."""
+        """Read lines until the end of the input or `/quit`; errors are reported, and the loop continues."""
         if sys.stdin.isatty():
-            print("/help lists commands, Ctrl-D ends, Ctrl-C stops a reply", file=sys.stderr)
+            print("/help lists commands, Ctrl-D quits, Ctrl-C stops a reply", file=sys.stderr)
         for line in _lines():
             try:
                 if not self._do(line):
@@ -191,7 +191,7 @@ class Loop:
         return 0
 
     def _do(self, line: str) -> bool:
-        """Do what a line says; False: end."""
+        """Process a line; return False to quit."""
         if not line.startswith("/"):
             if line.strip() or self.pictures:
                 self._say(line)
@@ -234,7 +234,9 @@ class Loop:
         from cm3core import images
 
         path = user_path(name)
-        images.open_image(path)  # so that it is refused now, not with what is said next
+        images.open_image(
+            path
+        )  # open it now, so that a bad file is refused now and not with the next message
         self.pictures.append(path)
         print(f"will be sent with your next message: {path}", file=sys.stderr)
 
@@ -287,11 +289,11 @@ class Loop:
     def _help(self, _: str) -> None:
         for name, (what, does) in COMMANDS.items():
             print(f"  {f'/{name} {what}'.strip():<14} {does}")
-        print(f"  a line that ends with {GOES_ON} goes on in the next one")
+        print(f"  a line that ends with {GOES_ON} continues on the next one")
 
 
 def _lines() -> Iterator[str]:
-    """What is entered, lines that go on as one."""
+    """The entered text, with continued lines joined."""
     asks = sys.stdin.isatty()
     if asks:
         with contextlib.suppress(ImportError):

@@ -1,4 +1,4 @@
-"""`cm3 data encode`: a data set as token shards, by many processes."""
+"""`cm3 data encode`: encode a data set into token shards, in several processes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ EXAMPLE = (
     "  cm3 data encode quickstart -o /shared/shards --part 1/4     # on the first of four machines"
 )
 MAX_PROCESSES, MAX_PARTS = 1024, 1 << 20
-#: Documents of a shard, see `cm3run.token_shards`.
+#: Documents per shard, see `cm3run.token_shards`.
 SHARD_SIZE = 4096
 _DUPLICATES = ("documents", "pictures", "keep")
 _SECONDS_BETWEEN_LOOKS = 0.1
@@ -100,7 +100,7 @@ def configure(parser: ArgumentParser) -> None:
 
 
 def _part(text: str) -> tuple[int, int]:
-    """Type of `--part`."""
+    """The type of `--part`."""
     index, slash, number = text.partition("/")
     if slash and index.isdecimal() and number.isdecimal() and len(text) < 20:
         part = int(index), int(number)
@@ -110,7 +110,7 @@ def _part(text: str) -> tuple[int, int]:
 
 
 def run(args: Namespace) -> int:
-    """Encode what this call is for; returns the exit code."""
+    """Encode this call's part; return the exit code."""
     try:
         return _run(args)
     except FileError as error:
@@ -212,7 +212,7 @@ def _check_sections(recipe: Recipe) -> None:
 def _with_model(
     recipe: Recipe, name: str, registry: Registry, trust_endpoints: Sequence[str]
 ) -> tuple[Recipe, Path]:
-    """The recipe with a model's tokenizers, and the folder of its checkpoint."""
+    """The recipe with a model's tokenizers, and the folder of the model's checkpoint."""
     from cm3run.checkpoint import find_checkpoint, find_model, read_recipe
 
     folder = find_checkpoint(find_model(name, registry))
@@ -224,8 +224,8 @@ def _with_model(
 
 
 def _sources(recipe: Recipe, registry: Registry, names: str | None) -> dict[str, DocumentSource]:
-    """The splits by name: those that are named must be there; else the recipe's own, and those of its
-    validation that are."""
+    """The splits by name: the named ones, which must exist; otherwise the recipe's own split and its
+    existing validation splits."""
     from cm3run.build import source_of
 
     assert recipe.dataset is not None
@@ -242,7 +242,7 @@ def _sources(recipe: Recipe, registry: Registry, names: str | None) -> dict[str,
         try:
             source = source_of(recipe, registry, split=name)
         except CM3Error:
-            continue  # training leaves it out, too
+            continue  # training also leaves it out
         if len(source):
             found[name] = source
     return found
@@ -251,13 +251,13 @@ def _sources(recipe: Recipe, registry: Registry, names: str | None) -> dict[str,
 def _text_tokenizer(
     recipe: Recipe, registry: Registry, source: DocumentSource, out: Path, model: Path | None
 ) -> TextTokenizer:
-    """That of the model, or of an earlier call with these shards, or as training builds it."""
+    """The text tokenizer: the model's, that of an earlier call with these shards, or one built as in training."""
     from cm3core.plugins.registry import built
     from cm3run.token_shards.writing import TEXT_TOKENIZER
 
     config = recipe.text_tokenizer
     assert config is not None
-    # another tokenizer in the folder is another plan, which is refused
+    # with another tokenizer in the folder the plan differs, and is refused
     for folder in (None if model is None else model / TEXT_TOKENIZER, out / TEXT_TOKENIZER):
         if folder is not None and folder.is_dir() and any(folder.iterdir()):
             return built(config.load(folder), config, registry)
@@ -265,7 +265,7 @@ def _text_tokenizer(
 
 
 def _in_processes(args: Namespace, encoder: Encoder, part: Part, bar: Any) -> None:
-    """Start processes with a part of the part each, and wait for them."""
+    """Divide this call's part among processes, start them, and wait for them."""
     number = args.processes
     commands = [
         _command(args, part.index + one * part.number, part.number * number, one)
@@ -275,7 +275,7 @@ def _in_processes(args: Namespace, encoder: Encoder, part: Part, bar: Any) -> No
     environment = {
         "OMP_NUM_THREADS": threads,
         **os.environ,
-        # what it imports is what is imported here
+        # it imports the same packages as this process
         "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path),
     }
     running: list[subprocess.Popen[bytes]] = []
@@ -317,7 +317,7 @@ def _check(running: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def _command(args: Namespace, index: int, number: int, process: int) -> list[str]:
-    """The command of a process: that of this one, for the `index`-th of `number` parts."""
+    """The command of a process: this process's command, for the `index`-th of `number` parts."""
     device = args.device
     if device == "cuda":
         import torch
@@ -334,7 +334,7 @@ def _command(args: Namespace, index: int, number: int, process: int) -> list[str
         "--device": device,
     }
     return [
-        # -P: not also what lies in the current folder, such as the data's own grp.py
+        # -P: don't import from the current folder, which may have the data's own grp.py
         *(sys.executable, "-P", "-m", "cm3apps.cli._encode_worker"),
         *(item for file in args.plugin for item in ("--plugin", str(file))),
         *("data", "encode", "--quiet"),

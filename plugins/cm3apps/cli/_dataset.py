@@ -1,4 +1,4 @@
-"""Shared by the commands that read data sets: finding the data set, and reading its pictures.
+"""Shared by commands that read data sets: finding the data set, and reading its pictures.
 
 A data set is given by a recipe, by overrides alone, or by a path.
 """
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
 
-#: Bytes of pictures; larger arrays are kept on disk.
+#: Maximum bytes of pictures in memory; larger arrays are kept on disk.
 MAX_IN_MEMORY = 2 << 30
 
 
 def is_override(argument: str) -> bool:
-    """Whether an argument is `section.key=value`, and not a path with `=` in it."""
+    """Whether an argument is `section.key=value` rather than a path with `=` in it."""
     return OVERRIDE.fullmatch(argument) is not None and not Path(argument).exists()
 
 
 def reader_of(path: str, registry: Registry) -> str | None:
-    """Name of the data set that reads such a path (`DocumentSourceConfig.reads`).
+    """The name of the data set that reads such a path (`DocumentSourceConfig.reads`).
 
-    Chosen by the path's suffix, or because it is a folder; None when it does not look like data.
+    It depends on the suffix, or on whether the path is a folder; None if it does not look like data.
     """
     from cm3core.interfaces.dataset import FOLDER
     from cm3core.plugins.registry import marked
@@ -51,7 +51,7 @@ def reader_of(path: str, registry: Registry) -> str | None:
 
 
 def composed(values: dict[str, Any], overrides: Sequence[str], registry: Registry) -> Recipe:
-    """A recipe of only `values` and the command line's overrides, which take precedence."""
+    """A recipe made of `values` and the command line's overrides, which take precedence."""
     from omegaconf import OmegaConf
 
     from cm3core.recipe import recipe_from_yaml
@@ -64,9 +64,7 @@ def composed(values: dict[str, Any], overrides: Sequence[str], registry: Registr
         merged[section] = {**merged[section], **keys} if both else keys
     try:
         json.dumps(merged, ensure_ascii=False, default=str).encode()
-    except (
-        UnicodeEncodeError
-    ) as error:  # bytes of a file's name; some versions of OmegaConf would write them
+    except UnicodeEncodeError as error:  # surrogates stand for bytes of a file name; some versions of OmegaConf would write them
         name = error.object[: error.end][-60:]
         raise DataError(
             "arguments",
@@ -87,7 +85,7 @@ def recipe_of(target: str | None, overrides: Sequence[str], registry: Registry) 
         registry: the components.
 
     Raises:
-        DataError: the target is nothing that is known, or a picture.
+        DataError: the target is unknown, or a picture.
     """
     from cm3core.recipe import compose, list_recipes
 
@@ -135,8 +133,8 @@ def count_of(number: int, noun: str) -> str:
 
 @dataclass(frozen=True)
 class ChosenData:
-    """A data set: its component's `name`, its `config`, and its `title` in output; `task`: what makes
-    documents of its records."""
+    """A data set: its component's `name`, its `config`, its `title` in output, and the `task` that turns
+    its records into documents."""
 
     name: str
     config: DocumentSourceConfig
@@ -150,7 +148,7 @@ class ChosenData:
         return f"{path} ({self.name})" if isinstance(path, str) else self.name
 
     def build(self, split: str) -> DocumentSource:
-        """One split."""
+        """Open one split."""
         config = replace(self.config, split=split)
         config.check()
         source: DocumentSource = built(config.build(), config, self.registry)
@@ -204,7 +202,7 @@ def pictures_of(
     Returns uint8 [N, height, width, 3].
 
     Raises:
-        DataError: none can be read.
+        DataError: no picture can be read.
     """
     import numpy as np
     from tqdm import tqdm
@@ -239,7 +237,7 @@ def pictures_of(
 
 
 def _empty(shape: tuple[int, ...]) -> PixelArray:
-    """An array of bytes: in memory, or, if large, in an unnamed temporary file."""
+    """An array of bytes, in memory or, if it is large, in an unnamed temporary file."""
     import math
     import tempfile
 

@@ -1,8 +1,8 @@
-"""`cm3 memory build`, alone or in several processes, and what `cm3 memory add` shares with it.
+"""`cm3 memory build`, in one or several processes, and the parts that `cm3 memory add` shares.
 
-`--processes` starts this module once for each further process. It is given the command's arguments as a line of JSON, and
-ends when its input does: with the process that started it, however that ends. If it fails, its output is the error, for
-that process to report: both may fail of the same, and that is said once.
+`--processes` starts this module once for each additional process. It gets the command's arguments as a line of JSON, and
+exits when its input ends, that is when the process that started it exits for any reason. If it fails, it outputs the
+error, and the parent reports it: both may fail for the same reason, which is then reported once.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from cm3run.bank import BuildReport, MemoryBank, Tools
 
 
-#: Records that can't be used, of which a report shows so many.
+#: Maximum number of unusable records in a report.
 NUM_SHOWN = 5
-#: What a bank and the model that reads it must have in common.
+#: The components that a bank and the model that reads it must share.
 PARTS = ("embedder", "image_tokenizer")
-#: Documents of a shard, see `cm3run.bank`.
+#: Documents per shard, see `cm3run.bank`.
 SHARD_SIZE = 4096
 
 
@@ -91,7 +91,7 @@ def _part(text: str) -> tuple[int, int]:
 
 
 def add_data(parser: ArgumentParser) -> None:
-    """The options that say which documents, and how they are written."""
+    """Add the options for choosing and writing documents."""
     parser.add_argument(
         "target",
         metavar="RECIPE|PATH|NAME",
@@ -109,19 +109,19 @@ def add_data(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     add_trust(parser, plugins=False)
-    add_device(parser, "where codes and, where the embedder can be moved, vectors are computed")
+    add_device(parser, "where codes and, if the embedder can be moved, vectors are computed")
     add_overrides(parser)
 
 
 def run(args: Namespace) -> int:
-    """Build a bank, or resume that."""
+    """Build a bank, or resume building it."""
     from cm3run.bank import build_bank
     from cm3run.training.data_notes import codes_psnr, note_of_codes
 
     source, tools, model = _work(args)
     kept = codes_psnr(source, tools.image_tokenizer)
     if kept is not None and not args.quiet and (note := note_of_codes(*kept)) is not None:
-        print(f"note: {note}. Of a bank nothing but the codes is drawn after", file=sys.stderr)
+        print(f"note: {note}. A model reads only the codes of a bank", file=sys.stderr)
     report = build_bank(
         source,
         args.out,
@@ -130,7 +130,7 @@ def run(args: Namespace) -> int:
         id_prefix=args.id_prefix,
         part=args.part,
         helpers=helpers_of(args),
-        # of a file, whose number of digits should not depend on the processor
+        # stored in a file; the number of digits must not depend on the processor
         codes_psnr=None if kept is None or not math.isfinite(kept[0]) else round(kept[0], 1),
         progress=not args.quiet,
     )
@@ -147,7 +147,7 @@ def run(args: Namespace) -> int:
 
 
 def help_building(args: Namespace, share: tuple[int, int]) -> None:
-    """Make a share of the shards that another process builds a bank of, with its arguments."""
+    """Make part of the shards of another process's bank, with that process's arguments."""
     from cm3run.bank import help_build
 
     source, tools, _ = _work(args)
@@ -163,8 +163,8 @@ def help_building(args: Namespace, share: tuple[int, int]) -> None:
 
 
 def _work(args: Namespace) -> tuple[DocumentSource, Tools, str | None]:
-    """The data set, what makes vectors and codes of it, and the model that has both. Processes that share the work share the
-    processors, unless the recipe gives each a number of threads."""
+    """The data set, the embedder and image tokenizer, and the model that has both. The processes of a build share the
+    processors, unless the recipe sets the number of threads."""
     registry = registry_of(args)
     chosen = [
         f"{kind}={name}"
@@ -181,9 +181,9 @@ def _work(args: Namespace) -> tuple[DocumentSource, Tools, str | None]:
 
 
 def _tools(recipe: Recipe, registry: Registry, args: Namespace) -> tuple[Tools, str | None]:
-    """The embedder and image tokenizer, and the model that has both; None: it is not known which has.
+    """The embedder and image tokenizer, and the model that has both, or None if that is unknown.
 
-    Those named by the command, else those of the model it names, else the recipe's, else those of
+    They come from the command, else from the model that it names, else from the recipe, else from
     the default model.
     """
     from cm3run.bank_tools import tools_of
@@ -221,7 +221,7 @@ def _tools(recipe: Recipe, registry: Registry, args: Namespace) -> tuple[Tools, 
 
 
 def source_of(recipe: Recipe, args: Namespace) -> DocumentSource:
-    """The recipe's split; everything of a path, unless the command names a split."""
+    """The recipe's split; for a path all data, unless the command names a split."""
     config = recipe.dataset
     is_path = (
         config is not None
@@ -233,7 +233,7 @@ def source_of(recipe: Recipe, args: Namespace) -> DocumentSource:
 
 
 def print_report(folder: Path, report: BuildReport) -> None:
-    """What became of a data set."""
+    """Print a summary of the documents that were added or skipped."""
     from cm3run.bank import MemoryBank
 
     print(f"{folder}: {contents(MemoryBank.open(folder))}")
@@ -270,7 +270,7 @@ def contents(bank: MemoryBank) -> str:
     )
 
 
-#: Arguments that are paths, and those that a helper needs besides.
+#: Arguments that are paths, and the other arguments that an additional process needs.
 PATHS = ("out",)
 _VALUES = (
     "target",
@@ -288,7 +288,7 @@ _VALUES = (
 
 
 def helpers_of(args: Namespace) -> list[Callable[[], subprocess.Popen[bytes]]]:
-    """What starts the other processes of a build."""
+    """The commands that start the other processes of a build."""
     return [
         lambda share=share: _start(args, share)  # type: ignore[misc]  # mypy infers no lambda with a default
         for share in range(1, args.processes)
@@ -300,11 +300,11 @@ def _start(args: Namespace, share: int) -> subprocess.Popen[bytes]:
     values |= {name: str(getattr(args, name)) for name in PATHS}
     values |= {"plugin": [str(path) for path in args.plugin], "share": share}
     process = subprocess.Popen(
-        # -P: not also what lies in the current folder, such as the data's own grp.py
+        # -P: don't import from the current folder, which may have the data's own grp.py
         [sys.executable, "-P", "-m", "cm3apps.cli._memory_build"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,  # for one line, see `_main`
-        # what it imports is what is imported here
+        # it imports the same packages as this process
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)},
     )
     assert process.stdin is not None
@@ -313,7 +313,7 @@ def _start(args: Namespace, share: int) -> subprocess.Popen[bytes]:
     return process
 
 
-#: Of an error; a pipe that nobody reads yet takes more.
+#: Maximum bytes of an error; a pipe that nobody reads yet can hold more.
 MAX_LETTERS = 4096
 
 
@@ -331,7 +331,7 @@ def _main() -> int:
         help_building(args, (args.share, args.processes))
     except KeyboardInterrupt:
         return 130
-    except Exception as error:  # sorted out below, as in `cm3apps.cli.main`
+    except Exception as error:  # distinguished below, as in `cm3apps.cli.main`
         failure = failure_of(error)
         if failure is None:
             raise
@@ -342,7 +342,7 @@ def _main() -> int:
 
 
 def _own_output() -> TextIO:
-    """The output, which is for errors alone: what is printed from now on, by a plugin too, goes nowhere."""
+    """The output, reserved for errors: anything printed from now on, also by plugins, is discarded."""
     told = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="backslashreplace")
     with open(os.devnull, "w") as nowhere:  # noqa: PTH123  # a device
         os.dup2(nowhere.fileno(), 1)

@@ -1,7 +1,7 @@
 """`cm3 memory recall`: recall of an approximate retriever against exact search, and its latency.
 
 Text and image queries are measured separately, because an index over vectors of whole documents may
-keep the recall of pictures and lose that of texts, which are farther away.
+have good recall for pictures but not for texts, which are farther away.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ EXAMPLE = """examples:
   cm3 memory recall my/bank retriever.index=ivf retriever.nprobe=32 --queries 500
   cm3 memory recall quickstart --split unseen"""
 PLACE = "cm3 memory recall"
-#: The threshold, applied to the given `k` nearest to 4: CM3leon prepends up to 3 documents to a
+#: The threshold, applied at the given `k` nearest to 4, because CM3leon prepends up to 3 documents to a
 #: query.
 GOOD_RECALL, GATE_K = 0.95, 4
-#: Values of k that are measured unless others are asked for.
+#: Default values of k.
 DEFAULT_K = (1, 4, 10)
-#: Scores this close count as equal: which of several equal documents is found does not affect
-#: recall.
+#: Scores this close count as equal, so that recall does not depend on which of several equal documents is
+#: found.
 TIE = 1e-6
 #: Queries that are timed one at a time.
 NUM_SINGLE = 100
@@ -55,7 +55,7 @@ NUM_SINGLE = 100
 
 @dataclass(frozen=True)
 class Queries:
-    """Queries of one modality: documents, and the ids and content keys that each must not find."""
+    """Queries of one modality: documents, and the ids and content keys that each must not retrieve."""
 
     modality: str
     documents: list[Document]
@@ -126,7 +126,7 @@ def configure(actions: Any) -> None:
 
 
 def run(args: Namespace) -> int:
-    """Measure and print; return 1 when recall is poor."""
+    """Measure and print; return 1 if recall is poor."""
     registry = registry_of(args)
     recipe = _recipe(args, registry)
     memory, embedder, retriever = _components(recipe, args.device)
@@ -162,7 +162,7 @@ def run(args: Namespace) -> int:
 
 
 def _recipe(args: Namespace, registry: Registry) -> Recipe:
-    """The given recipe, or one of a bank, its embedder and the default retriever."""
+    """The given recipe, or one made of a bank, its embedder and the default retriever."""
     from cm3apps.cli._dataset import composed
     from cm3core.plugins.registry import default_name
     from cm3core.recipe import compose
@@ -189,7 +189,7 @@ def _recipe(args: Namespace, registry: Registry) -> Recipe:
 
 
 def _guard_embedder(recipe: Recipe, bank: Path, args: Namespace) -> None:
-    """Let the embedder that a bank's manifest names use nothing outside unasked."""
+    """Refuse outside targets of the embedder in a bank's manifest, unless the user allowed them."""
     from cm3run.bank.manifest import MANIFEST
     from cm3run.trust import check_links, guard, trust_of
 
@@ -208,7 +208,7 @@ def _guard_embedder(recipe: Recipe, bank: Path, args: Namespace) -> None:
 def _components(
     recipe: Recipe, device: str | None
 ) -> tuple[DocumentSource, Embedder | None, Retriever]:
-    """Memory, embedder and retriever of a recipe, without the rest."""
+    """The memory, embedder and retriever of a recipe, without its other components."""
     from cm3apps.cli._dataset import data_source
     from cm3run.bank import memory_of
 
@@ -226,7 +226,7 @@ def _components(
 
 
 def _asked(args: Namespace, recipe: Recipe, registry: Registry) -> DocumentSource | None:
-    """The data set of the queries; None: the memory."""
+    """The data set of the queries; None if they come from the memory."""
     from cm3apps.cli._dataset import data_source, recipe_of
 
     if args.data is not None:
@@ -237,7 +237,7 @@ def _asked(args: Namespace, recipe: Recipe, registry: Registry) -> DocumentSourc
 def _tokenizer(
     source: DocumentSource, registry: Registry, trust_endpoints: Sequence[str]
 ) -> ImageTokenizer | None:
-    """The image tokenizer that decodes a bank's pictures, which are codes."""
+    """The image tokenizer that decodes a bank's codes into pictures."""
     from cm3run.bank import MemoryBank
     from cm3run.bank_tools import bank_tools
 
@@ -293,7 +293,7 @@ def queries_of(
 
 
 def _loaded(picture: Image | Codes, tokenizer: ImageTokenizer | None) -> Image | None:
-    """The picture with its pixels in memory, so that loading is not timed; None: unreadable."""
+    """The picture with its pixels in memory, so that loading is not timed; None if it is unreadable."""
     from cm3core.document import Codes, Image, content_keys
 
     if isinstance(picture, Codes):
@@ -347,7 +347,7 @@ def figures(
 
 
 def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
-    """The result of the call, and its duration in seconds."""
+    """The result of a call, and its duration in seconds."""
     begin = time.perf_counter()
     result = call()
     return result, time.perf_counter() - begin
@@ -401,14 +401,14 @@ def table(rows: Sequence[Figures]) -> str:
 
 
 def verdict(rows: Sequence[Figures], *, exact: bool) -> tuple[bool, str]:
-    """Whether recall is good, and a line that states it, with the next step if it is not.
+    """Whether recall is good, and a line that says so, with the next step if it is poor.
 
     Args:
         rows: of every modality.
         exact: the retriever is its own exact form.
     """
     if exact:
-        return True, "verdict: exact, nothing is missed"
+        return True, "verdict: exact, no document is missed"
     poor = []
     for row in rows:
         k = min(row.recall, key=lambda number: (abs(number - GATE_K), number))

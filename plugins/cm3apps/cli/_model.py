@@ -1,5 +1,5 @@
-"""Shared by the commands that use a model: its options, sampler, retrieval, progress, metadata; and what was retrieved, as
-text and as a picture (`--show-retrieved`).
+"""Shared by commands that use a model: its options, sampler, retrieval, progress and metadata, and the retrieved documents
+as text and as a picture (`--show-retrieved`).
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def add_model_options(parser: ArgumentParser) -> None:
 
 
 def add_loading_options(parser: ArgumentParser) -> None:
-    """Add those of them that need neither a memory nor candidates."""
+    """Add the options that need neither a memory nor candidates."""
     parser.add_argument(
         "--model",
         default=DEFAULT_MODEL,
@@ -133,10 +133,10 @@ def open_model(args: Namespace, num_candidates: int | None = None) -> Model:
 
     Args:
         args: the options.
-        num_candidates: how many candidates the command makes by default; None: as many as the model's recipe says.
+        num_candidates: the command's default number of candidates; None: the model's recipe decides.
 
     Raises:
-        GenerationError: of two options one leaves nothing for the other to do.
+        GenerationError: one option makes another useless.
     """
     _check_retrieves(args)
     if settings_of(args.settings, "condition") and not getattr(args, "condition", None):
@@ -165,7 +165,7 @@ def open_model(args: Namespace, num_candidates: int | None = None) -> Model:
 
 
 def _check_retrieves(args: Namespace) -> None:
-    """Refuse what says how to retrieve where nothing is to be retrieved."""
+    """Refuse options for retrieval if nothing is to be retrieved."""
     if getattr(args, "num_retrieved", None) != 0:
         return
     for option, is_given in (
@@ -182,7 +182,7 @@ def _check_retrieves(args: Namespace) -> None:
 
 
 def report_unknown_words(model: Model, texts: Sequence[str | None]) -> None:
-    """Say which words of the texts the model has never seen; it draws all the same."""
+    """Print which words of the texts are not in the training captions."""
     unknown = {
         word: near for text in texts if text for word, near in model.unknown_words(text).items()
     }
@@ -214,16 +214,16 @@ def task_options(args: Namespace) -> dict[str, Any]:
     )
 
 
-#: Sections that `--set` changes; the last is that of `cm3 generate --condition`.
+#: Sections that `--set` changes; the last belongs to `cm3 generate --condition`.
 SECTIONS = ("sampler", "retriever", "condition")
 
 
 def add_task(parser: ArgumentParser, what: str) -> None:
-    """`--task` and `--force`, of a command that asks for a task; `what`: what the task makes."""
+    """Add `--task` and `--force` to a command that runs a task; `what` names the task's result."""
     parser.add_argument(
         "--task",
         metavar="NAME",
-        help="task to use, one that the model was tuned for (default: the first that fits)",
+        help="task to use, which the model was tuned for (default: the first that fits)",
     )
     parser.add_argument(
         "--force",
@@ -233,7 +233,7 @@ def add_task(parser: ArgumentParser, what: str) -> None:
 
 
 def refuse_untuned(args: Namespace, command: str, what: str) -> None:
-    """Raise `GenerationError` for a model that was tuned for nothing, unless `--force` is given."""
+    """Raise `GenerationError` for a model that was not tuned, unless `--force` is given."""
     if args.force:
         return
     from cm3run.checkpoint import TASKS, find_checkpoint, find_model
@@ -242,7 +242,7 @@ def refuse_untuned(args: Namespace, command: str, what: str) -> None:
         raise GenerationError(
             f"cm3 {command}",
             f"model {str(args.model)!r} was not tuned for {what}; its results would be meaningless",
-            "tune one (docs/tuning.md), or give --force, which runs it on any model",
+            "tune one (docs/tuning.md), or give --force to run it on any model",
         )
 
 
@@ -275,7 +275,7 @@ def settings_of(settings: Sequence[str], wanted: str) -> dict[str, Any]:
 
 @contextmanager
 def progress_bar(what: str) -> Iterator[Progress]:
-    """A progress bar of tokens on the terminal, from the first token on."""
+    """A progress bar of tokens on the terminal, shown from the first token on."""
     from cm3run.progress import make_bar
 
     bars: list[Any] = []
@@ -304,7 +304,7 @@ def progress_bar(what: str) -> Iterator[Progress]:
 def written_facts(
     model: Model, args: Namespace, picture: GeneratedImage | InfilledImage, **texts: str
 ) -> PictureFacts:
-    """What is written with a picture: enough to generate it again, and the documents that were in front."""
+    """A picture's metadata: everything needed to generate it again, and the prepended documents."""
     from cm3run.model.facts import facts_of
 
     if args.retriever is not None and picture.retrieved:
@@ -343,17 +343,17 @@ class Retrieval:
 
 
 def seen(picture: Path, model: Model) -> PixelArray:
-    """A picture's file as the model sees it."""
+    """Read a picture's file as the model sees it."""
     from cm3core import images
 
     return images.fit(images.open_image(picture), model.image_size)
 
 
 def show_query(retrieved: Sequence[RetrievedDocument]) -> None:
-    """Print what was looked for, where that is another text than the prompt."""
+    """Print the query, if it differs from the prompt."""
     query = next((one.looked_for for one in retrieved if one.looked_for), "")
     if query:
-        print(f"  looked for: {query!r}")
+        print(f"  query: {query!r}")
 
 
 def show_retrieved(retrieved: Sequence[RetrievedDocument]) -> None:
@@ -366,9 +366,9 @@ def show_retrieved(retrieved: Sequence[RetrievedDocument]) -> None:
 
 
 def report_unlike(model: Model, picture: GeneratedImage) -> None:
-    """Say that no retrieved text has a word of what was asked for: then the thing is seldom drawn.
+    """Print a note if no retrieved text has a word of the prompt's subject: the object is then seldom drawn.
 
-    What stands behind a comma is style. Where a word is unknown, that was said, and may be why.
+    The text after a comma is the style. If a word is unknown, a note was printed already, and that may be the reason.
     """
     from cm3run.words import shares_a_word
 
@@ -380,7 +380,7 @@ def report_unlike(model: Model, picture: GeneratedImage) -> None:
     if not any(shares_a_word(thing, text) for text in texts):
         found = ", ".join(map(repr, texts))
         print(
-            f"note: what was retrieved for {picture.prompt!r} has none of its words: {found}; "
+            f"note: the documents retrieved for {picture.prompt!r} have none of its words: {found}; "
             "it may not be drawn, try fewer or other words",
             file=sys.stderr,
         )
@@ -389,7 +389,7 @@ def report_unlike(model: Model, picture: GeneratedImage) -> None:
 def report_copy(
     path: Path, picture: GeneratedImage | InfilledImage, *, offers: bool = False
 ) -> None:
-    """Say that a picture is nearly a copy of a document that was in front, and of which, with its licence.
+    """Print a note if a picture is nearly a copy of a prepended document, with the document's licence.
 
     `offers`: whether `--original` would write the document's own file.
     """
@@ -403,7 +403,7 @@ def report_copy(
 
 
 def report_unlike_picture(model: Model, picture: Path, answer: GeneratedText) -> None:
-    """Say that the memory has nothing like a picture that was asked about: what is said of it is a guess."""
+    """Print a note if the memory has nothing like the picture: the answer is then a guess."""
     retriever = model.recipe.retriever
     least = None if retriever is None else retriever.unlike_below
     scored = [(one.score, one.text) for one in answer.retrieved if one.score is not None]
@@ -412,8 +412,8 @@ def report_unlike_picture(model: Model, picture: Path, answer: GeneratedText) ->
     score, text = max(scored)
     if score < least:
         print(
-            f"note: nothing that the model knows looks like {picture}: the most similar is {text!r} "
-            f"({score:.2f}, and less than {least:g} means little); the answer may be wrong",
+            f"note: nothing in the memory looks like {picture}: the most similar document is {text!r} "
+            f"({score:.2f}; below {least:g} it means little); the answer may be wrong",
             file=sys.stderr,
         )
 
@@ -429,8 +429,8 @@ def write_retrieved(folder: Path, retrievals: Sequence[Retrieval]) -> None:
 
 
 def retrieved_sheet(retrievals: Sequence[Retrieval]) -> PixelArray:
-    """A row per query: the query, the prepended documents with their scores, the result; then the documents and
-    results of those behind it with the same query.
+    """A sheet with one row per query: the query, the prepended documents with their scores, and the result; then the
+    documents and results of later pictures with the same query.
 
     Returns uint8 [height, width, 3].
     """
@@ -442,7 +442,7 @@ def retrieved_sheet(retrievals: Sequence[Retrieval]) -> PixelArray:
     for place, one in enumerate(retrievals):
         nothing = most - len(one.retrieved)
         before = retrievals[place - 1] if place else None
-        # pictures of one name in two folders are two queries
+        # pictures with the same name in two folders are two queries
         if (
             before is None
             or one.query != before.query

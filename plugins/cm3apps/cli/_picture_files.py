@@ -1,5 +1,5 @@
-"""The pictures of a command as files: their names, their sheet, and all in a zip; and the files that an earlier
-`cm3 generate` or `cm3 edit` wrote into a folder, and no others.
+"""The picture files of a command: their names, their sheet and their zip; and the files that an earlier
+`cm3 generate` or `cm3 edit` wrote into a folder.
 """
 
 from __future__ import annotations
@@ -21,24 +21,25 @@ if TYPE_CHECKING:
     from cm3core.document import PixelArray
 
 
-#: Letters and bytes of a file's name, before what tells it from others; disks take 255 bytes.
+#: Maximum letters and bytes of a file's name, without the number that makes it unique; disks allow
+#: 255 bytes.
 LONGEST_NAME, MOST_BYTES = 60, 200
-#: What stands between a name and its end in files of the same picture.
+#: Suffixes between the name and the extension in files of the same picture.
 VARIANTS = ("-transparent", "-large", "-original")
-#: Names that are devices on Windows, where the files should open too.
+#: Device names on Windows, where the files should also open.
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)", re.IGNORECASE)
-#: Side of a picture in the sheet, about, in pixels.
+#: Approximate side of a picture in the sheet, in pixels.
 _SHEET_SIDE = 192
-#: The file of a zip that names the documents after which its pictures were drawn.
+#: The file of a zip that lists the documents from which its pictures were drawn.
 LICENCES = "LICENSES"
-#: Every file of a zip has this time, so that equal pictures make an equal zip.
+#: The time of every file in a zip, so that equal pictures make equal zips.
 _TIME = (1980, 1, 1, 0, 0, 0)
-#: By which a zip is known to be ours.
+#: The comment by which our zips are recognised.
 ZIP_COMMENT = b"cm3leon"
 
 
 def styled(things: Sequence[str], style: str | None) -> list[str]:
-    """The prompts of things in a style, which stands behind a comma, as in the bundled data.
+    """The prompts for things in a style, which follows a comma, as in the bundled data.
 
     >>> styled(["bell", "house "], "outline rounded"), styled(["bell"], None)
     (['bell, outline rounded', 'house, outline rounded'], ['bell'])
@@ -47,9 +48,9 @@ def styled(things: Sequence[str], style: str | None) -> list[str]:
 
 
 def file_names(texts: Sequence[str]) -> list[str]:
-    """A name for the file of each text, without its end: letters, digits and hyphens. All are different,
-    with what is put behind them (`VARIANTS`) too, even where capitals and ways of writing an accent
-    don't count.
+    """A file name for each text, without extension: letters, digits and hyphens. All names are different,
+    also with their suffixes (`VARIANTS`), even on disks that ignore case and the encoding of
+    accents.
 
     >>> file_names(["Bell, off", "bell off", "../ключ", "?", "con"])
     ['Bell-off', 'bell-off-2', 'ключ', 'picture', 'con-2']
@@ -57,7 +58,7 @@ def file_names(texts: Sequence[str]) -> list[str]:
     ['bell', 'bell-transparent-2']
     """
     taken: set[str] = set()
-    numbers: dict[str, int] = {}  # to go on with: thousands of pictures may have one text
+    numbers: dict[str, int] = {}  # where to continue: thousands of pictures may have the same text
     names = []
     for text in texts:
         stem = re.sub(r"[\W_]+", "-", unicodedata.normalize("NFC", text)).strip("-")[:LONGEST_NAME]
@@ -78,7 +79,7 @@ def _files_of(stem: str, number: int) -> set[str]:
 
 
 def sheet(pictures: Sequence[PixelArray], texts: Sequence[str]) -> PixelArray:
-    """All pictures in about as many rows as columns, uint8 [height, width, 3], each above its text."""
+    """All pictures, each above its text, in about as many rows as columns; uint8 [height, width, 3]."""
     from cm3run import sheets
 
     columns = math.ceil(math.sqrt(len(pictures)))
@@ -92,7 +93,7 @@ def sheet(pictures: Sequence[PixelArray], texts: Sequence[str]) -> PixelArray:
 
 
 def write_zip(target: Path | IO[bytes], files: Iterable[tuple[str, bytes]]) -> None:
-    """Write files, (name, content), to a zip. Equal files make an equal zip."""
+    """Write files, (name, content), to a zip. Equal files make equal zips."""
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.comment = ZIP_COMMENT
         for name, content in files:
@@ -103,19 +104,19 @@ def write_zip(target: Path | IO[bytes], files: Iterable[tuple[str, bytes]]) -> N
 
 _PNG = re.compile(r"(\d{3,})(-large|-transparent)?\.png|grid\.png|retrieved\.png")
 _ZIP = "set.zip"
-#: Whatever is written beside pictures.
+#: All files that are written beside pictures.
 _WRITTEN = re.compile(
     r"\d{3,}(-large|-transparent)?\.(png|svg)|(grid|retrieved|preview)\.png|set\.zip"
 )
-#: What is beside the pictures: sheets of them, and other versions of one.
+#: Files beside the pictures: sheets, and other versions of a picture.
 _SHEET = ("grid.png", "retrieved.png", "preview.png")
 _ORIGINAL = re.compile(r"(\d{3,})-original\.[a-z0-9]{1,8}(\.license)?")
 _VERSION = re.compile(r"(\d{3,})-(large|transparent)\.png")
 
 
 def earlier_pictures(folder: Path) -> list[Path]:
-    """Numbered pictures and what belongs to them, by name and by what is written in the files: a picture
-    that somebody put there, or gave another name, is none of them. Sorted; the folder need not exist.
+    """The numbered pictures of an earlier call and their other files, sorted. They are recognised by name and by the
+    metadata in the files, so pictures from elsewhere and renamed ones are not among them. The folder need not exist.
     """
     if not folder.is_dir():
         return []
@@ -135,7 +136,7 @@ def earlier_pictures(folder: Path) -> list[Path]:
 
 def beside_pictures(folder: Path) -> list[Path]:
     """The sheets that this program wrote into a folder, and the enlarged and transparent versions of
-    pictures that are there themselves, known as above. Sorted; the folder exists."""
+    existing pictures, recognised as above; sorted. The folder exists."""
     found = []
     for path in folder.iterdir():
         version = _VERSION.fullmatch(path.name)
@@ -146,7 +147,7 @@ def beside_pictures(folder: Path) -> list[Path]:
 
 
 def remove_earlier_pictures(folder: Path) -> None:
-    """Remove them, and print how many there were: next to new ones they would be taken for new."""
+    """Remove old pictures and print their number: beside new ones they would look new."""
     from tqdm import tqdm
 
     if not (found := earlier_pictures(folder)):
@@ -162,7 +163,7 @@ def remove_earlier_pictures(folder: Path) -> None:
 
 
 def remove_links(folder: Path) -> None:
-    """Remove links that have the names of pictures, not what they lead to, where a picture would be written."""
+    """Remove links with the names of pictures to be written, but not their targets."""
     from tqdm import tqdm
 
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():

@@ -1,6 +1,6 @@
 """A live preview of growing pictures: `preview.png`, and half blocks on a terminal.
 
-A half block shows two pixels per character. Without colour (`NO_COLOR`), a character shows their brightness.
+A half block shows two pixels per character. Without colour (`NO_COLOR`), the character shows their brightness.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class LivePreview:
     """Shows the pictures that are being generated.
 
     Args:
-        model: decodes them.
+        model: decodes the pictures.
         path: the file, rewritten at each update.
         stream: also shows them if it is a terminal.
     """
@@ -49,17 +49,17 @@ class LivePreview:
         self._lines, self._last = 0, -INTERVAL
 
     def grown(self, event: PictureGrown) -> None:
-        """A picture has another row of codes."""
+        """Handle a new row of codes of a picture."""
         self._growing[event.request] = event.codes
         if time.monotonic() - self._last >= INTERVAL:
             self.show()
 
     def credit(self, credits: Sequence[Credit]) -> None:
-        """Name the documents that were in front of a picture: only of a finished one are they known."""
+        """Record the prepended documents of a picture; they are known only when it is finished."""
         self._credits.append(credits)
 
     def done(self, first: int, number: int) -> None:
-        """The candidates `first`, ... of a picture are finished and will not be shown again."""
+        """Drop the finished candidates `first`, ... of a picture from the preview."""
         for candidate in range(first, first + number):
             self._growing.pop(candidate, None)
 

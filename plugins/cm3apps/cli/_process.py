@@ -1,11 +1,11 @@
-"""What the console script arranges for the process: output that any terminal takes, Ctrl-C, and what is printed of errors.
+"""Process-wide settings of the console script: output that any terminal accepts, Ctrl-C, and the printing of errors.
 
-While plugins are imported and described, stdout is kept for the command's own output: a script that reads
+While plugins are imported and described, stdout is reserved for the command's own output: a script that reads
 `cm3 plugin list --json` must get JSON, whatever a plugin prints.
 
-An error is two lines, and on request the traceback. An exception that is not ours and comes out of a plugin's code is an
-error of that plugin: it is named, and `-v` or `CM3_TRACEBACK=1` shows the traceback. One of our own code stays a
-traceback, which a report needs. What only an error needs is imported when there is one.
+An error is printed as two lines, and on request with its traceback. An exception from a plugin's code, unless it is one of
+ours, is reported as an error of that plugin, and `-v` or `CM3_TRACEBACK=1` shows the traceback. An exception from our own
+code is shown with its traceback, which a bug report needs. Modules needed only for errors are imported on demand.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from cm3core._version import OUR_DISTRIBUTIONS
 from cm3core.errors import CM3Error, DeviceError, FileError, PluginError
 from cm3run.machine_memory import first_line, is_out_of_memory
 
-#: The framework's packages that warn users.
+#: The framework's packages whose warnings are for users.
 _OWN = ("cm3core", "cm3run", "cm3apps")
 
 
 def prepare_output() -> None:
-    """Write what the terminal's encoding lacks as escapes (`\\xe4`) instead of failing halfway.
+    """Write characters that the terminal's encoding lacks as escapes (`\\xe4`) instead of failing halfway.
 
-    Captions, file names and labels have any characters, and a terminal may know only ASCII.
+    Captions, file names and labels may have any characters, and a terminal may support only ASCII.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -51,8 +51,8 @@ def _is_own(path: Path) -> bool:
 
 
 def plain_warnings() -> None:
-    """Print the framework's own warnings as notes, like all else that a command says: whoever trains has no use
-    for the file, the line and the code that gave them. Warnings of other packages keep these."""
+    """Print the framework's own warnings as notes, without file, line and code, which users don't need. Warnings of
+    other packages keep them."""
     usual = warnings.formatwarning
 
     def formatted(
@@ -70,11 +70,11 @@ def plain_warnings() -> None:
 
 
 def calm_threads(environment: MutableMapping[str, str] | None = None) -> None:
-    """Let torch's threads sleep soon where one has nothing to do, unless the user has decided that.
+    """Let idle torch threads sleep early, unless the user has set this.
 
-    OpenMP's (libgomp's) wait for the next operation in a loop of 300,000 turns, in which they take the core from the
-    thread that all wait for: where other programs use the cores, two threads were 300 times slower than one. It reads
-    this when torch is imported.
+    OpenMP's threads (libgomp) wait for the next operation in a busy loop of 300,000 turns, which takes the core from
+    the thread that they wait for: on busy cores, two threads were 300 times slower than one. libgomp reads the setting
+    when torch is imported.
     """
     environment = os.environ if environment is None else environment
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & environment.keys():
@@ -82,7 +82,7 @@ def calm_threads(environment: MutableMapping[str, str] | None = None) -> None:
 
 
 class Interrupts:
-    """Context that records Ctrl-C in `received`, and raises KeyboardInterrupt as usual.
+    """Context in which Ctrl-C is recorded in `received` and raises KeyboardInterrupt as usual.
 
     Afterwards Ctrl-C ends the process at once, without a traceback from the interpreter's exit.
     """
@@ -95,7 +95,7 @@ class Interrupts:
         signal.default_int_handler(number, frame)
 
     def __enter__(self) -> Interrupts:
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # otherwise it is ignored
             signal.signal(signal.SIGINT, self._receive)
         return self
 
@@ -109,19 +109,19 @@ _STDOUT, _STDERR = 1, 2
 
 @contextlib.contextmanager
 def stdout_to_stderr() -> Iterator[None]:
-    """Print on stderr what this process, or a child started meanwhile, prints on stdout."""
+    """Context that redirects stdout of this process, and of children started meanwhile, to stderr."""
     with _descriptor_to_stderr(), contextlib.redirect_stdout(sys.stderr):
         yield
 
 
 @contextlib.contextmanager
 def _descriptor_to_stderr() -> Iterator[None]:
-    """Redirect the descriptor: children inherit it, and know nothing of `sys.stdout`."""
+    """Redirect the descriptor, because children inherit it and don't use `sys.stdout`."""
     _flush()
     try:
         kept = os.dup(_STDOUT)
         os.dup2(_STDERR, _STDOUT)
-    except OSError:  # one of the two is closed, so that there is nothing to redirect
+    except OSError:  # one of the two is closed: there is nothing to redirect
         yield
         return
     try:
@@ -133,25 +133,24 @@ def _descriptor_to_stderr() -> Iterator[None]:
 
 
 def flush() -> None:
-    """Write what is still to be written of stdout, while errors are still reported.
+    """Flush stdout while errors can still be reported.
 
     Raises:
-        OSError: it can't be written.
+        OSError: stdout can't be written.
     """
     if sys.stdout is not None and not sys.stdout.closed:
         sys.stdout.flush()
 
 
 def lost_output(error: BaseException) -> FileError | None:
-    """The error of a stdout that can't be written, such as a file on a full disk, which an `OSError` does not
-    name: it is asked for one more character, to hear it from the system. None: it takes that. What is
-    printed after an error goes nowhere."""
+    """The error of a stdout that can't be written, such as a file on a full disk; None if it can be written. An `OSError`
+    does not name it, so one more character is written to get the error from the system. Later output is discarded."""
     if not isinstance(error, OSError) or error.filename is not None or sys.stdout is None:
         return None
     try:
         flush()
         os.write(sys.stdout.fileno(), b"\n")
-    except ValueError:  # closed, or no file: a test's, or a notebook's
+    except ValueError:  # closed, or no real file, as in a test or a notebook
         return None
     except OSError as found:
         from cm3core.files import FREE_SPACE
@@ -165,21 +164,21 @@ def lost_output(error: BaseException) -> FileError | None:
 
 
 def _flush() -> None:
-    """Write what was printed so far to where it belongs."""
+    """Flush what was printed so far."""
     for stream in (sys.stdout, sys.__stdout__):
         if stream is not None and not stream.closed:
             stream.flush()
 
 
-#: Environment variable that shows the traceback of each error.
+#: Environment variable that shows tracebacks of errors.
 TRACEBACK_VARIABLE = "CM3_TRACEBACK"
-#: The option that does.
+#: The option with the same effect.
 VERBOSE = ("-v", "--verbose")
 HOW = f"see the traceback: cm3 -v, or {TRACEBACK_VARIABLE}=1"
 
 
 def print_error(error: CM3Error, arguments: Sequence[str]) -> None:
-    """Print an error, after its traceback if the arguments or the environment ask for that."""
+    """Print an error, after its traceback if the arguments or the environment ask for it."""
     shown = os.environ.get(TRACEBACK_VARIABLE, "") not in {"", "0"} or any(
         option in arguments for option in VERBOSE
     )
@@ -188,20 +187,20 @@ def print_error(error: CM3Error, arguments: Sequence[str]) -> None:
 
         traceback.print_exception(error)
     print(f"error: {error}", file=sys.stderr)
-    # a plugin's exception that one of our errors reports
+    # a plugin's exception, reported by one of our errors
     if not shown and TRACEBACK_VARIABLE not in error.next_step and _is_of_plugin(error.__cause__):
         print(f"  {HOW}", file=sys.stderr)
 
 
 def failure_of(error: Exception) -> CM3Error | None:
-    """Return the error to print for an exception that ended a command; None for one of our own code,
-    whose traceback a report needs."""
+    """Return the error to print for an exception that ended a command; None for an exception from our own code,
+    whose traceback a bug report needs."""
     if isinstance(error, CM3Error):
         return error
     if isinstance(error, (MemoryError, RuntimeError)) and is_out_of_memory(error):
         failure: CM3Error | None = DeviceError(
             "memory",
-            f"there is not enough of it ({first_line(error)})",
+            f"there is too little ({first_line(error)})",
             "choose smaller sizes or fewer at once, or use a larger machine",
         )
     else:
@@ -214,8 +213,8 @@ def failure_of(error: Exception) -> CM3Error | None:
 
 
 def unusable_file(error: OSError) -> FileError:
-    """The error of a path that the system refuses, where no command has a better one: a name that
-    is too long, a folder that may not be read."""
+    """The error for a path that the system refuses, if no command has a better one: for example a name
+    that is too long, or an unreadable folder."""
     name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
     return FileError(
         str(name), f"can't be used ({error.strerror or error})", "correct the path, or name another"
@@ -223,7 +222,7 @@ def unusable_file(error: OSError) -> FileError:
 
 
 def plugin_failure(error: Exception) -> PluginError | None:
-    """Return the error of the plugin out of whose code an exception came; None if none is."""
+    """Return a plugin's error for an exception from the plugin's code; None for other exceptions."""
     found = _frame_of_plugin(error)
     if found is None:
         return None
@@ -239,7 +238,7 @@ def plugin_failure(error: Exception) -> PluginError | None:
 
 
 def _is_of_plugin(error: BaseException | None) -> bool:
-    """Whether an exception that is not ours, or what caused it, came out of a plugin's code."""
+    """Whether an exception, or its cause, is not ours and came from a plugin's code."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:  # an error may be raised from itself
         if not isinstance(error, CM3Error) and _frame_of_plugin(error) is not None:
@@ -250,7 +249,7 @@ def _is_of_plugin(error: BaseException | None) -> bool:
 
 
 def _frame_of_plugin(error: BaseException) -> tuple[str, FrameType, int] | None:
-    """Return the innermost frame of a plugin that is not bundled: its name, the frame, the line."""
+    """Return the innermost frame of an unbundled plugin: the plugin's name, the frame, the line."""
     from cm3core.plugins.discovery import FILE_MODULE
 
     plugins = dict(_modules())
@@ -269,7 +268,7 @@ def _frame_of_plugin(error: BaseException) -> tuple[str, FrameType, int] | None:
 
 
 def _modules() -> Iterator[tuple[str, str]]:
-    """Yield each top-level module of the installed plugins and the plugin, without the bundled."""
+    """Yield each top-level module of an installed plugin, with the plugin; bundled ones are left out."""
     from importlib.metadata import entry_points, packages_distributions
 
     from cm3core.plugins.discovery import GROUP

@@ -1,4 +1,4 @@
-"""Drawings as curves: pictures traced by vtracer, for `--svg`."""
+"""Vector graphics for `--svg`: pictures traced by vtracer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from cm3run.model.results import GeneratedImage
     from cm3run.prompting import Finisher
 
-#: Pictures are enlarged to about this before they are traced: edges of few pixels become curves.
+#: Approximate size to which pictures are enlarged before tracing, so that edges of few pixels
+#: become curves.
 _TRACED_SIDE = 512
 _COLOURS = 12
 _SIZE = re.compile(r'<svg([^>]*?) width="\d+" height="\d+"')
@@ -27,7 +28,7 @@ def check_tracer(place: str) -> None:
 
 
 def svg_of_image(picture: GeneratedImage, finisher: Finisher | None = None) -> str:
-    """`svg_of` a generated picture, enlarged where it was."""
+    """`svg_of` for a generated picture, or for its enlarged version if there is one."""
     large = picture.upscaled
     if large is None:
         return svg_of(picture.pixels, finisher=finisher)
@@ -37,13 +38,13 @@ def svg_of_image(picture: GeneratedImage, finisher: Finisher | None = None) -> s
 def svg_of(pixels: PixelArray, enlarged: int = 1, finisher: Finisher | None = None) -> str:
     """Return a picture as an SVG without the white around the drawing.
 
-    The model's finisher may write it. Otherwise it is areas of up to twelve colours: its coordinates are those of the
-    enlarged picture that was traced; `viewBox` says so, and the picture has the size that it is shown at.
+    The model's finisher may write it. Otherwise the SVG has areas in up to twelve colours. Its coordinates are those of
+    the enlarged picture that was traced (`viewBox`); width and height are those of the picture.
 
     Args:
         pixels: uint8 [height, width, 3].
-        enlarged: so many times as large as it was drawn, so that its edges and its noise are, too.
-        finisher: the model's.
+        enlarged: the factor by which an upscaler enlarged the picture, and with it edges and noise.
+        finisher: the model's finisher.
 
     Raises:
         MissingPackageError: vtracer is not installed.
@@ -51,7 +52,7 @@ def svg_of(pixels: PixelArray, enlarged: int = 1, finisher: Finisher | None = No
     check_tracer("--svg")
     if finisher is not None and (own := finisher.svg(pixels, enlarged)) is not None:
         return own
-    import numpy as np  # late, as all that commands import
+    import numpy as np  # imported late, like all packages of commands
     import vtracer
     from PIL import Image as Pillow
     from PIL import ImageFilter
@@ -63,11 +64,12 @@ def svg_of(pixels: PixelArray, enlarged: int = 1, finisher: Finisher | None = No
     times = max(1, round(_TRACED_SIDE / max(height, width)))
     layers = Pillow.fromarray(without_background(pixels))
     large = layers.resize((width * times, height * times), Pillow.Resampling.BICUBIC)
-    # steps of single pixels would become teeth
+    # single-pixel steps would become jagged
     alpha = np.asarray(large.getchannel("A").filter(ImageFilter.GaussianBlur(times / 2)))
-    # few colours, each of which becomes areas; between them the enlarged edges have many
+    # Reduce to few colours, each of which becomes areas; enlarged edges have many intermediate
+    # colours.
     smooth = large.convert("RGB").filter(ImageFilter.MedianFilter(7))
-    # well separated colours first, then the means of what is nearest to each
+    # start with well separated colours, then take the mean of the pixels nearest to each
     few = smooth.quantize(_COLOURS, Pillow.Quantize.MAXCOVERAGE, 8, dither=Pillow.Dither.NONE)
     solid = np.dstack([np.asarray(few.convert("RGB")), np.where(alpha > 127, 255, 0)])
     text: str = vtracer.convert_raw_image_to_svg(

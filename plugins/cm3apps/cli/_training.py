@@ -1,6 +1,6 @@
-"""Shared by the commands that train a single component.
+"""Shared by commands that train a single component.
 
-Arguments, the training budget, the validation split, and the recipe written next to the weights.
+It has their arguments, the training budget, the validation split, and the recipe written next to the weights.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RECIPE_FILE = "recipe.yaml"
 
 
 def action_adder(parser: ArgumentParser) -> Callable[[str, str, str], ArgumentParser]:
-    """A function that adds an action to a command, from its name, a line of help and an example."""
+    """A function that adds an action to a command, given its name, a line of help and an example."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
     def add(name: str, line: str, example: str) -> ArgumentParser:
@@ -58,24 +58,24 @@ def add_training_arguments(parser: ArgumentParser, out_help: str) -> None:
     parser.add_argument(
         "--precision",
         choices=["auto", "fp32", "bf16"],
-        help="precision of training, where the component has the key training.precision (default: the "
+        help="precision of training, if the component has the key training.precision (default: the "
         "recipe's)",
     )
     add_overrides(parser)
 
 
 def with_precision(config: Any, precision: str | None) -> Any:
-    """The config of a component that trains in a precision; None: in its own.
+    """The config of a component with this training precision; None keeps its own.
 
     Raises:
-        RecipeError: it has no key for it, or not this precision.
+        RecipeError: the component has no key for the precision, or does not support it.
     """
     if precision is None:
         return config
     training = getattr(config, "training", None)
     known = get_type_hints(type(training)) if is_dataclass(training) else {}
     allowed = get_args(known.get("precision"))
-    # torch's names of the same
+    # torch's names for the same precisions
     names = (precision, {"fp32": "float32", "bf16": "bfloat16"}.get(precision))
     value = next((name for name in names if name in allowed), None)
     if value is None:
@@ -115,7 +115,7 @@ def budget_of(args: Namespace, recipe: Recipe, command: str) -> dict[str, Any]:
     """`minutes` and `steps` from the command line, else from the recipe; one of them is None.
 
     Raises:
-        RecipeError: both or neither are given, or the one given is not more than 0.
+        RecipeError: both or neither are given, or the value is not positive.
     """
     minutes, steps = args.minutes, args.steps
     if minutes is None and steps is None:
@@ -132,14 +132,14 @@ def budget_of(args: Namespace, recipe: Recipe, command: str) -> dict[str, Any]:
 
 
 def validation_split(recipe: Recipe) -> str | None:
-    """The first of the recipe's validation splits, then "valid", that the data set has."""
+    """The first split that the data set has, of the recipe's validation splits and then "valid"."""
     assert recipe.dataset is not None
     names = (*recipe.train.validation_splits, "valid")
     return next((name for name in names if name in recipe.dataset.splits), None)
 
 
 def require_section(recipe: Recipe, kind: str) -> None:
-    """Raise `RecipeError` where a recipe lacks a component, or it can't be used."""
+    """Raise `RecipeError` if a recipe lacks a component or the component can't be used."""
     if getattr(recipe, kind) is None:
         raise RecipeError(
             f"recipe {recipe.name}",
@@ -162,7 +162,7 @@ def write_recipe(
     from cm3core.recipe.recipe import files_of
 
     if takes_weights(recipe, kind):
-        trained: Any = getattr(recipe, kind)  # its class is the plugin's
+        trained: Any = getattr(recipe, kind)  # the class belongs to the plugin
         changed: dict[str, Any] = {kind: replace(trained, weights=str(weights.absolute()))}
         recipe = replace(recipe, **changed)
     for name, text in files_of(recipe, registry).items():

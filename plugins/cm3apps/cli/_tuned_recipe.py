@@ -1,4 +1,4 @@
-"""The recipe of a run that tunes a model: the model's stored one underneath, then the user's."""
+"""The recipe of a tuning run: the user's recipe on top of the model's stored one."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from cm3core.recipe.recipe import MissingComponent, Recipe
 from cm3run.trust import Trust, check_links, guard, refusal, trust_of
 from cm3run.trust.guard import section_reaches
 
-#: Sections that are not taken from the model: what it was trained on and how, and what was retrieved
-#: for it (tasks are asked without).
+#: Sections that are not taken from the model: its data, its training, and its retriever (tasks run without
+#: retrieval).
 OWN = ("name", "dataset", "task", "train", "tune", "retriever")
 
 
@@ -28,17 +28,18 @@ def compose_on_model(
     *,
     trust_endpoints: Sequence[str] = (),
 ) -> Recipe:
-    """Compose a recipe over that of a model, which gives all that makes it (tokenizers, vocabulary,
-    decoder, attention, objective) and how it is used (sampler, data, generate), unless the recipe does.
+    """Compose a recipe on top of a model's recipe, which provides the model's components (tokenizers, vocabulary,
+    decoder, attention, objective) and its use (sampler, data, generate) unless the recipe has these sections.
 
     Args:
         folder: the model's, with its `recipe.yaml`.
         name_or_path, overrides, registry: see `compose`.
-        trust_endpoints: what the model may use outside of its folder, if this user's commands did not make it.
+        trust_endpoints: outside targets that the model may use if this user's commands did not make
+            it.
 
     Raises:
-        RecipeError: what `compose` raises, or the model's recipe can't be read.
-        TrustError: what is taken from the model names what is outside of it and may not be used.
+        RecipeError: as in `compose`, or the model's recipe can't be read.
+        TrustError: a section taken from the model names an outside target that is not trusted.
     """
     path = folder / STORED
     trust = trust_of(folder, registry.models().values(), trust_endpoints)
@@ -59,8 +60,8 @@ def compose_on_model(
 
 
 def _guard(recipe: Recipe, trust: Trust, label: str) -> None:
-    """Refuse what the layer of this label, the model's, names outside. Its tokenizers are read from the
-    model's folder, so that what their keys name is refused only where it is used."""
+    """Refuse outside targets named by the model's layer, which has this label. Tokenizers are read from the model's
+    folder, so the targets of their keys are refused only if they are used."""
 
     def is_of_model(key: str) -> bool:
         parts = key.split(".")

@@ -1,4 +1,4 @@
-"""`cm3 adapter merge`: a whole model of an adapter and its base."""
+"""`cm3 adapter merge`: merge an adapter and its base into a whole model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EXAMPLE = "  cm3 adapter merge runs/pairs-lora -o models/pairs"
 
 
 def configure(parser: ArgumentParser) -> None:
-    """The action."""
+    """Add the action."""
     add = action_adder(parser)
     merge = add("merge", HELP, "cm3 adapter merge runs/pairs-lora -o models/pairs")
     merge.add_argument(

@@ -30,7 +30,7 @@ EXAMPLE = """  cm3 ask picture.png "What is it?"
 
 
 def configure(parser: ArgumentParser) -> None:
-    """The picture, the question and the options."""
+    """Add the picture, the question and the options."""
     parser.add_argument(
         "picture", type=Path, help="a picture's file; the model sees its largest centred square"
     )

@@ -28,7 +28,7 @@ EXAMPLE = """  cm3 caption picture.png
 
 
 def configure(parser: ArgumentParser) -> None:
-    """The pictures and the options."""
+    """Add the pictures and the options."""
     parser.add_argument(
         "picture",
         nargs="+",

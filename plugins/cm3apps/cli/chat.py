@@ -1,4 +1,4 @@
-"""`cm3 chat`: talk with a model, with pictures in and out."""
+"""`cm3 chat`: converse with a model in text and pictures."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
     from cm3apps.cli._chat_loop import Replies
     from cm3run.model import Conversation
 
-HELP = "talk with a model, with pictures in and out"
+HELP = "converse with a model in text and pictures"
 EXAMPLE = """  cm3 chat --model anole -o talk/
   cm3 chat --model anole --message "What is in the picture?" --image photo.png
   cm3 chat --model anole --message "Draw a red bell, then describe it." --json -o talk/
   cm3 chat --model anole --conversations questions.jsonl -o answers/
-Without --message and --conversations it reads lines: what you say, or a command such as /image FILE;
+Without --message and --conversations it reads lines: messages, or commands such as /image FILE;
 /help lists them."""
 
 
 def configure(parser: ArgumentParser) -> None:
-    """What is said, what is asked for, and the options."""
+    """Add the message, the kind of reply, and the options."""
     parser.add_argument(
         "--message", metavar="TEXT", help="send this message, print the reply and exit"
     )
@@ -63,7 +63,7 @@ def configure(parser: ArgumentParser) -> None:
         "--answer",
         choices=["any", "text", "image"],
         default="any",
-        help="kind of reply: what the model decides, text without pictures, or a picture "
+        help="kind of reply: the model's choice, text without pictures, or a picture "
         "(default: %(default)s)",
     )
     parser.add_argument(
@@ -103,7 +103,7 @@ def configure(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    """Converse, print texts and the paths of pictures."""
+    """Converse, and print texts and the paths of pictures."""
     _check(args)
     refuse_untuned(args, "chat", "conversations")
     check_writable(args.out, folder=True)
@@ -115,7 +115,7 @@ def run(args: Namespace) -> int:
 
 
 def _check(args: Namespace) -> None:
-    """Refuse options that don't go together."""
+    """Refuse options that contradict each other."""
     several = args.conversations is not None
     given = {
         "--message": args.message is not None,
@@ -176,7 +176,7 @@ def _run(args: Namespace) -> int:
 
 
 def _one(args: Namespace, talk: Conversation, replies: Replies) -> int:
-    """Say the message and print the reply."""
+    """Send the message and print the reply."""
     number = len(talk.turns)
     if args.json:
         reply = talk.say(args.message, *args.images)

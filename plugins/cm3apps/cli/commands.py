@@ -1,4 +1,4 @@
-"""Which commands `cm3` has, and the class of their parsers."""
+"""The table of `cm3`'s commands, and the class of their parsers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("cm3apps.cli.train", "train a decoder from a recipe, or resume a run"),
     "tune": (
         "cm3apps.cli.tune",
-        "tune a model on pairs of your own: whole, in part, or by adapters",
+        "fine-tune a model on your own data: in full, in part, or with adapters",
     ),
     "adapter": ("cm3apps.cli.adapter", "merge a run's adapter into its base model"),
     "export": (
@@ -25,12 +25,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "generate": ("cm3apps.cli.generate", "generate pictures for a prompt"),
     "caption": ("cm3apps.cli.caption", "caption a picture"),
-    "infill": ("cm3apps.cli.infill", "inpaint a part of a picture"),
+    "infill": ("cm3apps.cli.infill", "inpaint part of a picture"),
     "edit": ("cm3apps.cli.edit", "edit a picture by an instruction"),
     "ask": ("cm3apps.cli.ask", "answer a question about a picture"),
-    "chat": ("cm3apps.cli.chat", "talk with a model, with pictures in and out"),
-    "serve": ("", "a page to draw on, and a server with OpenAI's Images API"),
-    "sweep": ("cm3apps.cli.sweep", "compare settings: the same prompts under each, side by side"),
+    "chat": ("cm3apps.cli.chat", "converse with a model in text and pictures"),
+    "serve": ("", "serve a page to draw in, and OpenAI's Images API"),
+    "sweep": ("cm3apps.cli.sweep", "compare settings side by side on the same prompts"),
     "tokenizer": ("cm3apps.cli.tokenizer", "train and evaluate text and image tokenizers"),
     "upscale": ("cm3apps.cli.upscale", "enlarge a picture"),
     "upscaler": ("cm3apps.cli.upscaler", "train and evaluate upscalers"),
@@ -38,7 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "cm3apps.cli.data",
         "inspect a data set, check every record, and encode it into token shards",
     ),
-    "icons": ("", "build icon corpora of sets that are not bundled"),
+    "icons": ("", "build icon corpora from sets that are not bundled"),
     "memory": (
         "cm3apps.cli.memory",
         "build, change, check and measure memory banks for retrieval",
@@ -46,9 +46,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "postgres": ("", "keep a memory in a PostgreSQL database that many models share"),
     "provenance": (
         "cm3apps.cli.provenance",
-        "show the licences and sources of a model's data, or of what made a picture",
+        "show the licences and sources of a model's data, or how a picture was made",
     ),
-    "task": ("cm3apps.cli.task", "list tasks, and show what one trains on and asks"),
+    "task": ("cm3apps.cli.task", "list tasks, and show a task's training documents and prompts"),
     "recipe": ("cm3apps.cli.recipe", "list, show, check and compare recipes"),
     "kinds": (
         "cm3apps.cli.kinds",
@@ -67,15 +67,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "list plugins and their components, start a new plugin, check one",
     ),
     "convert": ("", "convert Chameleon's weights between Meta's files and Hugging Face's"),
-    "eval": ("", "evaluate a model by a protocol, score pictures, compare"),
-    "embedder": ("", "train a bundled embedder, and evaluate any"),
+    "eval": ("", "evaluate a model by a protocol, score pictures, compare scores"),
+    "embedder": ("", "train a bundled embedder, and evaluate any embedder"),
     "bench": ("", "measure kernels, decoding, precision and retrieval"),
-    "experiment": ("", "run experiments about the method, such as what retrieval gains"),
+    "experiment": ("", "run experiments about the method, such as the gain from retrieval"),
 }
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Reports wrong arguments like any other wrong input.
+    """Reports wrong arguments like other wrong input.
 
     The parsers of actions (`add_subparsers`) are of this class too.
     """
@@ -85,12 +85,12 @@ class CommandParser(argparse.ArgumentParser):
         raise CM3Error(self.prog, message, f"see `{self.prog} --help`")
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        """Print help or a version. argparse's own loses what can't be written without a word, and exits with 0."""
+        """Print help or a version. argparse silently drops unprintable text and exits with 0."""
         if message:
             print(message, end="", file=file or sys.stderr, flush=True)
 
 
-#: Command -> the distribution that has it, if it is not cm3leon.
+#: Command -> its distribution, if that is not cm3leon.
 BESIDE = {
     "bench": "cm3lab",
     "convert": "cm3published",

@@ -1,8 +1,8 @@
-"""`cm3 completion`: print a shell completion script: every command, action, option, and the names they take. No torch.
+"""`cm3 completion`: print a shell completion script for every command, action, option and name. No torch.
 
-The script is static: it holds the names of recipes, kinds, components and models as they are when
-it is written, so that pressing Tab starts no Python. shtab walks the parsers; the functions below
-define which values an argument may have.
+The script is static: it has the names of recipes, kinds, components and models at the time of
+writing, so that pressing Tab starts no Python. shtab walks the parsers; the functions below
+define the values of each argument.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ EXAMPLE = """  cm3 completion bash > ~/.local/share/bash-completion/completions/
   cm3 completion zsh > ~/.zfunc/_cm3        # with fpath+=~/.zfunc before compinit in ~/.zshrc
   cm3 completion fish > ~/.config/fish/completions/cm3.fish
 
-the script holds the current names: write it again after installing or removing plugins"""
+the script has the current names: write it again after installing or removing plugins"""
 
 
 def configure(parser: ArgumentParser) -> None:
-    """The shell."""
+    """Add the shell."""
     parser.add_argument("shell", choices=["bash", "zsh", "fish"], help="which shell")
 
 
 def run(args: Namespace) -> int:
-    """Print it."""
+    """Print the script."""
 
     print(script(args.shell, registry_of(args)), end="")
     return 0
@@ -57,7 +57,7 @@ _KIND_OF_OPTION = {"--rerank": "reranker", "--score": "reranker", "--upscale": "
 
 @dataclass(frozen=True)
 class Values:
-    """What an argument may be: one of `words`, a file (if `files`), or an override."""
+    """The values of an argument: one of `words`, a file (if `files`), or an override."""
 
     words: tuple[str, ...] = ()
     files: bool = False
@@ -90,7 +90,7 @@ def script(shell: str, registry: Registry) -> str:
         _FUNCTIONS[shell](name, values, sections) for values, name in functions.items()
     )
     written: str = shtab.complete(parser, shell, preamble={shell: body})
-    # shtab lets a list of arguments be completed once; `*:` is every one of them
+    # shtab completes only the first of a list of arguments; `*:` completes all
     if shell == "zsh":
         written = re.sub(r'^  "\(\*\):+', '  "*:', written, flags=re.MULTILINE)
     return written.rstrip() + "\n" + (_BASH_END if shell == "bash" else "")
@@ -113,7 +113,7 @@ def whole_parser(registry: Registry) -> argparse.ArgumentParser:
                 importlib.import_module(module).configure if module else registry.command(name)
             )
             if configure is None:
-                continue  # the command of a plugin that is not in use
+                continue  # a command of a plugin that is not in use
             configure(parser)
         except (Exception, SystemExit) as error:
             logger.warning("the command %r is left out: %s", name, error)
@@ -129,7 +129,7 @@ def whole_parser(registry: Registry) -> argparse.ArgumentParser:
 def actions_of(
     parser: argparse.ArgumentParser, path: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, argparse.Action]]:
-    """("command action", argument) of everything that takes a value."""
+    """("command action", argument) for every argument with a value."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for name, inner in action.choices.items():
@@ -139,7 +139,7 @@ def actions_of(
 
 
 def values_of(command: str, action: argparse.Action, registry: Registry) -> Values | None:
-    """What an argument may be, by its option, its name and its metavar; None: unknown."""
+    """The values of an argument, by its option, its name and its metavar; None if unknown."""
     option = action.option_strings[-1] if action.option_strings else ""
     metavar = (
         " ".join(action.metavar) if isinstance(action.metavar, tuple) else action.metavar or ""
@@ -191,7 +191,7 @@ def values_of(command: str, action: argparse.Action, registry: Registry) -> Valu
 
 
 def sections_of(registry: Registry) -> dict[str, tuple[list[str], list[str]]]:
-    """Section of a recipe -> (names of its components, keys of any of them)."""
+    """Section of a recipe -> (names of its components, all their keys)."""
     from cm3core.recipe.sections import FIXED_SECTIONS
 
     sections = {}
@@ -221,7 +221,7 @@ def _words(words: Sequence[str]) -> str:
 def _override_words(
     sections: Mapping[str, tuple[list[str], list[str]]],
 ) -> tuple[list[str], list[str]]:
-    """What an override may begin with ("sampler=", "sampler."), and all keys
+    """The beginnings of overrides ("sampler=", "sampler."), and all keys
     ("sampler.temperature=")."""
     beginnings = [
         text
@@ -236,7 +236,7 @@ def _bash(name: str, values: Values, sections: Mapping[str, tuple[list[str], lis
     lines = [f"{name}() {{"]
     if values.overrides:
         beginnings, keys = _override_words(sections)
-        # Where `=` breaks words, "sampler=to" comes as three: sampler, =, to.
+        # If `=` breaks words, "sampler=to" arrives as three words: sampler, =, to.
         lines += [
             '  local word="$1" kind=""',
             '  if [[ "$word" == "=" ]]; then kind="${COMP_WORDS[COMP_CWORD-1]}" word=""',

@@ -1,4 +1,4 @@
-"""`cm3 data validate | show | encode`: check every record of a data set, show some of it, and write token
+"""`cm3 data validate | show | encode`: check every record of a data set, show some records, and write token
 shards."""
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ EXAMPLE = """  cm3 data validate my/pictures
   cm3 data validate dataset=folder dataset.path=my/pictures
   cm3 data show quickstart dataset.split=unseen -o sheet.png
   cm3 data encode quickstart -o my/shards --processes 2
-The reader follows from the path: folders 'folder', .jsonl 'jsonl', .csv and .parquet 'table',
-.tar (also data-{000..099}.tar) 'webdataset'."""
+The path decides the reader: 'folder' for folders, 'jsonl' for .jsonl, 'table' for .csv and .parquet,
+'webdataset' for .tar (also data-{000..099}.tar)."""
 NUM_SHOWN = 5
 TILE = 128
 
 
 def configure(parser: ArgumentParser) -> None:
-    """The actions."""
+    """Add the actions."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
     def add(name: str, line: str, description: str, example: str) -> ArgumentParser:
@@ -53,9 +53,9 @@ def configure(parser: ArgumentParser) -> None:
 
     validate = add(
         "validate",
-        "check every record of every split, decode every picture, list the bad ones",
-        "Checks every record of every split, decodes every picture and looks whether it shows anything; of a "
-        "recipe's data set also whether each document fits into its decoder.context_length. Exit code 1 if any is bad "
+        "check every record of every split, decode every picture, and list bad records",
+        "Checks every record of every split, decodes every picture and tests whether it is blank; for a "
+        "recipe's data set also tests whether each document fits into decoder.context_length. Exit code 1 if any is bad "
         "or blank.",
         "cm3 data validate my/pictures",
     )
@@ -101,10 +101,10 @@ DocumentCheck: TypeAlias = "Callable[[DocumentSource, int], None]"
 
 
 def context_check(recipe: Recipe) -> DocumentCheck | None:
-    """A check that raises `DataError` for a document that is longer than the recipe's context, which training
-    leaves out; None if the recipe has no decoder or tokenizers: data without a recipe.
+    """A check that raises `DataError` for a document that is longer than the recipe's context, because training
+    skips it; None if there is no decoder or tokenizer, as for data without a recipe.
 
-    A text tokenizer that is trained is trained as `cm3 train` would, on the recipe's own split.
+    If the text tokenizer must be trained, it is trained as in `cm3 train`, on the recipe's own split.
     """
     decoder, texts, images = recipe.decoder, recipe.text_tokenizer, recipe.image_tokenizer
     context = getattr(decoder, "context_length", None)
@@ -122,7 +122,7 @@ def context_check(recipe: Recipe) -> DocumentCheck | None:
         if length > context + 1:
             raise DataError(
                 f"document {source.id(index)}",
-                f"has {length} tokens, but the context holds {context + 1}: training leaves it out",
+                f"has {length} tokens, but the context holds {context + 1}: training skips it",
                 "set data.max_text_tokens, or raise decoder.context_length",
             )
 
@@ -130,7 +130,7 @@ def context_check(recipe: Recipe) -> DocumentCheck | None:
 
 
 def _validate(data: ChosenData, check_length: DocumentCheck | None, quiet: bool) -> int:
-    """Print bad records as they are found; the summary last."""
+    """Print bad records as they are found, then the summary."""
     from tqdm import tqdm
 
     from cm3run.progress import make_bar
@@ -148,9 +148,9 @@ def _validate(data: ChosenData, check_length: DocumentCheck | None, quiet: bool)
         except DataError:
             if split in ("all", data.config.split):
                 raise
-            continue  # a data set need not have every split
+            continue  # a data set may lack some splits
         for record in source.skipped:
-            # sources list the bad records of the whole data set with each split
+            # every split lists the bad records of the whole data set
             if record not in reported:
                 reported.add(record)
                 _print_bad(record)
@@ -173,13 +173,13 @@ def _validate(data: ChosenData, check_length: DocumentCheck | None, quiet: bool)
     num_bad_records = len(reported) + num_bad
     good = num_documents - num_bad - num_blank
     if not num_documents and not num_bad_records:
-        raise DataError(data.title, "holds no record", "see whether it is the right file")
+        raise DataError(data.title, "holds no record", "check that it is the right file")
     print(
         f"{data.title}: {count_of(good, 'good document')}, "
         f"{count_of(num_bad_records, 'bad record')}"
         + (", skipped in training" if num_bad_records else "")
         + (
-            f", {count_of(num_blank, 'blank document')}, which training would learn"
+            f", {count_of(num_blank, 'blank document')}, which the model would learn to draw"
             if num_blank
             else ""
         )
@@ -192,8 +192,8 @@ def _print_bad(record: SkippedRecord | DataError) -> None:
 
 
 def _check_document(source: DocumentSource, index: int) -> DataError | None:
-    """Raise `DataError` unless the document has content, and all its pictures can be decoded; return one that says so if
-    they show nothing: most often a file that was not rendered or downloaded."""
+    """Raise `DataError` unless the document has content and all its pictures can be decoded. Return a `DataError` if its
+    pictures are blank, usually because a file was not rendered or downloaded."""
     from cm3core.document import Image, Text
     from cm3core.images import is_blank
 
@@ -208,14 +208,14 @@ def _check_document(source: DocumentSource, index: int) -> DataError | None:
             raise DataError(
                 f"document {source.id(index)}", "has an empty text", "write one, or remove it"
             )
-    # one of several may be: the edges of a picture without any
+    # one of several may be blank, such as the edges of a picture without edges
     if not blank or not all(blank):
         return None
     what = "its picture is" if len(blank) == 1 else f"all of its {len(blank)} pictures are"
     return DataError(
         f"document {source.id(index)}",
-        f"{what} blank: a single colour",
-        "see whether it was rendered (white on transparency is white on white) and downloaded whole, or remove it",
+        f"{what} blank, in a single colour",
+        "check whether it was rendered (white on transparency becomes white on white) and downloaded completely, or remove it",
     )
 
 
@@ -252,7 +252,7 @@ def _show(data: ChosenData, out: Path, num: int) -> int:
     both = len(pictures.get("train", set()) & pictures.get("valid", set()))
     if both and getattr(data.config, "split_by", "picture") != "picture":
         print(
-            f"{count_of(both, 'picture')} of valid can be learnt in train, under other names or captions\n"
+            f"{count_of(both, 'picture')} of valid are also in train, under other names or captions\n"
             "  next: dataset.split_by=picture keeps each in one split"
         )
     if chosen.skipped:
@@ -275,7 +275,7 @@ def _show(data: ChosenData, out: Path, num: int) -> int:
 
 
 def _letters(documents: list[Document]) -> str:
-    """Length of the texts: shortest, median, longest."""
+    """The length of the texts: shortest, median, longest."""
     from statistics import median
 
     from cm3core.document import text_of

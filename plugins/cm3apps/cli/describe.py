@@ -21,7 +21,7 @@ EXAMPLE = """  cm3 describe sampler/cd_k
 
 
 def configure(parser: ArgumentParser) -> None:
-    """The name, and one option."""
+    """Add the name and an option."""
     parser.add_argument(
         "name", metavar="NAME", help="KIND/NAME, NAME, PLUGIN/NAME, KIND/PLUGIN/NAME, or KIND"
     )
@@ -79,13 +79,13 @@ def _kind(entry: KindEntry) -> Iterator[str]:
         yield from wrapped(
             f"{component.name} ({component.plugin}): {component.summary}", "  ", "      "
         )
-    yield from _texts("an implementation defines", entry.methods)
-    yield from _keys("keys that all of them have", entry.keys)
+    yield from _texts("an implementation must define", entry.methods)
+    yield from _keys("keys of all components", entry.keys)
     yield from _texts("laws of the conformance kit", entry.laws)
 
 
 def _module_and(name: str) -> str:
-    """A class with its module, which is left out of names of `cm3core.interfaces`."""
+    """A class with its module, unless that is `cm3core.interfaces`."""
     return name if "." in name else f"cm3core.interfaces.{name}"
 
 

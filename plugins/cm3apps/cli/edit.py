@@ -31,7 +31,7 @@ EXAMPLE = """  cm3 edit apple.png "make it green" --n 4 --model runs/tuned --for
 
 
 def configure(parser: ArgumentParser) -> None:
-    """The picture, the instruction and the options."""
+    """Add the picture, the instruction and the options."""
     parser.add_argument(
         "picture", type=Path, help="a picture's file; the model sees its largest centred square"
     )

@@ -1,4 +1,4 @@
-"""`cm3 export`: a model of a run, to ship."""
+"""`cm3 export`: write a run's model as a folder to share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EXAMPLE = """  cm3 export runs/apples -o models/apples
 
 
 def configure(parser: ArgumentParser) -> None:
-    """The model and its folder."""
+    """Add the model and its folder."""
     parser.add_argument(
         "model",
         metavar="MODEL",

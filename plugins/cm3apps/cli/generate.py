@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 #: Pictures side by side in the contact sheet.
 COLUMNS = 8
-#: Maximum pictures per prompt in the contact sheet, which must fit memory and a screen.
+#: Maximum pictures per prompt in the contact sheet, which must fit in memory and on a screen.
 SHEET = 64
 
 HELP = "generate pictures for a prompt"
@@ -63,7 +63,7 @@ EXAMPLE = """  cm3 generate "a red apple" --n 4 --seed 1 -o out/
 
 
 def configure(parser: ArgumentParser) -> None:
-    """The prompts and the options."""
+    """Add the prompts and the options."""
     parser.add_argument(
         "prompt", nargs="+", help="what the picture shows, worded like the training captions"
     )
@@ -82,7 +82,7 @@ def configure(parser: ArgumentParser) -> None:
         "--condition",
         nargs=2,
         metavar=("NAME", "SOURCE"),
-        help="draw after a structure, on a model tuned for that: NAME is what draws it (cm3 describe "
+        help="follow a structure, with a model tuned for it: NAME is a condition (cm3 describe "
         "condition lists them), SOURCE a picture's file, or a text such as "
         '"bell at (10, 12) -> (40, 44)"; --set condition.KEY=VALUE changes its keys',
     )
@@ -91,7 +91,7 @@ def configure(parser: ArgumentParser) -> None:
 
 
 def add_drawing_options(parser: ArgumentParser) -> None:
-    """How many pictures, where to, how large."""
+    """Add the options for the number, place and size of pictures."""
     parser.add_argument(
         "--n",
         type=whole_number(1, 2**31 - 1),
@@ -120,12 +120,12 @@ def add_drawing_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--transparent",
         action="store_true",
-        help="also write 000-transparent.png, ...: without the white around the drawing",
+        help="also write 000-transparent.png, ...: transparent around the drawing",
     )
     parser.add_argument(
         "--svg",
         action="store_true",
-        help="also write 000.svg, ...: the picture traced as curves, without the white around the drawing",
+        help="also write 000.svg, ...: the picture traced as vector graphics, transparent around the drawing",
     )
     parser.add_argument(
         "--original",
@@ -170,19 +170,19 @@ def run(args: Namespace) -> int:
 
 
 def _is_file(source: str) -> bool:
-    """Whether what a condition is drawn from is a file, not a text."""
+    """Whether the source of a condition is a file rather than a text."""
     try:
         return Path(source).is_file()
-    except OSError:  # longer than a name of a file
+    except OSError:  # longer than a file name may be
         return False
 
 
 def check_not_replaced(out: Path, picture: Path) -> None:
-    """Raise `FileError` if a picture that is read is in the folder that is written to."""
+    """Raise `FileError` if an input picture is in the output folder."""
     if picture.absolute().parent.resolve() == out.absolute().resolve():
         raise FileError(
             str(out),
-            f"holds {picture.name}, which is read and might be replaced",
+            f"has the input picture {picture.name}, which might be replaced",
             "name another folder (-o)",
         )
 
@@ -201,8 +201,8 @@ def _run(args: Namespace, options: dict[str, Any]) -> int:
 
 @contextmanager
 def pictures_folder(folder: Path) -> Iterator[None]:
-    """Context in which no other command generates into the folder: the two would replace each other's
-    pictures, which are numbered. Links of their names are removed first."""
+    """Context in which no other command generates into the folder, because both would replace each other's
+    numbered pictures. Links with the names of pictures are removed first."""
     busy = CM3Error(
         str(folder),
         "another process is generating into this folder",
@@ -216,7 +216,7 @@ def pictures_folder(folder: Path) -> Iterator[None]:
 def _counted(
     args: Namespace, model: Model, each: int, options: dict[str, Any]
 ) -> Iterator[GeneratedImage]:
-    """The pictures, with a progress bar of tokens."""
+    """Generate the pictures, with a progress bar of tokens."""
     with progress_bar("generating") as progress:
         yield from model.stream(args.prompt, each, progress=progress, **options)
 
@@ -224,7 +224,7 @@ def _counted(
 def _previewed(
     args: Namespace, model: Model, each: int, options: dict[str, Any]
 ) -> Iterator[GeneratedImage]:
-    """The pictures, previewed while they grow."""
+    """Generate the pictures, with a live preview."""
     from cm3apps.cli._preview import LivePreview
     from cm3run.generation.engine import PictureGrown
     from cm3run.model.results import ImageReady
@@ -248,25 +248,25 @@ def _previewed(
 
 
 class _Written:
-    """Writes pictures as they come, and what belongs to them.
+    """Writes pictures and their other files as they are generated.
 
     Args:
-        args: of the command.
-        model: that draws.
-        number: of pictures in all.
-        names_things: whether prompts name what is drawn; an instruction names none.
+        args: the command's arguments.
+        model: the model that draws.
+        number: the total number of pictures.
+        names_things: whether prompts name the object to draw; an instruction does not.
     """
 
     def __init__(self, args: Namespace, model: Model, number: int, *, names_things: bool) -> None:
         self.args, self.model, self.number = args, model, number
         self.names_things = names_things
-        #: Documents that were in front of the picture that is edited, as its file says.
+        #: Prepended documents of the picture to edit, according to its file.
         self.given: tuple[Credit, ...] = ()
         self.count = 0
-        #: Of each picture, what is behind its name, and the file.
+        #: For each picture, its files as (suffix, path).
         self.files: list[list[tuple[str, Path]]] = []
         self.credits: list[Sequence[Credit]] = []
-        #: Of each prompt, the first picture by the documents in front.
+        #: For each prompt, the first picture with each set of prepended documents.
         self.sources: list[dict[tuple[str, ...], GeneratedImage]] = []
 
     def add(self, picture: GeneratedImage, candidate: int) -> None:
@@ -302,7 +302,7 @@ class _Written:
         self.count += 1
 
     def _show(self, picture: GeneratedImage, candidate: int) -> None:
-        """Say what was in front, and how it was chosen."""
+        """Print the prepended documents, and how the candidate was chosen."""
         if candidate == 0:
             self.sources.append({})
         documents = tuple(one.id for one in picture.retrieved)
@@ -317,7 +317,7 @@ class _Written:
         show_choice(picture.choice)
 
     def write_zip(self, texts: list[str], grid: Path) -> Path:
-        """Write all files to set.zip, named for their texts."""
+        """Write all files to set.zip, named after their texts."""
         from cm3run.attribution import licences_text
 
         path: Path = self.args.out / "set.zip"
@@ -338,10 +338,10 @@ class Series:
     """The pictures of a command.
 
     Args:
-        prompts: of the pictures, in order.
-        each: pictures of one prompt.
+        prompts: the prompts of the pictures, in order.
+        each: the number of pictures per prompt.
         edited: the picture that was edited.
-        things: what the prompts name, where they are a set.
+        things: the objects of the prompts, if they are a set.
     """
 
     prompts: list[str]
@@ -353,7 +353,7 @@ class Series:
 def write_pictures(
     args: Namespace, model: Model, pictures: Iterator[GeneratedImage], series: Series
 ) -> int:
-    """Write pictures as they come, then the contact sheet; return the exit code."""
+    """Write pictures as they are generated, then the contact sheet; return the exit code."""
     from cm3run.attribution import facts_of_file, png
     from cm3run.model.facts import facts_of_sheet
 
@@ -370,7 +370,7 @@ def write_pictures(
                 shown[place].append(picture)
     except KeyboardInterrupt:
         if isinstance(pictures, Generator):
-            pictures.close()  # takes its bar off the terminal
+            pictures.close()  # removes its bar from the terminal
         print(
             f"interrupted: {written.count} of {written.number} pictures are written to {args.out}",
             file=sys.stderr,
@@ -403,13 +403,13 @@ def write_pictures(
 
 
 def _original(model: Model, picture: GeneratedImage) -> list[tuple[str, bytes]]:
-    """The own file of the document that a picture is nearest to, with whom to name; ends of names, and contents."""
+    """The own file of the document nearest to a picture, with its credits, as (suffix, content) pairs."""
     from cm3run.attribution import Credit, original_files
 
     found = picture.nearest
     original = None if found is None else model.original(found.document)
     if found is None or original is None:
-        why = "no document was in front"
+        why = "no document was prepended"
         if found is not None:
             why = f"the memory has no file of {printable(found.document.id)}"
         print(f"note: there is no original to write: {why}", file=sys.stderr)
@@ -421,8 +421,8 @@ def _original(model: Model, picture: GeneratedImage) -> list[tuple[str, bytes]]:
 def cut_out(
     args: Namespace, model: Model, picture: GeneratedImage, facts: PictureFacts
 ) -> list[tuple[str, bytes]]:
-    """What `--transparent` and `--svg` ask for, of the enlarged picture if there is one: the ends of the names, and
-    the files' contents."""
+    """The files of `--transparent` and `--svg`, made from the enlarged picture if there is one, as (suffix, content)
+    pairs."""
     from cm3apps.cli._tracing import svg_of_image
     from cm3run.attribution import png, svg
     from cm3run.transparency import without_background
@@ -436,7 +436,7 @@ def cut_out(
 
 
 def _contact_sheet(pictures: list[list[GeneratedImage]]) -> PixelArray:
-    """Each prompt's pictures next to its words, small ones enlarged."""
+    """A sheet of each prompt's pictures next to its text, with small pictures enlarged."""
     from cm3run import sheets
 
     starts = [(own, start) for own in pictures for start in range(0, len(own), COLUMNS)]
@@ -446,11 +446,11 @@ def _contact_sheet(pictures: list[list[GeneratedImage]]) -> PixelArray:
 
 
 def _set_sheet(pictures: list[list[GeneratedImage]], things: list[str]) -> PixelArray:
-    """The pictures of a set, each above what it shows."""
+    """A sheet of a set's pictures, each above its text."""
     shown = [_largest(picture) for own in pictures for picture in own]
     return sheet(shown, [text for own, text in zip(pictures, things, strict=True) for _ in own])
 
 
 def _largest(picture: GeneratedImage) -> PixelArray:
-    """The enlarged picture, if there is one."""
+    """The enlarged picture, or None."""
     return picture.pixels if picture.upscaled is None else picture.upscaled

@@ -1,4 +1,4 @@
-"""`cm3 infill`: inpaint a part of a picture."""
+"""`cm3 infill`: inpaint part of a picture."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from cm3core.files import check_not_input, write_bytes
 if TYPE_CHECKING:
     from cm3run.model.crop import Box
 
-#: A pixel's place; no picture is larger.
+#: Largest coordinate of a pixel; no picture is larger.
 COORDINATE = re.compile(r"-?[0-9]{1,9}")
 
-HELP = "inpaint a part of a picture"
+HELP = "inpaint part of a picture"
 EXAMPLE = """  cm3 infill picture.png --box 8,8,40,40 --text "a red apple with a leaf" -o out.png
   cm3 infill picture.png --box 8,8,24,24 --box 40,8,56,24 --seed 3 --decoded whole.png
   cm3 infill picture.png --mask brush.png --text "a red apple"
@@ -40,7 +40,7 @@ EXAMPLE = """  cm3 infill picture.png --box 8,8,40,40 --text "a red apple with a
 
 
 def configure(parser: ArgumentParser) -> None:
-    """The picture, the box and the options."""
+    """Add the picture, the box and the options."""
     parser.add_argument(
         "picture", type=Path, help="a picture's file; the model sees its largest centred square"
     )
@@ -66,7 +66,7 @@ def configure(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--text",
-        help="what the whole picture shows (default: the model captions what is left)",
+        help="caption of the whole picture (default: the model captions the rest of it)",
     )
     parser.add_argument(
         "--truncate",
@@ -101,8 +101,8 @@ def run(args: Namespace) -> int:
     if args.decoded is not None and args.decoded.resolve() == args.out.resolve():
         raise GenerationError(
             f"--decoded {args.decoded}",
-            "is the file of -o, and two pictures are written",
-            "name another file for one of them",
+            "is also the file of -o, but two pictures are written",
+            "give one of them another name",
         )
     boxes, options = (
         [parse_box(box) for box in args.box or ()],

@@ -18,12 +18,12 @@ EXAMPLE = """  cm3 kinds
 
 
 def configure(parser: ArgumentParser) -> None:
-    """One option."""
+    """Add an option."""
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
 
 
 def run(args: Namespace) -> int:
-    """Print them."""
+    """Print the kinds."""
     from cm3apps.catalog import kind_entries
 
     entries = kind_entries(registry_of(args))

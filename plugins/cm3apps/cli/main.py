@@ -1,4 +1,4 @@
-"""`cm3`: finds the command, runs it, and turns user errors into two lines and an exit code.
+"""`cm3`: find the command, run it, and turn user errors into two lines and an exit code.
 
 Exit codes: 0 done; 2 wrong input, a file that can't be used, not enough memory, or a plugin that
 failed (reported on stderr, without a traceback unless `-v` or `CM3_TRACEBACK=1` asks for it); 130
@@ -48,7 +48,7 @@ def entry() -> None:
 def main(argv: Sequence[str] | None = None, *, interrupts: Interrupts | None = None) -> int:
     """Run `cm3` with these arguments (None: `sys.argv`) and return the exit code.
 
-    `interrupts` knows whether Ctrl-C was pressed; None: nobody listens for it.
+    `interrupts` records whether Ctrl-C was pressed; None if nothing records it.
     """
     with safe_output():
         return _main(sys.argv[1:] if argv is None else list(argv), interrupts)
@@ -59,12 +59,14 @@ def _main(arguments: list[str], interrupts: Interrupts | None) -> int:
         code = _run(arguments)
         flush()
         return code
-    except BrokenPipeError:  # the reader (`head`, `less`) has exited: not an error
+    except BrokenPipeError:  # the reader (`head`, `less`) exited: not an error
         sys.stderr.close()
         return 0
     except KeyboardInterrupt:
         return _interrupted()
-    except Exception as error:  # sorted out below: ours, memory, a plugin, a file; else raised
+    except (
+        Exception
+    ) as error:  # distinguished below: ours, memory, a plugin, a file; others are raised
         # a library whose import is interrupted may raise anything instead of KeyboardInterrupt
         if interrupts is not None and interrupts.received:
             return _interrupted()
@@ -102,7 +104,7 @@ def _run(argv: list[str]) -> int:
             from cm3run.devices import default_device
 
             stack.enter_context(default_device(device))
-        with contained(f"cm3 {options.command}"):  # a plugin's sys.exit(0) is no success
+        with contained(f"cm3 {options.command}"):  # sys.exit(0) in a plugin is no success
             return chosen(args)
 
 
@@ -155,8 +157,8 @@ def _command(
 
 
 def _of_plugin(name: str, files: Sequence[Path]) -> Callable[[argparse.ArgumentParser], None]:
-    """The function that sets up a plugin's command. The plugins are described for it only where they were not before,
-    or have changed since."""
+    """The function that sets up a plugin's command. Plugins are described only if they were not before or have
+    changed."""
     from cm3apps.cli._process import stdout_to_stderr
     from cm3core.plugins.info import keep_plugins, kept_plugins, load_function
 
@@ -176,7 +178,7 @@ def _of_plugin(name: str, files: Sequence[Path]) -> Callable[[argparse.ArgumentP
     if name in BESIDE:
         raise CM3Error(
             f"cm3 {name}",
-            f"the distribution {BESIDE[name]} has this command, and is not installed or not in use",
+            f"this command is in the distribution {BESIDE[name]}, which is not installed or not in use",
             how_to_install(BESIDE[name]),
         )
     if name in COMMANDS:
@@ -199,7 +201,9 @@ def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argpars
     if hasattr(args, "overrides"):
         args.overrides = [*args.overrides, *(item for item in rest if OVERRIDE.fullmatch(item))]
         rest = [item for item in rest if not OVERRIDE.fullmatch(item)]
-    rest = [item for item in rest if item not in VERBOSE]  # of every command, read by `main`
+    rest = [
+        item for item in rest if item not in VERBOSE
+    ]  # options of every command, read by `main`
     if rest and hasattr(args, "overrides") and (hint := override_hint(rest[0], arguments)):
         raise CM3Error(parser.prog, f"unrecognized arguments: {' '.join(rest)}", hint)
     if rest:
@@ -208,7 +212,7 @@ def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argpars
 
 
 def override_hint(option: str, arguments: Sequence[str]) -> str | None:
-    """The next step for an unknown option that is named like a recipe's key (`--steps 30`); None: it is not.
+    """The next step for an unknown option with the name of a recipe's key (`--steps 30`); None for other options.
 
     >>> override_hint("--steps", ["tiny", "--steps", "30"])
     'a recipe\'s key is given without dashes: train.steps=30'

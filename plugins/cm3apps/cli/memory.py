@@ -19,12 +19,12 @@ EXAMPLE = """  cm3 memory build my/pictures -o my/bank
 NUM_SHOWN = 5
 
 
-#: Adds an action: name, line, description and example.
+#: Adds an action, given its name, line of help, description and example.
 _Add = Callable[[str, str, str, str], ArgumentParser]
 
 
 def configure(parser: ArgumentParser) -> None:
-    """The actions."""
+    """Add the actions."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
     def add(name: str, line: str, description: str, example: str) -> ArgumentParser:
@@ -38,10 +38,10 @@ def configure(parser: ArgumentParser) -> None:
 
     build = add(
         "build",
-        "embed and encode a data set into a new bank, or resume that",
+        "embed and encode a data set into a new bank, or resume",
         "Writes every document's text, image codes and vector into a folder. If it is killed, the "
         "same command resumes.\n"
-        "From a recipe it takes the training split, from a path everything.",
+        "A recipe provides its training split, a path all its documents.",
         "cm3 memory build my/pictures -o my/bank --model runs/apples",
     )
     _memory_build.configure(build)
@@ -118,8 +118,8 @@ def _configure_merge(add: _Add) -> None:
 def _configure_stat(add: _Add) -> None:
     stat = add(
         "stat",
-        "show what a bank holds, and check it",
-        "Shows what a bank holds and how it was built. Exit code 1 if a shard is damaged.",
+        "show a bank's contents, and check it",
+        "Shows a bank's contents and how it was built. Exit code 1 if a shard is damaged.",
         "cm3 memory stat my/bank --verify",
     )
     stat.add_argument("bank", type=Path, metavar="BANK", help="the bank's folder")
@@ -172,7 +172,7 @@ def _remove(args: Namespace) -> int:
             "cm3 memory remove", "no document is given", "give ids, --from FILE, or --damaged"
         )
     if args.yes and not args.damaged:
-        raise DataError("cm3 memory remove", "--yes goes with --damaged", "leave it out")
+        raise DataError("cm3 memory remove", "--yes needs --damaged", "leave it out")
     report = remove_documents(args.bank, names, damaged=args.damaged, delete=args.yes)
     if report.num_damaged_shards:
         where = "" if report.set_aside is None else f"; its files are in {report.set_aside}"

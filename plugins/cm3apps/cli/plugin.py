@@ -1,5 +1,5 @@
-"""`cm3 plugin list | new | check`: every plugin with its version, status and components; a working plugin project of any
-kind; a plugin checked, for its author and for CI. Needs no torch.
+"""`cm3 plugin list | new | check`: list every plugin with its version, status and components; write a working plugin
+project of any kind; check a plugin, for its author and for CI. Needs no torch.
 
 A plugin that can't be used is listed with the reason.
 """
@@ -62,7 +62,7 @@ CHECK_EXAMPLE = """  cm3 plugin check ./mine.py
 
 
 def configure(parser: ArgumentParser) -> None:
-    """The actions."""
+    """Add the actions."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     listing = actions.add_parser(
         "list",
@@ -101,7 +101,7 @@ def _list(args: Namespace) -> int:
 
 
 def _described(args: Namespace) -> list[PluginInfo]:
-    """All plugins: as they were described last, if nothing has changed since."""
+    """All plugins, from their last description if nothing has changed since."""
     if not args.plugin and (kept := kept_plugins()) is not None:
         return kept.plugins
     registry = registry_of(args, quiet=True)
@@ -194,7 +194,7 @@ def _new(args: Namespace) -> int:
 
 
 def _configure_check(actions: _SubParsersAction[ArgumentParser]) -> None:
-    """The action `check`."""
+    """Add the action `check`."""
     parser = actions.add_parser(
         "check",
         help=CHECK,
@@ -248,7 +248,7 @@ def _configure_check(actions: _SubParsersAction[ArgumentParser]) -> None:
 
 
 def _check(args: Namespace) -> int:
-    """Print a line per verdict; return 0 when nothing fails, else 1."""
+    """Print a line per verdict; return 0 if nothing fails, else 1."""
     from cm3apps.plugin_check.checking import Options, check
     from cm3apps.plugin_check.worker import to_json
 
@@ -283,6 +283,6 @@ def _waiver(text: str) -> tuple[str, str, str]:
         raise PluginError(
             f"--waive {text}",
             "is not LAW=REASON or NAME.LAW=REASON",
-            "give the reason why the law does not apply, in quotes",
+            "give a reason why the law does not apply, in quotes",
         )
     return component, law, reason.strip()

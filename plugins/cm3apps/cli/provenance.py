@@ -1,4 +1,4 @@
-"""`cm3 provenance`: what a model was trained on, or what made a picture, with licences."""
+"""`cm3 provenance`: show a model's training data, or how a picture was made, with licences."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from cm3core.recipe import Recipe
     from cm3run.attribution import FileFacts
 
-HELP = "show the licences and sources of a model's data, or of what made a picture"
+HELP = "show the licences and sources of a model's data, or how a picture was made"
 EXAMPLE = """  cm3 provenance bundled:emoji64
   cm3 provenance runs/apples
   cm3 provenance out/000.png
   cm3 provenance out/000.svg
   cm3 provenance out/set.zip"""
-#: Keys of a picture's metadata that are shown, in order.
+#: The keys of a picture's metadata to show, in order.
 _SHOWN = (
     "original",
     "prompt",
@@ -41,7 +41,7 @@ _SHOWN = (
 
 
 def configure(parser: ArgumentParser) -> None:
-    """The model, or the file."""
+    """Add the model or file."""
     parser.add_argument(
         "what",
         metavar="MODEL|FILE",
@@ -52,7 +52,7 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         metavar="MODEL",
-        help="for a picture of an earlier version, which has no licences: look up its "
+        help="for a picture by an earlier version, without licences: look up its "
         "documents in this model's memory",
     )
     parser.add_argument(
@@ -75,7 +75,7 @@ def run(args: Namespace) -> int:
 
 
 def _of_model(args: Namespace) -> dict[str, Any]:
-    """What the run wrote of its data, and what the model names outside of its folder. Nothing is built."""
+    """Print the run's record of its data, and the targets outside its folder that the model names. Nothing is built."""
     from cm3run.checkpoint import find_checkpoint, find_model, read_recipe, read_state
     from cm3run.checkpoint.carried import with_trusted
     from cm3run.training.data_notes import stored_provenance
@@ -83,7 +83,7 @@ def _of_model(args: Namespace) -> dict[str, Any]:
     for option, given in (("--model", args.model), ("--bank", args.bank)):
         if given is not None:
             raise CM3Error(
-                option, "goes with a picture", f"leave it out, or name a picture, not {args.what}"
+                option, "needs a picture", f"leave it out, or name a picture, not {args.what}"
             )
     registry = registry_of(args)
     folder = find_checkpoint(find_model(args.what, registry))
@@ -101,7 +101,7 @@ def _of_model(args: Namespace) -> dict[str, Any]:
         facts["trained on"] = known["trained_on"]
     else:
         print(
-            f"note: {folder} has no provenance.json, which says what it was trained on: copy that of its run "
+            f"note: {folder} has no provenance.json, which lists its training data: copy the file of its run "
             "beside it",
             file=sys.stderr,
         )
@@ -114,7 +114,7 @@ def _of_model(args: Namespace) -> dict[str, Any]:
 def _outside(
     folder: Path, recipe: Recipe, registry: Registry, trust_endpoints: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """What a model names outside of its folder, and whether that would be used."""
+    """The targets outside its folder that a model names, and whether they would be used."""
     from cm3run.checkpoint.adapters import base_reaches
     from cm3run.checkpoint.layout import read_state
     from cm3run.trust import trust_of
@@ -134,12 +134,12 @@ def _outside(
             "used": "only with --trust-endpoints" if trust.refused([one]) else "when needed",
         }
         for one in named
-        if one.key != "train.start_from"  # nothing that uses a model reads it
+        if one.key != "train.start_from"  # no command that uses a model reads it
     ]
 
 
 def _of_file(args: Namespace) -> dict[str, Any]:
-    """What a picture says of itself, or each picture of a zip."""
+    """Print the metadata of a picture, or of each picture in a zip."""
     from cm3run.attribution import facts_in, facts_in_zip, is_zip
 
     content = _content(args.what)
@@ -162,8 +162,8 @@ def _content(path: str) -> bytes:
 
 
 def _of_picture(args: Namespace, facts: FileFacts) -> dict[str, Any]:
-    """A picture's metadata, and the documents that were in front as its file names them; of a file that names nothing
-    but their ids, as `--model` has them."""
+    """Print a picture's metadata and the prepended documents from its file; if the file has only their ids, the documents
+    come from `--model`."""
     from cm3run.attribution import nearest
 
     found: dict[str, Any] = {key: facts.texts[key] for key in _SHOWN if key in facts.texts}
@@ -193,7 +193,7 @@ def _of_picture(args: Namespace, facts: FileFacts) -> dict[str, Any]:
 def _from_model(
     args: Namespace, texts: Mapping[str, str], ids: Sequence[str]
 ) -> dict[str, Provenance]:
-    """Where documents are from, as the memory of `--model` says."""
+    """The sources of documents, from the memory of `--model`."""
     from cm3run.model.model import load
     from cm3run.training.data_notes import of_documents
 
@@ -206,7 +206,7 @@ def _from_model(
     )
     if model.recipe.hash != texts.get("recipe_hash"):
         print(
-            f"warning: {args.model} has another recipe than the one that made the picture; its documents may differ",
+            f"warning: {args.model} has a different recipe from the model that made the picture; its documents may differ",
             file=sys.stderr,
         )
     return of_documents(model.components.memory, ids)
@@ -226,7 +226,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
 
 
 def _row(values: object) -> str:
-    """A document, how many a data set has of one licence and source, or what a model names outside."""
+    """A line for a document, for the documents of one licence and source, or for an outside target of a model."""
     if not isinstance(values, dict):
         return str(values)
     if "target" in values:

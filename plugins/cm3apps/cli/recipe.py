@@ -1,5 +1,5 @@
-"""`cm3 recipe list | show | check | memory | diff`: list, show, check and compare recipes; what training and generation take
-on each of several devices, by arithmetic. No torch.
+"""`cm3 recipe list | show | check | memory | diff`: list, show, check and compare recipes, and compute the memory that
+training and generation need on each of several devices. No torch.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from cm3run.training.memory import MemoryEstimate
 
 
-#: Rows of a request with guidance.
+#: Rows per request with guidance.
 STREAMS = 2
-MEMORY = """what training and generation take on each device, by arithmetic: nothing is built
+MEMORY = """compute the memory that training and generation need on each device; nothing is built
 
-With several devices: weights, gradients and the optimiser's state divided equally, activations of
-train.batch_rows rows on each, a block's weights gathered while it is computed: as torchrun with
-cm3 train --shard N divides them."""
+With several devices, weights, gradients and the optimiser's state are divided equally, each device has
+activations for train.batch_rows rows, and a block's weights are gathered while it is computed, as in
+torchrun with cm3 train --shard N."""
 #: Strings that need no quotes.
 PLAIN = re.compile(r"\(absent\)|[\w./-]+")
 
@@ -41,7 +41,7 @@ EXAMPLE = """  cm3 recipe list
 
 
 def configure(parser: ArgumentParser) -> None:
-    """The actions."""
+    """Add the actions."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
     def add(name: str, line: str, example: str) -> ArgumentParser:
@@ -93,7 +93,7 @@ def run(args: Namespace) -> int:
         return _list()
     if args.action == "diff":
         return _diff(args)
-    # here: the list answers without what composing takes
+    # imported here, because the list needs none of the modules for composing
     from cm3core.recipe.merge import compose
     from cm3core.recipe.recipe import in_full
 
@@ -117,7 +117,7 @@ def run(args: Namespace) -> int:
 
 
 def _warn_of_refused(recipe: Recipe) -> None:
-    """Say on stderr what `check` refuses of a recipe that is shown."""
+    """Warn on stderr if `check` refuses a recipe that is shown."""
     try:
         recipe.check()
     except CM3Error as error:
@@ -125,18 +125,18 @@ def _warn_of_refused(recipe: Recipe) -> None:
 
 
 def recipe_of(name: str) -> str:
-    """The recipe to compose: `name`, or the file of the run, checkpoint or model of that folder."""
+    """The recipe to compose: `name`, or the recipe file of the run, checkpoint or model in that folder."""
     if name in {recipe.name for recipe in list_recipes()}:
         return name
     try:
         is_folder = Path(name).is_dir()
-    except OSError:  # a name that no folder can have
+    except OSError:  # not a valid folder name
         is_folder = False
     return str(Path(name) / RECIPE_FILE) if is_folder else name
 
 
 def _memory(recipe: Recipe, registry: Registry) -> str | None:
-    """What training takes, in words. Raises `RecipeError` where this machine doesn't have it."""
+    """A line about the memory that training needs; raises `RecipeError` if this machine has less."""
     from cm3run.machine_memory import MachineMemory
     from cm3run.training.memory import check_training_fits, training_memory
 
@@ -146,7 +146,7 @@ def _memory(recipe: Recipe, registry: Registry) -> str | None:
     machine = MachineMemory.find()
     on_cpu = True
     if machine.limit is not None and estimate.total() > machine.limit:
-        # only then: torch takes seconds to import
+        # only here, because torch takes seconds to import
         from cm3run.devices import device_memory
 
         machine, on_cpu = device_memory(None)
@@ -188,7 +188,7 @@ def with_origins(recipe: Recipe) -> str:
 
 
 def _origin(recipe: Recipe, key: str) -> str:
-    """The key's origin, or that of the nearest enclosing key (a dict's entries share it)."""
+    """The key's origin, or that of the nearest enclosing key (the entries of a dict share it)."""
     while key not in recipe.origins and "." in key:
         key = key.rpartition(".")[0]
     return recipe.origins.get(key, "default")
@@ -206,7 +206,7 @@ def _shown(value: Any) -> str:
 
 
 def _configure_memory(parser: ArgumentParser) -> None:
-    """The recipe, the devices, the memory of each."""
+    """Add the recipe, the number of devices, and the memory of each."""
     parser.add_argument("recipe", help="a shipped recipe's name, a path, or a run's folder")
     parser.add_argument(
         "--devices",
@@ -232,7 +232,7 @@ def _configure_memory(parser: ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Device:
-    """What an estimate is compared with."""
+    """The device that an estimate is compared with."""
 
     on_cpu: bool
     limit: int | None
@@ -240,7 +240,7 @@ class Device:
 
 
 def _print_memory(args: Namespace, recipe: Recipe, registry: Registry) -> int:
-    """Print the table; raises `RecipeError` where training exceeds a device."""
+    """Print the table; raises `RecipeError` if training exceeds a device."""
     from cm3run.training.memory import training_memory
 
     recipe.check()
@@ -253,7 +253,7 @@ def _print_memory(args: Namespace, recipe: Recipe, registry: Registry) -> int:
     if estimate is None:
         raise RecipeError(
             f"recipe {recipe.name}",
-            "its memory is not known: it has no decoder or image tokenizer, or its decoder doesn't "
+            "its memory is unknown: it has no decoder or image tokenizer, or its decoder doesn't "
             "know its number of parameters",
             "add the section, or implement DecoderConfig.num_parameters",
         )
@@ -263,7 +263,7 @@ def _print_memory(args: Namespace, recipe: Recipe, registry: Registry) -> int:
 
 
 def _device(args: Namespace) -> Device:
-    """The device that was named, or this machine's."""
+    """The named device, or this machine's."""
     from cm3run.devices import device_memory
 
     on_cpu = None if args.on is None else args.on == "cpu"
@@ -304,14 +304,14 @@ def _table(
     lines += ["generation, on one device", *_generation(recipe, estimate, number, device)]
     if number > 1:
         lines.append(
-            f"note: by arithmetic; torchrun with cm3 train --shard {number} divides it so, and has run "
+            f"note: computed, not measured; torchrun with cm3 train --shard {number} divides it like this, and has run "
             "on CPUs only"
         )
     return "\n".join(lines)
 
 
 def _generation(recipe: Recipe, estimate: MemoryEstimate, number: int, device: Device) -> list[str]:
-    """Rows of the table: weights, the copy that is read, keys and values."""
+    """Rows of the table: weights, their working copy, keys and values."""
     assert recipe.decoder is not None
     size = 4 if device.on_cpu else 2
     weights = estimate.weights * number

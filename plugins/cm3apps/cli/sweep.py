@@ -32,17 +32,17 @@ if TYPE_CHECKING:
 #: A key, and each of its values as text and as arguments of `Model.image_jobs`.
 Varied: TypeAlias = tuple[str, list[tuple[str, dict[str, Any]]]]
 
-HELP = "compare settings: the same prompts under each, side by side"
+HELP = "compare settings side by side on the same prompts"
 EXAMPLE = """  cm3 sweep "red apple" "bell" --vary sampler.guidance_scale=1,1.5,3 --vary sampler.plausible_top_p=0.8,1
   cm3 sweep "red apple" --vary sampler=cfg,cd_k,mixture --n 4 --score clip
   cm3 sweep "red apple" --vary seed=1,2,3 --vary num_retrieved=0,1"""
-#: What may be varied besides `sampler.KEY`: arguments of `Model.generate`.
+#: Arguments of `Model.generate` that may be varied, in addition to `sampler.KEY`.
 ARGUMENTS = ("sampler", "seed", "num_retrieved", "num_candidates", "reranker")
 
 
 def configure(parser: ArgumentParser) -> None:
-    """The prompts, what varies, and the options."""
-    parser.add_argument("prompt", nargs="+", help="what the pictures show, in every cell")
+    """Add the prompts, the varied keys, and the options."""
+    parser.add_argument("prompt", nargs="+", help="a prompt, used in every cell")
     parser.add_argument(
         "--vary",
         action="append",
@@ -93,7 +93,7 @@ def run(args: Namespace) -> int:
     ]
     planned = [model.image_jobs(args.prompt, args.num_images, **options) for options in cells]
     if args.score is not None:
-        model.reranker(args.score)  # a wrong name is reported before anything is generated
+        model.reranker(args.score)  # report a wrong name before anything is generated
     jobs: Iterator[Job[GeneratedImage]] = itertools.chain.from_iterable(own for own, _ in planned)
     with progress_bar("generating") as progress:
         pictures = list(
@@ -131,13 +131,13 @@ def run(args: Namespace) -> int:
 
 
 def _down_and_across(texts: list[str]) -> tuple[Varied, Varied]:
-    """The keys that are varied, each with its values; one empty value across where one key alone is."""
+    """The varied keys with their values; with one key, the columns have a single empty value."""
     varied = [_varied(text) for text in texts]
     if len(varied) > 2:
         raise GenerationError(
             "--vary", f"is given {len(varied)} times", "vary one key down and at most one across"
         )
-    if len({name for name, _ in varied}) < len(varied):  # the second would win in every cell
+    if len({name for name, _ in varied}) < len(varied):  # the second key would win in every cell
         raise GenerationError(
             "--vary", f"names {varied[0][0]} twice", "give all values of a key in one --vary"
         )

@@ -1,4 +1,4 @@
-"""`cm3 task`: list tasks, and show what one trains on and asks."""
+"""`cm3 task`: list tasks, and show a task's training documents and prompts."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from cm3core.plugins.registry import Registry
     from cm3run.build import Components
 
-HELP = "list tasks, and show what one trains on and asks"
+HELP = "list tasks, and show a task's training documents and prompts"
 EXAMPLE = """  cm3 task list
   cm3 task list --model runs/tuned
   cm3 task show vqa
   cm3 task show vqa task.layout=paper --record '{"question": "What is it?", "answer": "a bell"}'"""
-#: Columns of a text in a table.
+#: Width of a text in a table, in characters.
 WIDTH = 60
 
 
 def configure(parser: ArgumentParser) -> None:
-    """The actions."""
+    """Add the actions."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = actions.add_parser(
         "list",
@@ -38,15 +38,17 @@ def configure(parser: ArgumentParser) -> None:
         description="List all tasks with their given and requested fields.",
     )
     listing.add_argument(
-        "--model", metavar="MODEL", help="only those that this model was tuned for"
+        "--model", metavar="MODEL", help="only the tasks that this model was tuned for"
     )
     showing = actions.add_parser(
         "show",
         help="print the prompt, the training document, its tokens and their weights",
-        description="Print what a task makes of a record: the prompt, the training document with its "
+        description="Print how a task converts a record: the prompt, the training document with its "
         "response in brackets, and the tokens with their loss weights.",
     )
-    showing.add_argument("task", metavar="NAME", help="a task; with --model, as the model has it")
+    showing.add_argument(
+        "task", metavar="NAME", help="a task; with --model, the model's version of it"
+    )
     showing.add_argument(
         "overrides",
         nargs="*",
@@ -114,7 +116,7 @@ def _print_task(name: str, config: TaskConfig | type[ComponentConfig]) -> None:
         use = "cm3 generate --condition"
     try:
         made = config() if isinstance(config, type) else config
-    except TypeError:  # a plugin's, with keys without a default
+    except TypeError:  # a plugin's task whose keys have no defaults
         print(f"{name:<18} its keys say: cm3 describe {name}")
         return
     built = cast("TaskConfig", made).build()
@@ -134,7 +136,7 @@ def _show(args: Namespace) -> int:
         trust_plugins=args.trust_plugins,
         trust_endpoints=args.trust_endpoints,
     )
-    registry = opened.components.registry  # with what was trusted
+    registry = opened.components.registry  # with the trusted plugins
     own = (
         {}
         if args.model is None
@@ -180,7 +182,7 @@ def _task(args: Namespace, stored: TaskConfig | None, registry: Registry) -> Tas
     config = recipe_from_yaml(text, registry, label="cm3 task show").task
     assert config is not None
     config.check()
-    if stored is not None:  # what no override changed is still the model's
+    if stored is not None:  # keys without an override keep the model's values
         config = same_guard(stored, config)
     return config.build()
 
@@ -205,7 +207,7 @@ def _record(given: str | None, task: Task, components: Components) -> dict[str, 
                 ) from error
         values = parse_json(text, "--record", 'write e.g. {"question": "What is it?"}')
         if not isinstance(values, dict):
-            raise DataError("--record", "is no JSON object", 'write e.g. {"caption": "a bell"}')
+            raise DataError("--record", "is not a JSON object", 'write e.g. {"caption": "a bell"}')
         if unknown := sorted(set(values) - set(task.fields)):
             raise DataError(
                 "--record",
@@ -243,7 +245,7 @@ def _print_document(document: Document) -> None:
 
 
 def _tokens(document: Document, components: Components) -> Iterator[tuple[str, float, float]]:
-    """Text, weight, and weight with `response_only`, of each token; codes of a picture are one row."""
+    """Text, weight, and weight with `response_only`, for each token; the codes of a picture share a row."""
     import numpy as np
 
     from cm3core.sequence import loss_weights, only_responses

@@ -46,7 +46,7 @@ NUM_VALIDATION = 256
 
 
 def configure(parser: ArgumentParser) -> None:
-    """The three actions."""
+    """Add the three actions."""
     add = action_adder(parser)
     text = add(
         "train-text",
@@ -79,7 +79,7 @@ def configure(parser: ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="FOLDER",
-        help="where the tokenizer is written",
+        help="folder for the tokenizer",
     )
 
     image = add(
@@ -192,7 +192,7 @@ class _Corpus:
 
 
 def _lines(paths: Sequence[Path]) -> Iterator[str]:
-    """The lines of UTF-8 files that are not blank."""
+    """The non-blank lines of UTF-8 files."""
     for path in paths:
         number = 0
         try:
@@ -294,7 +294,7 @@ def _evaluate(args: Namespace) -> int:
         + (
             ""
             if report.psnr_drawn is None
-            else f"PSNR, drawn {report.psnr_drawn:.2f} dB (where a picture is not its background)\n"
+            else f"PSNR, drawn {report.psnr_drawn:.2f} dB (without the background)\n"
         )
         + ("" if report.ssim is None else f"SSIM        {report.ssim:.3f}\n")
         + "".join(rows_of_scores)
@@ -304,7 +304,7 @@ def _evaluate(args: Namespace) -> int:
     )
     if report.psnr_drawn is not None and report.psnr_drawn < LEAST_PSNR:
         print(
-            f"note: the codes keep little of what is drawn (PSNR {report.psnr_drawn:.1f} dB, less than {LEAST_PSNR:g}): see "
+            f"note: the codes reproduce the drawings poorly (PSNR {report.psnr_drawn:.1f} dB, less than {LEAST_PSNR:g}): see "
             f"{args.out}; docs/data.md, 'What the codes keep of your pictures', shows how to train codes on these "
             "pictures",
             file=sys.stderr,
@@ -315,7 +315,7 @@ def _evaluate(args: Namespace) -> int:
 def _score_of(
     given: Sequence[str], registry: Registry
 ) -> tuple[MetricConfig, ExtractorConfig | None]:
-    """The configs of a `--score`."""
+    """The configs named by a `--score`."""
     from cm3run.evaluation.features import check_score
 
     recipe = composed({}, list(given), registry)

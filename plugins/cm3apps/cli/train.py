@@ -31,8 +31,8 @@ EXAMPLE = """  cm3 train tiny -o runs/tiny
   cm3 train quickstart dataset=folder dataset.path=my/pictures
   cm3 train quickstart -o runs/long train.minutes=120 train.optimizer=muon
   torchrun --nproc-per-node 8 --no-python cm3 train cm3leon-7b dataset.path=DATA -o runs/7b
-The same command again resumes from the newest checkpoint in the folder; a run that is finished
-is trained on with a larger train.steps or train.minutes."""
+The same command resumes from the newest checkpoint in the folder. To continue a finished run, set a
+larger train.steps or train.minutes."""
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -41,7 +41,7 @@ def configure(parser: ArgumentParser) -> None:
 
 
 def add_run_arguments(parser: ArgumentParser) -> None:
-    """Recipe, folder, overrides: of every command that trains a decoder."""
+    """Add recipe, folder and overrides, for every command that trains a decoder."""
     parser.add_argument("recipe", help="a shipped recipe's name, or a path to a YAML file")
     parser.add_argument(
         "-o",
@@ -59,8 +59,8 @@ def add_run_arguments(parser: ArgumentParser) -> None:
         "--shard",
         type=whole_number(1, 2**20),
         metavar="N",
-        help="with several processes: how many share one decoder; 1: each has its own "
-        "(default: the fewest with which training fits)",
+        help="with several processes: the number that share one decoder; 1: each has its own "
+        "(default: the smallest number with which training fits)",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     add_trust(parser, plugins=False)
@@ -80,12 +80,12 @@ def run(args: Namespace) -> int:
 def train_and_report(
     args: Namespace, recipe_of: Callable[[Registry], Recipe], words: Sequence[str]
 ) -> int:
-    """Train, in all processes that were started, and print the checkpoint's path.
+    """Train in all processes, and print the checkpoint's path.
 
     Args:
-        args: what `add_run_arguments` adds.
+        args: the arguments of `add_run_arguments`.
         recipe_of: composes the recipe.
-        words: stand between `cm3` and the recipe.
+        words: the words between `cm3` and the recipe.
     """
     from cm3run.processes import started_processes
 
@@ -108,7 +108,7 @@ def _train(
     processes: Processes,
     device: str | None,
 ) -> tuple[int, str]:
-    """The exit code, and what to print at the end."""
+    """Return the exit code and the text to print at the end."""
     registry = registry_of(args)
     recipe = recipe_of(registry)
     recipe.check()
@@ -125,7 +125,7 @@ def _train(
             recipe,
             out,
             registry,
-            # what torchrun starts again goes on
+            # a run restarted by torchrun continues
             resume=not args.new or processes.num_restarts > 0,
             progress=not args.quiet,
             device=device,
@@ -143,7 +143,7 @@ def _train(
         more = _longer(recipe, result.step, args.overrides)
         longer = shlex.join([args.recipe, "-o", str(out), *more])
         text = (
-            f"the run in {out} was finished already, nothing was trained; to train more:\n"
+            f"the run in {out} was already finished, so nothing was trained; to train more:\n"
             f"  {begin} {longer}\n"
         )
     began = "it is at" if result.was_finished else "trained to"

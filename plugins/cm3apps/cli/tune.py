@@ -1,4 +1,4 @@
-"""`cm3 tune`: train a model on, whole or in part, on what a recipe says."""
+"""`cm3 tune`: fine-tune a model, in full or in part, with a recipe."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
 
-HELP = "tune a model on pairs of your own: whole, in part, or by adapters"
+HELP = "fine-tune a model on your own data: in full, in part, or with adapters"
 EXAMPLE = """  cm3 tune runs/base pairs.yaml -o runs/pairs
   cm3 tune runs/base pairs.yaml -o runs/pairs-lora tune.method=lora tune.rank=8
   cm3 tune bundled:emoji64 pairs.yaml -o runs/pairs-head tune.method=head train.learning_rate=1e-3
-The recipe says what to train on and how (dataset, task, train, tune); what it leaves out of the rest
-is the model's. The same command again resumes."""
+The recipe sets the data and the training (dataset, task, train, tune); other sections that it lacks
+come from the model. The same command resumes."""
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -54,13 +54,13 @@ def run(args: Namespace) -> int:
 
 
 def lost_retrieval(model: str, recipe: Recipe, registry: Registry) -> str | None:
-    """What a user should know of a model that retrieves, and does not once it is tuned; None: nothing is lost."""
+    """A note for a model that retrieves but will not after tuning; None if nothing is lost."""
     from cm3core.interfaces.retriever import RetrieverConfig
     from cm3core.recipe.layers import STORED, parse, read
     from cm3run.checkpoint import find_checkpoint, find_model
 
     if recipe.retriever is not None:
-        return None  # what the recipe says, "none" too, is meant
+        return None  # the recipe's own choice is intended, even "none"
     path = find_checkpoint(find_model(model, registry)) / STORED
     section = parse(read(path), str(path)).get("retriever")
     name = section.get("name") if isinstance(section, dict) else None
@@ -70,14 +70,14 @@ def lost_retrieval(model: str, recipe: Recipe, registry: Registry) -> str | None
     if not (issubclass(config, RetrieverConfig) and config.retrieves):
         return None
     return (
-        f"{model} retrieves (retriever {name}), and the tuned model will not: the recipe has no retriever. To train and "
-        f"draw with documents of what it is tuned on in front, add retriever={name}; to retrieve from a memory bank "
+        f"{model} retrieves (retriever {name}), but the tuned model will not: the recipe has no retriever. To train and "
+        f"draw with documents from the tuning data prepended, add retriever={name}; to retrieve from a memory bank "
         "only when it draws, give the bank then (cm3 memory build, --bank)"
     )
 
 
 def _refuse_unread(overrides: list[str], method: str) -> None:
-    """Refuse keys of adapters on the command line of a run without: all weights would be trained, in silence."""
+    """Refuse adapter keys for a run without adapters, which would silently train all weights."""
     from cm3core.recipe.layers import COMMAND_LINE
     from cm3core.recipe.sections import ADAPTERS
 
@@ -86,7 +86,7 @@ def _refuse_unread(overrides: list[str], method: str) -> None:
         if key in ("tune.rank", "tune.alpha", "tune.dropout", "tune.rank_stabilised"):
             raise RecipeError(
                 f"{COMMAND_LINE}: {key}",
-                f"is given, and the method {method!r} doesn't read it",
+                f"is given, but the method {method!r} ignores it",
                 f"add tune.method={' or '.join(ADAPTERS)}, or leave it out",
             )
 
@@ -99,12 +99,12 @@ def tuning_recipe(
     *,
     trust_endpoints: Sequence[str] = (),
 ) -> Recipe:
-    """The recipe of a run that tunes a model: the model's own, but for what the recipe says.
+    """The recipe of a tuning run: the model's own, changed by the given recipe.
 
     Raises:
         CheckpointError: there is no such model.
-        TrustError: what is the model's own names what is outside of it and may not be used.
-        RecipeError: the overrides start from another model, or what `compose` raises.
+        TrustError: a section of the model names an outside target that is not trusted.
+        RecipeError: the overrides start from another model, or as in `compose`.
     """
     from cm3apps.cli._tuned_recipe import compose_on_model
     from cm3core.recipe.layers import COMMAND_LINE
@@ -120,6 +120,6 @@ def tuning_recipe(
     recipe = compose_on_model(folder, name, overrides, registry, trust_endpoints=trust_endpoints)
     if not recipe.tune.adapts:
         _refuse_unread(overrides, recipe.tune.method)
-    # absolute, so that the run finds its base from wherever it is used
+    # absolute, so that the run finds its base from any folder
     start_from = model if model in registry.models() else str(Path(model).absolute())
     return replace(recipe, train=replace(recipe.train, start_from=start_from))

@@ -14,7 +14,7 @@ from cm3core.files import check_not_input, write_bytes
 if TYPE_CHECKING:
     from cm3core.document import PixelArray
 
-    #: A picture, the same enlarged, and what made it.
+    #: A picture, its enlarged version, and the metadata.
     Enlarged: TypeAlias = tuple[PixelArray, PixelArray, dict[str, str]]
 
 HELP = "enlarge a picture"
@@ -25,7 +25,7 @@ EXAMPLE = """  cm3 upscale out/000.png -o large.png
 
 
 def configure(parser: ArgumentParser) -> None:
-    """The picture, the upscaler and the result."""
+    """Add the picture, the upscaler and the result."""
     parser.add_argument("picture", type=Path, help="a picture's file, of any size")
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument(
@@ -58,7 +58,7 @@ def configure(parser: ArgumentParser) -> None:
         metavar="FILE.png",
         help="the enlarged picture, with the metadata of the small one if that is a PNG (default: %(default)s)",
     )
-    add_device(parser, "where it runs, of a model, or of an upscaler that has the key device")
+    add_device(parser, "where a model, or an upscaler with the key device, runs")
     add_overrides(parser)
 
 
@@ -93,7 +93,10 @@ def _by_upscaler(args: Namespace) -> Enlarged:
     from cm3run.build import section
 
     if args.seed is not None:
-        print("note: --seed has no effect: an upscaler draws nothing at random", file=sys.stderr)
+        print(
+            "note: --seed has no effect, because an upscaler uses no random numbers",
+            file=sys.stderr,
+        )
     registry = registry_of(args)
     if args.device is not None:
         args.overrides.append(f"upscaler.device={args.device}")
@@ -110,7 +113,7 @@ def _by_upscaler(args: Namespace) -> Enlarged:
 
 
 def _by_model(args: Namespace) -> Enlarged:
-    """The picture in the model's size, drawn again after what the model sees of it."""
+    """The picture redrawn by the model, at the model's size."""
     from cm3apps.cli._model import progress_bar
     from cm3core import images
     from cm3run.model import load
@@ -135,7 +138,7 @@ def _by_model(args: Namespace) -> Enlarged:
         raise GenerationError(
             f"model {str(args.model)!r}",
             f"was not tuned to enlarge pictures; it was tuned for {', '.join(model.tasks.names) or 'no task'}",
-            "use one that was, tune one (docs/tuning.md), or leave --model out",
+            "use a model that was, tune one (docs/tuning.md), or leave --model out",
         )
     height, width = model.image_size
     if pixels.shape[0] >= height and pixels.shape[1] >= width:

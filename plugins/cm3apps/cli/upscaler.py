@@ -39,14 +39,14 @@ if TYPE_CHECKING:
 HELP = "train and evaluate upscalers"
 EXAMPLE = """  cm3 upscaler train upscaler-emoji256 --minutes 25 -o runs/upscaler
   cm3 upscaler eval runs/upscaler --split comp --split unseen -o comparison.png"""
-#: Reading stops when the first this many pictures are all too small.
+#: Reading stops if this many pictures from the beginning are all too small.
 NUM_SMALL = 16
 #: Number of validation pictures in training.
 NUM_VALIDATION = 24
 
 
 def configure(parser: ArgumentParser) -> None:
-    """The two actions."""
+    """Add the two actions."""
     add = action_adder(parser)
     train = add(
         "train",
@@ -85,8 +85,8 @@ def run(args: Namespace) -> int:
 class LargePictures(DocumentSource):
     """A data set that refuses pictures smaller than `size` = (height, width).
 
-    Small pictures, enlarged, would teach blur. When the first `NUM_SMALL` are all too small, it is
-    the wrong data set, or rendered at the wrong size.
+    Enlarged small pictures would teach blur. If the first `NUM_SMALL` are all too small, the data set is wrong or
+    rendered at the wrong size.
     """
 
     def __init__(self, source: DocumentSource, size: tuple[int, int]) -> None:

@@ -31,7 +31,7 @@ _LOSSY = (".jpg", ".jpeg", ".webp")
 _SUFFIXES = (".png", *_LOSSY)
 _OF_FEATURES = ("features", "reference_features")
 _OF_PICTURES = ("pictures", "reference_pictures")
-#: Files that a note names.
+#: Maximum number of files that a note names.
 _MOST_NAMED = 3
 
 
@@ -73,16 +73,16 @@ def score_files(args: Namespace, registry: Any) -> list[Sequence[str]]:
 def _extractor_of(
     args: Namespace, metric: Metric, config: ExtractorConfig | None
 ) -> Extractor | None:
-    """The network whose features of the pictures the metric reads; None: it reads none.
+    """The network whose features of the pictures the metric uses, or None.
 
     Raises:
-        DataError: the metric needs what folders don't give, or one that is not given, or none that is.
+        DataError: the metric needs more than pictures, or an extractor is missing or not used.
     """
     columns = needed([metric])
     if missing := sorted(columns - {*_OF_FEATURES, *_OF_PICTURES}):
         raise DataError(
             f"metric {args.metric!r}",
-            f"needs {', '.join(missing).replace('_', ' ')}, but folders give only pictures "
+            f"needs {', '.join(missing).replace('_', ' ')}, but folders have only pictures "
             "and their features",
             "use a protocol: cm3 eval MODEL PROTOCOL",
         )
@@ -180,7 +180,7 @@ def _pictures(metric: Metric, extractor: Any, made: Path, real: Path | None) -> 
 
 
 def _both(metric: Metric, made: Path, real: Path | None) -> tuple[list[Path], list[Path], str]:
-    """The files of two folders that can be compared, and the hash of the second one's."""
+    """The comparable files of two folders, and the hash of the second folder's files."""
     if real is None:
         raise DataError("OTHERS", "is not given", "name the folder of the reference pictures")
     mine, others = _files(made, metric.minimum), _files(real, metric.minimum)
@@ -188,18 +188,18 @@ def _both(metric: Metric, made: Path, real: Path | None) -> tuple[list[Path], li
     if lossy[0] and not lossy[1]:
         raise DataError(
             str(lossy[0][0]),
-            "has lossy compression, which changes the scores, and the other pictures have not",
+            "has lossy compression, unlike the other pictures, which changes the scores",
             "save the pictures as PNG when they are generated",
         )
     hashes = [sorted(map(sha256_file, files)) for files in (mine, others)]
     if hashes[0] == hashes[1]:
-        raise DataError(str(made), f"holds the same pictures as {real}", "name another folder")
+        raise DataError(str(made), f"has the same pictures as {real}", "name another folder")
     return mine, others, sha256_of(hashes[1])
 
 
 def _themselves(metric: Metric, made: Path, real: Path | None) -> dict[str, Any]:
-    """Give a metric the pictures of a folder, beside those of the same names in another one where it
-    compares them one by one."""
+    """Give a metric the pictures of a folder, with the pictures of the same names in another folder if the
+    metric compares them one by one."""
     if "reference_pictures" not in needed([metric]):
         files = _files(made, metric.minimum)
         _feed(metric, {"pictures": files})
@@ -212,8 +212,8 @@ def _themselves(metric: Metric, made: Path, real: Path | None) -> dict[str, Any]
                 if file.stem not in known:
                     raise DataError(
                         str(file),
-                        f"has no picture of its name in {there}",
-                        "pictures are compared by their names: give both folders the same ones",
+                        f"has no counterpart in {there}",
+                        "pictures are matched by name: use the same names in both folders",
                     )
         _feed(metric, {"pictures": mine, "reference_pictures": [names[f.stem] for f in mine]})
     else:
@@ -223,7 +223,7 @@ def _themselves(metric: Metric, made: Path, real: Path | None) -> dict[str, Any]
 
 
 def _feed(metric: Metric, files: Mapping[str, Sequence[Path]]) -> None:
-    """Columns of pictures, some at a time."""
+    """Columns of pictures, in batches."""
     num = len(next(iter(files.values())))
     with make_bar(desc="pictures", total=num, unit="picture") as bar:
         for start in range(0, num, CHUNK):
@@ -241,7 +241,7 @@ def _feed(metric: Metric, files: Mapping[str, Sequence[Path]]) -> None:
 
 
 def _check_sizes(mine: tuple[Path, Any], other: tuple[Path, Any]) -> None:
-    """Refuse two pictures of different sizes."""
+    """Refuse two pictures with different sizes."""
     (file, pixels), (other_file, others) = mine, other
     if pixels.shape != others.shape:
         raise DataError(
@@ -254,7 +254,7 @@ def _check_sizes(mine: tuple[Path, Any], other: tuple[Path, Any]) -> None:
 
 def _files(folder: Path, minimum: int) -> list[Path]:
     if not folder.is_dir():
-        raise DataError(str(folder), "is no folder", "name a folder of pictures")
+        raise DataError(str(folder), "is not a folder", "name a folder of pictures")
     beside = beside_pictures(folder)
     left_out = set(beside)
     files = sorted(
@@ -267,14 +267,14 @@ def _files(folder: Path, minimum: int) -> list[Path]:
         if more := len(beside) - len(names):
             names.append(f"{more} more")
         print(
-            f"note: {folder}: not scored: {', '.join(names)}, which cm3 wrote beside the pictures",
+            f"note: {folder}: not scored, because cm3 wrote them beside the pictures: {', '.join(names)}",
             file=sys.stderr,
         )
     if len(files) < minimum:
         raise DataError(
             str(folder),
             f"holds {len(files)} pictures, the metric needs {minimum} or more",
-            "add pictures, or lower the number, if a key of the metric decides it (cm3 describe metric/NAME)",
+            "add pictures, or lower the number if it is a key of the metric (cm3 describe metric/NAME)",
         )
     return files
 

@@ -19,7 +19,7 @@ _MOST_PICTURES = 256
 
 
 def configure(parser: ArgumentParser) -> None:
-    """Model, results, and what nothing stored says."""
+    """Add the model, the results, and the facts that are not stored."""
     add = parser.add_argument
     add("model", metavar="MODEL", help="a run's folder, a checkpoint or PLUGIN:NAME")
     add(
@@ -27,7 +27,7 @@ def configure(parser: ArgumentParser) -> None:
         nargs="*",
         type=Path,
         metavar="RESULTS",
-        help="folders of `cm3 eval run`, `cm3 experiment icons` and `tasks` of this model; nothing is measured again",
+        help="folders of `cm3 eval run`, `cm3 experiment icons` and `tasks` for this model; nothing is measured again",
     )
     add(
         "-o",
@@ -40,17 +40,17 @@ def configure(parser: ArgumentParser) -> None:
         "--check",
         type=Path,
         metavar="FILE",
-        help="say whether this card was written for the model's weights",
+        help="check whether this card was written for the model's weights",
     )
-    add("--licence", metavar="SPDX", help="of the weights (default: not stated)")
-    add("--machine", metavar="TEXT", help="what it was trained on (default: not stated)")
-    add("--notes", type=Path, metavar="FILE", help="Markdown that ends the card's limits")
+    add("--licence", metavar="SPDX", help="licence of the weights (default: not stated)")
+    add("--machine", metavar="TEXT", help="the machine of the training (default: not stated)")
+    add("--notes", type=Path, metavar="FILE", help="Markdown to append to the card's limits")
     add(
         "--pictures",
         type=whole_number(0, _MOST_PICTURES),
         default=16,
         metavar="N",
-        help="pictures of each evaluation, the first by their numbers (default: 16)",
+        help="number of pictures from each evaluation, the first by their numbers (default: 16)",
     )
     add_trust(parser)
 
@@ -96,7 +96,7 @@ def check_card(text: str, place: str, model: Any) -> None:
 
     stated, found = marked_weights(text), weights_sha256(model)
     if stated != found:
-        cause = "is no card of `cm3 eval card`"
+        cause = "is not a card of `cm3 eval card`"
         if stated is not None:
             cause = f"was written for the weights {stated[:12]}..., the model has {found[:12]}..."
         raise DataError(
@@ -105,7 +105,7 @@ def check_card(text: str, place: str, model: Any) -> None:
 
 
 def write_card(args: Namespace, model: Any, registry: Any, notes: str) -> None:
-    """Write the card and its sheets; the card last, so that one that is there is whole."""
+    """Write the card and its sheets; the card comes last, so that an existing card is complete."""
     from cm3apps.evaluation.card_text import Evaluated, Stated, card_text, facts_of, read_result
     from cm3core.files import write_text
 
@@ -115,7 +115,9 @@ def write_card(args: Namespace, model: Any, registry: Any, notes: str) -> None:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise DataError(
-            "RESULTS", f"hold two evaluations by {twice}", "name the one that the card should show"
+            "RESULTS",
+            f"have two evaluations by {twice}",
+            "name only the one that the card should show",
         )
     sheets = _write_sheets(args.out, results, args.pictures)
     stated = Stated(
@@ -131,7 +133,7 @@ def write_card(args: Namespace, model: Any, registry: Any, notes: str) -> None:
 
 
 def _write_sheets(out: Path, results: list[Evaluated | Measured], num: int) -> dict[str, str]:
-    """Protocol -> file of the first pictures of each evaluation that has any."""
+    """Protocol -> file with the first pictures of its evaluation, if it has any."""
     from cm3apps.evaluation.card_text import Evaluated
     from cm3core.images import save_png
     from cm3run.sheets import grid
@@ -154,7 +156,7 @@ def _write_sheets(out: Path, results: list[Evaluated | Measured], num: int) -> d
 
 
 def _check_place(out: Path) -> None:
-    """Refuse to write over anything but a card."""
+    """Refuse to overwrite anything but a card."""
     from cm3apps.evaluation.card_text import marked_weights
     from cm3core.files import check_links, check_writable
 
@@ -162,7 +164,7 @@ def _check_place(out: Path) -> None:
     check_links(out.parent, out.name)
     if out.exists() and marked_weights(_read(out, "name another file (-o)")) is None:
         raise FileError(
-            str(out), "already exists, and is no card of this command", "name another file (-o)"
+            str(out), "already exists, but is not a card of this command", "name another file (-o)"
         )
 
 

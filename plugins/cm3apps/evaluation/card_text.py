@@ -1,6 +1,5 @@
-"""A model's card: what it says beside the scores, the stored results that its figures come from (folders of `cm3 eval` and of
-`cm3 experiment icons` and `tasks`), the commands that they were made by, and its Markdown, with the metadata that the
-Hugging Face Hub reads at its head.
+"""A model's card in Markdown: facts about the model, stored results (folders of `cm3 eval` and of `cm3 experiment icons` and
+`tasks`) with the commands that made them, and the metadata for the Hugging Face Hub at its head.
 """
 
 from __future__ import annotations
@@ -32,23 +31,23 @@ from cm3run.training.data_notes import counted, stored_provenance
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """A model.
+    """Facts about a model.
 
     Args:
-        name: as `cm3` commands are given it.
+        name: its name for `cm3` commands.
         recipe, recipe_hash: its recipe's name and hash.
-        weights_sha256: of the decoder's tensors, see `weights_sha256`.
-        components: kind -> the recipe's component of it.
-        num_parameters: of the decoder.
-        num_bytes: of its file of weights.
+        weights_sha256: the hash of the decoder's tensors, see `weights_sha256`.
+        components: kind -> the recipe's component.
+        num_parameters: parameters of the decoder.
+        num_bytes: bytes of its weights file.
         image_size: (height, width) of its pictures, in pixels.
-        num_codes, codebook_size: of a picture, and of the image tokenizer.
+        num_codes, codebook_size: codes per picture, and size of the image tokenizer's codebook.
         context_length, max_text_tokens: in tokens.
-        steps, tokens, seconds: of training; 0 where the checkpoint does not say.
-        tasks: that it was tuned for.
+        steps, tokens, seconds: of training; 0 if the checkpoint does not have them.
+        tasks: the tasks that it was tuned for.
         data_set, split: the names of its data set and split.
-        trained_on: licences, sources and attributions of its documents with their numbers.
-        retrieves_from: the same of its memory; empty where it retrieves nothing.
+        trained_on: licences, sources and attributions of its training documents, with counts.
+        retrieves_from: the same for its memory; empty if it does not retrieve.
     """
 
     name: str
@@ -74,7 +73,7 @@ class ModelFacts:
 
 
 def facts_of(name: str, model: Model, registry: Registry) -> ModelFacts:
-    """What a loaded model and its folder say.
+    """The facts from a loaded model and its folder.
 
     Raises:
         CheckpointError: the folder's state can't be read.
@@ -88,7 +87,7 @@ def facts_of(name: str, model: Model, registry: Registry) -> ModelFacts:
     retrieves = recipe.retriever is not None and recipe.retriever.num_retrieved > 0
     known = stored_provenance(folder)
     trained_on = known.get("trained_on") or counted(components.source)
-    # what the run wrote is the memory of training; `generate.memory_split` is another one
+    # the run recorded the memory of training; `generate.memory_split` may name another one
     same = known.get("memory") if components.memory_split is None else None
     memory = (same or counted(components.memory)) if retrieves else []
     return ModelFacts(
@@ -115,21 +114,21 @@ def facts_of(name: str, model: Model, registry: Registry) -> ModelFacts:
     )
 
 
-#: Where it was computed, what it was called, and the trust in a file of the model: no part of what is measured.
+#: Options for the machine, the label and trust, which don't affect the measurement.
 _OWN = ("help", "out", "label", "device", "threads", "trust_plugins", "trust_endpoints", "verbose")
 
 
 class _Parser(ArgumentParser):
-    """Raises `ValueError` in place of ending the program."""
+    """Raises `ValueError` instead of exiting."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
 
 
 def repeated(arguments: Sequence[str], model: str) -> str | None:
-    """The command of `cm3 eval run` with these arguments of `cm3`, of a model that is now called so.
+    """The command of `cm3 eval run` from these arguments of `cm3`, with the model's current name.
 
-    None: they are those of another command, or of none.
+    None if they belong to another command or to none.
     """
     parser = _Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--plugin", action="append", default=[])
@@ -169,10 +168,10 @@ class Evaluated:
     """An evaluation.
 
     Args:
-        folder: its.
+        folder: its folder.
         scores: the content of its scores.json.
         samples: the lines of its samples.jsonl that have a picture, in the order of their numbers.
-        arguments: of the `cm3` that made it; empty where it is not known.
+        arguments: the arguments of the `cm3` that made it; empty if unknown.
     """
 
     folder: Path
@@ -195,10 +194,10 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Measured:
-    """A measurement of icons, or of tasks.
+    """A measurement of icons or of tasks.
 
     Args:
-        folder: its.
+        folder: its folder.
         figures: the content of its figures.json.
     """
 
@@ -215,7 +214,7 @@ def read_result(folder: Path, weights_sha256: str) -> Evaluated | Measured:
     """The result in a folder.
 
     Raises:
-        DataError: there is none, it is damaged, or it is of other weights.
+        DataError: the result is missing, damaged, or of other weights.
     """
     found: Evaluated | Measured
     if (folder / SCORES).is_file():
@@ -255,7 +254,7 @@ def _samples(folder: Path) -> list[dict[str, Any]]:
 
 
 def _arguments(folder: Path) -> list[str]:
-    """Nothing where they can't be read: no figure depends on them."""
+    """The arguments, or nothing if they can't be read, because no figure depends on them."""
     try:
         words = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))["arguments"]
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
@@ -264,7 +263,7 @@ def _arguments(folder: Path) -> list[str]:
 
 
 def _is_inside(name: object) -> bool:
-    """Whether a picture's name lies in the folder of its evaluation."""
+    """Whether a picture's name is inside the folder of its evaluation."""
     return isinstance(name, str) and not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
@@ -292,7 +291,7 @@ def _stored_figures(path: Path) -> dict[str, Any]:
         RecursionError,
     ) as error:
         raise DataError(
-            str(path), "is not what `cm3 experiment icons` or `tasks` writes", "measure again"
+            str(path), "was not written by `cm3 experiment icons` or `tasks`", "measure again"
         ) from error
     found: dict[str, Any] = figures
     return found
@@ -300,32 +299,32 @@ def _stored_figures(path: Path) -> dict[str, Any]:
 
 #: Kinds whose component a card names.
 _KINDS = ("decoder", "image_tokenizer", "text_tokenizer", "objective", "retriever", "sampler")
-#: Sources of data that a table lists; the rest is summed up.
+#: Maximum number of data sources in a table; the rest is summed up.
 _MOST_ROWS = 60
-#: The line by which a card is known, and for which weights it was written.
+#: The line that identifies a card and its weights.
 _MARK = re.compile(r"<!-- cm3 card 1: weights ([0-9a-f]{64}) -->")
 
 
 def mark(weights_sha256: str) -> str:
-    """The line that says for which weights a card was written."""
+    """The line that identifies a card and its weights."""
     return f"<!-- cm3 card 1: weights {weights_sha256} -->"
 
 
 def marked_weights(text: str) -> str | None:
-    """The weights that a card was written for; None: it is no card."""
+    """The weights that a card was written for; None if the text is not a card."""
     found = _MARK.search(text)
     return None if found is None else found[1]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stated:
-    """What whoever writes a card says of the model.
+    """Statements by the card's author.
 
     Args:
-        licence: of the weights; None: not stated.
-        machine: what it was trained on; None: not stated.
-        notes: Markdown that ends the limits.
-        command: that wrote the card.
+        licence: the licence of the weights, or None.
+        machine: the machine of the training, or None.
+        notes: Markdown to append to the limits.
+        command: the command that wrote the card.
     """
 
     licence: str | None
@@ -343,10 +342,10 @@ def card_text(
     """The whole card.
 
     Args:
-        facts: of the model.
-        results: whose figures are shown, in this order.
+        facts: the facts about the model.
+        results: the results to show, in this order.
         sheets: protocol -> file of its sheet of pictures, relative to the card.
-        stated: what is said beside the figures.
+        stated: the author's statements.
     """
     licence = stated.licence
     head = ["---", f"license: {json.dumps(licence.lower())}"] if licence else ["---"]
@@ -422,7 +421,7 @@ def _figures(facts: ModelFacts, results: Sequence[Evaluated | Measured]) -> list
 
 
 def _scores(facts: ModelFacts, result: Evaluated) -> list[str]:
-    """The table of an evaluation, and what the pictures were generated with."""
+    """The table of an evaluation, and the settings of its pictures."""
     scores = result.scores
     rows = []
     for one in scores["scores"]:
@@ -455,7 +454,7 @@ def _scores(facts: ModelFacts, result: Evaluated) -> list[str]:
     )
     command = repeated(result.arguments, facts.name)
     if command is None:
-        # a model that draws with all of its data set is refused without it
+        # without it, a model that retrieves from its whole data set is refused
         split = scores["model"].get("memory_split")
         command = f"cm3 eval run {facts.name} {result.protocol}" + (
             f" --memory-split {split}" if split else ""
@@ -473,7 +472,7 @@ def _scores(facts: ModelFacts, result: Evaluated) -> list[str]:
 
 
 def _how(model: Mapping[str, Any]) -> str:
-    """What pictures were generated with."""
+    """The settings of generated pictures."""
     sampler = model.get("sampler", {})
     words = [f"sampler {code(str(sampler.get('name', '')))}"]
     words += [

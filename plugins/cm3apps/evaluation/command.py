@@ -56,10 +56,10 @@ class _WithRun:
 
 
 def configure(parser: ArgumentParser) -> None:
-    """The sub-commands."""
+    """Add the sub-commands."""
     parser.epilog, parser.formatter_class = EXAMPLE, RawDescriptionHelpFormatter
     parser.description = (
-        "Generate by a protocol and score; every figure is printed with the hash of what it depends on.\n"
+        "Generate by a protocol and score; every figure is printed with a hash of everything it depends on.\n"
         "`cm3 eval MODEL PROTOCOL` is short for `cm3 eval run MODEL PROTOCOL`."
     )
     parts = parser.add_subparsers(required=True, metavar="|".join(_PARTS))
@@ -78,7 +78,7 @@ def configure(parser: ArgumentParser) -> None:
 
 def _configure_score(parts: Any) -> None:
     one = _part(
-        parts, "score", "score a folder of pictures beside another, or a file of texts", _score
+        parts, "score", "score a folder of pictures against another, or a file of texts", _score
     )
     one.add_argument(
         "pictures",
@@ -105,15 +105,15 @@ def _configure_score(parts: Any) -> None:
 
 
 def _configure_stored(parts: Any) -> None:
-    """The actions on evaluations that are done."""
+    """Add the actions on finished evaluations."""
     one = _part(
-        parts, "compare", "two evaluations side by side, if they measured the same", _compare
+        parts, "compare", "show two evaluations side by side, if they measured the same", _compare
     )
     one.add_argument(
         "folders", nargs=2, type=Path, metavar="FOLDER", help="folder of an evaluation"
     )
     one = _part(
-        parts, "table", "the scores of evaluations, or FIDs that papers print beside them", _table
+        parts, "table", "print the scores of evaluations, or published FIDs beside them", _table
     )
     one.add_argument(
         "folders", nargs="*", type=Path, metavar="FOLDER", help="folder of an evaluation"
@@ -124,7 +124,7 @@ def _configure_stored(parts: Any) -> None:
 
 
 def _configure_protocols(parts: Any) -> None:
-    """The actions that show protocols."""
+    """Add the actions that show protocols."""
     _part(parts, "protocols", "list the protocols that come with cm3leon", _protocols)
     one = _part(
         parts, "show", "check a protocol, shipped or a file, and print what it measures", _show
@@ -135,7 +135,7 @@ def _configure_protocols(parts: Any) -> None:
     one.add_argument(
         "--json",
         action="store_true",
-        help="print the protocol's file and its hash, as a start for your own",
+        help="print the protocol's file and its hash, as a starting point for your own",
     )
     one = _part(
         parts,
@@ -147,14 +147,14 @@ def _configure_protocols(parts: Any) -> None:
 
 
 def _configure_exchange(parts: Any) -> None:
-    """The actions for other benchmarks' files."""
+    """Add the actions for other benchmarks' files."""
     one = _part(
-        parts, "export", "write pictures and prompts in another benchmark's layout", _export
+        parts, "export", "write pictures and prompts in another benchmark's format", _export
     )
     one.add_argument(
         "what",
         choices=["geneval", "dpg", "t2i-compbench", "adm-npz", "hub"],
-        help="benchmark whose layout is written",
+        help="the benchmark",
     )
     one.add_argument("folder", type=Path, metavar="FOLDER", help="folder of an evaluation")
     one.add_argument(
@@ -163,17 +163,15 @@ def _configure_exchange(parts: Any) -> None:
         type=Path,
         required=True,
         metavar="PATH",
-        help="folder to write; for adm-npz and hub a file",
+        help="output folder; for adm-npz and hub a file",
     )
-    one = _part(
-        parts, "import", "print the scores that another benchmark's own scorer wrote", _import
-    )
+    one = _part(parts, "import", "print the scores from another benchmark's own scorer", _import)
     one.add_argument(
         "what",
         choices=["geneval", "dpg", "t2i-compbench", "adm"],
-        help="benchmark whose results are read",
+        help="the benchmark",
     )
-    one.add_argument("file", type=Path, metavar="FILE", help="what the scorer wrote or printed")
+    one.add_argument("file", type=Path, metavar="FILE", help="the scorer's file or printed output")
 
 
 def _part(parts: Any, name: str, text: str, run: Any) -> ArgumentParser:
@@ -201,7 +199,7 @@ def _run(args: Namespace) -> int:
     protocol, registry = find_protocol(args.names[-1]), registry_of(args)
     model = None if args.pictures else _model_of(args, registry)
     if model is not None:
-        registry = model.components.registry  # with plugin files of the checkpoint that are trusted
+        registry = model.components.registry  # with the trusted plugin files of the checkpoint
     label = args.label or (args.pictures.name if args.pictures else args.names[0])
     out = args.out or Path("eval") / f"{protocol.name}-{_slug(label)}"
     evaluation = Evaluation(
@@ -236,7 +234,7 @@ def _run(args: Namespace) -> int:
 
 
 def _check_names(args: Namespace) -> None:
-    """Refuse names that are too many or too few, and pictures that are not there."""
+    """Refuse a wrong number of names, and pictures that don't exist."""
     wanted = 1 if args.pictures else 2
     if len(args.names) != wanted:
         raise CM3Error(
@@ -245,11 +243,11 @@ def _check_names(args: Namespace) -> None:
             "give PROTOCOL alone with --from" if args.pictures else "give MODEL and PROTOCOL",
         )
     if args.pictures is not None and not args.pictures.is_dir():
-        raise CM3Error(str(args.pictures), "is no folder", "name the folder of the pictures")
+        raise CM3Error(str(args.pictures), "is not a folder", "name the folder of the pictures")
 
 
 def _model_of(args: Namespace, registry: Registry) -> Model:
-    """The model that is evaluated, with the memory that it is to retrieve from."""
+    """The model to evaluate, with the memory for its retrieval."""
     from cm3run.model import load
 
     model = load(

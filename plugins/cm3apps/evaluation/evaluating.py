@@ -1,10 +1,10 @@
-"""An evaluation: make, extract, score; everything is left in its folder.
+"""An evaluation: make, extract, score. Its folder has
 
 protocol.json    the protocol
-scores.json      scores with what each depends on; the model's keys; leakage checks
-samples.jsonl    a line a sample: what was asked, made, prepended, and its own scores
-environment.json versions, machine, date, wall time: nothing that a score may depend on
-pictures/        what was made
+scores.json      scores with their dependencies; the model's keys; leakage checks
+samples.jsonl    a line per sample: prompt, result, prepended documents, and its own scores
+environment.json versions, machine, date, wall time: no score depends on them
+pictures/        the results
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ FORMAT = "cm3 scores 1"
 
 @dataclass
 class Scored:
-    """A metric of the protocol, or the reason why it is left out."""
+    """A metric of the protocol, or the reason to leave it out."""
 
     values: Mapping[str, Any]
     metric_name: str
@@ -59,17 +59,17 @@ class Scored:
 
     @property
     def metric(self) -> Metric:
-        """The metric, of one that is not left out."""
+        """The metric; it must not be left out."""
         assert self.built is not None
         return self.built
 
     def measurement(self, task: Task, model: Model | None = None) -> dict[str, Any]:
-        """What the score depends on: metric, version, keys, extractor, candidates, and the tokenizers in whose
+        """The dependencies of the score: metric, version, keys, extractor, candidates, and the tokenizers in whose
         tokens it counts.
 
         Args:
-            task: whose candidates they are.
-            model: whose tokenizers they are; None: no score counts in tokens.
+            task: provides the candidates.
+            model: provides the tokenizers; None: no score counts in tokens.
         """
         found: dict[str, Any] = {
             "metric": {"name": self.metric_name, **to_plain(self.config.protocol())}
@@ -86,7 +86,7 @@ class Scored:
         return found
 
     def name(self, score: Score) -> str:
-        """What a score is called: the metric's and the network's name."""
+        """The name of a score, made of the metric's and the network's names."""
         return score.name if self.extractor is None else f"{score.name}-{self.extractor.label}"
 
 
@@ -95,16 +95,16 @@ class Evaluation:
     """One evaluation.
 
     Args:
-        protocol: what is measured.
+        protocol: the protocol.
         task: its samples.
-        registry: of metrics and extractors.
+        registry: the registry of metrics and extractors.
         out: the folder.
-        model: what is evaluated; None: pictures that another model made.
+        model: the model to evaluate; None for pictures from another model.
         options: keyword arguments of the model's methods.
-        pictures: the folder of those pictures.
-        label: what the model is called.
-        files: extractor name -> key -> value, which a protocol can't hold: paths of weights.
-        skip_missing: leave out scores whose weights are not given, or whose packages are not installed.
+        pictures: the folder of pictures from another model.
+        label: the model's label.
+        files: extractor name -> key -> value; paths of weights, which are not in a protocol.
+        skip_missing: leave out scores whose weights are not given or whose packages are not installed.
         allow_leaks, allow_reranker: see `leakage`.
     """
 
@@ -122,8 +122,10 @@ class Evaluation:
     allow_reranker: bool = False
 
     def run(self) -> dict[str, Any]:
-        """Run or resume; returns the content of scores.json."""
-        busy = CM3Error(str(self.out), "another process evaluates into this folder", "wait for it")
+        """Run or resume; return the content of scores.json."""
+        busy = CM3Error(
+            str(self.out), "another process is evaluating into this folder", "wait for it"
+        )
         with held_folder(self.out, busy):
             return self._run()
 
@@ -169,12 +171,12 @@ class Evaluation:
         if path.is_file() and path.read_text(encoding="utf-8") != claim:
             raise DataError(
                 str(self.out),
-                "holds an evaluation of another model, protocol or setting",
+                "has an evaluation with another model, protocol or setting",
                 "name another folder (-o)",
             )
 
     def _makes_something(self, scored: list[Scored]) -> bool:
-        """Whether a metric needs what the model makes, and not only its likelihoods."""
+        """Whether a metric needs generated results and not only likelihoods."""
         columns = measured.needed([one.metric for one in scored if not one.skipped])
         return not self.protocol.scores or bool(columns & {"features", "pictures", "texts"})
 
@@ -212,7 +214,7 @@ class Evaluation:
         return scored
 
     def _with_files(self, values: Mapping[str, Any], where: str) -> dict[str, Any] | str:
-        """A score with the user's files; the reason if one is missing and may be."""
+        """A score with the user's files, or the reason if a file is missing and may be."""
         extractor = dict(values.get("extractor", {}))
         name = _own_name("extractor", str(extractor.get("name")), self.registry)
         if name not in MISSING:
@@ -226,7 +228,7 @@ class Evaluation:
         return {**values, "extractor": {**extractor, **files}}
 
     def _check_not_the_references(self, made: Made) -> None:
-        """Refuse pictures that are the references."""
+        """Refuse the reference pictures themselves."""
         rows = [index for index, row in made.rows.items() if "picture" in row][:64]
         same = 0
         for index in rows:
@@ -238,7 +240,7 @@ class Evaluation:
         if rows and same == len(rows):
             raise DataError(
                 str(self.pictures or self.out),
-                "holds the reference pictures themselves",
+                "has the reference pictures themselves",
                 "name the folder of the generated pictures",
             )
 
@@ -262,7 +264,7 @@ class Evaluation:
                     one.floor = _floor(half)
 
     def _bound(self, scored: list[Scored], made: Made) -> None:
-        """The scores of other pictures, that those of the generated ones are read against."""
+        """The scores of other pictures, for comparison with those of the generated ones."""
         bounded = [one for one in scored if not one.skipped and one.config.bounded]
         if not bounded:
             return
@@ -345,13 +347,13 @@ class Evaluation:
 
 
 def _own_name(kind: str, name: str, registry: Registry) -> str:
-    """The bare name of one of cm3leon's own components, however it is written; any other as it is."""
+    """The bare name of one of cm3leon's own components; other names unchanged."""
     plugin, _, short = name.rpartition("/")
     own = {info.name for info in registry.plugins if info.distribution in OUR_DISTRIBUTIONS}
     return short if own & ({plugin} if plugin else set(registry.owners(kind, short))) else name
 
 
-#: Extractor -> (the option that gives its weights, what is needed).
+#: Extractor -> (the option for its weights, a description of the file).
 MISSING = {
     "inception": (
         "--inception FILE",
@@ -362,12 +364,12 @@ MISSING = {
 }
 
 
-#: What a distance of two sets needs.
+#: The columns that a distance between two sets needs.
 _TWO_SETS = {("features",), ("reference_features",)}
 
 
 def _floor(metric: Metric) -> dict[str, float]:
-    """Its scores; nothing where the halves of the references are too few."""
+    """Its scores; nothing if the halves of the references are too small."""
     try:
         return {score.name: score.value for score in metric.result()}
     except DataError:

@@ -1,4 +1,4 @@
-"""Metric `icon_style`: how often a classifier of real icons names the set and style that were asked for."""
+"""Metric `icon_style`: how often a classifier of real icons recognises the requested set and style."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
     from cm3apps.evaluation.icons.ranking import RealPictures
     from cm3apps.evaluation.icons.style_classifier import StyleClassifier
 
-#: Score -> what must agree.
+#: Score -> the parts that must agree.
 NAMES = ("icon_set_and_style", "icon_style", "icon_finish")
 
 
 @dataclass(kw_only=True)
 class IconStyleConfig(MetricConfig):
-    """How often a small network that was trained on real icons names the set and style that were asked for;
-    the style words alone; and the finish alone (outline, filled, duotone, colour or broken), in percent.
+    """How often a small network trained on real icons recognises the requested set and style, the style words
+    alone, and the finish alone (outline, filled, duotone, colour or broken), in percent.
 
-    The network is trained within a minute when it is first needed, and kept in the cache folder. Machines
-    differ in its last bits, and so may a picture's class. No score means anything beyond that of real
-    pictures, which an evaluation gives beside it.
+    The network is trained on first use, within a minute, and kept in the cache folder. Its last bits, and so
+    a picture's class, may differ between machines. The score of real pictures, which an evaluation also
+    prints, is the upper limit of a meaningful score.
 
     Args:
-        image_size: side of the real pictures that it learns from, in pixels.
+        image_size: side of the real pictures that the network learns from, in pixels.
     """
 
     bounded: ClassVar[bool] = True
@@ -41,7 +41,7 @@ class IconStyleConfig(MetricConfig):
         return IconStyleMetric(self.image_size)
 
     def protocol(self) -> dict[str, Any]:
-        """The version, the key, and the hash of what the network is trained with."""
+        """The version, the key, and the hash of the network's training data and settings."""
         from cm3apps.evaluation.icons.style_classifier import classifier_key
 
         size = (self.image_size, self.image_size)
@@ -49,7 +49,7 @@ class IconStyleConfig(MetricConfig):
 
 
 class IconStyleMetric(Metric):
-    """Whether set and style, style, and finish of each sample are the asked ones."""
+    """Whether set and style, style, and finish of each sample are the requested ones."""
 
     needs: ClassVar[tuple[Group, ...]] = (("pictures", "targets"),)
 

@@ -1,8 +1,8 @@
-"""How generated pictures are judged, of any data set: by the rank of the real picture among 100 real ones.
+"""The judgement of generated pictures of any data set: the rank of the real picture among 100 real ones.
 
 The distance is the squared difference of blurred pictures of 32 x 32 pixels
-(`cm3apps.evaluation.icons.ranking`); nothing of it is trained. The other 99 are of other things:
-for icons of the same set and style, else any of the split and the training data.
+(`cm3apps.evaluation.icons.ranking`); nothing in it is trained. The other 99 show other objects: icons of the
+same set and style, or for other data any pictures of the split and the training data.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ KS = (1, 5)
 
 
 class Judged(Protocol):
-    """What a generated picture is compared with: a document of the data set."""
+    """A document of the data set, with which a generated picture is compared."""
 
     @property
     def id(self) -> str:
-        """The document's."""
+        """The document's id."""
 
     @property
     def group(self) -> str:
-        """The thing that it shows, see `DocumentSource.group`."""
+        """The object that it shows, see `DocumentSource.group`."""
 
     @property
     def pixels(self) -> PixelArray:
@@ -46,7 +46,7 @@ class Judging:
     """Ranks of real pictures among others.
 
     Args:
-        model: its data set gives the other pictures.
+        model: provides the other pictures by its data set.
     """
 
     def __init__(self, model: Model) -> None:
@@ -68,10 +68,10 @@ class Judging:
     def scores(
         self, asked: Sequence[Judged], pictures: dict[str, list[PixelArray]]
     ) -> dict[str, float]:
-        """R@1 and R@5 of each list of pictures, one for each of `asked`: ``NAME_r1``, ``NAME_r5``.
+        """R@1 and R@5 of each list of pictures, which has one for each of `asked`: ``NAME_r1``, ``NAME_r5``.
 
-        Also ``num_among``, the real pictures that each is ranked among. Empty where these are too
-        few.
+        The result also has ``num_among``, the number of real pictures in each ranking. It is empty if there
+        are too few.
         """
         totals = {f"{name}_r{k}": 0.0 for name in pictures for k in KS}
         num_among = NUM_CANDIDATES
@@ -90,10 +90,10 @@ class Judging:
     def finish(
         self, asked: Sequence[Judged], pictures: dict[str, list[PixelArray]]
     ) -> dict[str, float]:
-        """How often a classifier of real icons names the finish (outline, filled, duotone, ...) of each of
-        `asked`, for each list of pictures; empty where the data are no icons.
+        """For each list of pictures, how often a classifier of real icons recognises the finish (outline, filled,
+        duotone, ...) of each of `asked`; empty if the data are not icons.
 
-        The classifier is `cm3apps.evaluation.icons.style_classifier`, which is trained at first use.
+        The classifier is `cm3apps.evaluation.icons.style_classifier`, which is trained on first use.
         """
         if self._icons is None:
             return {}
@@ -142,5 +142,5 @@ def first_picture(document: Document) -> Image:
 
 
 def reconstructed(model: Model, asked: Sequence[Judged]) -> list[PixelArray]:
-    """The real pictures through their codes and back: the best that any drawing can be."""
+    """The real pictures reconstructed from their codes, the upper limit for any drawing."""
     return model.decode(model.encode([one.pixels for one in asked]))

@@ -1,5 +1,5 @@
-"""What would make scores worthless: reference pictures in the memory that is retrieved from, and a
-metric's network that also chose the pictures."""
+"""Checks for leaks that would make scores worthless: reference pictures in the memory for retrieval,
+and a metric's network that also chose the pictures."""
 
 from __future__ import annotations
 
@@ -19,28 +19,29 @@ from cm3core.interfaces import DocumentSourceConfig, Extractor
 from cm3run.model import Model
 from cm3run.progress import make_bar
 
-#: Memories with more pictures are not compared by appearance: it takes a look at each.
+#: Maximum number of pictures in a memory that is compared by appearance, which reads each picture.
 MOST_LOOKED_AT = 20_000
 _SIDE = 16
-#: References that a message names.
+#: Maximum number of references that a message names.
 _MOST_NAMED = 3
-#: Root mean square difference of two small versions that look the same, in grey levels (0 to 255).
+#: Maximum root mean square difference of two small versions that look the same, in grey levels (0
+#: to 255).
 _SAME_LOOK = 4
 
 
 def check_memory(
     model: Model, task: Task, options: Mapping[str, Any], *, allowed: bool
 ) -> dict[str, Any]:
-    """Whether the memory holds reference pictures: by their keys, by their codes, and by appearance.
+    """Check whether the memory has reference pictures, by their keys, their codes, and their appearance.
 
     Args:
-        model: whose memory.
-        task: whose references.
-        options: of the model's methods.
+        model: the model with the memory.
+        task: the task with the references.
+        options: options of the model's methods.
         allowed: report leaks instead of refusing them.
 
     Returns:
-        what was checked and found, as JSON.
+        the checks and their results, as JSON.
 
     Raises:
         DataError: there are leaks.
@@ -52,7 +53,7 @@ def check_memory(
     by_appearance = len(memory) <= MOST_LOOKED_AT
     leaks = list(_leaks(model, task, references, by_appearance=by_appearance))
     if leaks and not allowed:
-        # a reference may be there more than once
+        # the memory may have a reference more than once
         of_reference: dict[str, tuple[str, str]] = {}
         for own, key, why in leaks:
             of_reference.setdefault(key, (own, why))
@@ -60,9 +61,9 @@ def check_memory(
         shown = "; ".join(f"{own} and {key} ({why})" for key, (own, why) in first)
         raise DataError(
             "the model's memory",
-            f"holds {len(of_reference)} of the {len(references)} reference pictures: {shown}",
+            f"has {len(of_reference)} of the {len(references)} reference pictures: {shown}",
             f"retrieve from a memory without them ({_other_memories(model)}), or nothing (--num-retrieved 0), or give "
-            "--allow-leaks, which the scores will say",
+            "--allow-leaks, which the scores will mention",
         )
     if not by_appearance:
         print(
@@ -81,8 +82,8 @@ def check_memory(
 def _leaks(
     model: Model, task: Task, references: Mapping[str, str], *, by_appearance: bool
 ) -> Iterator[tuple[str, str, str]]:
-    """Each document of the memory that holds a reference (content key -> key of its sample): its id, the sample's key,
-    and why."""
+    """Each document of the memory that has a reference (content key -> key of its sample): its id, the sample's key,
+    and the reason."""
     memory = model.components.memory
     looks = Looks((sample.key, sample.picture()) for sample in task.samples if sample.picture)
     codes: dict[str, str] = {}
@@ -104,7 +105,7 @@ def _leaks(
 
 
 def _other_memories(model: Model) -> str:
-    """The options that choose another memory: not the split that is searched now."""
+    """The options that choose another memory, without the current split."""
     data, retriever = model.recipe.dataset, model.recipe.retriever
     is_other = retriever is not None and (retriever.bank or getattr(retriever, "own_memory", False))
     if is_other or not isinstance(data, DocumentSourceConfig):
@@ -119,7 +120,7 @@ def _other_memories(model: Model) -> str:
 def check_extractors(
     model: Model, extractors: Sequence[Extractor], options: Mapping[str, Any], *, allowed: bool
 ) -> None:
-    """Raise `DataError` if a metric's network also chose or found what is measured."""
+    """Raise `DataError` if a metric's network also chose or retrieved the measured pictures."""
     candidates = options.get("num_candidates") or model.recipe.generate.num_candidates
     if allowed or (candidates == 1 and not num_retrieved(model, options)):
         return
@@ -133,18 +134,18 @@ def check_extractors(
         if embedder is not None and extractor.embedder_fingerprint == embedder.fingerprint:
             raise DataError(
                 f"extractor {extractor.label!r}",
-                "is the embedder that the model retrieves with or chooses candidates by: the score would "
-                "measure how well it was satisfied",
+                "is also the embedder with which the model retrieves or chooses candidates, so the score would "
+                "measure only how well they satisfy it",
                 "measure with another network, generate without candidates and documents, or give "
                 "--allow-reranker",
             )
 
 
 class Looks:
-    """The appearance of the references: their versions of 16 x 16 pixels.
+    """The appearance of the references, as versions of 16 x 16 pixels.
 
     Args:
-        pictures: (key, pixels) of each.
+        pictures: (key, pixels) of each reference.
     """
 
     def __init__(self, pictures: Iterable[tuple[str, PixelArray]]) -> None:
@@ -154,8 +155,8 @@ class Looks:
         self._squares_N = (self._looks_ND**2).sum(1)
 
     def like(self, pixels_HWC: PixelArray) -> str | None:
-        """The key of a reference that looks the same, also if it was scaled or saved again; None:
-        none does."""
+        """The key of a reference that looks the same, even after scaling or saving it again, or
+        None."""
         own_D = _look(pixels_HWC)
         squared_N = (self._squares_N + own_D @ own_D - 2 * self._looks_ND @ own_D) / len(own_D)
         nearest = int(squared_N.argmin())

@@ -1,11 +1,11 @@
-"""What a model made for the samples of a task, kept in the evaluation's folder, so that an interrupted
-evaluation resumes; and what made it: everything about a model and its settings that may change pictures, as JSON.
+"""A model's results for the samples of a task, stored in the evaluation's folder so that an interrupted evaluation
+resumes; and, as JSON, everything about the model and its settings that may change the results.
 
-    made.jsonl          a line for each finished sample: number, key, prompt, seed, documents, picture, text
+    made.jsonl          a line per finished sample: number, key, prompt, seed, documents, picture, text
     pictures/000000.png
 
-A sample's seed is the protocol's plus its number: what is made does not depend on batches, on what was
-there before, or on where an earlier call was interrupted.
+A sample's seed is the protocol's seed plus its number, so results do not depend on batches, on existing files, or on
+where an earlier call was interrupted.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from cm3run.model.tasks import record_of, task_for
 from cm3run.progress import make_bar
 
 PICTURES, LOG = "pictures", "made.jsonl"
-#: Pictures that are captioned, or asked about, together.
+#: Number of pictures to caption, or to ask about, in one batch.
 _TEXT_BATCH = 16
 
 
@@ -41,8 +41,8 @@ class Made:
     """The finished samples in a folder.
 
     Args:
-        folder: of the evaluation; held by this process.
-        task: whose samples.
+        folder: the evaluation's folder, locked by this process.
+        task: the task.
     """
 
     def __init__(self, folder: Path, task: Task) -> None:
@@ -55,7 +55,7 @@ class Made:
         return [index for index in range(len(self.task.samples)) if index not in self.rows]
 
     def add(self, index: int, row: dict[str, Any]) -> None:
-        """Keep a finished sample; its picture is on the disk already."""
+        """Store a finished sample; its picture is already on disk."""
         sample = self.task.samples[index]
         row = {"index": index, "key": sample.key, "prompt": sample.prompt, **row}
         if "metadata" in sample.target:  # another benchmark's own line, for its scorer
@@ -67,7 +67,7 @@ class Made:
         self.rows[index] = row
 
     def picture_path(self, index: int) -> Path:
-        """Where a sample's picture is."""
+        """The path of a sample's picture."""
         return self.folder / PICTURES / f"{index:06d}.png"
 
     def load(self, index: int, size: int) -> PixelArray:
@@ -75,7 +75,7 @@ class Made:
         return fit(open_image(self.picture_path(index)), (size, size))
 
     def _read(self) -> dict[int, dict[str, Any]]:
-        """Whole lines whose pictures are as they were; a torn last line is dropped for good."""
+        """The complete lines whose pictures are unchanged; an incomplete last line is deleted."""
         path, rows = self.folder / LOG, {}
         if not path.is_file():
             return {}
@@ -94,8 +94,8 @@ class Made:
             if not fits:
                 raise DataError(
                     f"{path}, line {number}",
-                    f"is of the sample {key!r}, which the protocol does not have there",
-                    "name another folder (-o): this one is of another evaluation",
+                    f"has the sample {key!r}, which is not the protocol's sample with this number",
+                    "name another folder (-o): this one belongs to another evaluation",
                 )
             picture = row.get("sha256")
             if picture is None or self._is_whole(index, picture):
@@ -108,12 +108,12 @@ class Made:
 
 
 def make(model: Model, made: Made, seed: int, options: dict[str, Any]) -> None:
-    """Make what is missing.
+    """Generate the missing samples.
 
     Args:
-        model: makes it.
-        made: where it is kept.
-        seed: of the first sample.
+        model: the model.
+        made: the store of finished samples.
+        seed: the first sample's seed.
         options: keyword arguments of the model's methods.
     """
     missing = made.missing()
@@ -135,7 +135,7 @@ def _make_pictures(
             )
             yield from own
 
-    if missing:  # a wrong option is refused before the bar is shown
+    if missing:  # refuse wrong options before the bar is shown
         model.image_jobs([samples[missing[0]].prompt], 1, seed=seed, truncate=True, **options)
     with make_bar(desc="generating", total=len(missing), unit="picture") as bar:
         for index, picture in zip(missing, results(model.engine, jobs()), strict=True):
@@ -198,10 +198,10 @@ def _text_jobs(
 
 
 def take_pictures(made: Made, folder: Path) -> None:
-    """Take pictures that another model made: a PNG for each sample, named by its number or its key.
+    """Import pictures from another model: a PNG per sample, named by its number or its key.
 
     Raises:
-        DataError: one is missing, is no PNG, or has another size than the first.
+        DataError: a picture is missing, is not a PNG, or differs in size from the first.
     """
     size: tuple[int, ...] | None = None
     places = [_own(folder, index, sample.key) for index, sample in enumerate(made.task.samples)]
@@ -242,25 +242,25 @@ def _own(folder: Path, index: int, key: str) -> Path:
     )
 
 
-# Answers to questions by ranking: the most probable one of a list, as classifiers of VQA answer.
+# Answers to questions by ranking: the most probable one of a list, as in VQA classifiers.
 #
-# Nothing is sampled and nothing prepended. Probabilities are of whole answers, so that a long one is less
+# Nothing is sampled or prepended. Probabilities are those of complete answers, so that a long answer is less
 # probable than its beginning.
 
 
 def most_probable(
     model: Model, picture: PixelArray, question: str, answers: Sequence[str]
 ) -> tuple[str, list[float]]:
-    """The most probable answer, the first of equals; and log p of each, in nats.
+    """The most probable answer (the first of equals), and log p of each in nats.
 
     Args:
-        model: tuned for questions, or not tuned at all.
+        model: a model tuned for questions, or an untuned one.
         picture: uint8 [H, W, 3], of any size.
         question: the question.
-        answers: at least one.
+        answers: at least one answer.
 
     Raises:
-        GenerationError: the model was tuned, and not for questions.
+        GenerationError: the model was tuned, but not for questions.
     """
     task, likelihood = task_for(model, "ask"), model.components.likelihood
     record = record_of(task, question, model.encode([picture])[0])
@@ -287,7 +287,7 @@ def weights_sha256(model: Model) -> str:
 
 
 def model_keys(model: Model, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys that differ between models, and may.
+    """Keys that may differ between models.
 
     Args:
         model: the model.
@@ -323,7 +323,7 @@ def model_keys(model: Model, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def num_retrieved(model: Model, options: Mapping[str, Any]) -> int:
-    """Documents that are retrieved for a prompt, at most."""
+    """The maximum number of documents retrieved for a prompt."""
     config, asked = model.recipe.retriever, options.get("num_retrieved")
     if asked is not None:
         return int(asked)

@@ -1,6 +1,5 @@
-"""Columns that metrics need, sample by sample: features, pictures, texts, the model's own likelihoods; and what a score of
-generated pictures is read against: the same score of the real pictures, of these through the image tokenizer, and of
-copies of the first document that was prepended.
+"""Columns for metrics, sample by sample: features, pictures, texts, and the model's own likelihoods; and the pictures for
+comparison: real pictures, their reconstructions by the image tokenizer, and copies of the first prepended document.
 """
 
 from __future__ import annotations
@@ -24,17 +23,17 @@ from cm3run.progress import make_bar
 
 #: Columns that only the model itself can give.
 OF_MODEL = {"image_nats", "image_tokens", "text_nats", "text_tokens", "choices", "answers", "codes"}
-#: Columns that count in tokens -> the model's tokenizer that makes them: of another tokenizer's tokens there are more or
-#: fewer, and each says less or more.
+#: Columns that count in tokens -> the model's tokenizer: other tokenizers make more or fewer tokens, with less or more
+#: information each.
 _TOKENIZER_OF = {
     "image_nats": "image_tokenizer",
     "image_tokens": "image_tokenizer",
     "codes": "image_tokenizer",
     "text_tokens": "text_tokenizer",
 }
-#: Captions among which the right one is ranked, itself included.
+#: Number of captions in a ranking, including the right one.
 NUM_CHOICES = 10
-#: Documents with holes, and the same ones filled.
+#: Documents with holes, and the same documents filled.
 Pairs = Sequence[tuple[Document, Document]]
 _BATCH = 8
 
@@ -52,12 +51,12 @@ def units(metrics: Sequence[Metric], model: Model) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Seen:
-    """How samples are seen by a metric's network.
+    """The input of a metric's network.
 
     Args:
         extractor: the network.
         size: side of the pictures, in pixels.
-        prefix: put before each prompt.
+        prefix: text before each prompt.
     """
 
     extractor: Extractor
@@ -74,15 +73,16 @@ def feed_features(
 ) -> None:
     """Give metrics the features of all pictures, references, candidates and prompts.
 
-    Features stream: of those of pictures and references nothing is kept but what the metrics keep.
+    Features are streamed: the metrics keep what they need of the features of pictures and references, and nothing
+    else is kept.
 
     Args:
-        metrics: empty, all with this network.
-        seen: the network, and what it is given.
-        made: the samples, and what was made of them.
-        pictures: of all samples, in place of what was made.
-        halves: metrics that are given one half of the references as pictures and the other one as
-            references: real against real.
+        metrics: empty metrics, all with this network.
+        seen: the network and its input.
+        made: the samples and their results.
+        pictures: pictures of all samples, instead of the results.
+        halves: metrics for real against real, which get one half of the references as pictures and the other
+            half as references.
     """
     columns, task, extractor = needed(metrics), made.task, seen.extractor
     num = len(task.samples)
@@ -119,7 +119,7 @@ def _chunks(
 
 
 class _CandidateFeatures:
-    """Features of the real pictures among which samples are ranked; each is computed once."""
+    """Features of the real pictures for rankings; each is computed once."""
 
     def __init__(self, extractor: Extractor, made: Made) -> None:
         self._names = [[name for name, _ in one] for one in made.task.candidates]
@@ -176,7 +176,7 @@ def _reference(made: Made, index: int) -> Load:
 
 
 def _value(name: str, made: Made, place: int, size: int | None) -> Any:
-    """A sample's value of a column that is at hand."""
+    """A sample's value in a column that needs no model."""
     sample = made.task.samples[place]
     if name == "pictures":
         assert size is not None
@@ -192,7 +192,7 @@ def _value(name: str, made: Made, place: int, size: int | None) -> Any:
     }
     if values.get(name) is None:
         raise DataError(
-            f"column {name!r}", "this protocol's task does not give it", "remove the metric"
+            f"column {name!r}", "this protocol's task does not provide it", "remove the metric"
         )
     return values[name]
 
@@ -204,7 +204,7 @@ def _likelihoods(
     columns: set[str],
     advance: Callable[[int], Any],
 ) -> dict[str, list[Any]]:
-    """Columns of the model's own probabilities, nothing prepended."""
+    """Columns with the model's own probabilities, without prepended documents."""
     given: dict[str, list[Any]] = {name: [] for name in columns}
     for start in range(places.start, places.stop, _BATCH):
         part = range(start, min(start + _BATCH, places.stop))
@@ -235,7 +235,7 @@ def _likelihoods(
 
 
 def choices_of(samples: Sequence[Sample], place: int) -> list[str]:
-    """A sample's own choices; else its caption, first, and other samples' captions, the same ones in
+    """A sample's own choices; otherwise its caption, first, and other samples' captions, the same in
     every run."""
     if samples[place].choices:
         return list(samples[place].choices)
@@ -253,7 +253,7 @@ def choices_of(samples: Sequence[Sample], place: int) -> list[str]:
 
 
 def _nats(model: Model, pairs: Pairs) -> list[tuple[float, int]]:
-    """(log p, tokens) of what fills the holes of each document."""
+    """(log p, tokens) of the content of the holes of each document."""
     likelihood = model.components.likelihood
     contents = [likelihood.contents_of(*pair) for pair in pairs]
     found = likelihood.log_probability([asked for asked, _ in pairs], contents)
@@ -281,12 +281,12 @@ _CODED_AT_ONCE = 64
 def bounding_pictures(
     made: Made, size: int, model: Model | None
 ) -> Iterator[tuple[str, list[Load]]]:
-    """Yield (name, a picture of each sample).
+    """Yield (name, a picture of each sample) for the comparisons.
 
     Args:
-        made: the samples, and what was made of them.
+        made: the samples and their results.
         size: side of the pictures, in pixels.
-        model: None, where pictures were made elsewhere: only the real ones are yielded.
+        model: the model; None for pictures from elsewhere: only the real ones are yielded.
 
     Raises:
         DataError: a sample has no reference picture.
@@ -296,7 +296,7 @@ def bounding_pictures(
         if sample.picture is None:
             raise DataError(
                 f"sample {sample.key!r}",
-                "has no real picture, which the metric compares with",
+                "has no real picture, which the metric needs",
                 "remove the metric from the protocol",
             )
         real.append(sample.picture)
@@ -313,8 +313,8 @@ def bounding_pictures(
 
 
 def _copied(made: Made, size: int, model: Model) -> list[Load]:
-    """The first document prepended to each sample, white where there was none; nothing where no sample
-    had any."""
+    """The first prepended document of each sample, white if there was none; nothing if no sample had
+    any."""
     names = [made.rows[index]["documents"][:1] for index in range(len(made.task.samples))]
     wanted = {name for one in names for name in one}
     if not wanted:

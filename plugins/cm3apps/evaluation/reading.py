@@ -1,5 +1,5 @@
-"""Finished evaluations: read, printed, compared, beside published figures; and exchanged with other benchmarks: pictures
-in the layout that their scorers read, and the files that these write.
+"""Finished evaluations: reading, printing and comparing them, also with published figures; and the exchange with other
+benchmarks: pictures in the formats of their scorers, and the scorers' result files.
 
     geneval        00000/{metadata.jsonl, grid.png, samples/0000.png}
     dpg            NAME.png: the picture four times in a grid of 2 x 2
@@ -25,9 +25,10 @@ from cm3core.files import atomic_path, new_place, write_text
 from cm3core.images import open_image, save_png
 from cm3run.evaluation.protocol import differences
 
-#: Differing keys that an error names.
+#: Maximum number of differing keys that an error names.
 _MOST_NAMED = 5
-#: FID on COCO, zero-shot, lower is better (CM3leon paper, Table 1). What is known of the measurement stands beside each.
+#: Zero-shot FID on COCO, lower is better (CM3leon paper, Table 1), with the known facts about each
+#: measurement.
 PAPER: tuple[tuple[str, float, str], ...] = (
     ("CM3leon-7B, 2 documents", 4.88, "best of 8"),
     ("Re-Imagen", 5.25, "retrieves"),
@@ -37,7 +38,7 @@ PAPER: tuple[tuple[str, float, str], ...] = (
     ("CM3leon-7B, no document", 10.82, "best of 8"),
     ("Stable Diffusion", 12.60, ""),
 )
-#: The score and protocol with which those compare, as far as they state theirs.
+#: The score and protocol to which these are comparable, as far as their measurement is known.
 PAPER_SCORE = ("fid-pytorch", "coco30k-v1")
 
 
@@ -45,7 +46,7 @@ def read_scores(folder: Path) -> dict[str, Any]:
     """The scores.json of an evaluation's folder.
 
     Raises:
-        DataError: there is none, or it is damaged.
+        DataError: it is missing or damaged.
     """
     path = folder / "scores.json" if folder.is_dir() else folder
     if not path.is_file():
@@ -72,7 +73,7 @@ def read_scores(folder: Path) -> dict[str, Any]:
 
 
 def lines(scores: Mapping[str, Any]) -> list[str]:
-    """A line a score: name, value, spread, number, protocol and hash."""
+    """A line per score: name, value, spread, number, protocol and hash."""
     protocol = scores["protocol"]["name"]
     rows = []
     for one in scores["scores"]:
@@ -94,7 +95,7 @@ def lines(scores: Mapping[str, Any]) -> list[str]:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as lines with columns of equal width.
+    """Rows as lines with aligned columns.
 
     >>> aligned([("a", "1"), ("bcd", "")])
     ['a    1', 'bcd']
@@ -109,10 +110,10 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def compare(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """The scores of two evaluations beside each other, then the keys of the models that differ.
+    """The scores of two evaluations side by side, then the differing keys of the models.
 
     Raises:
-        DataError: they were measured differently; the keys are named.
+        DataError: they were measured differently; the error names the keys.
     """
     ours = {row["name"]: row for row in one["scores"] if "skipped" not in row}
     theirs = {row["name"]: row for row in other["scores"] if "skipped" not in row}
@@ -161,7 +162,7 @@ def compare(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 
 
 def beside_paper(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Published FIDs on COCO, with our rows among them where they are the same measure."""
+    """Published FIDs on COCO, with our rows among them if they are comparable."""
     rows: list[tuple[float, str, str, str]] = [
         (value, name, f"{value:.2f}", note or "protocol partly unknown")
         for name, value, note in PAPER
@@ -199,16 +200,14 @@ _LIST = "samples.jsonl"
 
 
 def export(what: str, folder: Path, out: Path) -> Path:
-    """Write an evaluation's pictures, or scores, for another benchmark; returns the path.
+    """Write an evaluation's pictures or scores for another benchmark; return the path.
 
     Raises:
-        DataError: the folder holds no finished evaluation with pictures.
+        DataError: the folder has no finished evaluation with pictures.
         FileError: the path exists.
     """
     if out.exists():
-        raise FileError(
-            str(out), "already exists, and nothing is overwritten", "name another path (-o)"
-        )
+        raise FileError(str(out), "already exists and is not overwritten", "name another path (-o)")
     if what == "hub":
         write_text(out, hub_yaml(read_scores(folder)))
         return out
@@ -216,9 +215,7 @@ def export(what: str, folder: Path, out: Path) -> Path:
     if what == "adm-npz":
         pictures = [open_image(folder / row["picture"]) for row in rows]
         if len({one.shape for one in pictures}) != 1:
-            raise DataError(
-                str(folder), "holds pictures of several sizes", "scale them to one first"
-            )
+            raise DataError(str(folder), "has pictures of several sizes", "scale them to one first")
         with atomic_path(out) as temporary, temporary.open("wb") as file:
             np.savez(file, arr_0=np.stack(pictures))
         return out
@@ -253,7 +250,7 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def _geneval(folder: Path, out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A folder a prompt; several samples of one prompt are its pictures."""
+    """A folder per prompt, with the pictures of all its samples."""
     by_prompt: dict[str, list[Any]] = defaultdict(list)
     metadata: dict[str, Any] = {}
     for row in rows:
@@ -269,7 +266,7 @@ def _geneval(folder: Path, out: Path, rows: Sequence[Mapping[str, Any]]) -> None
 
 
 def _dpg(folder: Path, out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Four samples of a prompt, or one four times, in a grid; named by the sample's key."""
+    """Four samples of a prompt, or one sample four times, in a grid named by the sample's key."""
     by_prompt: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
         by_prompt[row["prompt"]].append(row)
@@ -290,7 +287,7 @@ def _compbench(folder: Path, out: Path, rows: Sequence[Mapping[str, Any]]) -> No
 
 
 def _file_name(text: str) -> str:
-    """A text as a file's name: what T2I-CompBench's scorer splits at the last underscore."""
+    """A text as a file name, which T2I-CompBench's scorer splits at the last underscore."""
     return re.sub(r"[/\\\0\n]", " ", text).strip(". ")[:200] or "sample"
 
 
@@ -311,13 +308,13 @@ def hub_yaml(scores: Mapping[str, Any]) -> str:
 
 
 def import_scores(what: str, path: Path) -> list[tuple[str, str]]:
-    """(name, value) of the scores that another benchmark's scorer wrote.
+    """(name, value) of each score from another benchmark's scorer.
 
     Raises:
-        DataError: the file is missing or of another form.
+        DataError: the file is missing or has another format.
     """
     if not path.is_file():
-        raise DataError(str(path), "there is no such file", "name what the scorer wrote")
+        raise DataError(str(path), "there is no such file", "name the scorer's file")
     readers = {
         "geneval": _from_geneval,
         "dpg": _from_dpg,
@@ -329,18 +326,16 @@ def import_scores(what: str, path: Path) -> list[tuple[str, str]]:
     except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise DataError(
             str(path),
-            f"is not what {what}'s scorer writes ({type(error).__name__}: {error})",
-            "name that file",
+            f"is not a file of {what}'s scorer ({type(error).__name__}: {error})",
+            "name the scorer's file",
         ) from error
     if not found:
-        raise DataError(
-            str(path), f"holds no scores of {what}", "name the file that its scorer wrote"
-        )
+        raise DataError(str(path), f"has no scores of {what}", "name the scorer's file")
     return [(name, f"{value:.4g}") for name, value in found.items()]
 
 
 def _from_geneval(text: str) -> dict[str, float]:
-    """results.jsonl of evaluate_images.py: mean of each tag, and the mean of these."""
+    """results.jsonl of evaluate_images.py: the mean of each tag, and the mean of these means."""
     right: dict[str, list[bool]] = defaultdict(list)
     for line in text.splitlines():
         row = json.loads(line)
@@ -350,7 +345,7 @@ def _from_geneval(text: str) -> dict[str, float]:
 
 
 def _from_dpg(text: str) -> dict[str, float]:
-    """The printout of compute_dpg_bench.py."""
+    """The printed output of compute_dpg_bench.py."""
     return {
         f"dpg {name.strip()}": float(value)
         for name, value in re.findall(r"^\s*([\w \-]+?)\s*[:=]\s*([\d.]+)\s*$", text, re.MULTILINE)
@@ -364,7 +359,7 @@ def _from_compbench(text: str) -> dict[str, float]:
 
 
 def _from_adm(text: str) -> dict[str, float]:
-    """The printout of evaluator.py."""
+    """The printed output of evaluator.py."""
     names = {
         "Inception Score": "is",
         "FID": "fid-adm",

@@ -1,7 +1,7 @@
-"""The results that an experiment's folder keeps.
+"""The stored results of an experiment.
 
-A folder holds the results of one model and one set of settings; each result is a file, written whole,
-and is not measured twice.
+A folder has the results of one model with one set of settings. Each result is a file, written atomically and
+never measured twice.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 PARTS = "parts"
 SETTINGS = "settings.json"
-#: Incremented when the same settings give other figures.
+#: Incremented if the same settings give other figures.
 _VERSION = 2
 
 
@@ -34,13 +34,13 @@ class ResultFolder:
     """A folder of results.
 
     Args:
-        folder: new, empty, or of the same measurement.
-        model: what tells the model from others.
-        settings: what is measured, a dataclass.
+        folder: new, empty, or from the same measurement.
+        model: the values that identify the model.
+        settings: the settings, a dataclass.
 
     Raises:
-        CM3Error: the folder holds something else.
-        FileError: nothing can be written there.
+        CM3Error: the folder has something else.
+        FileError: the folder can't be written.
     """
 
     def __init__(self, folder: Path, model: dict[str, Any], settings: Any) -> None:
@@ -55,7 +55,7 @@ class ResultFolder:
         elif folder.is_dir() and not _is_begun(folder):
             raise CM3Error(
                 str(folder),
-                "is not empty, and holds no results of this experiment",
+                "is not empty, but has no results of this experiment",
                 "name another folder with -o",
             )
         make_folder(folder)
@@ -63,7 +63,7 @@ class ResultFolder:
         make_folder(folder / PARTS)
 
     def figures(self, name: str, measure: Callable[[], Any]) -> Any:
-        """The figures `name`, measured unless they are there."""
+        """The figures `name`, measured unless they are stored."""
         path = self.folder / PARTS / f"{name}.json"
         found = _read_json(path)
         if found is None:
@@ -72,7 +72,7 @@ class ResultFolder:
         return found
 
     def pictures(self, name: str, draw: Callable[[], PixelArray]) -> PixelArray:
-        """The pictures `name`, uint8 [N, H, W, 3], drawn unless they are there."""
+        """The pictures `name`, uint8 [N, H, W, 3], drawn unless they are stored."""
         path = self.folder / PARTS / f"{name}.npy"
         if not path.is_file():
             drawn = draw()
@@ -83,8 +83,8 @@ class ResultFolder:
 
 
 def _is_begun(folder: Path) -> bool:
-    """Whether a folder holds no more than what a full disk or a kill leaves before the settings are
-    written: the same command goes on there."""
+    """Whether a folder has only files left by a full disk or a kill before the settings were written, so
+    that the same command can continue there."""
     remove_unfinished(folder)
     return all(
         path.name == PARTS and path.is_dir() and not any(path.iterdir())
@@ -105,7 +105,7 @@ def _check_same(folder: Path, found: Any, wanted: dict[str, Any]) -> None:
         ]
     raise CM3Error(
         str(folder),
-        "holds the results of another measurement"
+        "has the results of another measurement"
         + (f" (different: {', '.join(differing)})" if differing else ""),
         "name another folder with -o, or repeat the command with the values in "
         f"{folder / SETTINGS}",
@@ -113,7 +113,7 @@ def _check_same(folder: Path, found: Any, wanted: dict[str, Any]) -> None:
 
 
 def _read_json(path: Path) -> Any:
-    """What a file holds; None if it is missing or not whole."""
+    """The content of a file; None if it is missing or incomplete."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -121,7 +121,7 @@ def _read_json(path: Path) -> Any:
 
 
 def identity(model: Model) -> dict[str, Any]:
-    """What tells a model from others: its recipe, weights and tokenizer, not its place."""
+    """The values that identify a model: recipe, weights and tokenizer, but not its path."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.components.decoder.module.state_dict().items()):
         digest.update(name.encode())

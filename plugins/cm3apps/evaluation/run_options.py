@@ -1,4 +1,4 @@
-"""The options of `cm3 eval run`: the command reads them, and a card writes them again. Light."""
+"""The options of `cm3 eval run`, which the command reads and a card writes. Light."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def run_options(parser: ArgumentParser) -> None:
 
 
 def _what_to_score(parser: ArgumentParser) -> None:
-    """The model or the pictures, and the files that scores need."""
+    """Add the model or the pictures, and the files for scores."""
     add = parser.add_argument
     add(
         "names",
@@ -35,7 +35,7 @@ def _what_to_score(parser: ArgumentParser) -> None:
     add(
         "--label",
         metavar="TEXT",
-        help="what the model is called in tables (default: its name, or the folder's)",
+        help="name of the model in tables (default: its name, or the folder's)",
     )
     add("--data", type=Path, metavar="FOLDER", help="folder of the protocol's files (COCO)")
     add(
@@ -47,18 +47,18 @@ def _what_to_score(parser: ArgumentParser) -> None:
     add(
         "--inception-sha256",
         metavar="SHA256",
-        help="accept this other file of Inception weights; its scores have another hash",
+        help="accept another file of Inception weights; its scores have another hash",
     )
     add("--clip", type=Path, metavar="FILE", help="CLIP's weights, for CLIP score and R-precision")
     add(
         "--skip-missing",
         action="store_true",
-        help="leave out scores whose weights are not given, or whose packages are not installed",
+        help="leave out scores whose weights are not given or whose packages are not installed",
     )
 
 
 def _how_to_draw(parser: ArgumentParser) -> None:
-    """What replaces the recipe's retrieval, candidates and sampler."""
+    """Add the options that replace the recipe's retrieval, candidates and sampler."""
     add = parser.add_argument
     add(
         "--num-retrieved",
@@ -97,7 +97,7 @@ def _how_to_draw(parser: ArgumentParser) -> None:
 
 
 def _how_to_run(parser: ArgumentParser) -> None:
-    """The machine, trust, what is scored all the same, and where results go."""
+    """Add the options for the machine, trust, permitted leaks, and the output."""
     add = parser.add_argument
     add_device(parser, "where the model runs")
     add_precision(parser)

@@ -1,8 +1,8 @@
-"""Scenes of plain shapes: drawn, and checked exactly.
+"""Scenes of plain shapes, and an exact checker for them.
 
-The checker gives each pixel the nearest colour of the palette, takes connected parts of one colour as
-objects, and tells their shape from the share of the bounding box that they fill: a square 1, a circle
-pi / 4, a triangle 1 / 2. It is exact for what `draw_scene` draws; what it can't recognise is no object.
+The checker assigns each pixel the nearest colour of the palette, treats connected parts of one colour as
+objects, and recognises their shape by the share of the bounding box that they fill: 1 for a square, pi / 4
+for a circle, 1 / 2 for a triangle. It is exact for scenes of `draw_scene`; unrecognised parts are not objects.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ COLOURS: Mapping[str, tuple[int, int, int]] = {
     "black": (20, 20, 20),
 }
 _WHITE = (255, 255, 255)
-#: Pixels a side that are checked; larger pictures are reduced.
+#: Side of a checked picture in pixels; larger pictures are reduced.
 _SIDE = 128
-#: Least share of the picture that an object covers: smaller parts are noise.
+#: Minimum share of the picture that an object covers; smaller parts are noise.
 _LEAST = 0.004
-#: Shares of the bounding box that divide triangles, circles and squares.
+#: Shares of the bounding box that separate triangles, circles and squares.
 _TRIANGLE, _CIRCLE = 0.64, 0.89
-#: Centres must differ by this share of the picture to be left of, or above, another.
+#: Minimum distance between centres, as a share of the picture, for "left of" or "above".
 _APART = 0.05
 
 
@@ -48,7 +48,7 @@ class Found:
 
 
 def draw_scene(target: Mapping[str, Any], size: int) -> PixelArray:
-    """A picture uint8 [size, size, 3] of a target, the same for equal targets."""
+    """A picture of a target, the same for equal targets, uint8 [size, size, 3]."""
     rng = np.random.default_rng(
         int(hashlib.sha256(json.dumps(target, sort_keys=True).encode()).hexdigest()[:15], 16)
     )
@@ -97,7 +97,7 @@ def find_objects(pixels_HWC: PixelArray) -> list[Found]:
 
 
 def scene_is_right(pixels_HWC: PixelArray, target: Mapping[str, Any]) -> bool:
-    """Whether a picture shows exactly the objects of a target, where it wants them."""
+    """Whether a picture shows exactly the objects of a target in their places."""
     found = find_objects(pixels_HWC)
     wanted = [(colour, shape) for colour, shape, num in target["objects"] for _ in range(num)]
     if sorted(wanted) != sorted((one.colour, one.shape) for one in found):
@@ -131,7 +131,7 @@ def _mask(shape: str, centre: Sequence[float], radius: float, size: int) -> Bool
 
 
 def _parts(mask_HW: BoolArray) -> list[BoolArray]:
-    """The connected parts of a mask, diagonals included."""
+    """The connected parts of a mask, including diagonal connections."""
     labels: npt.NDArray[np.int64] = np.where(
         mask_HW, np.arange(1, mask_HW.size + 1).reshape(mask_HW.shape), 0
     )

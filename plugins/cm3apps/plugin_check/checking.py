@@ -1,4 +1,4 @@
-"""A whole check: runs each part in its own process and collects all verdicts."""
+"""A complete check, which runs each part in its own process and collects all verdicts."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from cm3apps.plugin_check.worker import Report, Request, Verdict
 from cm3core.errors import FileError, PluginError, close_match
 from cm3core.plugins.info import DISABLE_VARIABLE, STRICT_VARIABLE
 
-#: Seconds that describing a plugin may take in addition to cm3core's own.
+#: Seconds that describing a plugin may take in addition to the time for cm3core.
 IMPORT_BUDGET = 0.5
-#: Seconds after which describing is stopped: a plugin that slow probably hangs.
+#: Seconds after which describing is stopped, because such a slow plugin probably hangs.
 DESCRIBE_TIMEOUT = 60.0
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to check.
+    """The options of a check.
 
     Args:
         overrides: `KIND.KEY=VALUE` or `NAME.KEY=VALUE`.
-        max_examples: per law.
+        max_examples: number of examples per law.
         quick: build nothing and test no laws.
         timeout: seconds for each component's laws, and for commands, benchmarks and models
             together.
@@ -50,14 +50,14 @@ class Options:
 
 @dataclass
 class _Answer:
-    """What a process reported, line by line, and how it ended."""
+    """The lines that a process reported, and how it ended."""
 
     lines: list[dict[str, Any]] = field(default_factory=list)
     output: str = ""
     returncode: int | None = None
 
     def get(self, key: str) -> Any:
-        """The value of the last line that has the key, else None."""
+        """The value of the last line with the key, or None."""
         return next((line[key] for line in reversed(self.lines) if key in line), None)
 
     @property
@@ -65,7 +65,7 @@ class _Answer:
         return [Verdict(**line["verdict"]) for line in self.lines if "verdict" in line]
 
     def unfinished(self, seconds: float) -> list[Verdict]:
-        """The step it did not finish, as a verdict; [] when it ended normally."""
+        """The unfinished step as a verdict; [] if the process ended normally."""
         if self.returncode == 0:
             return []
         step = next(
@@ -105,8 +105,8 @@ def check(
     Args:
         argument: see `find_targets`.
         options: how to check.
-        tell: called with each new report (and None), and with every verdict as soon as it is
-            reached.
+        tell: called with each new report (and None), and with every verdict as soon as it
+            exists.
 
     Returns:
         A report for each plugin.
@@ -150,7 +150,7 @@ def _verdicts(target: Target, argument: str, options: Options) -> Iterator[Verdi
     yield from _of_description(answer, request, limit)
     if answer.get("components") is None:
         return
-    # The processes below would only find the same errors again.
+    # The following processes would only find the same errors.
     if any(one.status == "fail" and one.check in ("api", "hooks") for one in answer.verdicts):
         yield Verdict(
             "build",
@@ -168,7 +168,7 @@ def _verdicts(target: Target, argument: str, options: Options) -> Iterator[Verdi
 
 
 def _of_description(answer: _Answer, request: Request, limit: float) -> Iterator[Verdict]:
-    """What describing the plugin found, and how it went."""
+    """The verdicts from describing the plugin."""
     yield from answer.verdicts
     yield from answer.unfinished(limit)
     if answer.get("provided") is not None:
@@ -180,17 +180,17 @@ def _of_description(answer: _Answer, request: Request, limit: float) -> Iterator
             "output",
             "",
             "warn",
-            "it prints while it is described, which every cm3 command then shows on stderr",
+            "it prints while it is described, and every cm3 command would show this on stderr",
             "remove the print, or use logging",
             "\n".join(answer.output.strip().splitlines()[:5]),
         )
 
 
 def _of_components(answer: _Answer, request: Request, options: Options) -> Iterator[Verdict]:
-    """What the laws of the components' kinds say of them.
+    """The verdicts of the laws of the components' kinds.
 
     Raises:
-        PluginError: a law that is waived is none.
+        PluginError: a waived law does not exist.
     """
     components = [(kind, name) for kind, name in answer.get("components")]
     if options.quick and components:
@@ -238,7 +238,7 @@ def _of_laws(answer: _Answer, subject: str, timeout: float) -> Iterator[Verdict]
 
 
 def _names(request: Request, limit: float) -> Iterator[Verdict]:
-    """Names that other plugins have, too; skipped where one of those can't be imported at all."""
+    """Names that other plugins also have; skipped if one of these plugins can't be imported."""
     answer = _ask("others", request, limit)
     yield from answer.verdicts
     for verdict in answer.unfinished(limit):
@@ -253,7 +253,7 @@ def _names(request: Request, limit: float) -> Iterator[Verdict]:
 def _import_time(answer: _Answer, request: Request, limit: float) -> Iterator[Verdict]:
     """The time to describe the plugin; if it is long, the shorter of two runs.
 
-    (The first may have compiled bytecode, or read a cold disk.)
+    The first run may have compiled bytecode or read from a cold disk.
     """
     seconds = float(answer.get("seconds"))
     if answer.get("heavy"):
@@ -277,7 +277,7 @@ def _import_time(answer: _Answer, request: Request, limit: float) -> Iterator[Ve
 
 
 def _slowest(request: Request, limit: float, most: int = 3) -> list[str]:
-    """The packages that take longest to import, from `python -X importtime`."""
+    """The packages that take longest to import, according to `python -X importtime`."""
     answer = _ask("probe", request, limit, options=("-X", "importtime"))
     imported = set(answer.get("imported") or ())
     rows = []
@@ -342,8 +342,8 @@ def _ask(part: str, request: Request, timeout: float, options: Sequence[str] = (
 
 
 def _check_room(folder: Path) -> None:
-    """Raise `FileError` where the disk of temporary files is full: a plugin is not to blame for that, and what the
-    process wrote of it is lost, too."""
+    """Raise `FileError` if the disk of temporary files is full: this is not the plugin's fault, and the process's
+    report is lost too."""
     try:
         (folder / "room").write_bytes(bytes(4096))
     except OSError as error:
@@ -362,9 +362,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _environ(folder: Path) -> dict[str, str]:
-    """The environment without variables that would affect the check.
-
-    Those are strictness, disabled plugins, and pytest's options.
+    """The environment without variables that would affect the check: strictness, disabled plugins, and
+    pytest's options.
     """
     left_out = {
         STRICT_VARIABLE,

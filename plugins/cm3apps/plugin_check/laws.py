@@ -13,14 +13,14 @@ from cm3core.errors import DeviceError, MissingPackageError
 from cm3core.interfaces import ComponentConfig
 from cm3core.plugins.kinds import Kind
 
-#: What pytest collects. pytest imports the kits, and nothing does before, so that their assertions
-#: are rewritten to show values.
+#: The module that pytest collects. pytest must be the first to import the kits, so that it rewrites
+#: their assertions to show values.
 TEST_FILE = "from cm3apps.plugin_check import laws\n\nTestComponent = laws.prepared()\n"
 _asked: list[tuple[Request, Teller]] = []
 
 
 def main() -> None:
-    """Report whether the request's component can be built, and which laws hold."""
+    """Report whether the request's component can be built, and which laws it obeys."""
     request, teller = started()
     subject = "/".join(request.component)
     try:
@@ -44,7 +44,7 @@ def main() -> None:
     hypothesis.settings.register_profile("cm3-plugin-check", profile)
     hypothesis.settings.load_profile("cm3-plugin-check")
     _asked.append((request, teller))
-    # In the working directory, a temporary folder, without any user's settings or plugins.
+    # Run in the working directory, a temporary folder, without the user's settings and plugins.
     path, settings = Path("test_component.py").absolute(), Path("pytest.ini").absolute()
     path.write_text(TEST_FILE, encoding="utf-8")
     settings.write_text("[pytest]\n", encoding="utf-8")
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def prepared() -> Any:
-    """The component's tests, for pytest; None when it can't be built, which is reported."""
+    """The component's tests, for pytest; None if it can't be built, which is reported."""
     ((request, teller),) = _asked
     kind, name = request.component
     subject = f"{kind}/{name}"
@@ -78,7 +78,7 @@ def prepared() -> Any:
 
 
 def _tests(kit: Any, config: ComponentConfig, name: str, request: Request) -> Any:
-    """The kit's tests of the config, without the laws that the command line waives."""
+    """The kit's tests of the config, without the waived laws."""
     laws = kit.laws()
     attributes: dict[str, Any] = {
         f"waive_{law}": _reason(reason)

@@ -1,7 +1,7 @@
 """A process that compares a plugin's names with those of the other installed plugins. See `worker`.
 
-The other plugins are imported here and nowhere else: what they print, and how they fail, says
-nothing about the plugin that is checked.
+The other plugins are imported only here, because their output and failures say nothing about the checked
+plugin.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from cm3core.plugins.registry import DISABLE_VARIABLE
 
 
 def main() -> None:
-    """Report the names of the request's plugin that another plugin has, too."""
+    """Report the names of the request's plugin that another plugin also has."""
     request, teller = started()
     teller.begin("the other installed plugins were imported", "names")
     check_names(request, teller)
 
 
 def check_names(request: Request, teller: Teller) -> None:
-    """Whether another installed plugin has the same name, or components of the same names."""
-    # the checked plugin is known; disabled, plugins of its name are listed but not imported
+    """Whether another installed plugin has the same name, or components with the same names."""
+    # the checked plugin is known; disabled plugins with its name are listed but not imported
     installed = load_registry(environ={DISABLE_VARIABLE: request.name})
     clashes = 0
     for other in (info for info in installed.plugins if info.name == request.name):

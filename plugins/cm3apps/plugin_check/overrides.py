@@ -1,4 +1,4 @@
-"""Configs of a plugin's components, with the command line's overrides."""
+"""The configs of a plugin's components, with the command line's overrides."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def config_of(
 
 
 def with_installed(own: Registry) -> Registry:
-    """The registry of one plugin, and of all installed ones: what its components are made of."""
+    """The registry of one plugin, and the registry of all installed plugins, which its components may contain."""
     everything = load_registry(environ={})
     info = own.plugins[0]
     if info.name not in {other.name for other in everything.plugins}:
@@ -131,7 +131,7 @@ def with_installed(own: Registry) -> Registry:
 def missing_keys(
     kind: str, name: str, overrides: Sequence[str], config_class: type[ComponentConfig]
 ) -> list[str]:
-    """Keys without a default or an override."""
+    """The keys without a default or an override."""
     given = {
         override.partition("=")[0].split(".")[1]
         for override in own_overrides(kind, name, overrides, config_class)

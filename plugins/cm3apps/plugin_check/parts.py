@@ -1,6 +1,6 @@
 """A process that loads a plugin's commands, benchmarks and models. See `worker`.
 
-These may import anything.
+They may import anything.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cm3core.plugins.registry import Registry
 
 
 def main() -> None:
-    """Report which of them load."""
+    """Report which commands, benchmarks and models load."""
     request, teller = started()
     registry = registry_of(request)
     for name in registry.commands():
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def _corrected(error: BaseException, hook: str) -> str:
-    """The next step for a function that can't be imported; "": use the error's own."""
+    """The next step for a function that can't be imported; "" means the error's own."""
     return f'correct its "module:function" in {hook}' if isinstance(error, PluginError) else ""
 
 

@@ -45,13 +45,13 @@ _NAMES = """
     scipy skimage sklearn spacy spandrel tensorboard tensorflow timm tokenizers torch torchaudio torchvision
     transformers triton usearch webdataset xformers
 """
-#: Packages that take long to import, or much memory: none may be imported before a component is
+#: Packages whose import takes long or needs much memory; they must not be imported before a component is
 #: built.
 HEAVY = frozenset(_NAMES.split())
 
 
 class ImportWatch(MetaPathFinder):
-    """Records the first import of each top-level package; finds nothing itself.
+    """Records the first import of each top-level package, without finding modules itself.
 
     Put it first in `sys.meta_path`.
     """
@@ -71,7 +71,7 @@ class ImportWatch(MetaPathFinder):
             self.chains[fullname] = list(_lines(sys._getframe(1)))
 
     def heavy(self) -> dict[str, list[str]]:
-        """Imported heavy packages -> the lines that led there, the importing one first.
+        """Imported heavy packages -> the lines that led to the import, the importing line first.
 
         Packages imported by another heavy package are left out.
         """
@@ -116,7 +116,7 @@ def main() -> None:
     except ANY_ERROR as error:
         teller.error("import", "", error, what=f"{place} can't be imported: ")
         return
-    sys.meta_path.remove(watch)  # other plugins are none of this one's imports
+    sys.meta_path.remove(watch)  # other plugins don't count as this plugin's imports
     asked = time.perf_counter()
     kinds = kinds_beside(plugin, request.name)
     begun += time.perf_counter() - asked
@@ -133,7 +133,7 @@ def main() -> None:
     except CM3Error as error:  # in the command line
         teller.tell(usage=[error.place, error.cause, error.next_step])
         return
-    _report_imports(watch, seconds, teller)  # after `check`, which must be light too
+    _report_imports(watch, seconds, teller)  # after `check`, which must also be light
     info = registry.plugins[0]
     teller.tell(
         provided=components_of(registry),
@@ -147,9 +147,9 @@ def main() -> None:
 def _described(
     plugin: object, request: Request, teller: Teller, kinds: Mapping[str, Kind]
 ) -> Registry | None:
-    """A registry of this plugin alone; None when its hooks can't be called, or judged.
+    """A registry of this plugin alone; None if its hooks can't be called or checked.
 
-    A kind whose hook fails is left out. `kinds`: those beside the ones that it brings.
+    A kind whose hook fails is left out. `kinds` are the kinds other than the plugin's own.
     """
     stated, supported = getattr(plugin, "CM3_API", None), True
     try:
@@ -159,7 +159,7 @@ def _described(
         supported = False
         teller.error("api", "", error)
     if type(stated) is int and not supported:
-        # this version's hooks, kinds and keys are not the ones that it was written for
+        # it was written for other hooks, kinds and keys than this version's
         teller.verdict(
             "hooks",
             "",
@@ -213,7 +213,7 @@ def _ask(
     registry: Registry,
     info: PluginInfo,
 ) -> None:
-    """Put the hooks' results into the registry; a hook that fails is reported and left out."""
+    """Add the hooks' results to the registry; a failing hook is reported and left out."""
     configs: dict[str, Mapping[str, type[ComponentConfig]]] = {}
     others: dict[str, Any] = {
         describe.COMMANDS_HOOK: {},
@@ -267,7 +267,7 @@ def _report_imports(watch: ImportWatch, seconds: float, teller: Teller) -> None:
 def _check_component(
     kind: str, name: str, registry: Registry, request: Request, teller: Teller
 ) -> None:
-    """Documentation, defaults and `check` of a component's config."""
+    """Check the documentation, the defaults and `check` of a component's config."""
     subject, config_class = f"{kind}/{name}", registry.config_class(kind, name)
     teller.begin(f"checking the keys of {subject}", "keys", subject)
     _check_documentation(subject, config_class, teller)

@@ -1,6 +1,6 @@
 """pytest's reports on a component's laws, as verdicts.
 
-Imports pytest, which `laws` has checked to be installed.
+It imports pytest; `laws` has checked that it is installed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Reporter:
         self.subject, self.teller = subject, teller
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        """Record which law starts, in case it never returns."""
+        """Record the law that starts, in case it never returns."""
         law = _law(nodeid)
         self.teller.begin(f"testing the law {law}", "law", f"{self.subject} {law}")
 
@@ -57,7 +57,7 @@ class Reporter:
         return report
 
     def pytest_warning_recorded(self, warning_message: Any, nodeid: str) -> None:
-        """A key that seems to have no effect is a warning of its law."""
+        """Record a key that seems to have no effect as a warning of its law."""
         if warning_message.category.__name__ == "UnusedKeyWarning":
             first, *rest = str(warning_message.message).splitlines()
             steps = [line.strip().removeprefix("next: ") for line in rest if "next: " in line]
@@ -71,7 +71,7 @@ def _law(nodeid: str) -> str:
 
 def _detail(error: BaseException) -> str:
     """The falsifying example, and where the law failed."""
-    # a broken law's second line names this very check as the next step
+    # the second line of a broken law would only recommend this check
     told = [] if isinstance(error, BrokenLawError) else str(error).splitlines()[1:]
     if hasattr(error, "tested_lines"):
         told = error.tested_lines()

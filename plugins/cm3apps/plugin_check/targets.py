@@ -1,7 +1,7 @@
-"""Resolves the argument of `cm3 plugin check`.
+"""Resolve the argument of `cm3 plugin check`.
 
-It is a distribution, an entry point, a module, a source folder or a file. Nothing of the plugin is
-imported here.
+It may be a distribution, an entry point, a module, a source folder or a file. The plugin is not imported
+here.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ class Target:
 
     Args:
         name: the entry point's name, or the file's without `.py`.
-        module: "module" or "module:attribute" as in an entry point, "" for a file (and where there
-            is nothing to import).
+        module: "module" or "module:attribute" as in an entry point; "" for a file, or if there is
+            nothing to import.
         file: path of the plugin's file, "" for a module.
-        paths: folders that are searched for the module before all others.
+        paths: folders to search for the module before all others.
         origin: where it was found.
         version: its distribution's, "" if there is none.
         distribution: name of its distribution, "" if there is none.
-        verdicts: verdicts reached so far.
+        verdicts: the verdicts so far.
     """
 
     name: str
@@ -79,7 +79,7 @@ def find_targets(argument: str) -> list[Target]:
         )
     if "/" in argument and path.exists():
         raise PluginError(
-            argument, "is no Python file", f"give a .py file, or a folder with {PROJECT_FILE}"
+            argument, "is not a Python file", f"give a .py file, or a folder with {PROJECT_FILE}"
         )
     if "/" in argument:
         raise PluginError(argument, "there is no such file or folder", "correct the path")
@@ -116,7 +116,7 @@ def _above(path: Path) -> str:
 
 
 def _importable(name: str) -> bool:
-    """Whether a module of that name exists; its parent packages are not imported."""
+    """Whether a module with that name exists; its parent packages are not imported."""
     if not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", name):
         return False
     try:
@@ -195,7 +195,7 @@ def _dependency(name: str, requirements: Sequence[str]) -> Iterator[Verdict]:
 
 
 def _of_folder(folder: Path) -> list[Target]:
-    """The plugins declared by a source folder's `pyproject.toml`, as they are in the folder."""
+    """The plugins declared by a source folder's `pyproject.toml`, in their versions in the folder."""
     path = folder / PROJECT_FILE
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -292,7 +292,7 @@ def _installation(
 
 
 def _root_of(folder: Path, package: str, data: dict[str, Any]) -> Path | None:
-    """The project's folder that contains a top-level module, by the usual layouts; None: none."""
+    """The project's folder that contains a top-level module, by the usual layouts, or None."""
     places = [folder / "src", folder]
     tools = data.get("tool", {})
     places += [

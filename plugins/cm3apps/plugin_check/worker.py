@@ -1,5 +1,5 @@
-"""Shared by a check's processes: the request, reporting verdicts, importing the plugin. A verdict is a line of a report,
-with a next step where action is needed.
+"""Shared by a check's processes: the request, the reporting of verdicts, the import of the plugin. A verdict is a line of
+a report, with a next step if the author must act.
 
 A process reads one JSON request from a file and writes lines of JSON into another: `{"begin":
 WHAT}` before each step, so that the parent knows where it stopped if it is killed or exits, and
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from cm3core.plugins.registry import Registry
 
 
-#: Status -> how it is written at the start of a line.
+#: Status -> its form at the start of a line.
 SHOWN = {"ok": "ok", "fail": "FAIL", "warn": "warn", "skip": "skip"}
 
 
@@ -41,10 +41,10 @@ class Verdict:
     Args:
         check: one of "install", "api", "hooks", "names", "keys", "defaults", "import", "output",
             "build", "law", "command", "benchmark" or "model".
-        subject: what was checked: "KIND/NAME", a law as "KIND/NAME LAW", a hook, a name; "" for the whole
-            plugin.
+        subject: what was checked: "KIND/NAME", a law as "KIND/NAME LAW", a hook, a name; "" for the
+            whole plugin.
         status: "ok", "fail", "warn" or "skip".
-        text: what was found, in one line.
+        text: the finding, in one line.
         next_step: what the author can do about it, or "".
         detail: more lines: a falsifying example, the end of a traceback.
     """
@@ -57,7 +57,7 @@ class Verdict:
     detail: str = ""
 
     def lines(self) -> list[str]:
-        """The verdict as it is printed."""
+        """The verdict in printed form."""
         head = f"{self.check} {self.subject}".rstrip()
         lines = [
             f"{SHOWN[self.status]:<4}  {head}: {self.text}"
@@ -76,7 +76,7 @@ class Report:
         name: the entry point's name, or the file's without `.py`.
         version: its distribution's, "" if there is none.
         origin: where it was found.
-        verdicts: in the order in which they were reached.
+        verdicts: the verdicts in their order.
     """
 
     name: str
@@ -91,7 +91,7 @@ class Report:
         return {status: counted[status] for status in SHOWN}
 
     def passed(self, *, strict: bool = False) -> bool:
-        """Whether nothing fails; with `strict`, whether there are no warnings or skips either."""
+        """Whether nothing failed; with `strict`, whether there are no warnings or skips either."""
         counts = self.counts
         return not counts["fail"] and not (strict and (counts["warn"] or counts["skip"]))
 
@@ -127,10 +127,10 @@ def to_json(argument: str, reports: Sequence[Report], *, strict: bool) -> dict[s
     }
 
 
-#: Where the kits are; found, not imported.
+#: The folder of the kits, found without importing them.
 _KITS = getattr(find_spec("cm3kits"), "submodule_search_locations", None) or []
 
-#: What plugin code may raise, other than KeyboardInterrupt.
+#: The exceptions that plugin code may raise, other than KeyboardInterrupt.
 ANY_ERROR = (Exception, SystemExit)
 
 
@@ -143,13 +143,13 @@ class Request:
         argument: the check's argument, for next steps that name a command.
         search: the rest of `sys.path`, as in the parent process.
         component: (kind, name), for `laws`.
-        overrides: `KIND.KEY=VALUE` or `NAME.KEY=VALUE`, for components whose configs have
-            required keys.
-        only: components to check, (): all.
-        max_examples: per law.
+        overrides: `KIND.KEY=VALUE` or `NAME.KEY=VALUE`, for components whose configs have required
+            keys.
+        only: components to check; () means all.
+        max_examples: number of examples per law.
         waived: (component or "", law, reason), for `laws`.
         quick: skip slow checks.
-        describe_only: report only the time that describing took, for `probe`.
+        describe_only: report only the time for describing, for `probe`.
         provided: (kind, name) of all its components, for `others`.
     """
 
@@ -180,7 +180,7 @@ class Teller:
         print(json.dumps(line), file=self._file, flush=True)
 
     def begin(self, what: str, check: str, subject: str = "") -> None:
-        """Announce a step that may never return: `what` it does, for which check and subject."""
+        """Announce a step that may never return: `what` it does, its check and its subject."""
         self.tell(begin=what, check=check, subject=subject)
 
     def verdict(
@@ -227,7 +227,7 @@ def import_plugin(request: Request) -> object:
 
 
 def registry_of(request: Request) -> Registry:
-    """A registry of this plugin alone, which has been checked before."""
+    """A registry of this plugin alone, which was checked before."""
     from cm3core.plugins.discovery import registry_of_one
     from cm3core.plugins.registry import PluginInfo
 
@@ -237,8 +237,8 @@ def registry_of(request: Request) -> Registry:
 
 
 def kinds_beside(plugin: object, name: str) -> Mapping[str, Kind]:
-    """The kinds that there are beside those of a plugin; others are only asked where it implements a
-    hook that isn't the core's."""
+    """The kinds other than the plugin's own. Other plugins are described only if this plugin implements a hook that
+    isn't in the core."""
     from cm3core import hookspecs
     from cm3core.plugins.discovery import GROUP, load_registry
     from cm3core.plugins.kinds import KINDS
@@ -253,7 +253,7 @@ def kinds_beside(plugin: object, name: str) -> Mapping[str, Kind]:
 def worded(error: BaseException) -> tuple[str, str, str]:
     """An error's cause in one line, the next step, and the plugin's part of its traceback."""
     detail = plugin_traceback(error)
-    if isinstance(error, BrokenLawError):  # its next step is this check, for users of the plugin
+    if isinstance(error, BrokenLawError):  # its own next step, for users, is this check
         return error.cause, "correct the plugin", detail
     if isinstance(error, CM3Error):
         return error.cause, error.next_step, ""
@@ -275,7 +275,7 @@ def worded(error: BaseException) -> tuple[str, str, str]:
 
 
 def plugin_traceback(error: BaseException, most: int = 6) -> str:
-    """ "file, line: code" of the innermost frames that are the plugin's own, outermost first."""
+    """The innermost frames of the plugin's own code as "file, line: code", outermost first."""
     frames = [
         frame for frame in traceback.extract_tb(error.__traceback__) if not is_ours(frame.filename)
     ]
@@ -301,7 +301,7 @@ def is_ours(filename: str) -> bool:
 
 
 def shortened(filename: str) -> str:
-    """A file's path relative to its entry of `sys.path`, else as it is."""
+    """A file's path relative to its entry of `sys.path`, or unchanged."""
     path = Path(filename)
     below = [
         str(path.relative_to(entry)) for entry in sys.path if entry and path.is_relative_to(entry)

@@ -21,11 +21,11 @@ EXAMPLE = """examples:
   cm3 quickstart --minutes 8 -o small
   cm3 quickstart --tokenizer train -o from-scratch
   cm3 quickstart --minutes 60 "dataset.sets=[]"
-The same command resumes an interrupted run. Open report.md in the folder when it is done."""
+The same command resumes an interrupted run. When it is done, open report.md in the folder."""
 
 
 def configure(parser: ArgumentParser) -> None:
-    """Options of the command."""
+    """Add the command's options."""
     parser.description = (
         "Train a small CM3leon on the bundled icons, with retrieved versions prepended, then "
         "generate, caption and inpaint pictures with it, and write a report."
@@ -47,7 +47,7 @@ def configure(parser: ArgumentParser) -> None:
         "--tokenizer-minutes",
         type=real_number(0, 10_000_000, above=True),
         default=12.0,
-        help="with --tokenizer train: minutes for it, on top of --minutes (default: %(default)g)",
+        help="with --tokenizer train: minutes for it, in addition to --minutes (default: %(default)g)",
     )
     parser.add_argument(
         "-o",
@@ -57,7 +57,7 @@ def configure(parser: ArgumentParser) -> None:
         help="folder of all results (default: %(default)s)",
     )
     parser.add_argument(
-        "--recipe", default="quickstart", help="the recipe to train by (default: %(default)s)"
+        "--recipe", default="quickstart", help="the recipe to train (default: %(default)s)"
     )
     add_device(parser, "where the networks are trained and run")
     add_training_precision(parser)

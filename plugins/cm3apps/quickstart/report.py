@@ -1,4 +1,4 @@
-"""The quickstart's `report.md`: everything that it did and measured, with the pictures."""
+"""The quickstart's `report.md`: the run and all measurements, with the pictures."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SPLITS = {
     "unseen": "held out by name, in all versions (`unseen`)",
     "valid": "held-out documents (`valid`)",
 }
-#: What is prepended, by condition: of icons, of other data sets.
+#: The prepended document, by condition: for icons, for other data sets.
 DOCUMENTS = {"version": "another version", "retrieved": "what was retrieved"}
 
 
@@ -42,7 +42,7 @@ def write_report(
     drawn: dict[str, Any],
     command: str,
 ) -> Path:
-    """Write `report.md`, the curves where matplotlib is installed, and the resolved recipe; return the
+    """Write `report.md`, the curves if matplotlib is installed, and the resolved recipe; return the
     report's path."""
     try:
         write_curves(out / "losses.png", read_metrics(out / "run"))
@@ -80,11 +80,11 @@ def _head(training: dict[str, Any], drawn: dict[str, Any], command: str) -> str:
 
 
 def run_rows(training: dict[str, Any], drawn: dict[str, Any]) -> list[str]:
-    """What the run took, as a table in Markdown.
+    """The time and memory of the run, as a table in Markdown.
 
     Args:
-        training: as in training.json.
-        drawn: as in drawn.json.
+        training: the content of training.json.
+        drawn: the content of drawn.json.
     """
     memory = max(training["peak_memory_bytes"], drawn["peak_memory_bytes"])
     speed = training["tokens"] / max(training["seconds"], 1e-9)
@@ -105,8 +105,8 @@ def _pictures(out: Path, drawn: dict[str, Any]) -> str:
     if drawn["splits"]:
         among = max(int(own["real"]["among"]) for own in drawn["splits"].values())
         lines += [
-            "Nats a code of the true picture, given its caption and what is in front (lower is "
-            "better). R@1 and R@5: how often the true",
+            "Nats a code: the loss on the real picture, given its caption and any prepended document (lower is "
+            "better). R@1 and R@5: how often the real",
             f"picture is the nearest, or among the five nearest, of {among} real ones"
             + (" of the same set and style" if drawn["documents"] == "version" else "")
             + ", by the",
@@ -128,10 +128,10 @@ def _pictures(out: Path, drawn: dict[str, Any]) -> str:
 
 
 def picture_rows(drawn: dict[str, Any]) -> list[str]:
-    """The table of what was measured of each split, as Markdown.
+    """The measurements of each split, as a table in Markdown.
 
     Args:
-        drawn: as in drawn.json.
+        drawn: the content of drawn.json.
     """
     documents = drawn["documents"]
     head = ["asked for", "pictures", "nats a code"]
@@ -157,7 +157,7 @@ def picture_rows(drawn: dict[str, Any]) -> list[str]:
 
 
 def caption_rows(drawn: dict[str, Any]) -> list[str]:
-    """How many captions name the right thing, as a table in Markdown."""
+    """The number of captions that name the right object, as a table in Markdown."""
     documents = drawn["documents"]
     head = ["captions of", "pictures", "name the thing"]
     if documents is not None:
@@ -172,7 +172,7 @@ def caption_rows(drawn: dict[str, Any]) -> list[str]:
 
 
 def repair_rows(drawn: dict[str, Any]) -> list[str]:
-    """R@1 and R@5 of pictures with a box cut out, and inpainted, as a table in Markdown."""
+    """R@1 and R@5 of pictures with a box cut out and of inpainted pictures, as a table in Markdown."""
     documents = drawn["documents"]
     names = ["real", "cut", "inpainted"]
     head = ["pictures", "number", "real", "with a box cut out", "inpainted"]
@@ -196,9 +196,7 @@ def _both(found: dict[str, float]) -> str:
 def _captions(drawn: dict[str, Any]) -> str:
     lines = ["## Captions", ""]
     if not drawn["captions"]:
-        why = (
-            "None, and nothing inpainted: the objective masks nothing, so the model only continues."
-        )
+        why = "No captions and no inpainting: the objective masks nothing, so the model only continues."
         return "\n".join([*lines, why, ""])
     lines += [*caption_rows(drawn), ""]
     for split, captions in drawn["captions"].items():
@@ -231,10 +229,10 @@ def _losses(training: dict[str, Any], curves: str) -> str:
 
 
 def loss_rows(training: dict[str, Any]) -> list[str]:
-    """The losses at the end of training by modality, as a table in Markdown.
+    """The final losses of training by modality, as a table in Markdown.
 
     Args:
-        training: as in training.json.
+        training: the content of training.json.
     """
     return [
         "| at the end of training | nats a token |",
@@ -262,8 +260,8 @@ def _again(out: Path) -> str:
             *watching,
             "```",
             "",
-            "The resolved recipe is in [recipe.yaml](recipe.yaml); train it again, or longer, "
-            "with `cm3 train recipe.yaml`.",
+            "The resolved recipe is in [recipe.yaml](recipe.yaml). To train it again, or longer, "
+            "use `cm3 train recipe.yaml`.",
             "",
         ]
     )

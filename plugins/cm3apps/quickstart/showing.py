@@ -1,13 +1,12 @@
-"""The tasks that the quickstart gives the trained model, and how their results are measured.
+"""The tasks of the quickstart for the trained model, and the measurement of their results.
 
-Of each split it measures how probable the true pictures are, draws, and ranks what is drawn, all with
-and without a document in front; then it captions and inpaints pictures that were trained on and
-pictures that were not.
+For each split it measures the loss on the real pictures, draws, and ranks the results, all with and without a prepended
+document. Then it captions and inpaints training pictures and held-out pictures.
 
-Of icons it asks for the samples, with the judge, of `cm3 experiment icons`, so that the figures are the same kind as
-those of any model of icons. Of any other data set: documents of its splits, with what the recipe's
-retriever finds for their captions; pictures are compared with the real ones of the same split.
-A prompt's own picture is never prepended to it.
+For icons it uses the samples and the judge of `cm3 experiment icons`, so that the figures are comparable to those of other
+icon models. For other data sets it uses documents of the splits, with the documents that the recipe's retriever finds for
+their captions; results are compared with the real pictures of the same split. A prompt's own picture is never prepended
+to it.
 """
 
 from __future__ import annotations
@@ -38,32 +37,32 @@ KS = (1, 5)
 
 
 class Subjects(Protocol):
-    """What can be asked for.
+    """The available prompts.
 
-    splits: names of splits, those of held-out documents first.
-    documents: the condition under which a document is prepended; None: the model reads none.
+    splits: names of splits, those with held-out documents first.
+    documents: the condition for the prepended document; None: the model reads none.
     """
 
     splits: tuple[str, ...]
     documents: str | None
 
     def of(self, split: str, num: int) -> Sequence[AskedPicture]:
-        """At most `num` pictures of a split, in a fixed random order; none if there is no such split."""
+        """At most `num` pictures of a split, in a fixed random order; none if the split does not exist."""
         ...
 
     def ranks(
         self, asked: Sequence[AskedPicture], pictures: Sequence[PixelArray] | PixelArray
     ) -> dict[str, float]:
-        """`r1` and `r5`: how often the real picture is among the first of `among` (a number)."""
+        """`r1` and `r5`: how often the real picture is among the first of `among` pictures."""
         ...
 
 
 class IconSubjects:
-    """Icons that have another version, and the version.
+    """Icons with another version, and that version.
 
     Args:
-        model: trained on icons.
-        dataset: their config.
+        model: a model trained on icons.
+        dataset: the config of the icons.
     """
 
     splits: tuple[str, ...] = ("comp", "compose", "unseen", "train")
@@ -90,16 +89,16 @@ class IconSubjects:
     def ranks(
         self, asked: Sequence[Any], pictures: Sequence[PixelArray] | PixelArray
     ) -> dict[str, float]:
-        """See `Subjects`; among real pictures of the same set and style."""
+        """See `Subjects`; the ranking is among real pictures of the same set and style."""
         found = self._judge.chances(pictures, [one.entry for one in asked], KS)
         return {**{f"r{k}": value for k, value in found.items()}, "among": NUM_CANDIDATES}
 
 
 class OtherSubjects:
-    """Documents of the splits of any data set.
+    """Documents from the splits of any data set.
 
     Args:
-        model: trained on it.
+        model: a model trained on it.
     """
 
     splits: tuple[str, ...] = ("comp", "unseen", "valid", "train")
@@ -114,7 +113,7 @@ class OtherSubjects:
         try:
             source = components.source if split == "train" else components.split(split)
         except CM3Error:
-            return []  # this data set has no such split
+            return []  # the data set does not have this split
         chosen = sorted(range(len(source)), key=lambda index: order(source.id(index)))
         documents = [(index, source.document(index)) for index in chosen[: 2 * num]]
         shown = [
@@ -131,7 +130,7 @@ class OtherSubjects:
     def _found(
         self, source: DocumentSource, shown: Sequence[tuple[int, Document]]
     ) -> list[tuple[Document, ...]]:
-        """The documents that are found for each caption, as many as the recipe retrieves."""
+        """The retrieved documents for each caption, as many as the recipe retrieves."""
         retriever = self._model.components.retriever
         if retriever is None or self.documents is None:
             return [()] * len(shown)
@@ -147,7 +146,7 @@ class OtherSubjects:
     def ranks(
         self, asked: Sequence[AskedPicture], pictures: Sequence[PixelArray] | PixelArray
     ) -> dict[str, float]:
-        """See `Subjects`; among the real pictures of what is asked for."""
+        """See `Subjects`; the ranking is among the real pictures of all prompts."""
         real_ND = blurred(np.stack([one.pixels(self._model.image_size) for one in asked]))
         total = dict.fromkeys(KS, 0.0)
         for place, drawn_D in enumerate(blurred(np.stack(list(pictures)))):
@@ -159,7 +158,7 @@ class OtherSubjects:
 
 
 def subjects_of(model: Model) -> Subjects:
-    """What can be asked of a model."""
+    """The available prompts for a model."""
     dataset = model.recipe.dataset and model.recipe.dataset.memory_config()
     if isinstance(dataset, IconSourceConfig):
         return IconSubjects(model, dataset)
@@ -167,15 +166,14 @@ def subjects_of(model: Model) -> Subjects:
 
 
 def reads_documents(model: Model) -> bool:
-    """Whether the model was trained with documents in front."""
+    """Whether the model was trained with prepended documents."""
     config = model.recipe.retriever
     return config is not None and config.retrieves and config.num_retrieved > 0
 
 
 def num_named(captions: Sequence[Mapping[str, str]], key: str = "written") -> int:
-    """The number of captions that name the right thing.
-
-    They contain the true text up to its first comma, as whole words.
+    """The number of captions that name the right object, that is, contain the real text up to its first comma
+    as whole words.
 
     >>> num_named([{"real": "duck, noto style", "written": "a duck in twemoji style"}, {"real": "owl", "written": "a bowl"}])
     1
@@ -187,18 +185,18 @@ def num_named(captions: Sequence[Mapping[str, str]], key: str = "written") -> in
 
 
 def _words(text: str) -> str:
-    """Lower-case words with one blank between them."""
+    """The words of a text in lower case, separated by single blanks."""
     return " ".join("".join(char if char.isalnum() else " " for char in text.lower()).split())
 
 
-#: Pictures of each split that are measured and drawn, and how many of them are shown.
+#: Number of pictures per split to measure and draw, and number of them to show.
 NUM_DRAWN = {"comp": 96, "compose": 96, "unseen": 96, "valid": 48, "train": 48}
 NUM_SHOWN = 24
 NUM_CAPTIONS = 48
 NUM_CAPTIONS_SHOWN = 12
 NUM_INPAINTED = 48
 NUM_INPAINTED_SHOWN = 12
-#: Least of each that is left of these numbers where time is short.
+#: Minimum of each of these numbers if time is short.
 LEAST = 2
 SEED = 1
 _GREY = 160
@@ -207,7 +205,7 @@ Pictures: TypeAlias = Sequence[PixelArray] | PixelArray
 
 
 def show(model: Model, out: Path, share: float = 1.0) -> dict[str, Any]:
-    """Generate, caption and inpaint; write tables of pictures into `out`; return the measures.
+    """Generate, caption and inpaint; write tables of pictures into `out`; return the measurements.
 
     `share` is the fraction of the usual numbers of prompts and pictures, for a short run.
     """
@@ -229,7 +227,7 @@ def show(model: Model, out: Path, share: float = 1.0) -> dict[str, Any]:
         drawn["splits"][split] = _split(model, subjects, own, out / f"pictures-{split}.png", clock)
     cells = int(np.prod(model.components.image_tokenizer.grid))
     drawn["generation_tokens_per_second"] = clock.num_drawn * cells / max(clock.seconds, 1e-9)
-    if model.components.serializer.max_spans:  # else it was never trained to fill anything
+    if model.components.serializer.max_spans:  # otherwise it was never trained to fill gaps
         for split in _two(list(asked)):
             some = asked[split][: _limited(NUM_CAPTIONS, share)]
             drawn["captions"][split] = _captions(model, some, subjects.documents)
@@ -246,7 +244,7 @@ def show(model: Model, out: Path, share: float = 1.0) -> dict[str, Any]:
 
 
 class _Clock:
-    """Counts pictures drawn, and the seconds that it took."""
+    """Counts drawn pictures and the time for them."""
 
     def __init__(self) -> None:
         self.num_drawn, self.seconds = 0, 0.0
@@ -269,7 +267,7 @@ def _limited(number: int, share: float) -> int:
 
 
 def _two(splits: Sequence[str]) -> list[str]:
-    """The first split of held-out documents, if there is one, and what was trained on."""
+    """The first split of held-out documents, if there is one, and the training split."""
     held_out = [split for split in splits if split != "train"]
     return [*held_out[:1], *(split for split in splits if split == "train")]
 
@@ -277,7 +275,7 @@ def _two(splits: Sequence[str]) -> list[str]:
 def _split(
     model: Model, subjects: Subjects, asked: Sequence[AskedPicture], sheet: Path, clock: _Clock
 ) -> dict[str, Any]:
-    """Everything measured of a split; writes its sheet."""
+    """All measurements of a split; its sheet is written."""
     conditions = ["none"] if subjects.documents is None else ["none", subjects.documents]
     nats = {one: nats_of_codes(model, asked, one) for one in conditions}
     pictures = {
@@ -308,7 +306,7 @@ def _split(
 def _by_hand(
     one: AskedPicture, condition: str | None, model: Model
 ) -> list[tuple[PixelArray, str]]:
-    """The document in front, as `context` takes it."""
+    """The prepended document, in the form of `context`."""
     if condition is None:
         return []
     pixels = one.front_pixels(condition, model)
@@ -318,7 +316,7 @@ def _by_hand(
 def _captions(
     model: Model, asked: Sequence[AskedPicture], documents: str | None
 ) -> list[dict[str, str]]:
-    """The true text, the written one, and that written after a document, of each picture."""
+    """For each picture, the real text, the generated one, and the one generated with a prepended document."""
     shown = [one.pixels(model.image_size) for one in asked]
     found = [
         {"real": one.text, "written": text.text}
@@ -340,7 +338,7 @@ def _captions(
 def _caption_table(
     path: Path, model: Model, asked: Sequence[AskedPicture], captions: Sequence[dict[str, str]]
 ) -> None:
-    """Pictures under their written and true captions."""
+    """Pictures under their generated and real captions."""
     rows: list[Row] = [
         (
             f"{caption['written']}   (real: {caption['real']})",
@@ -352,7 +350,7 @@ def _caption_table(
 
 
 def _middle(size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The box (x0, y0, x1, y1) that is cut out: a quarter of the picture, in its middle."""
+    """The box (x0, y0, x1, y1) to cut out: a quarter of the picture, in its middle."""
     height, width = size
     return width // 4, height // 4, width * 3 // 4, height * 3 // 4
 
@@ -360,7 +358,7 @@ def _middle(size: tuple[int, int]) -> tuple[int, int, int, int]:
 def _inpainted(
     model: Model, asked: Sequence[AskedPicture], documents: str | None
 ) -> dict[str, list[PixelArray]]:
-    """Real pictures, with a box cut out of their middle, and with that box inpainted."""
+    """Real pictures, the same with a box cut out of their middle, and the same with that box inpainted."""
     x0, y0, x1, y1 = box = _middle(model.image_size)
     real = [one.pixels(model.image_size) for one in asked]
     cut = [pixels.copy() for pixels in real]
@@ -384,7 +382,7 @@ def _inpainted(
 def _repair_table(
     path: Path, asked: Sequence[AskedPicture], pictures: dict[str, list[PixelArray]]
 ) -> None:
-    """Real, cut out, inpainted without and with a document."""
+    """Real, cut out, inpainted without a document, inpainted with a document."""
     names = {"real": "real", "cut": "cut out", "inpainted": "inpainted", "with_document": "with it"}
     rows: list[Row] = [
         (one.text, [made[place] for made in pictures.values()])

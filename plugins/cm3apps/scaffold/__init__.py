@@ -1,4 +1,4 @@
-"""The project that `cm3 plugin new` writes: a small, working plugin of a kind. Imports no torch.
+"""The project template of `cm3 plugin new`: a small, working plugin of a kind. Imports no torch.
 
 `templates/project` has the files of every project; `templates/KIND` has the package's modules,
 `test.py.in` (the test) and `template.toml` (see `Template`). A kind without such a folder has no
@@ -35,9 +35,9 @@ class Template:
 
     Args:
         class_ending: suffix of the plugin's class names.
-        use: the override by which the README uses the component; `<<name>>` is its name.
+        use: the override with which the README uses the component; `<<name>>` is its name.
         modules: separate modules that import torch: file -> its description in the README's table.
-            Most kinds are one module.
+            Most kinds have a single module.
     """
 
     class_ending: str
@@ -61,10 +61,10 @@ def _template_file(kind: str) -> Path:
 
 @dataclass(frozen=True)
 class Plan:
-    """A project that can be written: its names are checked, and its folder does not exist.
+    """A project to write, with checked names and a folder that does not exist yet.
 
     Args:
-        name: of the component, entry point and plugin.
+        name: the name of the component, entry point and plugin.
         kind: one of `template_kinds()`.
         folder: the project's folder, which does not exist.
         author: the copyright holder, "Name" or "Name <mail>"; "" if not given.
@@ -193,12 +193,12 @@ def plan_project(
     Args:
         name: the component's name in recipes.
         kind: one of `KINDS`.
-        registry: the installed plugins, whose names are taken.
-        folder: where the project goes; None: `cm3-NAME` in the working folder.
+        registry: the installed plugins, whose names can't be used.
+        folder: the project's folder; None: `cm3-NAME` in the working folder.
         author: see `Plan`.
 
     Raises:
-        PluginError: the name is invalid or taken; the kind does not exist, or has no template; the
+        PluginError: the name is invalid or in use, the kind does not exist or has no template, or the
             folder already exists.
         FileError: the folder can't be written.
     """
@@ -219,7 +219,7 @@ def plan_project(
     if plan.folder.exists() or plan.folder.is_symlink():
         raise PluginError(
             str(plan.folder),
-            "already exists, and nothing is overwritten",
+            "already exists and is not overwritten",
             "name another folder with -o, or remove this one",
         )
     check_writable(plan.folder, folder=True)
@@ -278,10 +278,10 @@ def _check_not_taken(plan: Plan, registry: Registry) -> None:
 
 
 def write_project(plan: Plan) -> list[str]:
-    """Write the project, completely or not at all, and return its files' names.
+    """Write the project atomically, and return the names of its files.
 
     Raises:
-        FileError: the disk is full, or nothing can be written there.
+        FileError: the disk is full, or the folder can't be written.
     """
     files = plan.files()
     target = plan.folder.absolute()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from cm3apps.server.http import Metrics
 
-#: The page's files, which are in the wheel: path -> (file, media type). Nothing else is served.
+#: The page's files: path -> (file in the wheel, media type). No other files are served.
 FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/studio.css": ("studio.css", "text/css; charset=utf-8"),
@@ -45,7 +45,7 @@ FILES = {
 
 
 def endpoints(workshop: Workshop, metrics: Metrics) -> list[Endpoint]:
-    """The routes that generate."""
+    """The routes that generate something."""
     limits = workshop.limits
     return [
         Endpoint(
@@ -83,7 +83,7 @@ def endpoints(workshop: Workshop, metrics: Metrics) -> list[Endpoint]:
             limits,
             metrics,
             workshop.gate,
-            "The structure of a picture, for `condition` of a generation: its edges, its lines",
+            "Extract the structure of a picture (edges, lines, ...) for the field `condition`",
         ),
         Endpoint(
             "/v1/chat/completions",
@@ -92,7 +92,7 @@ def endpoints(workshop: Workshop, metrics: Metrics) -> list[Endpoint]:
             limits,
             metrics,
             workshop.gate,
-            "A picture for a text; a caption of a picture; a conversation about it",
+            "Draw a picture for a text, caption a picture, or converse about it",
             closes=True,
         ),
     ]
@@ -108,8 +108,8 @@ def make_app(
     """The whole application.
 
     Args:
-        workshop: does the work.
-        metrics: counts it.
+        workshop: runs the tasks.
+        metrics: counts requests.
         token, hosts: see `Guard`.
     """
     metrics.watch(workshop.queue, workshop.pool, workshop.gate)
@@ -143,7 +143,7 @@ def _file(name: str, media_type: str) -> tuple[bytes, str]:
 
 
 class _Sent:
-    """A file that is always the same."""
+    """A static file."""
 
     def __init__(self, data: bytes, media_type: str) -> None:
         self.data, self.media_type = data, media_type
@@ -157,13 +157,13 @@ class _Sent:
 
 
 class _Reading:
-    """The routes that only read."""
+    """The read-only routes."""
 
     def __init__(self, workshop: Workshop, metrics: Metrics) -> None:
         self.workshop, self.metrics = workshop, metrics
 
     async def health(self, _: Request) -> Response:
-        """Whether the process works: 503 where an engine has stopped, or is stuck."""
+        """Liveness: 503 if an engine has stopped or is stuck."""
         pool, queue = self.workshop.pool, self.workshop.queue
         trouble = pool.trouble(self.workshop.limits.stuck_seconds)
         state = {
@@ -177,14 +177,13 @@ class _Reading:
         return JSONResponse(state, 200 if trouble is None else 503)
 
     async def ready(self, _: Request) -> Response:
-        """Whether a request would be generated at once: 503 also where no model is in memory, or the queue is
-        full."""
+        """Readiness: 503 also if no model is in memory or the queue is full."""
         pool, queue = self.workshop.pool, self.workshop.queue
         reason = pool.trouble(self.workshop.limits.stuck_seconds)
         if reason is None and not pool.loaded:
             reason = "no model is loaded yet"
         if reason is None and queue.waiting >= queue.most_waiting:
-            reason = f"{queue.waiting} requests wait already"
+            reason = f"{queue.waiting} requests are already waiting"
         if reason is not None:
             return JSONResponse({"status": "not ready", "reason": reason}, 503)
         return JSONResponse({"status": "ready"})
@@ -206,34 +205,35 @@ class _Reading:
             return _answer(error)
 
     async def original(self, request: Request) -> Response:
-        """The own file of a document that was in front of a result."""
+        """The source file of a document that was prepended for a recent result."""
         id = request.query_params.get("id", "")
         try:
             name = self.workshop.pool.name_of(request.query_params.get("model"))
             document = self.workshop.shown.find(name, id)
             if document is None:
                 raise no_original(
-                    id, "was in front of no result lately. Next: draw one again, and ask then"
+                    id,
+                    "was not prepended for a recent result. Next: draw the picture again, then repeat this request",
                 )
             async with self.workshop.pool.use(name) as loaded:
                 original = await in_thread(loaded.model.original, document)
             if original is None:
                 raise no_original(id, "the memory has no file of this document")
             file, content, media_type = await in_thread(file_of_original, original, document)
-        except Exception as error:  # any becomes an answer in the API's own shape
+        except Exception as error:  # any error becomes a response in the API's format
             return _answer(answer_to(error, ORIGINALS))
-        # never shown by the browser: an SVG may be anyone's
+        # the browser must not display it: an SVG may come from anyone
         headers = {"content-disposition": f'attachment; filename="{file}"'}
         return Response(content, media_type=media_type, headers=headers)
 
     async def facts(self, request: Request) -> Response:
-        """What the page shows of a model."""
+        """The facts about a model that the page shows."""
         pool = self.workshop.pool
         try:
             name = pool.name_of(request.query_params.get("model"))
             async with pool.use(name) as loaded:
                 facts = await in_thread(facts_of, loaded, name, self.workshop)
-        except Exception as error:  # any becomes an answer in the API's own shape
+        except Exception as error:  # any error becomes a response in the API's format
             return _answer(answer_to(error, "/studio/facts"))
         limits = self.workshop.limits
         return JSONResponse(
@@ -262,7 +262,7 @@ def _answer(error: APIError) -> Response:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    """Unknown paths and methods, in the API's shape."""
+    """Answer unknown paths and methods in the API's format."""
     assert isinstance(error, HTTPException)
     messages = {
         404: "there is no such path; /docs lists them",
@@ -278,5 +278,5 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    """A defect of a route that only reads; the log has its traceback."""
+    """Answer a failure of a read-only route; the log has its traceback."""
     return _answer(internal())

@@ -1,5 +1,5 @@
-"""`/v1/chat/completions`: a picture for a text, a conversation about a picture, an edited picture; and of models that
-converse in their layout's turns: pictures on both sides, texts as they are written.
+"""`/v1/chat/completions`: a picture for a text, a conversation about a picture, or an edited picture. Models whose layout
+has turns exchange pictures in both directions and stream text token by token.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 
 @dataclass(frozen=True)
 class Asked:
-    """A conversation up to what the user says last.
+    """A conversation up to the user's last message.
 
     Args:
         text: the user's last text.
         picture: the last picture of the conversation.
-        earlier: (role, text) of the turns before, of user and assistant, those without text left out.
-        spoken: (role, parts in order) of all turns of user and assistant up to that text.
+        earlier: (role, text) of the earlier turns of user and assistant that have text.
+        spoken: (role, parts in order) of all turns of user and assistant up to that message.
     """
 
     text: str
@@ -64,7 +64,7 @@ class Asked:
 
 
 def turn_of(messages: list[Any], limits: Limits) -> Asked:
-    """Read the messages. Those after the user's last one don't count, nor what a system says."""
+    """Read the messages. System messages, and messages after the user's last one, are ignored."""
     picture, last, pictures = None, None, 0
     said: list[tuple[str, str]] = []
     spoken: list[tuple[str, tuple[str | Upload, ...]]] = []
@@ -90,7 +90,7 @@ def turn_of(messages: list[Any], limits: Limits) -> Asked:
         said.append((message["role"], words.strip()))
         spoken.append((message["role"], tuple(parts)))
     if last is None:
-        raise _wrong("messages", "there is no message of the user")
+        raise _wrong("messages", "there is no user message")
     text = said[last][1]
     if not text and picture is None:
         raise _wrong("messages", "the user's last message is empty")
@@ -100,8 +100,8 @@ def turn_of(messages: list[Any], limits: Limits) -> Asked:
 
 
 def _written(content: Any) -> Any:
-    """What a model wrote, as it is read again: its tokens may make NUL characters, which are refused in
-    what people write."""
+    """A model's reply, as it is fed back. Its tokens may form NUL characters, which are refused in users'
+    texts."""
     if isinstance(content, str):
         return content.replace("\0", "")
     if not isinstance(content, list):
@@ -143,7 +143,7 @@ def _wrong(place: str, cause: str) -> APIError:
 
 
 def _answers_with_picture(values: Mapping[str, Any], turn: Asked) -> bool:
-    """Whether a picture is wanted: as `modalities` says, else one for a text alone."""
+    """Whether to reply with a picture: as `modalities` says, otherwise for a message without a picture."""
     modalities = values.get("modalities")
     if modalities is None:
         return turn.picture is None
@@ -152,13 +152,13 @@ def _answers_with_picture(values: Mapping[str, Any], turn: Asked) -> bool:
     wanted = "image" in modalities
     if not wanted and turn.picture is None:
         raise invalid_value(
-            "messages", "there is no picture, but this model writes only about pictures"
+            "messages", "there is no picture, but this model only writes about pictures"
         )
     return wanted
 
 
 async def completions(workshop: Workshop, intake: Intake) -> Answer:
-    """Answer the last message of the user."""
+    """Reply to the user's last message."""
     values = intake.values
     turn = await intake.aside(turn_of, values["messages"], workshop.limits)
     name = workshop.pool.name_of(values.get("model"))
@@ -185,14 +185,14 @@ async def completions(workshop: Workshop, intake: Intake) -> Answer:
 
 @dataclass(eq=False)
 class _Chat:
-    """What a model is asked that does not converse in turns.
+    """A request to a model that does not converse in turns.
 
     Args:
-        workshop, intake: do the work, of the request.
-        name, model: of the model.
-        turn: what is asked.
-        given: documents that are put first.
-        options: of `Model.generate` and its like.
+        workshop, intake: the workshop, and the request's intake.
+        name, model: the model and its name.
+        turn: the conversation.
+        given: documents to prepend.
+        options: options of `Model.generate` and similar methods.
     """
 
     workshop: Workshop
@@ -204,7 +204,7 @@ class _Chat:
     options: dict[str, Any]
 
     async def drawn(self) -> Answer:
-        """Pictures for a text, or by an instruction."""
+        """Pictures for a text or an instruction."""
         values, turn, model = self.intake.values, self.turn, self.model
         number, naming = values.get("n", 1), self.workshop.naming(self.name, values)
         self.workshop.weight_of(model, number, self.options)
@@ -237,7 +237,7 @@ class _Chat:
         return _reply(self.name, choices, values, _usage(read, written))
 
     async def written(self) -> Answer:
-        """A text about a picture."""
+        """A caption of a picture, or an answer about it."""
         values, turn, model = self.intake.values, self.turn, self.model
         number, documents = values.get("n", 1), bool(values.get("return_documents"))
         naming = self.workshop.naming(self.name, values)
@@ -288,7 +288,7 @@ class _Chat:
 
 
 def _forget(turn: Asked, intake: Intake) -> None:
-    """Drop the bytes of a conversation's pictures: they are decoded, or not needed."""
+    """Drop the bytes of a conversation's pictures, which are decoded or not needed."""
     for _, parts in turn.spoken:
         for part in parts:
             if isinstance(part, Upload):
@@ -297,12 +297,12 @@ def _forget(turn: Asked, intake: Intake) -> None:
 
 
 def _is_plain(options: Mapping[str, Any], documents: bool) -> bool:
-    """Whether one answer is asked for, that reads no documents: it is told as it is written."""
+    """Whether to stream the text: a single answer, without documents."""
     return not documents and not any(name in options for name in NOT_HERE)
 
 
 def _add_sampling(options: dict[str, Any], values: Mapping[str, Any], prefix: str) -> None:
-    """`temperature` and `top_p` of the API, as keys of the sampler."""
+    """The API's `temperature` and `top_p` as keys of the sampler."""
     own = {f"{prefix}{name}": values[name] for name in ("temperature", "top_p") if name in values}
     if own:
         options["sampling"] = own | options.get("sampling", {})
@@ -320,13 +320,13 @@ def _with_picture(model: Model, picture: Any, task: PictureTask, naming: Naming)
 def _question(
     model: Model, turn: Asked, most: int | None, cuts: bool
 ) -> tuple[str | None, dict[str, Any], int]:
-    """What the model is asked, the option that names its task, and how many earlier turns it reads:
-    none, unless it was tuned for conversations.
+    """The question for the model, the option that names its task, and the number of earlier turns that it reads
+    (0 unless it was tuned for conversations).
 
     Args:
-        most: tokens of the answer; None: the model's own number.
-        cuts: leave out the oldest turns that don't fit; without, a conversation that is too long is
-            refused like any text that is.
+        most: maximum tokens of the answer; None: the model's own.
+        cuts: leave out the oldest turns that don't fit; otherwise a conversation that is too long is
+            refused.
     """
     name = task_of(model, "chat") if turn.text else None
     if name is None:
@@ -341,8 +341,8 @@ def _question(
 async def _seen_turns(
     asked: Asked, workshop: Workshop, intake: Intake, model: Model, name: str
 ) -> list[Turn]:
-    """The conversation with its pictures as the model sees them, those that it drew as it drew them; turns
-    without content are left out."""
+    """The conversation with its pictures as the model sees them. Pictures that the model drew get their original
+    codes; turns without content are left out."""
     size, most = model.image_size, workshop.limits.picture_pixels
 
     def seen(part: str | Upload) -> Any:
@@ -369,7 +369,7 @@ async def _seen_turns(
 
 
 def _check_room(turn: Asked, model: Model) -> None:
-    """Raise `APIError` for a conversation whose pictures alone are longer than the model's context."""
+    """Raise `APIError` if the pictures of a conversation alone exceed the model's context."""
     number = sum(isinstance(part, Upload) for _, parts in turn.spoken for part in parts)
     each = model.components.serializer.num_codes
     context = model.components.decoder.context_length
@@ -389,7 +389,7 @@ def _message(content: Any, result: Any, naming: Naming) -> dict[str, Any]:
 
 
 def _tokens_read(model: Model, turn: Asked) -> int:
-    """Tokens of the text and the picture that are read."""
+    """The number of tokens of the text and the picture in the request."""
     codes = 0 if turn.picture is None else model.components.serializer.num_codes
     return len(model.components.text_tokenizer.encode(turn.text)) + codes
 
@@ -419,7 +419,7 @@ def _reply(
 async def _chunks(
     head: dict[str, Any], messages: list[dict[str, Any]], usage: dict[str, int] | None
 ) -> AsyncGenerator[Event, None]:
-    """The answer in chunks: each message as one, then its end."""
+    """The response in chunks: one for each message, then its end."""
     head = head | {"object": "chat.completion.chunk"}
     for place, message in enumerate(messages):
         for delta, reason in ((message, None), ({}, "stop")):
@@ -429,7 +429,7 @@ async def _chunks(
         yield Event("", head | {"choices": [], "usage": usage})
 
 
-#: Options of pictures that a reply has no use for.
+#: Options for pictures that a reply does not use.
 NOT_HERE = {
     "num_candidates": "candidates",
     "reranker": "reranker",
@@ -439,7 +439,7 @@ NOT_HERE = {
 
 
 def wanted(modalities: object) -> str:
-    """What is to be replied, of the field `modalities`."""
+    """The kind of reply, from the field `modalities`."""
     if modalities is None:
         return "any"
     if not isinstance(modalities, list) or not modalities:
@@ -459,11 +459,11 @@ async def completions_in_turns(
     """Reply to a conversation.
 
     Args:
-        workshop: does the work.
-        intake: of the request.
-        name: of the model.
-        turns: of user and assistant, the last one the user's.
-        options: of the sampler, and the seed.
+        workshop: runs the tasks.
+        intake: the request's intake.
+        name: the model's name.
+        turns: the turns of user and assistant; the last one is the user's.
+        options: options of the sampler, and the seed.
     """
     values = intake.values
     for option, field in NOT_HERE.items():
@@ -505,7 +505,7 @@ async def completions_in_turns(
 async def _events(
     workshop: Workshop, intake: Intake, name: str, turns: Sequence[Turn], options: dict[str, Any]
 ) -> AsyncGenerator[tuple[AsyncModel, Any], None]:
-    """The model, and the events of a reply, when it is the request's turn. They are read `ahead`."""
+    """The model, and the events of a reply, once it is the request's turn. The events are read `ahead`."""
     await intake.room_for_results(await _most_pixels(workshop, name))
 
     async def made() -> AsyncGenerator[tuple[AsyncModel, Any], None]:
@@ -521,7 +521,7 @@ async def _events(
 
 
 async def _most_pixels(workshop: Workshop, name: str) -> int:
-    """Of all pictures that fit the model's context: so many may be in a reply."""
+    """The maximum number of pictures in a reply, by the model's context."""
     async with workshop.pool.use(name) as loaded:
         parts, (height, width) = loaded.model.components, loaded.model.image_size
     number = max(1, parts.decoder.context_length // parts.serializer.num_codes)
@@ -529,7 +529,7 @@ async def _most_pixels(workshop: Workshop, name: str) -> int:
 
 
 def _head(name: str) -> dict[str, Any]:
-    """What every answer of a model begins with."""
+    """The common fields of a model's responses."""
     return {
         "id": f"chatcmpl-{secrets.token_hex(12)}",
         "created": int(time.time()),
@@ -544,10 +544,10 @@ async def streamed_in_turns(
     turns: Sequence[Turn],
     options: dict[str, Any],
 ) -> AsyncGenerator[Event, None]:
-    """A reply in chunks: pieces of its texts as they are written, its pictures when they are finished, and
-    before that as they grow, if `partial_images` asks for it.
+    """A reply in chunks: its texts in pieces as they are generated, its pictures when they are finished, and
+    before that partial pictures if `partial_images` asks for them.
 
-    Args: see `completions_in_turns`; `options` are those of `Model.chat`.
+    For the arguments, see `completions_in_turns`; `options` are those of `Model.chat`.
     """
     head, values = _head(name) | {"object": "chat.completion.chunk"}, intake.values
     with_usage = values.get("stream_options", {}).get("include_usage") is True
@@ -594,7 +594,7 @@ def _content(
     turns: Sequence[Turn],
     options: Mapping[str, Any],
 ) -> str | list[dict[str, Any]]:
-    """A text alone as such, anything else as parts."""
+    """The content of a message: a plain text, or a list of parts."""
     if all(isinstance(part, str) for part in parts):
         return "".join(map(str, parts))
     found: list[dict[str, Any]] = []
@@ -631,7 +631,7 @@ def _facts(reply: Reply) -> dict[str, Any]:
 def _usage_in_turns(
     model: Model, turns: Sequence[Turn], replies: Sequence[Reply]
 ) -> dict[str, int]:
-    """Tokens of the texts and the codes of the pictures that were read, and of what came back."""
+    """The number of text tokens and image codes of the request and of the reply."""
     tokenizer, codes = model.components.text_tokenizer, model.components.serializer.num_codes
 
     def count(parts: Sequence[Any]) -> int:

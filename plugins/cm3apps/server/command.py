@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 #: Environment variable with the token.
 TOKEN_VARIABLE = "CM3_SERVE_TOKEN"
 PLACE = "cm3 serve"
-#: Shortest token: 16 characters can't be guessed over a network.
+#: Minimum length of a token: 16 characters can't be guessed over a network.
 SHORTEST_TOKEN = 16
 MIB = 1 << 20
-#: MiB of all bodies, and million pixels of all pictures, unless one may have more.
+#: Default MiB of all bodies and million pixels of all pictures, unless a single one may have more.
 ALL_BODIES, ALL_PIXELS = 128, 64
 PACKAGES = {
     "starlette": "starlette",
@@ -42,9 +42,9 @@ Then open http://127.0.0.1:8000/, or point any client of OpenAI's API to http://
 
 
 def configure(parser: ArgumentParser) -> None:
-    """Options of the command."""
+    """Add the command's options."""
     parser.description = (
-        "Serve models over HTTP: a page to draw on at /, and OpenAI's Images API and chat "
+        "Serve models over HTTP: a page to draw in at /, and OpenAI's Images API and chat "
         "completions under /v1. All clients share one engine."
     )
     parser.epilog, parser.formatter_class = EXAMPLE, RawDescriptionHelpFormatter
@@ -74,7 +74,7 @@ def configure(parser: ArgumentParser) -> None:
         "--port",
         type=whole_number(0, 65535),
         default=8000,
-        help="port to listen on; 0 takes a free one, which is printed (default: %(default)s)",
+        help="port to listen on; 0 chooses a free port and prints it (default: %(default)s)",
     )
     parser.add_argument(
         "--token-file",
@@ -88,7 +88,7 @@ def configure(parser: ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="another name that the server is called by, behind a proxy for example",
+        help="another host name of the server, for example behind a proxy",
     )
     add_limits(parser)
     parser.add_argument(
@@ -120,23 +120,18 @@ def configure(parser: ArgumentParser) -> None:
 
 
 def add_limits(parser: ArgumentParser) -> None:
-    """The limits that a deployment may want to change."""
+    """Add the limits that a deployment may want to change."""
     for option, most, default, text in (
         ("--max-models", 1000, 2, "models in memory at once; the least recently used is dropped"),
-        (
-            "--at-once",
-            4096,
-            32,
-            "results and candidates that are generated at once, over all clients",
-        ),
+        ("--at-once", 4096, 32, "results and candidates generated at once, for all clients"),
         ("--queue", 100_000, 64, "requests that may wait; more are refused with 429"),
         ("--max-n", 1000, 10, "results of one request"),
         ("--max-candidates", 4096, 16, "candidates for each result"),
         ("--max-body", 4096, 32, "MiB of a request's body"),
-        ("--max-pixels", 64, 16, "million pixels of a picture that is sent"),
-        ("--unsent", 1 << 20, 64, "MiB of answers that clients don't read, in memory"),
-        ("--spool", 1 << 20, 1024, "MiB of further ones, in temporary files"),
-        ("--connections", 100_000, 512, "open connections; for more, the longest idle are closed"),
+        ("--max-pixels", 64, 16, "million pixels of an uploaded picture"),
+        ("--unsent", 1 << 20, 64, "MiB of unread responses in memory"),
+        ("--spool", 1 << 20, 1024, "MiB of further unread responses in temporary files"),
+        ("--connections", 100_000, 512, "open connections; of more, the longest idle are closed"),
     ):
         parser.add_argument(
             option,
@@ -153,20 +148,20 @@ def add_limits(parser: ArgumentParser) -> None:
             option,
             type=whole_number(1, 1 << 20),
             metavar="N",
-            help=f"{text}; a request waits for its share (default: {least}, or what one may have)",
+            help=f"{text}; a request waits for its share (default: {least}, or the limit of a single one if that is higher)",
         )
     for option, default, text in (
-        ("--timeout", 300, "seconds that a request may take, waiting included"),
+        ("--timeout", 300, "seconds that a request may take, including waiting"),
         ("--header-timeout", 10, "seconds in which a request's headers must arrive"),
-        ("--body-timeout", 30, "seconds in which its body must arrive, at an even pace"),
+        ("--body-timeout", 30, "seconds in which a request's body must arrive, at an even pace"),
         ("--idle-timeout", 15, "seconds that an open connection waits for a request"),
-        ("--send-timeout", 30, "seconds after which a client is dropped that reads nothing"),
+        ("--send-timeout", 30, "seconds after which a client that reads nothing is dropped"),
         ("--drain", 30, "seconds that requests may take to finish after SIGTERM"),
         (
             "--stuck-after",
             120,
-            "seconds that an engine may take over one step; then /healthz answers 503, and after as long again the "
-            "server ends with exit code 1",
+            "seconds that an engine may take for one step; then /healthz returns 503, and after as long again the "
+            "server exits with code 1",
         ),
     ):
         parser.add_argument(
@@ -179,7 +174,7 @@ def add_limits(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    """Serve until the process is told to end; return the exit code."""
+    """Serve until SIGTERM or Ctrl-C; return the exit code."""
     _check_packages()
     token = token_of(args.token_file)
     local = args.host in ("localhost", "::1") or args.host.startswith("127.")
@@ -212,7 +207,7 @@ def limits_of(args: Namespace) -> Limits:
     """The limits that the options describe.
 
     Raises:
-        CM3Error: one request may have more than all together.
+        CM3Error: the limit of one request exceeds that of all together.
     """
     bodies = _together("--all-bodies", args.all_bodies, "--max-body", args.max_body, ALL_BODIES)
     pixels = _together("--all-pixels", args.all_pixels, "--max-pixels", args.max_pixels, ALL_PIXELS)
@@ -239,13 +234,13 @@ def limits_of(args: Namespace) -> Limits:
 
 
 def _together(option: str, given: int | None, single: str, most: int, default: int) -> int:
-    """What all requests may have together; raises `CM3Error` where one of them may have more."""
+    """The limit of all requests together; raises `CM3Error` if it is less than that of one request."""
     if given is None:
         return max(default, most)
     if given < most:
         raise CM3Error(
             f"{PLACE} {option} {given}",
-            f"is less than what one request may have ({single} {most})",
+            f"is less than the limit of one request ({single} {most})",
             f"raise it, or lower {single}",
         )
     return given
@@ -260,7 +255,7 @@ def _check_packages() -> None:
 
 
 def token_of(file: Path | None) -> str | None:
-    """The token of the file or the environment; None: there is none."""
+    """The token from the file or the environment, or None."""
     if file is not None:
         check_regular(file, str(file))
         try:
@@ -281,7 +276,7 @@ def token_of(file: Path | None) -> str | None:
 
 
 def openers_of(args: Namespace) -> dict[str, Callable[[], Model]]:
-    """Name -> what opens the model, in the order of the options. Every model is looked for now."""
+    """Name -> a function that opens the model, in the order of the options. Models that don't exist are reported now."""
     from cm3run.checkpoint import find_model
 
     registry = registry_of(args)
@@ -293,7 +288,7 @@ def openers_of(args: Namespace) -> dict[str, Callable[[], Model]]:
         if not name or name in found:
             raise CM3Error(
                 f"{PLACE} --model {given}",
-                "has no name" if not name else f"{name!r} is served already",
+                "has no name" if not name else f"{name!r} is already served",
                 "give each model another name: --model NAME=MODEL",
             )
         if not find_model(source, registry).exists():
@@ -311,7 +306,7 @@ def openers_of(args: Namespace) -> dict[str, Callable[[], Model]]:
 
 
 def _banks(given: Sequence[str], models: Sequence[str]) -> dict[str, str]:
-    """Name of a model -> its memory bank, which is looked for now."""
+    """Name of a model -> its memory bank. Banks that don't exist are reported now."""
     from cm3run.bank.memory_bank import is_bank
 
     banks: dict[str, str] = {}
@@ -323,9 +318,11 @@ def _banks(given: Sequence[str], models: Sequence[str]) -> dict[str, str]:
         if name not in models:
             raise CM3Error(place, f"no model is called {name!r}", close_match(name, models))
         if name in banks:
-            raise CM3Error(place, f"{name!r} has a bank already", "give each model one bank")
+            raise CM3Error(place, f"{name!r} already has a bank", "give each model one bank")
         if not is_bank(Path(folder)):
-            raise CM3Error(place, "is no memory bank", "name a folder that cm3 memory build wrote")
+            raise CM3Error(
+                place, "is not a memory bank", "name a folder that cm3 memory build wrote"
+            )
         banks[name] = folder
     return banks
 

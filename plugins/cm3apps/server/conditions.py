@@ -1,5 +1,5 @@
-"""What a picture is to follow beside its prompt: objects at boxes, or a picture of a structure; and what draws such
-structures of pictures that are sent.
+"""Conditions beside the prompt: objects at boxes, or a picture of a structure; and the extraction of structures from
+uploaded pictures.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from cm3run.model.model import Model
 
 
-#: Boxes of one request.
+#: Maximum number of boxes in a request.
 MOST_BOXES = 32
-#: What a structure is, if it is not said.
+#: The default name of a structure.
 FEATURE = "edges"
 FORM = '{"image_url": "data:...", "feature": "edges"}'
 BOX_FORM = '{"label": "bell", "box": [x0, y0, x1, y1]}'
@@ -45,20 +45,20 @@ def condition_fields() -> tuple[Field, ...]:
             sort="list",
             most=MOST_BOXES,
             ours=True,
-            help=f"objects and where they are: [{BOX_FORM}] in parts of the picture from 0 to 1, "
-            "for a model that was tuned for object_to_image",
+            help=f"objects and their places: [{BOX_FORM}] as fractions of the picture from 0 to 1, "
+            "for a model tuned for object_to_image",
         ),
         Field(
             name="condition",
             sort="object",
             ours=True,
-            help=f"a picture of a structure to follow: {FORM}, for a model that was tuned for structure",
+            help=f"a picture of a structure to follow: {FORM}, for a model tuned for structure",
         ),
     )
 
 
 def condition_of(values: Mapping[str, Any], limits: Limits) -> tuple[str, dict[str, Any]] | None:
-    """The ability that a request needs, and the record of its task without the caption; a picture in it
+    """The ability that a request needs, and the record of its task without the caption. A picture in the record
     is an `Upload`.
 
     Raises:
@@ -75,7 +75,7 @@ def condition_of(values: Mapping[str, Any], limits: Limits) -> tuple[str, dict[s
 
 
 def objects_of(boxes: list[Any], limits: Limits) -> str:
-    """Boxes in parts of the picture as a model reads them."""
+    """Convert boxes from fractions of the picture to a model's text."""
     read = []
     for place, one in enumerate(boxes):
         name = f"boxes[{place}]"
@@ -96,7 +96,7 @@ def objects_of(boxes: list[Any], limits: Limits) -> str:
         read.append((words, (float(x0), float(y0), float(x1), float(y1))))
     text = Boxes(tuple(read), (1, 1)).text
     if not text:
-        raise _wrong("boxes", "are too small to be seen; draw them larger", "boxes")
+        raise _wrong("boxes", "are too small for the model; draw them larger", "boxes")
     return text
 
 
@@ -111,7 +111,7 @@ def _structure(condition: dict[str, Any], limits: Limits) -> dict[str, Any]:
     reader = Field(name="condition.feature", sort="text", most=limits.prompt_characters, help="")
     feature = reader.read(condition.get("feature", FEATURE)).strip()
     if not feature:
-        raise _wrong("condition.feature", "is empty; say what the picture shows of the structure")
+        raise _wrong("condition.feature", "is empty; name the kind of structure, such as edges")
     return {
         "feature": feature,
         "condition": from_url(condition["image_url"], "condition.image_url"),
@@ -122,25 +122,25 @@ def _wrong(place: str, cause: str, param: str = "condition") -> APIError:
     return invalid_value(place, cause, param)
 
 
-#: A condition that shows a picture as it is draws nothing.
+#: The condition that returns its picture unchanged.
 _NOT_DRAWN = "as_is"
-#: Conditions that are kept: some hold a network.
+#: Maximum number of conditions kept in memory: some have a network.
 MOST_KEPT = 8
-#: Longest side of a picture that is drawn from, in pixels: some conditions take half a minute for the
-#: largest that may be sent, and a client that goes away doesn't end that.
+#: Longest side of an input picture, in pixels. Some conditions take half a minute for the largest pictures
+#: that may be sent, and don't stop if the client disconnects.
 LONGEST = 1024
 
 
 class Structures:
-    """The conditions that draw structures of pictures, each built when it is first asked for."""
+    """The conditions that extract structures from pictures, each built on first use."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[str, tuple[Condition, str]] = OrderedDict()
         self._lock = threading.Lock()
 
     def offered(self, model: Model) -> list[dict[str, str]]:
-        """Conditions that are drawn from a picture, and can be here: name, and what a model that was
-        trained with it calls it."""
+        """The available conditions for pictures, as (name, name of the structure for a model trained
+        with it)."""
         found = []
         for name in model.components.registry.names("condition"):
             try:
@@ -152,10 +152,10 @@ class Structures:
         return found
 
     def of(self, model: Model, name: str) -> tuple[Condition, str]:
-        """A condition as the model was trained with it, else with its defaults, and what it is called.
+        """A condition with the model's training settings, else with its defaults, and the name of its structure.
 
         Raises:
-            CM3Error: there is none of this name, or it can't be built here.
+            CM3Error: the condition is unknown, or can't be built here.
         """
         key = json.dumps([name, to_plain(condition_config(model, name))])
         with self._lock:
@@ -167,7 +167,7 @@ class Structures:
             return self._kept[key]
 
     def check(self, model: Model, name: str) -> None:
-        """Raise `APIError` for a condition that is not offered."""
+        """Raise `APIError` for a condition that is not available."""
         offered = [one["name"] for one in self.offered(model)]
         if name not in offered:
             known = ", ".join(offered) or "none: the packages that draw them are not installed"
@@ -177,9 +177,9 @@ class Structures:
         """The structure of a picture.
 
         Args:
-            model: what is to follow the structure.
-            name: of the condition.
-            pixels: uint8 [height, width, 3], see `smaller`.
+            model: the model that will follow the structure.
+            name: the condition's name.
+                pixels: uint8 [height, width, 3], see `smaller`.
         """
         condition, feature = self.of(model, name)
         seen = fit(condition.draw(pixels), model.image_size)
@@ -188,11 +188,11 @@ class Structures:
 
 @dataclass(frozen=True, eq=False)
 class Structure:
-    """A structure that was drawn.
+    """An extracted structure.
 
     Args:
-        condition: its name.
-        feature: what the model calls it.
+        condition: the condition's name.
+        feature: the structure's name for the model.
         pixels: uint8 [height, width, 3], in the model's size.
     """
 
@@ -201,7 +201,7 @@ class Structure:
     pixels: PixelArray
 
     def answer(self) -> dict[str, Any]:
-        """The answer to a request, its picture encoded."""
+        """The response to a request, with its picture encoded."""
         return {
             "created": int(time.time()),
             "condition": self.condition,
@@ -212,7 +212,7 @@ class Structure:
 
 
 def smaller(pixels: PixelArray) -> PixelArray:
-    """The picture, its longer side at most `LONGEST`."""
+    """The picture, reduced so that its longer side is at most `LONGEST`."""
     height, width = pixels.shape[:2]
     scale = LONGEST / max(height, width)
     if scale >= 1:

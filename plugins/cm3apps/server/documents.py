@@ -1,4 +1,4 @@
-"""The documents that were in front of results, as answers name them, and their own files."""
+"""The prepended documents of results: their form in responses, and their source files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cm3run.attribution import Credit, original_files, png, told_copy
 from cm3run.model.facts import facts_of_documents
 from cm3run.model.results import GeneratedImage, InfilledImage, RetrievedDocument
 
-#: Documents that are remembered; each takes about a KB.
+#: Maximum number of documents to remember; each takes about a KB.
 MOST_DOCUMENTS = 8192
 ORIGINALS = "/v1/originals"
 
@@ -29,7 +29,7 @@ _Result = TypeVar("_Result", bound=GeneratedImage | InfilledImage)
 
 
 class ShownDocuments:
-    """The documents that answers named last, by their pictures and ids. Any thread may use it."""
+    """The documents named in recent responses, by their pictures and ids. It may be used by any thread."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[tuple[str, str | bytes], RetrievedDocument] = OrderedDict()
@@ -46,12 +46,12 @@ class ShownDocuments:
                 self._put((model, _hash(document.pixels)), kept)
 
     def find(self, model: str, id: str) -> RetrievedDocument | None:
-        """The document of that id, without its picture; None: it was in front of no result lately."""
+        """The document with that id, without its picture; None if it was not prepended recently."""
         with self._lock:
             return self._kept.get((model, id))
 
     def recognised(self, model: str, result: _Result) -> _Result:
-        """The result, documents that were given by hand named as those of the memory whose pictures they are."""
+        """The result, with documents from the user replaced by the memory's documents with the same pictures."""
         return replace(
             result, retrieved=tuple(self._recognised(model, one) for one in result.retrieved)
         )
@@ -78,12 +78,12 @@ def _hash(pixels: PixelArray) -> bytes:
 
 @dataclass(frozen=True)
 class Naming:
-    """Names the documents of a model's results.
+    """Describes the prepended documents of a model's results.
 
     Args:
-        shown: remembers them.
+        shown: remembers the documents.
         model: the model's name.
-        with_pictures: whether their pictures come along.
+        with_pictures: whether to include their pictures.
     """
 
     shown: ShownDocuments
@@ -95,7 +95,7 @@ class Naming:
         return self.shown.recognised(self.model, result)
 
     def of_picture(self, picture: GeneratedImage | InfilledImage) -> dict[str, Any]:
-        """What an answer says of the documents that were in front of a picture."""
+        """The fields of a response about a picture's prepended documents."""
         told = told_copy(picture.credits)
         near = picture.nearest
         return {
@@ -108,7 +108,7 @@ class Naming:
     def documents(
         self, retrieved: Sequence[RetrievedDocument], credits: Sequence[Credit] | None = None
     ) -> list[dict[str, Any]]:
-        """Each document, with whom to name."""
+        """Each document, with its credits."""
         if credits is None:
             credits = [Credit(one.id, one.provenance) for one in retrieved]
         return [self._document(*both) for both in zip(retrieved, credits, strict=True)]
@@ -127,8 +127,8 @@ class Naming:
 
 
 def file_of_original(original: Original, document: RetrievedDocument) -> tuple[str, bytes, str]:
-    """A document's own file as it is sent, with whom to name: its name, content and media type. What can't hold that
-    comes as a zip."""
+    """A document's source file with its credits: name, content and media type. Formats that can't store credits are sent
+    in a zip."""
     files = original_files(original, Credit(document.id, document.provenance))
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", document.id).strip("-.")[:100] or "original"
     [(end, content), *beside] = files
@@ -140,5 +140,5 @@ def file_of_original(original: Original, document: RetrievedDocument) -> tuple[s
 
 
 def no_original(id: str, cause: str) -> APIError:
-    """The answer where there is none."""
+    """The error for a missing source file."""
     return APIError(404, f"id: {cause}", param="id", code="no_original")

@@ -1,8 +1,8 @@
-"""What stands before several servers: it holds a request until one of them has answered it.
+"""The front end of several servers: it keeps a request until one of them has answered it.
 
-A server that is lost in the middle costs nothing but time: another one does the request again, with the same
-seed, and so with the same result. Of a stream, what the client has already is left out the second time.
-Nothing here knows what starts the servers; `ray` does.
+If a server is lost during a request, another one runs the request again with the same seed, and so with the same
+result. Events of a stream that the client already has are not sent again. This module does not know how servers are
+started; `ray` does.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger("cm3.serve")
 
 Message: TypeAlias = MutableMapping[str, Any]
-#: Does a request on some server: (scope, body) -> the messages of its answer, as ASGI has them.
+#: Runs a request on some server: (scope, body) -> the ASGI messages of its response.
 Call: TypeAlias = Callable[[dict[str, Any], bytes], AsyncGenerator[Message, None]]
 
-#: Servers that may be lost over one request: it may be the request that ends them.
+#: Maximum number of servers lost during one request, because the request itself may crash them.
 MOST_LOST = 2
-#: Of a request's scope, what a server reads.
+#: The keys of a request's scope that a server reads.
 SENT = (
     "type",
     "asgi",
@@ -53,26 +53,26 @@ SENT = (
 
 
 class ServerLost(Exception):
-    """The server of a request is gone, before it had answered or in the middle."""
+    """The server of a request was lost before or during its response."""
 
 
 class ServersBusy(Exception):
-    """All servers have as many requests as they may."""
+    """All servers have their maximum number of requests."""
 
 
 class Door:
     """An ASGI application that passes requests on.
 
     Args:
-        call: does a request; raises `ServerLost` and `ServersBusy`. Leaving it ends the work.
-        limits: of requests.
+        call: runs a request; raises `ServerLost` and `ServersBusy`. Closing it stops the work.
+        limits: the limits of requests.
     """
 
     def __init__(self, call: Call, limits: Limits) -> None:
         self.call, self.limits, self.gate = call, limits, Gate(limits)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Have one request answered."""
+        """Answer one request."""
         reply = Relayed(send)
         try:
             if scope["path"] == "/healthz":
@@ -80,27 +80,27 @@ class Door:
             elif scope["path"] == "/metrics":
                 raise APIError(
                     404,
-                    "each server counts its own requests; Ray exports what all of them count, see "
+                    "each server counts its own requests; Ray exports the counts of all servers, see "
                     "docs/server.md",
                     code="unknown_path",
                 )
             else:
                 await self._answer(scope, receive, reply)
-        except Exception as error:  # any becomes an answer in the API's own shape
+        except Exception as error:  # any error becomes a response in the API's format
             await reply.fail(answer_to(error, scope["path"]))
 
     async def _answer(self, scope: Scope, receive: Receive, reply: Relayed) -> None:
         client = (scope.get("client") or ("unknown",))[0]
         intake = Intake(self.gate, client)
         try:
-            # it keeps the body: the next server is to have it too
+            # keep the body for the next server
             body = bytes(await intake.body(Headers(scope=scope), receive))
             await self._done(scope, body, receive, reply)
         finally:
             intake.close()
 
     async def _done(self, scope: Scope, body: bytes, receive: Receive, reply: Relayed) -> None:
-        """Have servers answer a request whose body is here."""
+        """Let servers answer a request whose body has arrived."""
         own = {name: scope[name] for name in SENT if name in scope}
         own[SEED] = secrets.randbelow(MOST_RANDOM)
         work = asyncio.create_task(self._relay(own, body, reply))
@@ -116,7 +116,7 @@ class Door:
             work.result()
 
     async def _relay(self, scope: dict[str, Any], body: bytes, reply: Relayed) -> None:
-        """Do the request until it is answered."""
+        """Run the request until it is answered."""
         try:
             async with asyncio.timeout(self.limits.seconds):
                 for lost in range(MOST_LOST + 1):
@@ -127,17 +127,17 @@ class Door:
                         return
                     except ServerLost as error:
                         logger.warning(
-                            "%s %s: its server is gone (%s)%s",
+                            "%s %s: its server was lost (%s)%s",
                             scope["method"],
                             scope["path"],
                             error,
-                            "; it is done again" if lost < MOST_LOST else "",
+                            "; the request runs again" if lost < MOST_LOST else "",
                         )
                         reply.begin_again()
         except TimeoutError:
             raise APIError(
                 504,
-                f"the answer took more than {self.limits.seconds:g} s",
+                f"the response took more than {self.limits.seconds:g} s",
                 type="server_error",
                 code="timeout",
             ) from None
@@ -151,29 +151,29 @@ class Door:
             ) from error
         raise APIError(
             503,
-            f"{MOST_LOST + 1} servers ended in the middle of this request; their logs say why",
+            f"{MOST_LOST + 1} servers crashed during this request; see their logs",
             type="server_error",
             code="servers_lost",
         )
 
 
 class Relayed(Reply):
-    """What one client is sent: the messages of a server, and after it is lost those of the next one."""
+    """The response to one client: the messages of a server and, if it is lost, those of the next one."""
 
     def __init__(self, send: Send) -> None:
         super().__init__(send)
         self._head: Message | None = None
-        self._pieces: list[Message] = []  # of an answer that is no stream: it is sent as a whole
+        self._pieces: list[Message] = []  # a response that is not a stream is sent as a whole
         self._sent: set[object] = set()  # events of a stream
         self._number = 0  # of the event, in this attempt
 
     def begin_again(self) -> None:
-        """The server is lost; another one answers from the beginning."""
+        """Prepare for another server, which answers from the beginning."""
         self._head, self._number = None, 0
         self._pieces.clear()
 
     async def pass_on(self, message: Message) -> None:
-        """Send what the client has not had yet."""
+        """Send the events that the client does not have yet."""
         if message["type"] == "http.response.start":
             self._head = message
             if _is_stream(message) and not self.status:
@@ -193,7 +193,9 @@ class Relayed(Reply):
 
     async def _event(self, message: Message) -> None:
         assert self._head is not None
-        if not _is_stream(self._head):  # the next server refuses what the lost one had begun
+        if not _is_stream(
+            self._head
+        ):  # the next server refuses a request that the lost one had begun to answer
             self._pieces.append(message)
             if not message.get("more_body", False):
                 refusal = json.loads(b"".join(one.get("body", b"") for one in self._pieces))
@@ -207,11 +209,11 @@ class Relayed(Reply):
 
 
 def event_name(event: bytes, number: int) -> object:
-    r"""What tells an event of a stream from the others of it, in every attempt.
+    r"""A key that identifies an event of a stream in every attempt.
 
     Args:
-        event: its bytes.
-        number: events before it in this attempt, which tell chunks of a chat apart.
+        event: the event's bytes.
+        number: the number of events before it in this attempt, which identifies chunks of a chat.
 
     >>> event_name(b'event: set.picture\ndata: {"type": "set.picture", "index": 2}\n\n', 7)
     ('set.picture', 2, None)
@@ -229,9 +231,8 @@ def _is_stream(head: Message) -> bool:
 
 
 class LocalOnly:
-    """Stands before an application that has no token: clients of this machine alone are answered, whatever
-    address the server listens on. A proxy before it would look like this machine, so what it passes on is
-    refused.
+    """Guards an application without a token: only clients of this machine are answered, whatever address the
+    server listens on. Requests through a proxy would look local, so they are refused.
 
     Args:
         app: the application.
@@ -255,7 +256,7 @@ class LocalOnly:
 
 
 def is_local(scope: Scope) -> bool:
-    """Whether a request comes from this machine, and from no proxy."""
+    """Whether a request comes from this machine and not through a proxy."""
     headers = Headers(scope=scope)
     if any(name in headers for name in ("x-forwarded-for", "x-real-ip", "forwarded")):
         return False

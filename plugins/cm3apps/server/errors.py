@@ -1,4 +1,4 @@
-"""Errors in the shape of OpenAI's API: `{"error": {"message", "type", "param", "code"}}`."""
+"""Errors in the format of OpenAI's API: `{"error": {"message", "type", "param", "code"}}`."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from cm3core.errors import CM3Error, DataError
 
 
 class APIError(Exception):
-    """An error that a client is answered with.
+    """An error response.
 
     Args:
         status: the HTTP status.
-        message: what is wrong and what to do about it.
-        param: the field that is wrong.
+        message: the cause, and what to do about it.
+        param: the wrong field.
         code: a short name for programs.
-        type: the class of error, "invalid_request_error" for what the client can correct.
-        headers: to send along.
+        type: the class of error, "invalid_request_error" if the client can correct it.
+        headers: additional headers.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class APIError(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        """The answer's body."""
+        """The response's body."""
         return {
             "error": {
                 "message": self.message,
@@ -50,9 +50,9 @@ def invalid_value(place: str, cause: str, param: str | None = None) -> APIError:
     """The error of a field with a wrong value.
 
     Args:
-        place: the field, or a place in it, as in "boxes[0].label".
-        cause: what is wrong there.
-        param: the field itself, where the place is in it.
+        place: the field, or a place in it, such as "boxes[0].label".
+        cause: the cause.
+        param: the field itself, if the place is inside it.
 
     >>> invalid_value("boxes[0]", "is empty", "boxes").body["error"]["message"]
     'boxes[0]: is empty'
@@ -60,7 +60,7 @@ def invalid_value(place: str, cause: str, param: str | None = None) -> APIError:
     return APIError(400, f"{place}: {cause}", param=param or place, code="invalid_value")
 
 
-#: What a request that can't be read as HTTP is called for programs.
+#: Status -> code of the error for a request that can't be read as HTTP.
 _FRAMING_CODES = {
     408: "timeout",
     411: "length_required",
@@ -71,7 +71,7 @@ _FRAMING_CODES = {
 
 
 def framing(status: int, cause: str) -> APIError:
-    """The error of a request that is no HTTP, or more of it than is read.
+    """The error for a request that is not valid HTTP, or is too large or too slow.
 
     >>> framing(408, "its head did not arrive within 10 s").message
     "the request can't be read: its head did not arrive within 10 s"
@@ -81,9 +81,9 @@ def framing(status: int, cause: str) -> APIError:
 
 
 def of_model(error: CM3Error) -> APIError:
-    """The error of a request that the model refused: the message is the framework's own.
+    """The error for a request that the model refused, with the framework's own message.
 
-    `param` is the first word of the place, which is the name of the option where there is one.
+    `param` is the first word of the place, which is the option's name if there is one.
     """
     code = "invalid_image" if isinstance(error, DataError) else "invalid_value"
     param = error.place if error.place.isidentifier() else None
@@ -93,10 +93,10 @@ def of_model(error: CM3Error) -> APIError:
 
 
 def no_documents() -> APIError:
-    """The answer where the model's own documents can't be read; the server's log says why."""
+    """The error for a model whose own documents can't be read; the server's log has the reason."""
     return APIError(
         503,
-        "the documents that the model retrieves can't be read here; to do without them, "
+        "the model's documents for retrieval can't be read here; to generate without them, "
         "send num_retrieved: 0",
         type="server_error",
         code="documents_not_available",
@@ -104,7 +104,7 @@ def no_documents() -> APIError:
 
 
 def in_one_line(error: CM3Error) -> str:
-    """A framework's error as a message of the API.
+    """A framework error as a message of the API.
 
     >>> in_one_line(CM3Error("sampler.tmp", "is no key", "did you mean 'temperature'?"))
     "sampler.tmp: is no key. Next: did you mean 'temperature'?"
@@ -114,10 +114,10 @@ def in_one_line(error: CM3Error) -> str:
 
 
 def internal() -> APIError:
-    """The answer to a defect of the server: its log has the traceback, the client does not."""
+    """The error for a failure of the server; its log has the traceback, which the client does not get."""
     return APIError(
         500,
-        "the server failed on this request; its log says why",
+        "the server failed on this request; see its log",
         type="server_error",
         code="internal_error",
     )

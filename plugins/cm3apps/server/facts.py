@@ -1,4 +1,4 @@
-"""What the page shows of a model: sizes, samplers, styles and examples, all taken from the model."""
+"""The facts about a model that the page shows: sizes, samplers, styles and examples, all taken from the model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cm3run.model.aio import AsyncModel
     from cm3run.model.model import Model
 
-#: Texts of the data that are read for styles and examples.
+#: Maximum number of texts to read for styles and examples.
 MOST_READ = 5000
 MOST_STYLES = 24
 NUM_EXAMPLES = 12
@@ -25,8 +25,8 @@ _LONGEST_STYLE = 40
 
 
 def styles_of(texts: Sequence[str]) -> list[str]:
-    """The ends, after a comma, that many of the texts share, the longest of each text: styles, if the data has
-    them.
+    """The styles of the data, if it has any: the endings after a comma that many texts share, the longest for each
+    text.
 
     >>> styles_of([f"{thing}, line style" for thing in ("cat", "dog", "sun", "key")] + ["a cat, asleep"])
     ['line style']
@@ -53,14 +53,14 @@ def _parts(text: str) -> Iterator[tuple[str, str]]:
 
 
 def examples_of(texts: Sequence[str]) -> list[str]:
-    """Some of the texts, evenly spread."""
+    """A sample of the texts, evenly spread."""
     step = max(1, len(texts) // NUM_EXAMPLES)
     return list(dict.fromkeys(texts[::step]))[:NUM_EXAMPLES]
 
 
 def things_of(texts: Sequence[str], styles: Sequence[str]) -> list[str]:
-    """Examples of what the texts show, without a style at their end, each once; where enough have several texts,
-    those that have most: what is known best.
+    """Example objects from the texts, without styles, each once. If enough objects have several texts, they are the
+    objects with the most texts, which the model knows best.
 
     >>> things_of(["a cat, line style", "a cat, flat", "a dog"], ["line style"])
     ['a cat', 'a cat, flat', 'a dog']
@@ -76,12 +76,12 @@ def things_of(texts: Sequence[str], styles: Sequence[str]) -> list[str]:
     known = [thing for thing, number in plain.most_common() if number > 1]
     if len(known) >= NUM_EXAMPLES:
         return known[:NUM_EXAMPLES]
-    # a text with a style that is not among the styles is a poor example of a thing
+    # a text with an unlisted style is a poor example of an object
     return examples_of(list(plain if len(plain) >= NUM_EXAMPLES else plain | others))
 
 
 def facts_of(loaded: AsyncModel, name: str, workshop: Workshop) -> dict[str, Any]:
-    """Everything that the page needs to know of a model."""
+    """All facts about a model that the page needs."""
     model = loaded.model
     height, width = model.image_size
     texts = _texts(model)
@@ -114,24 +114,24 @@ def facts_of(loaded: AsyncModel, name: str, workshop: Workshop) -> dict[str, Any
 
 
 def drawn_styles(styles: Sequence[str], model: Model) -> list[str]:
-    """The styles without those whose documents the prompt rewriter avoids: what a model draws badly is not offered."""
+    """The styles, except those whose documents the prompt rewriter avoids because the model draws them badly."""
     return [style for style in styles if not model.components.prompt_rewriter.avoids(style)]
 
 
 def _texts(model: Model) -> list[str]:
-    """Texts of the data that the model was trained to draw from, as far as it is here."""
+    """Texts of the model's training data, if it is available."""
     try:
         source = model.components.memory_of_split(None)
         step = max(1, len(source) // MOST_READ)
         from cm3core.document import text_of
 
         return [text_of(source.document(index)) for index in range(0, len(source), step)]
-    except (CM3Error, OSError):  # a model can be served without its data
+    except (CM3Error, OSError):  # a model may be served without its data
         return []
 
 
 def _keys(model: Model) -> dict[str, Any]:
-    """Numbers of the model's sampler: the page's defaults."""
+    """The numbers of the model's sampler, which are the page's defaults."""
     from cm3core.config.schema import to_plain
 
     plain = to_plain(model.sampler_config())

@@ -1,5 +1,5 @@
-"""The fields of the routes: what a body may hold, and what the documentation says of it: `/openapi.json`, and the page
-`/docs`, both made from the tables of fields, so that they say what the server does.
+"""The fields of the routes' request bodies, and their documentation: `/openapi.json` and the page `/docs` are made from
+the same tables by which the server checks requests.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 MAX_SEED = 2**63 - 1
-#: Candidates at the quality "high", where the model can choose among them.
+#: Candidates for the quality "high", if the model can choose among them.
 HIGH_QUALITY = 4
 HIGH = ("high", "hd", "xhigh", "max")
 
 
 def sampling_fields(limits: Limits) -> tuple[Field, ...]:
-    """How results are drawn: in every route that generates."""
+    """The fields for sampling, of every route that generates."""
     text = limits.prompt_characters
     return (
         Field(
@@ -35,7 +35,7 @@ def sampling_fields(limits: Limits) -> tuple[Field, ...]:
             least=0,
             most=MAX_SEED,
             ours=True,
-            help="the same seed gives the same result; by default another one each time",
+            help="the same seed gives the same result; random by default",
         ),
         Field(
             name="guidance_scale",
@@ -57,7 +57,7 @@ def sampling_fields(limits: Limits) -> tuple[Field, ...]:
             sort="text",
             most=100,
             ours=True,
-            help="name of a sampler, in place of the model's",
+            help="name of a sampler, instead of the model's",
         ),
         Field(
             name="sampling",
@@ -78,7 +78,7 @@ def sampling_fields(limits: Limits) -> tuple[Field, ...]:
             sort="text",
             most=100,
             ours=True,
-            help="name of a reranker, in place of the model's",
+            help="name of a reranker, instead of the model's",
         ),
         Field(
             name="num_retrieved",
@@ -99,14 +99,14 @@ def sampling_fields(limits: Limits) -> tuple[Field, ...]:
             name="return_documents",
             sort="flag",
             ours=True,
-            help="also return the pictures of the documents that were prepended; of a text, the documents",
+            help="also return the pictures of the prepended documents; for a text, the documents",
         ),
         Field(
             name="truncate",
             sort="flag",
             ours=True,
-            help="cut a prompt that is longer than the training texts instead of refusing it; of a "
-            "conversation, leave out the oldest turns",
+            help="cut a prompt that is longer than the training texts instead of refusing it; leave out "
+            "the oldest turns of a conversation that is too long",
         ),
         Field(
             name="num_inference_steps",
@@ -115,19 +115,19 @@ def sampling_fields(limits: Limits) -> tuple[Field, ...]:
             most=10_000,
             ours=True,
             ignored=True,
-            help="accepted for clients of diffusion models, which have steps",
+            help="ignored; accepted for clients of diffusion models",
         ),
     )
 
 
 def picture_fields(limits: Limits) -> tuple[Field, ...]:
-    """What both routes of the Images API have."""
+    """The fields of both routes of the Images API."""
     return (
         Field(
             name="return_svg",
             sort="flag",
             ours=True,
-            help="also return each picture traced as curves, an SVG",
+            help="also return each picture traced as an SVG",
         ),
         Field(name="model", sort="text", most=300, help="one of /v1/models; the first by default"),
         Field(
@@ -135,7 +135,7 @@ def picture_fields(limits: Limits) -> tuple[Field, ...]:
             sort="whole",
             least=1,
             most=limits.number,
-            help="how many pictures; 1 by default",
+            help="number of pictures; 1 by default",
         ),
         Field(
             name="size",
@@ -153,7 +153,7 @@ def picture_fields(limits: Limits) -> tuple[Field, ...]:
             name="output_format",
             sort="choice",
             choices=("png", "jpeg", "webp"),
-            help="of the pictures; PNG carries prompt, seed and model as text",
+            help="format of the pictures; PNG carries prompt, seed and model as text",
         ),
         Field(
             name="output_compression",
@@ -166,7 +166,7 @@ def picture_fields(limits: Limits) -> tuple[Field, ...]:
             name="background",
             sort="choice",
             choices=("auto", "opaque", "transparent"),
-            help="transparent: the white around the drawing is removed (PNG, WebP)",
+            help="transparent: the white around the drawing becomes transparent (PNG, WebP)",
         ),
         Field(
             name="response_format",
@@ -227,10 +227,10 @@ def edit_fields(limits: Limits) -> tuple[Field, ...]:
             name="prompt",
             sort="text",
             most=limits.prompt_characters,
-            help="with a mask: what the whole picture should show (none: the model describes it); "
-            "without: an instruction",
+            help="with a mask: a caption of the whole picture (without one, the model writes it); "
+            "without a mask: an instruction",
         ),
-        Field(name="image", sort="picture", help="the picture, as a file of the form"),
+        Field(name="image", sort="picture", help="the picture, as a file in the form"),
         Field(
             name="images",
             sort="list",
@@ -263,16 +263,16 @@ def chat_fields(limits: Limits) -> tuple[Field, ...]:
             sort="list",
             most=1000,
             required=True,
-            help="the last user message and the last picture are used; all turns if the model was "
+            help="the model reads the last user message and the last picture, or all turns if it was "
             "tuned for chat",
         ),
         Field(
             name="modalities",
             sort="list",
             most=4,
-            help='["image"]: answer with a picture; ["text"]: with a text',
+            help='["image"]: reply with a picture; ["text"]: with a text',
         ),
-        Field(name="n", sort="whole", least=1, most=limits.number, help="how many answers"),
+        Field(name="n", sort="whole", least=1, most=limits.number, help="number of answers"),
         Field(name="stream", sort="flag", help="answer with server-sent events"),
         Field(name="stream_options", sort="object", help="include_usage"),
         Field(
@@ -285,7 +285,7 @@ def chat_fields(limits: Limits) -> tuple[Field, ...]:
             "the rows finished so far",
         ),
         *(
-            Field(name=name, sort="whole", least=1, most=100_000, help="most tokens of the text")
+            Field(name=name, sort="whole", least=1, most=100_000, help="maximum tokens of the text")
             for name in ("max_tokens", "max_completion_tokens")
         ),
         Field(
@@ -293,9 +293,9 @@ def chat_fields(limits: Limits) -> tuple[Field, ...]:
             sort="number",
             least=0,
             most=2,
-            help="of the sampler: of texts for a text, of pictures for a picture",
+            help="temperature of the sampler, for text or pictures according to the reply",
         ),
-        Field(name="top_p", sort="number", least=0, most=1, help="of the sampler, as temperature"),
+        Field(name="top_p", sort="number", least=0, most=1, help="the sampler's, likewise"),
         *(
             Field(
                 name=name,
@@ -303,7 +303,7 @@ def chat_fields(limits: Limits) -> tuple[Field, ...]:
                 least=0,
                 most=0,
                 ignored=True,
-                help="there is none: only the default of clients that always send it, 0",
+                help="not supported: only 0, the default of clients that always send it",
             )
             for name in ("frequency_penalty", "presence_penalty")
         ),
@@ -335,7 +335,7 @@ def structure_fields() -> tuple[Field, ...]:
             name="model",
             sort="text",
             most=300,
-            help="one of /v1/models, which is to follow the structure; the first by default",
+            help="one of /v1/models, which will follow the structure; the first by default",
         ),
     )
 
@@ -363,20 +363,22 @@ _ERROR = {
         }
     },
 }
-#: Routes that only read: path -> what they return.
+#: Read-only routes: path -> what they return.
 READING = {
-    "/v1/models": "The models that are served",
-    "/healthz": "Whether the server works, and how busy it is; 503: an engine has stopped or is stuck",
-    "/readyz": "Whether a request would be generated at once; 503: not now",
+    "/v1/models": "The served models",
+    "/healthz": "Liveness, and how busy the server is; 503: an engine has stopped or is stuck",
+    "/readyz": "Readiness for requests; 503: not ready",
     "/metrics": "Counters for Prometheus",
-    "/studio/facts": "What the page shows of a model (?model=NAME)",
+    "/studio/facts": "The facts about a model that the page shows (?model=NAME)",
 }
 
 
 def schema(endpoints: Sequence[Endpoint], has_token: bool) -> dict[str, Any]:
-    """The description in OpenAPI 3.1."""
+    """The API's description in OpenAPI 3.1."""
     paths: dict[str, Any] = {
-        path: {"get": {"summary": summary, "responses": {"200": {"description": "as said"}}}}
+        path: {
+            "get": {"summary": summary, "responses": {"200": {"description": "see the summary"}}}
+        }
         for path, summary in READING.items()
     }
     for endpoint in endpoints:
@@ -393,7 +395,7 @@ def schema(endpoints: Sequence[Endpoint], has_token: bool) -> dict[str, Any]:
                         "content": {"application/json": {}, "text/event-stream": {}},
                     },
                     "default": {
-                        "description": "an error, in the shape of OpenAI's API",
+                        "description": "an error, in the format of OpenAI's API",
                         "content": {"application/json": {"schema": _ERROR}},
                     },
                 },
@@ -440,7 +442,7 @@ def _property(field: Field, *, form: bool) -> dict[str, Any]:
 
 
 def reference_page(description: dict[str, Any]) -> str:
-    """The description as a page of plain HTML."""
+    """The API's description as a page of plain HTML."""
     parts = []
     for path, methods in description["paths"].items():
         for method, what in methods.items():

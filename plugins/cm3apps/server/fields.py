@@ -1,4 +1,4 @@
-"""The fields of a request: one table for each route, from which values are checked and documented."""
+"""The fields of a request: each route has one table, by which values are checked and documented."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 Sort: TypeAlias = Literal["text", "whole", "number", "flag", "choice", "object", "list", "picture"]
-#: Bytes from which on a body of JSON is large, and that are looked at at a time.
+#: Bytes from which a JSON body counts as large, and bytes to scan at a time.
 _LARGE, _PIECE = 1 << 20, 256 << 10
 _BEYOND = re.compile(r"[^\x00-\x7f]+")
-#: Characters of a wrong value that a message repeats.
+#: Maximum characters of a wrong value that a message repeats.
 _SHOWN = 60
 _NAMES = {
     "text": "a string",
@@ -44,11 +44,11 @@ class Field:
 
     Args:
         name: its key.
-        sort: what its value is.
+        sort: the type of its value.
         help: one line for the documentation.
-        least, most: range of a number; most characters of a text; most items of a list.
+        least, most: the range of a number; the maximum characters of a text or items of a list.
         choices: the values of a choice.
-        required: whether it must be there.
+        required: whether it must be given.
         ours: whether OpenAI's API has no such field.
         ignored: whether it is accepted and has no effect.
     """
@@ -96,7 +96,7 @@ class Field:
         return invalid_value(self.name, f"is {shown(value)}, must be {wanted}")
 
     def from_form(self, value: str) -> Any:
-        """The value of a form's field, which is always a text, as JSON would have it."""
+        """Convert the value of a form's field, which is always a text, to its JSON value."""
         if self.sort in ("whole", "number", "flag", "object", "list"):
             try:
                 return _loads(value)
@@ -105,7 +105,7 @@ class Field:
                     self.name, f"has the key {shown(error.key)} twice in one object"
                 ) from None
             except (ValueError, RecursionError):
-                return value  # `read` says what is wrong
+                return value  # `read` reports the error
         return value
 
 
@@ -135,7 +135,7 @@ def _text(name: str, value: Any, most: float) -> str:
 
 
 def shown(value: Any) -> str:
-    """A wrong value as a message repeats it: short, and on one line.
+    """A wrong value in a form for messages: short, and on one line.
 
     >>> shown({"a": 1}), shown("x" * 100)[-6:]
     ('an object', "xx'...")
@@ -156,7 +156,7 @@ def shown(value: Any) -> str:
 
 
 def read(fields: Sequence[Field], body: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a body that are given; null is as good as absent.
+    """The given values of a body; null counts as absent.
 
     Raises:
         APIError: a field is unknown, missing, or has a wrong value.
@@ -182,7 +182,7 @@ def read(fields: Sequence[Field], body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def json_object(body: bytes | bytearray) -> dict[str, Any]:
-    """A body of JSON; raises `APIError` unless it is an object, and where a key is in one twice."""
+    """A JSON body; raises `APIError` unless it is an object without duplicate keys."""
     try:
         value = _loads(body if len(body) < _LARGE or body.isascii() else in_ascii(body))
     except KeyTwiceError as error:
@@ -201,8 +201,8 @@ def json_object(body: bytes | bytearray) -> dict[str, Any]:
 
 
 def in_ascii(body: bytes | bytearray) -> str:
-    r"""A body of JSON with letters beyond ASCII as escapes. One of four bytes makes Python read all of a body
-    as such, a second for 32 MiB, in which no other thread runs.
+    r"""A JSON body with non-ASCII letters as escapes. A single four-byte letter makes Python store the whole body with four
+    bytes a letter, which takes a second for 32 MiB and blocks all other threads.
 
     >>> in_ascii('{"prompt": "\u00e9\U0001f34e"}'.encode())
     '{"prompt": "\\u00e9\\ud83c\\udf4e"}'
@@ -227,13 +227,13 @@ def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
 
 
-#: "sampling[temperature]", as clients send objects; "image[]", as they send lists.
+#: The form in which clients send objects ("sampling[temperature]") and lists ("image[]").
 _INSIDE = re.compile(r"(\w+)\[(\w[\w.]*)\]")
 MAX_FIELDS = 200
 
 
 class _Parser(MultiPartParser):
-    """Knows whether the line came that ends a form; starlette reads one that is cut off as a shorter one."""
+    """Detects the line that ends a form, because starlette accepts a truncated form as a shorter one."""
 
     ended = False
 
@@ -247,8 +247,8 @@ async def form_values(
     """The fields of a form, and the pictures among them.
 
     Raises:
-        APIError: it is no form, or is cut off, or holds too many fields or files, a field twice, or a file
-            where none belongs.
+        APIError: the body is not a form or is truncated, or has too many fields or files, a field twice, or an
+            unexpected file.
     """
 
     async def pieces() -> AsyncGenerator[bytes, None]:
@@ -274,7 +274,7 @@ async def form_values(
         await form.close()
         raise APIError(
             400,
-            "the body is cut off: the line that ends its form is not there. Next: send it whole",
+            "the body is truncated: the line that ends the form is missing. Next: send the whole form",
             code="incomplete_body",
         )
     known = {field.name: field for field in fields}
@@ -297,7 +297,7 @@ async def _add_upload(
     if field is None or field.sort != "picture":
         raise APIError(
             400,
-            f"{name[:60]}: no file is taken here",
+            f"{name[:60]}: a file is not accepted here",
             param=name[:60],
             code="unknown_parameter",
         )

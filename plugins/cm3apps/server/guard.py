@@ -1,9 +1,8 @@
-"""What is refused before a request is read. Who may ask: tokens, the names the server answers to, other sites' pages; and
-headers that protect the page. Connections: how long one may wait for its client, how many there may be, and requests that
-are not HTTP.
+"""Checks before a request is read. Access: tokens, the server's host names, pages of other sites, and headers that protect
+the page. Connections: their number, how long they may wait for the client, and requests that are not HTTP.
 
-uvicorn reads HTTP (by h11) and leaves these open: its limit of connections refuses whoever comes last, its
-timeout ends with the first byte of a head, and what is not HTTP is answered in plain text.
+uvicorn reads HTTP (with h11) but does not cover these: its connection limit refuses the newest client, its timeout ends
+with the first byte of a request's head, and it answers invalid HTTP in plain text.
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("cm3.serve")
 
-#: Names of this machine, to itself.
+#: This machine's names for itself.
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-#: What a page may load: its own files, and pictures that it holds itself.
+#: The resources that the page may load: its own files, and pictures that it contains.
 CONTENT_SECURITY_POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -61,14 +60,14 @@ HEADERS = {
 
 
 class Guard:
-    """Stands before the application.
+    """Checks requests before the application gets them.
 
     Args:
         app: the application.
-        token: what requests must bear; None: nothing.
-        hosts: names that the Host header may have; None: any. Without a token, another site could
-            otherwise give its name this machine's address and read what the server answers.
-        open_paths: paths that need no token: the page, which holds nothing secret.
+        token: the token that requests must send, or None.
+        hosts: allowed names in the Host header; None: any. Without a token, another site could
+            otherwise point its name at this machine's address and read the server's responses.
+        open_paths: paths that need no token: the page, which has no secrets.
         refused: called with the reason of each refusal.
     """
 
@@ -123,7 +122,7 @@ class Guard:
         await protected({"type": "http.response.body", "body": body})
 
     def _refusal(self, headers: Headers, path: str) -> APIError | None:
-        """Why a request is refused. Strangers learn nothing but that a token is missing."""
+        """The reason to refuse a request, or None. Without the token, a client only learns that it is missing."""
         return self._without_token(headers, path) or self._misled(headers)
 
     def _without_token(self, headers: Headers, path: str) -> APIError | None:
@@ -142,7 +141,7 @@ class Guard:
         )
 
     def _misled(self, headers: Headers) -> APIError | None:
-        """What a browser is led to by another site, or a proxy by a request that can be read in two ways."""
+        """The reason to refuse an ambiguous request or one that another site made a browser send, or None."""
         if "content-length" in headers and "transfer-encoding" in headers:
             return framing(400, "it has both Content-Length and Transfer-Encoding")
         host = headers.get("host", "")
@@ -156,13 +155,13 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and _place_of(origin) != host.lower():
             return APIError(
-                403, "pages of other sites may not use this server", code="foreign_origin"
+                403, "pages of other sites can't use this server", code="foreign_origin"
             )
         return None
 
 
 def _place_of(origin: str) -> str | None:
-    """Name and port of an Origin header; None: it has none.
+    """Name and port of an Origin header, or None.
 
     >>> _place_of("http://Localhost:8000"), _place_of("null"), _place_of("http://[")
     ('localhost:8000', None, None)
@@ -185,17 +184,18 @@ def _name_of(host: str) -> str:
         return ""
 
 
-#: Bytes of a request's head: its line and its headers.
+#: Maximum bytes of a request's head: its line and its headers.
 MOST_HEAD = 16 << 10
-#: Bytes that are parsed at a time: whoever sends a body in tiny chunks is found out before they cost much.
+#: Bytes to parse at a time, so that a body in tiny chunks is detected before it costs much.
 _SLICE = 32 << 10
-#: Bytes of chunks' lengths and extensions that a body may have, beside a quarter of its own bytes.
+#: Maximum bytes of chunk lengths and extensions in a body, in addition to a quarter of its own
+#: bytes.
 _FRAMING = 16 << 10
-#: Of the connections, the share that is closed at once where there are too many.
+#: The share of connections to close at once if there are too many.
 _BATCH = 32
-#: Longest time between two looks at all connections, in seconds.
+#: Maximum seconds between two checks of all connections.
 _LOOK = 1.0
-#: What is waited for -> how soon such a connection goes; the server has done work for the later ones.
+#: State of a connection -> its order of closing; for later states the server has already done work.
 _ORDER = {"request": 0, "head": 0, "rest": 1, "reading": 1, "body": 2}
 
 
@@ -203,8 +203,8 @@ class Wire(H11Protocol):
     """A connection.
 
     Args:
-        keeper: of all connections.
-        config, server_state, app_state, _loop: as uvicorn gives them.
+        keeper: keeps all connections.
+        config, server_state, app_state, _loop: as passed by uvicorn.
     """
 
     def __init__(
@@ -217,9 +217,9 @@ class Wire(H11Protocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self.keeper = keeper
-        #: Since when it waits for what it waits for now.
+        #: The time when its current wait began.
         self.since = self.loop.time()
-        #: Whether what came with it could not be read yet.
+        #: Whether data that arrived with it could not be read yet.
         self.is_new = True
         self._in_head = True  # a head has begun; also a new connection owes one
         self._framing = 0  # bytes of the request that are neither head nor body
@@ -227,13 +227,13 @@ class Wire(H11Protocol):
 
     @property
     def address(self) -> str:
-        """Of the client."""
+        """The client's address."""
         return self.client[0] if self.client else ""
 
     @property
     def waits(self) -> str:
-        """What it waits for from its client: "head", "request", "body", "reading" of the answer, or
-        "rest": of a body that was answered before its end. "": for nothing, the server is at work."""
+        """What the connection waits for from its client: "head", "request", "body", "reading" (of the response), or
+        "rest" (of a body that was answered before its end). "" if the server is working."""
         if self.transport.is_closing():
             return "reading"
         if self.cycle is not None and not self.cycle.response_complete:
@@ -246,7 +246,7 @@ class Wire(H11Protocol):
             return "rest"
         return "head" if self._in_head else "request"
 
-    # ---- what asyncio and uvicorn call
+    # ---- called by asyncio and uvicorn
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # asyncio's own signature
         super().connection_made(transport)
@@ -261,7 +261,7 @@ class Wire(H11Protocol):
             if self.transport.is_closing():
                 return
             if self.waits == "rest" and self._is_chunked():
-                return  # nobody reads it, and parsing it costs more than sending it
+                return  # nobody reads it, and parsing it would cost more than sending it
             self._read(data[start : start + _SLICE])
 
     def _read(self, data: bytes) -> None:
@@ -277,7 +277,7 @@ class Wire(H11Protocol):
             self._framing += len(data) - grown
             too_much = self._framing > _FRAMING + self._body // 4
             if too_much and self.cycle.more_body and self._is_chunked():
-                self._refuse(framing(400, "its body comes in too many tiny chunks"))
+                self._refuse(framing(400, "its body arrives in too many tiny chunks"))
         elif self.waits == "request":
             self._in_head, self.since = True, self.loop.time()
 
@@ -297,7 +297,7 @@ class Wire(H11Protocol):
         super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
-        """What h11 can't read as HTTP."""
+        """Refuse a request that h11 can't read as HTTP."""
         error = sys.exception()
         status = getattr(error, "error_status_hint", 400)
         reason = str(error or msg)
@@ -311,13 +311,13 @@ class Wire(H11Protocol):
                 reason = f"its headers have more than {MOST_HEAD:,} bytes"
         self._refuse(framing(status, reason))
 
-    # ---- what ends it
+    # ---- ending
 
     def _refuse(self, error: APIError) -> None:
-        """Answer in the API's shape, if nothing was answered yet, and close."""
+        """Answer in the API's format, if nothing was answered yet, and close."""
         self.keeper.refused(error.code or "")
         if self.cycle is not None and not self.cycle.response_complete:
-            self.cycle.disconnected = True  # its request ends as if the client were gone
+            self.cycle.disconnected = True  # its request ends as if the client had disconnected
             self.cycle.message_event.set()
         if not self.transport.is_closing() and self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             body = json.dumps(error.body).encode()
@@ -332,7 +332,7 @@ class Wire(H11Protocol):
         self.transport.close()
 
     def expire(self, now: float, limits: Limits) -> None:
-        """Close it where it waited too long for its client. The application times bodies itself."""
+        """Close the connection if it waited too long for its client. The application times bodies itself."""
         waits, waited = self.waits, now - self.since
         if waits == "head" and waited > limits.header_seconds:
             if self.conn.trailing_data[0]:
@@ -349,12 +349,12 @@ class Wire(H11Protocol):
 
 
 class Keeper:
-    """All connections of a server. For one that is too many, those go that wait longest for their client;
-    of the clients, first those that have most.
+    """All connections of a server. If there are too many, those that have waited longest for their client are
+    closed, beginning with the clients that have the most.
 
     Args:
-        limits: of connections.
-        refused: called with the reason for each connection that is ended.
+        limits: the limits of connections.
+        refused: called with the reason for each closed connection.
     """
 
     def __init__(self, limits: Limits, refused: Callable[[str], None]) -> None:
@@ -363,14 +363,14 @@ class Keeper:
         self._looks = False
 
     def __call__(self, **given: Any) -> Wire:
-        """A connection, as uvicorn makes them."""
+        """Make a connection, as called by uvicorn."""
         return Wire(self, **given)
 
     def arrived(self, wire: Wire) -> None:
-        """A connection is open.
+        """Add an open connection.
 
-        It makes room for no other before the loop has turned twice: its client may have sent a request at once,
-        which is read only then."""
+        It is not closed for another one before the loop has turned twice, because its client may have sent a
+        request immediately, which is read only then."""
         self.wires.add(wire)
         wire.loop.call_soon(wire.loop.call_soon, setattr, wire, "is_new", False)
         if len(self.wires) > self.limits.connections:
@@ -380,7 +380,7 @@ class Keeper:
             self._look_again(wire.loop)
 
     def left(self, wire: Wire) -> None:
-        """A connection is closed."""
+        """Remove a closed connection."""
         self.wires.discard(wire)
 
     def _make_room(self, new: Wire) -> None:
@@ -390,7 +390,7 @@ class Keeper:
             for wire in self.wires
             if wire is not new and (waits := wire.waits)
         ]
-        # where all came in one turn of the loop, the first of them make room, and not whoever came last
+        # if all arrived in one turn of the loop, close the first ones, not the newest
         waiting = [one for one in all_waiting if not one[-1].is_new] or all_waiting
         for *_, wire in sorted(waiting)[: max(1, self.limits.connections // _BATCH)]:
             self.refused("connections")

@@ -1,5 +1,5 @@
-"""One request, from its body to its answer: limits, errors in the API's shape, clients that go away; and what `/metrics`
-tells Prometheus of requests.
+"""One request, from its body to its response: limits, errors in the API's format, disconnected clients; and the request
+metrics of `/metrics` for Prometheus.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("cm3.serve")
 
 Answer: TypeAlias = dict[str, Any] | AsyncGenerator[Event, None]
-#: What a route does with a request's fields.
+#: The work of a route, given a request's fields.
 Handler: TypeAlias = Callable[[Intake], Awaitable[Answer]]
-#: Key of a scope: the seed of a request that names none, see `door`.
+#: Key of a scope: the seed for a request without one, see `door`.
 SEED = "cm3.seed"
-#: What is logged for a client that went away before its answer.
+#: The status logged for a client that disconnected before its response.
 CLIENT_GONE = 499
-#: Bytes that a client may be behind before events are left out that it can do without.
+#: Unread bytes of a client from which optional events are left out.
 _BEHIND = 1 << 20
 
 
@@ -50,13 +50,13 @@ class Endpoint:
     """A POST route, as an ASGI application.
 
     Args:
-        path: where it is, also its name in metrics.
-        fields: what its body may hold.
-        handler: does the work; it calls `Intake.forget_pictures` when it has read them.
-        limits: of requests.
+        path: its path, also its name in metrics.
+        fields: the fields of its body.
+        handler: does the work; it calls `Intake.forget_pictures` when it has read the pictures.
+        limits: the limits of requests.
         metrics: counts requests.
-        gate: what requests share of the server's memory.
-        forms: whether it also takes `multipart/form-data`.
+        gate: the server's memory, shared by all requests.
+        forms: whether it also accepts `multipart/form-data`.
         closes: whether its streams end with `[DONE]`.
         summary: one line for the documentation.
     """
@@ -72,21 +72,21 @@ class Endpoint:
     closes: bool = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; errors are answered and logged once."""
+        """Answer one request; errors are sent and logged once."""
         start = time.perf_counter()
         client = (scope.get("client") or ("unknown",))[0]
         intake = Intake(self.gate, client)
         reply = Reply(send, self.gate.unsent, splits=SEED not in scope)
         try:
             headers = Headers(scope=scope)
-            if SEED not in scope:  # a door has the body already
+            if SEED not in scope:  # a door already has the body
                 check_length_is_given(headers)
             await self._read(headers, receive, intake)
-            if SEED in scope:  # a door's: another server would give the same result
+            if SEED in scope:  # from a door, so that another server gives the same result
                 intake.values.setdefault("seed", scope[SEED])
             gone = await self._watched(intake, reply, receive)
-            status, note = (CLIENT_GONE, "the client went away") if gone else (reply.status, "")
-        except Exception as error:  # any becomes an answer in the API's own shape
+            status, note = (CLIENT_GONE, "the client disconnected") if gone else (reply.status, "")
+        except Exception as error:  # any error becomes a response in the API's format
             answer = answer_to(error, self.path)
             self.metrics.refused(answer.code or "")
             await reply.fail(answer)
@@ -120,12 +120,12 @@ class Endpoint:
     def _of_form(
         self, headers: Headers, body: bytearray
     ) -> tuple[dict[str, Any], dict[str, list[Upload]]]:
-        # starlette's parser is made of coroutines that wait for nothing
+        # starlette's parser consists of coroutines that never wait
         given, uploads = asyncio.run(form_values(headers, body, self.fields, self.limits))
         return read(self.fields, given), uploads
 
     async def _watched(self, intake: Intake, reply: Reply, receive: Receive) -> bool:
-        """Do the work while the client is there. Returns whether it went away first, which ends the
+        """Do the work while the client is connected. Return whether it disconnected first, which stops the
         work and frees its rows."""
         work = asyncio.create_task(self._work(intake, reply))
         gone = asyncio.create_task(disconnected(receive))
@@ -156,24 +156,24 @@ class Endpoint:
         except TimeoutError:
             raise APIError(
                 504,
-                f"the answer took more than {self.limits.seconds:g} s",
+                f"the response took more than {self.limits.seconds:g} s",
                 type="server_error",
                 code="timeout",
             ) from None
 
 
 def encoded(body: Mapping[str, Any]) -> bytes:
-    """An answer as it is sent."""
+    """Sends a response."""
     return json.dumps(body).encode()
 
 
 class Reply:
-    """What is sent to one client. `status` is 0 until something is.
+    """The response to one client. `status` is 0 until something is sent.
 
     Args:
-        send: as ASGI has it.
-        unsent: keeps what the client does not read yet. None: limits of its own.
-        splits: whether an event may be sent in several messages; a door takes each for one.
+        send: ASGI's function.
+        unsent: keeps data that the client has not read. None: with its own limits.
+        splits: whether an event may be sent in several messages; a door needs one message for each.
     """
 
     def __init__(self, send: Send, unsent: Unsent | None = None, *, splits: bool = True) -> None:
@@ -182,7 +182,7 @@ class Reply:
         self.status, self._streams = 0, False
 
     async def json(self, body: Mapping[str, Any], status: int = 200) -> None:
-        """Send a short answer."""
+        """Send a short response."""
         await self.whole(status, encoded(body))
 
     async def stream(
@@ -193,16 +193,15 @@ class Reply:
         closes: bool,
         end: float,
     ) -> None:
-        """Send events as they happen. Errors before the first one are not in the stream.
+        """Send events as they happen. Errors before the first event are not sent in the stream.
 
-        Events are taken as they come, however slowly they are read: the work is done when the last one
-        is there, not when it is sent.
+        A slow client does not delay the work, which is done when the last event exists, not when it is sent.
 
         Args:
             events: the work.
-            intake: of the request; its results are forgotten when the work is done.
-            closes: whether the last line says that it is the last.
-            end: when the work must be done, on the event loop's clock.
+            intake: the request's intake; its results are forgotten when the work is done.
+            closes: whether the stream ends with a closing line.
+            end: the deadline of the work, on the event loop's clock.
         """
         outbox = Outbox(self._unsent, self._length)
         work = asyncio.create_task(self._collect(events, outbox, intake, end))
@@ -233,7 +232,7 @@ class Reply:
     async def _collect(
         self, events: AsyncGenerator[Event, None], outbox: Outbox, intake: Intake, end: float
     ) -> None:
-        """Put the events into the outbox."""
+        """Put events into the outbox."""
         try:
             async with asyncio.timeout_at(end), aclosing(events):
                 async for event in events:
@@ -246,7 +245,7 @@ class Reply:
             outbox.end()
 
     async def fail(self, error: APIError) -> None:
-        """Send an error: as the answer, or in the stream that has begun."""
+        """Send an error, as the response or in a stream that has begun."""
         if self._streams:
             await self._piece(Event("error", error.body).encode())
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -259,7 +258,7 @@ class Reply:
     async def whole(
         self, status: int, body: bytes, headers: Mapping[str, str] | None = None
     ) -> None:
-        """Send an answer that is not a stream."""
+        """Send a response that is not a stream."""
         outbox, size = Outbox(self._unsent), len(body)
         try:
             if size > PIECE:
@@ -286,10 +285,10 @@ class Reply:
 
 
 def not_read() -> APIError:
-    """The error of an answer for which there is no more room, because its client does not read it."""
+    """The error for a response without room in memory or files, because clients read too slowly."""
     return APIError(
         503,
-        "there is no room for this answer, because clients read others too slowly; read "
+        "there is no room for this response, because clients read too slowly; read "
         "it faster, or try again",
         type="server_error",
         code="answer_not_read",
@@ -298,7 +297,7 @@ def not_read() -> APIError:
 
 
 def check_encoding(headers: Headers) -> None:
-    """Raise `APIError` for a compressed body: what it grows to is known only when it has grown."""
+    """Raise `APIError` for a compressed body, because its full size is unknown before decompression."""
     given = ", ".join(headers.getlist("content-encoding")).strip()
     if given.lower() not in ("", "identity"):
         raise APIError(
@@ -311,21 +310,21 @@ def check_encoding(headers: Headers) -> None:
 
 
 def forgotten(error: BaseException | None) -> None:
-    """Let go of what an answered error holds: by its traceback, the frames that it came through, with bodies
-    and pictures in them, until Python next looks for cycles."""
+    """Release the traceback of an answered error. Its frames keep bodies and pictures until Python next collects
+    cycles."""
     while error is not None:
         error.__traceback__ = None
         error = error.__cause__ or error.__context__
 
 
 async def disconnected(receive: Receive) -> None:
-    """Return when the client has gone."""
+    """Return when the client has disconnected."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 def answer_to(error: Exception, path: str) -> APIError:
-    """The answer to an error; those that are the server's fault are logged with their traceback."""
+    """The response to an error; failures of the server are logged with their traceback."""
     if isinstance(error, APIError):
         return error
     blameless = isinstance(error, CM3Error) and not isinstance(
@@ -335,11 +334,11 @@ def answer_to(error: Exception, path: str) -> APIError:
         error.place == "engine"
         or (
             error.__cause__ is not None
-            # what a component raises while it works on a request that was accepted
+            # raised by a component while it works on an accepted request
             and (error.place.startswith("request ") or not isinstance(error.__cause__, CM3Error))
         )
     )
-    if isinstance(error, CM3Error) and error.place.startswith("dataset."):  # no request names it
+    if isinstance(error, CM3Error) and error.place.startswith("dataset."):  # not named by a request
         logger.error("POST %s failed: %s", path, in_one_line(error))
         return no_documents()
     if isinstance(error, CM3Error) and blameless and not failed_inside:
@@ -352,55 +351,55 @@ _BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300)
 
 
 class Metrics:
-    """Counters and gauges of one server, in a registry of their own."""
+    """Counters and gauges of one server, in their own registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "cm3_requests",
-            "Answered requests; status 499: the client went away",
+            "Answered requests; status 499: the client disconnected",
             ["route", "status"],
             registry=self.registry,
         )
         self._seconds = Histogram(
             "cm3_request_seconds",
-            "From a request's arrival to the end of its answer",
+            "Seconds from a request's arrival to the end of its response",
             ["route"],
             registry=self.registry,
             buckets=_BUCKETS,
         )
         self._refused = Counter(
             "cm3_refused",
-            "Requests and connections that were refused or ended, by the error's code: invalid_api_key, "
+            "Requests and connections that were refused or closed, by the error's code: invalid_api_key, "
             "body_too_large, connections, slow_reader, ...",
             ["reason"],
             registry=self.registry,
         )
         self._results = Counter(
             "cm3_results",
-            "Finished results: drawn, filled and edited pictures, captions, answers",
+            "Finished results: drawn, inpainted and edited pictures, captions, answers",
             ["sort"],
             registry=self.registry,
         )
 
     def watch(self, queue: FairQueue, pool: ModelPool, gate: Gate) -> None:
-        """Show the state of the queue, of the models and of the memory for requests."""
+        """Export the state of the queue, the models and the memory for requests."""
         unsent = gate.unsent
         for name, help, value in (
-            ("cm3_waiting_requests", "Requests that wait for their turn", lambda: queue.waiting),
-            ("cm3_results_in_flight", "Results generated now", lambda: queue.in_flight),
+            ("cm3_waiting_requests", "Requests waiting for their turn", lambda: queue.waiting),
+            ("cm3_results_in_flight", "Results being generated", lambda: queue.in_flight),
             ("cm3_engine_requests", "Engine requests in flight", lambda: pool.num_requests),
             ("cm3_models_loaded", "Models in memory", lambda: len(pool.loaded)),
             ("cm3_model_loads", "Models loaded since the start", lambda: pool.loads),
             ("cm3_body_bytes", "Bytes of bodies in flight", lambda: gate.bodies.in_flight),
-            ("cm3_pixels", "Pixels of sent pictures in flight", lambda: gate.pixels.in_flight),
+            ("cm3_pixels", "Pixels of uploaded pictures in flight", lambda: gate.pixels.in_flight),
             (
                 "cm3_result_pixels",
-                "Pixels of results that are drawn, or wait to be encoded",
+                "Pixels of results being drawn or waiting to be encoded",
                 lambda: gate.results.in_flight,
             ),
-            ("cm3_unsent_bytes", "Bytes of answers not read, in memory", lambda: unsent.in_memory),
-            ("cm3_spooled_bytes", "Bytes of answers not read, in files", lambda: unsent.in_files),
+            ("cm3_unsent_bytes", "Bytes of unread responses, in memory", lambda: unsent.in_memory),
+            ("cm3_spooled_bytes", "Bytes of unread responses, in files", lambda: unsent.in_files),
         ):
             Gauge(name, help, registry=self.registry).set_function(value)
 
@@ -410,7 +409,7 @@ class Metrics:
         self._seconds.labels(route).observe(seconds)
 
     def refused(self, reason: str) -> None:
-        """Count a request or a connection that was refused."""
+        """Count a refused request or connection."""
         self._refused.labels(reason or "other").inc()
 
     def finished(self, sort: str) -> None:

@@ -1,5 +1,5 @@
-"""`/v1/images/generations` and `/v1/images/edits`: pictures, at once or as they grow; how they are drawn and returned.
-`/v1/conditions`: the structure of a picture that was sent, as a model is to follow it.
+"""`/v1/images/generations` and `/v1/images/edits`: the generation and encoding of pictures, with partial pictures in
+streams. `/v1/conditions`: the structure of an uploaded picture, for a model to follow.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ Answer = dict[str, Any] | AsyncGenerator[Event, None]
 
 
 async def generations(workshop: Workshop, intake: Intake) -> Answer:
-    """Draw pictures for a prompt, and by a condition if there is one."""
+    """Draw pictures for a prompt and, if given, a condition."""
     condition = await intake.aside(condition_of, intake.values, workshop.limits)
     sort, record = ("draw", {}) if condition is None else condition
     asked = await Asked.of(workshop, intake, sort)
@@ -81,7 +81,7 @@ async def edits(workshop: Workshop, intake: Intake) -> Answer:
 
 
 def _mask(mask: Upload | None, picture: Upload, pixels: PixelArray, most: int) -> BoolArray | None:
-    """What is to be filled. A picture that is transparent somewhere is its own mask."""
+    """The mask of the part to fill. A picture with transparency is its own mask."""
     alpha = (picture if mask is None else mask).alpha(most)
     if mask is None:
         return None if alpha is None or not (alpha == 0).any() else transparent(alpha)
@@ -103,7 +103,7 @@ def _mask(mask: Upload | None, picture: Upload, pixels: PixelArray, most: int) -
     if not (alpha == 0).any():
         raise APIError(
             400,
-            "mask: is nowhere fully transparent, so there is nothing to fill",
+            "mask: has no fully transparent pixel, so there is nothing to fill",
             param="mask",
             code="invalid_image",
         )
@@ -112,18 +112,18 @@ def _mask(mask: Upload | None, picture: Upload, pixels: PixelArray, most: int) -
 
 @dataclass(eq=False)
 class Asked:
-    """What a request asks for; its pictures are not decoded yet.
+    """A request, with its pictures not yet decoded.
 
     Args:
-        workshop: does the work.
-        intake: of the request.
-        name: of the model.
-        model: draws.
-        sort: of the task; "edit" is "fill" where the picture turns out to be transparent somewhere.
-        number: results of each prompt.
-        options: of `Model.generate` and its like.
-        wish: how results are returned.
-        documents: pictures and texts that are put before the prompt.
+        workshop: runs the tasks.
+        intake: the request's intake.
+        name: the model's name.
+        model: the model.
+        sort: the sort of task; "edit" becomes "fill" if the picture turns out to have transparency.
+        number: results per prompt.
+        options: options of `Model.generate` and similar methods.
+        wish: the form of the results.
+        documents: pictures and texts to prepend.
         texts: several prompts.
     """
 
@@ -142,7 +142,7 @@ class Asked:
     async def of(
         cls, workshop: Workshop, intake: Intake, sort: str, *, texts: Sequence[str] = ()
     ) -> Asked:
-        """Read a request's fields; raises `APIError` for what is wrong, before any picture is decoded."""
+        """Read a request's fields; raises `APIError` for invalid ones, before any picture is decoded."""
         values, limits = intake.values, workshop.limits
         name = workshop.pool.name_of(values.get("model"))
         number = values.get("n", 1)
@@ -164,8 +164,8 @@ class Asked:
         return asked
 
     def check_texts(self) -> None:
-        """Raise `GenerationError` for a text that the model would refuse for its length. It looks by itself
-        too, but only when all pictures are decoded."""
+        """Raise `GenerationError` for a text that is too long for the model. The model checks this too, but only
+        after all pictures are decoded."""
         if self.options.get("truncate"):
             return
         place = {"draw": "prompt", "edit": "instruction", "fill": "text"}.get(self.sort)
@@ -183,12 +183,12 @@ class Asked:
         picture: Upload | None = None,
         mask: Upload | None = None,
     ) -> PictureTask:
-        """The work, with all pictures decoded, those that the model only sees in its own size.
+        """The task with all pictures decoded; pictures that the model only reads have its own size.
 
         Args:
-            record: of a task of the model, see `condition_of`.
-            picture: to be edited or filled.
-            mask: what is to be filled.
+            record: the record of one of the model's tasks, see `condition_of`.
+            picture: the picture to edit or fill.
+            mask: the mask of the part to fill.
         """
         intake, limits = self.intake, self.workshop.limits
         most, size = limits.picture_pixels, self.model.image_size
@@ -218,7 +218,7 @@ class Asked:
         if sort == "edit" and "prompt" not in intake.values:
             raise APIError(
                 400,
-                "prompt: is missing: an instruction, since there is no mask",
+                "prompt: is missing; without a mask, an instruction is needed",
                 param="prompt",
                 code="missing_required_parameter",
             )
@@ -239,7 +239,7 @@ class Asked:
     def _pixels(
         self, picture: Upload | None, mask: Upload | None, *, may_fill: bool
     ) -> tuple[PixelArray | None, BoolArray | None]:
-        """The pixels of the picture, in its own size where it is filled, and what is filled of it."""
+        """The pixels of the picture, in its own size if it is to be filled, and the mask."""
         most = self.workshop.limits.picture_pixels
         if picture is None:
             return None, None
@@ -248,7 +248,7 @@ class Asked:
         return pixels if marked is not None else fit(pixels, self.model.image_size), marked
 
     def _may_fill(self, picture: Upload, mask: Upload | None) -> bool:
-        """Whether the picture is to be filled, or may turn out to be: then it is returned in its own size."""
+        """Whether the picture will or may be filled, and so returned in its own size."""
         limits = self.workshop.limits
         width, height = picture.size(limits.picture_pixels)
         if mask is None and not picture.has_alpha(limits.picture_pixels):
@@ -266,7 +266,7 @@ class Asked:
 
 async def _answer(workshop: Workshop, asked: Asked, task: PictureTask, event: str) -> Answer:
     intake, wish, number = asked.intake, asked.wish, asked.number
-    # an instruction has other words than captions
+    # instructions use other words than captions
     texts = [] if task.sort == "edit" else [task.text]
     unknown = await workshop.unknown_words(asked.name, texts)
     reply = await Reply.of(workshop, asked, task, event)
@@ -288,8 +288,8 @@ async def _answer(workshop: Workshop, asked: Asked, task: PictureTask, event: st
 
 
 def _pixels_of(model: Model, task: PictureTask) -> int:
-    """Of each result, until it is encoded."""
-    if task.sort == "fill" and task.picture is not None:  # as large as what is filled
+    """Pixels of each result, until it is encoded."""
+    if task.sort == "fill" and task.picture is not None:  # as large as the filled picture
         return int(task.picture.shape[0] * task.picture.shape[1])
     height, width = model.image_size
     enlarger = model.components.upscaler if task.upscale else None
@@ -298,14 +298,14 @@ def _pixels_of(model: Model, task: PictureTask) -> int:
 
 
 class Reply:
-    """Pictures as the API returns them.
+    """Pictures in the API's format.
 
     Args:
-        asked: what the request asks for.
-        task: the work.
-        event: the name that its events begin with.
-        naming: names the documents that were in front.
-        text_tokens: of the prompts.
+        asked: the request.
+        task: the task.
+        event: the first part of the names of its events.
+        naming: describes the prepended documents.
+        text_tokens: the number of tokens of the prompts.
     """
 
     def __init__(
@@ -319,11 +319,11 @@ class Reply:
 
     @classmethod
     async def of(cls, workshop: Workshop, asked: Asked, task: PictureTask, event: str) -> Reply:
-        """The reply to a request, when there is room for its pictures."""
+        """The reply to a request, once there is room for its pictures."""
         model, texts = asked.model, task.texts or ([] if task.text is None else [task.text])
 
         def count() -> tuple[int, int]:
-            most = model.recipe.data.max_text_tokens  # a longer one is refused, or cut
+            most = model.recipe.data.max_text_tokens  # longer prompts are refused or cut
             encode = model.components.text_tokenizer.encode
             return sum(min(len(encode(one)), most) for one in texts), _pixels_of(model, task)
 
@@ -333,7 +333,7 @@ class Reply:
         return cls(asked, task, event, naming, tokens)
 
     def item(self, picture: GeneratedImage | InfilledImage) -> dict[str, Any]:
-        """One of `data`."""
+        """An item of `data`."""
         picture = self.naming.recognised(picture)
         large = getattr(picture, "upscaled", None)
         pixels = picture.pixels if large is None else large
@@ -346,7 +346,7 @@ class Reply:
         item |= facts_of(picture) | self.naming.of_picture(picture)
         if self.wish.with_svg:
             item["svg"] = self.svg(picture)
-        if self.task.record:  # what `Model.do` takes
+        if self.task.record:  # the record for `Model.do`
             item["task"] = task_of(self.model, self.task.sort)
             texts = {name: one for name, one in self.task.record.items() if isinstance(one, str)}
             item["record"] = {"caption": self.task.text, **texts}
@@ -355,13 +355,13 @@ class Reply:
         return item
 
     def facts(self, picture: GeneratedImage | InfilledImage) -> PictureFacts:
-        """What its file carries."""
+        """The metadata of the picture's file."""
         options = self.task.options
         sampling = options.get("sampling", {})
         return picture_facts(self.model, picture, sampler=options.get("sampler"), sampling=sampling)
 
     def svg(self, picture: GeneratedImage | InfilledImage) -> str:
-        """The picture traced as curves, with what its file carries."""
+        """The picture traced as an SVG, with the metadata of its file."""
         from cm3apps.cli._tracing import svg_of, svg_of_image
 
         finisher = self.model.components.finisher
@@ -384,7 +384,7 @@ class Reply:
                     yield Event(f"{self.event}.completed", body)
 
     def head(self, place: int) -> dict[str, Any]:
-        """What every event of a picture says."""
+        """The common fields of a picture's events."""
         return {
             "created_at": int(time.time()),
             "size": self.wish.size,
@@ -396,7 +396,7 @@ class Reply:
         }
 
     async def partial(self, one: Partial) -> Event:
-        """The event of a growing picture."""
+        """The event of a partial picture."""
         encoded = await self.encoded(self._preview, one.pixels)
         grown = {
             "b64_json": encoded,
@@ -411,8 +411,8 @@ class Reply:
         return text_of_base64(self.wish.output.preview(pixels))
 
     def usage(self, number: int) -> dict[str, Any]:
-        """Tokens of the prompt and of what was drawn, candidates included. A filled picture counts
-        as a whole."""
+        """Tokens of the prompt and of the generated pictures, including candidates. Inpainting counts as a full
+        picture."""
         text, codes = self.text_tokens, self.model.components.serializer.num_codes
         has_picture = self.task.picture is not None or "condition" in self.task.record
         own = codes if has_picture else 0
@@ -428,7 +428,7 @@ class Reply:
 
 
 def facts_of(result: Any) -> dict[str, Any]:
-    """What repeats a result, and how it was chosen."""
+    """The facts that repeat a result, and how it was chosen."""
     facts: dict[str, Any] = {"seed": result.seed}
     if result.choice is not None:
         facts["choice"] = {
@@ -444,7 +444,7 @@ _SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:
-    """How the pictures of a request are to be returned, and what their answer says about it."""
+    """The requested form of a request's pictures, and the response's fields about it."""
 
     output: Output
     upscale: bool
@@ -456,7 +456,7 @@ class Wish:
 
     @classmethod
     def of(cls, values: Mapping[str, Any], model: Model, limits: Limits) -> Wish:
-        """Read the fields; raises `APIError` for a size that the model's pictures can't have."""
+        """Read the fields; raises `APIError` for a size that the model doesn't support."""
         format = values.get("output_format", "png")
         background = values.get("background", "auto")
         if background == "transparent" and format == "jpeg":
@@ -492,12 +492,12 @@ def _with_svg(values: Mapping[str, Any]) -> bool:
 
 
 def can_trace() -> bool:
-    """Whether pictures can be made curves here."""
+    """Whether pictures can be traced here."""
     return find_spec("vtracer") is not None
 
 
 def _size(text: str, own: tuple[int, int], limits: Limits) -> tuple[int, int] | None:
-    """The size asked for; None: the model's own."""
+    """The requested size; None: the model's own."""
     if text == "auto":
         return None
     match = _SIZE.fullmatch(text)
@@ -512,17 +512,17 @@ def _size(text: str, own: tuple[int, int], limits: Limits) -> tuple[int, int] | 
     return width, height
 
 
-#: Seeds of requests that name none; small, so that people can repeat them.
+#: Seeds for requests without one; small, so that people can repeat them.
 MOST_RANDOM = 2**31
 
 
 def generation_options(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of `Model.generate` and its like, without the documents."""
+    """Keyword arguments of `Model.generate` and similar methods, without the documents."""
     sampling = dict(values.get("sampling", {}))
     for name in ("guidance_scale", "negative_prompt"):
         if name in values:
             if name in sampling:
-                raise invalid_value("sampling", f"{name} is also given by itself")
+                raise invalid_value("sampling", f"{name} is also given as a field of its own")
             sampling[name] = values[name]
     options: dict[str, Any] = {"seed": values.get("seed", secrets.randbelow(MOST_RANDOM))}
     for name, option in (
@@ -539,7 +539,7 @@ def generation_options(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def documents_of(values: Mapping[str, Any], limits: Limits) -> list[tuple[Upload, str]]:
-    """The pictures and texts of `documents`, which are put before the prompt."""
+    """The pictures and texts of `documents`, which are prepended to the prompt."""
     return [
         _document(one, f"documents[{place}]", limits)
         for place, one in enumerate(values.get("documents", ()))
@@ -555,8 +555,8 @@ def _document(value: Any, place: str, limits: Limits) -> tuple[Upload, str]:
 
 
 def check_sampling(model: Model, options: Mapping[str, Any]) -> None:
-    """Raise `APIError` for a key of the sampler that a stranger may not set: a text that is no choice
-    may be the name of a file, and nothing of a request reaches the disk."""
+    """Raise `APIError` for a key of the sampler that clients may not set: a text that is not a choice
+    may be a file name, and no request may reach the disk."""
     from cm3apps.catalog import keys_of
 
     given = options.get("sampling", {})
@@ -571,7 +571,7 @@ def check_sampling(model: Model, options: Mapping[str, Any]) -> None:
     config_class: type[Any] = (
         type(model.sampler_config())
         if name in (None, model.recipe.component_names.get("sampler"))
-        # the class alone: a key without a default may be among those that are given
+        # the class alone, because a key without a default may be among the given ones
         else model.components.registry.config_class("sampler", name, place="sampler")
     )
     choices = {
@@ -589,7 +589,7 @@ def check_sampling(model: Model, options: Mapping[str, Any]) -> None:
 def with_quality(
     options: dict[str, Any], quality: str, model: Model, number: int, limits: Limits
 ) -> dict[str, Any]:
-    """The options, with candidates for a high quality, as many as the limits allow."""
+    """The options, with more candidates for high quality, as far as the limits allow."""
     can_choose = "reranker" in model.recipe.component_names
     if quality not in HIGH or "num_candidates" in options or not can_choose:
         return options
@@ -598,7 +598,7 @@ def with_quality(
 
 
 async def structures(workshop: Workshop, intake: Intake) -> dict[str, Any]:
-    """Draw the structure of a picture."""
+    """Extract the structure of a picture."""
     values, most = intake.values, workshop.limits.picture_pixels
     condition, name = values["condition"], workshop.pool.name_of(values.get("model"))
     async with workshop.pool.use(name) as loaded:

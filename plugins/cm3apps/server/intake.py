@@ -1,8 +1,7 @@
-"""What requests send, from its first byte to arrays: nothing is read, parsed or decoded without room for it.
+"""The data of requests, from the first byte to arrays. Nothing is read, parsed or decoded without room for it.
 
-All requests share one budget of bytes and one of pixels. Parsing and decoding have threads of their own, so
-that they neither keep the event loop nor each other's results. Results wait for their encoding in a budget of
-their own.
+All requests share one budget of bytes and one of pixels. Parsing and decoding have their own threads, so that they
+block neither the event loop nor the encoding of results. Results that wait for encoding have their own budget.
 """
 
 from __future__ import annotations
@@ -30,27 +29,27 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Bodies up to this size wait for nothing: a prompt is always taken.
+#: Bodies up to this size never wait, so that a prompt is always accepted.
 SMALL_BODY = 64 << 10
-#: Bytes a second that a body must bring after a third of its time.
+#: Bytes per second at which a body must arrive after a third of its time.
 _SLOWEST = 1024
-#: Threads that parse bodies and decode pictures: each may need 20 bytes for a pixel.
+#: Threads that parse bodies and decode pictures; each may need 20 bytes per pixel.
 THREADS = 2
-#: Threads that encode results: each needs several times a result's size.
+#: Threads that encode results; each needs several times a result's size.
 ENCODERS = max(2, min(8, os.cpu_count() or 1))
-#: What starts a value of JSON, or ends one.
+#: Characters that start or end a JSON value.
 _STRUCTURE = (b",", b"[", b"{")
-#: Freed memory is given back to the system after requests that had more than this.
+#: Freed memory is returned to the system after requests that used more than this.
 _TRIM_BYTES, _TRIM_PIXELS, _TRIM_SECONDS = 1 << 20, 1_000_000, 1.0
-#: Fields of bodies that hold pictures.
+#: Fields of bodies that contain pictures.
 _PICTURES = ("image", "images", "mask", "documents", "condition", "messages", "image_url")
 
 
 class Gate:
-    """What all requests share of the server's memory.
+    """The server's memory that all requests share.
 
     Args:
-        limits: of them.
+        limits: the limits of requests.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -58,7 +57,7 @@ class Gate:
         waiting = limits.waiting, limits.waiting_per_client
         self.bodies = FairQueue(limits.all_body_bytes, *waiting, "room for their bodies")
         self.pixels = FairQueue(limits.all_pixels, *waiting, "room for their pictures")
-        #: Pixels of results, from before they are drawn until they are encoded.
+        #: Pixels of results, reserved before they are drawn and until they are encoded.
         self.results = FairQueue(limits.all_pixels, *waiting, "others' results to be encoded")
         self.unsent = Unsent(limits)
         self._encoding = FairQueue(ENCODERS, sys.maxsize, sys.maxsize)
@@ -68,19 +67,19 @@ class Gate:
         self._trims = False
 
     async def aside(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Run in one of the threads for what is sent."""
+        """Run a function in one of the threads for uploads."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.threads, function, *arguments)
 
     async def encoded(self, client: str, function: Callable[..., T], *arguments: Any) -> T:
-        """Run what encodes a client's results in a thread: few at a time, and of the clients that wait the one
-        with the fewest there is next."""
+        """Run the encoding of a client's results in a thread: few at a time, and the waiting client with the fewest in
+        progress is next."""
         async with self._encoding.place(client, 1):
             loop = asyncio.get_running_loop()
             return await loop.run_in_executor(self._encoders, function, *arguments)
 
     def trim(self) -> None:
-        """Give freed memory back to the system, soon and once for all who ask: glibc keeps it otherwise, in
+        """Return freed memory to the system soon, once for all pending calls. Otherwise glibc keeps it in
         a pool for each thread."""
         if not self._trims:
             self._trims = True
@@ -91,7 +90,7 @@ class Gate:
         self.threads.submit(_give_back)
 
     def close(self) -> None:
-        """End the threads."""
+        """Stop the threads."""
         for threads in (self.threads, self._encoders):
             threads.shutdown(wait=False, cancel_futures=True)
 
@@ -102,11 +101,11 @@ def _give_back() -> None:
 
 
 class Intake:
-    """What one request sends, and its share of the budgets.
+    """The data of one request, and its share of the budgets.
 
     Args:
-        gate: what all requests share.
-        client: who asks.
+        gate: the memory that all requests share.
+        client: the client's address.
     """
 
     def __init__(self, gate: Gate, client: str) -> None:
@@ -120,7 +119,7 @@ class Intake:
     async def body(
         self, headers: Headers, receive: Receive, check: Callable[[bytes], None] | None = None
     ) -> bytearray:
-        """The body, when there is room for it. See `body_of`."""
+        """The body, once there is room for it. See `body_of`."""
         length = announced(headers, self.gate.limits)
         if length is None:
             length = self.gate.limits.body_bytes
@@ -140,14 +139,14 @@ class Intake:
         return await self.gate.encoded(self.client, function, *arguments)
 
     async def room_for_results(self, pixels: int) -> None:
-        """Wait until there is room for as many pixels of results. It is asked for before a place in the engine,
+        """Wait until there is room for this many pixels of results. The room is reserved before a place in the engine,
         so that no place waits for an encoder, and kept until `forget_results`."""
-        if self._pixels is None or not self._pixels.weight:  # else they are counted already
+        if self._pixels is None or not self._pixels.weight:  # otherwise they are already counted
             self._results = await self.gate.results.lease(self.client, pixels)
 
     async def parsed(self, function: Callable[..., T], *arguments: Any) -> T:
-        """What a body holds. Large ones are parsed one at a time: letters of four bytes make them four
-        times as large, twice."""
+        """The values of a body. Large bodies are parsed one at a time, because four-byte letters make them four times as
+        large, twice."""
         if self._bytes is None or self._bytes.weight < _TRIM_BYTES:
             return await self.gate.aside(function, *arguments)
         async with self.gate.parsing:
@@ -156,17 +155,17 @@ class Intake:
     async def decoded(
         self, uploads: Sequence[Upload], work: Callable[[], T], *, results: int = 0
     ) -> T:
-        """What `work` makes of pictures, when there is room for all of them.
+        """The result of `work` on pictures, once there is room for all of them.
 
         Args:
-            uploads: the pictures; their sizes are looked at before any is decoded, and their bytes are
+            uploads: the pictures; their sizes are checked before any is decoded, and their bytes are
                 dropped afterwards.
             work: decodes them, one after the other, and returns something small.
-            results: pictures as large as these together that the request returns. The room for all is
-                kept until its end, or `forget_results`.
+            results: the number of results as large as these pictures together. The room for all is
+                kept until the request ends, or until `forget_results`.
 
         Raises:
-            APIError: one is no picture, one or all are too large, or there is no room for now.
+            APIError: one is not a picture, one or all are too large, or there is no room at the moment.
         """
         limits = self.gate.limits
         if uploads:
@@ -189,11 +188,11 @@ class Intake:
         return invalid_value(
             uploads[0].place,
             f"{what} have {pixels * (1 + results):,} pixels together, at most "
-            f"{self.gate.limits.all_pixels:,} are taken",
+            f"{self.gate.limits.all_pixels:,} are allowed",
         )
 
     def forget_results(self) -> None:
-        """The request's results are encoded, or none is as large as the pictures that it brought."""
+        """Free the room for results, which are encoded, or smaller than the request's pictures."""
         if self._results is not None:
             self._done(self._results.weight > _TRIM_PIXELS)
             self._results.release()
@@ -202,7 +201,7 @@ class Intake:
             self._pixels.release()
 
     def forget_pictures(self) -> None:
-        """The request's pictures are decoded, or not needed: others may have the room of its body."""
+        """Free the room of the body, whose pictures are decoded or not needed."""
         for name in _PICTURES:
             self.values.pop(name, None)
         self.uploads = {}
@@ -211,7 +210,7 @@ class Intake:
             self._bytes.release()
 
     def close(self) -> None:
-        """The request has ended."""
+        """Free all room at the end of the request."""
         self.forget_pictures()
         self.forget_results()
 
@@ -220,7 +219,7 @@ class Intake:
             self.gate.trim()
 
     async def _soon(self, lease: Awaitable[Lease]) -> Lease:
-        """The lease; raises `APIError` 429 if it takes as long as a body may."""
+        """The lease; raises `APIError` 429 after waiting for the time limit of a body."""
         seconds = self.gate.limits.body_seconds
         try:
             async with asyncio.timeout(seconds):
@@ -228,7 +227,7 @@ class Intake:
         except TimeoutError:
             raise APIError(
                 429,
-                f"others' bodies and pictures left no room for {seconds:g} s; try again later",
+                f"other requests' bodies and pictures left no room for {seconds:g} s; try again later",
                 type="rate_limit_error",
                 code="rate_limit_exceeded",
                 headers={"Retry-After": str(max(1, round(seconds)))},
@@ -236,15 +235,15 @@ class Intake:
 
 
 def announced(headers: Headers, limits: Limits) -> int | None:
-    """The length that a request says its body has; None: it comes in chunks.
+    """The announced length of a body; None if it arrives in chunks.
 
     Raises:
-        APIError: 413, it is too long.
+        APIError: 413 if it is too long.
     """
     if "transfer-encoding" in headers:
         return None
     given = headers.get("content-length", "0")
-    length = int(given[:20]) if given.isdecimal() else 0  # the server's HTTP refuses others
+    length = int(given[:20]) if given.isdecimal() else 0  # the HTTP server refuses others
     if length > limits.body_bytes:
         raise _too_long(limits)
     return length
@@ -265,17 +264,17 @@ async def body_of(
     """The whole body.
 
     Args:
-        headers, receive: of the request.
-        limits: of it.
-        check: looks at each piece as it comes, and raises what is wrong with it.
+        headers, receive: the request's headers and ASGI function.
+        limits: the limits of requests.
+        check: checks each piece as it arrives, and raises an error.
 
     Raises:
-        APIError: 413, it is too long; 408, it is too slow; 400, the client went away.
+        APIError: 413 if it is too long, 408 if it is too slow, 400 if the client disconnected.
     """
     length = announced(headers, limits) or 0
     loop = asyncio.get_running_loop()
     start, grace = loop.time(), limits.body_seconds / 3
-    # an even pace for what is announced, so that nobody holds the room for it and sends nothing
+    # require an even pace for the announced length, so that nobody reserves room and sends nothing
     pace = max(_SLOWEST, length / (limits.body_seconds - grace))
     body = bytearray()
     try:
@@ -284,7 +283,7 @@ async def body_of(
             async with asyncio.timeout_at(due):
                 message = await receive()
             if message["type"] == "http.disconnect":
-                raise APIError(400, "the body is cut short", code="incomplete_body")
+                raise APIError(400, "the body is incomplete", code="incomplete_body")
             piece = message.get("body", b"")
             if check is not None:
                 check(piece)
@@ -297,24 +296,24 @@ async def body_of(
         raise APIError(
             408,
             f"{len(body):,} bytes of the body arrived in {loop.time() - start:.1f} s, which is too slow; "
-            f"it has {limits.body_seconds:g} s in all",
+            f"the limit is {limits.body_seconds:g} s",
             code="timeout",
         ) from None
 
 
 class Structure:
-    """Counts what becomes objects of a body of JSON while it comes: 32 MiB of `[],[],...` take a
-    gigabyte as Python's lists. Text counts too, which has far fewer commas than letters.
+    """Counts the values of a JSON body while it arrives, because 32 MiB of `[],[],...` take a gigabyte as Python
+    lists. Commas in texts are counted too; they are few.
 
     Args:
-        most: commas and opening brackets.
+        most: maximum number of commas and opening brackets.
     """
 
     def __init__(self, most: int) -> None:
         self.most, self.number = most, 0
 
     def __call__(self, piece: bytes) -> None:
-        """Look at a piece; raises `APIError` when there were too many."""
+        """Count in a piece; raises `APIError` if there are too many values."""
         self.number += sum(piece.count(one) for one in _STRUCTURE)
         if self.number > self.most:
             raise APIError(
@@ -325,6 +324,6 @@ class Structure:
 
 
 def check_length_is_given(headers: Headers) -> None:
-    """Raise `APIError` 411 for a body without a length, which HTTP takes for none."""
+    """Raise `APIError` 411 for a body without a length, which HTTP would treat as empty."""
     if "content-length" not in headers and "transfer-encoding" not in headers:
-        raise framing(411, "it says neither how long its body is nor that it comes in chunks")
+        raise framing(411, "it has neither a Content-Length nor chunks")

@@ -1,10 +1,10 @@
-"""How a running server behaves under load: throughput and latency by the number of clients.
+"""Measure a running server under load: throughput and latency by the number of clients.
 
     cm3 serve --port 8000 &
     python -m cm3apps.server.load http://127.0.0.1:8000 --clients 1 8 --requests 16
 
-Every client draws one picture after the other, with seeds of its own. The runs follow each other on
-the same server, after two pictures that nobody counts.
+Every client draws one picture after the other, with its own seeds. All runs use the same server, after
+two warm-up pictures.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from urllib.parse import urlsplit
 from cm3apps.cli import whole_number
 from cm3core.errors import CM3Error
 
-#: Environment variable with the token, as the server has it.
+#: Environment variable with the token, as for the server.
 TOKEN_VARIABLE = "CM3_SERVE_TOKEN"
 _TIMEOUT = 600
 
 
 @dataclass(frozen=True)
 class Load:
-    """One run: seconds of each request, and of the whole."""
+    """One run: the seconds of each request, and of the whole run."""
 
     clients: int
     latencies: Sequence[float]
@@ -38,11 +38,11 @@ class Load:
 
     @property
     def throughput(self) -> float:
-        """Pictures a second."""
+        """Pictures per second."""
         return len(self.latencies) / self.seconds
 
     def latency(self, share: float) -> float:
-        """The latency that this share of the requests does not exceed (nearest rank).
+        """The latency that this share of requests does not exceed (nearest rank).
 
         >>> Load(1, [1.0, 2.0, 3.0, 4.0], 10.0).latency(0.5), Load(1, [1.0, 2.0], 3.0).latency(0.95)
         (2.0, 2.0)
@@ -58,7 +58,7 @@ class Client:
     def __init__(self, url: str, prompt: str, partials: int, candidates: int | None) -> None:
         parts = urlsplit(url)
         if parts.scheme != "http" or parts.hostname is None:
-            raise CM3Error(url, "is no address of a server", "write http://127.0.0.1:8000")
+            raise CM3Error(url, "is not the address of a server", "write http://127.0.0.1:8000")
         self.connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=_TIMEOUT)
         self.body: dict[str, object] = {"prompt": prompt} | (
             {"stream": True, "partial_images": partials} if partials else {}
@@ -97,15 +97,15 @@ def measure(
     partials: int = 0,
     candidates: int | None = None,
 ) -> Load:
-    """The same number of requests, shared among this many clients.
+    """Run a number of requests, divided among clients.
 
     Args:
-        url: of the server.
-        clients: each draws one picture after the other.
-        requests: pictures in all.
-        prompt: of all of them.
-        partials: partial pictures of each that are streamed.
-        candidates: of which each is the best. None: as many as the model's recipe says.
+        url: the server's address.
+        clients: number of clients; each draws one picture after the other.
+        requests: total number of pictures.
+        prompt: the prompt of all pictures.
+        partials: number of partial pictures to stream for each picture.
+        candidates: candidates per picture. None: the model's recipe decides.
     """
     each = [range(place, requests, clients) for place in range(clients)]
 
@@ -134,16 +134,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--requests", type=whole_number(1, 1_000_000), default=16)
     parser.add_argument("--prompt", default="a red apple")
     parser.add_argument(
-        "--partial-images", type=whole_number(0, 256), default=0, help="stream them as well"
+        "--partial-images",
+        type=whole_number(0, 256),
+        default=0,
+        help="also stream partial pictures",
     )
     parser.add_argument(
-        "--candidates", type=whole_number(1, 64), help="for each picture; by default the model's"
+        "--candidates",
+        type=whole_number(1, 64),
+        help="candidates per picture (default: the model's)",
     )
     args = parser.parse_args(arguments)
     try:
         measure(args.url, 1, 2, args.prompt, candidates=args.candidates)
         print(
-            "| clients | pictures a second | times the first | p50 s | p95 s |\n| --- | --- | --- | --- | --- |"
+            "| clients | pictures per second | relative to the first | p50 s | p95 s |\n| --- | --- | --- | --- | --- |"
         )
         first = None
         for clients in args.clients:

@@ -1,4 +1,4 @@
-"""Pictures between the network and arrays: what is sent is decoded within limits, results are encoded."""
+"""Pictures between the network and arrays: uploads are decoded within limits, results are encoded."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _PREFIX = "data:"
 
 @dataclass(eq=False)
 class Upload:
-    """A picture that was sent: `data` as it came, empty once it is decoded; `place` for messages."""
+    """An uploaded picture: its `data`, empty after decoding, and its `place` for messages."""
 
     data: bytes
     place: str
 
     def size(self, most: int) -> tuple[int, int]:
-        """(width, height) as the picture's head says; more than `most` pixels are refused."""
+        """(width, height) from the picture's head; more than `most` pixels are refused."""
         try:
             return images.size_of(self.data, self.place, most)
         except DataError as error:
@@ -48,18 +48,18 @@ class Upload:
             raise self._refused(error) from error
 
     def has_alpha(self, most: int) -> bool:
-        """Whether it can be transparent somewhere, as its head says."""
+        """Whether its head allows transparency."""
         try:
             return images.has_alpha(self.data, self.place, most)
         except DataError as error:
             raise self._refused(error) from error
 
     def seen(self, size: tuple[int, int], most: int) -> PixelArray:
-        """The picture as a model of pictures of `size` (height, width) sees it."""
+        """The picture as a model with this picture size (height, width) sees it."""
         return images.fit(self.pixels(most), size)
 
     def alpha(self, most: int) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
-        """How opaque each pixel is, uint8 [height, width]; None without transparency."""
+        """The opacity of each pixel, uint8 [height, width]; None without transparency."""
         try:
             return images.open_alpha(self.data, self.place, max_pixels=most)
         except DataError as error:
@@ -74,8 +74,8 @@ def from_url(url: Any, place: str) -> Upload:
     """The picture of a `data:` URL.
 
     Raises:
-        APIError: it is another URL, which is never fetched: a server that fetched what it is told to
-            would open its own network to strangers.
+        APIError: the URL is of another type. It is never fetched, because a server that fetches
+            clients' URLs would open its own network to them.
     """
     if not isinstance(url, str) or not url.startswith(_PREFIX):
         raise APIError(
@@ -97,7 +97,7 @@ def from_url(url: Any, place: str) -> Upload:
 
 
 def from_base64(data: str, place: str) -> Upload:
-    """The picture of a base64 text."""
+    """The picture in a base64 text."""
     try:
         return Upload(base64.b64decode(data, validate=True), place)
     except (binascii.Error, ValueError) as error:
@@ -107,7 +107,7 @@ def from_base64(data: str, place: str) -> Upload:
 
 
 def pictures_of(values: Mapping[str, Any], uploads: Mapping[str, Sequence[Upload]]) -> list[Upload]:
-    """The pictures of an edit: files of the form, or `images` of JSON."""
+    """The pictures of an edit: files in a form, or `images` in JSON."""
     found = [*uploads.get("image", ())]
     if "image" in values:
         found.append(_referred(values["image"], "image"))
@@ -134,12 +134,12 @@ def _referred(value: Any, place: str) -> Upload:
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """How results are encoded.
+    """The encoding of results.
 
     Args:
         format: "png", "jpeg" or "webp".
-        quality: of JPEG and WebP, 0..100.
-        size: (width, height) of the picture; None: as the model drew it.
+        quality: the quality of JPEG and WebP, 0..100.
+        size: (width, height) of the picture; None: the model's size.
         transparent: make the white around the drawing transparent.
     """
 
@@ -149,11 +149,11 @@ class Output:
     transparent: bool = False
 
     def encode(self, pixels: PixelArray, facts: PictureFacts) -> bytes:
-        """The picture's bytes, with what made it and the documents that were in front."""
+        """The picture's bytes, with its metadata and credits."""
         return encoded(self._shown(pixels), self.format, facts, quality=self.quality)
 
     def preview(self, pixels: PixelArray) -> bytes:
-        """The bytes of a picture that is still growing, or of none that a model made."""
+        """The bytes of a partial picture, or of a picture that no model made."""
         shown = self._shown(pixels)
         if self.format == "png":
             return images.png_bytes(shown)
@@ -171,10 +171,10 @@ class Output:
 
     @property
     def media_type(self) -> str:
-        """For data: URLs."""
+        """The media type for data: URLs."""
         return f"image/{self.format}"
 
 
 def text_of_base64(data: bytes) -> str:
-    """base64, as JSON holds it."""
+    """Bytes as base64 text, for JSON."""
     return base64.b64encode(data).decode("ascii")

@@ -1,11 +1,11 @@
-"""The server on several machines, by Ray Serve: `serve run cm3apps.server.ray:app model=runs/icons`.
+"""The server on several machines, with Ray Serve: `serve run cm3apps.server.ray:app model=runs/icons`.
 
-Ray starts the replicas, restarts those that end or are unhealthy, adds and removes some as requests come, and
-knows the machines; its own command and files say all that. Each replica is a whole server of `cm3 serve`, whose
-engine generates for all its clients in one batch. A few doors (`door`) stand before them and hold each
-request until it is answered, so that a replica that ends loses none.
+Ray manages the machines, starts the replicas, restarts failed ones, and adds and removes replicas with the load; its
+own command and files configure this. Each replica is a whole server of `cm3 serve`, whose engine generates for all its
+clients in one batch. In front of them, a few doors (`door`) keep each request until it is answered, so that no request
+is lost with a replica.
 
-Light: Ray is imported when `app` is called.
+This module is light: Ray is imported when `app` is called.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     from cm3run.model.model import Model
 
 PLACE = "cm3apps.server.ray"
-#: Arguments of `cm3 serve` that Ray's own configuration takes the place of.
+#: Arguments of `cm3 serve` that Ray's own configuration replaces.
 RAYS_OWN = {
     "host": "http_options.host of Ray's configuration, or serve start --http-host",
     "port": "http_options.port of Ray's configuration, or serve start --http-port",
     "max_models": "one application for each model",
 }
-#: Seconds between two questions whether a replica is well, and in which it must answer.
+#: Seconds between two health checks of a replica, and timeout of a check.
 HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 5.0, 30.0
 
 
@@ -46,9 +46,9 @@ def app(arguments: Mapping[str, Any]) -> Any:
     """The application, for `serve run cm3apps.server.ray:app NAME=VALUE ...` and `import_path`.
 
     Args:
-        arguments: options of `cm3 serve` by their names, with _ for -; `model` and others that may be
-            repeated take a list, or one. Besides: `min_replicas`, `max_replicas`, `target_requests`
-            (requests of a replica from which on another one is added), `cpus` and `gpus` of a replica,
+        arguments: options of `cm3 serve` by their names, with _ for -; `model` and other repeatable options
+            accept a list or a single value. Further arguments: `min_replicas`, `max_replicas`,
+            `target_requests` (requests per replica above which Ray adds one), `cpus` and `gpus` of a replica,
             `doors`, `plugin`.
 
     Returns:
@@ -56,16 +56,16 @@ def app(arguments: Mapping[str, Any]) -> Any:
 
     Raises:
         MissingPackageError: Ray or the server's packages are not installed.
-        CM3Error: an argument is unknown or wrong, or a model is not there.
+        CM3Error: an argument is unknown or wrong, or a model does not exist.
     """
     check_packages()
     args = read_arguments(arguments)
-    command.openers_of(args)  # what is wrong with the models is reported now
+    command.openers_of(args)  # report errors of the models now
     return application(args, command.token_of(args.token_file))
 
 
 def check_packages() -> None:
-    """Raise `MissingPackageError` where a package is missing."""
+    """Raise `MissingPackageError` if a package is missing."""
     for module, package in (("ray", "ray"), ("fastapi", "ray[serve]")):
         if find_spec(module) is None:
             raise MissingPackageError.extra(PLACE, package, "ray")
@@ -75,7 +75,7 @@ def check_packages() -> None:
 
 
 def read_arguments(arguments: Mapping[str, Any]) -> Namespace:
-    """Arguments by name, as texts or as a file of YAML has them, checked as those of `cm3 serve` are.
+    """Arguments by name, as texts or YAML values, checked like those of `cm3 serve`.
 
     >>> read = read_arguments({"model": ["a=runs/a", "runs/b"], "max_replicas": 4})
     >>> read.model, read.max_replicas, read.at_once
@@ -94,11 +94,11 @@ def read_arguments(arguments: Mapping[str, Any]) -> Namespace:
     options: list[str] = []
     for name, value in arguments.items():
         if name in RAYS_OWN:
-            raise CM3Error(f"{PLACE} {name}", "is Ray's to say", f"use {RAYS_OWN[name]}")
+            raise CM3Error(f"{PLACE} {name}", "is set by Ray", f"use {RAYS_OWN[name]}")
         if name not in known:
             raise CM3Error(
                 f"{PLACE} {name}",
-                "is no argument",
+                "is not an argument",
                 close_match(name, known.keys() - RAYS_OWN.keys()),
             )
         option = known[name].option_strings[-1]
@@ -122,11 +122,11 @@ def read_arguments(arguments: Mapping[str, Any]) -> Namespace:
 
 
 def application(args: Namespace, token: str | None, replica: type[Replica] | None = None) -> Any:
-    """The deployments, bound to one another.
+    """The deployments, bound to each other.
 
     Args:
-        args: of `read_arguments`.
-        token: what requests must bear; None: only this machine may ask.
+        args: the result of `read_arguments`.
+        token: the token that requests must send; None: only clients on this machine are answered.
         replica: the class of the replicas; None: `Replica`.
     """
     from ray import serve
@@ -140,11 +140,11 @@ def application(args: Namespace, token: str | None, replica: type[Replica] | Non
             "initial_replicas": args.min_replicas,
             "max_replicas": args.max_replicas,
             "target_ongoing_requests": args.target_requests,
-            # a replica loads its model first: what lasts shorter than that is waited for
+            # a replica loads its model first, so shorter peaks of load are waited out
             "upscale_delay_s": 10.0,
             "downscale_delay_s": 300.0,
         },
-        # as many as its batch holds; those that are more wait at the doors
+        # as many as fit in its batch; further requests wait at the doors
         max_ongoing_requests=args.at_once,
         max_queued_requests=args.queue,
         ray_actor_options={"num_cpus": args.cpus, "num_gpus": args.gpus},
@@ -168,7 +168,7 @@ class Replica:
     """A server without a socket, as a Ray actor.
 
     Args:
-        options: of `read_arguments`.
+        options: the options of `read_arguments`.
     """
 
     def __init__(self, options: Mapping[str, Any]) -> None:
@@ -182,7 +182,7 @@ class Replica:
         openers = self.openers(args)
         settings = Settings(
             most_models=len(openers),
-            # Ray sends as many as its batch holds; a client's share is the doors' to say
+            # Ray sends as many as fit in its batch; the doors limit each client's share
             limits=replace(limits, waiting=args.at_once, waiting_per_client=args.at_once),
             forced=frozenset(args.force),
         )
@@ -191,19 +191,19 @@ class Replica:
         self.server = make_app(self.workshop, metrics)
 
     def openers(self, args: Namespace) -> Mapping[str, Callable[[], Model]]:
-        """What opens the models, by their names."""
+        """Functions that open the models, by name."""
         return command.openers_of(args)
 
     async def answer(
         self, scope: dict[str, Any], body: bytes
     ) -> AsyncGenerator[dict[str, Any], None]:
-        """The messages of a request's answer, as ASGI has them. Leaving it ends the work."""
+        """The ASGI messages of a request's response. Closing it stops the work."""
         messages: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
         read = False
 
         async def receive() -> dict[str, Any]:
             nonlocal read
-            if read:  # the door ends the work where the client is gone
+            if read:  # the door stops the work if the client disconnects
                 await asyncio.Event().wait()
             read = True
             return {"type": "http.request", "body": body, "more_body": False}
@@ -225,12 +225,12 @@ class Replica:
             await asyncio.gather(work, return_exceptions=True)
 
     async def check_health(self) -> None:
-        """Raise where the replica should be replaced: an engine has stopped, and what stopped it on a GPU
-        stays with the process; it is stuck; or the model can't be loaded. Ray asks first before a replica is given
-        requests: then its model is loaded."""
+        """Raise if the replica should be replaced: an engine has stopped (on a GPU the cause stays in the process) or
+        is stuck, or the model can't be loaded. Ray calls this first before it sends requests to a replica, which loads
+        the model."""
         pool = self.workshop.pool
         if pool.broken:
-            raise RuntimeError("an engine of this replica has stopped; its log says why")
+            raise RuntimeError("an engine of this replica has stopped; see its log")
         if (trouble := pool.trouble(self.workshop.limits.stuck_seconds)) is not None:
             logging.getLogger("cm3.serve").critical("%s; its threads:\n%s", trouble, pool.stacks())
             raise RuntimeError(trouble)
@@ -246,7 +246,7 @@ class Doors:
 
     Args:
         engine: the handle of the replicas.
-        limits: of requests.
+        limits: the limits of requests.
         token, hosts: see `Guard`.
     """
 
@@ -264,7 +264,7 @@ class Doors:
         self._app = guarded if token is not None else LocalOnly(guarded)
 
     def __serve_build_asgi_app__(self) -> Any:
-        """What Ray asks for."""
+        """Answer Ray's health check."""
         inner = self._app
 
         async def served(scope: Scope, receive: Receive, send: Send) -> None:

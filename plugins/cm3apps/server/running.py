@@ -1,4 +1,4 @@
-"""The process of `cm3 serve`: the socket, the models and what warms them, and the end of it."""
+"""The process of `cm3 serve`: the socket, the models and their warm-up, and the shutdown."""
 
 from __future__ import annotations
 
@@ -42,27 +42,27 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("cm3.serve")
 
-#: Threads for what blocks: reading pictures, encoding results, loading models.
+#: Threads for blocking work: reading pictures, encoding results, loading models.
 THREADS = 32
 _BACKLOG = 512
-#: Seconds after which a thread that runs Python lets another one go on. Those of the engine come back to
-#: Python after every operation of some microseconds: Python's own 5 ms would keep them waiting whenever a
-#: request is read or a result is written.
+#: Seconds after which a thread that runs Python yields to another. Engine threads return to Python after
+#: every operation of some microseconds, so Python's default of 5 ms would delay them whenever a request is
+#: read or a result is written.
 _SWITCH_SECONDS = 0.0003
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How the server runs.
+    """The server's settings.
 
     Args:
-        host, port: where it listens; port 0 takes a free one.
-        token: what requests must bear; None: nothing.
-        allowed_hosts: further names that it answers to.
-        most_models: models in memory at once.
-        drain_seconds: how long requests may take to finish after SIGTERM.
-        limits: of requests.
-        forced: "edit" and "ask" where models are used for them untuned.
+        host, port: the address to listen on; port 0 chooses a free one.
+        token: the token that requests must send, or None.
+        allowed_hosts: additional host names of the server.
+        most_models: maximum number of models in memory.
+        drain_seconds: seconds that requests may take to finish after SIGTERM.
+        limits: the limits of requests.
+        forced: "edit" and "ask" if untuned models may be used for them.
         warm_up: whether each model draws a picture before it counts as loaded.
     """
 
@@ -78,14 +78,14 @@ class Settings:
 
     @property
     def is_local(self) -> bool:
-        """Whether only this machine can reach it."""
+        """Whether only this machine can reach the server."""
         return self.host in LOOPBACK or self.host.startswith("127.")
 
 
 def workshop_of(
     settings: Settings, openers: Mapping[str, Callable[[], Model]], metrics: Metrics
 ) -> Workshop:
-    """The queue and the models that the settings describe."""
+    """The queue and the models for the settings."""
     limits = settings.limits
     workshop = Workshop(
         ModelPool(openers, settings.most_models),
@@ -100,11 +100,11 @@ def workshop_of(
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, which after SIGTERM or Ctrl-C ends like any command: with exit code 0."""
+    """uvicorn's server, which exits with code 0 after SIGTERM or Ctrl-C."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Let SIGTERM and Ctrl-C drain the server; a second Ctrl-C ends it at once."""
+        """Let SIGTERM and Ctrl-C drain the server; a second Ctrl-C stops it at once."""
         main = threading.current_thread() is threading.main_thread()
         before = {
             number: signal.signal(number, self.handle_exit)
@@ -119,7 +119,7 @@ class _Server(uvicorn.Server):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; raises `CM3Error` for an address that can't be used."""
+    """A listening socket; raises `CM3Error` for an address that can't be used."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -128,18 +128,18 @@ def listen(host: str, port: int) -> socket.socket:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
         listening.listen(_BACKLOG)
-    except (OSError, ValueError) as error:  # ValueError: a name that no network could have
+    except (OSError, ValueError) as error:  # ValueError: an impossible host name
         reason = getattr(error, "strerror", None) or error
         raise CM3Error(
             f"{host}:{port}",
-            f"can't be listened on ({reason})",
-            "end what uses it, or choose another address (--host, --port; port 0 takes a free one)",
+            f"can't be used to listen on ({reason})",
+            "stop the program that uses it, or choose another address (--host, --port; port 0 chooses a free one)",
         ) from error
     return listening
 
 
 def serve(settings: Settings, openers: Mapping[str, Callable[[], Model]]) -> int:
-    """Serve until SIGTERM or Ctrl-C; returns the exit code."""
+    """Serve until SIGTERM or Ctrl-C; return the exit code."""
     sys.setswitchinterval(_SWITCH_SECONDS)
     listening = listen(settings.host, settings.port)
     port = listening.getsockname()[1]
@@ -157,7 +157,7 @@ async def _serve(
     workshop = workshop_of(settings, openers, metrics)
     try:
         async with workshop.pool.use(workshop.pool.names[0]):
-            pass  # what is wrong with the default model is reported now
+            pass  # report errors of the default model now
     except APIError as error:
         raise error.__cause__ or error from None
     shown = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -181,13 +181,13 @@ async def _serve(
 
 
 class Watch:
-    """Looks after the engines: those that have stopped are loaded again.
+    """Watches the engines, and reloads those that have stopped.
 
     Args:
-        pool: has them.
-        stuck_seconds: one that takes longer over a step is logged, and after as long again given up: a thread can't
-            be ended, so the process has to.
-        period: seconds between two looks.
+        pool: the models with their engines.
+        stuck_seconds: an engine that takes longer for a step is logged, and given up after as long again. A thread
+            can't be stopped, so the process must exit.
+        period: seconds between two checks.
     """
 
     def __init__(self, pool: ModelPool, stuck_seconds: float, period: float | None = None) -> None:
@@ -195,9 +195,9 @@ class Watch:
         self.period = min(5.0, stuck_seconds / 4) if period is None else period
 
     async def run(self) -> None:
-        """Look until an engine is given up, or can't be loaded again."""
+        """Watch until an engine is given up or can't be reloaded."""
         looks, trouble = 0, None
-        # looks are counted, not seconds: a process that was stopped for a while is not stuck
+        # count checks, not seconds: a process that was suspended for a while is not stuck
         while looks * self.period < self.stuck_seconds:
             await asyncio.sleep(self.period)
             try:
@@ -213,7 +213,7 @@ class Watch:
 
 
 def end_at_once(code: int) -> NoReturn:
-    """End the process, whatever its threads are doing."""
+    """Exit the process regardless of its threads."""
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -221,7 +221,7 @@ def end_at_once(code: int) -> NoReturn:
 
 
 def http_server(settings: Settings, workshop: Workshop, metrics: Metrics) -> uvicorn.Server:
-    """The server, ready to be run in the current event loop."""
+    """The server, ready to run in the current event loop."""
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "cm3-serve"))
     hosts = None
     if settings.token is None:
@@ -241,14 +241,14 @@ def http_server(settings: Settings, workshop: Workshop, metrics: Metrics) -> uvi
     return _Server(config)
 
 
-#: A prompt where the model's data has none, and a word that no training text has.
+#: A prompt for models whose data has none, and a word that is in no training text.
 _PROMPT, _UNKNOWN = "a", "qwxyzzyq"
-#: Pixels of a side from which the page asks for an enlarged picture.
+#: Side in pixels that the page requests at least, if there is an upscaler.
 _LARGE = 256
 
 
 class _ThisModel(ModelPool):
-    """A pool of one model that is in memory but not yet anybody's."""
+    """A pool of one model that is in memory but not yet in use."""
 
     def __init__(self, name: str, model: AsyncModel) -> None:
         super().__init__({name: lambda: model.model}, 1)
@@ -261,10 +261,10 @@ class _ThisModel(ModelPool):
 
 
 async def warm_up(name: str, model: AsyncModel, workshop: Workshop) -> None:
-    """Answer a request for a picture as a client's, with the recipe's defaults, and read a picture if the model can.
+    """Run a request for a picture with the recipe's defaults, and read a picture if the model can.
 
-    What fails is logged, and stops nothing: requests may do without it (documents that aren't here), or say what is
-    wrong.
+    Failures are only logged: requests may not need the failing part (such as missing documents), or will report the
+    error.
     """
     start, most = time.monotonic(), workshop.limits.at_once
     own = replace(
@@ -282,14 +282,16 @@ async def warm_up(name: str, model: AsyncModel, workshop: Workshop) -> None:
             await model.caption(_striped(height, width), max_tokens=1)
     except asyncio.CancelledError:
         raise
-    except Exception as error:  # of any component: the request of a user would tell it
-        logger.warning("model %s: its first picture, drawn as a test, failed", name, exc_info=error)
+    except (
+        Exception
+    ) as error:  # an error of any component, which a user's request would also report
+        logger.warning("model %s: its first picture, a test, failed", name, exc_info=error)
         return
     logger.info("model %s has drawn its first picture, in %.1f s", name, time.monotonic() - start)
 
 
 async def _draw(own: Workshop, facts: Mapping[str, Any]) -> None:
-    """Have a picture drawn as the page does, with a word that must be looked for among all."""
+    """Draw a picture like the page, with an unknown word, which is compared with all known words."""
     width, height = facts["size"]
     times = [one for one in (1, 2, 4, 8) if max(width, height) * one <= own.limits.side]
     large = next((one for one in times if max(width, height) * one >= _LARGE), 1)
@@ -315,7 +317,7 @@ async def _draw(own: Workshop, facts: Mapping[str, Any]) -> None:
 
 
 def _striped(height: int, width: int) -> Any:
-    """A picture that is not all of one colour, uint8 [height, width, 3]."""
+    """A picture with more than one colour, uint8 [height, width, 3]."""
     import numpy as np
 
     pixels = np.full((height, width, 3), 255, np.uint8)

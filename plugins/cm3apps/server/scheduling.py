@@ -1,5 +1,5 @@
-"""When a request may use a model: models by name, loaded when they are asked for, the least recently used dropped; and a
-fair queue with a bound, of who may generate next and who is sent away.
+"""Access of requests to models: a pool of models by name, which loads them on demand and drops the least recently used;
+and a fair, bounded queue, which decides which request is next and refuses requests if it is full.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger("cm3.serve")
-#: Makes a model ready: (its name, the model).
+#: Warms a model up: (its name, the model).
 Warm: TypeAlias = "Callable[[str, AsyncModel], Awaitable[None]]"
 
 
@@ -34,27 +34,27 @@ class _Loaded:
 
 
 class ModelPool:
-    """The models that the server may use, and those that are in memory.
+    """The server's models, and those of them that are in memory.
 
-    A model in use is never dropped: a request for another one waits for it.
+    A model in use is never dropped; a request for another model waits for it.
 
     Args:
         openers: name -> a function that opens the model; the first is the default.
-        most: models in memory at once.
+        most: maximum number of models in memory.
 
     Attributes:
-        warm: called with each model that has been opened, before it is used.
+        warm: called with each opened model before it is used.
     """
 
     def __init__(self, openers: Mapping[str, Callable[[], Model]], most: int) -> None:
         self.openers, self.most = dict(openers), most
         self.warm: Warm | None = None
-        self._lost: set[str] = set()  # whose engines have stopped, and that are to be loaded again
+        self._lost: set[str] = set()  # models whose engines have stopped, to be reloaded
         self.loads = self.drops = self.broken = 0
         self._loaded: dict[str, _Loaded] = {}  # least recently used first
         self._loading = asyncio.Lock()
         self._freed = asyncio.Event()
-        self._starving = False  # a request waits for a model to become idle
+        self._starving = False  # set while a request waits for a model to become idle
 
     @property
     def names(self) -> list[str]:
@@ -68,11 +68,11 @@ class ModelPool:
 
     @property
     def num_requests(self) -> int:
-        """Engine requests of all models: in flight, or waiting for rows."""
+        """The number of engine requests of all models, in flight or waiting for rows."""
         return sum(one.model.engine.num_requests for one in self._loaded.values())
 
     def name_of(self, asked: str | None) -> str:
-        """The model of a request; raises `APIError` 404 for one that isn't served."""
+        """The name of a request's model; raises `APIError` 404 for a model that isn't served."""
         if asked is None:
             return self.names[0]
         if asked not in self.openers:
@@ -87,10 +87,10 @@ class ModelPool:
 
     @asynccontextmanager
     async def use(self, name: str) -> AsyncIterator[AsyncModel]:
-        """The model, kept in memory meanwhile.
+        """Context with the model, which stays in memory meanwhile.
 
         Raises:
-            APIError: 503, it can't be loaded.
+            APIError: 503 if the model can't be loaded.
         """
         one = await self._take(name)
         try:
@@ -100,7 +100,7 @@ class ModelPool:
             self._freed.set()
 
     async def _take(self, name: str) -> _Loaded:
-        if name not in self._loaded or self._starving:  # those that come later queue behind it
+        if name not in self._loaded or self._starving:  # later requests queue behind it
             async with self._loading:
                 if name not in self._loaded:
                     await self._make_room()
@@ -137,7 +137,7 @@ class ModelPool:
             logger.error("model %s can't be loaded: %s", name, error)
             raise APIError(
                 503,
-                f"the model {name!r} can't be loaded now; the server's log says why",
+                f"the model {name!r} can't be loaded now; see the server's log",
                 param="model",
                 type="server_error",
                 code="model_not_available",
@@ -160,7 +160,7 @@ class ModelPool:
         logger.info("model %s is dropped", name)
 
     def forget(self, name: str, model: AsyncModel) -> None:
-        """Take a model that is broken out of memory, if it still is there."""
+        """Drop a broken model, if it is still in memory."""
         if name in self._loaded and self._loaded[name].model is model:
             del self._loaded[name]
             self.broken += 1
@@ -168,31 +168,31 @@ class ModelPool:
             self._freed.set()
 
     def trouble(self, seconds: float) -> str | None:
-        """What is wrong with the engines of the models, in words; None: nothing.
+        """A description of what is wrong with the models' engines, or None.
 
         Args:
-            seconds: one that takes longer over a step counts as stuck.
+            seconds: an engine that takes longer for a step counts as stuck.
         """
         if self._lost:
-            return f"model {min(self._lost)}: its engine has stopped, and it is loaded again"
+            return f"model {min(self._lost)}: its engine has stopped and is being reloaded"
         for name, one in self._loaded.items():
             if (what := one.model.trouble(seconds)) is not None:
                 return f"model {name}: {what}"
         return None
 
     def stacks(self) -> str:
-        """Where the threads of all engines are, for the log."""
+        """The stacks of all engine threads, for the log."""
         return "\n".join(one.model.engine.stacks() for one in self._loaded.values())
 
     async def revive(self) -> None:
-        """Load again the models whose engines have stopped.
+        """Reload the models whose engines have stopped.
 
         Raises:
-            APIError: one can't be loaded.
+            APIError: a model can't be loaded.
         """
         for name, one in list(self._loaded.items()):
             if one.model.engine.has_ended:
-                logger.error("model %s: its engine has stopped; it is loaded again", name)
+                logger.error("model %s: its engine has stopped and is being reloaded", name)
                 self.forget(name, one.model)
         for name in sorted(self._lost):
             async with self.use(name):
@@ -204,7 +204,7 @@ class ModelPool:
             await self._drop(name)
 
 
-#: Share of a new measurement in the running mean of how long one result takes.
+#: Weight of a new measurement in the running mean of the time per result.
 _NEW = 0.2
 _LONGEST_RETRY = 120
 
@@ -217,39 +217,39 @@ class _Waiting:
 
 
 class Lease:
-    """What a request holds of a queue's capacity.
+    """A request's share of a queue's capacity.
 
     Args:
-        queue: of which.
-        client: who holds it.
-        weight: how much.
+        queue: the queue.
+        client: the client that holds it.
+        weight: the size of the share.
     """
 
     def __init__(self, queue: FairQueue, client: str, weight: int) -> None:
         self._queue, self._client, self.weight = queue, client, weight
 
     def shrink(self, weight: int) -> None:
-        """Give back what is more than `weight`."""
+        """Release the part above `weight`."""
         if weight < self.weight:
             more, self.weight = self.weight - weight, weight
             self._queue._leave(self._client, more)
 
     def release(self) -> None:
-        """Give back all of it; again is harmless."""
+        """Release all of it; calling it again is harmless."""
         self.shrink(0)
 
 
 class FairQueue:
-    """Requests of many clients take turns.
+    """A queue in which many clients take turns.
 
-    The client with the fewest results in flight is next, among equals the one whose last turn is
-    longest ago; the next one is never overtaken, so a large request waits for room and is not
+    The client with the fewest results in flight is next; among equals, the one whose last turn is
+    longest ago. The next request is never overtaken, so a large request that waits for room is not
     starved.
 
     Args:
-        capacity: results in flight at once.
-        most_waiting: requests that may wait.
-        most_per_client: of them from one client.
+        capacity: maximum number of results in flight.
+        most_waiting: maximum number of waiting requests.
+        most_per_client: maximum number of waiting requests of one client.
         wait_for: what requests wait for, in messages.
     """
 
@@ -264,25 +264,25 @@ class FairQueue:
         self.most_waiting, self.most_per_client = most_waiting, most_per_client
         self.running: Counter[str] = Counter()
         self._waiting: deque[_Waiting] = deque()
-        self._last_turn: dict[str, int] = {}  # of clients that are here
+        self._last_turn: dict[str, int] = {}  # of connected clients
         self._turns = 0
         self._seconds_each = 1.0
 
     @property
     def in_flight(self) -> int:
-        """What is held of the capacity: results that are being generated."""
+        """The used capacity: results being generated."""
         return self.running.total()
 
     @property
     def waiting(self) -> int:
-        """Requests that wait."""
+        """The number of waiting requests."""
         return len(self._waiting)
 
     async def lease(self, client: str, weight: int) -> Lease:
-        """Wait for a turn; what is returned must be released.
+        """Wait for a turn; the returned share must be released.
 
         Raises:
-            APIError: 429, the queue is full.
+            APIError: 429 if the queue is full.
         """
         await self._turn(client, weight)
         return Lease(self, client, weight)
@@ -291,15 +291,15 @@ class FairQueue:
     async def place(
         self, client: str, weight: int, *, clock: Callable[[], float] = time.monotonic
     ) -> AsyncIterator[None]:
-        """Wait for a turn, and hold it.
+        """Context that waits for a turn and holds it.
 
         Args:
-            client: who asks.
-            weight: results that the request makes, at most the capacity.
+            client: the client.
+            weight: the number of results of the request, at most the capacity.
             clock: the time in seconds.
 
         Raises:
-            APIError: 429, the queue is full.
+            APIError: 429 if the queue is full.
         """
         await self._turn(client, weight)
         start = clock()
@@ -324,7 +324,7 @@ class FairQueue:
         except asyncio.CancelledError:
             if mine in self._waiting:
                 self._waiting.remove(mine)
-                self._admit()  # it may have held up smaller ones
+                self._admit()  # it may have blocked smaller ones
             else:  # its turn came at the same moment
                 self._leave(client, weight)
             raise
@@ -346,7 +346,7 @@ class FairQueue:
         return self.in_flight + weight <= self.capacity or not self.in_flight
 
     def _admit(self) -> None:
-        # those whose task is being cancelled remove themselves
+        # requests whose task is being cancelled remove themselves
         while here := [one for one in self._waiting if not one.turn.done()]:
             following = min(
                 here, key=lambda one: (self.running[one.client], self._last_turn.get(one.client, 0))

@@ -1,7 +1,7 @@
-"""What is sent to clients: server-sent events; and answers that they have not read yet, in memory up to a limit, then in
+"""Sending to clients: server-sent events, and the buffering of unread responses in memory up to a limit, then in
 temporary files.
 
-An answer is made as fast as the model draws, however slowly its client reads.
+A slow client never slows down the generation of its response.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DONE = b"data: [DONE]\n\n"
 class Event:
     """One event: `name` is also the body's `type`; "" for chat chunks, which have none.
 
-    `optional`: a client that reads slowly can do without it.
+    `optional`: it may be left out for a slow client.
     """
 
     name: str
@@ -36,25 +36,25 @@ class Event:
     optional: bool = False
 
     def encode(self) -> bytes:
-        """The event's lines."""
+        """The event as lines."""
         body = {"type": self.name, **self.body} if self.name else self.body
         head = f"event: {self.name}\n" if self.name else ""
         return f"{head}data: {json.dumps(body)}\n\n".encode()
 
 
-#: Bytes that are handed to a connection at a time.
+#: Bytes to pass to a connection at a time.
 PIECE = 256 << 10
 
 
 class UnsentFull(Exception):
-    """There is no room for more of an answer that its client does not read."""
+    """There is no room for more unread data."""
 
 
 class Unsent:
-    """The unsent answers of a server.
+    """The unsent responses of a server.
 
     Args:
-        limits: of them.
+        limits: the limits of requests.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -63,16 +63,16 @@ class Unsent:
 
 
 class Outbox:
-    """What is left to be sent of one answer, in order. Only one coroutine puts, and one gets.
+    """The unsent data of one response, in order. Only one coroutine puts, and one gets.
 
     Args:
-        unsent: all of them.
-        piece: bytes that are handed out at a time; 0: what was put at a time.
+        unsent: the unsent data of all responses.
+        piece: bytes to return at a time; 0: the pieces as they were put.
     """
 
     def __init__(self, unsent: Unsent, piece: int = PIECE) -> None:
         self._all, self._piece = unsent, piece
-        self._waiting: deque[bytes | int] = deque()  # a number: so many bytes of the file
+        self._waiting: deque[bytes | int] = deque()  # a number means bytes in the file
         self._file: IO[bytes] | None = None
         self._read = self._written = 0  # places in the file
         self._arrived = asyncio.Event()
@@ -81,11 +81,11 @@ class Outbox:
 
     @property
     def size(self) -> int:
-        """Bytes that wait."""
+        """The number of waiting bytes."""
         return sum(one if isinstance(one, int) else len(one) for one in self._waiting)
 
     async def put(self, data: bytes) -> None:
-        """Add what is to be sent.
+        """Add data to send.
 
         Raises:
             UnsentFull: there is no room for it.
@@ -116,7 +116,7 @@ class Outbox:
 
     def _write(self, data: bytes, place: int) -> None:
         with self._lock:
-            if self._closed:  # its number may be another file's
+            if self._closed:  # its descriptor may belong to another file
                 return
             if self._file is None:
                 self._file = tempfile.TemporaryFile(prefix="cm3-serve-")  # noqa: SIM115 (closed by `close`)
@@ -131,12 +131,12 @@ class Outbox:
             return b"" if self._closed else os.pread(self._file.fileno(), size, place)
 
     def end(self) -> None:
-        """Nothing more comes."""
+        """Mark the end of the data."""
         self._ended = True
         self._arrived.set()
 
     async def get(self) -> bytes | None:
-        """The next piece; waits for it. None: there are no more."""
+        """Wait for the next piece and return it; None at the end."""
         while not self._waiting:
             if self._ended:
                 return None
@@ -157,7 +157,7 @@ class Outbox:
         return data
 
     def close(self) -> None:
-        """Forget what was not sent."""
+        """Drop unsent data."""
         for one in self._waiting:
             if isinstance(one, int):
                 self._all.in_files -= one

@@ -1,4 +1,4 @@
-"""`/v1/sets`: several things in one style, as pictures, as one grid, and all of it as a zip."""
+"""`/v1/sets`: several things in one style, as pictures, as a grid, and as a zip."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cm3core.document import PixelArray
     from cm3run.model.results import GeneratedImage
 
-#: What a zip holds of each picture.
+#: The formats of each picture in a zip.
 FORMATS = ("png", "transparent", "svg")
 
 
@@ -40,7 +40,7 @@ def set_fields(limits: Limits) -> tuple[Field, ...]:
             most=limits.at_once,
             required=True,
             ours=True,
-            help='what the pictures show, one each: ["bell", "house", "key"]',
+            help='the things to draw, one per picture: ["bell", "house", "key"]',
         ),
         Field(
             name="style",
@@ -54,7 +54,7 @@ def set_fields(limits: Limits) -> tuple[Field, ...]:
             sort="list",
             most=len(FORMATS),
             ours=True,
-            help=f"what the zip holds of each picture, of {', '.join(FORMATS)}; png by default",
+            help=f"formats of each picture in the zip, of {', '.join(FORMATS)}; png by default",
         ),
         Field(name="model", sort="text", most=300, help="one of /v1/models; the first by default"),
         Field(
@@ -75,7 +75,7 @@ def set_fields(limits: Limits) -> tuple[Field, ...]:
             name="return_svg",
             sort="flag",
             ours=True,
-            help="also return each picture traced as curves, an SVG",
+            help="also return each picture traced as an SVG",
         ),
         *sampling_fields(limits),
     )
@@ -130,12 +130,12 @@ def _formats(given: Sequence[Any]) -> tuple[str, ...]:
 
 
 class _Set:
-    """The answer of a set.
+    """The response with a set.
 
     Args:
-        reply: how pictures are returned.
-        things: what they show.
-        formats: what the zip holds.
+        reply: returns the pictures.
+        things: the things of the pictures.
+        formats: the formats in the zip.
     """
 
     def __init__(self, reply: Reply, things: Sequence[str], formats: Sequence[str]) -> None:
@@ -147,7 +147,7 @@ class _Set:
     async def events(
         self, events: AsyncGenerator[Partial | Drawn, None]
     ) -> AsyncGenerator[Event, None]:
-        """Pictures as they grow and finish, then `set.completed` with all of them."""
+        """Partial and finished pictures as they are generated, then `set.completed` with all of them."""
         made: dict[int, Any] = {}
         async with aclosing(events):
             async for one in events:
@@ -196,7 +196,7 @@ class _Set:
         return grid, target.getvalue()
 
     def _formats(self, picture: GeneratedImage) -> list[tuple[str, bytes]]:
-        """The picture's files: ends of their names, and contents."""
+        """The picture's files, as (suffix, content) pairs."""
         pixels: PixelArray = picture.pixels if picture.upscaled is None else picture.upscaled
         facts, output = self.reply.facts(picture), self.reply.wish.output
         files = []

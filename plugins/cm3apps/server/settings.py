@@ -1,4 +1,4 @@
-"""The limits of the server: every number that bounds what a request may ask for."""
+"""The limits of the server: every number that bounds requests."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a request may hold and how long it may take, and what all of them together may. Each has a test.
+    """The limits of the size and time of one request and of all requests together. Each has a test.
 
     Args:
-        body_bytes: of a request's body.
-        all_body_bytes: of all bodies that are read or held; a request waits for its share.
-        body_seconds: for a body to arrive, at an even pace after the first third.
-        json_values: commas and opening brackets of a body of JSON; each may become a Python object.
-        picture_pixels: of a picture that is sent, before it is decoded.
-        all_pixels: of the pictures of one request together, and of all requests while their pictures are
-            decoded. A picture that is filled counts until its request ends, and so do its results.
-        pictures: that are sent with one request.
-        prompt_characters: of each text. The model's own limit, in tokens, comes on top.
+        body_bytes: bytes of a request's body.
+        all_body_bytes: bytes of all bodies in memory; a request waits for its share.
+        body_seconds: seconds for a body to arrive, at an even pace after the first third.
+        json_values: commas and opening brackets of a JSON body; each may become a Python object.
+        picture_pixels: pixels of an uploaded picture, checked before decoding.
+        all_pixels: pixels of the pictures of one request, and of all requests while their pictures are
+            decoded. A picture to inpaint counts until its request ends, and so do its results.
+        pictures: pictures uploaded with one request.
+        prompt_characters: characters of each text. The model's own limit, in tokens, also applies.
         number: results of one request (`n`).
-        candidates: for each result.
-        at_once: results and candidates that are generated at once, over all requests; also the most
-            that one request may ask for (`n` times `candidates`).
-        waiting: requests that wait for their turn; more are refused with 429.
-        waiting_per_client: of them from one address.
-        seconds: from a request's arrival to its answer; sending it is not counted.
-        stuck_seconds: an engine that takes longer over one step counts as stuck.
-        side: longest side of a picture that is returned.
-        unsent_bytes: of answers that clients have not read yet, in memory.
-        spooled_bytes: of further ones, in temporary files; an answer may take a quarter.
-        connections: open connections. For one more, those that wait longest for their client are closed.
-        header_seconds: for the head of a request to arrive.
-        idle_seconds: for the next request on a connection.
-        send_seconds: in which a client must read 48 KiB of its answer, or all that is left.
+        candidates: candidates per result.
+        at_once: results and candidates generated at once, for all requests together; also the limit
+            of one request (`n` times `candidates`).
+        waiting: waiting requests; further requests are refused with 429.
+        waiting_per_client: waiting requests from one address.
+        seconds: seconds from a request's arrival to its response, without sending it.
+        stuck_seconds: an engine that takes longer for one step counts as stuck.
+        side: longest side of a returned picture.
+        unsent_bytes: bytes of unread responses in memory.
+        spooled_bytes: bytes of further unread responses in temporary files; one response may use a quarter.
+        connections: open connections. Beyond it, those that have waited longest for their client are closed.
+        header_seconds: seconds for the head of a request to arrive.
+        idle_seconds: seconds for the next request on a connection.
+        send_seconds: seconds in which a client must read 48 KiB of its response, or all of the rest.
     """
 
     body_bytes: int = 32 << 20

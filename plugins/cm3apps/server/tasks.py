@@ -1,7 +1,7 @@
-"""A request's work on a model: pictures that are drawn, filled or edited, and texts about pictures; and what a model can be
-asked for.
+"""The work of requests on a model: drawing, filling and editing pictures, and texts about pictures; and the abilities of
+models.
 
-Only the public coroutines of `AsyncModel` are used. Every task waits for its turn in the queue first.
+It uses only the public coroutines of `AsyncModel`. Every task first waits for its turn in the queue.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ if TYPE_CHECKING:
 Ability: TypeAlias = Literal[
     "draw", "fill", "caption", "ask", "edit", "chat", "turns", "boxes", "structure"
 ]
-#: Abilities that are tasks of certain fields, whatever a model calls them: what is given, and the
-#: type of what is asked for.
+#: Abilities that are tasks with certain fields, under any name: the given fields, and the type of the
+#: requested one.
 SHAPES: Mapping[str, tuple[Mapping[str, FieldType], FieldType]] = {
     "chat": ({"image": "image", "conversation": "text"}, "text"),
     "boxes": ({"caption": "text", "objects": "text"}, "image"),
     "structure": ({"feature": "text", "condition": "image", "caption": "text"}, "image"),
 }
-#: Ability -> what a model that lacks it is not known to be tuned to do, and what to do instead.
+#: Ability -> its description for messages, and what to do for a model without it.
 _REFUSALS: Mapping[str, tuple[str, str]] = {
     "edit": (
         "edit pictures by instruction",
@@ -71,7 +71,7 @@ _REFUSALS: Mapping[str, tuple[str, str]] = {
 
 
 def task_of(model: Model, ability: str) -> str | None:
-    """The name of the model's task for one of `SHAPES`; None: it was tuned for none."""
+    """The name of the model's task for one of `SHAPES`, or None."""
     given, response = SHAPES[ability]
     for name, config in model.tasks.configs.items():
         if _shape(config) == (given, [response]):
@@ -92,10 +92,9 @@ def in_turns(model: Model) -> bool:
 
 
 def able(model: Model, forced: Collection[str]) -> list[str]:
-    """What the model is known to be able to do, and what it is made to try; never what its layout has no
-    sequences for.
+    """The model's known and forced abilities, without those that its layout has no sequences for.
 
-    One that was tuned for nothing draws, fills and captions, as it was trained to.
+    A model that was not tuned draws, fills and captions, as it was trained to.
     """
     serializer = model.components.serializer
     reads, fills = serializer.layout.reads_pictures, serializer.max_spans > 0
@@ -123,10 +122,10 @@ def able(model: Model, forced: Collection[str]) -> list[str]:
 
 
 def refuse_untuned(model: Model, ability: str, forced: Collection[str]) -> bool:
-    """Whether the model has to be forced to do it.
+    """Whether the model must be forced to do it.
 
     Raises:
-        APIError: it is not known to be able to, and isn't forced.
+        APIError: the model is not known to have the ability, and isn't forced.
     """
     if ability not in able(model, forced):
         what, instead = _REFUSALS[ability]
@@ -139,20 +138,20 @@ def refuse_untuned(model: Model, ability: str, forced: Collection[str]) -> bool:
     return ability not in able(model, ())
 
 
-#: Pictures whose codes are remembered; each takes a few KB.
+#: Maximum number of pictures whose codes are remembered; each takes a few KB.
 MOST_DRAWN = 1024
 
 
 class DrawnPictures:
-    """The last pictures of replies, by their pixels. Nothing of them is kept but codes, seed and
-    log-probability. Any thread may use it."""
+    """Recent pictures of replies, by their pixels. It keeps only codes, seed and log-probability, and may be
+    used by any thread."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[bytes, ReplyPicture] = OrderedDict()
         self._lock = Lock()
 
     def remember(self, model: str, picture: ReplyPicture) -> None:
-        """Note a picture that `model` drew."""
+        """Remember a picture that `model` drew."""
         empty = np.zeros((0, 0, 3), np.uint8)
         facts = picture.codes, picture.seed, picture.log_probability
         with self._lock:
@@ -161,7 +160,7 @@ class DrawnPictures:
                 self._kept.popitem(last=False)
 
     def find(self, model: str, pixels: PixelArray) -> PixelArray | ReplyPicture:
-        """The picture as `model` drew it; the pixels themselves where it did not, or long ago."""
+        """The picture as `model` drew it; the pixels themselves if it did not, or long ago."""
         with self._lock:
             found = self._kept.get(_key(model, pixels))
         if found is None:
@@ -175,7 +174,8 @@ def _key(model: str, pixels: PixelArray) -> bytes:
     return digest.digest()
 
 
-#: Unknown words that are told of one request: looking for one that is spelled alike takes a while.
+#: Maximum number of unknown words to report for a request, because the search for similar words
+#: takes a while.
 MOST_WORDS = 8
 Picture: TypeAlias = "GeneratedImage | InfilledImage"
 T = TypeVar("T")
@@ -183,9 +183,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Partial:
-    """A picture that is growing: `pixels` with grey where nothing is drawn yet.
+    """A partial picture: `pixels` are grey where nothing is drawn yet.
 
-    `picture` is its position among the results, `number` counts its partial pictures, `rows` of
+    `picture` is its position among the results, `number` counts its partial pictures, and `rows` of
     `all_rows` are finished.
     """
 
@@ -206,20 +206,20 @@ class Drawn:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PictureTask:
-    """What one request asks for.
+    """The work of one request.
 
     Args:
-        sort: "draw" from the text, "fill" the mask of the picture, "edit" it by the text, or draw
-            what the text says at "boxes" or by a "structure".
-        text: the prompt; None lets the model describe what it fills.
-        number: results of each prompt.
-        texts: several prompts to "draw", in place of `text`: a set.
-        options: of `Model.generate` and its like.
-        partials: partial pictures of each result that are wanted.
-        picture: what is filled or edited.
-        mask: what is filled, bool [height, width].
-        upscale: whether results are enlarged by the model's upscaler.
-        record: what boxes or a structure are given as, see `condition_of`.
+        sort: "draw" the text, "fill" the mask of the picture, "edit" the picture by the text, or draw
+            the text at "boxes" or after a "structure".
+        text: the prompt; None: the model writes its own caption for the picture to fill.
+        number: results per prompt.
+        texts: several prompts to "draw" instead of `text`, for a set.
+        options: options of `Model.generate` and similar methods.
+        partials: number of requested partial pictures per result.
+        picture: the picture to fill or edit.
+        mask: the part to fill, bool [height, width].
+        upscale: whether the model's upscaler enlarges results.
+        record: the boxes or structure, see `condition_of`.
     """
 
     sort: Literal["draw", "fill", "edit", "boxes", "structure"]
@@ -235,21 +235,21 @@ class PictureTask:
 
     @property
     def results(self) -> int:
-        """Results of all prompts."""
+        """The number of results of all prompts."""
         return self.number * max(1, len(self.texts))
 
 
 @dataclass(eq=False)
 class Workshop:
-    """What all tasks share.
+    """The state that all tasks share.
 
     Args:
         pool: the models.
-        queue: who may generate.
-        limits: of requests.
-        forced: "edit" and "ask" where the models are to be used for them untuned.
+        queue: the queue for generation.
+        limits: the limits of requests.
+        forced: "edit" and "ask" if untuned models may be used for them.
         on_finished: called with the sort of each finished result.
-        structures: what draws the structures of pictures.
+        structures: extracts structures from pictures.
     """
 
     pool: ModelPool
@@ -258,11 +258,11 @@ class Workshop:
     forced: frozenset[str] = frozenset()
     on_finished: Callable[[str], None] = lambda sort: None
     structures: Structures = field(default_factory=Structures)
-    #: Pictures of replies.
+    #: Recent pictures of replies.
     drawn: DrawnPictures = field(default_factory=DrawnPictures)
-    #: Documents that were in front of results.
+    #: Prepended documents of recent results.
     shown: ShownDocuments = field(default_factory=ShownDocuments)
-    #: Room for what is sent and for answers; made of the limits.
+    #: Room for uploads and for responses, by the limits.
     gate: Gate = None  # type: ignore[assignment]  # see `__post_init__`
     _previewing: asyncio.Lock = field(default_factory=asyncio.Lock)
     _rest_until: float = 0.0
@@ -274,23 +274,25 @@ class Workshop:
     async def turn(
         self, client: str, model: str, number: int, options: Mapping[str, Any]
     ) -> AsyncIterator[AsyncModel]:
-        """The model, when it is the request's turn."""
+        """Context with the model, once it is the request's turn."""
         async with self.pool.use(model) as loaded:
             weight = self.weight_of(loaded.model, number, options)
             async with self.queue.place(client, weight):
                 try:
                     yield loaded
                 except GenerationError as error:
-                    if error.place == "engine":  # its thread has ended; the next request loads anew
+                    if (
+                        error.place == "engine"
+                    ):  # its thread has ended; the next request reloads the model
                         self.pool.forget(model, loaded)
                     raise
 
     def naming(self, model: str, values: Mapping[str, Any]) -> Naming:
-        """Names the documents of a model's results, with their pictures if the request asks for these."""
+        """Describes the documents of a model's results, with their pictures if the request asks for them."""
         return Naming(self.shown, model, bool(values.get("return_documents")))
 
     def weight_of(self, model: Model, number: int, options: Mapping[str, Any]) -> int:
-        """Results and candidates of a request; raises `APIError` where they are too many."""
+        """The number of results and candidates of a request; raises `APIError` if there are too many."""
         each = options.get("num_candidates", model.recipe.generate.num_candidates)
         weight: int = number * each
         if weight > self.limits.at_once:
@@ -304,9 +306,8 @@ class Workshop:
     async def unknown_words(
         self, model: str, texts: Sequence[str | None]
     ) -> dict[str, str | None] | None:
-        """The first `MOST_WORDS` words of texts that are in none of the model's training texts, each
-        with the one that is spelled most like it, see `Model.unknown_words`; None: it is not known
-        which words are."""
+        """The first `MOST_WORDS` words that are in none of the model's training texts, each with the most
+        similar known word, see `Model.unknown_words`; None if the model's words are unknown."""
         async with self.pool.use(model) as loaded:
             words = loaded.model.words
         if words is None:
@@ -319,7 +320,7 @@ class Workshop:
         return await in_thread(look)
 
     async def call(self, model: str, function: Callable[..., T], *arguments: Any) -> T:
-        """What a function returns that uses the model's tokenizers, while no other does."""
+        """Call a function with exclusive use of the model's tokenizers."""
         async with self.pool.use(model) as loaded:
             return await loaded.call(function, *arguments)
 
@@ -330,7 +331,7 @@ class Workshop:
     ) -> AsyncGenerator[Partial | Drawn, None]:
         """The task's pictures as they finish, in any order, with partial ones between.
 
-        Its place in the queue is free when the last one is drawn, however slowly they are taken.
+        Its place in the queue is free once the last one is drawn, even if the consumer is slow.
         """
         growing = Growing(task.partials)
         async with aclosing(newest(self._made(client, model, task), growing)) as events:
@@ -344,7 +345,7 @@ class Workshop:
                 yield Partial(one.picture, number, pixels, rows, all_rows)
 
     async def _made(self, client: str, model: str, task: PictureTask) -> AsyncGenerator[Made, None]:
-        """The engine's events, when it is the request's turn."""
+        """The engine's events, once it is the request's turn."""
         async with self.turn(client, model, task.results, task.options) as loaded:
             force = task.sort in _TUNED and refuse_untuned(loaded.model, task.sort, self.forced)
             each = task.options.get("num_candidates", loaded.model.recipe.generate.num_candidates)
@@ -357,8 +358,8 @@ class Workshop:
                     yield one
 
     async def _preview(self, loaded: AsyncModel, codes: Codes, growing: Growing) -> PixelArray:
-        """A growing picture's pixels. Where many are wanted, making them takes a third of the time
-        of one core at most: drawing comes first."""
+        """The pixels of a partial picture. If many are requested, decoding them takes at most a third of one core's
+        time, because drawing comes first."""
         if growing.all_are_sent:
             return await loaded.preview(codes)
         async with self._previewing:
@@ -379,9 +380,9 @@ class Workshop:
         question: str | None,
         options: Mapping[str, Any],
     ) -> tuple[GeneratedText, AsyncModel]:
-        """A caption of the picture, or the answer to the question, and the model that wrote it.
+        """A caption of the picture, or an answer to the question, and the model that wrote it.
 
-        `options` may name the task that answers.
+        `options` may name the task.
         """
         async with self.turn(client, model, 1, options) as loaded:
             if question is None:
@@ -393,12 +394,12 @@ class Workshop:
             return result, loaded
 
 
-#: Sorts of pictures that a model must have been tuned for.
+#: Sorts of tasks that a model must have been tuned for.
 _TUNED = ("edit", "boxes", "structure")
 
 
 def _stream(loaded: AsyncModel, task: PictureTask, force: bool) -> AsyncGenerator[Any, None]:
-    """The task's events, pictures numbered by their first candidate."""
+    """The task's events, with pictures numbered by their first candidate."""
     options: dict[str, Any] = {**task.options, "details": task.partials > 0}
     text = task.text or ""
     if task.sort == "fill":
@@ -418,13 +419,13 @@ def _stream(loaded: AsyncModel, task: PictureTask, force: bool) -> AsyncGenerato
 
 
 class Growing:
-    """Which partial pictures are due.
+    """Decides which partial pictures are due.
 
-    OpenAI's API has up to three: each of them is sent. Where more are wanted, those that are overtaken
-    by a newer one, while others are being made, are left out.
+    OpenAI's API has up to three, and each of them is sent. If more are requested, those that are overtaken by a
+    newer one before they are decoded are left out.
 
     Args:
-        partials: wanted for each result.
+        partials: the requested number per result.
     """
 
     MOST_SENT = 3
@@ -444,14 +445,14 @@ class Growing:
         return True
 
     def number(self, picture: int) -> int:
-        """The number of the picture's next partial one."""
+        """The number of the next partial picture."""
         number = self._numbers.get(picture, 0)
         self._numbers[picture] = number + 1
         return number
 
 
 class Made(NamedTuple):
-    """An event of a picture's candidate, and the model that makes it."""
+    """An event of a picture's candidate, and its model."""
 
     model: AsyncModel
     picture: int
@@ -467,8 +468,8 @@ class Made(NamedTuple):
 
 
 async def ahead(events: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
-    """The same events, which are read as they come, however slowly they are taken: what the generator holds, such
-    as a place in the queue, is free when it has made the last one."""
+    """The same events, read as they come even if the consumer is slow, so that the generator releases its resources,
+    such as a place in the queue, with its last event."""
     waiting: asyncio.Queue[tuple[T] | None] = asyncio.Queue()
 
     async def read() -> None:
@@ -489,12 +490,12 @@ async def ahead(events: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
 async def newest(
     events: AsyncGenerator[Made, None], growing: Growing
 ) -> AsyncGenerator[Made, None]:
-    """Finished pictures, and of the growing ones those that are due, of each picture's first candidate. They are
+    """Finished pictures, and the partial pictures that are due, of each picture's first candidate. The events are
     read `ahead`.
 
     Args:
-        events: of all candidates.
-        growing: decides what is due.
+        events: the events of all candidates.
+        growing: decides which partial pictures are due.
     """
     from cm3run.generation.engine import PictureGrown
 
@@ -527,7 +528,7 @@ async def newest(
 
 
 def rows_of(codes: Codes) -> tuple[int, int]:
-    """How many rows of a growing picture are finished, and how many there are."""
+    """The number of finished rows of a partial picture, and the number of all rows."""
     rows, columns = codes.grid
     if codes.missing is None:
         return rows, rows
@@ -545,6 +546,6 @@ async def in_order(events: AsyncGenerator[Partial | Drawn, None], number: int) -
 
 
 def transparent(alpha: np.ndarray[Any, np.dtype[np.uint8]]) -> BoolArray:
-    """What a mask marks: its fully transparent pixels, as in OpenAI's API."""
+    """The part that a mask marks: its fully transparent pixels, as in OpenAI's API."""
     marked: BoolArray = alpha == 0
     return marked

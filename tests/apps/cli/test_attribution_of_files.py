@@ -109,7 +109,8 @@ def test_the_original_is_offered(copier, tmp_path, capsys):
         == 0
     )
     assert tells(
-        capsys.readouterr().err, "... note: there is no original to write: no document was in front"
+        capsys.readouterr().err,
+        "... note: there is no original to write: no document was prepended",
     )
     by_hand = tmp_path / "hand.png"
     by_hand.write_bytes(images.png_bytes(square()))

@@ -156,7 +156,7 @@ def test_a_command_of_a_distribution_beside(
     monkeypatch.setenv("CM3_DISABLE_PLUGINS", plugin)
     assert main([command]) == 2
     told = capsys.readouterr().err
-    assert tells(told, f"error: cm3 {command}: the distribution {distribution} has this command")
+    assert tells(told, f"error: cm3 {command}: this command is in the distribution {distribution}")
     assert f"pip install ./plugins/cm3-{plugin}" in told
 
 

@@ -189,7 +189,7 @@ def test_many_conversations(chat: Chat, own: Path, tmp_path: Path, capsys: Any) 
         (
             '{"messages": [{"role": "user", "content": [{"type": "image", "file": "a.png", '
             '"codes": {"grid": [2, 2], "codes": [1]}}]}]}',
-            "has codes of a picture that are none",
+            "has invalid picture codes",
         ),
     ],
 )

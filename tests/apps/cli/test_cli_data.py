@@ -91,12 +91,12 @@ def test_validate_names_pictures_that_show_nothing(
     Image.new("RGB", (12, 12), (9, 30, 90)).save(folder / "3.png")
     assert main(["data", "validate", "pictures"]) == 1
     step = (
-        "its picture is blank: a single colour\n  next: see whether it was rendered (white on transparency is white on "
-        "white) and downloaded whole, or remove it\n"
+        "its picture is blank, in a single colour\n  next: check whether it was rendered (white on transparency becomes white on "
+        "white) and downloaded completely, or remove it\n"
     )
     assert capsys.readouterr().out == (
         f"document 3.png: {step}document 4.png: {step}"
-        "pictures (folder): 3 good documents, 0 bad records, 2 blank documents, which training would learn\n"
+        "pictures (folder): 3 good documents, 0 bad records, 2 blank documents, which the model would learn to draw\n"
     )
 
 
@@ -178,7 +178,7 @@ def test_nothing_is_not_good(place: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(["data", "validate", "all.csv", "dataset.columns={image: file}"]) == 2
     assert capsys.readouterr() == (
         "",
-        "error: all.csv (table): holds no record\n  next: see whether it is the right file\n",
+        "error: all.csv (table): holds no record\n  next: check that it is the right file\n",
     )
 
 
@@ -233,7 +233,7 @@ def test_show_tells_of_pictures_in_both_splits(
         (copies / f"{number}.txt").write_text("a copy")
     command = ["data", "show", "copies", "dataset.valid=0.5", "-o", "sheet.png"]
     said = (
-        "1 picture of valid can be learnt in train, under other names or captions\n"
+        "1 picture of valid are also in train, under other names or captions\n"
         "  next: dataset.split_by=picture keeps each in one split\n"
     )
     assert main(command) == 0

@@ -249,9 +249,11 @@ def test_the_picture_that_is_read_is_never_replaced(cm3, tmp_path, capsys):
         assert tells(capsys.readouterr().err, f"error: {path}: is the file that is read")
     two = tmp_path / "a" / ".." / "new.png"
     assert cm3("infill", path, *box, "-o", tmp_path / "new.png", "--decoded", two) == 2
-    assert tells(capsys.readouterr().err, f"error: --decoded {two}: is the file of -o, and")
+    assert tells(capsys.readouterr().err, f"error: --decoded {two}: is also the file of -o, but")
     assert cm3("edit", path, "red", "-o", tmp_path, "--force") == 2
-    assert tells(capsys.readouterr().err, f"error: {tmp_path}: holds 000.png, which")
+    assert tells(
+        capsys.readouterr().err, f"error: {tmp_path}: has the input picture 000.png, which"
+    )
     assert cm3("infill", path, *box, "-o", "/dev/null") == 2
     assert "is a device, a pipe or a socket" in capsys.readouterr().err
     assert path.read_bytes() == before
@@ -263,7 +265,7 @@ def test_what_no_model_was_tuned_for_is_refused(cm3, tmp_path, capsys):
     path = tmp_path / "picture.png"
     images.save_png(path, picture(16, 20), {})
     untuned = ("--model", "bundled:icons64")
-    step = "  next: tune one (docs/tuning.md), or give --force, which runs it on any model\n"
+    step = "  next: tune one (docs/tuning.md), or give --force to run it on any model\n"
     for command, what, words in (("ask", "questions", "what is it?"), ("edit", "edits", "red")):
         out = ("-o", tmp_path / "out") if command == "edit" else ()
         assert cm3(command, path, words, *untuned, *out) == 2
@@ -308,7 +310,9 @@ def test_pictures_after_a_structure(cm3, model, tmp_path, capsys):
     assert cm3("generate", "red", *boxes, *words[:4], "-o", tmp_path / "boxes") == 0
     capsys.readouterr()
     assert cm3("generate", "red", *condition, "--force", "-o", tmp_path) == 2
-    assert tells(capsys.readouterr().err, f"error: {tmp_path}: holds picture.png, which")
+    assert tells(
+        capsys.readouterr().err, f"error: {tmp_path}: has the input picture picture.png, which"
+    )
     assert cm3("generate", "red", "--set", "condition.low=50", "-o", out) == 2
     assert tells(
         capsys.readouterr().err, "error: --set condition: changes a condition, but none is"
@@ -364,7 +368,8 @@ def test_a_seed_of_an_upscaler_is_told_to_do_nothing(cm3, tmp_path, capsys):
     assert capsys.readouterr().err == ""
     assert cm3(*arguments, "--seed", "3") == 0
     assert tells(
-        capsys.readouterr().err, "note: --seed has no effect: an upscaler draws nothing at random"
+        capsys.readouterr().err,
+        "note: --seed has no effect, because an upscaler uses no random numbers",
     )
 
 

@@ -19,8 +19,8 @@ def test_what_was_looked_for_is_shown_where_it_is_another(model, capsys):
 
     assert said("a puppy, red") == ""
     worded(model, replaces={"puppy": "dog", "green": "red"})
-    assert said("a puppy, red") == "  looked for: 'a dog, red'\n"
-    assert said("pony, green") == "  looked for: 'pony, red'\n"
+    assert said("a puppy, red") == "  query: 'a dog, red'\n"
+    assert said("pony, green") == "  query: 'pony, red'\n"
     assert said("green") == "", "there is a document of it"
 
 
@@ -35,7 +35,7 @@ def test_a_picture_that_is_unlike_all_that_is_known_is_said(model, monkeypatch, 
     monkeypatch.setattr(model.recipe.retriever, "unlike_below", 0.62)
     assert tells(
         said(0.1, 0.514, 0.3),
-        "note: nothing that the model knows looks like cat.png: the most similar",
+        "note: nothing in the memory looks like cat.png: the most similar",
     )
     for scores in ((0.62,), (0.1, 0.7), (), (None,)):
         assert said(*scores) == ""
@@ -55,7 +55,7 @@ def test_what_was_retrieved_without_a_word_of_the_prompt_is_said(model, monkeypa
     )
     assert tells(
         said("kitten, outline", "gif, outline", "folder 5"),
-        "note: what was retrieved for 'kitten, outline' has none of its words: 'gif, outline', 'folder 5'",
+        "note: the documents retrieved for 'kitten, outline' have none of its words: 'gif, outline', 'folder 5'",
     )
     for prompt, *texts in (
         ("a photo of a dog", "folder", "Dog, filled"),

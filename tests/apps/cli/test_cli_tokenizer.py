@@ -129,15 +129,13 @@ def test_train_image_then_eval(place: Path, capsys: pytest.CaptureFixture[str]) 
         lines = told.out.splitlines()
         assert lines[0] == "4 pictures of split 'all', 16 x 16 pixels as 4 x 4 codes"
         assert re.fullmatch(r"PSNR        -?\d+\.\d\d dB", lines[1])
-        drawn = re.fullmatch(
-            r"PSNR, drawn (-?\d+\.\d\d) dB \(where a picture is not its background\)", lines[2]
-        )
+        drawn = re.fullmatch(r"PSNR, drawn (-?\d+\.\d\d) dB \(without the background\)", lines[2])
         assert drawn is not None
         assert re.fullmatch(r"SSIM        -?\d\.\d\d\d", lines[3])
         assert re.fullmatch(r"codes used  \d+ of 32 \(\d+%\)", lines[4])
         assert tells(
             told.err,
-            f"... note: the codes keep little of what is drawn (PSNR {float(drawn[1]):.1f} dB, less than 18): see out.png",
+            f"... note: the codes reproduce the drawings poorly (PSNR {float(drawn[1]):.1f} dB, less than 18): see out.png",
         )
         assert open_image(place / "out.png").shape == (2 * 16, 4 * 16, 3)
 

@@ -33,7 +33,7 @@ def test_a_finished_run_says_so_and_is_left_alone(
     before = {path: sha256_file(path) for path in files if "tensorboard" not in path.parts}
     assert main(arguments) == 0
     out = capsys.readouterr().out
-    assert "was finished already, nothing was trained; to train more:\n" in out
+    assert "was already finished, so nothing was trained; to train more:\n" in out
     more = next(line for line in out.splitlines() if line.startswith("  cm3 "))
     assert more.endswith(" train.steps=4")
     assert "train.steps=2" not in more

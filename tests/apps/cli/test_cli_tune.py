@@ -73,8 +73,8 @@ def test_retrieval_that_is_lost_is_said_before_the_first_step(
     stored = retrieving / "recipe.yaml"
     stored.write_text(stored.read_text() + "\nretriever: {name: bm25}\n")
     assert lost_retrieval("retrieving", tuned, registry) == (
-        "retrieving retrieves (retriever bm25), and the tuned model will not: the recipe has no retriever. To train and "
-        "draw with documents of what it is tuned on in front, add retriever=bm25; to retrieve from a memory bank only "
+        "retrieving retrieves (retriever bm25), but the tuned model will not: the recipe has no retriever. To train and "
+        "draw with documents from the tuning data prepended, add retriever=bm25; to retrieve from a memory bank only "
         "when it draws, give the bank then (cm3 memory build, --bank)"
     )
     kept = tuning_recipe("base", "pairs.yaml", ["retriever=bm25"], registry)

@@ -193,7 +193,7 @@ def figures(recall):
             "verdict: poor, it finds 0.900 of the 2 nearest documents of text queries; 0.95 is "
             "good",
         ),
-        ({4: 1.0}, True, True, "verdict: exact, nothing is missed"),
+        ({4: 1.0}, True, True, "verdict: exact, no document is missed"),
         (
             {4: float("nan")},
             False,
@@ -275,7 +275,7 @@ def test_a_bank_is_asked_by_text_and_by_picture(tmp_path, capsys):
         ["4", "text", "1.000", "1.000"],
         ["4", "image", "1.000", "1.000"],
     ]
-    assert verdict == "verdict: exact, nothing is missed"
+    assert verdict == "verdict: exact, no document is missed"
     assert (
         main(["memory", "recall", bank, "retriever.index=ivf", "--data", data, "--split", "all"])
         == 0

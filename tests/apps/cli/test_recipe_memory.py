@@ -30,7 +30,7 @@ def test_the_7b_model_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
     assert out.startswith(
         "cm3leon-7b on 8 GPUs, bf16 products; GB (10^9 bytes) on each\ntraining\n"
     )
-    assert tells(out, "... note: by arithmetic; torchrun ... --shard 8 ... CPUs")
+    assert tells(out, "... note: computed, not measured; torchrun ... --shard 8 ... CPUs")
     table = rows(out)
     assert table[:3] == [
         ("weights, fp32, 1/8", round(4 * PARAMETERS / 8e9, 2)),
@@ -83,4 +83,4 @@ def test_on_a_cpu_the_program_counts(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_a_recipe_without_a_decoder(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipe", "memory", "tokenizer-emoji64", "--gb", "8", "--on", "gpu"]) == 2
-    assert "its memory is not known" in capsys.readouterr().err
+    assert "its memory is unknown" in capsys.readouterr().err

@@ -264,10 +264,10 @@ def test_results_that_can_not_be_used(tmp_path: Path, damage: Any, message: str)
 def test_damaged_figures(tmp_path: Path) -> None:
     folder = measurement(tmp_path / "a")
     (folder / "figures.json").write_text('{"model": {}, "splits": []}')
-    with pytest.raises(DataError, match="is not what `cm3 experiment icons` or `tasks` writes"):
+    with pytest.raises(DataError, match="was not written by `cm3 experiment icons` or `tasks`"):
         read_result(folder, WEIGHTS)
     (folder / "figures.json").write_text('{"model": {}, "found": {"edit": {"unseen": {}}}}')
-    with pytest.raises(DataError, match="is not what `cm3 experiment icons` or `tasks` writes"):
+    with pytest.raises(DataError, match="was not written by `cm3 experiment icons` or `tasks`"):
         read_result(folder, WEIGHTS)
 
 
@@ -319,8 +319,8 @@ def test_the_command(
     (tmp_path / "mine.md").write_text("my own")
     card.write_text(first.replace(weights, WEIGHTS))
     for wrong, message in (
-        (["-o", str(tmp_path / "mine.md")], "already exists, and is no card of this command"),
-        (["--check", str(tmp_path / "mine.md")], "is no card of `cm3 eval card`"),
+        (["-o", str(tmp_path / "mine.md")], "already exists, but is not a card of this command"),
+        (["--check", str(tmp_path / "mine.md")], "is not a card of `cm3 eval card`"),
         (
             ["--check", str(card)],
             f"was written for the weights abababababab..., the model has {weights[:12]}",
@@ -328,7 +328,7 @@ def test_the_command(
         (["--check", str(tmp_path / "none.md")], "none.md: there is no such file"),
         ([], "neither -o nor --check is given"),
         (["-o", str(card), "--check", str(card)], "-o and --check are given"),
-        ([str(results), str(results), "-o", str(card)], "hold two evaluations by toy-v1"),
+        ([str(results), str(results), "-o", str(card)], "have two evaluations by toy-v1"),
         (["-o", str(card), "--notes", str(tmp_path / "none.md")], "none.md: there is no such file"),
     ):
         assert main(["eval", "card", "bundled:emoji64", *wrong]) == 2

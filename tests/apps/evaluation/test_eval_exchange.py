@@ -83,7 +83,7 @@ def test_what_is_not_exported(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (finished / "pictures" / "000001.png").unlink()
     for what, folder, out, message in (
-        ("geneval", finished, tmp_path / "there", "already exists, and nothing is overwritten"),
+        ("geneval", finished, tmp_path / "there", "already exists and is not overwritten"),
         ("geneval", finished, tmp_path / "a", "has 2 pictures of 3 samples"),
         ("dpg", tmp_path, tmp_path / "a", "there is no such file"),
     ):
@@ -122,7 +122,7 @@ def test_files_of_other_scorers(tmp_path: Path, what: str, text: str, found: Any
     path.write_text(text)
     assert dict(import_scores(what, path)) == found
     path.write_text("nothing of the kind")
-    with pytest.raises(DataError, match=r"is not what .*'s scorer writes|holds no scores"):
+    with pytest.raises(DataError, match=r"is not a file of .*'s scorer|has no scores"):
         import_scores(what, path)
 
 
@@ -170,7 +170,7 @@ def test_two_folders_are_scored(
         ([*command, "--metric", "kid"], f"{one}: holds 6 pictures, the metric needs 1000 or more"),
         (
             [*command, "--metric", "bleu"],
-            "metric 'bleu': needs references, texts, but folders give",
+            "metric 'bleu': needs references, texts, but folders have",
         ),
         (
             [*score, str(tmp_path / "no.jsonl"), "--metric", "bleu"],
@@ -183,13 +183,13 @@ def test_two_folders_are_scored(
         ([*command, "--metric", "fid", "--set", "x=1"], "--set x=1: is not metric.KEY=VALUE"),
         ([*score, str(one), str(other), "--metric", "fid"], "has no extractor for the pictures"),
         ([*score, str(one), *pixels], "OTHERS: is not given"),
-        ([*score, str(one), str(one), *pixels], "holds the same pictures as"),
+        ([*score, str(one), str(one), *pixels], "has the same pictures as"),
         ([*score, str(mixed), str(other), *pixels], "2.png: is 8 x 8 pixels, 0.png 9 x 9"),
         (
             [*score, str(lossy), str(other), *pixels],
-            "2.jpg: has lossy compression, which changes the scores",
+            "2.jpg: has lossy compression, unlike the other pictures",
         ),
-        ([*score, str(one), str(tmp_path / "x"), *pixels], "is no folder"),
+        ([*score, str(one), str(tmp_path / "x"), *pixels], "is not a folder"),
     ):
         assert main(arguments) == 2
         assert tells(capsys.readouterr().err, f"... {message}")
@@ -218,8 +218,8 @@ def test_what_is_beside_generated_pictures_is_not_scored(
     assert scored(made) == (
         0,
         expected,
-        f"note: {made}: not scored: 000-large.png, 001-large.png, 002-transparent.png, 3 more, which cm3 "
-        "wrote beside the pictures\n",
+        f"note: {made}: not scored, because cm3 wrote them beside the pictures: 000-large.png, 001-large.png, "
+        "002-transparent.png, 3 more\n",
     )
     # somebody else's, and enlarged ones alone, are pictures like others
     save_png(plain / "grid.png", large)
@@ -287,7 +287,7 @@ def test_a_benchmarks_own_prompts(tmp_path: Path) -> None:
     assert len(list((out / "00000" / "samples").iterdir())) == 4
     (tmp_path / "evaluation_metadata.jsonl").write_text("{}\n")
     for name, message in (
-        ("evaluation_metadata.jsonl", "line 1: is no prompt"),
+        ("evaluation_metadata.jsonl", "line 1: is not a prompt"),
         ("none.txt", "there is no such file"),
         ("out/pictures", "holds no prompts"),
     ):

@@ -64,7 +64,7 @@ def test_a_split_without_the_references_is_searched_and_recorded(
     capsys.readouterr()
     # another memory is another evaluation
     assert evaluate("comp", "held-out") == 2
-    assert "holds an evaluation of another model, protocol or setting" in capsys.readouterr().err
+    assert "has an evaluation with another model, protocol or setting" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -79,7 +79,7 @@ def test_a_split_with_the_references_is_refused(
 ) -> None:
     assert evaluate("all", "leaks") == 2
     told = capsys.readouterr().err
-    assert tells(told, "... error: the model's memory: holds 2 of the 2")
+    assert tells(told, "... error: the model's memory: has 2 of the 2")
     assert tells(told, "... next: retrieve from a ... --memory-split train ... --bank")
     assert evaluate("trian", "none") == 2
     assert tells(capsys.readouterr().err, "... error: split: the model's data ... 'trian'")

@@ -259,7 +259,7 @@ def test_pictures_are_scored_against_those_of_their_names(
 @pytest.mark.parametrize(
     ("others", "options", "message"),
     [
-        ({"names": "abd"}, [], "c.png: has no picture of its name in "),
+        ({"names": "abd"}, [], "c.png: has no counterpart in "),
         ({"side": 8}, [], "a.png: is 16 x 16 pixels, "),
         ({}, ["--extractor", "pixels"], "reads pictures, not their features"),
     ],

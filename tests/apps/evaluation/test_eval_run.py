@@ -172,7 +172,7 @@ def test_a_folder_holds_one_evaluation(tmp_path: Path) -> None:
         other = Evaluation(
             task=TASK, registry=REGISTRY, out=tmp_path / "a", model=model(), label="toy", **given
         )
-        with pytest.raises(DataError, match="of another model, protocol or setting"):
+        with pytest.raises(DataError, match="with another model, protocol or setting"):
             other.run()
 
 
@@ -249,7 +249,7 @@ def test_what_is_wrong_with_pictures(tmp_path: Path) -> None:
         (few, "000011.png: there is no picture of sample 11 ('thing/11')"),
         (mixed, "000003.png: is 8 x 9 pixels, 000000.png 8 x 8"),
         (lossy, "000000.jpg: has lossy compression, which changes the scores"),
-        (real, "holds the reference pictures themselves"),
+        (real, "has the reference pictures themselves"),
     ):
         with pytest.raises(DataError) as caught:
             evaluate(tmp_path / f"out-{folder.name}", model=None, pictures=folder, label="x")
@@ -350,7 +350,7 @@ def test_references_in_the_memory_are_refused() -> None:
         (Text("e"), Image("again", partial(reference, 0))),
     ]
     toy.components.memory = ListSource(leaky)
-    with pytest.raises(DataError, match="holds 3 of the 12 reference pictures"):
+    with pytest.raises(DataError, match="has 3 of the 12 reference pictures"):
         check_memory(toy, TASK, options, allowed=False)
     found = check_memory(toy, TASK, options, allowed=True)
     assert [key for _, key, _ in found["leaks"]] == ["thing/0", "thing/1", "thing/2", "thing/0"]
@@ -375,7 +375,9 @@ def test_the_network_that_chose_does_not_judge() -> None:
     toy.components.embedder = type("Embedder", (), {"fingerprint": "same"})()
     judges: Any = [Judge()]
     check_extractors(toy, judges, {"num_retrieved": 0}, allowed=False)
-    with pytest.raises(DataError, match="is the embedder that the model retrieves with or chooses"):
+    with pytest.raises(
+        DataError, match="is also the embedder with which the model retrieves or chooses"
+    ):
         check_extractors(toy, judges, {"num_retrieved": 0, "num_candidates": 4}, allowed=False)
     check_extractors(toy, judges, {"num_candidates": 4}, allowed=True)
 
@@ -443,7 +445,7 @@ def test_another_evaluations_log_is_refused(tmp_path: Path) -> None:
     for line, message in (
         (
             '{"index": 0, "key": "x"}',
-            "is of the sample 'x', which the protocol does not have there",
+            "has the sample 'x', which is not the protocol's sample with this number",
         ),
         ("{}", "line 1: is damaged"),
     ):
@@ -483,9 +485,9 @@ def test_the_command_line(
         (["eval", "--from", a, "x", "y"], "give PROTOCOL alone with --from"),
         (
             ["eval", "toy", "icons-comp"],
-            "protocol 'icons-comp': is neither a shipped one nor a file",
+            "protocol 'icons-comp': is neither a shipped protocol nor a file",
         ),
-        (["eval", "--from", str(path), str(path)], "is no folder"),
+        (["eval", "--from", str(path), str(path)], "is not a folder"),
         (["eval", "table"], "no evaluation is named"),
         (["eval", "compare", a, str(tmp_path)], "scores.json: there is no such file"),
     ):

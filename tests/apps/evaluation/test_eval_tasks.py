@@ -138,7 +138,9 @@ def test_captions_to_rank(coco: Path) -> None:
     )
     plain = open_({"name": "captions", "num": 3}, coco, None)
     assert plain.measurement["references_sha256"] != task.measurement["references_sha256"]
-    with pytest.raises(DataError, match="different captions: has 3 samples, the protocol takes 4"):
+    with pytest.raises(
+        DataError, match="different captions: has 3 samples, but the protocol needs 4"
+    ):
         open_({"name": "captions", "num": 3, "ranked": 4}, coco, None)
 
 
@@ -154,7 +156,9 @@ def test_answers_to_rank(coco: Path) -> None:
     own = {"name": "vqa", "questions": "questions.json", "annotations": "answers.json", "ranked": 3}
     task = open_(own, coco, None)
     assert {one.choices for one in task.samples} == {("c", "a", "b")}
-    with pytest.raises(DataError, match="different answers: has 4 samples, the protocol takes 5"):
+    with pytest.raises(
+        DataError, match="different answers: has 4 samples, but the protocol needs 5"
+    ):
         open_({**own, "ranked": 5}, coco, None)
     for wrong, message in (
         ([], "question 42000: has no list of texts"),
@@ -174,11 +178,11 @@ def test_what_is_missing_is_named(coco: Path, tmp_path: Path) -> None:
             None,
             f"this protocol: needs COCO's files ... --data ... {step}",
         ),
-        ({"name": "coco"}, tmp_path / "x", "x: is no folder"),
+        ({"name": "coco"}, tmp_path / "x", "x: is not a folder"),
         (
             {"name": "coco", "num": 7},
             coco,
-            "captions_val2014.json: has 6 samples, the protocol takes 7",
+            "captions_val2014.json: has 6 samples, but the protocol needs 7",
         ),
         (
             {"name": "coco", "annotations": "none.json"},
@@ -239,9 +243,9 @@ def test_documents_of_any_data_set(tmp_path: Path) -> None:
     assert len({one.key for one in task.samples}) == 4
     assert all(one.prompt.startswith("grey ") for one in task.samples)
     assert task.samples[0].picture().shape == (16, 16, 3)
-    with pytest.raises(DataError, match="has 5 samples, the protocol takes 6"):
+    with pytest.raises(DataError, match="has 5 samples, but the protocol needs 6"):
         open_({**values, "num": 6}, tmp_path / "data")
-    with pytest.raises(DataError, match="there is no model whose data set it could be"):
+    with pytest.raises(DataError, match="there is no model to provide its data set"):
         open_({"name": "documents"}, None)
 
 

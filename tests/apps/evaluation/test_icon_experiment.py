@@ -142,13 +142,13 @@ def test_another_measurement_is_not_overwritten(
     assert _run(out, *more, "--temperature", "0.5") == 2
     message = capsys.readouterr().err
     assert tells(
-        message, "... holds the results of another measurement (different: settings sampling)"
+        message, "... has the results of another measurement (different: settings sampling)"
     )
     assert _files(out) == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "report.md").write_text("my own")
     assert _run(tmp_path / "mine", *more) == 2
-    assert "is not empty, and holds no results of this experiment" in capsys.readouterr().err
+    assert "is not empty, but has no results of this experiment" in capsys.readouterr().err
     assert (tmp_path / "mine" / "report.md").read_text() == "my own"
 
 
@@ -166,7 +166,7 @@ def test_a_folder_whose_settings_could_not_be_written_is_begun_again(tmp_path: P
         assert {path.name for path in (disk / "out").iterdir()} == {"parts", "settings.json"}
     (tmp_path / "mine" / "parts").mkdir(parents=True)
     (tmp_path / "mine" / "parts" / "a.txt").touch()
-    with pytest.raises(CM3Error, match="is not empty, and holds no results of this experiment"):
+    with pytest.raises(CM3Error, match="is not empty, but has no results of this experiment"):
         ResultFolder(tmp_path / "mine", {}, settings)
 
 

@@ -91,5 +91,7 @@ def test_the_task_has_all_categories() -> None:
     for sample in task.samples:
         assert sample.picture is not None
         assert scene_is_right(sample.picture(), sample.target)
-    with pytest.raises(DataError, match="category 'colour': has 15 samples, the protocol takes 16"):
+    with pytest.raises(
+        DataError, match="category 'colour': has 15 samples, but the protocol needs 16"
+    ):
         open_scenes({"num": 16}, size=64, data=None, model=None, registry=None)

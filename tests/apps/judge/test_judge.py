@@ -83,7 +83,7 @@ def test_a_rank_is_one_plus_the_number_of_others_as_good(similarities, column):
             coloured((0, 0, 0)),
             ["aa"],
             ["a"],
-            "concept 'aa': the judge does ... 'a'",
+            "concept 'aa': is unknown to ... 'a'",
         ),
         (
             coloured((0, 0, 0)),
@@ -95,7 +95,7 @@ def test_a_rank_is_one_plus_the_number_of_others_as_good(similarities, column):
             coloured((0, 0, 0)),
             ["a"],
             ["a", "a"],
-            "texts to judge among: hold a concept twice",
+            "texts to judge among: have a concept twice",
         ),
         (
             coloured((0, 0, 0)),

@@ -1,5 +1,5 @@
-"""A plugin's file, written where the command looks for it; and one look at the other plugins for all
-tests that see the same ones."""
+"""A plugin's file, written where the command looks for it; and a single inspection of the other plugins for all
+tests in the same environment."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from checked_plugins import WriteFile
 from cm3apps.plugin_check import checking
 from cm3apps.plugin_check.worker import Request
 
-#: What the processes that import the other installed plugins answered, by all that they depend on.
+#: The answers of the processes that import the other installed plugins, by all their dependencies.
 ANSWERS: dict[str, Any] = {}
 
 
 @pytest.fixture(autouse=True)
 def others_are_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether others have the same names is asked in a process of its own, which takes as long as all
-    the rest of a quick check. Here the answer is that of the first test with the same names, in the same
-    environment; a test that installs another plugin has another `sys.path`."""
+    """The comparison of names with other plugins runs in its own process, which takes as long as the rest of a quick
+    check. Here its answer is reused from the first test with the same names in the same environment; a test that
+    installs another plugin has another `sys.path`."""
     ask = checking._ask
 
     def remembered(

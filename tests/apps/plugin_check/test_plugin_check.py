@@ -299,7 +299,7 @@ def test_values_that_check_refuses(write: WriteFile) -> None:
         (
             ["--waive", "law"],
             "--waive law: is not LAW=REASON or NAME.LAW=REASON\n"
-            "  next: give the reason why the law does not apply, in quotes",
+            "  next: give a reason why the law does not apply, in quotes",
         ),
         (
             ["--timeout", "0"],

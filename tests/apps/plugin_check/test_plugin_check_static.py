@@ -139,7 +139,7 @@ warn  keys text_tokenizer/byte: `size` is not documented; its Args: name `sise`,
       next: write `size: what it means` below `Args:` in the docstring of CharactersConfig; did you mean 'size'?
 warn  names text_tokenizer/byte: is also provided by bundled
       next: recipes must write mine/byte; rename it to avoid that
-warn  output: it prints while it is described, which every cm3 command then shows on stderr
+warn  output: it prints while it is described, and every cm3 command would show this on stderr
       | hello
       next: remove the print, or use logging
 skip  law: no laws are tested with --quick

@@ -170,7 +170,7 @@ def test_two_plugins_of_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("./nowhere", "./nowhere: there is no such file or folder\n  next: correct the path"),
         (
             "./note.txt",
-            "./note.txt: is no Python file\n  next: give a .py file, or a folder with pyproject.toml",
+            "./note.txt: is not a Python file\n  next: give a .py file, or a folder with pyproject.toml",
         ),
         (
             "./project/cm3_mine",

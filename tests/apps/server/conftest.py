@@ -1,4 +1,4 @@
-"""A browser for the tests of the page, and a server of models with different abilities."""
+"""A browser for the tests of the page, and a server with models of different abilities."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
-    """A server of models with different tasks; a file whose tests need another has its own."""
+    """A server with models for different tasks; test files that need another server have their own."""
     models = {
         "toy": toy(),
         "tuned": tuned(),

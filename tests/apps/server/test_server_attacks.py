@@ -162,7 +162,7 @@ def test_pictures_are_refused_by_their_sum_before_any_is_decoded(server, monkeyp
     )
     assert response.json()["error"] == {
         "message": "documents[0].image_url: 5 pictures have 4,050,000 pixels together, at most 4,000,000 are "
-        "taken",
+        "allowed",
         "type": "invalid_request_error",
         "param": "documents[0].image_url",
         "code": "invalid_value",
@@ -192,7 +192,7 @@ def test_results_of_a_fill_are_counted_too(server):
     assert server.post(EDIT, **body, mask={"image_url": bombs.url(clear)}).json()["error"][
         "message"
     ] == (
-        "image: 2 pictures and 10 results as large have 5,500,000 pixels together, at most 4,000,000 are taken"
+        "image: 2 pictures and 10 results as large have 5,500,000 pixels together, at most 4,000,000 are allowed"
     ).replace("image:", "images[0]:")
 
 
@@ -257,7 +257,7 @@ def test_a_body_comes_at_an_even_pace():
     late = paced([(0.7, b"abc"), (0, b"def")], 6, limits)
     assert isinstance(late, APIError)
     assert (late.status, late.code) == (408, "timeout")
-    assert late.message.endswith("s, which is too slow; it has 0.9 s in all")
+    assert late.message.endswith("s, which is too slow; the limit is 0.9 s")
     # a chunked one must bring 1,024 bytes a second after the first third
     assert isinstance(paced([(0.2, b"a")] * 4, None, limits), APIError)
 

@@ -57,7 +57,7 @@ def test_a_token_of_a_file_or_the_environment(monkeypatch, tmp_path: Path):
 def test_models_that_are_not_there_or_named_twice(capsys):
     assert "error: runs/none: does not exist\n" in refused(capsys, "--model", "runs/none")
     text = refused(capsys, "--model", "a=bundled:emoji64", "--model", "a=bundled:emoji64")
-    assert tells(text, "error: cm3 serve --model a=bundled:emoji64: 'a' is served")
+    assert tells(text, "error: cm3 serve --model a=bundled:emoji64: 'a' is already served")
     assert "has no name" in refused(capsys, "--model", "=bundled:emoji64")
 
 
@@ -99,7 +99,7 @@ def test_banks_that_are_not_there_or_of_no_model(capsys, tmp_path: Path):
     (tmp_path / "bank").mkdir()
     assert tells(
         refused(capsys, "--bank", str(tmp_path / "bank")),
-        f"error: cm3 serve --bank {tmp_path}/bank: is no memory bank",
+        f"error: cm3 serve --bank {tmp_path}/bank: is not a memory bank",
     )
     (tmp_path / "bank" / "manifest.json").write_text("{}")
     bank, model = f"{tmp_path}/bank", ["--model", "emoji=bundled:emoji64"]
@@ -109,7 +109,7 @@ def test_banks_that_are_not_there_or_of_no_model(capsys, tmp_path: Path):
     )
     assert tells(
         refused(capsys, *model, "--bank", bank, "--bank", f"emoji={bank}"),
-        f"error: cm3 serve --bank emoji={bank}: 'emoji' has a",
+        f"error: cm3 serve --bank emoji={bank}: 'emoji' already has a",
     )
 
 
@@ -152,12 +152,12 @@ def test_a_port_that_is_taken(capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         text = refused(capsys, "--port", port)
-    assert tells(text, f"error: 127.0.0.1:{port}: can't be listened on (Address already")
+    assert tells(text, f"error: 127.0.0.1:{port}: can't be used to listen on (Address already")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1.", "127." + "x" * 300, "127.0.0.999"])
 def test_hosts_that_are_none(capsys, host):
-    assert "can't be listened on (" in refused(capsys, "--host", host)
+    assert "can't be used to listen on (" in refused(capsys, "--host", host)
 
 
 def test_a_token_file_that_never_ends(capsys, tmp_path: Path):

@@ -84,7 +84,7 @@ def test_an_engine_that_stops_is_told_and_loaded_again():
         )
         answer = server.post(prompt="red", seed=3)
         assert answer.status_code == 500
-        reason = "model toy: its engine has stopped, and it is loaded again"
+        reason = "model toy: its engine has stopped and is being reloaded"
         status, state = health(server)
         assert (status, state["status"], state["reason"]) == (503, "failing", reason)
         assert health(server, "/readyz") == (503, {"status": "not ready", "reason": reason})
@@ -119,7 +119,7 @@ def test_an_engine_that_can_not_be_loaded_again_ends_the_watch(caplog):
     with caplog.at_level(logging.ERROR, "cm3"):
         asyncio.run(main())
     assert "the engine has stopped" in caplog.text
-    assert "model toy: its engine has stopped; it is loaded again" in caplog.text
+    assert "model toy: its engine has stopped and is being reloaded" in caplog.text
     assert caplog.messages[-1].startswith("the server ends: the model 'toy' can't be loaded now")
 
 
@@ -238,7 +238,7 @@ def test_a_first_picture_that_fails_is_logged_and_stops_nothing(caplog, monkeypa
 
     with caplog.at_level(logging.WARNING, "cm3.serve"):
         asyncio.run(main())
-    assert caplog.messages == ["model toy: its first picture, drawn as a test, failed"]
+    assert caplog.messages == ["model toy: its first picture, a test, failed"]
     assert "SystemExit" in caplog.text
 
 

@@ -14,7 +14,7 @@ from cm3apps.server.fields import form_values
 from cm3apps.server.settings import Limits
 
 HEADERS = Headers({"content-type": "multipart/form-data; boundary=edge"})
-CUT_OFF = "the body is cut off: the line that ends its form is not there. Next: send it whole"
+CUT_OFF = "the body is truncated: the line that ends the form is missing. Next: send the whole form"
 
 
 def part(name: str, value: bytes, file: str = "") -> bytes:

@@ -88,7 +88,7 @@ def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
         ),
         (
             {"prompt": "x", "sampling": {"negative_prompt": "y"}, "negative_prompt": "z"},
-            "sampling: negative_prompt is also given by itself",
+            "sampling: negative_prompt is also given as a field of its own",
         ),
         (
             {"prompt": "x", "sampling": {"null_prompt": "/etc/passwd"}},
@@ -148,12 +148,12 @@ def test_strings_are_set_only_where_they_are_choices(server):
         ),
         (
             [("image", PICTURE), ("mask", mask(8, 8, (0, 0, 0, 0)))],
-            "mask: is nowhere fully transparent",
+            "mask: has no fully transparent pixel",
         ),
         ([("image[]", PICTURE), ("image[]", PICTURE)], "image: 2 pictures were sent"),
         ([("image", PICTURE)] * 5, "the body is not a form (Too many files"),
-        ([("prompt", PICTURE)], "prompt: no file is taken here"),
-        ([("evil", PICTURE)], "evil: no file is taken here"),
+        ([("prompt", PICTURE)], "prompt: a file is not accepted here"),
+        ([("evil", PICTURE)], "evil: a file is not accepted here"),
     ],
 )
 def test_pictures_that_are_refused(server, files, message):
@@ -200,7 +200,7 @@ def test_json_edits_and_their_references(server):
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
-        ([], "messages: there is no message of the user"),
+        ([], "messages: there is no user message"),
         (["x"], "messages[0]: must be an object whose role is one of"),
         ([{"role": "king", "content": "x"}], "messages[0]: must be an object whose role is one of"),
         ([{"role": "user", "content": ""}], "messages: the user's last message is empty"),
@@ -310,7 +310,7 @@ def test_a_body_that_says_that_it_is_not_compressed_is_read(server):
 def test_a_request_that_takes_too_long_ends():
     with served({"toy": toy(0.5)}, limits=Limits(seconds=1.5)) as server:
         error = error_of(server.post(prompt="red"), 504)
-        assert (error["message"], error["code"]) == ("the answer took more than 1.5 s", "timeout")
+        assert (error["message"], error["code"]) == ("the response took more than 1.5 s", "timeout")
         server.until(lambda: server.workshop.queue.in_flight == 0)
         with httpx.stream(
             "POST",
@@ -321,7 +321,7 @@ def test_a_request_that_takes_too_long_ends():
             lines = list(stream.iter_lines())
         assert lines[0] == "event: image_generation.partial_image"
         assert "event: error" in lines
-        assert "the answer took more than 1.5 s" in lines[lines.index("event: error") + 1]
+        assert "the response took more than 1.5 s" in lines[lines.index("event: error") + 1]
 
 
 def test_unknown_paths_and_methods(server):
@@ -406,7 +406,7 @@ def test_the_api_is_described(server):
     description = httpx.get(server.url + "/openapi.json").json()
     fields = description["paths"][GENERATE]["post"]["requestBody"]["content"]["application/json"]
     assert fields["schema"]["properties"]["n"] == {
-        "description": "how many pictures; 1 by default",
+        "description": "number of pictures; 1 by default",
         "type": "integer",
         "minimum": 1,
         "maximum": 4,

@@ -34,9 +34,9 @@ def server() -> Iterator[Served]:
 def test_what_was_looked_for_is_told(browser):
     with served({"toy": rewriting}) as server, opened(browser, server) as page:
         draw(page, "pink")
-        says(page, "#documents-hint", "Retrieved for “red”, and put before it.")
+        says(page, "#documents-hint", "Retrieved for “red” and prepended to it.")
         draw(page, "red")
-        says(page, "#documents-hint", "Retrieved for the prompt, and put before it.")
+        says(page, "#documents-hint", "Retrieved for the prompt and prepended to it.")
 
 
 def test_drawing_shows_the_pictures_of_the_python_api(browser, server):
@@ -106,7 +106,7 @@ def test_a_mask_is_painted_and_filled(browser, server):
         page.fill("#edit-text", "red")
         page.fill("#edit-seed", "5")
         page.click("#edit")
-        says(page, "#edit-status", "Paint over the part that should be filled.")
+        says(page, "#edit-status", "Paint over the part to change.")
         box = page.locator("#canvas").bounding_box()
         page.mouse.move(box["x"] + 0.1 * box["width"], box["y"] + 0.8 * box["height"])
         page.mouse.down()
@@ -194,7 +194,7 @@ def test_a_picture_is_described(browser, server):
     ("data", "message"),
     [
         (b"not a picture", "can't be read as a picture"),
-        (b"x" * (2 << 20), "This file has 2 MiB; at most 1"),
+        (b"x" * (2 << 20), "This file is too large: 2 MiB, at most 1 MiB"),
     ],
 )
 def test_broken_and_huge_files(browser, server, data, message):

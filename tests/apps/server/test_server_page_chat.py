@@ -62,7 +62,7 @@ def server(folder: Path) -> Iterator[Served]:
 def look(browser: Any, server: Served) -> Iterator[tuple[Any, list[Any]]]:
     """The view, and the bodies that it sends from now on."""
     with opened(browser, server, "#look") as page:
-        says(page, "#look-hint", "It reads all turns and pictures, as far as they fit")
+        says(page, "#look-hint", "The model reads all turns and pictures that fit")
         asked: list[Any] = []
         page.on("request", lambda one: asked.append(one.post_data_json) if one.post_data else None)
         yield page, asked
@@ -131,7 +131,7 @@ def test_a_picture_grows_and_is_repeated_by_its_command(look, tmp_path, monkeypa
     assert 0 < shares[0] < 100
     drawn = page.locator("#answers .card img").get_attribute("src")
     page.click("#answers .card >> text=Repeat")
-    says(page, "#repeat-note", "It is drawn again by saying the same first.")
+    says(page, "#repeat-note", "To repeat it, begin a conversation with the same message.")
     command, lines = page.input_value("#repeat-command"), page.input_value("#repeat-python")
     monkeypatch.chdir(tmp_path)
     words = shlex.split(command)
@@ -147,7 +147,7 @@ def test_a_picture_grows_and_is_repeated_by_its_command(look, tmp_path, monkeypa
 def test_what_is_missing_or_stopped_is_said(look):
     page, asked = look
     page.click("#look")
-    says(page, "#look-status", "Say something, or show a picture.")
+    says(page, "#look-status", "Enter a message or choose a picture.")
     assert asked == []
     page.route("**/v1/chat/completions", lambda route: None)
     page.fill("#question", "a red apple")

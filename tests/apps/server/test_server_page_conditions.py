@@ -39,10 +39,10 @@ def test_boxes_are_drawn_with_the_mouse_and_followed(browser, server, monkeypatc
         page.click("#conditions summary")
         page.select_option("#condition-kind", "boxes")
         draw(page, "a bell", 1)
-        says(page, "#draw-status", "Draw a box first, or choose to follow nothing.")
+        says(page, "#draw-status", "Draw a box first, or choose “nothing”.")
         drag(page, "#pad", 0.1, 0.2, 0.5, 0.9)
         page.click("#draw")
-        says(page, "#draw-status", "Say for every box what is there.")
+        says(page, "#draw-status", "Name the object in every box.")
         page.fill("#boxes input", "bell")
         drag(page, "#pad", 0.6, 0.6, 0.8, 0.7)
         page.locator("#boxes button").last.click()
@@ -95,7 +95,7 @@ def test_the_edges_of_a_picture_are_followed(browser, server, monkeypatch, tmp_p
         page.click("#conditions summary")
         page.select_option("#condition-kind", "structure")
         draw(page, "red", 1)
-        says(page, "#draw-status", "Choose the picture to follow first")
+        says(page, "#draw-status", "Choose a picture to follow first")
         upload(page, "#structure-file", b"no picture")
         says(page, "#condition-status", "can't be read as a picture")
         upload(page, "#structure-file", png(picture(8, 8)))
@@ -181,9 +181,9 @@ def test_a_structure_that_fails_is_said_where_one_looks(browser, server):
         held: list[Any] = []
         page.route("**/v1/conditions", lambda route: held.append(route))
         upload(page, "#structure-file", png(picture(8, 8)))
-        says(page, "#condition-status", "The server draws the structure…")
+        says(page, "#condition-status", "The server is drawing the structure…")
         draw(page, "red", 1)
-        says(page, "#draw-status", "The server still draws the structure. Wait a moment.")
+        says(page, "#draw-status", "The server is still drawing the structure. Wait a moment.")
         body = '{"error": {"message": "the queue is <b>full</b>"}}'
         held[0].fulfill(status=429, body=body)
         says(page, "#condition-status", "the queue is <b>full</b>")
@@ -191,7 +191,7 @@ def test_a_structure_that_fails_is_said_where_one_looks(browser, server):
         says(page, "#draw-status", "The structure could not be drawn.")
         # a late answer of a structure that is no longer wanted changes nothing
         page.select_option("#structure-kind", "xdog")
-        says(page, "#condition-status", "The server draws the structure…")
+        says(page, "#condition-status", "The server is drawing the structure…")
         page.select_option("#structure-kind", "itself")
         api.expect(page.locator("#structure-preview")).to_be_visible()
         assert page.input_value("#feature") == "an outline"
@@ -204,7 +204,7 @@ def test_a_structure_that_fails_is_said_where_one_looks(browser, server):
 def test_what_a_model_can_not_follow_is_said(browser, server):
     with opened(browser, server) as page:
         page.click("#conditions summary")
-        says(page, "#condition-missing", "This model draws from words alone")
+        says(page, "#condition-missing", "This model draws from prompts only")
         api.expect(page.locator("#condition-kind")).to_be_hidden()
         use(page, "places")
         says(
@@ -212,7 +212,7 @@ def test_what_a_model_can_not_follow_is_said(browser, server):
         )
         assert page.locator("#condition-kind option").all_text_contents() == [
             "nothing",
-            "objects at boxes",
+            "boxes",
         ]
         use(page, "answers")
-        says(page, "#draw-missing", "This model was not tuned to draw from words alone.")
+        says(page, "#draw-missing", "This model was not tuned to draw from a prompt alone.")

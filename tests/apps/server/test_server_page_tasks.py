@@ -34,7 +34,7 @@ def test_a_set_is_drawn_and_downloaded(browser, server, tmp_path: Path):
     with opened(browser, server) as page:
         page.click("#tabs >> text=Set")
         page.click("#draw-set")
-        says(page, "#set-status", "Name some things, one a line.")
+        says(page, "#set-status", "Enter things to draw, one per line.")
         page.fill("#things", "red\ngreen; blue")
         page.fill("#set-style", "line")
         page.fill("#set-seed", "7")
@@ -101,7 +101,7 @@ def test_a_conversation_keeps_its_turns_and_pictures(browser, server):
         asked: list[Any] = []
         page.on("request", lambda one: asked.append(one.post_data_json) if one.post_data else None)
         page.click("#tabs >> text=Look")
-        says(page, "#look-hint", "It reads the whole conversation")
+        says(page, "#look-hint", "The model reads as much of the conversation as fits")
         upload(page, "#look-file", png(picture(8, 8)))
         ask(page, "hue?", 1)
         ask(page, "why?", 2)

@@ -49,8 +49,8 @@ def test_arguments_are_those_of_the_command():
 
 
 def test_arguments_that_are_wrong():
-    assert tells(refused(port=80), "cm3apps.server.ray port: is Ray's to say")
-    assert tells(refused(max_replica=2), "cm3apps.server.ray max_replica: is no argument")
+    assert tells(refused(port=80), "cm3apps.server.ray port: is set by Ray")
+    assert tells(refused(max_replica=2), "cm3apps.server.ray max_replica: is not an argument")
     assert tells(
         refused(at_once=8, target_requests=9),
         "cm3apps.server.ray target_requests: is 9, and ... at_once=8",

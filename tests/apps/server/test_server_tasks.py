@@ -221,7 +221,7 @@ def test_a_structure_is_followed(server):
         ),
         (
             {"boxes": [BELL | {"box": [0, 0, 0.0001, 1]}]},
-            "boxes: are too small to be seen; draw them larger",
+            "boxes: are too small for the model; draw them larger",
         ),
         ({"boxes": [BELL | {"label": " "}]}, "boxes[0].label: is empty; name the object"),
         ({"boxes": [BELL | {"label": 3}]}, "boxes[0].label: is 3, must be a string"),
@@ -229,7 +229,7 @@ def test_a_structure_is_followed(server):
         ({"boxes": [BELL], "condition": {"image_url": URL}}, "condition: boxes are also given"),
         ({"condition": {}}, 'condition: must be {"image_url": "data:..." ... "feature"'),
         ({"condition": {"image_url": URL, "file": "/etc"}}, "condition: must be"),
-        ({"condition": {"image_url": URL, "feature": ""}}, "condition.feature: is empty; say what"),
+        ({"condition": {"image_url": URL, "feature": ""}}, "condition.feature: is empty; name the"),
         (
             {"condition": {"image_url": "http://x.example/a.png"}},
             "condition.image_url: is not a data: URL",

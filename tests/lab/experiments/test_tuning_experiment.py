@@ -119,7 +119,7 @@ def test_all_stages_and_again(
     assert main([*command, "--seeds", "1", "--minutes", "2", *out]) == 2
     assert tells(
         capsys.readouterr().err,
-        "... holds the results of another measurement (different: settings minutes)",
+        "... has the results of another measurement (different: settings minutes)",
     )
 
 

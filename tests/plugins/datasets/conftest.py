@@ -1,4 +1,4 @@
-"""A cache folder of its own for every test, and samples of every form for the kits."""
+"""A separate cache folder for every test, and samples of every format for the kits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture(scope="class")
 def samples(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Six good records and a bad one in each form, for the kits."""
+    """Six good records and a bad one in each format, for the kits."""
     root = tmp_path_factory.mktemp("samples")
     captions = {f"{i}": f"picture {i}\nnumber {i}\n" for i in range(6)}
     for i, text in captions.items():

@@ -11,7 +11,7 @@ from clip_models import tiny
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as Hugging Face writes it."""
+    """A folder in Hugging Face's format."""
     path = tmp_path_factory.mktemp("clip")
     tiny().save_pretrained(path)
     return path

@@ -42,7 +42,7 @@ def small_run(
 
 @pytest.fixture
 def spoiled_run(small_run: Path, tmp_path: Path) -> Path:
-    """A copy of the run, with its newest checkpoint alone."""
+    """A copy of the run with only its newest checkpoint."""
     newest = latest_checkpoint(small_run)
     assert newest is not None
     shutil.copytree(newest, tmp_path / "out" / "checkpoints" / newest.name)

@@ -1,4 +1,4 @@
-"""A run that several test files compare with, and its recipe."""
+"""A run with which several test files compare, and its recipe."""
 
 from __future__ import annotations
 

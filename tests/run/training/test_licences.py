@@ -137,7 +137,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     for arguments, message in (
         ([str(tmp_path / "other.png")], "has no generation metadata"),
         ([str(tmp_path / "bad.png")], "its metadata are damaged"),
-        (["bundled:emoji64", "--model", "x"], "--model: goes with a picture"),
+        (["bundled:emoji64", "--model", "x"], "--model: needs a picture"),
     ):
         assert main(["provenance", *arguments]) == 2
         assert message in capsys.readouterr().err

@@ -1,1 +1,1 @@
-"""How well a model of icons draws, and what retrieved versions give it: `cm3 experiment icons`."""
+"""`cm3 experiment icons`: how well an icon model draws, and how much retrieved versions help."""

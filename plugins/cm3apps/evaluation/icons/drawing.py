@@ -1,13 +1,12 @@
-"""What a model of icons is asked for, and what it does with it: how probable the true picture's codes are, and the
-pictures that it draws.
+"""The prompts for an icon model and its results: the likelihood of the real picture's codes, and generated pictures.
 
-It is asked for a fixed sample of each split, with documents that may be prepended to each:
+The prompts are a fixed sample of each split, under several conditions for the prepended documents:
 
     none             nothing
-    version          another drawing of the same thing, known by its name: what a perfect retriever finds
-    retrieved-train  what the recipe's retriever finds in the recipe's memory, as many as the recipe retrieves
-    retrieved-all    what it finds when held-out drawings are in the memory too
-    random           a drawing of something else, as a control
+    version          another drawing of the same object, found by its name, like a perfect retriever
+    retrieved-train  the results of the recipe's retriever in the recipe's memory, as many as the recipe retrieves
+    retrieved-all    its results if the memory also has the held-out drawings
+    random           a drawing of another object, as a control
 
 A document is never prepended to itself. The sample depends on names alone.
 """
@@ -38,12 +37,12 @@ if TYPE_CHECKING:
     from cm3run.model import Model
 
 
-#: Documents whose likelihood is computed between two updates of the bar.
+#: Documents per update of the progress bar.
 _BATCH = 16
 
 
 class Question(Protocol):
-    """A picture to draw: its caption, the document of both, and what may be prepended."""
+    """A picture to draw: its caption, its document, and the documents that may be prepended."""
 
     @property
     def text(self) -> str:
@@ -64,7 +63,7 @@ class AskedPicture:
     Args:
         text: its canonical caption.
         document: caption and picture.
-        prepended: condition -> the documents prepended, none where nothing was found.
+        prepended: condition -> the prepended documents; empty if none was found.
     """
 
     text: str
@@ -80,14 +79,14 @@ class AskedPicture:
         return self.prepended[condition]
 
     def front_pixels(self, condition: str, model: Model) -> PixelArray | None:
-        """The first prepended picture, uint8 [H, W, 3]; None where there is none."""
+        """The first prepended picture, uint8 [H, W, 3], or None."""
         return _front_pixels(self.front(condition), model)
 
 
 def nats_of_codes(model: Model, asked: Sequence[Question], condition: str) -> list[float]:
-    """Nats a code of each true picture, given its caption and what is prepended.
+    """The loss on each real picture in nats per code, given its caption and the prepended documents.
 
-    Among image codes: at these positions the engine draws nothing else.
+    Probabilities are over image codes, because the engine draws nothing else at these positions.
     """
     likelihood = model.components.likelihood
     found: list[float] = []
@@ -111,7 +110,7 @@ def nats_of_codes(model: Model, asked: Sequence[Question], condition: str) -> li
 def draw(
     model: Model, asked: Sequence[Question], condition: str, seed: int, sampling: dict[str, Any]
 ) -> PixelArray:
-    """A picture for each caption, uint8 [N, H, W, 3]; all in one batch of the engine."""
+    """A picture for each caption, generated in one batch, uint8 [N, H, W, 3]."""
     cells = int(np.prod(model.components.image_tokenizer.grid))
     with _bar(f"drawing, {condition}", len(asked) * cells, "token") as bar:
 
@@ -139,7 +138,7 @@ def draw(
 
 
 def reconstructed(model: Model, pictures: Sequence[PixelArray]) -> PixelArray:
-    """Pictures through their codes and back, uint8 [N, H, W, 3]."""
+    """Pictures reconstructed from their codes, uint8 [N, H, W, 3]."""
     return np.stack(model.decode(model.encode(pictures)))
 
 
@@ -161,7 +160,7 @@ def _bar(what: str, total: int, unit: str) -> Any:
     return make_bar(desc=f"  {what}", total=total, unit=unit, leave=False, file=sys.stderr)
 
 
-#: Documents, best first, and the thing that the first one shows (None: there is none).
+#: Documents, best first, and the object of the first one (None if there is none).
 Prepended: TypeAlias = tuple[tuple[Document, ...], str | None]
 
 
@@ -170,9 +169,9 @@ class Asked(AskedPicture):
     """One icon to draw.
 
     Args:
-        entry: what is known of it.
-        shown: condition -> the thing that the first document prepended shows.
-        same_set: whether the version is of the same set, so usually of the same hand.
+        entry: its entry in the corpus.
+        shown: condition -> the object of the first prepended document.
+        same_set: whether the version is from the same set, and so usually by the same designer.
     """
 
     entry: IconEntry
@@ -184,8 +183,8 @@ class Samples:
     """The samples of all splits of a model's data set.
 
     Args:
-        model: trained on `icons`.
-        retrieved: with the conditions that the recipe's retriever answers, whose indexes take seconds
+        model: a model trained on `icons`.
+        retrieved: whether to include the conditions of the recipe's retriever, whose indexes take seconds
             to build.
     """
 
@@ -202,11 +201,11 @@ class Samples:
         self._num_retrieved = 0 if config is None else config.num_retrieved
 
     def of(self, split: str, num: int) -> list[Asked]:
-        """At most `num` different things of a split that have another version, in a fixed random
+        """At most `num` different objects of a split that have another version, in a fixed random
         order.
 
-        Raises:
-            DataError: the split has no document with another version.
+            Raises:
+                DataError: the split has no document with another version.
         """
         source = _icons(self.model, split)
         chosen: dict[str, int] = {}
@@ -263,7 +262,7 @@ def order(*names: str) -> str:
 
 
 def best_version(entry: IconEntry, versions: Sequence[IconEntry]) -> IconEntry:
-    """Another version of a thing: of the same set if there is one; among equals, one in a fixed
+    """Another version of an object, from the same set if there is one; among equals, the first in a fixed
     random order."""
     others = [other for other in versions if other.id != entry.id]
     return min(
@@ -272,7 +271,7 @@ def best_version(entry: IconEntry, versions: Sequence[IconEntry]) -> IconEntry:
 
 
 def _something_else(source: IconSource, entry: IconEntry) -> int:
-    """A drawing of another thing, by a hash; of what there is if there is nothing else."""
+    """A drawing of another object, chosen by a hash; of the same one if there is no other."""
     start = int(order("random", entry.id)[:12], 16) % len(source)
     for step in range(len(source)):
         index = (start + step) % len(source)
@@ -287,7 +286,7 @@ def _icons(model: Model, split: str) -> IconSource:
 
 
 def _retrievers(model: Model, everything: DocumentSource) -> dict[str, Retriever]:
-    """The recipe's retriever over the bank or what was trained on, and over all splits."""
+    """The recipe's retriever over the bank or the training data, and over all splits."""
     config, components = model.recipe.retriever, model.components
     if config is None or config.num_retrieved == 0:
         return {}
@@ -301,7 +300,7 @@ def _retrievers(model: Model, everything: DocumentSource) -> dict[str, Retriever
 def _retrieved(
     retriever: Retriever, source: IconSource, indices: Sequence[int], number: int
 ) -> list[Prepended]:
-    """The first documents found for each caption, never the document itself."""
+    """The best retrieved documents for each caption, without the document itself."""
     queries: list[Document] = [(Text(text_of(source.document(index))),) for index in indices]
     own = [own_names(source, index) for index in indices]
     return [

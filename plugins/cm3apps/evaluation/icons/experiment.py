@@ -1,4 +1,4 @@
-"""The experiment's stages; each leaves its result in the folder, see `ResultFolder`.
+"""The experiment's stages; each writes its result to the folder, see `ResultFolder`.
 
 parts/<split>-nats.json, <split>-drawn-<condition>.npy, <split>-judged.json, <split>-by-set.json, <split>-nearness.json
 parts/style.json, parts/tokenizer.json
@@ -38,13 +38,13 @@ class IconExperiment:
     """One measurement of one model, in one folder.
 
     Args:
-        model: trained on the data set `icons`.
+        model: a model trained on the data set `icons`.
         out: the folder of all results.
-        settings: what is measured.
-        command: quoted in the report.
+        settings: the settings.
+        command: the command, quoted in the report.
 
     Raises:
-        DataError: the model was trained on something else.
+        DataError: the model was trained on other data.
     """
 
     def __init__(self, model: Model, out: Path, settings: IconSettings, command: str) -> None:
@@ -57,7 +57,7 @@ class IconExperiment:
                 f"its data set is {name!r}, and this experiment measures models of 'icons'",
                 "name a model that was trained by the recipe icons, or by one whose data set (of a mixture, the memory) is icons",
             )
-        model.sampler_config(**settings.sampling)  # a wrong value is reported before anything runs
+        model.sampler_config(**settings.sampling)  # report wrong values before anything runs
         self._dataset = dataset
         self._results = ResultFolder(Path(out), identity(model), settings)
         self.out = Path(out)
@@ -97,7 +97,7 @@ class IconExperiment:
     def _measure(
         self, split: str, asked: Sequence[Asked], found: dict[str, Judge], style: StyleClassifier
     ) -> dict[str, Any]:
-        """All figures of a split; writes its sheet."""
+        """All figures of a split; its sheet is written."""
         nats = self._results.figures(
             f"{split}-nats",
             lambda: {
@@ -144,7 +144,7 @@ class IconExperiment:
         found: dict[str, Judge],
         style: StyleClassifier,
     ) -> dict[str, dict[str, Any]]:
-        """R@k and style of the drawn pictures, and of those to compare them with."""
+        """R@k and style of the drawn pictures, and of pictures for comparison."""
         entries = [one.entry for one in asked]
         true = [one.pixels(self.model.image_size) for one in asked]
         white = np.full_like(true[0], 255)
@@ -171,14 +171,15 @@ class IconExperiment:
     def _by_set(
         self, asked: Sequence[Asked], drawn: dict[str, PixelArray], found: dict[str, Judge]
     ) -> dict[str, dict[str, Any]]:
-        """R@k of what is drawn after the version and of copies of it, where it is of the same set and where it is not."""
+        """R@k of pictures drawn after the version and of copies of it, separately for versions from the same set and from
+        others."""
         figures: dict[str, dict[str, Any]] = {}
         for name, same in (("same set", True), ("another set", False)):
             places = [place for place, one in enumerate(asked) if one.same_set is same]
             if "version" not in drawn or not places:
                 continue
             entries = [asked[place].entry for place in places]
-            # the version is never nothing: the sample is of things that have one
+            # there is always a version, because the sample has only objects with one
             copies = [asked[place].front_pixels("version", self.model) for place in places]
             pictures: dict[str, Sequence[PixelArray] | PixelArray] = {
                 "version": [one for one in copies if one is not None],
@@ -193,7 +194,7 @@ class IconExperiment:
     def _nearness(
         self, asked: Sequence[Asked], drawn: dict[str, PixelArray]
     ) -> dict[str, dict[str, Any]]:
-        """How near what was drawn is to the first document in front, and how near the real picture is to it."""
+        """Nearness of the drawn and of the real picture to the first prepended document."""
         figures = {}
         for condition, own in drawn.items():
             near: dict[str, list[float]] = {"drawn": [], "real": []}
@@ -208,7 +209,7 @@ class IconExperiment:
 
 
 def nearness_figures(values: Sequence[float]) -> dict[str, Any]:
-    """Of some nearnesses: how many, their median, and how many are nearly copies (`NEARLY_A_COPY`)."""
+    """The number of nearnesses, their median, and the number of near copies (`NEARLY_A_COPY`)."""
     copies = sum(value >= NEARLY_A_COPY for value in values)
     return {"num": len(values), "median": float(np.median(values)), "copies": copies}
 
@@ -224,7 +225,7 @@ def chances_by(
 
 
 def _found(asked: Sequence[Asked], condition: str) -> dict[str, float]:
-    """Shares of the asked for which a document was found, and one of the same thing."""
+    """Shares of the prompts for which a document, and one of the same object, was retrieved."""
     return {
         "any": float(np.mean([bool(one.prepended[condition]) for one in asked])),
         "same_thing": float(np.mean([one.shown[condition] == one.entry.words for one in asked])),

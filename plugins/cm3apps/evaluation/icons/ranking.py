@@ -1,14 +1,14 @@
 """R@k of drawn icons: the rank of the real picture among 100 real ones of the same set and style, by
 its distance from the drawn picture.
 
-Two judges, neither of which any training of the generator has seen:
+There are two judges, and neither is used in the training of the generator:
 
     pixels     squared difference of blurred pictures of 32 x 32 pixels
     features   cosine distance of EfficientNet-Lite1 features, less their mean over the 100 (the
                perceptual loss of image tokenizers uses Lite0)
 
-A copy has rank 0; a picture that has nothing to do with the real one is among the first k of N
-with probability k / N. Legend: N real pictures, D numbers a picture.
+A copy has rank 0; an unrelated picture is among the first k of N with probability k / N. Legend: N real
+pictures, D numbers per picture.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ Describe = Callable[[PixelArray], Floats]
 
 
 class RealPictures:
-    """Real pictures of the corpus, drawn when asked for and kept.
+    """Real pictures of the corpus, rendered on demand and cached.
 
     Args:
         corpus: all icons.
-        size: side at which they are drawn, in pixels.
-        image_size: (height, width) that is returned.
-        cache_dir: of the data set; a rendering of the whole corpus there is used.
+        size: side at which they are rendered, in pixels.
+        image_size: (height, width) of the returned pictures.
+        cache_dir: the data set's cache folder; a rendering of the whole corpus there is used.
     """
 
     def __init__(
@@ -73,8 +73,8 @@ class RealPictures:
         return self._drawn[index]
 
     def candidates(self, entry: IconEntry) -> list[int]:
-        """Positions of the entry, first, and of 99 others: other things of its set and style, in an
-        order that is the same for all entries of that style; of the set if these are too few."""
+        """Positions of the entry and then of 99 other objects of its set and style, in an order that is
+        the same for all entries of that style; of its set alone if the style has too few."""
         key = (entry.set_name, entry.style)
         if key not in self._fixed:
             entries = self.corpus.entries
@@ -98,7 +98,7 @@ class Judge:
     """Ranks the real picture.
 
     Args:
-        describe: what pictures are compared by.
+        describe: computes the numbers by which pictures are compared.
         centred: compare directions from the candidates' mean instead of distances.
         real: the real pictures.
     """
@@ -137,7 +137,7 @@ def blurred(pictures_NHWC: PixelArray) -> Floats:
 
 
 def shrunk(pixels: PixelArray) -> PixelArray:
-    """The picture at 32 x 32 pixels, each the mean of those it covers."""
+    """The picture at 32 x 32 pixels; each is the mean of the pixels it covers."""
     if pixels.shape[:2] == (JUDGED_SIDE, JUDGED_SIDE):
         return pixels
     return np.asarray(
@@ -146,7 +146,7 @@ def shrunk(pixels: PixelArray) -> PixelArray:
 
 
 def judges(names: Sequence[str], real: RealPictures) -> dict[str, Judge]:
-    """The judges of these names.
+    """The judges with these names.
 
     Raises:
         MissingPackageError: the feature network is not installed.

@@ -1,4 +1,4 @@
-"""The report: tables in Markdown, and a sheet of pictures for each split, none of them selected."""
+"""The report: tables in Markdown, and a sheet of unselected pictures for each split."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ _BLOCKS = 4
 
 
 def write_report(out: Path, figures: dict[str, Any], command: str) -> Path:
-    """Write report.md; returns its path.
+    """Write report.md; return its path.
 
     Args:
-        out: the experiment's folder, with the sheets in it.
-        figures: as in figures.json.
-        command: quoted in the report.
+        out: the experiment's folder, which has the sheets.
+        figures: the content of figures.json.
+        command: the command, quoted in the report.
     """
     splits = figures["splits"]
     lines = [
@@ -87,8 +87,7 @@ def write_report(out: Path, figures: dict[str, Any], command: str) -> Path:
 
 
 def figure_lines(figures: dict[str, Any]) -> list[str]:
-    """The lines of Markdown that show all figures, as in figures.json, in tables under headings of the
-    second level."""
+    """Lines of Markdown with all figures of figures.json, in tables under second-level headings."""
     return [
         *_nats(figures["splits"]),
         *_pictures(figures["splits"], figures["style_classifier"]),
@@ -101,8 +100,8 @@ def figure_lines(figures: dict[str, Any]) -> list[str]:
 def write_sheet(
     path: Path, model: Model, asked: Sequence[AskedPicture], drawn: dict[str, PixelArray]
 ) -> None:
-    """Write a PNG: under each caption the real picture, and for each condition what was prepended
-    and what was drawn."""
+    """Write a PNG: under each caption the real picture, and for each condition the prepended and the drawn
+    picture."""
     header = ["asked for"]
     for condition in drawn:
         header += ["drawn"] if condition == "none" else [condition, "drawn with it"]
@@ -180,11 +179,11 @@ def _pictures(splits: dict[str, Any], ceiling: dict[str, float]) -> list[str]:
 
 
 def _by_set(splits: dict[str, Any]) -> list[str]:
-    """R@k after a version of the same set, and after one of another; nothing where none was drawn."""
+    """R@k after a version from the same set, and after one from another; nothing if none was drawn."""
     rows = [
         (split, name, values, judge)
         for split, own in splits.items()
-        for name, values in own.get("by_set", {}).items()  # results of an older version have none
+        for name, values in own.get("by_set", {}).items()  # results of an older version lack it
         for judge in values["version"]
     ]
     if not rows:
@@ -210,11 +209,11 @@ def _by_set(splits: dict[str, Any]) -> list[str]:
 
 
 def _nearness(splits: dict[str, Any]) -> list[str]:
-    """How near drawn pictures are to what was in front; nothing where nothing was."""
+    """Nearness of drawn pictures to the prepended document; nothing if there was none."""
     rows = [
         (split, condition, values)
         for split, own in splits.items()
-        for condition, values in own.get("nearness", {}).items()  # older results have none
+        for condition, values in own.get("nearness", {}).items()  # older results lack it
     ]
     if not rows:
         return []

@@ -1,28 +1,28 @@
-"""What the experiment on a model of icons measures. Light: the command line lists it."""
+"""The settings of the experiment on an icon model. Light, because the command line lists them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 SPLITS = ("comp", "compose", "unseen", "train")
-#: What may be prepended, see `drawing.py`.
+#: The conditions for prepended documents, see `drawing.py`.
 CONDITIONS = ("none", "version", "retrieved-train", "retrieved-all", "random")
-#: What R@k compares pictures by, see `ranking.py`.
+#: The judges of R@k, see `ranking.py`.
 JUDGES = ("pixels", "features")
 
 
 @dataclass(frozen=True)
 class IconSettings:
-    """What is measured.
+    """The settings of a measurement.
 
     Args:
-        num: pictures of each split.
-        splits: of the data set.
+        num: pictures per split.
+        splits: splits of the data set.
         drawn: conditions under which pictures are drawn.
         judges: "pixels", "features".
-        seed: of the drawing.
+        seed: the seed of the drawing.
         sampling: keys of the sampler that differ from the recipe's.
-        tokenizer: whether the image tokenizer is measured.
+        tokenizer: whether to measure the image tokenizer.
     """
 
     num: int

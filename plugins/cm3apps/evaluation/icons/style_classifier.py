@@ -1,8 +1,8 @@
-"""Which set and style a picture of an icon is of: a small convolutional network on pictures of
+"""A classifier for the set and style of an icon's picture: a small convolutional network on pictures of
 32 x 32 pixels, trained on real pictures of `train` in under a minute on one core.
 
 The same pictures, seed and thread count give the same weights; they are kept in the cache folder.
-Legend: N pictures, K classes, that is pairs (set, style words).
+Legend: N pictures, K classes, which are pairs (set, style words).
 """
 
 from __future__ import annotations
@@ -40,14 +40,15 @@ BATCH = 128
 LEARNING_RATE = 6e-3
 SEED = 0
 _VERSION = 2
-#: What the eye tells first. A style has one of them: the first of these words that it holds.
+#: The most visible difference between styles. The finish of a style is the first of these words
+#: that it has.
 FINISHES = ("duotone", "colour", "broken", "filled", "outline")
 
 Class = tuple[str, str]
 
 
 class StyleClassifier:
-    """Names a picture's set and style.
+    """Classifies a picture's set and style.
 
     Args:
         network: pictures [N, 3, 32, 32] -> logits [N, K].
@@ -66,8 +67,8 @@ class StyleClassifier:
     def accuracy(
         self, pictures_NHWC: Sequence[PixelArray] | PixelArray, entries: Sequence[IconEntry]
     ) -> dict[str, float]:
-        """Shares of pictures whose set and style, whose style words, and whose finish (see
-        `finish_of`) are the asked ones."""
+        """Shares of pictures with the requested set and style, style words, and finish (see
+        `finish_of`)."""
         found = self.classify(pictures_NHWC)
         pairs = list(zip(found, entries, strict=True))
         return {
@@ -82,7 +83,7 @@ class StyleClassifier:
 
 
 def finish_of(style: str) -> str:
-    """The one of `FINISHES` that a style has; "" if it has none.
+    """The finish of a style, one of `FINISHES`; "" if it has none.
 
     >>> finish_of("outline duotone rounded"), finish_of("filled sharp"), finish_of("")
     ('duotone', 'filled', '')
@@ -99,9 +100,9 @@ def style_classifier(
     """The classifier, trained or read from the cache, and its accuracy on held-out real pictures.
 
     Args:
-        real: the corpus' pictures.
-        image_size: of them; they are shrunk to 32 x 32.
-        folder: where it is kept; None: the user's cache folder.
+        real: the corpus's pictures.
+        image_size: their size; they are reduced to 32 x 32.
+        folder: the folder for the classifier; None: the user's cache folder.
     """
     entries = real.corpus.entries
     classes = sorted({(one.set_name, one.style) for one in entries})
@@ -121,14 +122,14 @@ def style_classifier(
 
 
 def classifier_key(real: RealPictures, image_size: tuple[int, int]) -> str:
-    """Hash of what decides the classifier's weights on one machine."""
+    """Hash of everything that determines the classifier's weights on a machine."""
     facts = (_VERSION, real.corpus.data_sha256, renderer_version(), image_size, NUM_TRAINED)
     more = (EPOCHS, BATCH, LEARNING_RATE, SEED, NUM_HELD_OUT)
     return hashlib.sha256(json.dumps([*facts, *more]).encode()).hexdigest()[:16]
 
 
 def _chosen(entries: Sequence[IconEntry], num: int, trained: bool) -> list[int]:
-    """Positions of some pictures of `train`, or of what is held out."""
+    """Positions of some pictures of `train`, or of the held-out splits."""
     indices = [i for i, entry in enumerate(entries) if (entry.split == "train") == trained]
     return sorted(indices, key=lambda index: order("style", entries[index].id))[:num]
 
@@ -190,7 +191,7 @@ def _inputs(pictures_NHWC: Sequence[PixelArray] | PixelArray) -> Tensor:
 
 
 def _read(path: Path, network: nn.Module) -> dict[str, float] | None:
-    """Load what an earlier call kept; None if it is not there or not whole."""
+    """Load the classifier of an earlier call; None if it is missing or incomplete."""
     if not path.is_file():
         return None
     try:

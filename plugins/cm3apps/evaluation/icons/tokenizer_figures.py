@@ -1,5 +1,5 @@
-"""What an image tokenizer keeps of icons, beside k-means of plain squares and the usual picture files
-of as many bits: PSNR, and R@1 of the reconstructions (`ranking.py`)."""
+"""The quality of an image tokenizer on icons, compared with k-means of plain squares and usual picture
+files of equal size: PSNR, and R@1 of the reconstructions (`ranking.py`)."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from cm3core.interfaces import ImageTokenizer
     from cm3run.model import Model
 
-#: Pictures of `unseen` that are measured, and of `train` that k-means learns from.
+#: Number of pictures of `unseen` to measure, and of `train` for k-means.
 NUM_MEASURED = 200
 NUM_LEARNT_FROM = 1500
 KMEANS_ROUNDS = 6
 FORMATS = ("png", "webp", "jpeg")
-#: Sides, as shares of the picture's, and settings of each format, best first: colours of a palette,
-#: or quality.
+#: Sides, as shares of the picture's side, and settings of each format, best first: colours of a
+#: palette, or quality.
 SHRINKING = (1.0, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125)
 SETTINGS: dict[str, tuple[int, ...]] = {
     "png": (256, 64, 16, 8, 4, 3, 2),
@@ -44,16 +44,16 @@ SETTINGS: dict[str, tuple[int, ...]] = {
 
 @dataclass(frozen=True)
 class Kept:
-    """What is left of pictures.
+    """The quality of compressed pictures.
 
     Args:
-        bytes: a picture, mean.
+        bytes: mean bytes per picture.
         psnr: dB, mean over pictures.
         r1: R@1 by pixels.
-        fits: share of pictures for which the format can make a file of as many bytes as the codes
-            take; of the others, the smallest file is measured. None: nothing to fit.
-        same_psnr_bytes: mean size of the smallest full-size file that is at least as good as the
-            tokenizer's reconstruction, by PSNR.
+        fits: share of pictures for which the format can make a file as small as the codes; for the
+            others, the smallest file is measured. None: no limit.
+        same_psnr_bytes: mean size of the smallest full-size file whose PSNR is at least that of the
+            tokenizer's reconstruction.
     """
 
     bytes: float
@@ -66,7 +66,8 @@ class Kept:
 def tokenizer_figures(model: Model, real: RealPictures) -> dict[str, dict[str, Any]]:
     """Figures by name: "tokenizer", "k-means", and the formats.
 
-    "k-means" is left out where squares don't fit the picture or the pictures have too few.
+    "k-means" is left out if squares don't fit the picture or the pictures have too few different
+    ones.
     """
     entries = real.corpus.entries
     chosen = _chosen(real, "unseen", NUM_MEASURED)
@@ -102,20 +103,20 @@ def tokenizer_figures(model: Model, real: RealPictures) -> dict[str, dict[str, A
 
 
 def num_bytes(tokenizer: ImageTokenizer) -> int:
-    """Bytes of a picture's codes, each in as few bits as the codebook needs: 64 codes of 768
-    take 80."""
+    """Bytes of a picture's codes with the minimum number of bits: 64 codes from a codebook of 768 take 80
+    bytes."""
     bits = math.prod(tokenizer.grid) * max(1, math.ceil(math.log2(tokenizer.codebook_size)))
     return -(-bits // 8)
 
 
 def best_within(pixels: PixelArray, name: str, budget: int) -> bytes:
-    """The file of at most `budget` bytes that is nearest to the picture, by squared error; the
-    smallest file if none is that small.
+    """The file of at most `budget` bytes with the least squared error; the smallest file if none is
+    that small.
 
     Args:
         pixels: uint8 [H, W, 3].
-        name: of `FORMATS`.
-        budget: bytes.
+        name: one of `FORMATS`.
+        budget: maximum bytes.
     """
     best: tuple[float, bytes] | None = None
     smallest: bytes | None = None
@@ -134,7 +135,7 @@ def best_within(pixels: PixelArray, name: str, budget: int) -> bytes:
 
 
 def bytes_for(pixels: PixelArray, name: str, psnr: float) -> int:
-    """Size of the smallest file at full size with at least this PSNR; of the best one if none
+    """Size of the smallest full-size file with at least this PSNR, or of the best one if none
     reaches it."""
     files = [_file(pixels, name, setting, 1.0) for setting in SETTINGS[name]]
     good = [
@@ -164,7 +165,7 @@ def _file(pixels: PixelArray, name: str, setting: int, share: float) -> bytes:
 
 
 def _opened(file: bytes, like: PixelArray) -> PixelArray:
-    """The picture of a file at the size of another, uint8 [H, W, 3]."""
+    """The picture of a file, resized to another's size, uint8 [H, W, 3]."""
     with Pillow.open(io.BytesIO(file)) as picture:
         whole = picture.convert("RGB")
     height, width = like.shape[:2]
@@ -184,7 +185,7 @@ def _chosen(real: RealPictures, split: str, num: int) -> Sequence[int]:
 
 
 def _plain_squares(tokenizer: ImageTokenizer, real: RealPictures) -> ImageTokenizer | None:
-    """k-means of plain squares with the same grid and number of codes; None where there is none."""
+    """k-means of plain squares with the same grid and number of codes, or None if that is impossible."""
     (height, width), (rows, columns) = tokenizer.image_size, tokenizer.grid
     if height != width or rows != columns or height % rows:
         return None

@@ -1,4 +1,4 @@
-"""Tasks: where the samples of a protocol come from.
+"""Tasks, which provide the samples of a protocol:
 
 documents      any data set: captions to pictures
 coco           COCO captions to pictures
@@ -38,10 +38,10 @@ def open_task(
     Args:
         values: the protocol's "task".
         size: side of its pictures, in pixels.
-        data: the user's folder of its files.
-        model: whose data set is used if the task names none.
-        registry: for a data set that the task names.
-        writer: whom its bare name means, see `Protocol`.
+        data: the user's folder with its files.
+        model: provides the data set if the task names none.
+        registry: for a data set named by the task.
+        writer: the plugin that its bare name refers to, see `Protocol`.
 
     Raises:
         DataError: an unknown task or key, missing files, too few samples.

@@ -1,4 +1,4 @@
-"""A task: numbered samples, and what they depend on; and the keys of a protocol's tasks, their defaults and meaning."""
+"""A task: numbered samples and their dependencies; and the keys of a protocol's tasks, with defaults and meaning."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from cm3core.document import PixelArray
 from cm3core.errors import DataError, close_match
 from cm3run.evaluation.protocol import sha256_of
 
-#: What a model makes: a picture of a prompt, a caption of a picture, an answer to a question.
+#: The model's result: a picture for a prompt, a caption of a picture, an answer to a question.
 Makes = Literal["pictures", "captions", "answers"]
-#: Real pictures among which the right one, the first, is ranked: what each is called, and what loads it.
+#: The real pictures of a ranking, the right one first: the name of each, and a function that loads
+#: it.
 Candidates: TypeAlias = Sequence[tuple[str, Callable[[], PixelArray]]]
 
 
@@ -23,15 +24,15 @@ class Sample:
 
     Args:
         key: its name, the same in every run.
-        prompt: what the picture should show; the question, for an answer.
-        picture: loads the reference picture, or the one that is captioned or asked about; None where
+        prompt: the prompt, or the question for an answer.
+        picture: loads the reference picture, or the picture to caption or ask about; None if
             there is none.
-        picture_key: what the picture is called: content keys of the reference.
-        references: captions or answers that people wrote.
-        target: what the picture should show, in the task's own terms.
-        candidates: gives the real pictures among which this one is ranked; None where there are none.
-        choices: texts that are ranked by their likelihood: captions, the right one first; answers to a
-            question, among which the most probable one is the model's.
+        picture_key: the picture's name: content keys of the reference.
+        references: captions or answers written by people.
+        target: the expected content of the picture, in the task's own terms.
+        candidates: returns the real pictures of its ranking; None if there are none.
+        choices: texts to rank by likelihood: captions, the right one first; or answers to a
+            question, of which the most probable one is the model's.
     """
 
     key: str
@@ -49,10 +50,10 @@ class Task:
     """The samples of a protocol.
 
     Args:
-        name: the task's.
-        makes: what a model makes for each.
-        samples: in the order of their numbers.
-        rule: what decides which samples these are, as JSON values.
+        name: the task's name.
+        makes: the model's result for each sample.
+        samples: the samples, in the order of their numbers.
+        rule: the rule that selects these samples, as JSON values.
     """
 
     name: str
@@ -62,7 +63,7 @@ class Task:
 
     @cached_property
     def candidates(self) -> Sequence[Candidates]:
-        """Of each sample, the real pictures among which it is ranked.
+        """The real pictures of each sample's ranking.
 
         Raises:
             DataError: the task has none.
@@ -72,7 +73,7 @@ class Task:
             if sample.candidates is None:
                 raise DataError(
                     f"task {self.name!r}",
-                    "has no other real pictures among which one could be ranked",
+                    "has no other real pictures for a ranking",
                     "remove the metric judge",
                 )
             found.append(sample.candidates())
@@ -80,12 +81,12 @@ class Task:
 
     @property
     def candidates_sha256(self) -> str:
-        """Hash of what all candidates are called."""
+        """Hash of the names of all candidates."""
         return sha256_of([[name for name, _ in one] for one in self.candidates])
 
     @property
     def measurement(self) -> dict[str, Any]:
-        """What scores depend on, as JSON values."""
+        """The dependencies of scores, as JSON values."""
         return {
             "name": self.name,
             **self.rule,
@@ -104,17 +105,19 @@ class Task:
 def enough(place: str, found: int, wanted: int | None) -> None:
     """Refuse fewer samples than the protocol's."""
     if wanted is not None and found < wanted:
-        raise DataError(place, f"has {found} samples, the protocol takes {wanted}", "complete it")
+        raise DataError(
+            place, f"has {found} samples, but the protocol needs {wanted}", "complete it"
+        )
 
 
 class TaskKey(NamedTuple):
-    """A key of a task: its default and what it means."""
+    """A key of a task: its default and its meaning."""
 
     default: Any
     text: str
 
 
-#: Task -> what it asks for, and its keys.
+#: Task -> its description and its keys.
 TASKS: Mapping[str, tuple[str, Mapping[str, TaskKey]]] = {
     "documents": (
         "any data set: captions to pictures",
@@ -125,7 +128,7 @@ TASKS: Mapping[str, tuple[str, Mapping[str, TaskKey]]] = {
             "split": TaskKey("valid", "the data set's split"),
             "num": TaskKey(None, "documents, the first ones by a hash of their ids; null: all"),
             "one_of_a_group": TaskKey(
-                True, "of documents of one group (versions of one icon) the first only"
+                True, "only the first document of each group (versions of one icon)"
             ),
         },
     ),
@@ -144,7 +147,7 @@ TASKS: Mapping[str, tuple[str, Mapping[str, TaskKey]]] = {
             "split": TaskKey("test", "of that file"),
             "num": TaskKey(5000, "pictures"),
             "ranked": TaskKey(
-                None, "captions among which the right one is ranked; null: the model writes one"
+                None, "number of captions in the ranking; null: the model writes one"
             ),
         },
     ),
@@ -156,17 +159,17 @@ TASKS: Mapping[str, tuple[str, Mapping[str, TaskKey]]] = {
             "images": TaskKey("val2014", "folder of the pictures in `--data`"),
             "num": TaskKey(None, "questions; null: all"),
             "ranked": TaskKey(
-                None, "most frequent answers among which one is chosen; null: the model writes one"
+                None, "number of most frequent answers to choose from; null: the model writes one"
             ),
         },
     ),
     "prompts": (
         "prompts of another benchmark, for its own scorer",
-        {"repeat": TaskKey(4, "pictures of each prompt")},
+        {"repeat": TaskKey(4, "pictures per prompt")},
     ),
     "scenes": (
         "prompts whose pictures an exact checker can judge",
-        {"num": TaskKey(15, "prompts of each of the four categories")},
+        {"num": TaskKey(15, "prompts per category; there are four")},
     ),
 }
 
@@ -175,7 +178,7 @@ def known_keys(task: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a task with their defaults.
 
     Raises:
-        DataError: an unknown task or key, or a value of another type than the default (of an `int`:
+        DataError: an unknown task or key, or a value whose type differs from the default's (or an `int`
             less than 1).
     """
     if task not in TASKS:

@@ -27,8 +27,8 @@ _WHERE = "COCO's files are published at https://cocodataset.org/#download"
 def open_pictures(
     values: Mapping[str, Any], *, size: int | None, data: Path | None, model: Any, registry: Any
 ) -> Task:
-    """Captions of `annotations` to pictures: the first `num` images by the hash of their ids in decimal,
-    each with its caption of smallest annotation id; the reference is the centre square."""
+    """Captions of `annotations` to pictures: the first `num` images by the hash of their decimal ids,
+    each with its caption of smallest annotation id. The reference is the centre square."""
     keys = known_keys("coco", values)
     folder, size = _folder(data), _size(size)
     path = folder / "annotations" / keys["annotations"]
@@ -55,8 +55,8 @@ def open_pictures(
 def open_captions(
     values: Mapping[str, Any], *, size: int | None, data: Path | None, model: Any, registry: Any
 ) -> Task:
-    """Pictures of a split of Karpathy's file, with all their captions as references. `ranked`: the first
-    caption of each is ranked among so many, the others being the first ones of the pictures after it."""
+    """Pictures of a split of Karpathy's file, with all their captions as references. With `ranked`, the first
+    caption of each picture is ranked among this many captions, which come from the next pictures."""
     keys = known_keys("captions", values)
     folder = _folder(data)
     path = folder / "annotations" / keys["annotations"]
@@ -87,7 +87,7 @@ def open_captions(
 
 
 def _captions_to_rank(first: Sequence[str], num: int | None, path: Path) -> list[tuple[str, ...]]:
-    """For each picture its caption and those of the pictures after it, `num` different ones in all."""
+    """For each picture, its caption and those of the next pictures, `num` different ones in total."""
     if num is None:
         return [()] * len(first)
     found = []
@@ -101,8 +101,8 @@ def _captions_to_rank(first: Sequence[str], num: int | None, path: Path) -> list
 def open_vqa(
     values: Mapping[str, Any], *, size: int | None, data: Path | None, model: Any, registry: Any
 ) -> Task:
-    """Questions with the answers of ten people, in the format of VQA (also OKVQA). `ranked`: the model's answer is the
-    most probable of so many, those that people gave most often to all questions of the file; null: it writes one."""
+    """Questions with the answers of ten people, in the format of VQA (also OKVQA). With `ranked`, the model's answer is
+    the most probable of this many answers, the most frequent ones in the file; with null, the model writes one."""
     keys = known_keys("vqa", values)
     folder = _folder(data)
     paths = [folder / "annotations" / keys[name] for name in ("questions", "annotations")]
@@ -119,7 +119,7 @@ def open_vqa(
         raise DataError(
             str(paths[1]),
             f"has no answers to question {missing[0]} of {paths[0].name}",
-            "use the two files of one release",
+            "use both files of the same release",
         )
     for name, own in answers.items():
         _check_texts(own, "answer", f"{paths[1]}, question {name}")
@@ -149,7 +149,7 @@ def open_vqa(
 def _most_frequent(
     answers: Sequence[Sequence[Mapping[str, Any]]], num: int | None, path: Path
 ) -> tuple[str, ...]:
-    """The answers that most questions have as the commonest one; equals in the order of the alphabet."""
+    """The answers that are the most frequent one for most questions; equals in alphabetical order."""
     if num is None:
         return ()
     counts: Counter[str] = Counter()
@@ -161,7 +161,7 @@ def _most_frequent(
 
 
 def order(number: object) -> str:
-    """The pinned order of COCO's ids: by the sha256 of the decimal number.
+    """The fixed order of COCO's ids, by the SHA-256 of the decimal number.
 
     >>> sorted([1, 2, 3, 4], key=order)
     [4, 3, 1, 2]
@@ -175,7 +175,7 @@ def _folder(data: Path | None) -> Path:
             "this protocol", "needs COCO's files", f"give their folder (--data); {_WHERE}"
         )
     if not data.is_dir():
-        raise DataError(str(data), "is no folder", f"name COCO's folder (--data); {_WHERE}")
+        raise DataError(str(data), "is not a folder", f"name COCO's folder (--data); {_WHERE}")
     return data
 
 
@@ -210,7 +210,7 @@ def _list(values: Any, name: str, path: Path, fields: Sequence[str]) -> list[dic
 
 
 def _check_texts(rows: object, key: str, place: str) -> None:
-    """Refuse anything but a list of objects that have a text or number under a key."""
+    """Refuse anything but a list of objects with a text or number under a key."""
     if not isinstance(rows, list) or not rows:
         raise DataError(place, "has no list of texts", f"replace the file; {_WHERE}")
     for row in rows:
@@ -224,7 +224,7 @@ def _check_pictures(places: Sequence[Path], annotations: Path) -> None:
         raise DataError(
             str(missing[0]),
             f"there is no such picture; {len(missing):,} of the {len(places):,} that "
-            f"{annotations.name} names are missing",
+            f"{annotations.name} lists are missing",
             f"complete the folder; {_WHERE}",
         )
 

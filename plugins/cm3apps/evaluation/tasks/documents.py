@@ -1,11 +1,11 @@
 """Task `documents`: the captions of a data set's documents, whose pictures are the references.
 
-The first documents by a hash of their ids, at most one of each group (an icon's versions are one):
-the same ones for every model.
+The samples are the first documents by a hash of their ids, at most one per group (the versions of an icon
+form a group), so they are the same for every model.
 
-For the metric `judge` the picture of a document is ranked among the same real pictures for every
-model: of icons 99 other things of the same set and style, else documents of the data set's `train`, one of
-each group, that show other things.
+For the metric `judge`, the picture of a document is ranked among the same real pictures for every model:
+for icons, 99 other objects of the same set and style; for other data, documents of the data set's `train` with other
+objects, one per group.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def candidates_of(source: DocumentSource, config: DocumentSourceConfig, size: in
 
     Args:
         source: the data set, in the protocol's split.
-        config: its config; its training data are opened when they are first asked for.
+        config: its config; its training data are opened on first use.
         size: side of the pictures, in pixels.
     """
     if isinstance(source, IconSource) and isinstance(config, IconSourceConfig):
@@ -104,8 +104,8 @@ def open_documents(
     registry: Any,
     writer: Writer = ANYONE,
 ) -> Task:
-    """See `open_task`. `dataset`: a recipe's section, null for the model's own; `split`; `num`
-    documents, null for all; `one_of_a_group`: of documents of one group the first only."""
+    """See `open_task`. `dataset` is a recipe's section, or null for the model's own; `num` is the number of
+    documents, or null for all; `one_of_a_group` keeps only the first document of each group."""
     keys = known_keys("documents", values)
     for key, kind in (("split", str), ("num", int)):
         if not isinstance(keys[key], kind) and not (key == "num" and keys[key] is None):
@@ -132,19 +132,19 @@ def open_documents(
 
 
 def order(key: str) -> str:
-    """Sorts names in a fixed random order."""
+    """A key that sorts names in a fixed random order."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
 def _source(
     keys: Mapping[str, Any], data: Path | None, model: Any, registry: Any, writer: Writer
 ) -> tuple[DocumentSource, DocumentSourceConfig, dict[str, Any]]:
-    """The data set, its config, and what it is called in the measurement."""
+    """The data set, its config, and its name in the measurement."""
     if keys["dataset"] is None:
         if model is None or model.recipe.dataset is None:
             raise DataError(
                 "protocol: task.dataset",
-                "is null, and there is no model whose data set it could be",
+                "is null, but there is no model to provide its data set",
                 "name a data set",
             )
         source: DocumentSource = model.components.split(keys["split"])
@@ -183,7 +183,7 @@ def _sample(source: DocumentSource, index: int, size: int, find: Find) -> Sample
 
 
 def _target(source: DocumentSource, index: int) -> dict[str, str]:
-    """The thing that the picture shows; of an icon also its set and style."""
+    """The object that the picture shows; for an icon also its set and style."""
     target = {"group": source.group(index)}
     if isinstance(source, IconSource):
         entry = source.entry(index)

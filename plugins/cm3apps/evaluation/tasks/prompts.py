@@ -1,4 +1,4 @@
-"""Tasks whose samples are prompts without documents: those of a benchmark's own files, and scenes.
+"""Tasks whose samples are prompts without documents: prompts from a benchmark's files, and scenes.
 
 `prompts`: pictures that the benchmark's own scorer judges.
 
@@ -7,8 +7,8 @@
     FOLDER        a file NAME.txt a prompt: DPG-Bench's prompts
 
 `scenes`: plain shapes, whose pictures an exact checker can judge (see `cm3apps.evaluation.scene_checker`):
-counting, colour, position, two objects. GenEval's questions, with a truth that is known. The prompts are all
-combinations in a fixed random order; the reference of each is drawn here.
+counting, colour, position, two objects. They are GenEval's questions with a known truth. The prompts are all
+combinations in a fixed random order; their reference pictures are drawn here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from cm3core.errors import DataError
 def open_prompts(
     values: Mapping[str, Any], *, size: int | None, data: Path | None, model: Any, registry: Any
 ) -> Task:
-    """`repeat` pictures of each prompt."""
+    """`repeat` pictures per prompt."""
     keys = known_keys("prompts", values)
     if data is None:
         raise DataError(
@@ -68,7 +68,7 @@ def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
             assert isinstance(row["prompt"], str)
         except (ValueError, KeyError, TypeError, AssertionError, RecursionError) as error:
             raise DataError(
-                f"{path}, line {place + 1}", "is no prompt", 'write {"prompt": "..."}'
+                f"{path}, line {place + 1}", "is not a prompt", 'write {"prompt": "..."}'
             ) from error
         rows.append((f"{place:05d}", row))
     return rows
@@ -84,7 +84,7 @@ def _text(path: Path) -> str:
 
 
 NUMBERS = {2: "two", 3: "three", 4: "four"}
-#: Where the first shape is, seen from the second: columns and rows.
+#: Position of the first shape relative to the second: columns and rows.
 POSITIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 _VERSION = 1
 
@@ -92,7 +92,7 @@ _VERSION = 1
 def open_scenes(
     values: Mapping[str, Any], *, size: int | None, data: Path | None, model: Any, registry: Any
 ) -> Task:
-    """`num` prompts of each of the four categories."""
+    """`num` prompts for each of the four categories."""
     keys = known_keys("scenes", values)
     if size is None:
         raise DataError("protocol: size", "is null, but pictures are compared", "give a number")
@@ -110,7 +110,7 @@ def open_scenes(
 
 
 def _targets() -> dict[str, list[tuple[str, dict[str, Any]]]]:
-    """Category -> (prompt, the shapes that it names and where)."""
+    """Category -> (prompt, the shapes that it names with their positions)."""
     things = list(itertools.product(COLOURS, SHAPES))
     pairs = [(a, b) for a, b in itertools.permutations(things, 2) if a[0] != b[0] and a[1] != b[1]]
 
@@ -134,7 +134,7 @@ def _targets() -> dict[str, list[tuple[str, dict[str, Any]]]]:
 
 
 def all_prompts() -> list[str]:
-    """Every prompt, for training data of the same form.
+    """All prompts, for training data of the same form.
 
     >>> len(all_prompts()), all_prompts()[0]
     (660, 'a red circle')

@@ -1,4 +1,4 @@
-// Requests to the server: JSON and server-sent events, with the token if it asks for one.
+// Requests to the server: JSON and server-sent events, with a token if the server requires one.
 
 export class Refusal extends Error {
   constructor(message, status) { super(message); this.status = status; }
@@ -35,15 +35,15 @@ async function send(path, options = {}) {
       response = await fetch(path, { ...options, headers });
     } catch (error) {
       if (error.name === "AbortError") throw error;
-      throw new Refusal("The server can't be reached. Check the connection, and that cm3 serve runs; then try again.", 0);
+      throw new Refusal("The server can't be reached. Check the connection and whether cm3 serve is running, then try again.", 0);
     }
     if (response.status === 401) {
       if (token() === used) { sessionStorage.removeItem("cm3-token"); await askToken(Boolean(used)); }
       continue;
     }
     if (!response.ok) {
-      let message = `The server answered ${response.status}.`;
-      try { message = (await response.json()).error.message; } catch { /* no JSON: the number has to do */ }
+      let message = `The server returned status ${response.status}.`;
+      try { message = (await response.json()).error.message; } catch { /* no JSON: keep the status */ }
       throw new Refusal(message, response.status);
     }
     return response;
@@ -52,14 +52,15 @@ async function send(path, options = {}) {
 
 export async function get(path) { return (await send(path)).json(); }
 
-// A file: its content as a blob, and its name.
+// Fetches a file: its content as a blob, and its name.
 export async function file(path) {
   const response = await send(path);
   const name = response.headers.get("content-disposition")?.match(/filename="([^"]+)"/)?.[1];
   return { blob: await response.blob(), name: name || "original" };
 }
 
-// Seeds have up to 63 bits, more than JavaScript's numbers hold: here they are texts of digits.
+// Seeds have up to 63 bits, too many for JavaScript's numbers, so they are kept as strings of
+// digits.
 function parsed(text) { return JSON.parse(text.replace(/"seed": (\d+)/g, '"seed": "$1"')); }
 
 function posted(body, signal) {
@@ -79,7 +80,7 @@ export async function* stream(path, body, signal) {
       piece = await reader.read();
     } catch (error) {
       if (error.name === "AbortError") throw error;
-      throw new Refusal("The connection broke in the middle of a picture. Draw it again.", 0);
+      throw new Refusal("The connection was lost before the picture was finished. Draw it again.", 0);
     }
     if (piece.done) return;
     held += piece.value;

@@ -1,4 +1,4 @@
-// The mask: painted over a picture with a pointer or the keyboard.
+// The mask, painted over a picture with a pointer or the keyboard.
 
 export class Brush {
   constructor(canvas, size) {
@@ -47,7 +47,7 @@ export class Brush {
   clear() { this.strokes = []; this.show(); }
   invert() { this.strokes.push("invert"); this.show(); }
 
-  // Draws the mask: opaque white where it is painted.
+  // Draws the mask: opaque white where the user painted.
   paint() {
     const context = this.mask.getContext("2d", { willReadFrequently: true });
     context.globalCompositeOperation = "source-over";
@@ -81,7 +81,7 @@ export class Brush {
     }
   }
 
-  // The API's mask: transparent where it is painted. null: nothing is.
+  // The API's mask: transparent where the user painted; null if nothing is painted.
   async exported() {
     this.paint();
     const pixels = this.mask.getContext("2d").getImageData(0, 0, this.mask.width, this.mask.height);
@@ -95,7 +95,7 @@ export class Brush {
     return sent.toDataURL("image/png");
   }
 
-  // The mask as files have it: white where it is painted, black elsewhere.
+  // The mask as a file: white where the user painted, black elsewhere.
   async whiteMask() {
     this.paint();
     const pixels = this.mask.getContext("2d").getImageData(0, 0, this.mask.width, this.mask.height);

@@ -1,4 +1,4 @@
-// What all views share: the model's facts, messages in words, pictures that are opened.
+// Shared by all views: the model's facts, messages, opened pictures.
 
 import { Refusal } from "/api.js";
 import { element } from "/results.js";
@@ -7,7 +7,7 @@ export const $ = (id) => document.getElementById(id);
 export const GENERATE = "/v1/images/generations", EDIT = "/v1/images/edits", CHAT = "/v1/chat/completions", SETS = "/v1/sets", CONDITIONS = "/v1/conditions";
 const LONGEST_SIDE = 512;
 
-// The facts of the model that is chosen (/studio/facts), and the work that "Stop" ends.
+// The facts of the chosen model (/studio/facts), and the request that "Stop" aborts.
 export const state = { facts: null, working: null, loading: Promise.resolve() };
 
 export function can(ability) { return state.facts?.tasks.includes(ability) ?? false; }
@@ -26,7 +26,7 @@ export function options(select, values, chosen) {
   select.replaceChildren(...values.map(([value, text]) => element("option", { value, textContent: text, selected: String(value) === String(chosen) })));
 }
 
-// Chips of which one or none is chosen; `field` holds the text of the chosen one.
+// Chips, of which at most one is chosen.
 export function chips(place, texts, chosen, onchoose) {
   place.replaceChildren(...texts.map((one) => element("button", {
     type: "button", className: "chip", textContent: one, "aria-pressed": String(one === chosen), onclick: () => onchoose(one),
@@ -35,7 +35,8 @@ export function chips(place, texts, chosen, onchoose) {
 
 export function press(place, text) { for (const one of place.children) one.setAttribute("aria-pressed", String(one.textContent === text && text !== "")); }
 
-// Words that are in none of the model's training captions, and buttons that put the nearest ones in their places.
+// Shows words that are in no training caption, with buttons that replace them by the nearest known
+// words.
 export function tellWords(place, words, field) {
   const told = Object.entries(words || {}), near = told.filter(([, one]) => one);
   place.hidden = !told.length;
@@ -55,11 +56,12 @@ function replaceWord(field, word, near, place) {
   field.focus();
 }
 
-// What the model sees of a file: its largest centred part in the model's aspect ratio, as a canvas; `size` in pixels, or as large as is sent.
+// The part of a file that the model sees, as a canvas: the largest centred crop in the model's
+// aspect ratio. `size` is in pixels; without it, the canvas has the size to send.
 export async function opened(file, size = null) {
   const { facts } = state;
   if (!file) throw new Refusal("No file was chosen.", 0);
-  if (file.size > facts.limits.body_bytes) throw new Refusal(`This file has ${Math.round(file.size / 2 ** 20)} MiB; at most ${Math.floor(facts.limits.body_bytes / 2 ** 20)} are taken.`, 0);
+  if (file.size > facts.limits.body_bytes) throw new Refusal(`This file is too large: ${Math.round(file.size / 2 ** 20)} MiB, at most ${Math.floor(facts.limits.body_bytes / 2 ** 20)} MiB.`, 0);
   let bitmap;
   try { bitmap = await createImageBitmap(file); } catch { throw new Refusal("This file can't be read as a picture. Choose a PNG, JPEG, WebP, GIF or BMP.", 0); }
   const [width, height] = facts.size;

@@ -1,15 +1,16 @@
-// What a picture is to follow beside its prompt: boxes that are drawn with the mouse or the keyboard, or a picture of a structure.
+// Conditions beside the prompt: boxes, drawn with the mouse or the keyboard, or a picture of a
+// structure.
 
 import { Refusal, post } from "/api.js";
 import { $, CONDITIONS, blobOf, can, notice, opened, say, state } from "/common.js";
 import { element } from "/results.js";
 
-// Neighbouring grey levels that differ by more make an edge, as in the training data.
+// Neighbouring grey levels that differ by more form an edge, as in the training data.
 const EDGE = 64;
 const COLOURS = ["#4f46e5", "#be185d", "#047857", "#b45309", "#0369a1", "#7c3aed"];
 const SMALLEST = 0.02;
 
-// Boxes over an empty picture, in parts of it from 0 to 1.
+// Boxes on an empty picture, as fractions of it from 0 to 1.
 class BoxPad {
   constructor(canvas, list) {
     this.canvas = canvas; this.list = list; this.boxes = []; this.chosen = null; this.from = null;
@@ -47,7 +48,7 @@ class BoxPad {
   remove(place) { this.boxes.splice(place, 1); this.chosen = null; this.rows(); this.show(); }
   choose(place) { this.chosen = place; this.list.querySelectorAll("input")[place].focus(); this.show(); }
 
-  // Arrow keys move the chosen box, with shift they resize it.
+  // Arrow keys move the chosen box; with Shift they resize it.
   key(event) {
     const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
     if (event.key === "Delete" && this.chosen !== null) { this.remove(this.chosen); event.preventDefault(); return; }
@@ -64,7 +65,7 @@ class BoxPad {
 
   rows() {
     this.list.replaceChildren(...this.boxes.map((one, place) => {
-      const field = element("input", { value: one.label, placeholder: "what is there?", "aria-label": `Object in box ${place + 1}`, oninput: () => { one.label = field.value; this.show(); }, onfocus: () => { this.chosen = place; this.show(); } });
+      const field = element("input", { value: one.label, placeholder: "object", "aria-label": `Object in box ${place + 1}`, oninput: () => { one.label = field.value; this.show(); }, onfocus: () => { this.chosen = place; this.show(); } });
       const mark = element("i"); mark.style.background = COLOURS[place % COLOURS.length];
       return element("li", {}, mark, field, element("button", { type: "button", textContent: "Remove", "aria-label": `Remove box ${place + 1}`, onclick: () => this.remove(place) }));
     }));
@@ -86,10 +87,11 @@ class BoxPad {
   }
 }
 
-// What is followed: the picture as the model sees it, as it is sent to the server, and what the server drew of it.
+// The picture as the model sees it (`picture`), as it is sent to the server (`sent`), and the
+// structure that the server drew of it.
 let pad = null, picture = null, sent = null, structure = null, drawing = null;
 
-// Black where neighbouring pixels differ, white elsewhere, as the training data has edges.
+// Black where neighbouring pixels differ, white elsewhere, like the edges in the training data.
 export function edgesOf(canvas) {
   const { width, height } = canvas;
   const from = canvas.getContext("2d").getImageData(0, 0, width, height).data;
@@ -108,18 +110,19 @@ export function edgesOf(canvas) {
 
 function kind() { return $("condition-kind").value; }
 
-// Name of the condition that the server draws; undefined: the picture's edges or itself, which this page draws.
+// The condition that the server draws; undefined for the picture's edges or the picture itself,
+// which this page draws.
 function condition() { return state.facts?.conditions.find(({ name }) => name === $("structure-kind").value); }
 
 function shownPicture() { return condition() ? structure : $("structure-kind").value === "own-edges" ? edgesOf(picture) : picture; }
 
-// Asks the server for the structure; only the newest answer counts.
+// Requests the structure from the server; only the newest response is used.
 async function drawStructure() {
   const wanted = condition();
   drawing?.abort(); drawing = structure = null;
   if (!wanted || !sent) { show(); return; }
   const mine = drawing = new AbortController();
-  say($("condition-status"), "The server draws the structure…"); show();
+  say($("condition-status"), "The server is drawing the structure…"); show();
   try {
     const answer = await post(CONDITIONS, { model: state.facts.model, condition: wanted.name, image_url: sent.toDataURL("image/png") }, mine.signal);
     const made = await opened(blobOf(`data:image/png;base64,${answer.b64_json}`), state.facts.size);
@@ -162,16 +165,16 @@ export function startConditions() {
   pad.show(); show();
 }
 
-// Offers what the model was tuned for; says so where it was for neither.
+// Offers the conditions that the model was tuned for, and says which are missing.
 export function offerConditions() {
   const [width, height] = state.facts.size;
-  const known = [["", "nothing"], ...(can("boxes") ? [["boxes", "objects at boxes"]] : []), ...(can("structure") ? [["structure", "a picture"]] : [])];
+  const known = [["", "nothing"], ...(can("boxes") ? [["boxes", "boxes"]] : []), ...(can("structure") ? [["structure", "a picture"]] : [])];
   const before = kind();
   $("condition-kind").replaceChildren(...known.map(([value, text]) => element("option", { value, textContent: text, selected: value === before })));
   $("condition-field").hidden = known.length === 1;
   $("condition-missing").hidden = known.length === 3;
   $("condition-missing").textContent = known.length === 1
-    ? "This model draws from words alone: it was not tuned to follow boxes (object_to_image) or a picture (structure)."
+    ? "This model draws from prompts only: it was not tuned to follow boxes (object_to_image) or a picture (structure)."
     : `This model was not tuned to follow ${can("boxes") ? "a picture (structure)" : "boxes (object_to_image)"}.`;
   pad.canvas.width = 480; pad.canvas.height = Math.round(480 * height / width);
   const ways = [["own-edges", "its edges, computed in this browser"], ["itself", "the picture itself"], ...state.facts.conditions.map(({ name, feature }) => [name, `its ${feature} (${name})`])];
@@ -180,16 +183,16 @@ export function offerConditions() {
   pad.show(); choose();
 }
 
-// The fields of the request; raises what is missing in words.
+// The fields of the request; throws a message if something is missing.
 export function conditionOf() {
   if (kind() === "boxes") {
-    if (!pad.boxes.length) throw new Refusal("Draw a box first, or choose to follow nothing.", 0);
-    if (pad.boxes.some(({ label }) => !label.trim())) throw new Refusal("Say for every box what is there.", 0);
+    if (!pad.boxes.length) throw new Refusal("Draw a box first, or choose “nothing”.", 0);
+    if (pad.boxes.some(({ label }) => !label.trim())) throw new Refusal("Name the object in every box.", 0);
     return { boxes: pad.boxes.map(({ label, box }) => ({ label: label.trim(), box: box.map((one) => Math.round(one * 1e4) / 1e4) })) };
   }
   if (kind() === "structure") {
-    if (!picture) throw new Refusal("Choose the picture to follow first, or choose to follow nothing.", 0);
-    if (!shownPicture()) throw new Refusal(drawing ? "The server still draws the structure. Wait a moment." : "The structure could not be drawn. Choose another one, or another picture.", 0);
+    if (!picture) throw new Refusal("Choose a picture to follow first, or choose “nothing”.", 0);
+    if (!shownPicture()) throw new Refusal(drawing ? "The server is still drawing the structure. Wait a moment." : "The structure could not be drawn. Choose another structure or another picture.", 0);
     return { condition: { image_url: shownPicture().toDataURL("image/png"), feature: $("feature").value.trim() || "edges" } };
   }
   return {};

@@ -1,15 +1,15 @@
-// Asks for pictures and shows them while they grow; one request of the page at a time.
+// Requests pictures and shows them while they are generated; the page runs one request at a time.
 
 import { Refusal, stream } from "/api.js";
 import { notice, say, state } from "/common.js";
 import * as history from "/history.js";
 import { Card, empty, saidOf } from "/results.js";
 
-// Runs a request of pictures.
-//   path, body: what is asked for.       words: what each picture's card says.
-//   view: { status, cards, button, stopper }, elements.      kept: what empty cards say.
-//   entryOf(event): the result as cards and the history have it.
-//   onevent(event): every event, and onwhole(event): the last one of a set.
+// Runs a request for pictures.
+//   path, body: the request.       words: the caption of each card.
+//   view: { status, cards, button, stopper }, elements.      kept: the text shown when there are no cards.
+//   entryOf(event): the result in the form of cards and the history.
+//   onevent(event): called for every event; onwhole(event): called for the last event of a set.
 export async function run({ path, body, words, view, kept, entryOf, actions, onevent = () => {}, onwhole = null }) {
   state.working?.abort();
   const stop = (state.working = new AbortController());
@@ -19,7 +19,7 @@ export async function run({ path, body, words, view, kept, entryOf, actions, one
   const made = words.map((text) => new Card(text));
   cards.replaceChildren(...made.map((card) => card.root));
   cards.setAttribute("aria-busy", "true");
-  // on a phone the pictures are below a long form
+  // On a phone the pictures are below a long form.
   if (status.getBoundingClientRect().top > innerHeight - 160) status.scrollIntoView({ block: "start" });
   const started = performance.now();
   let done = 0, whole = onwhole === null;
@@ -37,7 +37,7 @@ export async function run({ path, body, words, view, kept, entryOf, actions, one
       history.add(entry);
       if (words.length > 1) say(status, `${done} of ${words.length} pictures…`);
     }
-    if (done < words.length || !whole) throw new Refusal("The connection broke in the middle of a picture. Draw it again.", 0);
+    if (done < words.length || !whole) throw new Refusal("The connection was lost before the picture was finished. Draw it again.", 0);
     say(status, `${done === 1 ? "One picture" : `${done} pictures`} in ${((performance.now() - started) / 1000).toFixed(1)} s.`);
   } catch (error) {
     notice(error, status);

@@ -1,4 +1,5 @@
-// What was drawn, kept in this browser (IndexedDB). Where that is not allowed, until the page is left.
+// The history of results, kept in this browser (IndexedDB), or until the page is left if that is
+// not allowed.
 
 const NAME = "cm3-studio", STORE = "pictures", MOST = 120;
 let kept = [];
@@ -42,5 +43,5 @@ export async function all() {
 
 export async function clear() {
   kept = [];
-  try { await within("readwrite", (store) => store.clear()); } catch { /* nothing was kept */ }
+  try { await within("readwrite", (store) => store.clear()); } catch { /* nothing to delete */ }
 }

@@ -1,12 +1,13 @@
-// A conversation with pictures: captions, questions, and pictures in answer, as far as the model can.
+// A conversation with pictures: captions, questions, and pictures as answers, as far as the model
+// supports them.
 
 import { Refusal, stream } from "/api.js";
 import { $, CHAT, can, notice, opened, say, state } from "/common.js";
 import * as history from "/history.js";
 import { Card, element, saidOf } from "/results.js";
 
-let source = null;    // of the picture that is talked about
-let isNew = false;    // whether it has not been sent yet
+let source = null;    // the data URL of the current picture
+let isNew = false;    // whether the picture has not been sent yet
 let opening = Promise.resolve();
 let turns = [];       // messages of the API
 let actions = {};
@@ -28,14 +29,14 @@ function pictures({ content }) { return Array.isArray(content) ? content.filter(
 
 function hasPicture(message) { return pictures(message) > 0; }
 
-// Models that don't converse in turns read the last picture alone: the others are not sent again.
+// Models that don't converse in turns read only the last picture, so the others are not sent again.
 function lastPictureOnly(messages) {
   const last = messages.findLastIndex(hasPicture);
   const without = ({ content, ...one }) => ({ ...one, content: content.filter(({ type }) => type !== "image_url") });
   return messages.map((one, place) => (place === last || !hasPicture(one) ? one : without(one))).filter(({ content }) => content.length);
 }
 
-// The latest turns with as many pictures as one request may hold; the first is the user's.
+// The latest turns with as many pictures as one request may have; the first turn is the user's.
 function latest(messages) {
   let number = messages.reduce((sum, one) => sum + pictures(one), 0), first = 0;
   while (number > state.facts.limits.pictures && first + 2 < messages.length) {
@@ -45,7 +46,7 @@ function latest(messages) {
   return messages.slice(first);
 }
 
-// What is to be replied: "text", "image", or "any" where the model decides.
+// The kind of reply: "text", "image", or "any" if the model decides.
 function answer() { return $("answer-field").hidden ? "text" : $("answer-with").value; }
 
 function label() {
@@ -57,10 +58,10 @@ function label() {
 function reads() { return ["caption", "ask", "chat", "edit", "turns"].some(can); }
 
 function missing(question) {
-  if (!reads()) return "This model draws pictures and can't read them.";
-  if (can("turns")) return question || (source && isNew) ? "" : "Say something, or show a picture.";
+  if (!reads()) return "This model can draw pictures but not read them.";
+  if (can("turns")) return question || (source && isNew) ? "" : "Enter a message or choose a picture.";
   if (!source && answer() !== "image") return "Choose a picture first.";
-  return answer() === "image" && !question ? "Say what the picture should show." : "";
+  return answer() === "image" && !question ? "Describe the picture to draw." : "";
 }
 
 export async function look(event) {
@@ -69,7 +70,7 @@ export async function look(event) {
   const question = $("question-field").hidden ? "" : $("question").value.trim();
   const lacks = missing(question);
   if (lacks) { notice(new Refusal(lacks, 0), $("look-status")); return; }
-  // a caption is of the picture alone
+  // A caption depends on the picture alone.
   const before = question || can("turns") ? turns : [];
   const shows = source !== null && (isNew || (!can("turns") && !before.some(hasPicture)));
   const asked = { role: "user", content: [...(question ? [{ type: "text", text: question }] : []), ...(shows ? [{ type: "image_url", image_url: { url: source } }] : [])] };
@@ -83,10 +84,10 @@ export async function look(event) {
   say($("look-status"), wanted === "image" ? "Drawing…" : can("turns") ? "Replying…" : "Looking…");
   const shown = new Exchange(question, shows ? source : null);
   const given = source;
-  $("question").value = ""; // what is typed from now on is the next message
+  $("question").value = ""; // the user may now type the next message
   try {
     for await (const chunk of stream(CHAT, body, stop.signal)) shown.take(chunk);
-    if (!shown.finished) throw new Refusal("The connection broke in the middle of the answer. Ask again.", 0);
+    if (!shown.finished) throw new Refusal("The connection was lost before the answer was finished. Ask again.", 0);
     if (question || can("turns")) turns.push(asked, { role: "assistant", content: shown.content });
     isNew = false;
     shown.finish(body, given, wanted, turns.length === 2 && !shows);
@@ -97,12 +98,12 @@ export async function look(event) {
   }
 }
 
-// One exchange: what was asked, and the answer as it comes.
+// One exchange: the question, and the answer while it arrives.
 class Exchange {
   constructor(question, picture) {
     this.question = question;
     this.parts = [];      // of the answer: {text, place} or {url, card}
-    this.growing = null;  // the card of a picture that is being drawn
+    this.growing = null;  // the card of the picture being drawn
     this.facts = {};
     this.finished = false;
     this.answer = element("div", { className: "answer", hidden: true });
@@ -113,7 +114,7 @@ class Exchange {
     this.root.scrollIntoView({ block: "nearest" });
   }
 
-  // The content as the API has it.
+  // The content in the API's form.
   get content() {
     if (this.parts.every(({ text }) => text !== undefined)) return this.parts.map(({ text }) => text).join("");
     return this.parts.map(({ text, url }) => (text === undefined ? { type: "image_url", image_url: { url } } : { type: "text", text }));
@@ -148,19 +149,19 @@ class Exchange {
     last.place.textContent = last.text.trim() || "(nothing)";
   }
 
-  // `begins`: whether the conversation begins with it, by words alone.
+  // `begins`: whether this exchange begins the conversation, without a picture.
   finish(body, given, wanted, begins) {
     if (!this.parts.length) this.write("");
     for (const [number, { url, card }] of this.parts.filter((part) => part.card).entries()) {
       const request = { model: body.model, prompt: this.question, n: 1 };
-      // what a conversation drew is not drawn again by a prompt alone
+      // A prompt alone can't repeat a picture from a conversation.
       const sort = can("turns") ? "chat" : given ? "edit" : "draw";
       const entry = { ...saidOf(this.facts), sort, source: url, seed: this.facts.seed, choice: this.facts.choice, words: this.question, request, answer: wanted, begins, number, given: given && sort === "edit" ? { "picture.png": given } : {} };
       card.finish(entry, actions);
       history.add(entry);
       talkAbout(url, false);
     }
-    if (this.facts.turns_left_out && (can("chat") || can("turns"))) this.answer.append(element("p", { className: "hint", textContent: `The oldest turns no longer fit: the last ${this.facts.turns_read} were read.` }));
+    if (this.facts.turns_left_out && (can("chat") || can("turns"))) this.answer.append(element("p", { className: "hint", textContent: `The oldest turns no longer fit: the model read the last ${this.facts.turns_read}.` }));
     $("look-new").hidden = false;
     this.root.scrollIntoView({ block: "nearest" });
   }
@@ -183,20 +184,20 @@ export function startLook(given) {
   $("look-new").onclick = forget;
 }
 
-// Offers what the model can do, and says what it can't.
+// Offers what the model can do, and explains what it can't.
 export function offerLook() {
   const asks = can("ask") || can("chat"), edits = can("edit"), converses = can("turns");
   $("question-field").hidden = !asks && !edits && !converses;
   $("question-label").textContent = converses ? "Message" : "Question";
-  $("question").placeholder = converses ? "" : "empty: describe it";
+  $("question").placeholder = converses ? "" : "leave empty for a caption";
   $("answer-field").hidden = !edits && !converses;
   $("answer-any").hidden = $("answer-any").disabled = !converses;
   if (converses) $("answer-with").value = "any";
   else if (!edits || answer() === "any") $("answer-with").value = "text";
-  $("look-hint").textContent = converses ? "It reads all turns and pictures, as far as they fit, and replies with words and pictures."
-    : can("chat") ? "It reads the whole conversation, as far as it fits. The last picture counts."
-      : !reads() ? "This model draws pictures and can't read them."
-      : asks ? "This model answers single questions: it was not tuned for conversations, and doesn't read earlier turns."
+  $("look-hint").textContent = converses ? "The model reads all turns and pictures that fit in its context, and replies with text and pictures."
+    : can("chat") ? "The model reads as much of the conversation as fits in its context, and the last picture."
+      : !reads() ? "This model can draw pictures but not read them."
+      : asks ? "This model answers single questions. It was not tuned for conversations and ignores earlier turns."
         : "This model describes pictures. It was not tuned to answer questions.";
   $("look-new").textContent = asks || edits || converses ? "New conversation" : "Clear";
   label();

@@ -1,24 +1,26 @@
-// How a picture is drawn again: a link, the equal command, and Python. What they need is there to download.
+// Repeating a picture: a link, a command, and Python code, with the files that they need for
+// download.
 
 import { state } from "/common.js";
 import { download, element } from "/results.js";
 
 export function quoted(text) { return /^[\w./:=-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`; }
 
-// An option with its value: one that begins with a dash would be read as another option.
+// An option with its value. A value that begins with a dash would be read as another option.
 function option(name, value) { return String(value).startsWith("-") ? `${name}=${quoted(String(value))}` : `${name} ${quoted(String(value))}`; }
 
-// A command, whose options come before "--": what is behind it is no option, even if it begins with a dash.
+// A command with its options before "--": arguments after it are never options, even if they begin
+// with a dash.
 function command(name, options, ...given) { return ["cm3", name, ...options, "--", ...given.map(quoted)].join(" "); }
 
-// JSON's strings are Python's too
+// JSON's strings are valid in Python.
 function python(value) { return typeof value === "string" ? JSON.stringify(value) : typeof value === "boolean" ? (value ? "True" : "False") : String(value); }
 
 export function linkOf(request) {
   const query = new URLSearchParams();
   for (const key of ["prompt", "model", "seed", "guidance_scale", "negative_prompt", "sampler", "num_retrieved", "size", "background"])
     if (request[key] !== undefined) query.set(key, request[key]);
-  query.set("candidates", 1);  // the seed is that of the one that was chosen
+  query.set("candidates", 1);  // the seed belongs to the chosen candidate
   if (request.sampling?.temperature !== undefined) query.set("temperature", request.sampling.temperature);
   if (request.boxes) query.set("boxes", JSON.stringify(request.boxes));
   return `${location.origin}/#draw?${query}`;
@@ -30,7 +32,7 @@ function sampler(request) {
   return sampling;
 }
 
-// A value of --set is YAML: texts that YAML would read otherwise are quoted.
+// A value of --set is YAML, so strings are quoted.
 function setting([key, value]) { return quoted(`sampler.${key}=${typeof value === "string" ? JSON.stringify(value) : value}`); }
 
 function common(request) {
@@ -42,7 +44,7 @@ function common(request) {
   return words;
 }
 
-// "" where there is no command for it.
+// The command, or "" if there is none.
 export function commandOf(entry) {
   const { request, sort } = entry;
   if (entry.task || isUnsayable(entry)) return "";
@@ -85,7 +87,7 @@ export function pythonOf(entry) {
 
 async function copy(button) {
   const field = document.getElementById(button.dataset.copy);
-  // pages that are not on this machine, or behind TLS, have no clipboard: the old way works there
+  // Pages from another machine without TLS have no clipboard API; execCommand works there.
   try { await navigator.clipboard.writeText(field.value); } catch { field.select(); document.execCommand("copy"); }
   button.textContent = "Copied";
   setTimeout(() => { button.textContent = "Copy"; }, 1500);
@@ -102,7 +104,7 @@ function show(link, shell, lines, note, given = {}) {
   document.getElementById("repeat-note").textContent = note;
   const files = Object.entries(given);
   document.getElementById("repeat-files").hidden = !files.length;
-  document.getElementById("repeat-files").replaceChildren("They read: ", ...files.map(([name, source]) => element("button", { type: "button", textContent: name, "aria-label": `Download ${name}`, onclick: () => download(source, name) })));
+  document.getElementById("repeat-files").replaceChildren("Files to download: ", ...files.map(([name, source]) => element("button", { type: "button", textContent: name, "aria-label": `Download ${name}`, onclick: () => download(source, name) })));
   document.getElementById("repeat").showModal();
 }
 
@@ -110,15 +112,15 @@ export function showRepeat(entry) {
   const given = entry.given || {};
   const isLinked = entry.sort === "draw" && !entry.request.documents?.length && !entry.given?.["condition.png"];
   const notes = [];
-  if (entry.sort === "chat") notes.push(entry.begins ? "It is drawn again by saying the same first." : `It belongs to a conversation, and is drawn again by saying all of it. The reply's seed is ${entry.seed}.`);
-  else if (!isLinked) notes.push("A link can't hold pictures: what was given has to be downloaded.");
+  if (entry.sort === "chat") notes.push(entry.begins ? "To repeat it, begin a conversation with the same message." : `It is part of a conversation: to repeat it, repeat the whole conversation. The reply's seed is ${entry.seed}.`);
+  else if (!isLinked) notes.push("A link can't contain pictures: download the files below.");
   if (entry.task) notes.push("There is no command for this task.");
-  if (isUnsayable(entry)) notes.push("No command can say this text, which begins with a dash.");
-  if (entry.request.size) notes.push("The page's picture has another size than the model's own.");
+  if (isUnsayable(entry)) notes.push("There is no command for this text, because it begins with a dash.");
+  if (entry.request.size) notes.push("The picture on the page was resized.");
   show(isLinked ? linkOf({ ...entry.request, seed: entry.seed }) : "", commandOf(entry), pythonOf(entry), notes.join(" "), given);
 }
 
-// A whole set.
+// Shows how to repeat a whole set.
 export function showSet(body) {
   const query = new URLSearchParams({ things: body.things.join("\n"), model: body.model, seed: body.seed });
   if (body.style) query.set("style", body.style);

@@ -1,4 +1,5 @@
-// Cards of results: growing, finished, and from the history. Everything that a model or a person wrote is text, never HTML.
+// Cards of results: growing, finished, and from the history. Everything written by a model or a
+// person is text, never HTML.
 
 import { Refusal, file } from "/api.js";
 import { showRepeat } from "/repeat.js";
@@ -12,13 +13,14 @@ export function element(name, properties = {}, ...children) {
 
 export function download(source, name) { element("a", { href: source, download: name }).click(); }
 
-// What is kept of an answer beside the picture: the documents that were in front, and whether it is nearly a copy of one.
+// The facts of a response that are kept with the picture: the prepended documents, and whether it
+// is nearly a copy of one.
 export function saidOf(answer) {
   const documents = answer.documents?.map(({ b64_json: _, ...one }) => one);
   return { documents, copyOf: answer.copy_of, svg: answer.svg };
 }
 
-// A link, if it is one that a page may follow: the documents of a data set are anyone's.
+// A link if its address is http or https, else text: a data set's documents come from anyone.
 function linked(text, address) {
   return /^https?:\/\//.test(address || "") ? element("a", { href: address, target: "_blank", rel: "noopener noreferrer", textContent: text }) : text;
 }
@@ -51,11 +53,11 @@ function sourceOf(one) {
   return item;
 }
 
-// Who is to be named for a picture.
+// The credits of a picture.
 function sourcesOf(entry) {
   const parts = [];
   if (entry.copyOf) parts.push(element("p", { className: "copy", textContent: `${entry.copyOf[0].toUpperCase()}${entry.copyOf.slice(1)}` }));
-  if (entry.documents?.length) parts.push(element("div", { className: "sources" }, element("span", { textContent: "Drawn after" }), element("ul", {}, ...entry.documents.map(sourceOf))));
+  if (entry.documents?.length) parts.push(element("div", { className: "sources" }, element("span", { textContent: "Drawn from" }), element("ul", {}, ...entry.documents.map(sourceOf))));
   return parts;
 }
 
@@ -68,8 +70,8 @@ function choiceOf({ index, scores, measure }) {
 
 export class Card {
   constructor(words) {
-    this.image = element("img", { alt: words ? `Being drawn: ${words}` : "Being drawn", hidden: true });
-    // few pixels are shown as pixels; many that are shown as fewer would get teeth by that
+    this.image = element("img", { alt: words ? `In progress: ${words}` : "In progress", hidden: true });
+    // Enlarged pictures show their pixels; reduced ones would get jagged edges that way.
     this.image.onload = () => this.image.classList.toggle("larger", this.image.naturalWidth >= this.image.clientWidth);
     this.fill = element("i");
     this.bar = element("div", { className: "bar" }, this.fill);

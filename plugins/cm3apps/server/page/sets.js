@@ -1,13 +1,13 @@
-// Sets: the same style for several things, as pictures, as one grid, and as a zip.
+// Sets: several things in one style, as pictures, as a grid, and as a zip.
 
 import { $, SETS, chips, options, press, refuse, state, tellWords } from "/common.js";
 import { run } from "/drawing.js";
 import { showSet } from "/repeat.js";
 import { download, element, empty } from "/results.js";
 
-const EMPTY = "The pictures of a set appear here, and can then be downloaded together.";
+const EMPTY = "The pictures of the set appear here. You can download them together.";
 
-// One thing a line, or with semicolons.
+// The things, one per line or separated by semicolons.
 export function thingsOf(text) { return text.split(/[\n;]/).map((one) => one.trim()).filter(Boolean); }
 
 function formats() { return ["png", ...["transparent", "svg"].filter((one) => $(`set-${one}`).checked)]; }
@@ -26,7 +26,7 @@ async function draw(event, actions) {
   await state.loading;
   if (!state.facts) return;
   const body = requestOf(), status = $("set-status");
-  if (!body.things.length) { refuse("Name some things, one a line.", status); $("things").focus(); return; }
+  if (!body.things.length) { refuse("Enter things to draw, one per line.", status); $("things").focus(); return; }
   $("set-whole").hidden = true;
   const { things, style, formats: _, ...rest } = body;
   let isTold = false;
@@ -45,10 +45,10 @@ async function draw(event, actions) {
 function showWhole(whole, body) {
   const name = (body.style || "set").replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 40);
   const grid = `data:image/png;base64,${whole.grid}`;
-  const each = { png: "PNG", transparent: "PNG without the white", svg: "SVG" };
+  const each = { png: "PNG", transparent: "transparent PNG", svg: "SVG" };
   $("set-grid").src = grid;
   $("set-title").textContent = `${body.things.length === 1 ? "One picture" : `${body.things.length} pictures`}${body.style ? `, ${body.style}` : ""}`;
-  $("set-files").textContent = `The zip has each as ${body.formats.map((one) => each[one]).join(", ")}, named for what it shows, and the grid.`;
+  $("set-files").textContent = `The zip has each picture as ${body.formats.map((one) => each[one]).join(", ")}, named after its prompt, and the grid.`;
   $("set-zip").onclick = () => download(`data:application/zip;base64,${whole.zip}`, `${name}.zip`);
   $("set-grid-save").onclick = () => download(grid, `${name}-grid.png`);
   $("set-repeat").onclick = () => showSet({ ...body, seed: whole.seed });
@@ -67,7 +67,7 @@ export function offerSets(upTo, sizes, size) {
   chips($("set-styles"), facts.styles, $("set-style").value, (text) => { $("set-style").value = text; press($("set-styles"), text); });
   options($("set-size"), sizes, size);
   options($("set-candidates"), facts.reranker ? upTo(Math.min(facts.limits.candidates, facts.limits.at_once)) : [[1, "1"]], facts.candidates);
-  $("set-most").textContent = `One a line, at most ${facts.limits.at_once}.`;
+  $("set-most").textContent = `One per line, at most ${facts.limits.at_once}.`;
   $("set-svg").disabled = !facts.svg;
   $("set-svg-missing").hidden = facts.svg;
   const examples = $("set-examples"), shown = facts.things.slice(0, 8);

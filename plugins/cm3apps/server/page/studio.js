@@ -1,4 +1,5 @@
-// The page: its views, the model's facts, drawing and editing. Sets, conditions and conversations are in files of their own.
+// The page: its views, the model's facts, drawing and editing. Sets, conditions and conversations
+// are in separate files.
 
 import { Refusal, get } from "/api.js";
 import { Brush } from "/brush.js";
@@ -12,11 +13,11 @@ import { Card, element, empty } from "/results.js";
 import { offerSets, startSets } from "/sets.js";
 
 const VIEWS = ["draw", "set", "edit", "look", "history"];
-const SHOWN = 256;  // pixels of a side, at least, where an upscaler makes them
-const EMPTY_DRAW = "Pictures appear here, row by row.", EMPTY_EDIT = "The result appears here.", CANT_EDIT = "This model can't change pictures.";
+const SHOWN = 256;  // least side in pixels if there is an upscaler
+const EMPTY_DRAW = "Pictures appear here, row by row.", EMPTY_EDIT = "The result appears here.", CANT_EDIT = "This model can't edit pictures.";
 let style = "", byHand = null, edited = null, lastSeed = null;
-let opening = Promise.resolve();  // a file that is being read
-window.cm3 = state;  // for a look at it from the browser's console
+let opening = Promise.resolve();  // the file being read
+window.cm3 = state;  // for the browser's console
 const brush = new Brush($("canvas"), $("brush"));
 
 // ---- views
@@ -40,17 +41,17 @@ async function useModel(name) {
   options($("edit-number"), upTo(limits.n), Math.min(Number($("edit-number").value) || 1, limits.n));
   const times = [1, 2, 4, 8].filter((factor) => factor === 1 || Math.max(...size) * factor <= limits.side);
   const sizes = times.map((factor) => [`${size[0] * factor}x${size[1] * factor}`, `${size[0] * factor} × ${size[1] * factor}`]);
-  // what an upscaler draws well is not shown as 64 pixels
+  // With an upscaler, the default size is larger than the model's own.
   const chosen = (facts.upscaler && sizes.find(([, text]) => parseInt(text) >= SHOWN)) || sizes[0];
   options($("size"), sizes, chosen[0]);
   options($("candidates"), (facts.reranker ? upTo(Math.min(limits.candidates, limits.at_once)) : [[1, "1"]]), facts.candidates);
-  options($("sampler"), [["", sampler.name ? `${sampler.name} (the model's)` : "the model's"], ...facts.samplers.filter((one) => one !== sampler.name).map((one) => [one, one])], "");
+  options($("sampler"), [["", sampler.name ? `${sampler.name} (the model's default)` : "the model's default"], ...facts.samplers.filter((one) => one !== sampler.name).map((one) => [one, one])], "");
   for (const [id, key] of [["guidance", "guidance_scale"], ["temperature", "temperature"]]) {
     $(id).disabled = sampler.keys[key] === undefined;
     $(id).placeholder = sampler.keys[key] ?? "";
   }
   $("retrieved").disabled = !facts.retrieves;
-  $("retrieved").placeholder = facts.retrieves ? "the model's" : "no memory";
+  $("retrieved").placeholder = facts.retrieves ? "the model's default" : "no memory";
   $("prompt").maxLength = $("edit-text").maxLength = limits.prompt_characters;
   $("styles-field").hidden = !facts.styles.length;
   chooseStyle("");
@@ -61,8 +62,8 @@ async function useModel(name) {
   })])] : []));
   const draws = can("draw");
   $("draw-missing").hidden = draws;
-  if (!draws) $("draw-missing").textContent = "This model was not tuned to draw from words alone.";
-  $("edit-hint").textContent = !can("fill") ? (can("edit") ? "Say what should change: this model can't fill a part." : CANT_EDIT) : can("edit") ? "Painted: only that part is filled. Nothing painted: the text is an instruction." : "Paint over the part to fill. Left empty, the model describes the picture itself.";
+  if (!draws) $("draw-missing").textContent = "This model was not tuned to draw from a prompt alone.";
+  $("edit-hint").textContent = !can("fill") ? (can("edit") ? "Enter an instruction. This model can't fill a painted part." : CANT_EDIT) : can("edit") ? "If you paint over a part, only that part changes. If you paint nothing, the text is an instruction." : "Paint over the part to change. Without a text, the model writes its own caption.";
   offerConditions(); offerSets(upTo, sizes, chosen[0]); offerLook();
   for (const id of ["draw-words", "set-words", "edit-words"]) $(id).hidden = true;
 }
@@ -91,7 +92,8 @@ function drawRequest() {
   return body;
 }
 
-// The request without the pictures in it, and these as files by name: what the history keeps, and "Repeat" needs.
+// The request without its pictures, and the pictures as files by name, for the history and for
+// "Repeat".
 async function given(body) {
   const { images, mask, documents, condition, ...request } = body;
   const files = {};
@@ -120,7 +122,7 @@ async function drawWith(path, body, sort, view, kept, words, field) {
     path, body: { ...body, partial_images: 64, return_documents: true, ...(state.facts.svg ? { return_svg: true } : {}) }, words: Array(body.n).fill(body.prompt), view, kept, actions,
     entryOf: (picture) => ({ sort, ...own, words: body.prompt || picture.revised_prompt || "", ...(picture.task ? { task: picture.task, record: picture.record } : {}) }),
     onevent: (one) => {
-      if (!isTold) tellWords(words, one.unknown_words, field);  // once: a later event would show again what was replaced
+      if (!isTold) tellWords(words, one.unknown_words, field);  // only once: a later event would show replaced words again
       isTold = true;
       if (sort !== "draw" || !one.documents) return;
       if (isFirst) { if (one.task) $("documents").hidden = true; else showDocuments(one.documents); }
@@ -135,8 +137,8 @@ async function drawWith(path, body, sort, view, kept, words, field) {
 function showDocuments(documents) {
   $("documents").hidden = !state.facts.retrieves && !documents.length && !byHand;
   const query = documents.find((one) => one.looked_for)?.looked_for;
-  $("documents-hint").textContent = !documents.length ? "None: nothing in the memory is close to the prompt, or none was asked for. Put your own in, and draw again: the seed stays."
-    : byHand ? "Chosen by hand: they are read for every picture, until you go back to retrieved ones." : `Retrieved for ${query ? `“${query}”` : "the prompt"}, and put before it. Take some out, or put your own in, and draw again: the seed stays.`;
+  $("documents-hint").textContent = !documents.length ? "None: the memory has nothing close to the prompt, or you asked for no documents. Add your own and draw again with the same seed."
+    : byHand ? "Your selection is used for every picture, until you use retrieved documents again." : `Retrieved for ${query ? `“${query}”` : "the prompt"} and prepended to it. Remove some or add your own, and draw again with the same seed.`;
   $("forget-documents").hidden = !byHand;
   $("documents-list").replaceChildren(...documents.map((one) => documentOf(`data:image/png;base64,${one.b64_json}`, one.text, one.b64_json === null ? null : one.score)));
 }
@@ -162,7 +164,7 @@ async function addDocument(event) {
   event.preventDefault();
   try {
     const text = $("document-text").value.trim();
-    if (!text) throw new Refusal("Say what the picture shows.", 0);
+    if (!text) throw new Refusal("Enter a caption for the picture.", 0);
     const picture = await opened($("document-file").files[0], state.facts.size);
     $("documents-list").append(documentOf(picture.toDataURL("image/png"), text, null));
     $("document-dialog").close();
@@ -186,9 +188,9 @@ async function edit(event) {
   await opening;
   if (!edited) { refuse("Choose a picture first.", $("edit-status")); return; }
   const mask = await brush.exported(), text = $("edit-text").value.trim();
-  if (!can("fill") && (mask || !can("edit"))) { refuse(can("edit") ? "This model can't fill a part: clear what is painted." : CANT_EDIT, $("edit-status")); return; }
-  if (!mask && !can("edit")) { refuse("Paint over the part that should be filled.", $("edit-status")); return; }
-  if (!mask && !text) { refuse("Say what should change, or paint over a part to fill.", $("edit-status")); return; }
+  if (!can("fill") && (mask || !can("edit"))) { refuse(can("edit") ? "This model can't fill a part: clear the painting." : CANT_EDIT, $("edit-status")); return; }
+  if (!mask && !can("edit")) { refuse("Paint over the part to change.", $("edit-status")); return; }
+  if (!mask && !text) { refuse("Enter an instruction, or paint over the part to change.", $("edit-status")); return; }
   const body = { model: $("model").value, n: Number($("edit-number").value), images: [{ image_url: edited.toDataURL("image/png") }] };
   if (mask) body.mask = { image_url: mask };
   if (text) body.prompt = text;
@@ -237,7 +239,7 @@ function listen() {
   $("add-document").onclick = askDocument;
   $("document-form").onsubmit = addDocument; $("document-cancel").onclick = () => $("document-dialog").close();
   $("forget-documents").onclick = () => { byHand = null; draw(null, lastSeed); };
-  $("forget").onclick = async () => { if (confirm("Forget all pictures that this browser keeps?")) { await history.clear(); showHistory(); } };
+  $("forget").onclick = async () => { if (confirm("Delete all pictures that this browser keeps?")) { await history.clear(); showHistory(); } };
   const dropped = (file) => { if (!file) return; if (!$("view-look").hidden) openForLook(file); else { show("edit"); openForEdit(file); } };
   addEventListener("dragover", (event) => event.preventDefault());
   addEventListener("drop", (event) => { event.preventDefault(); dropped(event.dataTransfer.files[0]); });
