@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import errno
+import importlib
 import inspect
 import re
 import shutil
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cm3apps.catalog import summary
@@ -27,6 +29,7 @@ from cm3apps.scaffold import (
     fill,
     plan_project,
     template,
+    template_forms,
     template_kinds,
     write_project,
 )
@@ -341,8 +344,16 @@ def test_there_are_templates_for_every_kind_and_no_more() -> None:
     assert {path.name for path in TEMPLATES.iterdir()} == {"project", *KINDS} - WITHOUT_TEMPLATE
     assert template_kinds() == WRITTEN
     for kind in WRITTEN:
-        files = {path.name.removesuffix(".in") for path in (TEMPLATES / kind).iterdir()}
-        assert files == {"__init__.py", "test.py", "template.toml", *template(kind).modules}
+        forms = template_forms(kind)
+        for form in ("", *forms):
+            folder = TEMPLATES / kind / form
+            files = {path.name.removesuffix(".in") for path in folder.iterdir()} - set(forms)
+            assert files == {
+                "__init__.py",
+                "test.py",
+                "template.toml",
+                *template(kind, form).modules,
+            }
 
 
 def test_the_help_of_the_command_names_these_kinds_as_their_hooks_do() -> None:
@@ -376,3 +387,36 @@ def test_it_needs_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.stdout, done.returncode) == ("\n", 0), done.stderr
+
+
+@pytest.mark.parametrize("form", ["sequence", "places"])
+def test_other_forms_of_an_image_tokenizer_work(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registry: Registry
+) -> None:
+    """Its laws are tested where projects are installed; here it encodes, and keeps the rules of its form."""
+    name = f"own-{form}"
+    plan = plan_project(name, ("image_tokenizer", form), registry, folder=tmp_path / name)
+    write_project(plan)
+    monkeypatch.syspath_prepend(tmp_path / name)
+    module = importlib.import_module(plan.package)
+    [config] = module.cm3_image_tokenizers().values()
+    tokenizer = config().build()
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
+    codes = tokenizer.encode(pixels)
+    assert tokenizer.form.strange_place(codes) is None
+    assert (tokenizer.form.is_sequence, tokenizer.form.depth) == (
+        (True, 1) if form == "sequence" else (False, 3)
+    )
+    assert np.abs(tokenizer.decode(codes).astype(int) - pixels).mean() < 80
+    assert (
+        f"class {plan.class_name}" in (tmp_path / name / plan.package / "__init__.py").read_text()
+    )
+
+
+def test_a_form_that_a_kind_has_not(shown: Callable[..., str]) -> None:
+    for kind, step in (
+        ("image_tokenizer", "use places or sequence, or leave --form out"),
+        ("sampler", "leave --form out"),
+    ):
+        said = shown("mine", "--kind", kind, "--form", "tree", code=2)
+        assert tells(said, f"error: --form tree: there is no template ... {step}")

@@ -37,7 +37,7 @@ EXAMPLE = """  cm3 plugin new nibble --kind text_tokenizer
 #: the command is set up without the hooks.
 KINDS = {
     "text_tokenizer": "text <-> ids",
-    "image_tokenizer": "pixels <-> a grid of codes",
+    "image_tokenizer": "pixels <-> codes, on a grid or in a sequence",
     "layout": "the sequence protocol by which documents become ids",
     "embedder": "text or picture -> a unit vector in a shared space",
     "retriever": "query document -> memory documents",
@@ -149,6 +149,13 @@ def _configure_new(actions: _SubParsersAction[Any]) -> None:
     )
     parser.add_argument("--kind", metavar="KIND", help="the kind of component, see above")
     parser.add_argument(
+        "--form",
+        default="",
+        metavar="FORM",
+        help="of an image tokenizer: 'sequence' for pictures of different numbers of codes, 'places' for several "
+        "codes per place (default: a grid of one code per place)",
+    )
+    parser.add_argument(
         "-o",
         "--out",
         type=Path,
@@ -180,7 +187,11 @@ def _new(args: Namespace) -> int:
             f"give --kind, one of {', '.join(template_kinds())}",
         )
     plan = plan_project(
-        args.name, args.kind, registry_of(args, quiet=True), folder=args.out, author=args.author
+        args.name,
+        (args.kind, args.form),
+        registry_of(args, quiet=True),
+        folder=args.out,
+        author=args.author,
     )
     files = write_project(plan)
     folder = str(plan.folder)

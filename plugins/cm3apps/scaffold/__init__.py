@@ -1,9 +1,9 @@
 """The project template of `cm3 plugin new`: a small, working plugin of a kind. Imports no torch.
 
 `templates/project` has the files of every project; `templates/KIND` has the package's modules,
-`test.py.in` (the test) and `template.toml` (see `Template`). A kind without such a folder has no
-template. In `.in` files, `<<field>>` is replaced by a value of `Plan.fields`; an unknown field is a
-bug in the template.
+`test.py.in` (the test) and `template.toml` (see `Template`); `templates/KIND/FORM` has the same for
+another form of the kind. A kind without such a folder has no template. In `.in` files, `<<field>>` is
+replaced by a value of `Plan.fields`; an unknown field is a bug in the template.
 """
 
 from __future__ import annotations
@@ -50,13 +50,18 @@ def template_kinds() -> list[str]:
     return [kind for kind in KINDS if _template_file(kind).is_file()]
 
 
-def template(kind: str) -> Template:
+def template_forms(kind: str) -> list[str]:
+    """The forms of a kind that have templates, besides the usual one."""
+    return sorted(path.parent.name for path in TEMPLATES.glob(f"{kind}/*/template.toml"))
+
+
+def template(kind: str, form: str = "") -> Template:
     """The template of one of `template_kinds()`."""
-    return Template(**tomllib.loads(_template_file(kind).read_text(encoding="utf-8")))
+    return Template(**tomllib.loads(_template_file(kind, form).read_text(encoding="utf-8")))
 
 
-def _template_file(kind: str) -> Path:
-    return TEMPLATES / kind / "template.toml"
+def _template_file(kind: str, form: str = "") -> Path:
+    return TEMPLATES / kind / form / "template.toml"
 
 
 @dataclass(frozen=True)
@@ -68,12 +73,14 @@ class Plan:
         kind: one of `template_kinds()`.
         folder: the project's folder, which does not exist.
         author: the copyright holder, "Name" or "Name <mail>"; "" if not given.
+        form: one of `template_forms(kind)`; "": the usual one.
     """
 
     name: str
     kind: str
     folder: Path
     author: str = ""
+    form: str = ""
 
     @property
     def distribution(self) -> str:
@@ -94,7 +101,7 @@ class Plan:
         """
         stem, ending = (
             "".join(part.capitalize() for part in re.split("[_-]", self.name)),
-            template(self.kind).class_ending,
+            template(self.kind, self.form).class_ending,
         )
         return stem if stem.endswith(ending) else stem + ending
 
@@ -103,7 +110,7 @@ class Plan:
         """The fields that templates may use."""
         kind, written, (major, minor) = (
             KINDS[self.kind],
-            template(self.kind),
+            template(self.kind, self.form),
             __version__.split(".")[:2],
         )
         words, (module, contract) = kind.words, kind.kit.split(":")
@@ -148,7 +155,7 @@ class Plan:
                 .removesuffix(".in")
                 .replace("dot_", ".")
             ] = path
-        for path in sorted((TEMPLATES / self.kind).glob("*.in")):
+        for path in sorted((TEMPLATES / self.kind / self.form).glob("*.in")):
             name = path.name.removesuffix(".in")
             found[
                 f"tests/test_{self.package}.py" if name == "test.py" else f"{self.package}/{name}"
@@ -186,13 +193,18 @@ def _author(author: str) -> tuple[str, str]:
 
 
 def plan_project(
-    name: str, kind: str, registry: Registry, *, folder: Path | None = None, author: str = ""
+    name: str,
+    kind: str | tuple[str, str],
+    registry: Registry,
+    *,
+    folder: Path | None = None,
+    author: str = "",
 ) -> Plan:
     """Check the request before anything is written.
 
     Args:
         name: the component's name in recipes.
-        kind: one of `KINDS`.
+        kind: one of `KINDS`, or the kind and a form of it.
         registry: the installed plugins, whose names can't be used.
         folder: the project's folder; None: `cm3-NAME` in the working folder.
         author: see `Plan`.
@@ -202,6 +214,7 @@ def plan_project(
             folder already exists.
         FileError: the folder can't be written.
     """
+    kind, form = (kind, "") if isinstance(kind, str) else kind
     kinds = registry.kinds
     if kind not in kinds:
         raise PluginError(f"--kind {kind}", f"there is no kind {kind!r}", close_match(kind, kinds))
@@ -212,8 +225,15 @@ def plan_project(
             f"write one by hand (`cm3 describe {kind}` shows what it needs), or choose another kind: "
             f"{', '.join(template_kinds())}",
         )
+    if form and form not in template_forms(kind):
+        forms = template_forms(kind)
+        raise PluginError(
+            f"--form {form}",
+            f"there is no template for {_a(kinds[kind].words)} of that form",
+            f"use {' or '.join(forms)}, or leave --form out" if forms else "leave --form out",
+        )
     _check_name(name)
-    plan = Plan(name, kind, folder or Path(PREFIX + name.replace("_", "-")), author)
+    plan = Plan(name, kind, folder or Path(PREFIX + name.replace("_", "-")), author, form)
     _author(author)
     _check_not_taken(plan, registry)
     if plan.folder.exists() or plan.folder.is_symlink():
