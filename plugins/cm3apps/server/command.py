@@ -131,7 +131,7 @@ def add_limits(parser: ArgumentParser) -> None:
         ("--max-pixels", 64, 16, "million pixels of an uploaded picture"),
         ("--unsent", 1 << 20, 64, "MiB of unread responses in memory"),
         ("--spool", 1 << 20, 1024, "MiB of further unread responses in temporary files"),
-        ("--connections", 100_000, 512, "open connections; of more, the longest idle are closed"),
+        ("--connections", 100_000, 512, "open connections; beyond it, the longest idle are closed"),
     ):
         parser.add_argument(
             option,
