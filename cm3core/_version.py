@@ -25,6 +25,8 @@ OUR_DISTRIBUTIONS = (DISTRIBUTION, *BESIDE)
 
 #: What a file says that this program wrote, and how it begins.
 SOFTWARE, PROGRAM = "software", "cm3leon "
+#: This program and its version.
+THIS_PROGRAM = f"{PROGRAM}{__version__}"
 
 
 def how_to_install(distribution: str) -> str:
@@ -33,8 +35,3 @@ def how_to_install(distribution: str) -> str:
     if distribution in BESIDE:
         return f"pip install ./{BESIDE[distribution]}, in the checkout of cm3leon"
     return f"pip install {distribution}"
-
-
-def program() -> str:
-    """This program and its version."""
-    return f"{PROGRAM}{__version__}"

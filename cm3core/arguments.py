@@ -165,18 +165,18 @@ def check_value(place: str, value: object, annotation: Any, error: type[CM3Error
         raise error(wrong.place or place + wrong.path, wrong.cause, wrong.next_step) from None
 
 
-def check_fields(instance: Any, error: type[CM3Error], place: Callable[[str], str] = str) -> None:
+def check_fields(instance: Any, error: type[CM3Error], within: str = "") -> None:
     """Raise `error` for the first field of a dataclass that does not fit its annotation.
 
     Args:
         instance: of a dataclass.
         error: the class of what is raised.
-        place: name of a field -> its place in the message.
+        within: what comes before a field's name in the message, such as "sampler.".
     """
     owner: Any = type(instance)
     annotations = _annotations(owner)
     for item in fields(instance):
-        check_value(place(item.name), getattr(instance, item.name), annotations[item.name], error)
+        check_value(within + item.name, getattr(instance, item.name), annotations[item.name], error)
 
 
 def shown(value: object) -> str:

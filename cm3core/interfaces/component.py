@@ -136,7 +136,7 @@ def check_numbers(place: str, values: object, ranges: Mapping[str, tuple[float, 
         values: its dataclass; the numbers in lists, dicts and dataclasses in it are checked too.
         ranges: see `ComponentConfig.ranges`.
     """
-    check_fields(values, RecipeError, lambda name: f"{place}.{name}")
+    check_fields(values, RecipeError, f"{place}.")
     for key, value in _numbers(values, ""):
         usual = _INT_RANGE if isinstance(value, int) else _FLOAT_RANGE
         least, most = ranges.get(key, usual)

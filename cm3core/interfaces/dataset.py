@@ -338,7 +338,7 @@ class DocumentSource(ABC):
         if self._content_fingerprint is None:
             digest = hashlib.sha256(self.fingerprint.encode())
             for index in range(len(self)):
-                digest.update(content_entry(self.id(index), self.document(index)))
+                digest.update(content_entry(self.id(index), self._document(index, None)))
             self._content_fingerprint = digest.hexdigest()
         return self._content_fingerprint
 
@@ -361,7 +361,7 @@ class DocumentSource(ABC):
 
         Sources with several captions yield them all."""
         for index in range(len(self)):
-            yield text_of(self.document(index))
+            yield text_of(self._document(index, None))
 
 
 class TaskSource(DocumentSource):

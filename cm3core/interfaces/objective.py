@@ -88,21 +88,22 @@ class MaskingObjective(ABC):
             DocumentError: the sequence alone is longer than `max_length`.
             PluginError: `_mask` returned an invalid value.
         """
-        if len(sequence) > max_length:
+        given = len(sequence)
+        if given > max_length:
             raise DocumentError(
                 "sequence",
-                f"{len(sequence)} tokens, but the context holds {max_length}",
+                f"{given} tokens, but the context holds {max_length}",
                 "retrieve fewer documents, shorten captions, or raise decoder.context_length",
             )
         masked = self._mask(sequence, rng, max_length)
         if problem := _problem_of(masked):
             raise broken(self, "shapes_and_types", problem)
-        most = min(max_length, len(sequence) + self.max_added_tokens)
-        if not len(sequence) <= len(masked) <= most:
+        most = min(max_length, given + self.max_added_tokens)
+        if not given <= len(masked) <= most:
             raise broken(
                 self,
                 "the_reserve_is_enough",
-                f"it made {len(sequence)} tokens {len(masked)}, of {len(sequence)} to {most}",
+                f"it made {given} tokens {len(masked)}, of {given} to {most}",
             )
         return masked
 

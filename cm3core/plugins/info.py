@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cm3core._version import program
+from cm3core._version import THIS_PROGRAM
 from cm3core.errors import FileError, PluginError
 from cm3core.files import cache_folder, read_text, write_text
 
@@ -145,7 +145,7 @@ def _file() -> Path:
 def _found_by() -> list[Any]:
     """What finds plugins: this program, Python, where it looks for modules, and the variables that leave some out."""
     variables = [os.environ.get(name, "") for name in (DISABLE_VARIABLE, STRICT_VARIABLE)]
-    return [program(), sys.version, sys.path, variables]
+    return [THIS_PROGRAM, sys.version, sys.path, variables]
 
 
 def _package_files() -> Iterator[str]:

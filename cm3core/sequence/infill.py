@@ -13,7 +13,6 @@ and joined again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import takewhile
 from typing import Annotated
 
 import numpy as np
@@ -22,18 +21,11 @@ import numpy.typing as npt
 from cm3core.arguments import Called, Shape, checked
 from cm3core.document import (
     NO_CELL,
-    Codes,
     IntArray,
     MaskedSequence,
-    MaskedText,
-    Segment,
-    Span,
-    Text,
-    TextHole,
     TokenSequence,
 )
 from cm3core.errors import DocumentError
-from cm3core.sequence.segments import SegmentCodec
 from cm3core.vocab import Vocabulary
 
 #: Tokens added per moved span: the sentinel in its place, the sentinel before it, and <eoss>.
@@ -98,17 +90,21 @@ def move_spans(
         cells.append(no_cell)
         losses.append(np.asarray([weight], np.float32))
 
+    if spans:
+        vocabulary.sentinel(len(spans) - 1)  # refuses more spans than there are sentinels
+    moved = [(sentinel, *span) for sentinel, span in zip(vocabulary.sentinels, spans, strict=False)]
     end = 0
-    for index, (start, stop) in enumerate(spans):
+    for sentinel, start, stop in moved:
         assert end <= start < stop
         copy(end, start)
-        special(vocabulary.sentinel(index), float(weights[start]) * sentinel_loss)
+        special(sentinel, float(weights[start]) * sentinel_loss)
         end = stop
     copy(end, len(sequence))
-    for index, (start, stop) in enumerate(spans):
-        special(vocabulary.sentinel(index), float(weights[start]) * sentinel_loss)
+    closing = vocabulary.end_of_infill if moved else 0
+    for sentinel, start, stop in moved:
+        special(sentinel, float(weights[start]) * sentinel_loss)
         copy(start, stop)
-        special(vocabulary.end_of_infill, float(weights[start]))
+        special(closing, float(weights[start]))
     return MaskedSequence(np.concatenate(tokens), np.concatenate(cells), np.concatenate(losses))
 
 
@@ -170,35 +166,6 @@ def unmask(masked: MaskedSequence, vocabulary: Vocabulary) -> IntArray:
         pieces += [body[end:place], moved[head + 1 : tail]]
         end = place + 1
     return np.concatenate([*pieces, body[end:]])
-
-
-def responses_of(codec: SegmentCodec, segment: Segment, span: Span) -> list[Span]:
-    """The responses in a segment written at `span`, as spans of tokens.
-
-    They have the boundaries of the corresponding hole in a prompt, so that training masks exactly what is
-    infilled later. A text cut before its response has none.
-    """
-    if isinstance(segment, Codes):
-        return [span] if segment.response else []
-    if not isinstance(segment, Text) or not segment.responses:
-        return []
-    tokens = codec.text_tokens(segment.text)
-    found = []
-    for start, stop in segment.responses:
-        before, after = segment.text[:start], segment.text[stop:]
-        masked, _ = codec.without_leads(MaskedText((before, TextHole(), after)))
-        kept = masked.parts[0] if isinstance(masked.parts[0], str) else ""
-        first = _num_equal(codec.text_tokens(kept), tokens)
-        last = len(tokens) - _num_equal(codec.text_tokens(after)[::-1], tokens[::-1])
-        stop_token = min(span.start + last, span.stop)
-        if span.start + first < stop_token:
-            found.append(Span(span.start + first, stop_token, span.modality))
-    return found
-
-
-def _num_equal(a: npt.NDArray[np.int32], b: npt.NDArray[np.int32]) -> int:
-    """Length of the common prefix of two texts in tokens."""
-    return sum(1 for _ in takewhile(bool, (one == other for one, other in zip(a, b, strict=False))))
 
 
 @checked(DocumentError)

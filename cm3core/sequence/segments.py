@@ -68,12 +68,12 @@ class SentinelLayout(Layout):
     @property
     def begin(self) -> tuple[int, ...]:
         """`<eos>`."""
-        return (self._vocabulary.eos,)
+        return self._eos
 
     @property
     def end(self) -> tuple[int, ...]:
         """`<eos>`."""
-        return (self._vocabulary.eos,)
+        return self._eos
 
     @property
     def writes_sequences(self) -> bool:
@@ -82,6 +82,14 @@ class SentinelLayout(Layout):
 
     def between(self, boundary: Boundary) -> tuple[int, ...]:
         """`<break>`, also between documents."""
+        return self._break
+
+    @cached_property
+    def _eos(self) -> tuple[int, ...]:
+        return (self._vocabulary.eos,)
+
+    @cached_property
+    def _break(self) -> tuple[int, ...]:
         return (self._vocabulary.break_,)
 
     def frame(self, grid: tuple[int, int]) -> Frame:

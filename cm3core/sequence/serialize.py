@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -44,7 +44,6 @@ from cm3core.errors import DocumentError, GenerationError
 from cm3core.interfaces.layout import Boundary, Layout
 from cm3core.interfaces.sampler import PromptVariant
 from cm3core.sequence.grammar import after_lead, missing_codes, num_holes, runs_of
-from cm3core.sequence.infill import responses_of
 from cm3core.sequence.prompt_writer import Prompt, write_prompt
 from cm3core.sequence.segments import SegmentCodec, TokenWriter, modality_of, turn_ends
 
@@ -53,6 +52,35 @@ if TYPE_CHECKING:
     from cm3core.interfaces.text_tokenizer import TextTokenizer
     from cm3core.picture_form import PictureForm
     from cm3core.vocab import Vocabulary
+
+
+def responses_of(codec: SegmentCodec, segment: Segment, span: Span) -> list[Span]:
+    """The responses in a segment written at `span`, as spans of tokens.
+
+    They have the boundaries of the corresponding hole in a prompt, so that training masks exactly what is
+    infilled later. A text cut before its response has none.
+    """
+    if isinstance(segment, Codes):
+        return [span] if segment.response else []
+    if not isinstance(segment, Text) or not segment.responses:
+        return []
+    tokens = codec.text_tokens(segment.text)
+    found = []
+    for start, stop in segment.responses:
+        before, after = segment.text[:start], segment.text[stop:]
+        masked, _ = codec.without_leads(MaskedText((before, TextHole(), after)))
+        kept = masked.parts[0] if isinstance(masked.parts[0], str) else ""
+        first = _num_equal(codec.text_tokens(kept), tokens)
+        last = len(tokens) - _num_equal(codec.text_tokens(after)[::-1], tokens[::-1])
+        stop_token = min(span.start + last, span.stop)
+        if span.start + first < stop_token:
+            found.append(Span(span.start + first, stop_token, span.modality))
+    return found
+
+
+def _num_equal(a: IntArray, b: IntArray) -> int:
+    """Length of the common prefix of two texts in tokens."""
+    return sum(1 for _ in takewhile(bool, (one == other for one, other in zip(a, b, strict=False))))
 
 
 def fill(codec: SegmentCodec, query: Document, contents: Sequence[IntArray]) -> Document:

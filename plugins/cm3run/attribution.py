@@ -29,7 +29,7 @@ from xml.etree import ElementTree
 from PIL import Image as Pillow
 from PIL import PngImagePlugin
 
-from cm3core._version import SOFTWARE, program
+from cm3core._version import SOFTWARE, THIS_PROGRAM
 from cm3core.errors import DataError
 from cm3core.files import check_regular
 from cm3core.images import FORMATS, MAX_FILE_BYTES, open_image, png_bytes
@@ -189,12 +189,12 @@ class PictureFacts:
         """The text chunks of a PNG, without the XMP packet."""
         ids = json.dumps([one.id for one in self.credits], ensure_ascii=False)
         documents = json.dumps([one.as_json() for one in self.credits], ensure_ascii=False)
-        return {**self.texts, RETRIEVED: ids, DOCUMENTS: documents, SOFTWARE: program()}
+        return {**self.texts, RETRIEVED: ids, DOCUMENTS: documents, SOFTWARE: THIS_PROGRAM}
 
     @property
     def generator(self) -> str:
         """The program, and the model if it is known."""
-        return ", ".join([program(), *filter(None, [self.texts.get("model", "")])])
+        return ", ".join([THIS_PROGRAM, *filter(None, [self.texts.get("model", "")])])
 
 
 #: The PNG chunk in which readers look for XMP.

@@ -87,15 +87,6 @@ LEFT = {
         cm3apps/server/field_tables.py: sampling_fields
         cm3apps/cli/tokenizer.py: configure
     """,
-    "to do: parts of a run, a bank or a model, each an argument, where an options object would name them": """
-        cm3run/bank/building.py: add_documents
-        cm3run/bank/building.py: help_build
-        cm3run/checkpoint/exporting.py: merge_adapter
-    """,
-    "to do: steps in one order, to be cut where a step can be tested alone": """
-        cm3run/bank/building.py: build_bank
-        cm3run/evaluation/quality.py: evaluate_upscaler
-    """,
 }
 
 

@@ -20,7 +20,7 @@ from built_banks import built, contents
 from cm3apps.cli.main import main
 from cm3core.errors import FileError
 from cm3core.files import atomic_path
-from cm3run.bank import MemoryBank, add_documents, merge_banks, remove_documents
+from cm3run.bank import MemoryBank, Shards, add_documents, merge_banks, remove_documents
 from cm3run.npy import load_array, save_array
 from cm3run.progress import make_bar
 from cm3run.training.code_cache import sharded_rows
@@ -192,7 +192,9 @@ def no_room(bank: Path, step: str) -> str:
     ("change", "step"),
     [
         (
-            lambda bank: add_documents(bank, source(20, 50), tools(), shard_size=4, progress=False),
+            lambda bank: add_documents(
+                bank, source(20, 50), tools(), Shards(size=4), progress=False
+            ),
             f"{AGAIN}: it resumes",
         ),
         (lambda bank: remove_documents(bank, [f"d{i}" for i in range(0, 24, 3)]), AGAIN),

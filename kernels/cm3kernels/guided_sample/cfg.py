@@ -29,8 +29,8 @@ def mix(
     allowed_nV: Tensor | None,
     first_request: int = 0,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the weighted sum of the streams, float32; and the legal ids (None: all): allowed, and with a finite
-    logit in the reference and in every present stream of nonzero weight.
+    """Return the weighted sum of the streams, float32, -inf for ids that aren't legal; and the legal ids (None: all):
+    allowed, and with a finite logit in the reference and in every present stream of nonzero weight.
 
     Raises:
         ValueError: a request has no legal id; the message states its number, counted from
@@ -53,7 +53,7 @@ def mix(
         mixed_nV.clamp_(-LARGEST, LARGEST)
     if legal_nV is not None:
         refuse_empty(legal_nV.any(dim=1), first_request)
-    return mixed_nV, legal_nV
+    return only(legal_nV, mixed_nV), legal_nV
 
 
 def _weighted_sum(streams: list[Tensor], weights_nG: Tensor) -> Tensor:
@@ -89,14 +89,20 @@ def differentiable_mix(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Te
 
 
 def reference_logits(
-    logits_SV: Tensor, stream_rows_nG: Tensor, reference_n: Tensor | None
+    logits_SV: Tensor,
+    stream_rows_nG: Tensor,
+    reference_n: Tensor | None,
+    legal_nV: Tensor | None = None,
 ) -> Tensor:
-    """Return the logits of each request's reference stream, [n, V]; possibly a view."""
+    """Return the logits of each request's reference stream, [n, V], -inf for ids that aren't legal; possibly a view."""
     rows, chosen = (
         stream_rows_nG.tolist(),
         [0] * len(stream_rows_nG) if reference_n is None else reference_n.tolist(),
     )
-    return _rows(logits_SV, [request[stream] for request, stream in zip(rows, chosen, strict=True)])
+    return only(
+        legal_nV,
+        _rows(logits_SV, [request[stream] for request, stream in zip(rows, chosen, strict=True)]),
+    )
 
 
 def _rows(logits_SV: Tensor, rows: list[int]) -> Tensor:
@@ -160,14 +166,10 @@ def legal_ids(
     return allowed
 
 
-def write_rows(token_n: Tensor, stream_rows_nG: Tensor, out_tokens_S: Tensor | None) -> Tensor:
-    """Write each token to all stream rows of its request, and return the tokens."""
-    if out_tokens_S is not None:
-        there_nG = stream_rows_nG >= 0
-        out_tokens_S[stream_rows_nG[there_nG]] = token_n[:, None].expand_as(stream_rows_nG)[
-            there_nG
-        ]
-    return token_n
+def write_rows(token_n: Tensor, stream_rows_nG: Tensor, out_tokens_S: Tensor) -> None:
+    """Write each token to all stream rows of its request."""
+    there_nG = stream_rows_nG >= 0
+    out_tokens_S[stream_rows_nG[there_nG]] = token_n[:, None].expand_as(stream_rows_nG)[there_nG]
 
 
 def refuse_empty(has_choice_n: Tensor, first_request: int = 0) -> None:

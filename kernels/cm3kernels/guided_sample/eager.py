@@ -100,7 +100,10 @@ def guided_sample_eager(
                     first_request=start,
                     **of_part,
                 )
-    return write_rows(column_n + first_id, stream_rows_nG, out_tokens_S)
+    token_n = column_n + first_id
+    if out_tokens_S is not None:
+        write_rows(token_n, stream_rows_nG, out_tokens_S)
+    return token_n
 
 
 def _some(
@@ -126,16 +129,15 @@ def _some(
     mixed_nV, legal_nV = mix(
         logits_SV, stream_rows_nG, weights_nG, reference_n, allowed_nV, first_request
     )
-    mixed_nV, reference_nV = only(legal_nV, mixed_nV), None
+    reference_nV = None
     if (
         of.plausible_top_k_n is not None
         or of.plausible_top_p_n is not None
         or of.plausible_alpha_n is not None
     ):
-        reference_nV = reference_logits(logits_SV, stream_rows_nG, reference_n)
-        reference_nV = only(
-            legal_nV, reference_nV if reference_nV.dtype == torch.float64 else reference_nV.float()
-        )
+        reference_nV = reference_logits(logits_SV, stream_rows_nG, reference_n, legal_nV)
+        if reference_nV.dtype != torch.float64:
+            reference_nV = reference_nV.float()
     column_n, log_n = _draw(
         mixed_nV,
         reference_nV,

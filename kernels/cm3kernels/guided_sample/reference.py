@@ -79,7 +79,10 @@ def guided_sample_reference(
     if out_log_probability_n is not None:
         log_probability_nV = torch.where(greedy_n1, 0.0, scores_nV.log_softmax(dim=1))
         out_log_probability_n.copy_(log_probability_nV.gather(1, token_n[:, None])[:, 0])
-    return write_rows(token_n + first_id, stream_rows_nG, out_tokens_S)
+    token_n += first_id
+    if out_tokens_S is not None:
+        write_rows(token_n, stream_rows_nG, out_tokens_S)
+    return token_n
 
 
 def filtered_scores(
@@ -103,13 +106,13 @@ def filtered_scores(
     are greedy, bool [n, 1]: for these only the largest scores are kept. The draw is from the softmax of the
     scores."""
     mixed_nV, legal_nV = mix(logits_SV, stream_rows_nG, weights_nG, reference_n, allowed_nV)
-    reference_nV = only(legal_nV, reference_logits(logits_SV, stream_rows_nG, reference_n).double())
+    reference_nV = reference_logits(logits_SV, stream_rows_nG, reference_n, legal_nV).double()
 
     threshold_n1 = torch.maximum(
         top_threshold(reference_nV, plausible_top_k_n, plausible_top_p_n),
         alpha_threshold(reference_nV, plausible_alpha_n, plausible_k_n),
     )
-    mixed_nV = only(reference_nV >= threshold_n1, only(legal_nV, mixed_nV.double()))
+    mixed_nV = only(reference_nV >= threshold_n1, mixed_nV.double())
 
     scores_nV, greedy_n1 = tempered(mixed_nV, temperature_n)
     threshold_n1 = top_threshold(scores_nV, top_k_n, top_p_n)

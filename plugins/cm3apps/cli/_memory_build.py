@@ -115,23 +115,22 @@ def add_data(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Build a bank, or resume building it."""
-    from cm3run.bank import build_bank
+    from cm3run.bank import Shards, build_bank
     from cm3run.training.data_notes import codes_psnr, note_of_codes
 
     source, tools, model = _work(args)
     kept = codes_psnr(source, tools.image_tokenizer)
     if kept is not None and not args.quiet and (note := note_of_codes(*kept)) is not None:
         print(f"note: {note}. A model reads only the codes of a bank", file=sys.stderr)
+    if kept is not None and math.isfinite(kept[0]):
+        # stored in a file; the number of digits must not depend on the processor
+        tools = replace(tools, codes_psnr=round(kept[0], 1))
     report = build_bank(
         source,
         args.out,
         tools,
-        shard_size=args.shard_size,
-        id_prefix=args.id_prefix,
-        part=args.part,
+        Shards(size=args.shard_size, id_prefix=args.id_prefix, part=args.part),
         helpers=helpers_of(args),
-        # stored in a file; the number of digits must not depend on the processor
-        codes_psnr=None if kept is None or not math.isfinite(kept[0]) else round(kept[0], 1),
         progress=not args.quiet,
     )
     print_report(args.out, report)
@@ -148,7 +147,7 @@ def run(args: Namespace) -> int:
 
 def help_building(args: Namespace, share: tuple[int, int]) -> None:
     """Make part of the shards of another process's bank, with that process's arguments."""
-    from cm3run.bank import help_build
+    from cm3run.bank import Shards, help_build
 
     source, tools, _ = _work(args)
     help_build(
@@ -156,9 +155,7 @@ def help_building(args: Namespace, share: tuple[int, int]) -> None:
         args.out,
         tools,
         share,
-        shard_size=args.shard_size,
-        id_prefix=args.id_prefix,
-        part=args.part,
+        Shards(size=args.shard_size, id_prefix=args.id_prefix, part=args.part),
     )
 
 

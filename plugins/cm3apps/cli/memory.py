@@ -144,7 +144,7 @@ def run(args: Namespace) -> int:
 
 
 def _add(args: Namespace) -> int:
-    from cm3run.bank import add_documents
+    from cm3run.bank import Shards, add_documents
     from cm3run.bank_tools import bank_tools
 
     registry = registry_of(args)
@@ -154,8 +154,7 @@ def _add(args: Namespace) -> int:
         args.bank,
         source,
         tools,
-        shard_size=args.shard_size,
-        id_prefix=args.id_prefix,
+        Shards(size=args.shard_size, id_prefix=args.id_prefix),
         skip_duplicates=args.skip_duplicates,
         progress=not args.quiet,
     )

@@ -57,9 +57,9 @@ def condition_fields() -> tuple[Field, ...]:
     )
 
 
-def condition_of(values: Mapping[str, Any], limits: Limits) -> tuple[str, dict[str, Any]] | None:
-    """The ability that a request needs, and the record of its task without the caption. A picture in the record
-    is an `Upload`.
+def condition_of(values: Mapping[str, Any], limits: Limits) -> tuple[str, dict[str, Any]]:
+    """The ability that a request with boxes or a condition needs, and the record of its task without the caption. A
+    picture in the record is an `Upload`.
 
     Raises:
         APIError: boxes or picture are wrong, or both are given.
@@ -69,9 +69,7 @@ def condition_of(values: Mapping[str, Any], limits: Limits) -> tuple[str, dict[s
         raise _wrong("condition", "boxes are also given; leave out one of the two")
     if boxes:
         return "boxes", {"objects": objects_of(boxes, limits)}
-    if condition is not None:
-        return "structure", _structure(condition, limits)
-    return None
+    return "structure", _structure(values["condition"], limits)
 
 
 def objects_of(boxes: list[Any], limits: Limits) -> str:

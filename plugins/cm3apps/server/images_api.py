@@ -57,8 +57,10 @@ Answer = dict[str, Any] | AsyncGenerator[Event, None]
 
 async def generations(workshop: Workshop, intake: Intake) -> Answer:
     """Draw pictures for a prompt and, if given, a condition."""
-    condition = await intake.aside(condition_of, intake.values, workshop.limits)
-    sort, record = ("draw", {}) if condition is None else condition
+    sort: str = "draw"
+    record: dict[str, Any] = {}
+    if intake.values.get("boxes") or intake.values.get("condition") is not None:
+        sort, record = await intake.aside(condition_of, intake.values, workshop.limits)
     asked = await Asked.of(workshop, intake, sort)
     task = await asked.task(record=record)
     return await _answer(workshop, asked, task, "image_generation")

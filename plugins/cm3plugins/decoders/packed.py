@@ -26,12 +26,12 @@ from cm3plugins.decoders.cache import CacheLayout, CM3LeonCache, Reading
 from cm3plugins.decoders.products import (
     FEWEST_ROWS,
     LARGE_DECODER,
+    MOST_ROWS,
     Product,
     int4_product,
     int8_product,
     packed_product,
     packs,
-    padded,
     rounds_inputs,
     side_by_side,
     why_not,
@@ -76,6 +76,28 @@ def can_compile() -> bool:
         _log.info("using torch's products, which are slower than compiled ones: %s", reason)
         return False
     return True
+
+
+def num_padded(num_rows: int, fewest: int = FEWEST_ROWS) -> int:
+    """Number of rows to which a product's input is padded on a CPU: at least `num_rows` and `fewest`.
+
+    Products then have one of twenty sizes (see `in_blocks`) and, from 16 rows on, are at most a
+    quarter larger than needed. A row's result does not depend on the number of rows.
+
+    >>> [num_padded(number) for number in (1, 4, 5, 33, 130, 257, 700)]
+    [4, 4, 8, 40, 160, 260, 704]
+    >>> [num_padded(number, fewest=1) for number in (1, 2, 5, 33, 257)]
+    [1, 2, 5, 40, 257]
+    """
+    blocks, rest = divmod(num_rows, MOST_ROWS)
+    step = max(fewest, 1 << max(0, (rest - 1).bit_length() - 3))
+    return max(fewest, blocks * MOST_ROWS + -(-rest // step) * step)
+
+
+def padded(x_ME: Tensor, fewest: int = FEWEST_ROWS) -> Tensor:
+    """`x_ME` padded with rows of zeros, see `num_padded`."""
+    missing = num_padded(len(x_ME), fewest) - len(x_ME)
+    return F.pad(x_ME, (0, 0, 0, missing)) if missing else x_ME
 
 
 class TrainedParts(Protocol):

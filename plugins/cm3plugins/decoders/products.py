@@ -30,8 +30,6 @@ FEWEST_ROWS = 4
 #: would grow by gigabytes.
 MOST_ROWS = 256
 
-LAYER_NORM_EPS = 1e-5
-
 #: Largest code of an int8 weight or of an input rounded to 8 bits, and the code of an input
 #: of 0.
 MOST, ZERO = 127, 128
@@ -43,41 +41,6 @@ ROWS_AT_ONCE = 1024
 
 #: x [M, in] -> [M, out].
 Product = Callable[[Tensor], Tensor]
-
-
-def normed(norm: nn.Module, x: Tensor) -> Tensor:
-    """`norm` of x, computed in the precision of its weight and returned in that of x."""
-    weight = norm.weight
-    assert isinstance(weight, Tensor)
-    normed: Tensor = norm(x.to(weight.dtype))
-    return normed.to(x.dtype)
-
-
-def layer_norm(x: Tensor) -> Tensor:
-    """LayerNorm over the last dimension without weight or bias."""
-    return F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS)
-
-
-def num_padded(num_rows: int, fewest: int = FEWEST_ROWS) -> int:
-    """Number of rows to which a product's input is padded on a CPU: at least `num_rows` and `fewest`.
-
-    Products then have one of twenty sizes (see `in_blocks`) and, from 16 rows on, are at most a
-    quarter larger than needed. A row's result does not depend on the number of rows.
-
-    >>> [num_padded(number) for number in (1, 4, 5, 33, 130, 257, 700)]
-    [4, 4, 8, 40, 160, 260, 704]
-    >>> [num_padded(number, fewest=1) for number in (1, 2, 5, 33, 257)]
-    [1, 2, 5, 40, 257]
-    """
-    blocks, rest = divmod(num_rows, MOST_ROWS)
-    step = max(fewest, 1 << max(0, (rest - 1).bit_length() - 3))
-    return max(fewest, blocks * MOST_ROWS + -(-rest // step) * step)
-
-
-def padded(x_ME: Tensor, fewest: int = FEWEST_ROWS) -> Tensor:
-    """`x_ME` padded with rows of zeros, see `num_padded`."""
-    missing = num_padded(len(x_ME), fewest) - len(x_ME)
-    return F.pad(x_ME, (0, 0, 0, missing)) if missing else x_ME
 
 
 def in_blocks(product: Product) -> Product:

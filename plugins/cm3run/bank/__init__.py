@@ -10,7 +10,7 @@ If a process is killed while it changes a bank, readers see either the old bank 
 pickled.
 """
 
-from cm3run.bank.building import BuildReport, add_documents, build_bank, help_build
+from cm3run.bank.building import BuildReport, Shards, add_documents, build_bank, help_build
 from cm3run.bank.editing import RemoveReport, merge_banks, remove_documents
 from cm3run.bank.manifest import Manifest
 from cm3run.bank.memory_bank import Memory, MemoryBank, memory_of
@@ -23,6 +23,7 @@ __all__ = [
     "Memory",
     "MemoryBank",
     "RemoveReport",
+    "Shards",
     "Tools",
     "VectorRows",
     "add_documents",

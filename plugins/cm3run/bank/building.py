@@ -32,6 +32,72 @@ from cm3run.trust import record_own
 SHARD_SIZE = 4096
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shards:
+    """How the documents of a source become shards.
+
+    Args:
+        size: documents per shard, see `SHARD_SIZE`.
+        id_prefix: prepended to the documents' ids.
+        part: (i, n), 1 <= i <= n: build only the i-th of n parts of the shards. None: all.
+    """
+
+    size: int = SHARD_SIZE
+    id_prefix: str = ""
+    part: tuple[int, int] | None = None
+
+    def check(self) -> None:
+        """Raise `DataError` for a size below 1."""
+        if self.size < 1:
+            raise DataError("shard_size", f"is {self.size}", "use 1 or more")
+
+    def wanted(self, source: DocumentSource) -> Sequence[int]:
+        """Return the documents of the part, in whole shards."""
+        if self.part is None:
+            return range(len(source))
+        number, parts = self.part
+        num_shards = -(-len(source) // self.size)
+        if not 1 <= number <= parts:
+            raise DataError("part", f"is {number} of {parts}", f"use 1/{parts} to {parts}/{parts}")
+        if parts > num_shards:
+            raise DataError(
+                f"part {number}/{parts}",
+                f"the data set's {len(source):,} documents are {num_shards:,} shards of {self.size:,}, "
+                "fewer than parts",
+                f"use {num_shards or 1} parts or fewer, or a smaller --shard-size",
+            )
+        first, last = ((place * num_shards) // parts * self.size for place in (number - 1, number))
+        return range(first, min(last, len(source)))
+
+    def work(
+        self,
+        folder: Path,
+        source: DocumentSource,
+        wanted: Sequence[int],
+        tools: Tools,
+        bank: str = "",
+    ) -> ShardWork:
+        """Return the work on these documents; its plan is a hash of everything that determines the shards.
+
+        Args:
+            bank: fingerprint of the bank that they are added to; "": a new one.
+        """
+        parts = [
+            tools.manifest.values(),
+            source.content_fingerprint,
+            list(wanted),
+            self.size,
+            self.id_prefix,
+            bank,
+        ]
+        plan = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+        return ShardWork(folder, source, wanted, tools, plan, self.size, self.id_prefix)
+
+
+#: All documents, in shards of the usual size.
+ALL = Shards()
+
+
 @dataclass(frozen=True)
 class BuildReport:
     """The result of adding a data set: documents `num_added` (0 if it was already in the bank),
@@ -48,12 +114,9 @@ def build_bank(
     source: DocumentSource,
     folder: str | Path,
     tools: Tools,
+    shards: Shards = ALL,
     *,
-    shard_size: int = SHARD_SIZE,
-    id_prefix: str = "",
-    part: tuple[int, int] | None = None,
     helpers: Sequence[Helper] = (),
-    codes_psnr: float | None = None,
     progress: bool = True,
 ) -> BuildReport:
     """Build a bank of all documents of a source, or resume an interrupted build. If an existing bank has damaged
@@ -66,13 +129,10 @@ def build_bank(
         source: documents, in their canonical form.
         folder: a new one, or one left by an earlier call with the same arguments.
         tools: embedder and image tokenizer.
-        shard_size: see `SHARD_SIZE`.
-        id_prefix: prepended to the documents' ids.
-        part: (i, n), 1 <= i <= n: build only the i-th of n parts of the shards.
+        shards: how the documents are cut into shards.
         helpers: start processes that call `help_build` with the same arguments and shares
             (1, n), (2, n), ... of n = 1 + the number of helpers. This process finishes the shards of
             helpers that fail.
-        codes_psnr: stored in the manifest, see `cm3run.bank.Manifest`.
         progress: show a progress bar.
 
     Raises:
@@ -81,42 +141,58 @@ def build_bank(
         FileError: the disk is full.
     """
     folder = user_path(folder)
-    _check_size(shard_size)
-    if codes_psnr is not None and not math.isfinite(codes_psnr):
-        raise DataError("codes_psnr", f"is {codes_psnr}", "give a finite number, or None")
-    if folder.is_dir() and not is_bank(folder):
-        names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-        others = sorted(names - {SHARDS, IMAGE_TOKENIZER})
-        if others:
-            raise DataError(
-                str(folder), f"contains {others[0]!r} and is not a memory bank", "name a new folder"
-            )
+    shards.check()
+    if tools.codes_psnr is not None and not math.isfinite(tools.codes_psnr):
+        raise DataError("codes_psnr", f"is {tools.codes_psnr}", "give a finite number, or None")
+    _check_free(folder)
     with writing(folder):
-        wanted = wanted_of(source, shard_size, part)
-        plan = _plan(source, wanted, tools, shard_size, id_prefix, "")
-        if is_bank(folder):
-            manifest = Manifest.read(folder)
-            if manifest.built_from != plan:
-                raise DataError(
-                    str(folder),
-                    f"already has a memory bank of {manifest.num_documents:,} documents, built from "
-                    "other data or settings, or changed since",
-                    "name a new folder, or add to this bank: cm3 memory add",
-                )
-            if _is_sound(folder):
-                tidy(folder, manifest)
-                record_own(folder, tools.reaches)
-                return BuildReport(0, 0, [], manifest.num_documents)
+        work = shards.work(folder, source, shards.wanted(source), tools)
+        if is_bank(folder) and (there := _built(folder, work.plan)) is not None:
+            tidy(folder, there)
+            record_own(folder, tools.reaches)
+            return BuildReport(0, 0, [], there.num_documents)
         save_tokenizer(tools.image_tokenizer, folder / IMAGE_TOKENIZER)
-        work = ShardWork(folder, source, wanted, tools, plan, shard_size, id_prefix)
-        shards, skipped = work.build(helpers, progress=progress)
-        if not shards:
+        made, skipped = work.build(helpers, progress=progress)
+        if not made:
             raise _nothing_usable(folder, skipped)
-        manifest = replace(tools.manifest, codes_psnr=codes_psnr).with_shards(tuple(shards), plan)
+        empty = replace(tools.manifest, codes_psnr=tools.codes_psnr)
+        manifest = empty.with_shards(tuple(made), work.plan)
         manifest.write(folder)
         tidy(folder, manifest)
         record_own(folder, tools.reaches)
     return BuildReport(manifest.num_documents, 0, skipped, manifest.num_documents)
+
+
+def _check_free(folder: Path) -> None:
+    """Refuse a folder with other files than those of a bank or of an unfinished build."""
+    if not folder.is_dir() or is_bank(folder):
+        return
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    others = sorted(names - {SHARDS, IMAGE_TOKENIZER})
+    if others:
+        raise DataError(
+            str(folder), f"contains {others[0]!r} and is not a memory bank", "name a new folder"
+        )
+
+
+def _built(folder: Path, plan: str) -> Manifest | None:
+    """Return the manifest of the existing bank; print a note and return None if it is damaged.
+
+    Raises `DataError` for a bank of another plan."""
+    manifest = Manifest.read(folder)
+    if manifest.built_from != plan:
+        raise DataError(
+            str(folder),
+            f"already has a memory bank of {manifest.num_documents:,} documents, built from "
+            "other data or settings, or changed since",
+            "name a new folder, or add to this bank: cm3 memory add",
+        )
+    try:
+        MemoryBank.open(folder)
+    except DataError as error:
+        tqdm.write(f"note: {error.place}: {error.cause}; rebuilding the bank", file=sys.stderr)
+        return None
+    return manifest
 
 
 def help_build(
@@ -124,56 +200,30 @@ def help_build(
     folder: str | Path,
     tools: Tools,
     share: tuple[int, int],
-    *,
-    shard_size: int = SHARD_SIZE,
-    id_prefix: str = "",
-    part: tuple[int, int] | None = None,
+    shards: Shards = ALL,
 ) -> None:
     """Write a share of the shards of a bank that `build_bank` is building in another process.
 
     Args:
         share: (k, n): every n-th shard, beginning with the k-th, 0 <= k < n.
-        source, folder, tools, shard_size, id_prefix, part: see `build_bank`.
+        source, folder, tools, shards: see `build_bank`.
 
     Raises:
         DataError: no process is building a bank there from the same data and settings.
         FileError: the disk is full.
     """
     folder = user_path(folder)
-    wanted = wanted_of(source, shard_size, part)
-    plan = _plan(source, wanted, tools, shard_size, id_prefix, "")
+    work = shards.work(folder, source, shards.wanted(source), tools)
     with telling(folder):
-        ShardWork(folder, source, wanted, tools, plan, shard_size, id_prefix).help(share)
-
-
-def wanted_of(
-    source: DocumentSource, shard_size: int, part: tuple[int, int] | None
-) -> Sequence[int]:
-    """The documents in one part of a source, in whole shards; see `build_bank`."""
-    if part is None:
-        return range(len(source))
-    number, parts = part
-    num_shards = -(-len(source) // shard_size)
-    if not 1 <= number <= parts:
-        raise DataError("part", f"is {number} of {parts}", f"use 1/{parts} to {parts}/{parts}")
-    if parts > num_shards:
-        raise DataError(
-            f"part {number}/{parts}",
-            f"the data set's {len(source):,} documents are {num_shards:,} shards of {shard_size:,}, "
-            "fewer than parts",
-            f"use {num_shards or 1} parts or fewer, or a smaller --shard-size",
-        )
-    first, last = ((place * num_shards) // parts * shard_size for place in (number - 1, number))
-    return range(first, min(last, len(source)))
+        work.help(share)
 
 
 def add_documents(
     folder: str | Path,
     source: DocumentSource,
     tools: Tools,
+    shards: Shards = ALL,
     *,
-    shard_size: int = SHARD_SIZE,
-    id_prefix: str = "",
     skip_duplicates: bool = False,
     progress: bool = True,
 ) -> BuildReport:
@@ -182,7 +232,7 @@ def add_documents(
 
     Args:
         folder: a bank.
-        source, tools, shard_size, id_prefix, progress: see `build_bank`.
+        source, tools, shards, progress: see `build_bank`; without a part.
         skip_duplicates: skip documents whose ids the bank already has; otherwise they are refused.
 
     Raises:
@@ -190,13 +240,13 @@ def add_documents(
         FileError: the disk is full.
     """
     folder = user_path(folder)
-    _check_size(shard_size)
+    shards.check()
     MemoryBank.open(folder)  # raises before anything is written if this is not a bank
     with writing(folder):
         bank = MemoryBank.open(folder)
         bank.check_embedder(tools.embedder)
         bank.check_tokenizer(tools.image_tokenizer)
-        names = [id_prefix + source.id(index) for index in range(len(source))]
+        names = [shards.id_prefix + source.id(index) for index in range(len(source))]
         there = bank.find(names)
         if there and not skip_duplicates:
             raise duplicate_ids(
@@ -206,12 +256,11 @@ def add_documents(
         if there and not wanted:
             tidy(folder, bank.manifest)
             return BuildReport(0, len(there), source.skipped, len(bank))
-        plan = _plan(source, wanted, tools, shard_size, id_prefix, bank.fingerprint)
-        work = ShardWork(folder, source, wanted, tools, plan, shard_size, id_prefix)
-        shards, skipped = work.build(progress=progress)
-        if not shards:
+        work = shards.work(folder, source, wanted, tools, bank.fingerprint)
+        made, skipped = work.build(progress=progress)
+        if not made:
             raise _nothing_usable(folder, skipped)
-        manifest = bank.manifest.with_shards((*bank.manifest.shards, *shards))
+        manifest = bank.manifest.with_shards((*bank.manifest.shards, *made))
         manifest.write(folder)
         tidy(folder, manifest)
     added = manifest.num_documents - len(bank)
@@ -230,16 +279,6 @@ def duplicate_ids(place: str, names: Sequence[str], cause: str) -> DataError:
     )
 
 
-def _is_sound(folder: Path) -> bool:
-    """Whether a bank can be opened; prints a note if not."""
-    try:
-        MemoryBank.open(folder)
-    except DataError as error:
-        tqdm.write(f"note: {error.place}: {error.cause}; rebuilding the bank", file=sys.stderr)
-        return False
-    return True
-
-
 def _nothing_usable(folder: Path, skipped: Sequence[SkippedRecord]) -> DataError:
     shutil.rmtree(folder / WORK, ignore_errors=True)
     first = f"; the first is {skipped[0].place}: {skipped[0].cause}" if skipped else ""
@@ -248,28 +287,3 @@ def _nothing_usable(folder: Path, skipped: Sequence[SkippedRecord]) -> DataError
         f"has no usable document ({len(skipped)} skipped{first})",
         "run 'cm3 data validate' to see why",
     )
-
-
-def _check_size(shard_size: int) -> None:
-    if shard_size < 1:
-        raise DataError("shard_size", f"is {shard_size}", "use 1 or more")
-
-
-def _plan(
-    source: DocumentSource,
-    wanted: Sequence[int],
-    tools: Tools,
-    shard_size: int,
-    id_prefix: str,
-    bank: str,
-) -> str:
-    """Hash of everything that determines the shards."""
-    parts = [
-        tools.manifest.values(),
-        source.content_fingerprint,
-        list(wanted),
-        shard_size,
-        id_prefix,
-        bank,
-    ]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

@@ -70,6 +70,7 @@ class Tools:
         embedder_name, image_tokenizer_name: in a recipe.
         embedder_config, image_tokenizer_config: their configs' values, as in YAML.
         reaches: external resources that these values name; a bank built with the user's own tools may use them.
+        codes_psnr: stored in the manifest of a bank that is built, see `cm3run.bank.Manifest`.
     """
 
     embedder: Embedder
@@ -79,6 +80,7 @@ class Tools:
     image_tokenizer_name: str = ""
     image_tokenizer_config: Mapping[str, Any] = field(default_factory=dict)
     reaches: Sequence[Reach] = ()
+    codes_psnr: float | None = None
 
     def on(self, device: str | None) -> Tools:
         """These tools on another device; None: the GPU if there is one, and for the embedder the device in
@@ -91,7 +93,7 @@ class Tools:
 
     @property
     def manifest(self) -> Manifest:
-        """The manifest of an empty bank."""
+        """The manifest of an empty bank, without `codes_psnr`."""
         tokenizer = self.image_tokenizer
         return Manifest(
             self.embedder.dimension,

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import torch
 from safetensors.torch import save_file
@@ -214,6 +214,13 @@ def _cast(name: str, tensor: Tensor, dtype: str) -> Tensor:
     return cast
 
 
+class Trusted(TypedDict, total=False):
+    """What a checkpoint that somebody else made may run and reach, see `open_checkpoint`."""
+
+    trust_plugins: Sequence[str]
+    trust_endpoints: Sequence[str]
+
+
 def merge_adapter(
     run: str | Path,
     folder: str | Path,
@@ -221,8 +228,7 @@ def merge_adapter(
     *,
     base: str | Path | None = None,
     dtype: str = "fp32",
-    trust_plugins: Sequence[str] = (),
-    trust_endpoints: Sequence[str] = (),
+    **trusted: Unpack[Trusted],
 ) -> Path:
     """Write the model folder of an adapter merged into its base model, as `export_model` does.
 
@@ -232,7 +238,7 @@ def merge_adapter(
         registry: the components that the recipe may name.
         base: path of the base model, if it has moved.
         dtype: "fp32" (logits are the adapter's up to rounding), "fp16" or "bf16".
-        trust_plugins, trust_endpoints: see `open_checkpoint`.
+        trusted: see `open_checkpoint`.
 
     Raises:
         CheckpointError: there is no adapter, its base is missing or has changed, or the folder contains
@@ -247,17 +253,12 @@ def merge_adapter(
             str(source), "contains a whole model, and no adapter to merge", "use it directly"
         )
     state = read_state(source)
-    model = base_folder(source, state, registry, base, trust_endpoints=trust_endpoints)
+    endpoints = trusted.get("trust_endpoints", ())
+    model = base_folder(source, state, registry, base, trust_endpoints=endpoints)
     if Path(folder).resolve() == model.resolve():
         raise CheckpointError(str(folder), "is the base model", "name a new folder")
     target = check_target(folder, dtype)
-    opened = open_checkpoint(
-        source,
-        registry,
-        trust_plugins=trust_plugins,
-        trust_endpoints=trust_endpoints,
-        base=base,
-    )
+    opened = open_checkpoint(source, registry, base=base, **trusted)
     write_model(source, target, weights_of(opened.components.decoder.module), dtype)
     record_own(target, recipe_reaches(opened.recipe))
     return target

@@ -288,6 +288,10 @@ def _shown(
     return [pixels, *ways, large]
 
 
+#: Pictures in the picture of a report on an upscaler.
+NUM_SHOWN = 8
+
+
 def evaluate_upscaler(
     upscaler: Upscaler,
     tokenizer: ImageTokenizer,
@@ -295,7 +299,6 @@ def evaluate_upscaler(
     *,
     name: str = "upscaler",
     batch_size: int = 32,
-    num_shown: int = 8,
     progress: Callable[[int], None] | None = None,
 ) -> UpscalerReport:
     """Shrink pictures, enlarge them again, and measure the loss in comparison with Lanczos.
@@ -306,13 +309,14 @@ def evaluate_upscaler(
         large_NHWC: uint8 [N, scale * H, scale * W, 3] with the tokenizer's H and W, at least one.
         name: the upscaler's name in the report's picture.
         batch_size: pictures per call.
-        num_shown: pictures in the report's picture, spread evenly over the set.
         progress: called with the number of pictures done since the last call.
+
+    Returns:
+        the report; its picture shows `NUM_SHOWN` pictures, spread evenly over the set.
     """
     _check_large(large_NHWC, upscaler, tokenizer)
-    shown = set(
-        np.linspace(0, len(large_NHWC) - 1, min(num_shown, len(large_NHWC))).astype(int).tolist()
-    )
+    last, number = len(large_NHWC) - 1, min(NUM_SHOWN, len(large_NHWC))
+    shown = set(np.linspace(0, last, number).astype(int).tolist())
     values: dict[str, list[npt.NDArray[np.float64]]] = {"shrunk": [], "reconstructed": []}
     rows: list[list[PixelArray]] = []
     for first in range(0, len(large_NHWC), batch_size):
@@ -325,11 +329,8 @@ def evaluate_upscaler(
             for sort, pixels in small.items()
         }
         for sort, ways in found.items():
-            values[sort].append(
-                np.stack(
-                    [[psnr_per_picture(large, way), ssim_per_picture(large, way)] for way in ways]
-                )
-            )
+            both = [[psnr_per_picture(large, way), ssim_per_picture(large, way)] for way in ways]
+            values[sort].append(np.stack(both))
         rows += [
             _shown(large[index], small["reconstructed"][index], found, index, upscaler.scale)
             for index in sorted({place - first for place in shown} & set(range(len(large))))
@@ -339,18 +340,8 @@ def evaluate_upscaler(
     means = {
         sort: np.concatenate(parts, axis=2).mean(axis=2).tolist() for sort, parts in values.items()
     }
-    return UpscalerReport(
-        quality={sort: (Quality(*base), Quality(*ours)) for sort, (base, ours) in means.items()},
-        picture=grid(
-            rows,
-            scale=1,
-            column_labels=[
-                "reconstructed",
-                "reconstructed, Lanczos",
-                f"reconstructed, {name}",
-                "shrunk, Lanczos",
-                f"shrunk, {name}",
-                "real",
-            ],
-        ),
-    )
+    quality = {sort: (Quality(*base), Quality(*ours)) for sort, (base, ours) in means.items()}
+    sorts = ("reconstructed", "shrunk")
+    enlarged = [f"{sort}, {way}" for sort in sorts for way in ("Lanczos", name)]
+    labels = ["reconstructed", *enlarged, "real"]
+    return UpscalerReport(quality=quality, picture=grid(rows, scale=1, column_labels=labels))

@@ -141,6 +141,8 @@ class MaskedSequences:
         self.seed, self.training = settings.seed, settings.training
         self.max_length = settings.context_length + 1
         self.max_text_tokens = settings.max_text_tokens
+        reserved = min(objective.max_added_tokens, _RESERVED_SPANS * TOKENS_PER_SPAN)
+        self._room = self.max_length - reserved
         assert retrieved is None or len(retrieved.neighbours) == len(source)
         #: Index into the source of each usable document, int64.
         self.indices: npt.NDArray[np.int64] = np.flatnonzero(code_cache.usable_N)
@@ -299,9 +301,7 @@ class MaskedSequences:
 
     def _fitting(self, query: Document, retrieved: list[Document]) -> TokenSequence:
         """The query with as many of the first documents as leave room for a few spans."""
-        room = self.max_length - min(
-            self.objective.max_added_tokens, _RESERVED_SPANS * TOKENS_PER_SPAN
-        )
+        room = self._room
         whole = sequence = self.serializer.sequence(query, retrieved, self.max_text_tokens)
         number = len(retrieved)
         while number and len(sequence) > room:

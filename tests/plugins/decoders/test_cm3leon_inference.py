@@ -19,15 +19,13 @@ from cm3plugins.decoders import cache as pool
 from cm3plugins.decoders import packed
 from cm3plugins.decoders.cm3leon import model as inference_module
 from cm3plugins.decoders.cm3leon.model import CM3LeonDecoder, CM3LeonInference
-from cm3plugins.decoders.packed import NUM_HEADS
+from cm3plugins.decoders.packed import NUM_HEADS, num_padded, padded
 from cm3plugins.decoders.products import (
     FEWEST_ROWS,
     MOST_ROWS,
     in_blocks,
-    num_padded,
     packed_product,
     packs,
-    padded,
 )
 from profiles import examples
 

@@ -10,7 +10,7 @@ from bank_parts import QuarterTokenizer, source, tools
 from cm3core.errors import DataError
 from cm3kits.retriever import HashEmbedder
 from cm3plugins.retrievers import BM25RetrieverConfig, DenseRetrieverConfig, RandomRetrieverConfig
-from cm3run.bank import MemoryBank, build_bank
+from cm3run.bank import MemoryBank, Shards, build_bank
 from cm3run.training.code_cache import CodeCache
 from cm3run.training.neighbours import NeighbourSettings, NeighbourTable, Queries
 from messages import tells
@@ -21,7 +21,7 @@ def bank(tmp_path, monkeypatch):
     """24 documents of every sort, under other ids than the data set's."""
     monkeypatch.setenv("CM3_CACHE", str(tmp_path / "cache"))
     build_bank(
-        source(24), tmp_path / "bank", tools(), shard_size=7, id_prefix="other/", progress=False
+        source(24), tmp_path / "bank", tools(), Shards(size=7, id_prefix="other/"), progress=False
     )
     return MemoryBank.open(tmp_path / "bank")
 

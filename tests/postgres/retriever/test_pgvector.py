@@ -13,7 +13,7 @@ from cm3core.errors import DataError, RecipeError
 from cm3kits.retriever import HashEmbedder, ListSource, RetrieverContract, example_documents
 from cm3plugins.retrievers import DenseRetrieverConfig
 from cm3postgres import PgvectorRetrieverConfig
-from cm3run.bank import MemoryBank, build_bank
+from cm3run.bank import MemoryBank, Shards, build_bank
 
 pytest.importorskip("cm3postgres", reason="needs pip install ./plugins/cm3-postgres")
 
@@ -73,7 +73,7 @@ class TestPgvector(RetrieverContract):
     [{}, {"query": "union", "prefer_both": True, "max_redundancy": 0.5}, {"min_similarity": 0.3}],
 )
 def test_it_finds_what_dense_finds(postgres, tmp_path, rules):
-    build_bank(source(24), tmp_path / "bank", tools(), shard_size=7, progress=False)
+    build_bank(source(24), tmp_path / "bank", tools(), Shards(size=7), progress=False)
     bank = MemoryBank.open(tmp_path / "bank")
     config = new_config(postgres, **rules)
     memory = transfer.new_memory(config, bank)

@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 from bank_parts import documents, tools
 from built_banks import coded
 from cm3kits.retriever import ListSource
-from cm3run.bank import MemoryBank, add_documents, build_bank, merge_banks, remove_documents
+from cm3run.bank import MemoryBank, Shards, add_documents, build_bank, merge_banks, remove_documents
 from forking import own_locks
 from profiles import examples
 
@@ -87,7 +87,7 @@ class Bank(RuleBasedStateMachine):
     def build(self, count: int, shard_size: int) -> None:
         self.numbers = self.fresh(count)
         build_bank(
-            source(self.numbers), self.folder, tools(), shard_size=shard_size, progress=False
+            source(self.numbers), self.folder, tools(), Shards(size=shard_size), progress=False
         )
 
     @rule(count=COUNTS, shard_size=SHARDS)
@@ -96,7 +96,7 @@ class Bank(RuleBasedStateMachine):
 
     def _add(self, new: list[int], shard_size: int) -> None:
         report = add_documents(
-            self.folder, source(new), tools(), shard_size=shard_size, progress=False
+            self.folder, source(new), tools(), Shards(size=shard_size), progress=False
         )
         self.numbers += new
         assert (report.num_added, report.num_documents) == (len(new), len(self.numbers))
@@ -115,7 +115,7 @@ class Bank(RuleBasedStateMachine):
     @rule(count=COUNTS, shard_size=SHARDS, front=st.booleans())
     def merge(self, count: int, shard_size: int, front: bool) -> None:
         new, other, out = self.fresh(count), self.root / "other", self.root / "merged"
-        build_bank(source(new), other, tools(), shard_size=shard_size, progress=False)
+        build_bank(source(new), other, tools(), Shards(size=shard_size), progress=False)
         pair = [other, self.folder] if front else [self.folder, other]
         merge_banks(pair, out, progress=False)
         self.numbers = new + self.numbers if front else self.numbers + new
@@ -128,7 +128,7 @@ class Bank(RuleBasedStateMachine):
         """Of the same documents, in shards of another size."""
         shutil.rmtree(self.folder)
         build_bank(
-            source(self.numbers), self.folder, tools(), shard_size=shard_size, progress=False
+            source(self.numbers), self.folder, tools(), Shards(size=shard_size), progress=False
         )
 
     @rule(count=COUNTS, shard_size=SHARDS, rename=st.integers(0, 6))
@@ -136,7 +136,9 @@ class Bank(RuleBasedStateMachine):
         new = self.fresh(count)
 
         def write() -> None:
-            add_documents(self.folder, source(new), tools(), shard_size=shard_size, progress=False)
+            add_documents(
+                self.folder, source(new), tools(), Shards(size=shard_size), progress=False
+            )
 
         killed_at(write, rename)
         if self._is(self.numbers):

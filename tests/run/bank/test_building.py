@@ -20,7 +20,7 @@ from cm3core.document import Codes, Image, ImageHole, Text, content_keys
 from cm3core.errors import DataError, FileError
 from cm3kits.dataset import DocumentSourceContract
 from cm3kits.retriever import HashEmbedder, ListSource
-from cm3run.bank import MemoryBank, build_bank, remove_documents
+from cm3run.bank import MemoryBank, Shards, build_bank, remove_documents
 from cm3run.bank.manifest import MANIFEST
 from cm3run.bank.shard import SHARDS
 from cm3run.bank.writing import writing
@@ -88,11 +88,11 @@ def test_content_keys_by_hand():
 def test_building_again_does_nothing_and_other_data_is_refused(tmp_path):
     first = built(tmp_path / "bank")
     before = files(tmp_path / "bank")
-    report = build_bank(source(10), tmp_path / "bank", tools(), shard_size=4, progress=False)
+    report = build_bank(source(10), tmp_path / "bank", tools(), Shards(size=4), progress=False)
     assert (report.num_added, report.num_documents) == (0, 10)
     assert files(tmp_path / "bank") == before
     with pytest.raises(DataError) as error:
-        build_bank(source(11), tmp_path / "bank", tools(), shard_size=4, progress=False)
+        build_bank(source(11), tmp_path / "bank", tools(), Shards(size=4), progress=False)
     assert tells(error.value, f"{tmp_path / 'bank'}: already has a memory ... of 10")
     assert MemoryBank.open(tmp_path / "bank").fingerprint == first.fingerprint
 
@@ -134,7 +134,7 @@ def test_what_cannot_be_used_is_left_out_and_told(tmp_path):
         ListSource(odd),
         tmp_path / "bank",
         replace(tools(), embedder=Odd()),
-        shard_size=4,
+        Shards(size=4),
         progress=False,
     )
     assert [(record.place, record.cause) for record in report.skipped] == [
@@ -226,7 +226,7 @@ def test_a_build_cut_off_goes_on(tmp_path, monkeypatch):
             Counting(documents(10)),
             tmp_path / "bank",
             replace(tools(), embedder=Stops()),
-            shard_size=4,
+            Shards(size=4),
             progress=False,
         )
     with pytest.raises(DataError) as error:
@@ -238,7 +238,7 @@ def test_a_build_cut_off_goes_on(tmp_path, monkeypatch):
     assert len(shards) == 2
     shutil.rmtree(shards[0])
     seen.clear()
-    build_bank(Counting(documents(10)), tmp_path / "bank", tools(), shard_size=4, progress=False)
+    build_bank(Counting(documents(10)), tmp_path / "bank", tools(), Shards(size=4), progress=False)
     assert len(seen) == 10 + 4 + 2  # for the fingerprint, the lost shard, the last one
     built(tmp_path / "whole")
     assert files(tmp_path / "bank") == files(tmp_path / "whole")
@@ -254,7 +254,7 @@ def test_other_data_begins_anew(tmp_path, capsys):
             source(9),
             tmp_path / "bank",
             replace(tools(), embedder=Stops()),
-            shard_size=4,
+            Shards(size=4),
             progress=False,
         )
     built(tmp_path / "bank")

@@ -15,7 +15,7 @@ from built_banks import built, coded, contents, files
 from cm3core.errors import DataError, FileError
 from cm3core.interfaces.dataset import Provenance
 from cm3kits.retriever import HashEmbedder, ListSource
-from cm3run.bank import MemoryBank, add_documents, build_bank, merge_banks, remove_documents
+from cm3run.bank import MemoryBank, Shards, add_documents, build_bank, merge_banks, remove_documents
 from cm3run.bank.manifest import MANIFEST
 from cm3run.bank.shard import SHARDS
 from cm3run.training.data_notes import counted
@@ -31,7 +31,7 @@ def test_adding_then_removing_changes_nothing(count, more, shard_size, data):
         folder = Path(place) / "bank"
         before = built(folder, count, shard_size=data.draw(st.integers(1, 5)))
         kept = contents(before)
-        add_documents(folder, source(more, 50), tools(), shard_size=shard_size, progress=False)
+        add_documents(folder, source(more, 50), tools(), Shards(size=shard_size), progress=False)
         grown = MemoryBank.open(folder)
         assert contents(grown)[:count] == kept
         assert [grown.document(count + i) for i in range(more)] == [
@@ -87,7 +87,9 @@ def test_the_same_ids_are_added_on_request_only(tmp_path):
         add_documents(bank.folder, source(5, 2), tools(), progress=False)
     report = add_documents(bank.folder, source(5, 2), tools(), skip_duplicates=True, progress=False)
     assert (report.num_added, report.num_duplicates, report.num_documents) == (3, 2, 7)
-    report = add_documents(bank.folder, source(5, 2), tools(), id_prefix="more/", progress=False)
+    report = add_documents(
+        bank.folder, source(5, 2), tools(), Shards(id_prefix="more/"), progress=False
+    )
     assert (report.num_added, MemoryBank.open(bank.folder).id(7)) == (5, "more/d2")
 
 
@@ -138,7 +140,7 @@ def test_other_tools_are_refused_with_the_reason(tmp_path):
             "{place}: contains 'bank' and is not a memory bank\n  next: name a new folder",
         ),
         (
-            lambda place: build_bank(source(3), place / "new", tools(), shard_size=0),
+            lambda place: build_bank(source(3), place / "new", tools(), Shards(size=0)),
             "shard_size: is 0\n  next: use 1 or more",
         ),
         (
@@ -214,7 +216,7 @@ def licensed(count: int, start: int = 0) -> Licensed:
 
 def test_a_bank_keeps_what_its_documents_state(tmp_path: Path) -> None:
     """Through building, adding, removing and merging; the order is that of the documents."""
-    build_bank(licensed(6), tmp_path / "a", tools(), shard_size=4, progress=False)
+    build_bank(licensed(6), tmp_path / "a", tools(), Shards(size=4), progress=False)
     add_documents(tmp_path / "a", licensed(2, 6), tools(), progress=False)
     remove_documents(tmp_path / "a", ["d0", "d5"])  # their shards are written again
     build_bank(licensed(3, 20), tmp_path / "b", tools(), progress=False)
@@ -266,7 +268,9 @@ def test_a_bank_that_was_not_measured_is_as_earlier_versions_wrote_it(tmp_path: 
         "shards",
     ]
     assert values["built_from"].startswith("983b1298e96e2a1079e18c75")
-    again = build_bank(source(3), tmp_path / "bank", tools(), codes_psnr=12.5, progress=False)
+    again = build_bank(
+        source(3), tmp_path / "bank", replace(tools(), codes_psnr=12.5), progress=False
+    )
     assert again.num_added == 0
     assert MemoryBank.open(tmp_path / "bank").manifest.codes_psnr is None
 
@@ -275,14 +279,16 @@ def test_what_codes_keep_stays_with_a_bank(tmp_path: Path) -> None:
     """Through adding and removing; of banks that are merged, the least."""
     folders = [tmp_path / name for name in ("one", "two", "three")]
     for folder, first, psnr in zip(folders, (0, 5, 10), (21.0, 12.5, None), strict=True):
-        build_bank(source(5, first), folder, tools(), codes_psnr=psnr, progress=False)
-    add_documents(folders[0], source(2), tools(), id_prefix="more/", progress=False)
+        build_bank(source(5, first), folder, replace(tools(), codes_psnr=psnr), progress=False)
+    add_documents(folders[0], source(2), tools(), Shards(id_prefix="more/"), progress=False)
     remove_documents(folders[0], ["d1"])
     assert MemoryBank.open(folders[0]).manifest.codes_psnr == 21.0
     merged = merge_banks(folders, tmp_path / "all", progress=False)
     assert merged.manifest.codes_psnr == 12.5
     with pytest.raises(DataError, match=r"codes_psnr: is inf\n"):
-        build_bank(source(5), tmp_path / "new", tools(), codes_psnr=float("inf"), progress=False)
+        build_bank(
+            source(5), tmp_path / "new", replace(tools(), codes_psnr=float("inf")), progress=False
+        )
     path = tmp_path / "all" / MANIFEST
     path.write_text(path.read_text().replace("12.5", '"x"'))
     with pytest.raises(DataError, match=r"is damaged \(codes_psnr is 'x'\)"):

@@ -16,8 +16,7 @@ from bank_parts import source, tools
 from built_banks import built, contents, files
 from cm3apps.cli.main import main
 from cm3core.errors import DataError, FileError
-from cm3run.bank import MemoryBank, build_bank, help_build, merge_banks
-from cm3run.bank.building import wanted_of
+from cm3run.bank import MemoryBank, Shards, build_bank, help_build, merge_banks
 from cm3run.bank.manifest import MANIFEST, WORK
 from cm3run.bank.writing import ShardWork
 from messages import tells
@@ -25,8 +24,8 @@ from messages import tells
 HELP = """
 import sys
 from bank_parts import source, tools
-from cm3run.bank import help_build
-help_build(source(10), sys.argv[1], tools(), (int(sys.argv[2]), int(sys.argv[3])), shard_size=2)
+from cm3run.bank import Shards, help_build
+help_build(source(10), sys.argv[1], tools(), (int(sys.argv[2]), int(sys.argv[3])), Shards(size=2))
 """
 
 
@@ -45,7 +44,8 @@ def test_parts_are_whole_shards_that_make_the_whole(number, shard_size, data):
     num_shards = -(-number // shard_size)
     parts = data.draw(st.integers(1, num_shards))
     pieces = [
-        list(wanted_of(range(number), shard_size, (part, parts))) for part in range(1, parts + 1)
+        list(Shards(size=shard_size, part=(part, parts)).wanted(range(number)))
+        for part in range(1, parts + 1)
     ]
     assert [index for piece in pieces for index in piece] == list(range(number))
     assert all(piece and piece[0] % shard_size == 0 for piece in pieces)
@@ -58,7 +58,7 @@ def test_merged_parts_are_the_bank_of_the_whole(tmp_path, parts):
     whole = built(tmp_path / "whole", 10, shard_size=2)
     folders = [tmp_path / f"part-{part}" for part in range(1, parts + 1)]
     for part, folder in enumerate(folders, 1):
-        build_bank(source(10), folder, tools(), shard_size=2, part=(part, parts), progress=False)
+        build_bank(source(10), folder, tools(), Shards(size=2, part=(part, parts)), progress=False)
     merged = merge_banks(folders, tmp_path / "merged", progress=False)
     assert merged.fingerprint == whole.fingerprint
     assert contents(merged) == contents(whole)
@@ -81,7 +81,9 @@ def test_merged_parts_are_the_bank_of_the_whole(tmp_path, parts):
 )
 def test_parts_that_are_none(tmp_path, part, message):
     with pytest.raises(DataError) as error:
-        build_bank(source(10), tmp_path / "bank", tools(), shard_size=2, part=part, progress=False)
+        build_bank(
+            source(10), tmp_path / "bank", tools(), Shards(size=2, part=part), progress=False
+        )
     assert tells(error.value, message)
 
 
@@ -96,7 +98,7 @@ def test_helpers_make_the_same_bank(tmp_path, capsys):
         source(10),
         tmp_path / "shared",
         tools(),
-        shard_size=2,
+        Shards(size=2),
         helpers=[lambda: started(script, tmp_path / "shared", 1, 3), lambda: started(dead)],
         progress=False,
     )
@@ -176,7 +178,7 @@ def failing(folder: Path, error: str | None, capsys) -> str:
 
     def build():
         build_bank(
-            source(10), folder / "bank", tools(), shard_size=2, helpers=[helper], progress=False
+            source(10), folder / "bank", tools(), Shards(size=2), helpers=[helper], progress=False
         )
 
     if error is None:

@@ -157,7 +157,7 @@ def test_ssim_window_by_window(seed: int, height: int, width: int, strength: int
     assert ssim_per_picture(a, a) == pytest.approx(1.0)
 
 
-def test_evaluation_compares_with_lanczos() -> None:
+def test_evaluation_compares_with_lanczos(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lanczos beside itself is equal; blocks of 3 x 3 pixels are what `Nearest` draws and Lanczos
     blurs; greys lose colour."""
     blocks = noise(7, 4, 6, 3).repeat(3, axis=1).repeat(3, axis=2)
@@ -165,11 +165,11 @@ def test_evaluation_compares_with_lanczos() -> None:
     assert report.quality["shrunk"][0] == report.quality["shrunk"][1]
     assert report.quality["reconstructed"][0] == report.quality["reconstructed"][1]
     done: list[int] = []
+    monkeypatch.setattr("cm3run.evaluation.quality.NUM_SHOWN", 2)
     nearest = evaluate_upscaler(
         Nearest(),
         FourGreys(),
         blocks,
-        num_shown=2,
         batch_size=3,
         progress=done.append,
         name="nearest",

@@ -170,9 +170,9 @@ def test_an_adapter_is_merged_in_memory_and_in_a_folder(
     with torch.no_grad():
         live = decoder.logits(decoder.hidden_states(tokens))
     assert (live - logits(base, registry)).abs().max() > 0.1, "it learned something"
-    torch.testing.assert_close(logits(tuned, registry), live, atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits(tuned, registry), live, atol=1e-4, rtol=0)  # rounding
     folder = merge_adapter(tuned, tmp_path / "model", registry)
-    torch.testing.assert_close(logits(folder, registry), live, atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits(folder, registry), live, atol=1e-4, rtol=0)
     assert not (folder / ADAPTER).exists()
     load_weights(open_checkpoint(base, registry).components.decoder.module, folder)
     assert read_state(folder).base == read_state(newest(tuned)).base

@@ -45,4 +45,5 @@ def caption(
         name: ", ".join(entry.tags) if name == "tags" else str(getattr(entry, name))
         for name in FIELDS
     }
-    return fill(choose(templates, rng).text, fields)
+    template = templates[0] if rng is None else choose(templates, rng)
+    return fill(template.text, fields)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from functools import partial
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +53,7 @@ class EmojiSource(DocumentSource):
     ) -> None:
         self._image_size, self._cache_dir = image_size, cache_dir
         self._templates = templates
+        self._captions: dict[int, str] = {}
         self.corpus = EmojiCorpus()
         chosen = select_concepts(concepts, self.corpus)
         self._indices = tuple(
@@ -85,11 +88,12 @@ class EmojiSource(DocumentSource):
     def provenance(self, index: int) -> Provenance:
         """Licence, npm package, author, style, name and package address of a document's picture."""
         style, _, name = self.id(index).partition("/")
-        licence, named = LICENCES[style]
-        author, address = author_and_address(named)
-        package = STYLE_PACKAGES[style]
-        source = f"npm {package.name} {package.version}"
-        return Provenance(licence, source, author, style, name, address)
+        return replace(_provenance_of(style), title=name)
+
+    def provenances(self) -> Mapping[Provenance, int]:
+        """Those of the styles, with the number of pictures of each."""
+        styles = Counter(self.corpus.entries[index].style for index in self._indices)
+        return {_provenance_of(style): number for style, number in styles.items()}
 
     def original(self, index: int) -> Original:
         """The drawing, as an SVG."""
@@ -98,7 +102,18 @@ class EmojiSource(DocumentSource):
     def _document(self, index: int, rng: np.random.Generator | None) -> Document:
         entry = self.entry(index)
         picture = Image(f"{self._key}/{entry.id}", partial(self._pixels, self._indices[index]))
-        return (Text(caption(entry, rng, self._templates)), picture)
+        text = self._caption(index) if rng is None else caption(entry, rng, self._templates)
+        return (Text(text), picture)
+
+    def _caption(self, index: int) -> str:
+        """The canonical caption; a training reads all of them several times before its first step."""
+        if index not in self._captions:
+            self._captions[index] = caption(self.entry(index), None, self._templates)
+        return self._captions[index]
+
+    def texts(self) -> Iterator[str]:
+        """Yield the canonical captions."""
+        yield from map(self._caption, range(len(self)))
 
     @property
     def fingerprint(self) -> str:
@@ -126,3 +141,12 @@ class EmojiSource(DocumentSource):
         ):
             self._pictures = self.corpus.render_some(self._indices, size, cache_dir)
             self._rows = {index: row for row, index in enumerate(self._indices)}
+
+
+@cache
+def _provenance_of(style: str) -> Provenance:
+    """That of a style, without a picture's name."""
+    licence, named = LICENCES[style]
+    author, address = author_and_address(named)
+    package = STYLE_PACKAGES[style]
+    return Provenance(licence, f"npm {package.name} {package.version}", author, style, "", address)

@@ -52,7 +52,7 @@ def caption(
         "set": title_of(entry.set_name) if title is None else title,
         "other": other,
     }
-    text = choose(templates, rng).text
+    text = (templates[0] if rng is None else choose(templates, rng)).text
     if not entry.style:  # only in a user's corpus: drop the style and the comma before it
         text = re.sub(r",?\s*\{style\}", "", text).strip(" ,") or "{words}"
     return fill(text, fields)

@@ -11,7 +11,7 @@ from functools import cached_property, partial
 import numpy as np
 from numpy.typing import NDArray
 
-from cm3core._version import program
+from cm3core._version import THIS_PROGRAM
 from cm3core.document import Document, Image, Text, text_of
 from cm3core.errors import DataError, close_match
 from cm3core.interfaces.dataset import DocumentSource, Original, Provenance
@@ -165,7 +165,7 @@ class IconSource(DocumentSource):
         the code that words them, so that the hash also changes during development."""
         step = max(1, len(self) // _SAMPLED)
         made_of = (
-            program(),
+            THIS_PROGRAM,
             self.fingerprint,
             self.corpus.data_sha256,
             sorted(self.corpus.manifest.titles.items()),

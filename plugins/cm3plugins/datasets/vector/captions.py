@@ -31,12 +31,8 @@ class CaptionTemplate:
     weight: float = 1.0
 
 
-def choose(
-    templates: Sequence[CaptionTemplate], rng: np.random.Generator | None
-) -> CaptionTemplate:
-    """Draw a template by weight; without a generator, return the first, canonical one."""
-    if rng is None:
-        return templates[0]
+def choose(templates: Sequence[CaptionTemplate], rng: np.random.Generator) -> CaptionTemplate:
+    """Draw a template by weight."""
     drawn = rng.random() * sum(template.weight for template in templates)
     for template in templates:
         drawn -= template.weight

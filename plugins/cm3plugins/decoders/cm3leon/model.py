@@ -29,13 +29,25 @@ from cm3plugins.decoders.cm3leon.settings import CM3LeonSettings
 from cm3plugins.decoders.packed import PackedInference, TrainedParts, can_compile
 from cm3plugins.decoders.products import (
     COMPILED_FROM,
-    LAYER_NORM_EPS,
     add_product,
     faster_precisions,
-    layer_norm,
-    normed,
 )
 from cm3plugins.decoders.transformer import Context, TransformerDecoder, merged_weight, projections
+
+LAYER_NORM_EPS = 1e-5
+
+
+def normed(norm: nn.Module, x: Tensor) -> Tensor:
+    """`norm` of x, computed in the precision of its weight and returned in that of x."""
+    weight = norm.weight
+    assert isinstance(weight, Tensor)
+    normed: Tensor = norm(x.to(weight.dtype))
+    return normed.to(x.dtype)
+
+
+def layer_norm(x: Tensor) -> Tensor:
+    """LayerNorm over the last dimension without weight or bias."""
+    return F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS)
 
 
 class Block(nn.Module):

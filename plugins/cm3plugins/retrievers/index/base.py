@@ -33,11 +33,8 @@ class VectorIndex(ABC):
 
     def __init__(self, vectors: VectorRows) -> None:
         self.vectors = vectors
-
-    @property
-    def num_rows(self) -> int:
-        """M."""
-        return len(self.vectors)
+        #: M.
+        self.num_rows = len(vectors)
 
     @property
     @abstractmethod
