@@ -131,6 +131,7 @@ def test_attention_that_cannot_train_is_refused_before_data_are_read(
     assert not Path("runs").exists()
 
 
+@pytest.mark.slow
 def test_a_folders_own_valid_split_is_validated_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

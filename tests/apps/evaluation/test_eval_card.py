@@ -290,6 +290,7 @@ def test_the_memory_is_the_one_that_it_draws_with(tmp_path: Path) -> None:
     assert sum(one["documents"] for one in facts.retrieves_from) == 200
 
 
+@pytest.mark.slow
 def test_the_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,6 +47,7 @@ def evaluate(tmp_path: Path, emoji: Model, monkeypatch: pytest.MonkeyPatch) -> A
     return run
 
 
+@pytest.mark.slow
 def test_a_split_without_the_references_is_searched_and_recorded(
     evaluate: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

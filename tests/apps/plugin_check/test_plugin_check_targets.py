@@ -113,6 +113,7 @@ def install(
     (info / "entry_points.txt").write_text(points, encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_installed_plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     install(tmp_path, "cm3_mine", GOOD, f"[{GROUP}]\nmine = cm3_mine_module\n")
@@ -151,6 +152,7 @@ def test_installed_plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert tells(caught.value, "cm3-mime: no distribution, entry point, module, folder")
 
 
+@pytest.mark.slow
 def test_two_plugins_of_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     install(tmp_path, "cm3_mine", GOOD, f"[{GROUP}]\nmine = cm3_mine_module\n")

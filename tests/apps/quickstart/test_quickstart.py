@@ -223,6 +223,7 @@ def test_tables_by_hand() -> None:
     assert row == "| x | 2 | 0.50 / 1.00 | 0.50 / 1.00 | 0.75 / 1.00 |"
 
 
+@pytest.mark.slow
 def test_a_model_that_only_continues_has_no_captions(
     overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

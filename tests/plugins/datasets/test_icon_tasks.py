@@ -178,6 +178,7 @@ def test_super_resolution_by_hand() -> None:
     assert np.array_equal(blurred(flat), flat)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_tasks_take_all_records(form: str) -> None:
     source = records(form)

@@ -299,6 +299,7 @@ def test_files_without_weights(folder: Path, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_tensors_of_other_shapes(folder: Path, tmp_path: Path) -> None:
     """Sizes are read from shapes: none may end in an `IndexError` or a division by zero. Each tensor has one of them."""
     path = tmp_path / "model.safetensors"

@@ -445,6 +445,7 @@ def shipped(model, name: str) -> Reranker:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["clip", "likelihood"])
 def test_the_shipped_model_finds_the_picture_of_a_caption(model, pairs, name):
     """By chance it would be one of six."""
