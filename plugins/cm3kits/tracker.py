@@ -40,8 +40,8 @@ _VALUES = st.dictionaries(
 
 
 class TrackerContract(Contract[Tracker]):
-    """Laws of a tracker. Events are told in a temporary folder; a tracker that talks to a service needs a
-    `make` with one that stands for it."""
+    """Laws of a tracker. Events are reported in a temporary folder. If a tracker talks to a service, `make` must build
+    it with a stand-in for the service."""
 
     kind: ClassVar[str] = "tracker"
     max_examples: ClassVar[int | None] = None

@@ -70,7 +70,7 @@ class SketchLines(Condition):
     def _draw(self, source: PixelArray, rng: np.random.Generator | None) -> PixelArray:
         sigma = self.sigma * varied(rng, self.vary) * min(source.shape[:2]) / SIDE
         threshold = self.threshold * varied(rng, self.vary)
-        sigma = max(sigma, 0.3)  # less is no blur
+        sigma = max(sigma, 0.3)  # smaller values do not blur
         grey = cv2.cvtColor(np.ascontiguousarray(source), cv2.COLOR_RGB2GRAY)
         light = grey.astype(np.float32) / 255
         narrow, wide = (cv2.GaussianBlur(light, (0, 0), scale * sigma) for scale in (1, _RATIO))

@@ -275,7 +275,7 @@ class WordLists(PromptRewriter):
         return Found(in_order, found.query, found.subject)
 
     def turns(self, found: Found, asked: Asked) -> list[int]:
-        """Return the documents nearly as near as the best, and those of the same subject that are not much farther."""
+        """Return the documents about as near as the best one, and documents of the same subject within the margin."""
         best, margin = best_of(found.results), self.config.same_subject_margin
         places = [
             place

@@ -323,7 +323,7 @@ DEEP = "[" * 100_000
         (
             "entries.jsonl.xz",
             entries(ROWS[0] | {"words": 3}),
-            "the file is damaged (a value is no text)",
+            "the file is damaged (a value is not a string)",
         ),
         (
             "entries.jsonl.xz",

@@ -320,7 +320,7 @@ def _entries(lines: Sequence[str]) -> IconEntries:
         texts = {text for row in rows for text in (row.id, row.words, row.style, row.split)}
         texts.update(tag for row in rows for tag in row.tags)
     if not all(type(text) is str for text in texts):
-        raise TypeError("a value is no text")
+        raise TypeError("a value is not a string")
     if len({row.id for row in rows}) < len(rows):
         raise ValueError("an id occurs twice")
     return IconEntries.of(rows)
