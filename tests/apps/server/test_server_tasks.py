@@ -132,7 +132,7 @@ def test_a_long_conversation_is_refused_or_loses_its_oldest_turns(server):
     error = refused.json()["error"]
     assert re.fullmatch(
         r"messages: is \d+ tokens long; the model was trained on texts of at most 150, in a context of "
-        r"128\. Next: shorten them, or leave out the oldest turns \(truncate\)\.",
+        r"128\. Next: shorten them, or drop the oldest turns \(truncate\)\.",
         error["message"],
     )
     assert error["param"] == "messages"
