@@ -24,14 +24,14 @@ _moved.serve(_moved.MOVED)
 
 
 def __getattr__(name: str) -> Any:
-    """Find the engine's names on first use only: it imports torch, and the core knows no engine."""
+    """Import the engine's names on first use: it imports torch, and the core does not depend on it."""
     if name in {"Model", "load"}:
         return _engine(name)
     raise AttributeError(f"module 'cm3core' has no attribute {name!r}")
 
 
 def _engine(name: str) -> Any:
-    """Return what the entry point of this name leads to; ours, if others have one too."""
+    """Return the object of the entry point with this name; ours, if other distributions have one too."""
     from importlib.metadata import entry_points
 
     points = entry_points(group="cm3core.engine", name=name)

@@ -15,8 +15,8 @@ def exporter(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
         modules: exported name -> module in the package that defines it.
 
     Returns:
-        A function that imports an exported name, and raises `AttributeError` for any other one. It keeps nothing
-        in the package: a name there is always what its module has now, also while that is replaced.
+        A function that imports an exported name, and raises `AttributeError` for any other. It caches nothing in
+        the package, so that a name always has its module's current value, even while that is monkeypatched.
     """
 
     def get(name: str) -> Any:

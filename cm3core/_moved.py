@@ -1,6 +1,6 @@
 """Public modules under their earlier names, so that plugins written for them keep working.
 
-Importing one returns a module that forwards to the new place, and warns. docs/plugins/stability.md
+Importing one returns a module that forwards to the new one, and warns. docs/plugins/stability.md
 states how long these names are kept.
 """
 
@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from importlib.abc import Loader, MetaPathFinder
-else:  # importing them takes half of what `import cm3core` takes
+else:  # importing them takes half as long as `import cm3core`
     Loader = MetaPathFinder = object
 
-#: Earlier name -> where its public names are now. A package's modules have moved with it.
+#: Earlier name -> current place of its public names. A package's modules have moved with it.
 MOVED = {
     "cm3core.aio": "cm3run.model",
     "cm3core.grey": "cm3plugins.icons.ink",
@@ -84,12 +84,12 @@ MOVED = {
 }
 
 
-#: Module and name -> the module in which the name is now; the module has others still.
+#: (module, name) -> the module that now has the name; the old module still exists.
 NAMES = {("cm3core.images", name): "cm3run.sheets" for name in ("grid", "font_for")}
 
 
 def forwarded(module: str, name: str) -> object:
-    """A name that has left a module, with a warning; raises `AttributeError` for any other."""
+    """A name that has moved out of a module, with a warning; raises `AttributeError` for any other."""
     if (module, name) not in NAMES:
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
     target = NAMES[module, name]
@@ -113,14 +113,15 @@ class _Forwarder(Loader):
             stacklevel=2,
         )
         target = importlib.import_module(self.target)
-        # PEP 562: a module's own function, which the types take for the class's method.
+        # PEP 562: a module-level function, which mypy takes for the class's method.
         module.__getattr__ = lambda name: getattr(target, name)  # type: ignore[method-assign]
 
 
 class MovedModules(MetaPathFinder):
-    """Finds the modules of a table under their earlier names, and the modules in them.
+    """Finds the modules of a table, and their submodules, under their earlier names.
 
-    It comes first in `sys.meta_path`: what Python left of a package that has moved (`__pycache__`) makes an empty
+    It comes first in `sys.meta_path`: Python would take the remains of a moved package (`__pycache__`) for an
+    empty package of that name.
     package of its name.
 
     Args:

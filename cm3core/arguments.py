@@ -1,4 +1,4 @@
-"""Arguments of public functions, checked against the annotations that the functions have.
+"""Check arguments of public functions against the functions' annotations.
 
     @checked(GenerationError)
     def generate(self, prompt: str | Sequence[str], num_images: Count | None = None) -> ...
@@ -7,10 +7,10 @@
     GenerationError: num_images: is '2', must be a whole number or None
       next: correct the value
 
-Annotations are read at the first call, and what is imported for type checkers only is imported then. Numpy's
-numbers pass as numbers, lists as tuples; nothing is converted. Of frozen dataclasses the fields are checked too.
-A text beside `Path` in a union is a path. What an annotation can't say (that a name is known, that a picture fits)
-is the function's.
+Annotations are read at the first call, which also imports names that are imported for type checkers only. Numpy's
+numbers are accepted as numbers, lists as tuples; nothing is converted. Fields of frozen dataclasses are checked too.
+A text in a union with `Path` is a path. The function itself checks what an annotation can't express (that a name is
+known, that a picture fits).
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from typing import Annotated, Any, ForwardRef, Literal, TypeVar, Union, get_args
 from cm3core.errors import CM3Error
 
 F = TypeVar("F", bound=Callable[..., Any])
-#: Characters of a wrong value that a message shows.
+#: Maximum length of a wrong value in a message.
 _SHOWN = 60
-#: Bytes of a file's name, and of a path, on usual disks.
+#: Limits of usual file systems for the bytes of a file name and of a path.
 _LONGEST_NAME, _LONGEST_PATH = 255, 4095
 _UNIONS = (Union, types.UnionType)
-#: Classes whose instances need no further look where a value is of just the class of its annotation.
+#: Classes whose instances need no further check if they are exactly of the annotated class.
 _PLAIN = frozenset({str, bytes, int, float, bool, types.NoneType})
 
 
@@ -63,7 +63,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Called:
-    """A value's name in messages, in place of its type's, and what to give."""
+    """A value's description in messages, instead of its type's, and the next step."""
 
     words: str
     next_step: str = "correct the value"
@@ -71,7 +71,7 @@ class Called:
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of an array's dimensions, none of them zero; None: any."""
+    """Sizes of an array's dimensions, all nonzero; None: any."""
 
     sizes: tuple[int | None, ...]
 
@@ -82,10 +82,10 @@ class Shape:
         return fixed and 0 not in value.shape
 
 
-#: Numbers of things.
+#: Counts.
 Count = Annotated[int, Range(1)]
 CountOrZero = Annotated[int, Range(0)]
-#: Of a component, a task, a split.
+#: Name of a component, a task or a split.
 Name = Annotated[str, Called("a name")]
 
 
@@ -93,29 +93,29 @@ class _WrongError(Exception):
     """A value does not fit its annotation.
 
     Args:
-        path: where in the argument it is: "[2].codes".
+        path: position within the argument: "[2].codes".
         cause, next_step: as in `CM3Error`.
     """
 
     def __init__(self, path: str, cause: str, next_step: str = "correct the value") -> None:
         super().__init__(path, cause, next_step)
         self.path, self.cause, self.next_step = path, cause, next_step
-        #: Place of the message in place of the argument's name: a path that has the form of one.
+        #: Overrides the message's place: for a file path with this problem.
         self.place = ""
-        #: Whether the value as a whole is of another class.
+        #: Whether the value itself has the wrong class.
         self.is_whole = False
 
     def within(self, step: str) -> _WrongError:
-        """The same, at this step of the path."""
+        """The same error, one step further out in the path."""
         self.path = step + self.path
         return self
 
 
 def checked(error: type[CM3Error]) -> Callable[[F], F]:
-    """Check the arguments of a function at its call.
+    """Decorator that checks a function's arguments at each call.
 
     Args:
-        error: raised for an argument that is not of its annotation; the place is the argument's name.
+        error: raised for an argument that does not match its annotation; the place is the argument's name.
     """
 
     def decorate(function: F) -> F:
@@ -124,7 +124,7 @@ def checked(error: type[CM3Error]) -> Callable[[F], F]:
             signature, takes_options = _signature(function)
             try:
                 bound = signature.bind(*arguments, **options).arguments
-            except TypeError:  # Python's own words for what is missing or unknown
+            except TypeError:  # let Python report missing or unknown arguments
                 return function(*arguments, **options)
             annotations = _annotations(call)
             for name, value in bound.items():
@@ -142,8 +142,8 @@ def checked(error: type[CM3Error]) -> Callable[[F], F]:
 
 @functools.cache
 def _signature(function: Callable[..., Any]) -> tuple[inspect.Signature, dict[Any, str]]:
-    """A function's signature, and its `*arguments` and `**options` by their kinds. Read at the first call: importing
-    must not pay for functions that nobody calls."""
+    """A function's signature, and the kinds of its `*arguments` and `**options`. Read at the first call, so that
+    importing does not pay for functions that are never called."""
     signature = inspect.signature(function)
     variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     takes = signature.parameters.items()
@@ -156,8 +156,8 @@ def check_value(place: str, value: object, annotation: Any, error: type[CM3Error
     Args:
         place: of the value, for the message.
         value: anything.
-        annotation: resolved; `Annotated` with `Range` and `Called`.
-        error: the class of what is raised.
+        annotation: resolved; may be `Annotated` with `Range` and `Called`.
+        error: the class to raise.
     """
     try:
         _check(value, annotation)
@@ -170,8 +170,8 @@ def check_fields(instance: Any, error: type[CM3Error], within: str = "") -> None
 
     Args:
         instance: of a dataclass.
-        error: the class of what is raised.
-        within: what comes before a field's name in the message, such as "sampler.".
+        error: the class to raise.
+        within: prefix of a field's name in the message, such as "sampler.".
     """
     owner: Any = type(instance)
     annotations = _annotations(owner)
@@ -180,7 +180,7 @@ def check_fields(instance: Any, error: type[CM3Error], within: str = "") -> None
 
 
 def shown(value: object) -> str:
-    """A wrong value as a message shows it: short, and arrays by type and shape.
+    """A wrong value as shown in a message: shortened, with arrays as type and shape.
 
     >>> shown("x"), shown([0] * 100)
     ("'x'", '[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, ...')
@@ -194,7 +194,7 @@ def shown(value: object) -> str:
         value = value[: _SHOWN + 1]
     try:
         text = repr(value)
-    except Exception:  # a stranger's class
+    except Exception:  # a third-party class
         text = ""
     if not text or " at 0x" in text:
         return "a " + type(value).__name__
@@ -205,8 +205,8 @@ def shown(value: object) -> str:
 
 
 class _Names(dict[str, Any]):
-    """The names that an annotation may have: those of its module, also those that it imports for type checkers
-    only; of others the name alone is known."""
+    """The names that an annotation may use: those of its module, including imports for type checkers; other names
+    are kept unresolved."""
 
     def __init__(self, module: str) -> None:
         super().__init__(vars(sys.modules[module]))
@@ -225,7 +225,7 @@ class _Names(dict[str, Any]):
 
 @functools.cache
 def _source(module: types.ModuleType) -> ast.Module:
-    """A module's source, for what it imports only where types are checked."""
+    """A module's source, for its imports under TYPE_CHECKING."""
     return ast.parse(inspect.getsource(module))
 
 
@@ -240,7 +240,7 @@ def _annotations(owner: Any) -> dict[str, Any]:
         for name, annotation in own.items():
             if name != "return" and isinstance(annotation, str):
                 names = _Names(one.__module__) if names is None else names
-                annotation = eval(annotation, {}, names)  # our own source, as typing does
+                annotation = eval(annotation, {}, names)  # our own source, as `typing` does
             found[name] = annotation
     return found
 
@@ -277,7 +277,7 @@ def _check(value: object, annotation: Any) -> None:
 
 @functools.cache
 def _frozen_fields(owner: Any) -> list[tuple[str, Any]]:
-    """The fields of a frozen dataclass, with their annotations; none of another class."""
+    """The fields of a frozen dataclass with their annotations; empty for other classes."""
     parameters = getattr(owner, "__dataclass_params__", None)
     if parameters is None or not parameters.frozen:
         return []
@@ -301,7 +301,7 @@ def _check_annotated(value: Any, annotation: Any) -> None:
 
 
 def _check_union(value: object, annotation: Any, members: tuple[Any, ...]) -> None:
-    """Raise for a value that is of no member; if it is of one member's class, say what is wrong within."""
+    """Raise for a value that matches no member; if it has one member's class, report the problem within it."""
     if isinstance(value, Path) or (isinstance(value, str) and str in members and Path in members):
         _check_path(value)
     if type(value) in _PLAIN and type(value) in members:
@@ -314,20 +314,20 @@ def _check_union(value: object, annotation: Any, members: tuple[Any, ...]) -> No
             bare = member.__origin__ if get_origin(member) is Annotated else member
             if _is_of(value, get_origin(bare) or bare):
                 inner = wrong if inner is None or len(wrong.path) > len(inner.path) else inner
-    # the words for all members say more than those for one, but for what is wrong within it
+    # name all members, unless the problem lies within one of them
     if inner is not None and (inner.path or not inner.is_whole):
         raise inner
     raise _wrong(value, annotation)
 
 
 def _check_path(value: str | Path) -> None:
-    """Raise for a path that no file can have."""
+    """Raise for an impossible path."""
     try:
         name = os.fsencode(value)
     except UnicodeEncodeError:
-        raise _WrongError("", f"is {shown(str(value))}, no path", "correct the path") from None
+        raise _WrongError("", f"is {shown(str(value))}, not a path", "correct the path") from None
     if not name or b"\0" in name:
-        raise _WrongError("", f"is {shown(str(value))}, no path", "correct the path")
+        raise _WrongError("", f"is {shown(str(value))}, not a path", "correct the path")
     longest = max(len(part) for part in name.split(b"/"))
     if longest > _LONGEST_NAME or len(name) > _LONGEST_PATH:
         wrong = _WrongError("", "can't be used (File name too long)", "correct the path")
@@ -336,7 +336,7 @@ def _check_path(value: str | Path) -> None:
 
 
 def _check_parts(value: Any, origin: Any, arguments: tuple[Any, ...], annotation: Any) -> None:
-    """The items of a container, the type of an array."""
+    """Check the items of a container, or the dtype of an array."""
     if origin.__module__ == "numpy":
         wanted = get_args(arguments[1])[0]
         if not isinstance(wanted, TypeVar) and wanted is not Any and not _has_dtype(value, wanted):
@@ -353,12 +353,12 @@ def _check_parts(value: Any, origin: Any, arguments: tuple[Any, ...], annotation
             except _WrongError as wrong:
                 raise wrong.within(f"[{shown(key)}]") from None
     elif arguments and issubclass(origin, Iterable) and isinstance(value, Collection):
-        # of an iterator that is no collection the items are taken once only, by the function
+        # an iterator that is not a collection can only be consumed once, by the function
         _check_items((one, arguments[0]) for one in value)
 
 
 def _check_items(items: Iterable[tuple[object, Any]]) -> None:
-    """Items with their annotations, in order."""
+    """Check items against their annotations, in order."""
     for place, (one, inner) in enumerate(items):
         try:
             _check(one, inner)
@@ -367,7 +367,7 @@ def _check_items(items: Iterable[tuple[object, Any]]) -> None:
 
 
 def _has_dtype(array: Any, wanted: Any) -> bool:
-    """Whole numbers of any size pass as int32: what is too large is refused where it is used."""
+    """Integers of any size are accepted as int32: values that are too large are refused where they are used."""
     import numpy as np
 
     if array.dtype.kind == "O":
@@ -380,7 +380,7 @@ def _has_dtype(array: Any, wanted: Any) -> bool:
 
 
 def _is_of(value: object, kind: Any) -> bool:
-    """Whether a value is an instance of a class; its parts are not checked."""
+    """Whether a value is an instance of a class; parts are not checked."""
     if kind is Any or isinstance(kind, TypeVar):
         return True
     owner: Any = type(value)
@@ -397,7 +397,7 @@ def _is_of(value: object, kind: Any) -> bool:
             return False
         return isinstance(value, Integral if kind is int else Real)
     if not isinstance(kind, type):
-        return True  # a TypedDict, a ParamSpec: nothing to compare with
+        return True  # a TypedDict, a ParamSpec: can't be checked
     if kind is Callable or kind.__name__ == "Callable":
         return callable(value)
     if getattr(kind, "_is_protocol", False):
@@ -414,12 +414,12 @@ def _is_of(value: object, kind: Any) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    """An array of no dimension has a method to iterate, which fails."""
+    """An array without dimensions has `__iter__`, which raises."""
     return type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0
 
 
 def _is_row(value: object) -> bool:
-    """An array of numbers whose rows are taken in order."""
+    """Whether it is an array of numbers whose rows are iterated."""
     shape = getattr(value, "shape", ())
     if type(value).__module__ != "numpy" or not shape:
         return False
@@ -463,7 +463,7 @@ _DTYPES = {"uint8": "uint8", "int32": "whole numbers", "bool": "bools", "bool_":
 
 
 def _words(annotation: Any) -> list[str]:
-    """Describe in words what an annotation accepts; the members of a union one by one."""
+    """Describe what an annotation accepts; the members of a union separately."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         named = [one.words for one in arguments[1:] if isinstance(one, Called)]
@@ -492,7 +492,7 @@ def _words(annotation: Any) -> list[str]:
 
 
 def _plural(annotation: Any) -> str:
-    """The words in the plural; "" where they would be too many."""
+    """The description in the plural; "" if it would be too long."""
     words = _words(annotation)
     article, _, rest = words[0].partition(" ")
     if annotation is Any or len(words) > 1 or article not in ("a", "an"):

@@ -1,6 +1,6 @@
-"""Objects at boxes, as text and back: "bell at (10, 12) -> (40, 44)".
+"""Objects with boxes, as text and back: "bell at (10, 12) -> (40, 44)".
 
-Coordinates are those of the picture as a model sees it: its largest centred square, 0 to 255 from left
+Coordinates refer to the part of the picture that a model sees, the largest centred square: 0 to 255 from left
 to right and from top to bottom, whatever the picture's size (CM3leon paper, figure 15).
 """
 
@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 from cm3core.errors import DataError
 
-#: Coordinates are 0 to this, at the edges of what the model sees.
+#: Largest coordinate, at the right and lower edges of what the model sees.
 MAX_COORDINATE = 255
 _OBJECT = re.compile(r"(.+?) at \((\d+), (\d+)\) -> \((\d+), (\d+)\)(?:, |\.?$)")
 
 
 def quarter_of(box: tuple[float, float, float, float], side: float = MAX_COORDINATE) -> str:
-    """Name the quarter of a square picture that the centre of a box is in.
+    """Name the quarter of a square picture that contains the centre of a box.
 
     Args:
         box: (x0, y0, x1, y1).
@@ -54,7 +54,7 @@ class Boxes:
             if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
                 raise DataError(
                     f"box of {label!r}",
-                    f"({x0:g}, {y0:g}) -> ({x1:g}, {y1:g}) is empty or outside of the picture, "
+                    f"({x0:g}, {y0:g}) -> ({x1:g}, {y1:g}) is empty or outside the picture, "
                     f"which is {width} x {height}",
                     "correct it: pixels of the picture as stored, x0 < x1 and y0 < y1",
                 )
@@ -96,7 +96,7 @@ def text_of_boxes(objects: Iterable[tuple[str, tuple[int, int, int, int]]]) -> s
 
 
 def boxes_in(text: str) -> list[tuple[str, tuple[int, int, int, int]]]:
-    """Read the objects of such a text, which a model may have written; what does not have the form is skipped.
+    """Read the objects from such a text, possibly written by a model; malformed parts are skipped.
 
     >>> boxes_in("bell at (10, 12) -> (40, 44), key at (0, 0) -> (9")
     [('bell', (10, 12, 40, 44))]

@@ -184,13 +184,12 @@ class TokenSequence:
         cells: int32 [n]; raster index of an image code in its picture, `NO_CELL` for every other
             token.
         segments: text and image segments in order; specials (<eos>, <break>) are in none of them.
-        query_segment: index into `segments` of the first segment of the query document; those
-            query_segment: index into `segments` of the first segment of the query document; earlier segments
-                are retrieved.
-            responses: the response spans of the query document's task, in order; each lies within one segment.
-                Empty if no task made the document.
-            decided: for conversations: indices of other tokens that the model must predict, those that begin a
-                picture or end a turn.
+        query_segment: index into `segments` of the first segment of the query document; earlier segments
+            are retrieved.
+        responses: the response spans of the query document's task, in order; each lies within one segment.
+            Empty if no task made the document.
+        decided: for conversations: indices of other tokens that the model must predict, those that begin a
+            picture or end a turn.
     """
 
     tokens: IntArray

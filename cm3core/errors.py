@@ -45,7 +45,7 @@ class DataError(CM3Error):
 
 
 class TokenizerError(CM3Error):
-    """A tokenizer was given what it can't encode or decode."""
+    """A tokenizer can't encode or decode its input."""
 
 
 class DocumentError(CM3Error):
@@ -61,15 +61,15 @@ class GenerationError(CM3Error):
 
 
 class ProcessError(CM3Error):
-    """The processes of a run don't belong together, or one of them is gone."""
+    """The processes of a run don't belong together, or one of them was lost."""
 
 
 class DatabaseError(CM3Error):
-    """A database can't be reached, or refuses what it is asked."""
+    """A database can't be reached, or refuses a command."""
 
 
 class TrustError(CM3Error):
-    """A model, a bank or a task names a host, credentials or a path outside of it, which the user did not
+    """A model, a bank or a task names a host, credentials or a path outside its folder that the user did not
     allow."""
 
 
@@ -78,7 +78,7 @@ class MissingPackageError(CM3Error):
 
     @classmethod
     def extra(cls, place: str, package: str, extra: str) -> MissingPackageError:
-        """Return the usual form: `package` is installed by our extra `extra`."""
+        """Return the error for a package that our extra `extra` installs."""
         return cls(
             place, f"the package {package!r} is not installed", f"pip install 'cm3leon[{extra}]'"
         )

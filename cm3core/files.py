@@ -1,8 +1,8 @@
-"""Files and folders of a user: written so that a reader sees the old file or the new one, never half of it; the cache;
-refusals of special files; locks on what only one process at a time may change.
+"""A user's files and folders: atomic writes, so that readers see the old file or the new one, never half of it; the
+cache; refusing special files; locks on folders that only one process at a time may change.
 
-A file is written in a folder beside its place, which the process that writes locks. The system frees the lock when that
-process ends, however that happens: a folder whose lock is free has no owner, and nobody needs what is in it.
+A file is first written in a temporary folder beside its place, which the writing process locks. The system frees the
+lock when that process ends, however it ends, so a temporary folder with a free lock has no owner and can be removed.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from pathlib import Path
 from cm3core.arguments import checked
 from cm3core.errors import CM3Error, DataError, FileError
 
-#: Ending of the folders' names; nothing else that we write has it.
+#: Suffix of temporary folders; no other file that we write has it.
 SUFFIX = ".cm3-writing"
 _NAME = re.compile(rf"\..*\.[0-9a-f]{{8}}{re.escape(SUFFIX)}", re.DOTALL)
-#: Letters of the target's name that a folder's name has: a file's name may be as long as names can be.
+#: Letters of the target's name in a temporary folder's name; names have a limited length.
 _MAX_LETTERS = 40
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 _mask_lock = threading.Lock()
 
-#: Path, device and inode of the folders in which this process has looked for what others left. A new folder
-#: may get the inode of one that was removed. A forked process looks again.
+#: Path, device and inode of the folders in which this process has looked for leftovers. A new folder
+#: may get the inode of a removed one. A forked process looks again.
 _searched: set[tuple[str, int, int]] = set()
 os.register_at_fork(after_in_child=_searched.clear)
 
 
 @contextmanager
 def temporary_folder(target: Path) -> Iterator[Path]:
-    """A new folder beside `target`, whose folder is there; it is removed at the end, with all that is
+    """Yield a new folder beside `target`, whose parent exists; at the end it is removed with everything
     still in it.
 
-    The first one of a process in a place also removes those that killed processes left there.
+    The first one that a process makes in a place also removes those that killed processes left there.
 
     Raises:
         OSError: it can't be made.
@@ -54,20 +54,20 @@ def temporary_folder(target: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        # the lock is freed last, so that only one process removes the folder
-        shutil.rmtree(folder, ignore_errors=True)  # the next process here removes what is left
+        # free the lock last, so that only one process removes the folder
+        shutil.rmtree(folder, ignore_errors=True)  # the next process here removes the rest
         _close(handle)
 
 
 def _close(handle: int) -> None:
-    """Close a folder's descriptor, whose lock goes with it; nothing was written by it that could be lost."""
+    """Close a folder's descriptor and so free its lock; no data can be lost."""
     with suppress(OSError):
         os.close(handle)
 
 
 def _made(target: Path) -> tuple[Path, int] | None:
-    """A folder and its open descriptor, locked. None: between the two, another process took it for
-    one without an owner."""
+    """Make and lock a folder; return it and its open descriptor. None: another process found it before it was
+    locked, and removed it."""
     name = f".{target.name[:_MAX_LETTERS]}.{os.urandom(4).hex()}{SUFFIX}"
     folder = target.parent / name
     folder.mkdir(mode=0o700)
@@ -80,7 +80,7 @@ def _made(target: Path) -> tuple[Path, int] | None:
     except BlockingIOError:
         _close(handle)
         return None
-    except OSError:  # no locks on this disk: then nobody can lock it to remove it, either
+    except OSError:  # a disk without locks: then nobody can lock it to remove it, either
         return folder, handle
     if not _is_at(folder, handle):
         _close(handle)
@@ -89,8 +89,8 @@ def _made(target: Path) -> tuple[Path, int] | None:
 
 
 def make_ordinary(file: Path) -> None:
-    """Give a file the rights of one that the user makes: some libraries make private ones."""
-    # Python can ask for the mask only by changing it, which another thread may be in the middle of
+    """Give a file the default permissions of the user's files: some libraries make private ones."""
+    # Python can read the umask only by changing it, so two threads must not do so at once
     with _mask_lock:
         umask = os.umask(0o077)
         os.umask(umask)
@@ -98,8 +98,8 @@ def make_ordinary(file: Path) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove the temporary folders in `folder` whose owners have ended. Never fails: what can't be
-    removed stays."""
+    """Remove the temporary folders in `folder` whose owners have ended. Never fails: folders that can't be
+    removed stay."""
     try:
         with os.scandir(folder) as entries:
             found = [entry.name for entry in entries if _NAME.fullmatch(entry.name)]
@@ -110,10 +110,10 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def remove_unfinished_once(folder: Path) -> None:
-    """`remove_unfinished`, the first time that this process is asked for this folder.
+    """Call `remove_unfinished` the first time that this process names this folder.
 
     Raises:
-        OSError: the folder is not there.
+        OSError: the folder does not exist.
     """
     status = folder.stat()
     place = (str(folder), status.st_dev, status.st_ino)
@@ -125,12 +125,12 @@ def remove_unfinished_once(folder: Path) -> None:
 def _remove_if_free(folder: Path) -> None:
     try:
         handle = os.open(folder, _OPEN)
-    except OSError:  # gone, a link, or another user's
+    except OSError:  # removed, a link, or another user's
         return
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if _is_at(folder, handle):
-            shutil.rmtree(folder, ignore_errors=True)  # another one may be removing it, too
+            shutil.rmtree(folder, ignore_errors=True)  # another process may be removing it, too
     except OSError:  # its owner is alive, or the disk has no locks
         return
     finally:
@@ -161,7 +161,7 @@ def user_path(path: str | Path, place: str | None = None) -> Path:
         user = Path(path).parts[0]
         raise CM3Error(
             str(path) if place is None else place,
-            f"the home folder that {user!r} stands for is not known",
+            f"{user!r} has no known home folder",
             f"write the whole path, or ./{user} for a folder of that name",
         ) from error
 
@@ -169,7 +169,7 @@ def user_path(path: str | Path, place: str | None = None) -> Path:
 def cache_directory() -> Path:
     """Return the folder for rendered pictures and computed codes.
 
-    It is `CM3_CACHE`, else the user's cache folder.
+    It is `CM3_CACHE` if set, otherwise the user's cache folder.
 
     Raises:
         FileError: `CM3_CACHE` is not a folder.
@@ -183,43 +183,43 @@ def cache_directory() -> Path:
 
 
 def state_folder(*names: str) -> Path:
-    """Return a folder of what is kept for good, in `XDG_STATE_HOME`; it need not be there."""
+    """Return a folder for permanent state, in `XDG_STATE_HOME`; it may not exist yet."""
     state = user_path(os.environ.get("XDG_STATE_HOME") or "~/.local/state")
     return (state / "cm3leon").joinpath(*names)
 
 
 @checked(FileError)
 def cache_folder(*names: str, root: str | Path | None = None) -> Path:
-    """Return a folder of the cache; it need not be there.
+    """Return a folder of the cache; it may not exist yet.
 
-    What killed processes left in it is removed: whoever finds a complete file there never writes in
-    the folder again, so that `atomic_path` would not do it.
+    Removes what killed processes left in it: a process that finds a complete file there never writes in
+    the folder again, so `atomic_path` would not do it.
 
     Args:
-        names: of the folder and those that it is in, from the outside.
+        names: of the folder, preceded by those of its parents.
         root: where caches are kept; None: `cache_directory()`.
 
     Raises:
         FileError: see `cache_directory`.
     """
     folder = (cache_directory() if root is None else user_path(root)).joinpath(*names)
-    with suppress(OSError):  # not there yet
+    with suppress(OSError):  # does not exist yet
         remove_unfinished_once(folder)
     return folder
 
 
 _SPECIAL = "is a device, a pipe or a socket, not a regular file"
-#: s3://bucket/folder, as it is written and as a `Path` spells it.
+#: s3://bucket/folder, as written or as spelled by a `Path`.
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/")
-#: Errors of a disk that is full or fails while a file is being written.
+#: Errors of a disk that is full or fails during a write.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-#: What a disk says that may not be written, at the first byte or later: a share whose rights changed.
+#: Errors of a disk without write permission, at the first byte or later (a share whose permissions changed).
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ESTALE)
-#: The next step where a disk is full.
+#: The next step for a full disk.
 FREE_SPACE = "free space on that disk"
-#: Bytes that a disk with room takes.
+#: A few bytes, which a disk that is not full accepts.
 _A_LITTLE = 1 << 16
-#: What a file system says that can't give a file its blocks in advance.
+#: Errors of a file system that can't allocate blocks in advance.
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
@@ -229,11 +229,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a path for a file that becomes `path`; on success, flush it to disk and replace `path`.
 
     On any error (a full disk, Ctrl-C) the file is removed and `path` is unchanged; after a kill, the
-    next process that writes in the folder removes it. A symbolic link stays, and the file that it
-    names is replaced.
+    next process that writes in the folder removes it. A symbolic link is kept, and its target
+    replaced.
 
     Raises:
-        FileError: the disk is full, or nothing can be written there: a folder, a device, a pipe.
+        FileError: the disk is full, or the path is not writable: a folder, a device, a pipe.
     """
     target = Path(os.path.realpath(path))
     _check_replaceable(path, target)
@@ -244,7 +244,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             yield temporary
         except CM3Error:
             raise
-        except Exception as error:  # a full disk gives errors of any type; others go on
+        except Exception as error:  # a full disk raises errors of many types; others are re-raised
             if (cause := _disk_error(error, temporary)) is not None:
                 raise not_written(target, cause) from error
             raise
@@ -256,12 +256,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def new_place(target: Path) -> Iterator[Path]:
-    """Context with a path on the disk of `target`, where nothing is: what is to be `target` is made
-    there, a file or a folder, and renamed. What is still there at the end is removed; what a killed
-    process leaves, by the next one that writes in the same folder.
+    """Yield an unused path on the disk of `target`, for making a file or a folder that is then renamed to
+    `target`. Anything still there at the end is removed; what a killed process leaves is removed by the next
+    one that writes in the same folder.
 
     Raises:
-        FileError: nothing can be written there.
+        FileError: the place is not writable.
     """
     make_folder(target.parent)
     with ExitStack() as stack:
@@ -273,9 +273,9 @@ def new_place(target: Path) -> Iterator[Path]:
 
 
 def _check_replaceable(path: str | Path, target: Path) -> None:
-    """Refuse to replace what is not a regular file: replacing a device node would break the system.
+    """Refuse to replace anything but a regular file: replacing a device node would break the system.
 
-    Nothing is made beside a folder, either: a link to it may lead far away."""
+    Nothing is made beside a folder, either: it may be a link to a far-away place."""
     if target.is_dir():
         raise not_written(
             target, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
@@ -285,31 +285,31 @@ def _check_replaceable(path: str | Path, target: Path) -> None:
 
 
 def check_regular(path: str | Path, place: str) -> None:
-    """Refuse to read a device, a pipe or a socket, also through a link: it may block or never end.
+    """Refuse to read a device, a pipe or a socket, also through a link, because reading may block or never end.
 
     Raises:
-        DataError: it is one. A folder or a missing path is left to the reader's own message.
+        DataError: it is one of these. Folders and missing paths are left to the reader's own message.
     """
     path = Path(path)
     try:
         special = path.exists() and not path.is_file() and not path.is_dir()
-    except OSError as error:  # a name that is too long
+    except OSError as error:  # a name that is too long, for example
         reason = error.strerror or str(error)
         raise DataError(place, f"can't be read ({reason})", "correct the path") from error
     if special:
-        raise DataError(place, _SPECIAL, "use a regular file in its place")
+        raise DataError(place, _SPECIAL, "use a regular file instead")
 
 
 def open_regular(path: str | Path) -> io.BufferedReader:
-    """Open a file that others may have made, to read its bytes.
+    """Open an untrusted file for reading bytes.
 
     Raises:
         OSError: it can't be opened, or is a folder, a device, a pipe or a socket, also through a
-            link: those may block, or never end.
+            link: reading these may block, or never end.
     """
     handle = os.open(
         path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
-    )  # no wait for a pipe's writer
+    )  # don't wait for a pipe's writer
     if not stat.S_ISREG((status := os.fstat(handle)).st_mode):
         os.close(handle)
         code = errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.EINVAL
@@ -319,19 +319,19 @@ def open_regular(path: str | Path) -> io.BufferedReader:
 
 
 def read_text(path: str | Path, encoding: str = "utf-8") -> str:
-    r"""Return the text of a file that others may have made, its lines ended by `\n`.
+    r"""Return the text of an untrusted file, with lines ended by `\n`.
 
     Raises:
         OSError: see `open_regular`.
-        UnicodeDecodeError: it is not of this encoding.
+        UnicodeDecodeError: it does not have this encoding.
     """
     with io.TextIOWrapper(open_regular(path), encoding=encoding) as file:
         return file.read()
 
 
 def check_links(folder: Path, *names: str) -> None:
-    """Refuse a folder to write in, or these files in it, where a link leads to a file outside of the
-    folder: others may have made the folder, and its owner means the folder alone to change.
+    """Refuse to write to a folder, or to these files in it, if a link leads to a file outside the
+    folder: an untrusted folder must not make us change other files.
 
     Raises:
         FileError: there is such a link.
@@ -355,19 +355,19 @@ def _is_inside(path: Path, folder: Path) -> bool:
 
 
 def check_not_input(out: str | Path, *inputs: str | Path) -> None:
-    """Raise `FileError` when writing `out` would replace one of the files that are read."""
+    """Raise `FileError` if writing `out` would replace one of the input files."""
     for source in inputs:
         if Path(out).exists() and Path(source).exists() and Path(out).samefile(source):
-            raise FileError(str(out), "is the file that is read", "name another file to write")
+            raise FileError(str(out), "is the input file", "name another file to write")
 
 
 def _disk_error(error: Exception, file: Path) -> OSError | None:
-    """The disk's error behind what went wrong while a file was being written; None: it was something else.
+    """The disk's error behind a failed write; None: the failure has another cause.
 
-    Libraries in C++ and Rust have errors of their own for a full disk, which don't say so, or only in
-    words: the file is asked for a little more, to hear it from the system."""
+    Libraries in C++ and Rust raise their own errors for a full disk, which may not say so.
+    The file is therefore extended a little, to get the system's error."""
     if isinstance(error, OSError) and error.errno is not None:
-        # of a file that is read meanwhile the error names that file
+        # an error about a file being read names that file
         own = error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(
             file.parent
         )
@@ -386,23 +386,23 @@ def _disk_error(error: Exception, file: Path) -> OSError | None:
 def _take_place(temporary: Path, target: Path, mode: int) -> None:
     with temporary.open("rb+") as file:
         os.fsync(file.fileno())
-    temporary.chmod(mode)  # some libraries make private files; ours are ordinary ones
+    temporary.chmod(mode)  # some libraries make private files
     temporary.replace(target)
     sync_directory(target.parent)
 
 
 def not_written(path: Path, error: OSError) -> FileError:
-    """Return the error that states why a path could not be written."""
+    """Return the error that says why a path could not be written."""
     step = FREE_SPACE if error.errno in _DISK_ERRORS else "name a place where you may write"
     if error.errno not in _DISK_ERRORS and path.is_relative_to(cache_directory()):
-        # nobody named it, so that it is not known how another is named
+        # the user did not name this place, so suggest how to change it
         step = "set CM3_CACHE to a folder where you may write"
     return FileError(str(path), f"can't be written ({error.strerror or error})", step)
 
 
 @checked(FileError)
 def make_folder(path: Path) -> None:
-    """Make a folder and its parents unless it exists. Raises `FileError` if it can't be made."""
+    """Make a folder and its parents if they don't exist. Raises `FileError` if this fails."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -411,7 +411,7 @@ def make_folder(path: Path) -> None:
 
 @checked(FileError)
 def check_writable(path: str | Path, *, folder: bool = False) -> None:
-    """Raise `FileError` if this file, or files in this folder, plainly can't be written.
+    """Raise `FileError` if this file, or files in this folder, certainly can't be written.
 
     Called before long work; creates nothing.
 
@@ -420,7 +420,7 @@ def check_writable(path: str | Path, *, folder: bool = False) -> None:
         folder: whether it is a folder.
     """
     if _ADDRESS.match(str(path)):
-        cause = "is an address, and only this machine's disks are written"
+        cause = "is an address, but only local disks can be written"
         raise FileError(str(path), cause, "write to a folder here, then copy it to the store")
     target = Path(path).absolute()
     if target.exists() and target.is_dir() != folder:
@@ -452,10 +452,10 @@ def sync_directory(path: Path) -> None:
 
 
 def allocate(file: int, offset: int, num_bytes: int) -> None:
-    """Reserve disk space for a part of an open file before it is mapped into memory. New bytes read as zeros.
+    """Reserve disk space for a part of an open file before it is memory-mapped. New bytes read as zeros.
 
-    A file that is only as long as its contents will be has no blocks yet, and a full disk then ends
-    the process (SIGBUS) in the middle of an assignment, without a message.
+    A file that was only extended has no blocks yet. If the disk is full, writing to the map then kills
+    the process (SIGBUS) without a message.
 
     Args:
         file: the descriptor.
@@ -493,7 +493,7 @@ def write_text(path: str | Path, text: str) -> None:
         data = text.encode("utf-8")
     except UnicodeEncodeError as error:
         cause = (
-            f"can't be written: the text has half of a character ({error.object[error.start]!a})"
+            f"can't be written: the text has an unpaired surrogate ({error.object[error.start]!a})"
         )
         raise FileError(str(path), cause, "correct the text") from error
     write_bytes(path, data)
@@ -501,12 +501,12 @@ def write_text(path: str | Path, text: str) -> None:
 
 @contextmanager
 def locked(path: str | Path, busy: CM3Error | None = None) -> Iterator[None]:
-    """Hold a lock: `path` is its file, made if it is not there and never written to. The lock goes
-    with the process, however that ends.
+    """Hold a lock: `path` is its file, made if missing and never written to. The lock ends
+    with the process.
 
     Args:
-        path: the lock's file, in a folder that is there.
-        busy: raised while another process holds the lock; None: wait for it.
+        path: the lock's file, in an existing folder.
+        busy: raised if another process holds the lock; None: wait for it.
 
     Raises:
         FileError: the file can't be made or locked, or is a link, a folder or a device.
@@ -516,27 +516,27 @@ def locked(path: str | Path, busy: CM3Error | None = None) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # the lock goes all the same, and nothing was written to it
+        with suppress(OSError):  # the lock is freed in any case, and no data can be lost
             os.close(handle)
 
 
 @contextmanager
 def held_folder(folder: str | Path, busy: CM3Error) -> Iterator[None]:
-    """Context in which no other process holds the folder (else: `busy`). It is made if it is not there, and
-    removed again if an error comes before anything is in it. The folder itself is the lock: no file."""
+    """A context in which no other process holds the folder (otherwise raises `busy`). Makes the folder if missing, and
+    removes it again if an error occurs while it is empty. The folder itself is locked, without a lock file."""
     folder = Path(folder)
     made = not folder.exists()
     make_folder(folder)
     try:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:  # it may not be read
+    except OSError as error:  # no read permission
         raise not_written(folder, error) from error
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise busy from error
-        except OSError:  # a disk without locks: better unlocked than refused
+        except OSError:  # a disk without locks: continue unlocked rather than refuse
             pass
         yield
     except BaseException:
@@ -575,8 +575,8 @@ def _open_lock_held(path: Path, busy: CM3Error | None) -> int:
 
 
 def _open_lock(path: Path) -> int:
-    """Open a lock's file. It may lie in a folder that others filled: a link would make us open, or
-    make, a file elsewhere; a pipe would keep us waiting."""
+    """Open a lock's file. Its folder is untrusted: a link would make us open, or
+    make, a file elsewhere; a pipe would block."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     try:
         handle = os.open(path, flags, 0o666)
@@ -603,7 +603,7 @@ def _not_a_lock(path: Path) -> FileError:
 @checked(FileError)
 def sha256_file(path: str | Path) -> str:
     """Return the hexadecimal SHA-256 of a file's bytes. Raises `OSError`, see `open_regular`."""
-    import hashlib  # here: it loads OpenSSL, which few commands need
+    import hashlib  # imported here because it loads OpenSSL, which few commands need
 
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -21,11 +21,11 @@ Its distribution declares it, and after `pip install` the recipe line
 from a file.
 
 Every kind's hook returns recipe name -> config class. The class is a dataclass derived from the
-kind's base in `cm3core.interfaces`; its fields are the keys of the recipe's section, its docstring
+kind's base in `cm3core.interfaces`. Its fields are the keys of the recipe's section, its docstring
 documents them, and its typed `build(...)` imports the heavy modules and returns the component.
-Hooks are called whenever plugins are described (`cm3 recipe check`), so they must import nothing
-heavy. `cm3 plugin list` shows what they returned last until a module's file or the installed
-packages change: they must depend on nothing else. Names are lower-case letters, digits, `_` and `-`.
+Hooks are called whenever plugins are described (`cm3 recipe check`), so they must not import heavy
+modules. `cm3 plugin list` caches their results until a module's file or the installed
+packages change, so they must depend on nothing else. Names are lower-case letters, digits, `_` and `-`.
 """
 # mypy: disable-error-code="empty-body"
 # (hooks are declarations: pluggy reads their signatures and never calls them)
@@ -61,8 +61,8 @@ PROJECT = "cm3core"
 hookspec = pluggy.HookspecMarker(PROJECT)
 #: Marks a plugin's function as the implementation of the hook of that name.
 hookimpl = pluggy.HookimplMarker(PROJECT)
-#: The arguments of hooks: hook -> argument -> value. No hook has an argument today; one that gets
-#: one is listed here.
+#: The arguments of hooks: hook -> argument -> value. No hook has arguments today; future ones
+#: are listed here.
 ARGUMENTS: dict[str, dict[str, Any]] = {}
 
 
@@ -187,10 +187,10 @@ def cm3_trackers() -> Mapping[str, type[TrackerConfig]]:
 
 @hookspec
 def cm3_kinds() -> Sequence[Kind]:
-    """Kinds of components that the plugin brings, a row each.
+    """New kinds of components that the plugin defines, one row each.
 
-    A row names the kind's own hook, by which this and other plugins provide components of it.
-    Recipes may then have a section of the kind, and other components' configs fields of it.
+    A row names the kind's own hook, through which this and other plugins provide components of it.
+    Recipes may then have a section of the kind, and configs of other components may have fields of it.
     """
 
 

@@ -23,26 +23,26 @@ from cm3core.document import PixelArray, Pixels
 from cm3core.errors import DataError, FileError
 from cm3core.files import atomic_path, check_regular, check_writable
 
-#: Pictures with more pixels are refused before decoding: a decompression bomb is a small file.
+#: Pictures with more pixels are refused before decoding, because a small file can be a decompression bomb.
 MAX_PIXELS = 64_000_000
 #: Larger files are refused before they are read (`MAX_PIXELS` RGB pixels of 8 bits take 183 MiB).
 MAX_FILE_BYTES = 256 << 20
-#: Formats that are read. Others run interpreters (EPS) or code that nobody fuzzes.
+#: Supported formats. Others involve interpreters (EPS) or code that is not fuzzed.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-#: Endings of pictures' names that promise another format than the one that is written, PNG.
+#: File name extensions of other formats than PNG, which is what is written.
 OTHER_SUFFIXES = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".svg")
 
-#: Levels of 255 by which the pixels of a blank picture differ at most: JPEG's rounding of a plain area.
+#: Maximum difference between pixels of a blank picture, of 255 levels: JPEG's rounding in a plain area.
 _INVISIBLE = 4
-#: Scans of a progressive JPEG: encoders make ten.
+#: Maximum number of scans of a progressive JPEG; encoders make ten.
 MAX_SCANS = 100
-#: A marker of JPEG, no stuffed byte and no restart inside of a scan.
+#: A JPEG marker that is not a stuffed byte or a restart within a scan.
 _MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")
 _SCAN, _END, _WITHOUT_LENGTH = 0xDA, 0xD9, (0x01, 0xD8)
-#: Pixels that are converted at a time.
+#: Number of pixels converted at a time.
 _STRIP_PIXELS = 1 << 20
 
-# What Pillow's parsers raise on broken files, each seen in its issue tracker; anything else is a
+# Errors that Pillow's parsers raise for broken files, each seen in its issue tracker; any other error is a
 # bug and is not caught.
 _BROKEN = (
     OSError,
@@ -67,17 +67,17 @@ def open_image(source: str | Path | bytes, place: str | None = None) -> PixelArr
 
     Args:
         source: a path, or the file's bytes.
-        place: what messages call it; the path by default.
+        place: its name in messages; the path by default.
 
     Raises:
         DataError: missing, not a regular file, not a picture, truncated, more than `MAX_PIXELS` or
-            `MAX_FILE_BYTES`, or of a format that is not read.
+            `MAX_FILE_BYTES`, or of an unsupported format.
     """
     pixels = _opened(source, place, MAX_PIXELS, _to_rgb)
     if pixels is None:
         raise DataError(
             _named(source, place),
-            "has pixels that are not 8 or 16 bit numbers",
+            "has pixels that are not 8-bit or 16-bit numbers",
             "convert it to an 8 bit PNG",
         )
     return pixels
@@ -86,46 +86,46 @@ def open_image(source: str | Path | bytes, place: str | None = None) -> PixelArr
 def open_alpha(
     source: str | Path | bytes, place: str | None = None, *, max_pixels: int = MAX_PIXELS
 ) -> NDArray[np.uint8] | None:
-    """Return how opaque each pixel of a picture file is: uint8 [height, width], 0 is transparent.
+    """Return the opacity of each pixel of a picture file: uint8 [height, width], 0 is transparent.
 
-    None: the picture has no transparency at all. Upright, as `open_image` returns the pixels.
+    None: the picture has no transparency at all. Upright, like the pixels from `open_image`.
 
     Args:
         source, place: as for `open_image`.
-        max_pixels: pictures with more are refused before they are decoded.
+        max_pixels: larger pictures are refused before they are decoded.
 
     Raises:
-        DataError: as `open_image`.
+        DataError: as for `open_image`.
     """
     return _opened(source, place, max_pixels, _alpha_of)
 
 
 def size_of(source: bytes, place: str, max_pixels: int) -> tuple[int, int]:
-    """(width, height) of a picture as its head says, before it is decoded.
+    """(width, height) of a picture, read from its header.
 
     Raises:
-        DataError: it is no picture, or has more than `max_pixels`.
+        DataError: it is not a picture, or has more than `max_pixels`.
     """
     return _opened(source, place, max_pixels, lambda image: image.size, decode=False)
 
 
 def has_alpha(source: bytes, place: str, max_pixels: int) -> bool:
-    """Whether a picture can be transparent somewhere, as its head says; raises as `size_of`."""
+    """Whether a picture can have transparency, according to its header; raises as `size_of`."""
     return _opened(source, place, max_pixels, _has_alpha, decode=False)
 
 
 def check_pixels(source: bytes, place: str, max_pixels: int) -> None:
     """Raise `DataError` for a picture of more than `max_pixels`, before it is decoded.
 
-    Raises it also for what is no picture.
+    Also raises it for a file that is not a picture.
     """
     size_of(source, place, max_pixels)
 
 
 T = TypeVar("T")
-#: Of a picture, in pixels.
+#: Side of a picture in pixels.
 Side = Annotated[int, Range(1, 65_536)]
-#: uint8 [height, width, 4], the last channel is how opaque a pixel is.
+#: uint8 [height, width, 4], with opacity as the last channel.
 TransparentPixels = Annotated[
     PixelArray,
     Shape((None, None, 4)),
@@ -146,7 +146,7 @@ def _opened(
     *,
     decode: bool = True,
 ) -> T:
-    """Apply `convert` to a picture file, turned upright; see `open_image` for what is refused."""
+    """Apply `convert` to a picture file, turned upright; `open_image` lists what is refused."""
     place = _named(source, place)
     if not isinstance(source, bytes):
         _check_file(Path(source), place)
@@ -158,7 +158,7 @@ def _opened(
                 raise DataError(
                     place,
                     f"{width} x {height} pixels, more than {max_pixels:,}",
-                    "make it smaller first",
+                    "reduce its size first",
                 )
             if not decode:
                 return convert(image)
@@ -175,14 +175,14 @@ def _opened(
         ) from error
     except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as error:
         raise DataError(
-            place, f"has more than {max_pixels:,} pixels", "make it smaller first"
+            place, f"has more than {max_pixels:,} pixels", "reduce its size first"
         ) from error
     except _BROKEN as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise DataError(
             place,
             f"can't be read as a picture ({reason})",
-            "replace the file; it is damaged or cut short",
+            "replace the file; it is damaged or truncated",
         ) from error
 
 
@@ -191,13 +191,13 @@ def check_file_bytes(size: int, place: str) -> None:
     if size > MAX_FILE_BYTES:
         raise DataError(
             place,
-            f"has {size:,} bytes, a picture has at most {MAX_FILE_BYTES:,}",
-            "make it smaller first",
+            f"has {size:,} bytes, but a picture may have at most {MAX_FILE_BYTES:,}",
+            "reduce its size first",
         )
 
 
 def _check_file(path: Path, place: str) -> None:
-    """Refuse what can't be read to its end: a pipe blocks, a device may never end."""
+    """Refuse files that can't be read to their end: a pipe blocks, a device may never end."""
     check_regular(path, place)
     if path.is_dir():
         raise DataError(place, "is a folder, not a picture", "name a picture in it")
@@ -211,7 +211,7 @@ def _has_alpha(image: Pillow.Image) -> bool:
 
 
 def _alpha_of(image: Pillow.Image) -> NDArray[np.uint8] | None:
-    """How opaque each pixel is; None for a picture without transparency."""
+    """The opacity of each pixel; None for a picture without transparency."""
     if not _has_alpha(image):
         return None
     alpha = np.empty((image.height, image.width), np.uint8)
@@ -226,9 +226,7 @@ def _to_rgb(image: Pillow.Image) -> PixelArray | None:
         return None
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     for rows, part in _strips(image):
-        if part.mode.startswith(
-            "I"
-        ):  # 16-bit grey, which readers of other formats return as "I", too
+        if part.mode.startswith("I"):  # 16-bit grey, which Pillow also returns as "I"
             pixels[rows] = (np.asarray(part).astype(np.int64) // 257).astype(np.uint8)[:, :, None]
         elif _has_alpha(part):
             layer = part.convert("RGBA")
@@ -240,7 +238,7 @@ def _to_rgb(image: Pillow.Image) -> PixelArray | None:
 
 
 def _strips(image: Pillow.Image) -> Iterator[tuple[slice, Pillow.Image]]:
-    """A picture in strips of rows, so that what is converted is never there several times as a whole."""
+    """A picture in strips of rows, so that no full copies are made during conversion."""
     rows = max(1, _STRIP_PIXELS // max(1, image.width))
     if rows >= image.height:
         yield slice(None), image
@@ -251,8 +249,8 @@ def _strips(image: Pillow.Image) -> Iterator[tuple[slice, Pillow.Image]]:
 
 
 def _check_scans(image: Pillow.Image, place: str) -> None:
-    """Raise `DataError` for a JPEG that is decoded more than `MAX_SCANS` times: each scan of some bytes is
-    decoded over the whole picture, and a small file may have thousands."""
+    """Raise `DataError` for a JPEG with more than `MAX_SCANS` scans: each scan of a few bytes is
+    decoded over the whole picture, and a small file can have thousands."""
     file = image.fp  # type: ignore[attr-defined]  # of pictures that are opened
     start = file.tell()
     file.seek(0)
@@ -261,13 +259,13 @@ def _check_scans(image: Pillow.Image, place: str) -> None:
     if number > MAX_SCANS:
         raise DataError(
             place,
-            f"has more than {MAX_SCANS} scans, and every one takes as long as a picture",
+            f"has more than {MAX_SCANS} scans, each of which takes as long as a picture",
             "save it again, as a baseline JPEG",
         )
 
 
 def _scans(data: bytes) -> int:
-    """Scans of a JPEG up to its end, at most `MAX_SCANS` + 1. Segments are skipped: they may hold
+    """Number of scans of a JPEG up to its end, at most `MAX_SCANS` + 1. Segments are skipped, because they may contain
     another JPEG, a preview."""
     number = place = 0
     while number <= MAX_SCANS and (found := _MARKER.search(data, place)):
@@ -281,8 +279,8 @@ def _scans(data: bytes) -> int:
 
 
 def is_blank(pixels_HWC: PixelArray) -> bool:
-    """Whether a picture uint8 [height, width, 3] shows nothing: every channel is the same everywhere, but for what no eye
-    sees.
+    """Whether a picture uint8 [height, width, 3] is blank: every channel is constant, except for invisible
+    differences.
 
     >>> page = np.full((4, 4, 3), 250, np.uint8)
     >>> dot = page.copy()
@@ -300,8 +298,8 @@ def fit(pixels: Pixels, size: tuple[Side, Side]) -> PixelArray:
 
     The largest centred part of that aspect ratio is resampled with LANCZOS. This is like resizing
     the short side and cropping the centre (Chameleon's `image_tokenizer.py`), without the large
-    intermediate picture that a long thin one would need. A picture of this size is returned as it
-    is.
+    intermediate picture that a long thin one would need. A picture of this size is returned
+    unchanged.
 
     >>> fit(np.zeros((10, 30, 3), np.uint8), (4, 4)).shape
     (4, 4, 3)
@@ -324,19 +322,19 @@ def fit(pixels: Pixels, size: tuple[Side, Side]) -> PixelArray:
 
 
 def check_writable_png(path: str | Path) -> None:
-    """`files.check_writable` of a PNG: a name that promises another format is refused, too.
+    """`files.check_writable` for a PNG: a name with another format's extension is refused, too.
 
-    An ending of letters alone does: a known format's, or a misspelt `.png`. `drawing.v2` says nothing of one.
+    Only extensions made of letters count: a known format's, or a misspelt `.png`. The name `drawing.v2` has none.
 
     Raises:
-        FileError: the file can't be written, or its name ends like that of another format.
+        FileError: the file can't be written, or its name has another format's extension.
     """
     check_writable(path)
     suffix = Path(path).suffix
     if suffix.lower() != ".png" and (suffix[1:].isalpha() or suffix.lower() in OTHER_SUFFIXES):
         raise FileError(
             str(path),
-            f"ends in {suffix}, and pictures are written as PNG",
+            f"ends in {suffix}, but pictures are written as PNG",
             f"name it {Path(path).with_suffix('.png').name}",
         )
 
@@ -353,10 +351,10 @@ def save_png(
 
 
 def png_bytes(pixels: PixelArray, metadata: Mapping[str, str] | None = None) -> bytes:
-    """The bytes of a PNG, with text chunks as for `save_png`.
+    """Encode a PNG, with text chunks as for `save_png`.
 
     Args:
-        pixels: uint8 [height, width, 3], or [height, width, 4] with how opaque each pixel is.
+        pixels: uint8 [height, width, 3], or [height, width, 4] with opacity.
         metadata: the text chunks.
     """
     info = PngImagePlugin.PngInfo()
@@ -370,7 +368,7 @@ def png_bytes(pixels: PixelArray, metadata: Mapping[str, str] | None = None) -> 
 @checked(DataError)
 def read_png_metadata(path: str | Path) -> dict[str, str]:
     """Return the text chunks of a PNG; raises `DataError` if it isn't one or is damaged."""
-    open_image(path)  # reports what is wrong with a broken file; text may also follow the pixels
+    open_image(path)  # reports errors in broken files; text chunks may also follow the pixels
     with Pillow.open(path, formats=FORMATS) as image:
         if not isinstance(image, PngImagePlugin.PngImageFile):
             raise DataError(str(path), f"is a {image.format} file", "give a PNG")

@@ -1,10 +1,10 @@
 """The vocabulary: one table of ids for text, image codes and special tokens.
 
-Which ids mean what is given: by a layout (`cm3core.interfaces.layout`), which computes them from sizes or
-finds them in what a published model gave out, and which also says in which order ids make a sequence.
-Nobody computes with ids but by the methods here.
+The layout (`cm3core.interfaces.layout`) decides the meaning of ids: it computes them from sizes, or takes them from a
+published model. It also decides in which order ids form a sequence. All code that computes with ids uses the methods
+here.
 
-Special tokens have names. Everything needs "pad"; a layout with sentinels also "eos" (the end of a
+Special tokens have names. "pad" is always required; a layout with sentinels also needs "eos" (the end of a
 document), "break" (between segments) and "eoss" (the end of a moved span).
 """
 
@@ -35,11 +35,11 @@ class VocabularySizes:
     """Inputs for a layout that assigns its own ids.
 
     Args:
-        num_text_ids: ids of the text tokenizer; 0: not known.
+        num_text_ids: ids of the text tokenizer; 0: unknown.
         num_image: image codes.
         num_text: ids of texts in the recipe's section `vocabulary`; None: as many as needed.
         num_sentinels, num_reserved, multiple_of: see that section.
-        control: names of control tokens of the objective's own, in the order of their ids.
+        control: names of the objective's control tokens, in the order of their ids.
     """
 
     num_text_ids: int
@@ -56,16 +56,16 @@ class Vocabulary:
 
     Args:
         size: rows of the embedding table.
-        text: ids that texts may have, ascending and disjoint.
+        text: ids available for texts, ascending and disjoint.
         codes: id of each image code; together one range, in any order.
-        special: name -> id of the other tokens that a layout writes; "pad" must be among them.
+        special: name -> id of the other tokens that a layout writes; must include "pad".
         first_text: id of the text tokenizer's id 0; the others follow.
-        sentinels: ids of mask tokens: `<sentinel:i>` stands in place of a span, and at the head of
+        sentinels: ids of mask tokens: `<sentinel:i>` stands in place of a span, and before
             the moved span.
-        control: name -> id of the control tokens of an objective's own, adjacent and ascending.
+        control: name -> id of the objective's control tokens, adjacent and ascending.
 
     Raises:
-        DocumentError: ids out of the table, of two things at once, or image codes with gaps.
+        DocumentError: ids outside the table, ids with two meanings, or image codes with gaps.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Vocabulary:
             if "pad" not in special
             else f"has image codes with gaps: {len(own)} in {first}..{last}"
             if not in_order and not np.array_equal(np.sort(own), np.arange(first, last + 1))
-            else f"gives the id {overlap[0].start} to two things"
+            else f"uses the id {overlap[0].start} twice"
             if overlap
             else f"has ids up to {used[-1].stop - 1} in a table of {size}"
             if used and (used[-1].stop > size or used[0].start < 0)
@@ -135,7 +135,7 @@ class Vocabulary:
 
     @property
     def eos(self) -> int:
-        """The end of a document. Raises `DocumentError` if there is no such token, as do `break_` and
+        """The end of a document. Raises `DocumentError` if the vocabulary has no such token, as do `break_` and
         `end_of_infill`."""
         return self._own("eos")
 
@@ -153,14 +153,14 @@ class Vocabulary:
         if name not in self._special or not self._sentinels:
             raise DocumentError(
                 "vocabulary",
-                f"has no sentinels, and with them no token {name!r} for what is moved",
-                "ask the layout for what begins, separates and ends segments",
+                f"has no sentinels, and therefore no token {name!r}",
+                "use the layout's methods for what begins, separates and ends segments",
             )
         return self._special[name]
 
     @property
     def num_sentinels(self) -> int:
-        """Mask tokens; the maximum number of spans that an objective may use in a sequence."""
+        """Number of mask tokens: the maximum number of spans that an objective may use in a sequence."""
         return len(self._sentinels)
 
     @property
@@ -181,12 +181,12 @@ class Vocabulary:
 
     @property
     def control(self) -> tuple[str, ...]:
-        """Names of the objective's own control tokens, in the order of their ids."""
+        """Names of the objective's control tokens, in the order of their ids."""
         return tuple(self._control)
 
     @property
     def control_ids(self) -> tuple[int, ...]:
-        """Ids of the objective's own control tokens, in the order of `control`."""
+        """Ids of the objective's control tokens, in the order of `control`."""
         return tuple(self._control.values())
 
     @checked(TokenizerError)
@@ -206,24 +206,24 @@ class Vocabulary:
 
     @property
     def text(self) -> range:
-        """From the first to the last id of texts; `text_ranges` leaves out what is between."""
+        """From the first to the last id of texts; `text_ranges` excludes other ids in between."""
         return range(self._text[0].start, self._text[-1].stop) if self._text else range(0)
 
     @property
     def room_for_text(self) -> int:
-        """Most ids that a text tokenizer may have."""
+        """Maximum number of ids for the text tokenizer."""
         return self._size - self._first_text
 
     @checked(TokenizerError)
     def text_ranges(self, num_text_ids: int) -> IdRanges:
-        """Ids of texts where the text tokenizer has `num_text_ids` ids of its own."""
+        """Ids of texts if the text tokenizer has `num_text_ids` ids."""
         stop = self._first_text + num_text_ids
         return tuple(
             range(own.start, min(own.stop, stop)) for own in self._text if own.start < stop
         )
 
     def is_text(self, ids: Ids) -> npt.NDArray[np.bool_]:
-        """Which ids are of texts."""
+        """Which ids belong to texts."""
         if len(self._text) == 1:
             return (ids >= self._text[0].start) & (ids < self._text[0].stop)
         found = np.zeros(np.shape(ids), np.bool_)
@@ -232,7 +232,7 @@ class Vocabulary:
         return found
 
     def of_text(self, ids: Ids) -> npt.NDArray[np.int32]:
-        """Ids of the text tokenizer's ids."""
+        """Vocabulary ids of the text tokenizer's ids."""
         return (np.asarray(ids) + np.int32(self._first_text)).astype(np.int32)
 
     def to_text(self, ids: Ids) -> npt.NDArray[np.int32]:
@@ -266,7 +266,7 @@ class Vocabulary:
         return np.argsort(self._codes).astype(np.int32)
 
     def of_codes(self, codes: Ids) -> npt.NDArray[np.int32]:
-        """Ids of image codes 0..num_image-1. A code that a hole has (-1, say) becomes any id."""
+        """Ids of image codes 0..num_image-1. The placeholder code of a hole (-1, say) becomes an arbitrary id."""
         if self._codes is None:
             return (np.maximum(codes, 0) + np.int32(self._image.start)).astype(np.int32)
         return self._codes[np.clip(codes, 0, max(len(self._codes) - 1, 0))]
@@ -294,7 +294,7 @@ class Vocabulary:
 
     @checked(TokenizerError)
     def with_control(self, names: Sequence[str]) -> Vocabulary:
-        """The same with these control tokens, behind all other ids."""
+        """The same vocabulary with these control tokens after all other ids."""
         values = [*self._special.values(), *(own.stop - 1 for own in self._text)]
         used = 1 + max(*values, self._image.stop - 1, self._sentinels.stop - 1)
         return Vocabulary(
@@ -319,7 +319,7 @@ class Vocabulary:
             assert self._codes is not None
             order = hashlib.sha256(self._codes.astype("<i4").tobytes()).hexdigest()[:16]
             values["codes"] = order
-        # what only some have, so that the others' fingerprints stay what they were
+        # keys that only some tables have, so that the fingerprints of others are unchanged
         if self._first_text:
             values["first_text"] = self._first_text
         if self._sentinels:

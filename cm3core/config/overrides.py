@@ -1,4 +1,4 @@
-"""Change a component's keys for one call, or replace the sampler by another one."""
+"""Change a component's keys for one call, or replace the sampler by another."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ C = TypeVar("C", bound=ComponentConfig)
 #: Finds the config class of a component, by its kind, its name and the key that names it.
 Find: TypeAlias = Callable[[str, str, str], type[ComponentConfig]]
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
-#: Keys that carry over to another sampler: filters after the mixing suit the model, whatever is
-#: mixed. Guidance scales and plausible sets don't.
+#: Keys that carry over to another sampler: filters after mixing depend on the model rather than on the
+#: mixing. Guidance scales and plausible sets don't carry over.
 CARRIED = tuple(
     prefix + key
     for prefix in ("", "text_")
@@ -40,16 +40,16 @@ def named_config(
     place: str,
     given: Mapping[str, Any] = _NOTHING,
 ) -> C:
-    """Return the config of a component that is named for one call, which no recipe describes.
+    """Return the config of a component that is named for one call and not described by a recipe.
 
     Args:
         config_class: the component's.
         values: of its keys; the others have their defaults.
-        place: where it is in the recipe.
-        given: the keys that are given with the name: those without a default are taken from it, unchecked.
+        place: its place in the recipe.
+        given: the keys given together with the name: those without a default are taken from here, unchecked.
 
     Raises:
-        GenerationError: a key has no default, and is not given.
+        GenerationError: a key has no default and is not given.
     """
     for item in fields(config_class):
         if item.name in values or not item.init:
@@ -59,7 +59,7 @@ def named_config(
                 raise GenerationError(
                     f"{place}.{item.name}",
                     f"is not given, and {config_class.__name__} has no default for it",
-                    f"give it where you can, or name another {config_class.kind}",
+                    f"set it if you can, or name another {config_class.kind}",
                 )
             values = {**values, item.name: given[item.name]}
     return config_class(**values)
@@ -72,13 +72,13 @@ def in_place_of(
     given: Mapping[str, Any] = _NOTHING,
     place: str = "sampler",
 ) -> SamplerConfig:
-    """Return another sampler's config, with the first one's filters where both have them.
+    """Return another sampler's config, with the first one's filters if both have them.
 
-    A sampler that wraps one other wraps the first one, whose name is `name`. All other keys have
+    A sampler that wraps another one wraps the first sampler, whose name is `name`. All other keys have
     the other sampler's defaults; those without one are taken from `given`, unchecked.
 
     Raises:
-        GenerationError: such a key is not given.
+        GenerationError: a key without a default is not given.
     """
     mine = set() if config is None else {item.name for item in fields(config)}
     theirs = {item.name for item in fields(other)}
@@ -97,15 +97,15 @@ def in_place_of(
 def with_options(
     config: C, options: Mapping[str, Any], place: str = "", find: Find | None = None
 ) -> C:
-    """Return a component's config with some keys changed, checked as a recipe would be.
+    """Return a component's config with some keys changed, checked like a recipe.
 
     Args:
-        config: stays as it is.
-        options: key -> value; a key of a component in it is dotted ("inner.temperature", "parts.words.k1"),
-            and the component itself is chosen by its name ("inner", "parts.words"). None removes one of
+        config: not modified.
+        options: key -> value; a key of an inner component is dotted ("inner.temperature", "parts.words.k1"),
+            and the inner component itself is chosen by name ("inner", "parts.words"). None removes one of
             several by names; a list replaces the list.
-        place: where it is in the recipe; "": its kind's section.
-        find: finds components that are chosen so. None: none can be.
+        place: its place in the recipe; "": its kind's section.
+        find: finds components chosen by name. None: this is not supported.
     """
     place = place or config.kind
     known = {item.name for item in fields(config)}
@@ -147,11 +147,11 @@ def _fitting(value: Any, annotation: Any, place: str) -> Any:
 
 @dataclass(frozen=True)
 class _Change:
-    """Changes a field that holds components, as a recipe's layer would.
+    """Changes a field that holds components, like a layer of a recipe.
 
     Args:
-        field: what it holds.
-        find: finds components by name; None: none can be named.
+        field: its description.
+        find: finds components by name; None: they can't be named.
         annotation: the field's.
     """
 
@@ -160,7 +160,7 @@ class _Change:
     annotation: Any
 
     def of(self, current: Any, given: Mapping[str, Any], place: str) -> Any:
-        """The field's new value. `given`: what follows the field's key and a dot -> value, "" for the
+        """The field's new value. `given`: the rest of each key after the field's key and a dot -> value, "" for the
         field itself."""
         whole = given.get("", _NOTHING)
         if whole is None and self.field.optional:
@@ -212,7 +212,7 @@ class _Change:
         if current is None:
             raise GenerationError(
                 place,
-                f"is not given, and keys of it are: which {self.field.kind} it is",
+                f"is not given, but its keys are; the {self.field.kind} is unknown",
                 f"name it: {place}=NAME",
             )
         return with_options(current, inner, place, self.find)
@@ -226,8 +226,8 @@ def _another(
     given: Mapping[str, Any],
     place: str,
 ) -> ComponentConfig:
-    """The component of a name in the place of another one, which it is if that is of the same class;
-    `given`: keys of it that are given with the name."""
+    """The named component, to replace another one; the same component if it has the same class.
+    `given`: its keys that are given together with the name."""
     config_class = find(field.kind, name, place)
     if type(config) is config_class:
         chosen = replace(config)

@@ -1,9 +1,9 @@
-"""Check recipe values against config dataclasses: which types a field may have, what fits it.
+"""Check recipe values against config dataclasses: the types that a field may have, and whether a value fits.
 
 Fields may be bool, int, float, str, None, Literal, list, tuple and dict (string keys) of them,
 unions, nested dataclasses, and other components (`cm3core.config.schema`). Values are
-YAML values: scalars, lists and dicts. An integer fits a float field, and becomes a float; nothing
-else is converted, so that `layers: "6"` or `pack: 1` is an error and not a guess.
+YAML values: scalars, lists and dicts. An integer fits a float field and becomes a float; nothing
+else is converted, so `layers: "6"` or `pack: 1` is an error rather than a guess.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cm3core.interfaces.component import ComponentConfig, chosen_name
 #     parts: dict[str, RetrieverConfig]      a recipe gives {words: bm25, meaning: {name: dense}}
 #     inner: SamplerConfig                   a recipe gives a name, or {name: cfg, guidance_scale: 3}
 #
-# The annotation is the base of a kind's configs; which component of the kind it is, the recipe says.
+# The annotation is the base of a kind's configs; the recipe names the component.
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class ComponentField:
 
 
 def component_field(annotation: Any) -> ComponentField | None:
-    """Return which components a field with this annotation holds; None for other fields."""
+    """Return the kind of components that a field with this annotation holds; None for other fields."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if is_kind_base(annotation):
         return ComponentField(annotation.kind, "one")
@@ -59,7 +59,7 @@ def component_field(annotation: Any) -> ComponentField | None:
 
 
 def is_kind_base(annotation: Any) -> bool:
-    """Whether a class is the base of a kind's configs (and not the config of one component)."""
+    """Whether a class is the base of a kind's configs (rather than the config of a component)."""
     return (
         isinstance(annotation, type)
         and issubclass(annotation, ComponentConfig)
@@ -68,9 +68,9 @@ def is_kind_base(annotation: Any) -> bool:
 
 
 def components_in(value: Any) -> list[tuple[str, ComponentConfig]]:
-    """(path, config) of the components that a field's value holds.
+    """(path, config) of the components in a field's value.
 
-    The path is "" for one, ".0" or ".NAME" for those of a list or a dict."""
+    The path is "" for a single one, ".0" or ".NAME" for those in a list or a dict."""
     if isinstance(value, ComponentConfig):
         return [("", value)]
     items = (
@@ -87,9 +87,9 @@ SCALARS = (bool, int, float, str, types.NoneType)
 
 
 class WrongTypeError(Exception):
-    """A value doesn't fit: `expected` is the annotation of the innermost value that is wrong.
+    """A value doesn't fit; `expected` is the annotation of the innermost wrong value.
 
-    It is written as a reader would write it, see `shown_type`."""
+    It is formatted for readers, see `shown_type`."""
 
     def __init__(self, value: object, expected: str) -> None:
         super().__init__(value, expected)
@@ -98,12 +98,12 @@ class WrongTypeError(Exception):
 
 @dataclass(frozen=True)
 class Key:
-    """What a recipe may write for a field of a config dataclass.
+    """The values that a recipe may give for a field of a config dataclass.
 
     Args:
         annotation: the field's, resolved.
-        components: which components it holds; None: it holds none.
-        nested: the dataclass that it holds, see `nested_dataclass`; None: it holds none.
+        components: the components it holds; None: none.
+        nested: the dataclass it holds, see `nested_dataclass`; None: none.
     """
 
     annotation: Any
@@ -111,13 +111,13 @@ class Key:
     nested: type[Any] | None
 
 
-#: What `keys_of` found: each time the plugins are looked for it is asked for every class, and to resolve
-#: the annotations took most of that time. Weak, for classes of plugin files that are read again.
+#: Cached results of `keys_of`: it is called for every class whenever plugins are discovered, and resolving
+#: the annotations took most of that time. Weak, because classes of plugin files can be loaded again.
 _KEYS: WeakKeyDictionary[type[Any], dict[str, Key]] = WeakKeyDictionary()
 
 
 def keys_of(config_class: type[Any]) -> dict[str, Key]:
-    """Return field name -> what a recipe may write there, in field order, without class variables."""
+    """Return field name -> its description, in field order, without class variables."""
     if config_class not in _KEYS:
         resolved = typing.get_type_hints(config_class)
         _KEYS[config_class] = {
@@ -137,22 +137,22 @@ def hints(config_class: type[Any]) -> dict[str, Any]:
 
 
 def init_fields(config_class: type[Any]) -> list[Field[Any]]:
-    """Return the fields that a recipe may give."""
+    """Return the fields that a recipe may set."""
     return [item for item in fields(config_class) if item.init]
 
 
 def default(item: Field[Any]) -> Any:
-    """Return a field's default value, `MISSING` if the recipe must give one."""
+    """Return a field's default value, `MISSING` if the recipe must set it."""
     return item.default_factory() if item.default_factory is not MISSING else item.default
 
 
 def defaults(config_class: type[Any]) -> dict[str, Any]:
-    """Return field name -> default value, `MISSING` where the recipe must give one, in field order."""
+    """Return field name -> default value, `MISSING` if the recipe must set it, in field order."""
     return {item.name: default(item) for item in init_fields(config_class)}
 
 
 def check_schema(place: str, config_class: type[Any]) -> dict[str, Any]:
-    """Return the dataclass's `hints`; raise `PluginError` unless every field has a type that a recipe can hold."""
+    """Return the dataclass's `hints`; raise `PluginError` unless a recipe can hold every field's type."""
     try:
         annotations = hints(config_class)
     except NameError as error:
@@ -197,7 +197,7 @@ def _supported(annotation: Any) -> bool:
 
 
 def shown_type(annotation: Any) -> str:
-    """Return an annotation as a reader would write it: `int | None`, `list[float]`, `'a' or 'b'`.
+    """Return an annotation formatted for readers: `int | None`, `list[float]`, `'a' or 'b'`.
 
     >>> shown_type(Literal["adamw", "muon"]), shown_type(list[float]), shown_type(int | None)
     ("'adamw' or 'muon'", 'list[float]', 'int | None')
@@ -222,14 +222,14 @@ def shown_type(annotation: Any) -> str:
 def is_interpolation(value: object) -> bool:
     """Whether a value refers to another one (`${decoder.d_model}`).
 
-    Its type is checked once it is resolved."""
+    Its type is checked after it is resolved."""
     return isinstance(value, str) and "${" in value
 
 
 def nested_dataclass(annotation: Any) -> type[Any] | None:
     """Return the dataclass that a field holds (also as `X | None`), None for other fields.
 
-    A component is none: the recipe chooses its class."""
+    Components don't count: the recipe chooses their class."""
     if component_field(annotation) is not None:
         return None
     for candidate in (annotation, *get_args(annotation)):
@@ -239,7 +239,7 @@ def nested_dataclass(annotation: Any) -> type[Any] | None:
 
 
 def fit(value: object, annotation: Any) -> Any:
-    """Return the YAML value for that annotation: tuples stay lists, integers become floats.
+    """Return the YAML value that fits the annotation: tuples stay lists, integers become floats.
 
     Raises:
         WrongTypeError: it doesn't fit.
@@ -271,7 +271,7 @@ def fit(value: object, annotation: Any) -> Any:
 
 
 def _fit_union(value: object, annotation: Any, members: tuple[Any, ...]) -> Any:
-    """Fit the first member that does; the value's own type is first: 1 stays 1 in `float | int`."""
+    """Fit the first possible member, starting with the value's own type: 1 stays 1 in `float | int`."""
     for member in sorted(members, key=lambda member: member is not type(value)):
         if nested_dataclass(member) is not None and isinstance(value, dict):
             return value
@@ -283,9 +283,9 @@ def _fit_union(value: object, annotation: Any, members: tuple[Any, ...]) -> Any:
 
 
 def to_plain(value: object) -> Any:
-    """Return a config's value as a YAML value: dataclasses become dicts, tuples lists.
+    """Convert a config's value to a YAML value: dataclasses become dicts, tuples become lists.
 
-    Components that a recipe chose inside another one have their names with them."""
+    Inner components that a recipe chose by name keep their names."""
     if is_dataclass(value) and not isinstance(value, type):
         name = chosen_name(value) if isinstance(value, ComponentConfig) else ""
         keys = {item.name: to_plain(getattr(value, item.name)) for item in init_fields(type(value))}
@@ -326,7 +326,7 @@ def make(config_class: type[Any], values: dict[str, Any]) -> Any:
     )
 
 
-# A component's config together with the components in its fields: checks and needs of all.
+# A component's config together with its inner components: checks and needs of all of them.
 
 
 def parts_of(config: object) -> Iterator[tuple[str, ComponentConfig]]:
@@ -340,25 +340,25 @@ def parts_of(config: object) -> Iterator[tuple[str, ComponentConfig]]:
 
 
 def all_parts(config: object) -> Iterator[tuple[str, ComponentConfig]]:
-    """The same at every depth."""
+    """(path, config) of the inner components at every depth."""
     for path, part in parts_of(config):
         yield path, part
         yield from ((f"{path}.{deeper}", inner) for deeper, inner in all_parts(part))
 
 
 def check_config(config: ComponentConfig, place: str = "") -> None:
-    """Call `check` of a component's config, and of the components in it.
+    """Call `check` of a component's config and of its inner components.
 
     Args:
         config: checked.
-        place: where it is in the recipe, e.g. "retriever.parts.words"; "": its kind's section.
+        place: its place in the recipe, e.g. "retriever.parts.words"; "": its kind's section.
 
     Raises:
-        RecipeError: a value is refused; of an inner component, with its place in the recipe.
+        RecipeError: a value is refused; for an inner component, with its place in the recipe.
     """
     place = place or config.kind
     try:
-        ComponentConfig.check(config)  # a plugin's own may not call its base's
+        ComponentConfig.check(config)  # a plugin's override may not call the base's
         config.check()
     except RecipeError as error:
         inner = error.place.removeprefix(f"{config.kind}.")
@@ -370,15 +370,15 @@ def check_config(config: ComponentConfig, place: str = "") -> None:
 
 
 def needs_of(config: ComponentConfig) -> tuple[str, ...]:
-    """Sections that a component needs, itself or for the components in it."""
+    """Sections that a component or its inner components need."""
     needed = [*config.needs, *(kind for _, part in all_parts(config) for kind in part.needs)]
     return tuple(dict.fromkeys(needed))
 
 
-# Which interpolations a recipe may hold: `${section.key}`, and nothing that reads from elsewhere.
+# The interpolations that a recipe may have: `${section.key}`, and nothing that reads from elsewhere.
 #
-# OmegaConf also knows resolvers (`${oc.env:NAME}`, `${oc.decode:...}`). A recipe may come from anybody,
-# and what it resolves is written into runs and checkpoints and shown in errors, so that a resolver
+# OmegaConf also has resolvers (`${oc.env:NAME}`, `${oc.decode:...}`). Recipes are untrusted, and
+# their resolved values are written into runs and checkpoints and shown in errors, so a resolver
 # would publish the environment.
 
 
@@ -388,7 +388,7 @@ _SHOWN = 60
 
 
 def foreign_interpolations(text: str) -> Iterator[str]:
-    r"""The interpolations in a text that are not `${section.key}`, from their `${` on.
+    r"""The interpolations in a text other than `${section.key}`, each from its `${` on.
 
     >>> list(foreign_interpolations(r"${train.steps} \${literal} ${oc.env:HOME}"))
     ['${oc.env:HOME}']
@@ -402,7 +402,7 @@ def foreign_interpolations(text: str) -> Iterator[str]:
 
 
 def check_interpolations(place: str, value: object) -> None:
-    """Raise `RecipeError` for an interpolation in a value, or in anything that it holds, that is not
+    """Raise `RecipeError` if a value, or anything in it, has an interpolation other than
     `${section.key}`.
 
     Args:
@@ -423,7 +423,7 @@ def check_interpolations(place: str, value: object) -> None:
         shown = found if len(found) <= _SHOWN else f"{found[:_SHOWN]}..."
         raise RecipeError(
             place,
-            f"holds {shown!r}; a recipe reads other keys of the recipe only, no environment and no "
+            f"contains {shown!r}; recipes can only refer to other keys of the recipe, not to the environment or "
             "resolvers",
             r"write ${section.key}, or \${ for the characters themselves",
         )

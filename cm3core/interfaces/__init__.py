@@ -1,9 +1,9 @@
 """The interfaces: one file per kind, each an abstract class and the base of its configs.
 
-Nothing here imports torch. A kind's config is a plain dataclass: its fields are the keys of the
+No module here imports torch. A kind's config is a plain dataclass: its fields are the keys of the
 recipe's section, its docstring documents them, and its `build(...)` imports the heavy modules and
 returns the component. Public methods validate their arguments and call one abstract method; batch
-forms have a default loop.
+methods default to a loop.
 """
 
 from cm3core.interfaces.attention import AttentionBackend, AttentionConfig

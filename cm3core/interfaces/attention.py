@@ -18,8 +18,8 @@ class AttentionConfig(ComponentConfig):
 
     kind: ClassVar[str] = "attention"
 
-    #: Largest head dimension that the backend takes; a recipe with a larger one is refused where it
-    #: is checked. None: any.
+    #: Largest head dimension that the backend supports; checking a recipe with a larger one fails.
+    #: None: any.
     largest_head_dim: ClassVar[int | None] = None
 
     def for_device(self, device: str) -> AttentionConfig:
@@ -31,15 +31,15 @@ class AttentionConfig(ComponentConfig):
     def check_training(self, device: str) -> None:
         """Raise `DeviceError` if a decoder can't be trained with it on a device, such as "cpu".
 
-        Called first of all, before data are read. Must stay light: no torch."""
+        Called first, before data is read. Must stay light: no torch."""
 
     def build(self) -> AttentionBackend:
         """Return the backend. Raises `PluginError` with the reason if it can't run here."""
         raise NotImplementedError
 
     def kept_bytes(self, rows: int, length: int, num_heads: int, itemsize: int) -> int:
-        """Return the bytes that one call keeps for its backward, in addition to queries, keys,
-        values and the result. 0 (the default) suits fused kernels."""
+        """Return the bytes that one call keeps for its backward pass, besides queries, keys,
+        values and the result. The default, 0, suits fused kernels."""
         return 0
 
 
@@ -51,7 +51,7 @@ class AttentionBackend(ABC):
     kv_start[b, i] <= j <= offset[b] + i.
     """
 
-    #: Whether `attend` is softmax attention by exactly this rule and nothing else. A decoder may
+    #: Whether `attend` is softmax attention with exactly this rule. A decoder may
     #: then compute it in parts, so that keys shared by several rows are read once. If False, a
     #: cache keeps each row's keys separate and calls `attend`.
     is_plain_softmax: bool = False
@@ -64,9 +64,9 @@ class AttentionBackend(ABC):
         kv_start_BT: Tensor | None = None,
         offset_B: Tensor | None = None,
     ) -> Any:
-        """Build what all layers of one forward pass share, such as a mask or a list of blocks.
+        """Build data shared by all layers of one forward pass, such as a mask or a list of blocks.
 
-        It is made once and passed to each `attend`. Optional: the default is None, and `attend`
+        It is built once and passed to each `attend`. Optional: the default returns None, and `attend`
         must work without a plan."""
         return None
 

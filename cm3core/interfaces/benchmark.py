@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 #: The inputs of one call: tensors and settings by name.
 Inputs = dict[str, Any]
 Size = Literal["full", "quick", "dry"]
-#: Codes that a warm-up of `cm3 bench decode` draws.
+#: Codes drawn in a warm-up of `cm3 bench decode`.
 WARM_UP_TOKENS = 4
 
 
@@ -43,9 +43,8 @@ WARM_UP_TOKENS = 4
 class Where:
     """Where and how a benchmark runs.
 
-    Args:
-        device: where the tensors are. For a dry run of CUDA without a GPU: the CPU.
-        target: "cpu" or "cuda", what the benchmark is for.
+    device: of the tensors. For a dry run of CUDA without a GPU: the CPU.
+    target: "cpu" or "cuda", the device that the benchmark is meant for.
         size: "full", "quick" (fewer cases) or "dry" (tiny cases, nothing is timed).
     """
 
@@ -64,10 +63,10 @@ class Case:
 
     Args:
         name: unique within its op; states the shape.
-        parameters: what the op makes the inputs from.
+        parameters: determine the inputs.
         dtype: of the inputs.
         num_bytes: minimum bytes read and written: every input and output once.
-        flop: useful floating-point operations; 0 if memory traffic is what counts.
+        flop: useful floating-point operations; 0 if memory traffic is the bottleneck.
     """
 
     name: str
@@ -97,25 +96,25 @@ class Provider(ABC):
     name: str
 
     def enabled(self, case: Case, where: Where) -> str | None:
-        """Return None if it can run, else the reason why it can't, in a few words."""
+        """Return None if it can run, otherwise the reason in a few words."""
         return None
 
     @abstractmethod
     def prepare(self, case: Case, inputs: Inputs) -> Callable[[], Any]:
         """Return the function to time, which takes no arguments.
 
-        Plans, compilation and layouts are made here and not timed."""
+        Plans, compilation and layouts are prepared here and not timed."""
 
 
 def compiling_refusal(where: Where) -> str | None:
-    """Return why nothing is compiled here, or None. Short runs on a CPU skip compilation."""
+    """Return why compilation is skipped here, or None. Short runs on a CPU skip it."""
     if where.device.type == "cpu" and where.size != "full":
-        return "compiling takes ten seconds on a CPU: in the full run only"
+        return "compiling takes ten seconds on a CPU; only the full run does it"
     return None
 
 
 class TorchProvider(Provider):
-    """A function made of torch operations, run eagerly or compiled once for all cases."""
+    """A function of torch operations, run eagerly or compiled once for all cases."""
 
     def __init__(self, name: str, function: Callable[[Inputs], Any], compiled: bool) -> None:
         self.name, self._function, self._compiled = (
@@ -136,7 +135,7 @@ class TorchProvider(Provider):
         return torch.compile(self._function, dynamic=False)
 
     def prepare(self, case: Case, inputs: Inputs) -> Callable[[], Any]:
-        """Return the function's call on the inputs; one that needs them otherwise overrides this."""
+        """Return a call of the function on the inputs; override it if the inputs need preparation."""
         function = self.function
         return lambda: function(inputs)
 
@@ -148,8 +147,8 @@ class DecodeProvider(Provider):
     (or `["candidates"]`) pictures of `case.parameters["tokens"]` codes and returns them, int64 [pictures, tokens] on the CPU.
 
     Args:
-        setup: what all providers of a run have in common: `size` (of the decoder: `width`, `num_layers`,
-            `num_heads`, `num_codes`, ...), `context` (most tokens of a prompt and a picture), `device`,
+        setup: settings shared by all providers of a run: `size` (of the decoder: `width`, `num_layers`,
+            `num_heads`, `num_codes`, ...), `context` (maximum tokens of a prompt and a picture), `device`,
             `dtype` of weights and caches, `threads`.
     """
 
@@ -158,7 +157,7 @@ class DecodeProvider(Provider):
 
     @property
     def number_bytes(self) -> tuple[float, float]:
-        """Bytes of one weight and of one number in the cache, for the floor."""
+        """Bytes of one weight and of one value in the cache, for the lower bound."""
         return self.setup.dtype.itemsize, self.setup.dtype.itemsize
 
     @property
@@ -168,7 +167,7 @@ class DecodeProvider(Provider):
 
     @abstractmethod
     def verify(self) -> Verdict:
-        """Draw something short and judge it; a provider that fails is not timed."""
+        """Generate a short sample and check it; a provider that fails is not timed."""
 
     def warm_up(self, case: Case) -> None:
         """Warm-up before a case's first timed call: the same number of pictures, of a few
@@ -206,22 +205,22 @@ class Op(ABC):
 
 
 class BenchmarkRegistry:
-    """The ops and their providers. A plain value that is passed along."""
+    """The ops and their providers. A plain value, passed as an argument."""
 
     def __init__(self) -> None:
         self.ops: dict[str, Op] = {}
-        #: Make providers of `cm3 bench decode`, each for a run's setup.
+        #: Each makes a provider of `cm3 bench decode` for a run's setup.
         self.decoders: list[Callable[[Any], DecodeProvider]] = []
 
     def add_decoder(self, make: Callable[[Any], DecodeProvider]) -> None:
-        """Add a provider to `cm3 bench decode`: `make(setup)` returns it, such as its class."""
+        """Add a provider to `cm3 bench decode`: `make(setup)` returns it, so its class will do."""
         self.decoders.append(make)
 
     def add_op(self, op: Op) -> None:
-        """Add an op with its providers. Raises `CM3Error` if the name is taken."""
+        """Add an op with its providers. Raises `CM3Error` if the name is used."""
         if op.name in self.ops:
             raise CM3Error(
-                f"benchmark {op.name!r}", "another op has this name", "give it another one"
+                f"benchmark {op.name!r}", "another op has this name", "give it another name"
             )
         self.ops[op.name] = op
 
@@ -236,8 +235,8 @@ class BenchmarkRegistry:
         if provider.name in {other.name for other in self.ops[op].providers}:
             raise CM3Error(
                 f"provider {provider.name!r}",
-                f"{op} has a provider of this name",
-                "give it another one",
+                f"{op} already has a provider with this name",
+                "give it another name",
             )
         self.ops[op].providers.append(provider)
 

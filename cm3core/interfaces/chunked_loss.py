@@ -1,4 +1,4 @@
-"""The default of `Decoder.loss_sums`: logits in chunks of rows, and again in the backward pass.
+"""The default of `Decoder.loss_sums`: logits are computed in chunks of rows, and again in the backward pass.
 
 Legend: N tokens of a batch, R rows of a chunk, E model dimension, V ids, G groups.
 """
@@ -24,11 +24,11 @@ def chunked_loss_sums(
     """See `Decoder.loss_sums`.
 
     Args:
-        logits: of hidden states [R, E], for all ids [R, V].
+        logits: computes logits of hidden states [R, E], for all ids [R, V].
         tensors: hidden states, targets, weights and groups of N tokens.
-        size: rows of a chunk, 1 or more.
+        size: rows per chunk, 1 or more.
         own_head: see `Decoder.own_head`.
-        num_groups, z_loss: as there.
+        num_groups, z_loss: see `Decoder.loss_sums`.
     """
     import torch
     from torch.utils.checkpoint import checkpoint

@@ -1,4 +1,4 @@
-"""The base of every kind's config; range checks; laws that are checked while components work; the description of a
+"""The base of every kind's config; range checks; laws that are checked while components run; the description of a
 kind.
 
 Imports no torch."""
@@ -20,8 +20,8 @@ from cm3core.arguments import check_fields
 from cm3core.errors import PluginError, RecipeError
 from cm3core.interfaces.reach import Outside, Reach
 
-#: Ranges of numbers for which a key declares none: what 64 bits hold, and what floats of 32 bits
-#: hold with room for a product.
+#: Default ranges of numbers: 64-bit integers, and 32-bit floats with
+#: room for a product.
 _INT_RANGE, _FLOAT_RANGE = (-(2**63), 2**63 - 1), (-1e30, 1e30)
 
 
@@ -31,12 +31,12 @@ class ComponentConfig:
 
     Fields may be `bool`, `int`, `float`, `str`, optional forms of these, lists and dicts of them,
     nested dataclasses, and other components (annotated with the base of a kind's configs, such as
-    `dict[str, RetrieverConfig]`), which the recipe names; OmegaConf checks the types. The recipe must give every field that has
-    no default. Check what types can't express (ranges, combinations) in `check`, so that
-    `cm3 recipe check` finds it without building.
+    `dict[str, RetrieverConfig]`), which the recipe names; OmegaConf checks the types. A recipe must set every field
+    without a default. Check conditions that types can't express (ranges, combinations) in `check`, so that
+    `cm3 recipe check` finds errors without building.
     """
 
-    # the name by which a recipe chose a component inside another one; not in `vars` of a config
+    # the name by which a recipe chose a component inside another one; not part of a config's `vars`
     __slots__ = ("__dict__", "__weakref__", "_chosen_name")
 
     #: Recipe name of the kind, e.g. "image_tokenizer"; set by each kind's base.
@@ -45,36 +45,36 @@ class ComponentConfig:
     #: `cm3 recipe check` requires them.
     needs: ClassVar[tuple[str, ...]] = ()
     #: Whether this component is used when its kind is needed but none is named, such as the
-    #: retriever over a bank that is given to a model without one. A subclass does not inherit it.
+    #: retriever over a bank that a model without one is given. Not inherited by subclasses.
     is_default: ClassVar[bool] = False
     #: Keys of earlier versions: old name -> the field that replaced it. Recipes and checkpoints
-    #: with an old name are still read; a warning gives the new one.
+    #: with an old name still work, with a warning that gives the new name.
     renamed: ClassVar[Mapping[str, str]] = MappingProxyType({})
-    #: Smallest and largest value of each key that is a number: beyond any use, and within what
-    #: overflows where it is used. A nested key is dotted ("training.batch_size"). A subclass adds to
-    #: its bases' keys. Any other integer must fit 64 bits, any other float be finite in 32 bits.
+    #: Smallest and largest value of each numeric key: wider than any use, but narrow enough
+    #: to prevent overflow. Nested keys are dotted ("training.batch_size"). A subclass adds to
+    #: its bases' keys. Other integers must fit 64 bits, other floats must be finite in 32 bits.
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = MappingProxyType({})
-    #: What each key that holds texts reaches outside of a model: `TEXT` (nothing), or `Outside(READS, "its
-    #: pictures")`. A nested key is dotted. A subclass adds to its bases' keys. In a model of somebody else,
-    #: what is declared is used only if the user allows it, and so is what is not declared and looks like a
+    #: Declares the external resources that each text key names: `TEXT` (none), or `Outside(READS, "its
+    #: pictures")`. Nested keys are dotted. A subclass adds to its bases' keys. A model from someone else
+    #: may use declared resources only if the user allows them; the same applies to undeclared values that look like a
     #: path or an address.
     outside: ClassVar[Mapping[str, Outside]] = MappingProxyType({})
 
     def reaches(self) -> list[Reach]:
-        """Return what the values reach outside that `outside` can't state: what several keys name together,
-        or what is used where a key is left out. By default nothing."""
+        """Return external resources that `outside` can't express: those named by several keys together,
+        or used when a key is left out. None by default."""
         return []
 
-    #: Keys that change nothing of what the component returns: that decide speed, memory, devices, where
-    #: files are, or how it is trained. The conformance kits hold that any other key changes something. A
+    #: Keys that don't affect the component's output: they set speed, memory, devices, file
+    #: locations, or training. The conformance kits require that every other key affects it. A
     #: subclass adds to its bases' keys.
     not_in_outputs: ClassVar[tuple[str, ...]] = ()
 
     def check(self) -> None:
         """Raise `RecipeError` if the values can't work together.
 
-        Must stay light: no torch, no reading of files. This one checks the fields' types and `ranges`: an override
-        begins with `super().check()`. Components in its fields are checked afterwards."""
+        Must stay light: no torch, no reading of files. This method checks the fields' types and `ranges`: an override
+        must begin with `super().check()`. Components in its fields are checked afterwards."""
         ranges: dict[str, tuple[float, float]] = {}
         for parent in reversed(type(self).__mro__):
             ranges |= vars(parent).get("ranges", {})
@@ -107,14 +107,14 @@ def check_value(
     *,
     must_be: str = "",
 ) -> None:
-    """Raise `RecipeError` unless `holds`: for the ranges in a config's `check`.
+    """Raise `RecipeError` unless `holds`; for range checks in a config's `check`.
 
     Args:
         place: the key, "section.key".
         value: the key's value.
-        holds: whether it is allowed; write comparisons so that nan fails.
+        holds: whether the value is allowed; write comparisons so that nan fails.
         next_step: what the user should do.
-        must_be: what is allowed, if `next_step` does not state it: completes "must be ...".
+        must_be: the rule, if `next_step` does not state it: completes "must be ...".
     """
     if not holds:
         rule = f", must be {must_be}" if must_be else ""
@@ -122,7 +122,7 @@ def check_value(
 
 
 def check_device(place: str, device: str) -> None:
-    """Raise `RecipeError` for a text that is not a device's name. Whether the device exists is checked when it is
+    """Raise `RecipeError` for a text that is not a device name. Whether the device exists is checked when it is
     used."""
     known = re.fullmatch(r"auto|cpu|(cuda|mps|xpu)(:\d{1,3})?", device) is not None
     check_value(place, device, known, "use auto, cpu, cuda, or cuda:1 for the second")
@@ -161,11 +161,11 @@ def _numbers(value: object, key: str) -> Iterator[tuple[str, int | float]]:
             yield from _numbers(item, key)
 
 
-# Laws that are checked while components work, and whose component broke one.
+# Laws that are checked while components run, and the component that broke one.
 #
-# The conformance kits test all laws (`cm3 plugin check`). Those whose breach would end in a puzzling
-# error far away, or in wrong results, are also checked where the component is called: each interface
-# checks what its implementation returns.
+# The conformance kits test all laws (`cm3 plugin check`). Violations that would cause an obscure
+# error elsewhere, or wrong results, are also checked when the component is called: each interface
+# checks the return values of its implementation.
 
 
 #: Attribute of a built component.
@@ -173,7 +173,8 @@ _ORIGIN = "_cm3_origin"
 
 
 class BrokenLawError(PluginError):
-    """A component broke a law. `cm3 plugin check`, which its next step names, must tell it from others."""
+    """A component broke a law. A class of its own, so that `cm3 plugin check`, which its next step names, recognises
+    it."""
 
 
 @dataclass(frozen=True)
@@ -189,17 +190,17 @@ class ComponentOrigin:
 
 
 def set_origin(component: object, origin: ComponentOrigin) -> None:
-    """Keep where a component comes from, for errors."""
+    """Record where a component comes from, for errors."""
     with suppress(AttributeError):  # it has slots: errors then name its class
         object.__setattr__(component, _ORIGIN, origin)
 
 
 def broken(component: object, law: str, cause: str) -> BrokenLawError:
-    """Return the error of a component that breaks a law.
+    """Return the error for a component that broke a law.
 
     Args:
         component: the object, or the config that should have built it.
-        law: as the kind's conformance kit calls it; "build" of `build` itself.
+        law: its name in the kind's conformance kit; "build" for `build` itself.
         cause: what it did, in a sentence.
     """
     origin = getattr(component, _ORIGIN, None)
@@ -213,7 +214,7 @@ def broken(component: object, law: str, cause: str) -> BrokenLawError:
 
 
 def shown(value: object) -> str:
-    """Return what a plugin gave, for `broken`: an array's dtype and shape, else the type.
+    """Describe a value from a plugin, for `broken`: an array's dtype and shape, otherwise the type.
 
     >>> shown(np.zeros((2, 3), np.float32)), shown(None), shown([1])
     ('float32 [2, 3]', 'None', 'list')
@@ -237,16 +238,16 @@ class Kind:
     """A component kind. Its name, the recipe's section, is its config's `kind`.
 
     Args:
-        hook: the hook that provides its components, "cm3_" and what they are.
+        hook: the hook that provides its components: "cm3_" and their plural.
         config: the base of their configs.
         interface: name of the class that they build, in the same module as `config`.
         kit: "module:Class" of its conformance kit (importing it needs torch, pytest and
             hypothesis); "": it has none.
-        words: what such a component is called in a sentence.
-        key: the key of a recipe that lists such components, "section.key"; "": they have a section of
-            their own.
-        summary: what its components are, in a sentence. Of the core's own kinds the hook's documentation
-            says it.
+        words: the name of such a component in a sentence.
+        key: the key of a recipe that lists such components, "section.key"; "": they have their own
+            section.
+        summary: what its components are, in a sentence. For the core's own kinds, the hook's documentation
+            states it.
     """
 
     hook: str

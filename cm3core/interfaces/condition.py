@@ -1,4 +1,4 @@
-"""Kind `condition`: a picture (or a text) -> a picture of its structure, which a model draws after."""
+"""Kind `condition`: a picture (or a text) -> a picture of its structure, used to guide generation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from cm3core.document import PixelArray
 
-#: What a condition is drawn from.
+#: Type of a condition's input.
 SourceType = Literal["image", "text"]
 
 
@@ -25,8 +25,8 @@ class ConditionConfig(ComponentConfig):
     """Base of conditions' configs.
 
     Args:
-        feature: what the structure is called in a document, such as "canny edge features" (the field
-            `feature` of the task that draws after conditions).
+        feature: name of the structure in a document, such as "canny edge features" (the field
+            `feature` of the task that uses conditions).
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {
@@ -37,10 +37,10 @@ class ConditionConfig(ComponentConfig):
     feature: str = "a structure"
 
     def check(self) -> None:
-        """Raise `RecipeError` for values that can't be used."""
+        """Raise `RecipeError` for invalid values."""
         super().check()
         if not self.feature.strip():
-            raise RecipeError("condition.feature", "is empty", "say what the structure is")
+            raise RecipeError("condition.feature", "is empty", "name the structure")
 
     def build(self) -> Condition:
         """Return the condition."""
@@ -50,34 +50,34 @@ class ConditionConfig(ComponentConfig):
 class Condition(ABC):
     """Draws pictures of structures: edges, regions, boxes."""
 
-    #: What `draw` takes: pixels, or a text such as "bell at (10, 12) -> (40, 44)".
+    #: Input of `draw`: pixels, or a text such as "bell at (10, 12) -> (40, 44)".
     draws_from: ClassVar[SourceType] = "image"
 
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """What determines the pictures: equal fingerprints, sources and seeds give equal pictures."""
+        """Determines the pictures: equal fingerprints, sources and seeds give equal pictures."""
 
     @abstractmethod
     def _draw(self, source: Any, rng: np.random.Generator | None) -> PixelArray:
-        """Return the structure of `source`, which is checked; see `draw`."""
+        """Return the structure of `source`, which has been checked; see `draw`."""
 
     def draw(self, source: PixelArray | str, rng: np.random.Generator | None = None) -> PixelArray:
         """Return the picture of a structure, uint8 [height, width, 3].
 
         Args:
-            source: pixels uint8 [height, width, 3], which are not written to, or a text, see
-                `draws_from`. What is drawn from pixels has their size.
-            rng: varies the settings (thresholds, widths), as training does, so that a model does not
-                learn one of them; None: the config's.
+            source: pixels uint8 [height, width, 3], which are not modified, or a text, see
+                `draws_from`. The result for pixels has their size.
+            rng: varies the settings (thresholds, widths), as in training, so that a model does not
+                learn a single one; None: the config's.
 
         Raises:
-            DataError: `source` is of another type, or there is nothing in it.
+            DataError: `source` has the wrong type, or is empty.
         """
         if self.draws_from == "text":
             if not isinstance(source, str) or not source.strip():
-                cause = "is empty" if isinstance(source, str) else "is no text"
-                raise DataError("condition", f"what it is drawn from {cause}", "give a text")
+                cause = "is empty" if isinstance(source, str) else "is not a text"
+                raise DataError("condition", f"its input {cause}", "give a text")
         else:
             _check_pixels(source)
         drawn = self._draw(source, rng)
@@ -100,7 +100,7 @@ def _check_pixels(source: Any) -> None:
         found = type(source).__name__ if shape is None else f"{source.dtype} {list(shape)}"
         raise DataError(
             "condition",
-            f"is drawn from {found}, not from a picture uint8 [height, width, 3]",
+            f"its input is {found}, not a picture uint8 [height, width, 3]",
             "open it with cm3core.images.open_image",
         )
     if not source.size:

@@ -1,4 +1,4 @@
-"""Kind `dataset`: where documents come from, and a data set's records as the documents of a task."""
+"""Kind `dataset`: the source of documents; also, a data set's records as the documents of a task."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from cm3core.interfaces.task import TaskConfig
     from cm3core.interfaces.text_tokenizer import TextTokenizerConfig
 
-#: Stands for a folder in `DocumentSourceConfig.reads`, in place of a file extension.
+#: Means a folder in `DocumentSourceConfig.reads`, instead of a file extension.
 FOLDER = "/"
 
 
@@ -37,7 +37,7 @@ class DocumentSourceConfig(ComponentConfig):
     """Base of data sets' configs.
 
     Args:
-        split: which split: "train", or another that the data set has. Data sets of files hold out
+        split: "train", or another split of the data set. Data sets made of files hold out
             a fixed share as "valid".
     """
 
@@ -46,42 +46,42 @@ class DocumentSourceConfig(ComponentConfig):
     }
 
     kind: ClassVar[str] = "dataset"
-    #: Every value that `split` may have, for `cm3 data`; a split that holds all the others, if
+    #: Every valid value of `split`, for `cm3 data`; a split that contains all others, if
     #: there is one, is called "all".
     splits: ClassVar[tuple[str, ...]] = ("train",)
     #: File extensions that the data set reads, in lower case, such as ".jsonl"; `FOLDER` for a
-    #: folder. Commands that are given a path without a name choose by them. A subclass does not
-    #: inherit them.
+    #: folder. Commands use them to choose a data set for a path. Not inherited by
+    #: subclasses.
     reads: ClassVar[tuple[str, ...]] = ()
-    #: Whether it reads what `cm3 data encode` writes. A subclass does not inherit it.
+    #: Whether it reads the output of `cm3 data encode`. Not inherited by subclasses.
     reads_token_shards: ClassVar[bool] = False
     split: str = "train"
 
     def trained_tasks(self) -> list[TaskConfig | None]:
-        """Return the tasks that make its documents; None stands for plain documents.
+        """Return the tasks that make its documents; None means plain documents.
 
-        They are stored with models that are trained on it. By default its documents are plain."""
+        They are stored with models trained on it. The default is plain documents."""
         return [None]
 
     def retrieving_tasks(self) -> list[TaskConfig | None]:
-        """Return the `trained_tasks` whose documents get retrieved ones prepended, if the recipe retrieves; by
-        default all."""
+        """Return those of the `trained_tasks` whose documents get retrieved documents prepended, if the recipe
+        retrieves; by default all."""
         return self.trained_tasks()
 
     def memory_config(self) -> DocumentSourceConfig:
-        """Return the data set that documents are retrieved from where a recipe names no bank; by default
-        itself."""
+        """Return the data set to retrieve documents from if a recipe names no bank; by default
+        this one."""
         return self
 
     def structures(self) -> list[str]:
-        """Return what its records call the structures that they show (the field `feature` of tasks such
-        as `structure`), as far as its keys say it; by default nothing."""
+        """Return the names of structures in its records (the field `feature` of tasks such
+        as `structure`), as far as its keys state them; by default none."""
         return []
 
     @property
     def has_turns(self) -> bool:
-        """Whether its documents are conversations whose turns are marked
-        (`cm3core.document.is_conversation`); stored with models that are trained on it."""
+        """Whether its documents are conversations with marked turns
+        (`cm3core.document.is_conversation`); stored with models trained on it."""
         return False
 
     def build(self) -> DocumentSource:
@@ -98,20 +98,20 @@ class SkippedRecord:
     next_step: str
 
 
-#: Licence of a document whose source states none.
+#: Licence of a document whose source does not state one.
 UNKNOWN_LICENCE = "unknown"
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a document comes from.
+    """The origin of a document.
 
     Args:
         licence: SPDX name, or `UNKNOWN_LICENCE`.
-        source: where it was published: a package, an address; "" if unknown.
-        attribution: whom the licence wants named; "" if unknown.
-        collection: the set or the album that it is of; "" if there is none.
-        title: what the work is called there; "" if it has no name.
+        source: place of publication: a package, an address; "" if unknown.
+        attribution: whom to credit under the licence; "" if unknown.
+        collection: the set or album it belongs to; "" if there is none.
+        title: title of the work; "" if it has none.
         link: address of the work, or of its collection; "" if unknown.
     """
 
@@ -124,21 +124,21 @@ class Provenance:
 
     @property
     def licence_link(self) -> str:
-        """Where the licence can be read; "" unless it is the SPDX name of one."""
+        """Address of the licence's text; "" unless it is the SPDX name of a licence."""
         return licence_link(self.licence)
 
     @property
     def address(self) -> str:
-        """The link, or the source where that is an address."""
+        """The link, or the source if that is an address."""
         return self.link or (self.source if self.source.startswith(("https://", "http://")) else "")
 
     @property
     def shared(self) -> Provenance:
-        """What it says of its collection, without the work's own title: by this documents are counted."""
+        """The provenance without the work's own title; used for counting documents."""
         return replace(self, title="")
 
     def stated(self) -> dict[str, str]:
-        """Its fields as files store them; unknown ones are left out, except for the first three."""
+        """Its fields as stored in files; unknown ones are omitted, except for the first three."""
         return {
             key: value
             for key, value in asdict(self).items()
@@ -160,17 +160,17 @@ class Original:
 
 
 def provenance_in(values: Mapping[str, object]) -> Provenance:
-    """The provenance that `Provenance.stated` put among the values of a stored document; older files state less.
+    """Read the output of `Provenance.stated` from the values of a stored document; older files have fewer fields.
 
     Raises:
-        KeyError: it has no licence.
+        KeyError: the licence is missing.
     """
     stated = {one.name: str(values.get(one.name, "")) for one in fields(Provenance)}
     return Provenance(**stated | {"licence": str(values["licence"])})
 
 
 def content_entry(name: str, document: Document) -> bytes:
-    """What a document adds to `DocumentSource.content_fingerprint`.
+    """A document's contribution to `DocumentSource.content_fingerprint`.
 
     Args:
         name: its id.
@@ -186,7 +186,7 @@ class DocumentSource(ABC):
     Documents hold `Text` and `Image` segments (pixels by reference); those of a memory bank hold
     `Text` and `Codes`."""
 
-    #: `content_fingerprint` once it is known: documents don't change while a source is used.
+    #: Cached `content_fingerprint`: documents don't change while a source is used.
     _content_fingerprint: str | None = None
 
     @abstractmethod
@@ -216,8 +216,8 @@ class DocumentSource(ABC):
     def record(self, index: int, rng: np.random.Generator | None = None) -> Record:
         """Return the document as named fields, for tasks (`Task.document`).
 
-        By default `caption`, all of its text, and `image`, its last picture; data sets of pairs,
-        questions and the like have fields of their own. Texts may vary with `rng`, pictures never."""
+        By default `caption`, all of its text, and `image`, its last picture. Data sets of pairs,
+        questions and the like have their own fields. Texts may vary with `rng`, pictures never."""
         document = self.document(index, rng)
         pictures = [segment for segment in document if isinstance(segment, (Image, Codes))]
         record: dict[str, object] = {"image": pictures[-1]} if pictures else {}
@@ -225,75 +225,75 @@ class DocumentSource(ABC):
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Names of the parts that the data set is mixed of; none if it is no mixture."""
+        """Names of the parts of a mixed data set; empty if it is not a mixture."""
         return ()
 
     def part(self, index: int) -> int:
-        """Return the number of the part, of `parts`, that a document is of."""
+        """Return the number of a document's part, an index into `parts`."""
         return 0
 
     def retrieves(self, index: int) -> bool:
-        """Return whether retrieved documents are prepended to a document where the recipe has a retriever;
-        by default they are."""
+        """Return whether documents are retrieved for a document if the recipe has a retriever;
+        by default True."""
         return True
 
     def query(self, index: int) -> Document:
-        """Return the query by which documents are retrieved for a document in training; by default the canonical
+        """Return the query for retrieving a document's neighbours in training; by default the canonical
         document."""
         return self.document(index)
 
     def epoch_order(self, seed: int, epoch: int) -> npt.NDArray[np.int64] | None:
-        """Return the documents of an epoch in the order of training, as indices; None: each once, in a
+        """Return the documents of an epoch in training order, as indices; None: each once, in a
         random order.
 
-        An index may occur several times, and not at all. The order must be a function of the
+        An index may occur several times, or not at all. The order must be a function of the
         arguments."""
         return None
 
     def stream_order(
         self, seed: int, epoch: int, place: int, num_streams: int
     ) -> npt.NDArray[np.int64] | None:
-        """Return the documents that a virtual loader, `place` of `num_streams`, is given in an epoch, as
+        """Return the documents for one virtual loader, `place` of `num_streams`, in an epoch, as
         indices in order; None: every `num_streams`-th of the epoch's order.
 
-        For data sets that are read best a part after another. All streams get equally many documents, none
+        For data sets that are best read one part at a time. All streams get equally many documents, none
         twice. The order must be a function of the arguments."""
         return None
 
     @property
     def is_encoded(self) -> bool:
-        """Whether all pictures are codes and all texts have their ids: then training reads a document when
-        it needs it, and none at the start."""
+        """Whether all pictures are codes and all texts have their ids. Training then reads each document when
+        needed, and none at the start."""
         return False
 
     @property
     def is_far(self) -> bool:
-        """Whether documents come over a network when they are read: then nothing reads all of them unless it
-        is asked for."""
+        """Whether documents are read over a network. All of them are then read only on
+        request."""
         return False
 
     def check_tokenizers(self, text: str, image: str) -> None:  # noqa: B027  # pixels fit any
-        """Raise `TokenizerError` if the documents were encoded by others than the tokenizers of these
+        """Raise `TokenizerError` if the documents were encoded with tokenizers of other
         fingerprints."""
 
     def text_tokenizer_folder(self, name: str, config: TextTokenizerConfig) -> Path | None:
-        """Return the folder of the text tokenizer that encoded the documents, if the component of this name
-        built it with these values; None: the config builds one of the documents' texts."""
+        """Return the folder of the text tokenizer that encoded the documents, if the component with this name and
+        config built it; None: the config builds one from the documents' texts."""
         return None
 
     def text_alternatives(self, index: int) -> list[tuple[str, ...]] | None:
-        """Return, for each text of the document, those among which `document` draws one, all equally likely
-        and independently, in the order of its draws; None: not so, or not known."""
+        """Return, for each text of the document, the alternatives from which `document` draws, all equally likely
+        and independent, in the order of its draws; None: not applicable, or unknown."""
         return None
 
     def provenances(self) -> Mapping[Provenance, int]:
-        """Return where the documents are from (`Provenance.shared`), with the number of documents of each."""
+        """Return the documents' provenances (`Provenance.shared`), each with its number of documents."""
         return Counter(self.provenance(index).shared for index in range(len(self)))
 
     def content_keys(self, index: int) -> frozenset[str]:
         """Return the document's content keys (`cm3core.document.content_keys`).
 
-        A document that shares one with it is never retrieved for it."""
+        A document that shares a key with it is never retrieved for it."""
         return content_keys(self.document(index))
 
     def group(self, index: int) -> str:
@@ -301,20 +301,20 @@ class DocumentSource(ABC):
         return ""
 
     def provenance(self, index: int) -> Provenance:
-        """Return the document's licence and source. The default knows neither."""
+        """Return the document's licence and source. By default both are unknown."""
         return Provenance()
 
     def original(self, index: int) -> Original | None:
-        """Return the file of the document's picture as it was published, the last one's if there are several; None:
-        there is none, or nothing but its codes is known.
+        """Return the original file of the document's picture as published, the last one's if there are several; None:
+        no picture, or only codes are available.
 
-        The default writes its pixels as a PNG. Data sets that have the file itself, or the drawing that pixels are
-        made of, override it.
+        The default encodes its pixels as a PNG. Data sets that have the original file, or the drawing that pixels were
+        rendered from, override it.
 
         Raises:
-            DataError: it can't be read.
+            DataError: the file can't be read.
         """
-        from cm3core.images import png_bytes  # here, since describing plugins needs no pictures
+        from cm3core.images import png_bytes  # imported here: describing plugins needs no pictures
 
         pictures = [one for one in self.document(index) if isinstance(one, Image)]
         return Original(".png", png_bytes(pictures[-1].load())) if pictures else None
@@ -327,11 +327,11 @@ class DocumentSource(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Hash of what determines the documents' ids and pictures; names the cache of codes."""
+        """Hash of everything that determines the documents' ids and pictures; names the cache of codes."""
 
     @property
     def content_fingerprint(self) -> str:
-        """Hash of all that decides what is made from texts, such as an index; it names that.
+        """Hash of everything that determines data made from texts, such as an index; names its cache.
 
         Covers `fingerprint` and each document's id, canonical text and picture keys, in order. The
         default reads all documents, once; override it if there is a cheaper way."""
@@ -344,16 +344,16 @@ class DocumentSource(ABC):
 
     @property
     def documents_fingerprint(self) -> str:
-        """Hash of the documents themselves, each at its place, and not of how often training draws them; names
-        what is found for each. By default `content_fingerprint`."""
+        """Hash of the documents and their positions, but not of how often training draws them; names
+        caches with one entry per document. By default `content_fingerprint`."""
         return self.content_fingerprint
 
     @property
     def quick_fingerprint(self) -> str | None:
-        """Hash that differs wherever `content_fingerprint` does, made without reading the documents, such as from
-        the hash of their file and the settings that choose and word them; None, the default: there is none.
+        """Hash that changes whenever `content_fingerprint` does, computed without reading the documents, for example
+        from their file's hash and the settings that select and word them. None, the default: not available.
 
-        What is kept for `content_fingerprint`, or for the texts, is found by it at once."""
+        It gives quick access to data cached under `content_fingerprint`, or for the texts."""
         return None
 
     def texts(self) -> Iterator[str]:
@@ -365,7 +365,7 @@ class DocumentSource(ABC):
 
 
 class TaskSource(DocumentSource):
-    """The documents that a task makes of a source's records. Records that it can't use are skipped.
+    """The documents that a task makes from a source's records. Unusable records are skipped.
 
     Args:
         source: its `record` gives the fields.
@@ -376,7 +376,7 @@ class TaskSource(DocumentSource):
         self.source, self.task = source, task
         self._skipped: list[SkippedRecord] = []
         self._indices: list[int] = []
-        # all documents are made here to see which can be: their hash comes with it
+        # all documents are made here to find the usable ones; their hash is a by-product
         digest = hashlib.sha256(self.fingerprint.encode())
         for index in range(len(source)):
             try:
@@ -386,7 +386,7 @@ class TaskSource(DocumentSource):
             else:
                 self._indices.append(index)
                 digest.update(content_entry(source.id(index), document))
-        if not self._skipped:  # else the fingerprint that the hash begins with names what is kept
+        if not self._skipped:  # otherwise the hash is not that of the stored fingerprint
             self._content_fingerprint = digest.hexdigest()
 
     def _make(self, index: int, rng: np.random.Generator | None) -> Document:
@@ -406,7 +406,7 @@ class TaskSource(DocumentSource):
         return self.source.record(self._indices[index], rng)
 
     def query(self, index: int) -> Document:
-        """The given part, as a prompt for the response has it: its pictures if it has any, else its texts."""
+        """The given part, as in a prompt for the response: its pictures if it has any, otherwise its texts."""
         index = self._indices[index]
         record = self.source.record(index)
         prompt = self.task.prompt(record, place=f"record {self.source.id(index)}")
@@ -414,7 +414,7 @@ class TaskSource(DocumentSource):
         return pictures or tuple(one for one in prompt if isinstance(one, Text))
 
     def content_keys(self, index: int) -> frozenset[str]:
-        """Also those of the record, which may be made of more than its document shows."""
+        """Includes the record's keys, because it may contain more than its document shows."""
         return super().content_keys(index) | self.source.content_keys(self._indices[index])
 
     def group(self, index: int) -> str:
@@ -435,7 +435,7 @@ class TaskSource(DocumentSource):
 
     @property
     def skipped(self) -> list[SkippedRecord]:
-        if not self._indices:  # messages name the first: that is why there is none
+        if not self._indices:  # messages name the first skipped record as the reason
             return [*self._skipped, *self.source.skipped]
         return [*self.source.skipped, *self._skipped]
 
@@ -445,13 +445,13 @@ class TaskSource(DocumentSource):
         return hashlib.sha256(f"task {self.source.fingerprint}{kept}".encode()).hexdigest()
 
 
-#: Creative Commons' names: what follows "CC-" and the version; a port to a country's law may follow.
+#: Creative Commons' names: the text after "CC-" and the version; a country code may follow.
 _CREATIVE_COMMONS = re.compile(r"CC-(BY(?:-NC)?(?:-SA|-ND)?)-(\d\.\d)")
 
 
 @cache
 def licence_link(licence: str) -> str:
-    """Return where a licence can be read; "" for a text that is not the SPDX name of one.
+    """Return the address of a licence's text; "" for a text that is not the SPDX name of a licence.
 
     >>> licence_link("CC-BY-4.0"), licence_link("cc0-1.0")
     ('https://creativecommons.org/licenses/by/4.0/', 'https://creativecommons.org/publicdomain/zero/1.0/')

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 #: Maximum bytes of one chunk's float32 logits in the default loss.
 LOSS_CHUNK_BYTES = 32 << 20
-#: The same on a GPU, whose caches are passed by either way: large products pay there.
+#: The same on a GPU, where caches don't matter and large products are faster.
 LOSS_CHUNK_BYTES_ON_GPU = 1 << 30
 
 
@@ -37,11 +37,11 @@ class DecoderConfig(ComponentConfig):
     """
 
     kind: ClassVar[str] = "decoder"
-    #: Keys that change how a decoder is trained, not what it computes with given weights: they may
+    #: Keys that affect a decoder's training, but not its output with given weights: they may
     #: differ between a run and the model that it starts from (`train.start_from`).
     training_keys: ClassVar[tuple[str, ...]] = ()
-    #: Whether `build` on torch's device "meta" gives a decoder whose parameters, its only tensors, can
-    #: be replaced (`load_state_dict(assign=True)`) by those of a file, in float32 or bfloat16.
+    #: Whether `build` on torch's device "meta" gives a decoder whose parameters (its only tensors) can
+    #: be replaced by those of a file (`load_state_dict(assign=True)`), in float32 or bfloat16.
     builds_without_weights: ClassVar[bool] = False
     context_length: int = 4096
 
@@ -55,8 +55,8 @@ class DecoderConfig(ComponentConfig):
         raise NotImplementedError
 
     def cache_bytes(self, num_tokens: int, itemsize: int) -> int | None:
-        """Return the bytes that generation keeps for so many tokens, with so many bytes a number, by
-        arithmetic; None (the default): not known."""
+        """Return the bytes that generation keeps for this many tokens, at `itemsize` bytes per value, by
+        arithmetic; None (the default): unknown."""
         return None
 
     @property
@@ -66,22 +66,22 @@ class DecoderConfig(ComponentConfig):
         return 1
 
     def attention_head_dim(self) -> int | None:
-        """Return the dimension of an attention head; None (the default): not known."""
+        """Return the dimension of an attention head; None (the default): unknown."""
         return None
 
     def num_parameters(self, vocabulary: Vocabulary, grid: tuple[int, int]) -> int | None:
         """Return the number of parameters that `build` would create, by arithmetic.
 
-        It is called before building, so that absurd sizes are refused in time. None: not known,
+        Called before building, so that absurd sizes are refused in time. None: unknown,
         and nothing is refused."""
         return None
 
     def training_memory(
         self, vocabulary: Vocabulary, grid: tuple[int, int], one_pass: TrainingPass
     ) -> TrainingMemory | None:
-        """Return what training with passes of this size needs of memory, by arithmetic.
+        """Return the memory that training with passes of this size needs, by arithmetic.
 
-        `cm3 recipe check` and `cm3 train` refuse what exceeds the machine. None: not known, and only
+        `cm3 recipe check` and `cm3 train` refuse recipes that exceed the machine. None: unknown, and only
         the parameters are counted."""
         return None
 
@@ -90,19 +90,19 @@ class KVCache(ABC):
     """Keys and values of the tokens a decoder has read, in rows of different lengths.
 
     Methods change it in place. Rows are independent: the engine forks them (candidates of one
-    prompt), drops finished ones and joins new ones. What forked rows share may be stored once.
+    prompt), drops finished ones and joins new ones. Data shared by forked rows may be stored once.
     """
 
     @property
     @abstractmethod
     def length_B(self) -> Tensor:
-        """Tokens that each row holds, int64 [B]; on the device, so that nothing synchronises."""
+        """Number of tokens in each row, int64 [B]; on the device, to avoid synchronisation."""
 
     @abstractmethod
     def select(self, rows: Sequence[int]) -> None:
-        """Keep `rows` of the present rows, in this order; a row named more than once is forked.
+        """Keep `rows` of the current rows, in this order; a row named more than once is forked.
 
-        Where the number of rows grows, the caller calls `reserve` before more is written."""
+        If the number of rows grows, the caller calls `reserve` before writing more."""
 
     @abstractmethod
     def join(self, other: KVCache) -> None:
@@ -110,34 +110,34 @@ class KVCache(ABC):
 
     @abstractmethod
     def reserve(self, more_B: Sequence[int]) -> None:
-        """Make room in each row for this many tokens beyond those it holds."""
+        """Make room in each row for this many more tokens."""
 
     @abstractmethod
     def advance(self, count_B: Sequence[int]) -> None:
-        """Count this many of the tokens just written to each row as held.
+        """Count this many of the tokens just written to each row as kept.
 
         A ragged chunk writes more tokens than it keeps. Raises `GenerationError` if a row would
-        hold more than it has room for."""
+        exceed its room."""
 
-    #: Whether `copy` is there: what rows hold can then be kept for later prompts.
+    #: Whether `copy` is implemented: rows can then be kept for later prompts.
     can_be_copied: bool = False
 
     def copy(self, row: int, length: int) -> KVCache:
-        """Return the first `length` tokens of a row (at least one, at most what it holds) as a cache of
-        one row, which later changes of this one don't reach."""
-        raise NotImplementedError  # a cache without copies need not have it: `can_be_copied`
+        """Return the first `length` tokens of a row (between one and its length) as a cache with
+        one row, unaffected by later changes of this one."""
+        raise NotImplementedError  # only needed if `can_be_copied`
 
-    #: Whether a forward pass of one token per row can be recorded once and replayed: it then takes
-    #: lengths from `length_B` (always the same tensor) and from nothing on the host, and `advance`
-    #: by one consists of the two methods below.
+    #: Whether a forward pass of one token per row can be recorded once and replayed. It must then take
+    #: lengths only from `length_B` (always the same tensor) and nothing from the host, and `advance`
+    #: by one must consist of the two methods below.
     can_be_recorded: bool = False
 
     def count_on_device(self) -> None:
-        """Count one more token in each row of `length_B`."""
+        """Increase each row's count in `length_B` by one."""
         raise NotImplementedError
 
     def count_on_host(self) -> None:
-        """Count one more token in each row of the host's own counts."""
+        """Increase each row's count on the host by one."""
         raise NotImplementedError
 
 
@@ -153,7 +153,7 @@ class InferenceDecoder(ABC):
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """Where tokens, caches and hidden states are."""
+        """The device of tokens, caches and hidden states."""
 
     @abstractmethod
     def allocate_cache(self, num_rows: int, max_length: int) -> KVCache:
@@ -162,12 +162,12 @@ class InferenceDecoder(ABC):
     def cache_bytes(self, num_tokens: int) -> int:
         """Return the bytes that `num_tokens` tokens of one row take in a cache.
 
-        The engine bounds memory by it. 0 (the default): not known."""
+        Used to bound memory. 0 (the default): unknown."""
         return 0
 
     def weight_bytes(self) -> int | None:
-        """Return the bytes of memory that the weights take, those of the decoder that this one was
-        made from included; pages of mapped files don't count. None (the default): not known."""
+        """Return the memory used by the weights in bytes, including those of the decoder that this one was
+        made from, but not pages of mapped files. None (the default): unknown."""
         return None
 
     @abstractmethod
@@ -185,7 +185,7 @@ class InferenceDecoder(ABC):
             tokens_BT: int64 ids.
             cache: of this decoder. Keys and values are written at each row's length; the caller
                 calls `cache.advance` afterwards. Padding of a ragged chunk may reach past the end
-                of a row or of the context: it is never counted, and may be dropped.
+                of a row or of the context; it is never counted, and may be dropped.
             positions_BT: int64, 0..context_length-1. None: continue from each row's length.
             cells_BT: int64; raster index of an image code in its picture, -1 elsewhere. None: all
                 -1.
@@ -206,8 +206,8 @@ class Decoder(ABC):
 
     context_length: int
     vocab_size: int
-    #: Ids whose logits come from a head of their own, adjacent ones (Janus: image codes). None: all ids
-    #: share one head. A loss is among the ids of the target's head, and so is what a completion draws.
+    #: Ids (adjacent) whose logits come from a separate head, such as Janus' image codes. None: all ids
+    #: share one head. A loss covers the ids of the target's head, and so does a draw.
     own_head: range | None = None
 
     @property
@@ -217,7 +217,7 @@ class Decoder(ABC):
         The default: the decoder itself."""
         from torch import nn
 
-        assert isinstance(self, nn.Module), "a decoder is an nn.Module, or says which one it has"
+        assert isinstance(self, nn.Module), "a decoder must be an nn.Module or override `module`"
         return self
 
     @abstractmethod
@@ -243,7 +243,7 @@ class Decoder(ABC):
     @abstractmethod
     def head_weight(self) -> Tensor:
         """Return the head's weight [V, E]: logits are hidden @ head_weight.T. With `own_head`, that of
-        the other ids, without rows for those."""
+        the other ids, without rows for the ids in `own_head`."""
 
     def logits(self, hidden: Tensor, ids: range | None = None) -> Tensor:
         """Logits [..., len(ids)] of hidden states [..., E]; `ids` a step-1 range, None: all V."""
@@ -261,9 +261,9 @@ class Decoder(ABC):
         z_loss: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
         """Return the weighted sum of the tokens' losses in nats, and its parts by group. A token's loss
-        is among the ids that share its head.
+        covers the ids that share its head.
 
-        The default computes logits in chunks of rows, and again in the backward pass, so that those
+        The default computes logits in chunks of rows, and again in the backward pass, so that the logits
         of a whole batch are never in memory: 8 rows of 4,096 tokens over 66,048 ids would be 8.7 GB.
         A decoder whose head allows it calls a fused loss instead
         (`cm3kernels.linear_cross_entropy`).
@@ -296,25 +296,25 @@ class Decoder(ABC):
         )
 
     def faster_precisions(self) -> tuple[str, ...]:
-        """Return precisions that are faster here than that of the stored weights, the fastest first.
+        """Return precisions that are faster on this machine than that of the stored weights, fastest first.
 
-        `cm3core.load(precision="auto")` takes the first that hardly changes the model's predictions, which it
-        measures. The default: none."""
+        `cm3core.load(precision="auto")` uses the first that hardly changes the model's predictions, according to a
+        measurement. None by default."""
         return ()
 
     def for_inference(self, precision: str = "auto") -> InferenceDecoder:
-        """Return this decoder for generation, with its present weights.
+        """Return this decoder for generation, with its current weights.
 
         The default serves decoders that generate as they are: their own `hidden_states` takes a
         `cache`, and `allocate_cache(num_rows, max_length)` makes one (see `InferenceDecoder` for
         both). Override it to lay weights out for few tokens at a time, or to use fewer bits.
 
         Args:
-            precision: "auto" (the dtype of the weights; on a CUDA device a decoder may take bfloat16
-                where the device multiplies it), "fp32", "bf16", "int8" (weights, with a
-                scale per output; and, where that is faster, inputs, with a scale per row) or "int4"
-                (weights, with a scale and an offset for each few of them). "stored": as "auto",
-                and where the weights are, without another copy, even if that is slower.
+            precision: "auto" (the dtype of the weights; on a CUDA device a decoder may use bfloat16
+                if the device supports it), "fp32", "bf16", "int8" (weights, with a
+                scale per output; and, if that is faster, inputs, with a scale per row) or "int4"
+                (weights, with a scale and an offset for each small group of them). "stored": like "auto",
+                but in place, without another copy, even if that is slower.
 
         Raises:
             GenerationError: this decoder or this machine does not support the precision, or the
@@ -340,8 +340,8 @@ class Decoder(ABC):
         Codes that look alike then start out alike. Optional: the default does nothing."""
 
     def sharded_blocks(self) -> list[nn.Module]:
-        """Return the modules whose weights are gathered one after the other where processes share a
-        decoder (FSDP); weights of none of them stay gathered during a step.
+        """Return the modules whose weights are gathered one after the other if processes share a
+        decoder (FSDP); all other weights stay gathered during a step.
 
         The default: the members of the largest `nn.ModuleList`."""
         from torch import nn
@@ -401,7 +401,7 @@ class _AsItIs(InferenceDecoder):
         return logits
 
 
-# What training needs of memory, as far as a decoder knows it: by arithmetic, before anything is built.
+# Memory needed for training, as far as a decoder knows it: by arithmetic, before anything is built.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -411,9 +411,9 @@ class TrainingPass:
     Args:
         rows: packed rows.
         length: tokens of each.
-        itemsize: bytes of a number that products take: 2 with autocast to bfloat16, else 4.
-        attention: the backend's config, which knows what it keeps.
-        device: "cpu", "cuda": loss and attention work in other pieces there.
+        itemsize: bytes of a number in products: 2 with autocast to bfloat16, otherwise 4.
+        attention: the backend's config, which knows the bytes it keeps.
+        device: "cpu", "cuda": loss and attention use other chunk sizes there.
     """
 
     rows: int
@@ -433,16 +433,16 @@ class TrainingMemory:
         largest_stack: parameters of the matrices of the most frequent shape, which Muon updates
             together.
         activations: bytes that the forward pass keeps for the backward pass.
-        working: most bytes in use for a moment in addition: a chunk of the loss, one layer's
+        working: peak of additional temporary bytes: a chunk of the loss, one layer's
             gradients.
-        smaller: what makes the activations smaller, as overrides or keys; the batch is not
-            repeated.
+        smaller: overrides or keys that reduce the activations, besides the
+            batch size.
         smaller_model: the keys that set the number of parameters.
-        gathered: parameters that a device holds whole at a time where they are divided among
-            devices: two blocks (the next is fetched during the first), and what belongs to none. 0:
-            not known, all of them.
+        gathered: parameters that a device holds whole at a time if they are divided among
+            devices: two blocks (the next is fetched during the first), and parameters outside blocks. 0:
+            unknown, all of them.
         linear_features: inputs and outputs of all linear layers, added up: adapters of rank r have r
-            times as many parameters. 0: not known.
+            times as many parameters. 0: unknown.
     """
 
     matrix_parameters: int

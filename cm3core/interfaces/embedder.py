@@ -42,7 +42,7 @@ class Embedder(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Hash of config and weights; a memory bank built with another one is refused."""
+        """Hash of config and weights; a memory bank built with a different one is refused."""
 
     @abstractmethod
     def _embed_texts(self, texts: Sequence[str]) -> VectorArray:
@@ -56,15 +56,15 @@ class Embedder(ABC):
 
     @property
     def looks_fingerprint(self) -> str:
-        """Hash of everything that decides `embed_looks`; by default `fingerprint`."""
+        """Hash of everything that determines `embed_looks`; by default `fingerprint`."""
         return self.fingerprint
 
     def _embed_looks(self, images: Sequence[PixelArray]) -> VectorArray:
-        """As `_embed_images`, for comparison with other pictures alone; by default the same vectors."""
+        """Like `_embed_images`, but only for comparison with other pictures; by default the same vectors."""
         return self._embed_images(images)
 
-    def move_to(self, device: torch.device) -> None:  # noqa: B027 (the CPU is a fine place)
-        """Compute on this device from now on; vectors stay arrays. The default stays where it is."""
+    def move_to(self, device: torch.device) -> None:  # noqa: B027 (staying on the CPU is valid)
+        """Compute on this device from now on; vectors stay arrays. The default does nothing."""
 
     def embed_texts(self, texts: Sequence[str]) -> VectorArray:
         """Return unit vectors float32 [N, dimension]. Raises `DataError` on NaN or infinity."""
@@ -81,10 +81,10 @@ class Embedder(ABC):
         return self._of_pictures(images, self._embed_images)
 
     def embed_looks(self, images: Sequence[PixelArray]) -> VectorArray:
-        """Return unit vectors float32 [N, dimension] by which pictures are compared with pictures.
+        """Return unit vectors float32 [N, dimension] for comparing pictures with pictures.
 
-        They may be of another space than texts and `embed_images` are, one in which versions of a thing are
-        nearer each other; raises as `embed_images` does."""
+        They may belong to another space than those of texts and `embed_images`, one in which versions of the same
+        object are nearer to each other. Raises as `embed_images` does."""
         return self._of_pictures(images, self._embed_looks)
 
     def _of_pictures(
@@ -95,7 +95,7 @@ class Embedder(ABC):
                 found = f"{image.dtype} {list(image.shape)}"
                 raise DataError(
                     f"picture {place}",
-                    f"{found}, an embedder takes uint8 [height, width, 3]",
+                    f"{found}, but an embedder takes uint8 [height, width, 3]",
                     "open it with cm3core.images.open_image",
                 )
         return (
@@ -116,7 +116,7 @@ class Embedder(ABC):
         if not finite.all():
             raise DataError(
                 f"{what} {int(np.argmin(finite))}",
-                f"its vector by {type(self).__name__} holds NaN or infinity",
+                f"its vector by {type(self).__name__} contains NaN or infinity",
                 "check the embedder's weights",
             )
         return normalise(vectors)
@@ -126,9 +126,9 @@ class Embedder(ABC):
         return np.asarray(self.embed_documents([document])[0], np.float32)
 
     def embed_documents(self, documents: Sequence[Document]) -> VectorArray:
-        """Return unit vectors float32 [N, dimension], as paper section 2.1 does.
+        """Return unit vectors float32 [N, dimension], as in paper section 2.1.
 
-        Text part and image part are encoded separately, normalised, averaged and normalised again;
+        Text and image parts are encoded separately, normalised, averaged and normalised again;
         a document with only one part uses that part. Raises `DataError` for a document with
         neither."""
         texts = [text_of(document) for document in documents]

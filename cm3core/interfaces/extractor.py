@@ -31,14 +31,14 @@ class ExtractorConfig(ComponentConfig):
 class Extractor(ABC):
     """Maps pictures to features. Unlike an embedder's vectors, they keep their length.
 
-    A score names the extractor by its label, so that scores of different networks are never taken
-    for each other: "fid-clean", "kid-lite1". Legend: N pictures, D numbers a picture.
+    A score names the extractor by its label, so that scores of different networks are not
+    confused: "fid-clean", "kid-lite1". Legend: N pictures, D numbers per picture.
     """
 
     @property
     @abstractmethod
     def label(self) -> str:
-        """What stands behind the metric's name in a score's name, e.g. "clean" in "fid-clean"."""
+        """The suffix of a score's name after the metric's, e.g. "clean" in "fid-clean"."""
 
     @property
     @abstractmethod
@@ -48,8 +48,8 @@ class Extractor(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Hash of weights and preprocessing: features are cached under it, and scores whose
-        extractors differ in it can't be compared."""
+        """Hash of weights and preprocessing. Features are cached under it, and scores whose
+        extractors have different hashes can't be compared."""
 
     @property
     def reads_text(self) -> bool:
@@ -58,8 +58,8 @@ class Extractor(ABC):
 
     @property
     def embedder_fingerprint(self) -> str | None:
-        """Fingerprint of the embedder that it consists of; None: of none. Pictures that were chosen by
-        the same embedder can't be judged by it."""
+        """Fingerprint of the embedder on which it is based; None: not based on one. Pictures that were chosen by
+        an embedder can't be judged by it."""
         return None
 
     @abstractmethod
@@ -67,20 +67,20 @@ class Extractor(ABC):
         """Return features float32 [N, D] of pictures uint8 [H, W, 3], N > 0, of any sizes."""
 
     def _extract_texts(self, texts: Sequence[str]) -> FeatureArray:
-        """Return features float32 [N, D] of texts, N > 0. Overridden where `reads_text` is true."""
+        """Return features float32 [N, D] of texts, N > 0. Override it if `reads_text` is true."""
         raise NotImplementedError
 
     def extract(self, pictures: Sequence[PixelArray]) -> FeatureArray:
         """Return features float32 [N, D] of pictures uint8 [H, W, 3] of any sizes.
 
         Equal pictures get equal features, whatever else is in the batch. Raises `DataError` for
-        another shape or dtype, and for NaN or infinity among the features."""
+        another shape or dtype, and for features that are NaN or infinite."""
         for place, picture in enumerate(pictures):
             if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
                 found = f"{picture.dtype} {list(picture.shape)}"
                 raise DataError(
                     f"picture {place}",
-                    f"{found}, an extractor takes uint8 [height, width, 3]",
+                    f"{found}, but an extractor takes uint8 [height, width, 3]",
                     "open it with cm3core.images.open_image",
                 )
             if not picture.size:
@@ -117,7 +117,7 @@ class Extractor(ABC):
         if not finite.all():
             raise DataError(
                 f"{what} {int(np.argmin(finite))}",
-                f"its features by {self.label!r} hold NaN or infinity",
+                f"its features by {self.label!r} contain NaN or infinity",
                 "check the extractor's weights",
             )
         return features_ND

@@ -1,10 +1,9 @@
 """Kind `layout`: the sequence protocol by which documents become ids.
 
-A layout says which ids there are, and what is written around segments: what begins and ends a
-sequence, what is between two segments, what frames a picture and ends its rows, what stands for a
-hole, and what is left of a prompt from which a guidance stream hides the text. Sequences to train on,
-prompts, the grammar of a completion and the way back are all made from these answers
-(`cm3core.sequence`), so that they agree.
+A layout defines the ids, and the tokens around segments: those that begin and end a sequence, separate two segments,
+frame a picture and end its rows, mark a hole, and remain of a prompt when a guidance stream hides its text. Training
+sequences, prompts, the grammar of completions and the inverse are all derived from these
+definitions (`cm3core.sequence`), so that they agree.
 
 A picture is one id a code, in the order of its form (`cm3core.picture_form`): the codes of a place side by
 side, rows one after the other. `grid` is (rows, codes of a row).
@@ -48,25 +47,25 @@ class LayoutConfig(ComponentConfig):
     kind: ClassVar[str] = "layout"
     #: Whether holes anywhere in a document can be filled, see `Layout.has_sentinels`.
     has_sentinels: ClassVar[bool] = True
-    #: Whether recipes without the section `layout` have this one; one installed layout is.
+    #: Whether recipes without a section `layout` use this one; exactly one installed layout sets it.
     is_default: ClassVar[bool] = False
 
     def build(self, parts: VocabularyParts, grid: tuple[int, int]) -> Layout:
-        """Return the layout of documents whose pictures have `grid` (rows, columns) codes.
+        """Return the layout for documents whose pictures have `grid` (rows, columns) codes.
 
         Raises:
-            RecipeError: the tokenizer lacks a token that the layout needs, or the grid is none that
-                it can write.
+            RecipeError: the tokenizer lacks a token that the layout needs, or the layout can't write
+                such a grid.
         """
         raise NotImplementedError
 
     def num_ids(self, sizes: VocabularySizes) -> int | None:
-        """Rows of the embedding table, known without building; None: not known."""
+        """Rows of the embedding table, available before building; None: unknown."""
         return None
 
     def picture_length(self, grid: tuple[int, int]) -> int:
-        """Tokens of a picture with all that is around it, known without building; by default a
-        token before and one behind its codes."""
+        """Number of tokens of a picture including its frame, available before building; by default one
+        token before and one after its codes."""
         return grid[0] * grid[1] + 2
 
 
@@ -75,12 +74,12 @@ class Boundary:
     """A place between two segments of a sequence.
 
     Args:
-        before, after: what they are, "text" or "image".
-        starts_document: whether a document begins behind it.
-        is_last: whether the segment behind it is the last of its document.
-        text_hidden: whether the segment behind it is of a query document all of whose texts a
-            guidance stream hides.
-        turn_ends: whether a turn of a conversation ends there; None: the document is none, see
+        before, after: the segments' modalities, "text" or "image".
+        starts_document: whether a document begins after it.
+        is_last: whether the segment after it is the last of its document.
+        text_hidden: whether the segment after it belongs to a query document whose texts are all hidden
+            from a guidance stream.
+        turn_ends: whether a turn of a conversation ends there; None: the document is not a conversation, see
             `cm3core.document.is_conversation`.
     """
 
@@ -98,8 +97,8 @@ class Frame:
 
     Args:
         opening: before its first code.
-        row_end: behind the last code of each row, that of the last row too.
-        closing: behind all that.
+        row_end: after the last code of each row, including the last row.
+        closing: after all rows.
     """
 
     opening: tuple[int, ...] = ()
@@ -107,7 +106,7 @@ class Frame:
     closing: tuple[int, ...] = ()
 
     def num_tokens(self, grid: tuple[int, int]) -> int:
-        """Tokens of a picture, with its frame."""
+        """Number of tokens of a picture with its frame."""
         rows, columns = grid
         around = len(self.opening) + rows * len(self.row_end) + len(self.closing)
         return rows * columns + around
@@ -116,7 +115,7 @@ class Frame:
 class Layout(ABC):
     """The id table and the delimiters around segments.
 
-    Properties are constant. A layout may be asked from several threads.
+    Properties are constant. A layout may be used by several threads.
     """
 
     @property
@@ -132,8 +131,8 @@ class Layout(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Hash of what decides its sequences beyond the vocabulary, stored with checkpoints; "" if
-        nothing does."""
+        """Hash of everything besides the vocabulary that determines its sequences, stored with checkpoints; "" if
+        there is nothing else."""
 
     @property
     @abstractmethod
@@ -143,44 +142,44 @@ class Layout(ABC):
     @property
     @abstractmethod
     def end(self) -> tuple[int, ...]:
-        """Ids behind the last document; at least one. The first of them ends a text that ends its
+        """Ids after the last document; at least one. The first of them ends a text at the end of its
         document."""
 
     def begin_before(self, modality: str) -> tuple[int, ...]:
-        """Ids before the first document whose first segment, of what is seen, is "text" or "image":
-        by default `begin`, of which there is at least one: something must predict the first token.
+        """Ids before the first document, whose first visible segment is "text" or "image":
+        by default `begin`, which must have at least one id, because something must predict the first token.
 
-        A layout whose texts need no prediction (a class) has none before them. Then `begin` is empty.
+        A layout whose texts are not predicted (a class) has none before them. `begin` is then empty.
         """
         return self.begin
 
     @property
     def writes_text(self) -> bool:
-        """Whether texts can be generated: something is before them that predicts them."""
+        """Whether texts can be generated, which requires a token before them that predicts them."""
         return bool(self.begin_before("text"))
 
     @property
     def reads_pictures(self) -> bool:
-        """Whether anything may follow a picture. Where not, the model draws pictures and can't read them."""
+        """Whether anything may follow a picture. If not, the model generates pictures but can't read them."""
         return True
 
     @property
     def hides_all(self) -> bool:
-        """Whether a guidance stream without texts begins with what begins the picture to come:
+        """Whether a guidance stream without texts starts with the tokens that begin the picture to generate:
         nothing before it, no other picture and no `begin`."""
         return False
 
     @property
     def blank(self) -> int | None:
-        """The id that a guidance stream without texts has in place of every token of the prompt of a
-        picture, all but the first and what begins the picture; the prompt stays as long as it is.
-        None: texts are hidden otherwise."""
+        """The id with which a guidance stream without texts replaces every token of a picture's prompt,
+        except the first and those that begin the picture; the prompt keeps its length.
+        None: texts are hidden in another way."""
         return None
 
     @property
     def text_prefix(self) -> str:
-        """What is encoded before each text, as a part of it, and taken off again: a space, where a
-        tokenizer writes the first word as it writes others."""
+        """Text encoded before each text, as a part of it, and removed again on decoding: a space, if the
+        tokenizer is to encode the first word like any other."""
         return ""
 
     @property
@@ -195,16 +194,16 @@ class Layout(ABC):
 
     @abstractmethod
     def frame(self, grid: tuple[int, int]) -> Frame:
-        """What is written around a picture of (rows, columns) codes.
+        """The tokens around a picture of (rows, columns) codes.
 
         Raises:
-            DocumentError: it has no way to write such a grid.
+            DocumentError: the layout can't write such a grid.
         """
 
     @property
     def has_sentinels(self) -> bool:
-        """Whether holes anywhere can be filled: a sentinel stands in the place of each, and its
-        content comes behind the sequence. Otherwise only a document's end can be generated."""
+        """Whether holes anywhere can be filled: a sentinel takes the place of each, and its
+        content follows after the sequence. Otherwise only a document's end can be generated."""
         return self.vocabulary.num_sentinels > 0
 
     @property
@@ -214,23 +213,23 @@ class Layout(ABC):
         return False
 
     def check(self, grid: tuple[int, int]) -> Frame:
-        """The frame of a grid; raises `DocumentError` for what no sequence can be made of."""
+        """The frame of a grid; raises `DocumentError` for layouts that can't form sequences."""
         frame = self.frame(grid)
         if self.has_sentinels and frame.row_end:
             raise DocumentError(
                 f"layout {self.name}",
-                "has sentinels and tokens at the ends of rows",
-                "do without one of them: a span that is moved has no rows",
+                "has both sentinels and tokens at the ends of rows",
+                "remove one of them: a moved span has no rows",
             )
         if not self.begin_before("image") or not self.end or (self.hides_all and not frame.opening):
             raise DocumentError(
                 f"layout {self.name}",
-                "begins or ends sequences with nothing",
+                "begins or ends sequences without a token",
                 "give at least one id: something must predict the first token",
             )
         return frame
 
-    # ---- the way back
+    # ---- reading sequences
 
     def segments(self, tokens: IntArray, grid: tuple[int, int]) -> list[tuple[str, IntArray]]:
         """Split a sequence into texts and pictures, in order: the ids int32 of each, without delimiters.
@@ -240,7 +239,7 @@ class Layout(ABC):
             grid: of every picture.
 
         Raises:
-            DocumentError: a token that is out of place.
+            DocumentError: a token is out of place.
         """
         frame = self.frame(grid)
         found: list[tuple[str, IntArray]] = []

@@ -1,8 +1,8 @@
 """Kind `metric`: samples of an evaluation -> one or a few scores.
 
-A metric collects batches of samples (`update`), may be merged with others that collected other
-samples (`merge`), and gives its scores at the end (`result`). Neither the order of samples nor the
-size of batches changes a score, so that an evaluation can be interrupted, resumed and divided.
+A metric collects batches of samples (`update`), may be merged with metrics of other
+samples (`merge`), and returns its scores at the end (`result`). Scores do not depend on the order of samples or the
+size of batches, so an evaluation can be interrupted, resumed and divided.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from cm3core.errors import DataError, close_match
 from cm3core.interfaces.component import ComponentConfig, broken, shown
 
-#: What a batch may hold, a value for each sample. Metrics name what they need.
+#: Possible columns of a batch, with one value per sample. Metrics name those they need.
 COLUMNS: Mapping[str, str] = {
     "features": "float32 [D]: an extractor's features of the picture",
     "reference_features": "float32 [D]: the same of a reference picture",
@@ -52,11 +52,11 @@ class MetricBatch:
     """Some samples.
 
     Args:
-        indices: the samples' numbers, which name them in the whole evaluation.
+        indices: the samples' numbers, unique within the whole evaluation.
         columns: name in `COLUMNS` -> a value for each sample, as a sequence or an array.
 
     Raises:
-        DataError: an unknown column, one of another length, a number twice.
+        DataError: an unknown column, a column of another length, or a duplicate number.
     """
 
     indices: Sequence[int]
@@ -64,7 +64,7 @@ class MetricBatch:
 
     def __post_init__(self) -> None:
         if len(set(self.indices)) != len(self.indices):
-            raise DataError("samples", "hold a number twice", "give each sample once")
+            raise DataError("samples", "contain a number twice", "give each sample once")
         for name, values in self.columns.items():
             if name not in COLUMNS:
                 raise DataError(f"column {name!r}", "is unknown", close_match(name, COLUMNS))
@@ -78,18 +78,18 @@ class MetricBatch:
 
 @dataclass(frozen=True)
 class Score:
-    """A figure.
+    """The value of a metric.
 
     Args:
         name: lower-case letters, digits, `_`; unique among the metric's scores.
-        value: the figure.
-        num: samples that it is of.
-        higher_is_better: which way is better.
-        spread: its standard error or its spread over subsets, which the metric's docstring says; None
-            where there is none.
-        per_sample: sample -> its own value, where the score is a mean of them.
-        note: what a reader must know of this value, in a few words; printed beside it. A metric says so
-            where samples suffice for a figure and not for a meaning; what has no figure is refused.
+        value: the value.
+        num: number of samples.
+        higher_is_better: whether higher values are better.
+        spread: its standard error or its spread over subsets, as the metric's docstring states; None
+            if there is none.
+        per_sample: sample -> its own value, if the score is a mean of these.
+        note: a caveat in a few words, printed beside the value, for samples that suffice for a value
+            but not for a conclusion; metrics without a value are refused.
     """
 
     name: str
@@ -103,21 +103,21 @@ class Score:
 
 @dataclass(kw_only=True)
 class MetricConfig(ComponentConfig):
-    """Base of metrics' configs. Every field belongs to the protocol of a score."""
+    """Base of metrics' configs. Every field is part of a score's protocol."""
 
     kind: ClassVar[str] = "metric"
-    #: Grows whenever equal samples may get other scores than before; belongs to the protocol.
+    #: Increased whenever equal samples may get other scores; part of the protocol.
     version: ClassVar[int] = 1
-    #: Whether an evaluation gives, beside the score, that of the real pictures, of these through the image
-    #: tokenizer, and of copies of the first document prepended.
+    #: Whether an evaluation also computes the score of the real pictures, of their reconstructions by the image
+    #: tokenizer, and of copies of the first prepended document.
     bounded: ClassVar[bool] = False
 
     def build(self) -> Metric:
-        """Return the metric, which has seen no samples."""
+        """Return the metric, without samples."""
         raise NotImplementedError
 
     def protocol(self) -> dict[str, Any]:
-        """What scores depend on: the version and all keys, as JSON values."""
+        """Everything that scores depend on: the version and all keys, as JSON values."""
         return {"version": self.version} | {
             item.name: getattr(self, item.name) for item in fields(self)
         }
@@ -126,8 +126,8 @@ class MetricConfig(ComponentConfig):
 class Metric(ABC):
     """Collects samples and gives scores."""
 
-    #: What it needs, in groups: an `update` uses each group whose columns are all in the batch. Pictures
-    #: and reference pictures that needn't be as many are two groups.
+    #: The columns it needs, in groups: an `update` uses each group whose columns are all in the batch. Pictures
+    #: and reference pictures that may differ in number are two groups.
     needs: ClassVar[tuple[Group, ...]]
 
     @property
@@ -141,23 +141,23 @@ class Metric(ABC):
 
         Args:
             group: one of `needs`.
-            indices: of samples that this group has not had before.
+            indices: of samples that this group has not had yet.
             columns: the group's columns, each with a value for each sample.
         """
 
     @abstractmethod
     def _merge(self, other: Any) -> None:
-        """Add what an equal metric has collected of other samples. `other` is not changed."""
+        """Add the samples of an equal metric. `other` is not changed."""
 
     @abstractmethod
     def _result(self) -> Sequence[Score]:
-        """Return the scores. Nothing collected is changed: more may follow."""
+        """Return the scores. Must not change the collected data: more may follow."""
 
     def update(self, batch: MetricBatch) -> None:
         """Collect the samples of a batch.
 
         Raises:
-            DataError: no group of columns that it needs is there, a sample was there before, or a number
+            DataError: the batch has no group of columns that the metric needs, a sample is repeated, or a number
                 is NaN or infinite.
         """
         groups = [group for group in self.needs if set(group) <= set(batch.columns)]
@@ -165,13 +165,15 @@ class Metric(ABC):
             wanted = " or ".join(" with ".join(group) for group in self.needs)
             raise DataError(
                 type(self).__name__,
-                f"needs {wanted}; the batch has {', '.join(batch.columns) or 'no columns'}",
+                f"needs {wanted}, but the batch has {', '.join(batch.columns) or 'no columns'}",
                 "give these columns",
             )
         for group in groups:
             again = self._seen[group].intersection(batch.indices)
             if again:
-                raise DataError(f"sample {min(again)}", "was there before", "give each sample once")
+                raise DataError(
+                    f"sample {min(again)}", "was already given", "give each sample once"
+                )
         for name in sorted(FLOAT_COLUMNS.intersection(name for group in groups for name in group)):
             _check_finite(name, batch)
         for group in groups:
@@ -181,7 +183,7 @@ class Metric(ABC):
                 self._update(group, list(batch.indices), own)
 
     def merge(self, other: Metric) -> None:
-        """Add what an equal metric has collected of other samples.
+        """Add the samples of an equal metric.
 
         Raises:
             DataError: another class, or a sample that both have.
@@ -212,7 +214,7 @@ class Metric(ABC):
             if len(self._seen[group]) < self.minimum:
                 raise DataError(
                     type(self).__name__,
-                    f"has {len(self._seen[group])} samples of {' with '.join(group)}, "
+                    f"has {len(self._seen[group])} samples of {' with '.join(group)}, but "
                     f"needs {self.minimum} or more",
                     "evaluate more samples",
                 )
@@ -230,7 +232,7 @@ class Metric(ABC):
 
     @property
     def num_samples(self) -> int:
-        """Samples of the group that has most."""
+        """Number of samples of the largest group."""
         return max(len(seen) for seen in self._seen.values())
 
     @cached_property
@@ -239,7 +241,7 @@ class Metric(ABC):
 
 
 def _check_finite(name: str, batch: MetricBatch) -> None:
-    """Raise `DataError` for a number of a column that is NaN or infinite: a mean would be one, or leave it out."""
+    """Raise `DataError` for NaN or infinity in a column, which would spoil a mean."""
     for index, value in zip(batch.indices, batch.columns[name], strict=True):
         array = np.asarray(value, dtype=np.float64)
         if not np.isfinite(array).all():
@@ -247,5 +249,5 @@ def _check_finite(name: str, batch: MetricBatch) -> None:
             raise DataError(
                 f"sample {index}",
                 f"has {bad} in its {name}",
-                "look for what made it, and leave it out",
+                "find its cause, and leave the sample out",
             )

@@ -1,7 +1,7 @@
-"""What a component reaches outside of the model that it belongs to: hosts, credentials, paths.
+"""External resources of a component: hosts, credentials and paths outside its model.
 
-A config class declares it for each key that holds a text (`ComponentConfig.outside`), and a model that is
-not the user's own is used only as far as the user allows what its keys name. Imports no torch.
+A config class declares them for each text key (`ComponentConfig.outside`). A model that is
+not the user's own may use them only as far as the user allows. Imports no torch.
 """
 
 from __future__ import annotations
@@ -9,23 +9,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-#: How a key reaches outside: a file or folder is read, or written; a host or an address is connected to;
-#: credentials of the user are used.
+#: How a key uses an external resource: it reads or writes a file or folder, connects to a host or an address, or
+#: uses the user's credentials.
 READS: Final = "reads"
 WRITES: Final = "writes"
 CONNECTS: Final = "connects to"
 CREDENTIALS: Final = "uses the credentials of"
-#: What a key does that nobody declared, and whose value looks like a path or an address.
+#: For an undeclared key whose value looks like a path or an address.
 UNDECLARED: Final = "may use"
 
 
 @dataclass(frozen=True)
 class Outside:
-    """How a key of a config reaches outside.
+    """How a config's key uses external resources.
 
     Args:
-        how: `READS`, `WRITES`, `CONNECTS` or `CREDENTIALS`; "": not at all, the key holds a text.
-        why: what for, the end of a sentence: "its pictures".
+        how: `READS`, `WRITES`, `CONNECTS` or `CREDENTIALS`; "": not at all, the key is ordinary text.
+        why: the purpose, worded as the end of a sentence: "its pictures".
         shipped: prefix of values that name a file of the plugin itself, such as "bundled:"; "": there are
             none.
     """
@@ -35,21 +35,21 @@ class Outside:
     shipped: str = ""
 
 
-#: Declares a key that holds words, patterns, or names of parts: nothing outside.
+#: Declares a key for words, patterns, or names of parts: no external resource.
 TEXT: Final = Outside("")
 
 
 @dataclass(frozen=True)
 class Reach:
-    """One thing outside that a component's values name.
+    """An external resource named by a component's values.
 
     Args:
         how: `READS`, `WRITES`, `CONNECTS`, `CREDENTIALS` or `UNDECLARED`.
         target: an absolute path, an address ("s3://bucket/folder"), a host with its port
             ("db.example:5432"), or a name ("libpq").
         key: where it is named, dotted, in the component's section ("parts.words.bank").
-        why: what for.
-        value: the text that the key holds; "" for what is used where the key is left out.
+        why: the purpose.
+        value: the key's text; "" for a resource that is used when the key is left out.
     """
 
     how: str

@@ -88,7 +88,7 @@ class LogProbability(NamedTuple):
 
 
 class Likelihood(Protocol):
-    """Asks the model how probable given contents of holes are.
+    """Computes the likelihood of given contents of holes under the model.
 
     `cm3run.generation.Likelihood` implements it."""
 
@@ -104,7 +104,7 @@ class Likelihood(Protocol):
         retrieved: Sequence[Sequence[Document]] | None = None,
         variant: PromptVariant | None = None,
     ) -> list[LogProbability]:
-        """Return log p(contents | the rest of the document) of each document, in order.
+        """Return log p(contents | rest of the document) for each document, in order.
 
         Args:
             documents: at least one hole each, pictures as `Codes`.
@@ -112,7 +112,7 @@ class Likelihood(Protocol):
                 shorter than its hole's `max_tokens` ends there, and the end token counts; for a
                 hole without a limit it always counts.
             retrieved: the documents prepended to each document. None: none.
-            variant: what is visible of the prompts. None: everything.
+            variant: which parts of the prompts are visible. None: all.
         """
 
     def contents_of(self, document: Document, filled: Document) -> list[IntArray]:
@@ -133,7 +133,7 @@ class RerankerConfig(ComponentConfig):
     def build(self, *, embedder: Embedder | None, likelihood: Likelihood) -> Reranker:
         """Return the reranker.
 
-        `embedder` is the recipe's, None if it has none; `likelihood` asks the model itself."""
+        `embedder` is the recipe's, None if it has none; `likelihood` queries the model itself."""
         raise NotImplementedError
 
 
@@ -143,27 +143,27 @@ class Reranker(ABC):
     @property
     @abstractmethod
     def measure(self) -> str:
-        """What a score measures, as it is shown, e.g. "cosine similarity of HashEmbedder".
+        """The name of what a score measures, as shown to users, e.g. "cosine similarity of HashEmbedder".
 
         It must be accurate: CLIP means CLIP."""
 
     @abstractmethod
     def _score(self, candidates: Sequence[Candidate]) -> Sequence[float]:
-        """Return a finite score for each candidate, in order, which depends on it alone.
+        """Return a finite score for each candidate, in order; each may depend only on its candidate.
 
         There is at least one candidate.
 
         Raises:
-            GenerationError: a candidate holds nothing that can be scored.
+            GenerationError: a candidate contains nothing that can be scored.
         """
 
     def score(self, candidates: Sequence[Candidate]) -> list[float]:
-        """Return a score for each candidate, in order; all are of one request.
+        """Return a score for each candidate, in order; all belong to one request.
 
         Raises:
             GenerationError: the reranker failed, or did not return a finite number for each
                 candidate.
-            CM3Error: raised by the reranker itself; its place is prefixed with the reranker.
+            CM3Error: raised by the reranker itself; its place is prefixed with the reranker's name.
         """
         assert all(candidate.request == candidates[0].request for candidate in candidates), (
             "candidates are of one request"
@@ -176,7 +176,7 @@ class Reranker(ABC):
         except CM3Error as error:
             raise type(error)(f"{place}, {error.place}", error.cause, error.next_step) from error
         except Exception as error:
-            # a plugin's code may raise anything; it must fail this request only
+            # a plugin may raise anything, but only this request may fail
             raise GenerationError(
                 place,
                 f"failed with {type(error).__name__}: {error}",
@@ -185,14 +185,14 @@ class Reranker(ABC):
         if len(scores) != len(candidates):
             raise GenerationError(
                 place,
-                f"gave {len(scores)} scores for {len(candidates)} candidates",
+                f"returned {len(scores)} scores for {len(candidates)} candidates",
                 "correct its _score: one number for each candidate, in order",
             )
         for index, score in enumerate(scores):
             if not _is_finite(score):
                 raise GenerationError(
                     place,
-                    f"gave {score!r} for candidate {index}",
+                    f"returned {score!r} for candidate {index}",
                     "correct its _score: only finite numbers",
                 )
         return [float(score) for score in scores]

@@ -1,4 +1,4 @@
-"""Kind `retriever`: a query document -> the k memory documents that are prepended to it."""
+"""Kind `retriever`: a query document -> the k memory documents to prepend to it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class RetrieverConfig(ComponentConfig):
         num_retrieved: maximum number of documents prepended to a query (paper: 3 in training, 1 or
             2 at inference).
         random_num_retrieved: in training, draw 0..num_retrieved for each sequence, so that prompts
-            without documents work. Of a picture's n parts 0..n are drawn, and any but 0 is all of them.
+            without documents work. For a picture with n parts, draw 0..n, where any number but 0 means all parts.
         num_ranks: in training, documents are drawn from this many best results, so that a query is
             seen in several contexts.
         bank: folder of a memory bank (`cm3 memory build`) to retrieve from. None: the training
@@ -38,22 +38,22 @@ class RetrieverConfig(ComponentConfig):
         query_dropout: in training, probability of dropping each word of a query's text, so that a
             query finds more than its nearest paraphrases (paper section 2.1: 0.2). At least one
             word is kept.
-        unlike_below: of a picture that is asked about whose best document is less similar to it than this, the commands
-            say that the memory has nothing like it, so that the answer may mean nothing. None: they never do.
+        unlike_below: if the best document for a picture in a question is less similar than this, the commands
+            warn that the memory has nothing like it, so the answer may be meaningless. None: never.
         num_alternatives: in generation, the pictures of one prompt take turns with this many of its best
-            documents, so that they differ as these do: the first has the best in front, the second the second
-            best, and so on. 1: all have the best.
-        alternative_margin: no document takes a turn whose score is less than the best one's by more than
-            this share of it.
+            documents, so that they differ like these: the first has the best document in first place, the second
+            the second best, and so on. 1: all have the best.
+        alternative_margin: documents take turns only if their score is below the best one's by at most
+            this fraction of it.
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {"bank": Outside(READS, "the memory bank")}
 
     kind: ClassVar[str] = "retriever"
-    #: Whether it ever finds anything. False: a recipe with it is a recipe without retrieval.
+    #: Whether it ever finds anything. False: a recipe with it counts as one without retrieval.
     retrieves: ClassVar[bool] = True
-    #: Whether it has a memory of its own, which `open_memory` opens, instead of a bank or the data
-    #: set. Such a memory may change at any moment, so that nothing is trained with it.
+    #: Whether it has its own memory, opened by `open_memory`, instead of a bank or the data
+    #: set. Such a memory may change at any moment, so it can't be used in training.
     own_memory: ClassVar[bool] = False
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
         "num_retrieved": (0, 2**16),
@@ -71,17 +71,17 @@ class RetrieverConfig(ComponentConfig):
     alternative_margin: float = 0.05
 
     def check(self) -> None:
-        """Refuse numbers that are out of range."""
+        """Raise `RecipeError` for numbers out of range."""
         super().check()
         if not 0 <= self.query_dropout < 1:
             raise RecipeError(
                 "retriever.query_dropout",
-                f"is {self.query_dropout}, and it is a share of the words",
+                f"is {self.query_dropout}, but must be a fraction of the words",
                 "use 0 or more and less than 1; the paper's is 0.2",
             )
 
     def open_memory(self) -> DocumentSource:
-        """Return the documents of a retriever that has a memory of its own (`own_memory`)."""
+        """Return the documents of a retriever with its own memory (`own_memory`)."""
         raise NotImplementedError
 
     def build(self, memory: DocumentSource, embedder: Embedder | None) -> Retriever:
@@ -98,13 +98,13 @@ class Retrieved:
     index: int
     id: str
     score: float
-    #: Which part of the query found it: "text" or "image". Scores of different parts aren't
+    #: The part of the query that found it: "text" or "image". Scores of different parts aren't
     #: comparable.
     found_by: str = field(default="text", compare=False)
-    #: Whether it is of the sort that the retriever prefers; preferred results come before all
+    #: Whether the retriever prefers its kind of document; preferred results come before all
     #: others, whatever the scores.
     preferred: bool = field(default=True, compare=False)
-    #: The part of the query's picture that it was found for; None: the whole query.
+    #: The part of the query's picture that found it; None: the whole query.
     region: Region | None = field(default=None, compare=False)
 
 
@@ -126,21 +126,21 @@ class Retriever(ABC):
 
     @property
     def max_parts(self) -> int:
-        """The most documents that `retrieve_parts` finds for a query; 0: it looks at no parts."""
+        """Maximum number of documents that `retrieve_parts` finds for a query; 0: it does not support parts."""
         return 0
 
     def _retrieve_parts(
         self, queries: Sequence[Document], exclude: Sequence[Collection[str]]
     ) -> list[list[Retrieved]]:
-        """Return each query's results of `retrieve_parts`, each with its `region`."""
+        """Return each query's results for `retrieve_parts`, each with its `region`."""
         return [[] for _ in queries]
 
     def exact(self) -> Retriever:
-        """Return the same retriever without approximation: itself, unless its search may miss."""
+        """Return this retriever without approximation: itself, unless its search is approximate."""
         return self
 
     def is_excluded(self, index: int, exclude: Collection[str]) -> bool:
-        """Whether `exclude` has the id or a content key of the memory's document `index`."""
+        """Whether `exclude` contains the id or a content key of the memory's document `index`."""
         return bool(exclude) and (
             self.memory.id(index) in exclude
             or any(key in exclude for key in self.memory.content_keys(index))
@@ -164,7 +164,7 @@ class Retriever(ABC):
                 documents that must not be returned: its own.
 
         Raises:
-            PluginError: `_retrieve` returned something else than it must, such as the query's own
+            PluginError: `_retrieve` returned an invalid result, such as the query's own
                 document.
         """
         if num_retrieved < 0:
@@ -191,17 +191,17 @@ class Retriever(ABC):
     def retrieve_parts(
         self, queries: Sequence[Document], exclude: Sequence[Collection[str]] | None = None
     ) -> list[list[Retrieved]]:
-        """Return the nearest document of each part of a query's picture, where it shows several things.
+        """Return the nearest document for each part of a query's picture, if it shows several things.
 
-        Such a query has these in front instead of what `retrieve` finds for the whole of it: their texts with
-        the parts' boxes (`cm3run.prepending`). In the order of the parts; one document may be found for two.
-        Empty for a query without a picture, or whose picture is best taken as one thing.
+        These are prepended instead of the results of `retrieve` for the whole query: their texts with
+        the parts' boxes (`cm3run.prepending`). In the order of the parts; a document may be found for several.
+        Empty for a query without a picture, or whose picture is best treated as a whole.
 
         Args:
             queries, exclude: see `retrieve`.
 
         Raises:
-            PluginError: `_retrieve_parts` returned something else than it must.
+            PluginError: `_retrieve_parts` returned an invalid result.
         """
         banned = [frozenset(names) for names in exclude or [()] * len(queries)]
         assert len(banned) == len(queries)
@@ -214,23 +214,27 @@ class Retriever(ABC):
         for found, names in zip(results, banned, strict=True):
             self._check_found(found, self.max_parts, names)
             if any(one.region is None for one in found):
-                raise broken(self, law, "a document that it found for a part has no region")
+                raise broken(self, law, "a document found for a part has no region")
         return results
 
     def _check_found(self, found: object, num_retrieved: int, names: Collection[str]) -> None:
-        """Raise `PluginError` for results of a query that can't be used."""
+        """Raise `PluginError` for invalid results of a query."""
         law = "results_name_memory_documents_once"
         if not isinstance(found, list) or not all(isinstance(one, Retrieved) for one in found):
             inside = {type(one).__name__ for one in found} if isinstance(found, list) else set()
             given = f"a list of {', '.join(sorted(inside))}" if inside else shown(found)
             raise broken(self, law, f"it found {given} for a query, not a list of Retrieved")
         if len(found) > num_retrieved:
-            raise broken(self, law, f"it found {len(found)} documents, {num_retrieved} were asked")
+            raise broken(
+                self, law, f"it found {len(found)} documents, but {num_retrieved} were requested"
+            )
         for one in found:
             whole = isinstance(one.index, (int, np.integer))
             if not whole or not 0 <= one.index < len(self.memory):
                 raise broken(
-                    self, law, f"it found document {one.index!r}, the memory has {len(self.memory)}"
+                    self,
+                    law,
+                    f"it found document {one.index!r}, but the memory has {len(self.memory)}",
                 )
             if self.is_excluded(one.index, names):
                 raise broken(

@@ -42,11 +42,11 @@ class PromptVariant:
             the form that the CM3 objective trains; beside a hole of the same text, by the hole's)
             or "last" (only the last text; the
             image-conditioned stream of editing).
-        drop_text: leave the hidden text out altogether instead of inserting a sentinel.
-        drop_retrieved: leave out the retrieved documents.
-        replace_text: use this text in place of the query document's (a negative prompt).
+        drop_text: omit the hidden text entirely instead of inserting a sentinel.
+        drop_retrieved: omit the retrieved documents.
+        replace_text: use this text instead of the query document's (a negative prompt).
         hide_images: hide the query document's pictures that have nothing missing. Adjacent hidden
-            segments become one sentinel: with `hide_text` "all" that is the unconditional stream
+            segments become one sentinel: with `hide_text` "all" this is the unconditional stream
             of editing.
     """
 
@@ -76,7 +76,7 @@ class Filters:
         temperature: > 0 divides the mixed logits; 0 takes the largest (lowest id on a tie).
         top_k, top_p: of the mixed distribution; 0 and 1.0 are off. Ties with the threshold are
             kept; the set is never empty.
-        plausible_top_k, plausible_top_p: the same, of the reference stream's distribution at
+        plausible_top_k, plausible_top_p: the same, for the reference stream's distribution at
             temperature 1, before mixing.
         plausible_alpha: CD-K's set: reference probability >= alpha * its k-th largest, k =
             `plausible_k` (paper eq. 3); 0 is off. With k = 1 it is the alpha-max set of contrastive
@@ -145,9 +145,9 @@ class SamplingPlan:
         reference: index of the stream whose distribution decides plausibility (the conditional
             one).
         filters: see `Filters`.
-        schedule: guidance over the positions of a hole; None: the same everywhere. The engine
+        schedule: guidance over the positions of a hole; None: constant. The engine
             applies it.
-        repetition_penalty: above 1 makes ids less likely that the request has read or drawn, in every
+        repetition_penalty: above 1 lowers the probability of ids that the request has read or drawn, in every
             stream, before mixing, see `cm3run.generation.groups`; 1.0 is off. The engine applies it.
     """
 
@@ -164,9 +164,9 @@ class SamplerConfig(ComponentConfig):
 
     kind: ClassVar[str] = "sampler"
     #: Whether it is made for editing a picture by an instruction (`Model.edit`, `cm3 edit`). A
-    #: subclass inherits the value, but is chosen for editing only if it sets it itself.
+    #: subclass inherits the value, but becomes the default for editing only if it sets it itself.
     edits: ClassVar[bool] = False
-    #: Whether it is made for drawing after a structure (`condition`, `cm3 generate --condition`), as `edits` is.
+    #: Whether it is made for drawing after a structure (`condition`, `cm3 generate --condition`); like `edits`.
     structures: ClassVar[bool] = False
 
     def build(self) -> Sampler:
@@ -177,8 +177,8 @@ class SamplerConfig(ComponentConfig):
         """Return the sampler for a model; by default `build()`, which is enough for most.
 
         Override it for a sampler that needs the model's image tokenizer, vocabulary or memory, and
-        for one that wraps another, to pass `parts` on. It is called for every call of the model:
-        keep what takes long by `parts`, which stay the same."""
+        for one that wraps another, to pass `parts` on. It is called for every call of the model, so
+        cache slow work by `parts`, which is always the same object."""
         return self.build()
 
 
@@ -197,15 +197,15 @@ class Sampler(ABC):
     def for_candidate(self, index: int) -> Sampler:
         """Return the sampler of a request's candidate `index` (0, 1, ...).
 
-        It is this one, unless the sampler is a mixture of methods."""
+        By default this sampler. Mixtures of methods return a different one."""
         return self
 
     def draws_with(self, other: Sampler) -> bool:
-        """Whether this sampler's `draw` may also draw for requests of `other`, by their plans.
+        """Whether this sampler's `draw` may also draw for requests of `other`, using their plans.
 
         The default is no. Samplers that are fully described by their plans return True for each
-        other, so that requests with different guidance share one call per step. Both must say so, each
-        in its own class: what a class inherits was said of its base's `draw`, see `share_draws`."""
+        other, so that requests with different guidance share one call per step. Both must agree, each
+        in its own class: an inherited answer was about the base's `draw`, see `share_draws`."""
         return other is self
 
     @abstractmethod
@@ -247,24 +247,25 @@ class Sampler(ABC):
         allowed_nR: Tensor | None,
         kept_nR: Tensor | None = None,
     ) -> Tensor:
-        """Return the log-probabilities that `draw` draws by, float32 [n, R] (float64 for float64 logits).
+        """Return the log-probabilities of the distribution that `draw` draws from, float32 [n, R] (float64 for float64
+        logits).
 
         In nats, -inf for ids that are never drawn; differentiable with respect to the logits, within
-        the set of ids that the filters keep. Optional: reinforcement learning needs it. The default
-        refuses.
+        the set of ids that pass the filters. Optional: needed for reinforcement learning. The default
+        raises.
 
         Args:
             logits_SR, stream_rows_nG, weights_nG, plans, first_id, allowed_nR: see `draw`.
-            kept_nR: bool; the ids that the filters kept when a token was drawn. They take the place of
-                the filters, so that later weights are asked about the same set. None: the filters
-                decide.
+            kept_nR: bool; the ids that passed the filters when a token was drawn. They replace
+                the filters, so that later weights are evaluated on the same set. None: apply the
+                filters.
 
         Raises:
-            GenerationError: this sampler can't tell.
+            GenerationError: this sampler can't compute them.
         """
         raise GenerationError(
             f"sampler {type(self).__name__}",
-            "can't tell the log-probabilities of its draws",
+            "can't compute the log-probabilities of its draws",
             "use a sampler that defines draw_log_probabilities",
         )
 
@@ -281,15 +282,15 @@ class Sampler(ABC):
         position_n: Tensor,
         state: DrawState,
     ) -> Tensor:
-        """As `draw`, with the requests' state; by default `draw`, which ignores it.
+        """Like `draw`, with the requests' state; by default `draw`, which ignores it.
 
-        The engine calls it for a `StatefulSampler`; a sampler that wraps another calls it for any.
+        The engine calls it for a `StatefulSampler`; a sampler that wraps another always calls it.
 
         Args:
             logits_SR, stream_rows_nG, weights_nG, plans, first_id, allowed_nR, seed_n, position_n:
                 see `draw`.
-            state: a row for each request, see `DrawState`. What is assigned to it is what the
-                request's next draw gets.
+            state: a row for each request, see `DrawState`. Values assigned to it are passed to the
+                request's next draw.
         """
         return self.draw(
             logits_SR,
@@ -304,10 +305,10 @@ class Sampler(ABC):
 
 
 def share_draws(one: Sampler, other: Sampler) -> bool:
-    """Whether either sampler may draw for requests of the other: it is the same one, or both say so
+    """Whether either sampler may draw for requests of the other: they are the same object, or both agree
     (`Sampler.draws_with`) in their own classes.
 
-    A subclass that changes how its base draws, and inherits what the base said, draws alone.
+    A subclass that changes its base's `draw` but inherits its `draws_with` draws alone.
     """
     return one is other or (
         _speaks_for_itself(one)
@@ -330,18 +331,18 @@ def tells_log_probabilities(sampler: Sampler) -> bool:
 
 
 class StatefulSampler(Sampler):
-    """A sampler that remembers something of each request, or looks at what a request has drawn.
+    """A sampler that keeps state for each request, or looks at what a request has drawn.
 
     Everything that changes from draw to draw is in the state: an instance serves many requests at
-    once, in any order, and results must not depend on which. A sampler that wraps others is one of
-    these: it puts their `initial_state` under a name each, and passes them `state.part(name)`.
+    once, in any order, and results must not depend on which. A sampler that wraps others is stateful,
+    too: it puts their `initial_state` under a name each, and passes them `state.part(name)`.
     """
 
     def initial_state(self, request: RequestStart) -> InitialState:
-        """State of a request that starts; by default nothing of its own, only what it has drawn.
+        """The state of a request that starts; by default empty, with only the tokens drawn.
 
-        Equal requests start equally. Samplers that share a call (`draws_with`) have states of the
-        same names, shapes and types, or they don't share it.
+        Equal requests start equally. Samplers that share a call (`draws_with`) must have states with the
+        same names, shapes and types.
         """
         return {}
 
@@ -414,8 +415,8 @@ class ModelParts:
 
     @cached_property
     def memory(self) -> DocumentSource:
-        """The documents that the model can retrieve: those of its recipe's bank, or those it was
-        trained on. Opened when it is first asked for.
+        """The documents that the model can retrieve: those of its recipe's bank, or its training
+        documents. Opened on first use.
 
         Raises:
             CM3Error: there are none, or they can't be opened.

@@ -1,8 +1,8 @@
-"""The state of samplers: what one remembers of each request, and what each request has drawn.
+"""The state of samplers: what a sampler keeps for each request, and the tokens each request has drawn.
 
 The engine keeps the state, one row per request: it starts with the request, moves with it when
 others join or leave the batch, is copied when a request is forked, and is dropped with it. A request
-has one state, whatever its number of guidance streams; each candidate is a request of its own.
+has one state, whatever its number of guidance streams; each candidate is a separate request.
 
 Legend: n requests, C cells of a picture's grid, T tokens that can be drawn, K offsets.
 """
@@ -43,15 +43,15 @@ class RequestStart:
 class DrawState:
     """State of the requests of one `draw_with_state`: a table with a row for each.
 
-    `state["name"]` is the tensor [n, ...] of what `initial_state` calls "name"; assigning replaces
-    it. It is a copy: it counts only if the draw succeeds.
+    `state["name"]` is the tensor [n, ...] that `initial_state` calls "name"; assigning replaces
+    it. It is a copy that takes effect only if the draw succeeds.
 
     Attributes:
         grid: rows and columns of a picture's codes.
         cell_n: int64; raster index of the cell to be drawn; -1 for text.
-        codes_nC: int64; image codes (0..codebook size - 1) of the picture being filled: those drawn
-            and those given; -1 where there is none yet.
-        drawn_nT: int64; ids of the whole vocabulary, drawn so far in all of the request's holes;
+        codes_nC: int64; image codes (0..codebook size - 1) of the picture being filled, drawn or
+            given; -1 for those not drawn yet.
+        drawn_nT: int64; vocabulary ids drawn so far in all of the request's holes;
             -1 from the request's position on. T depends on the batch.
     """
 
@@ -76,16 +76,16 @@ class DrawState:
         if value.shape != old.shape or value.dtype != old.dtype or value.device != old.device:
             raise GenerationError(
                 "sampler",
-                f"sets {self._prefix + name!r} to {_form(value)}, it started as {_form(old)}",
-                "correct the sampler: shapes and types of a state never change",
+                f"sets {self._prefix + name!r} to {_form(value)}, but it started as {_form(old)}",
+                "correct the sampler: shapes and types of a state must not change",
             )
         self._values[self._prefix + name] = value
 
     def part(self, name: str) -> DrawState:
         """The state of a wrapped sampler, which `initial_state` put under `name`.
 
-        What is assigned to it counts for the whole. Without a state under that name, it has only
-        what has been drawn: right for a wrapped sampler without state.
+        Assignments to it change the whole state. If there is no state under that name, it has only
+        the drawn tokens, as needed by a wrapped sampler without state.
         """
         return DrawState(
             self._values,
@@ -97,7 +97,7 @@ class DrawState:
         )
 
     def select(self, index_n: Tensor) -> DrawState:
-        """A copy with these rows, int64; a row that is named twice is forked."""
+        """A copy with these rows, int64; a row named more than once is forked."""
         return DrawState(
             {name: value[index_n] for name, value in self._values.items()},
             grid=self.grid,
@@ -114,7 +114,7 @@ class DrawState:
     def codes_around(self, offsets: Sequence[tuple[int, int]]) -> Tensor:
         """Codes at `offsets` (rows, columns) from the cell to be drawn, int64 [n, K].
 
-        -1 outside the picture, where there is no code yet, and for requests that draw text.
+        -1 outside the picture, for codes not drawn yet, and for requests that draw text.
         """
         import torch
 
@@ -153,10 +153,10 @@ class DrawState:
 
 
 def flat_state(initial: InitialState, prefix: str = "") -> dict[str, Tensor]:
-    """A request's state by full names: a wrapped sampler's are "NAME.ITS_NAME".
+    """A request's state by full name: those of a wrapped sampler are "NAME.ITS_NAME".
 
     Raises:
-        GenerationError: a name that is not plain, or a value that is neither a tensor nor a mapping.
+        GenerationError: an invalid name, or a value that is neither a tensor nor a mapping.
     """
     import torch
 
@@ -182,7 +182,7 @@ def flat_state(initial: InitialState, prefix: str = "") -> dict[str, Tensor]:
 
 
 def stacked(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """States of the same form, as tensors with a row for each: a copy."""
+    """Stack states of the same form, as new tensors with a row for each."""
     import torch
 
     return {name: torch.stack([state[name] for state in states]) for name in states[0]}

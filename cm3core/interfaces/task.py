@@ -32,7 +32,7 @@ FieldType: TypeAlias = Literal["text", "image"]
 #: Methods of a model that a task may serve.
 #: "structure" is `generate` with a condition.
 Method: TypeAlias = Literal["generate", "caption", "ask", "edit", "structure", "upscale"]
-#: Tokens of a text hole for which no maximum is given.
+#: Default maximum of tokens in a text hole.
 DEFAULT_TOKENS = 64
 #: Punctuation at the start of a text, up to white space or the end.
 _PUNCTUATION = re.compile(r"([^\w\s]+(?=\s|$))?")
@@ -43,8 +43,8 @@ class TaskConfig(ComponentConfig):
     """Base of tasks' configs."""
 
     kind: ClassVar[str] = "task"
-    #: The method of a model, and the command, that the task is for; "" for one that is used from
-    #: Python only. A task with `is_default` is taken if none is named. A subclass does not inherit it.
+    #: The method of a model, and the command, that the task is for; "" if it is available from
+    #: Python only. A task with `is_default` is used if none is named. Not inherited by subclasses.
     serves: ClassVar[Method | Literal[""]] = ""
 
     def build(self) -> Task:
@@ -53,23 +53,23 @@ class TaskConfig(ComponentConfig):
 
     def for_untuned(self) -> TaskConfig:
         """The config for a model that was not tuned: its prompts have the form of plain documents, a
-        text before its picture. The default is this one."""
+        text before its picture. The default is this config."""
         return self
 
 
 @dataclass(frozen=True)
 class Blank:
-    """The place of a response in a document; `field`: its name."""
+    """A response's place in a document; `field`: its name."""
 
     field: str
 
 
-#: A segment of a document: pieces of text with blanks, or a picture, given or to be made.
+#: A segment of a document: pieces of text with blanks, or a picture, given or to be generated.
 Line: TypeAlias = tuple[str | Blank, ...] | Image | Codes | Blank
 
 
 class Task(ABC):
-    """One object for training documents, their responses, and prompts, so that a model is asked as it
+    """Makes both the training documents with their responses and the prompts, so that a model is prompted as it
     was trained.
 
     Records come from data sets (`DocumentSource.record`) or from a caller."""
@@ -82,13 +82,13 @@ class Task(ABC):
     @property
     @abstractmethod
     def responses(self) -> tuple[str, ...]:
-        """Names of the fields that a model is asked for; the others are given."""
+        """Names of the fields to generate; the others are given."""
 
     @abstractmethod
     def _lines(self, given: Record, rng: np.random.Generator | None) -> Sequence[Line]:
         """Return the document's segments with a `Blank` for each response.
 
-        `given` has texts as `str` and no responses: nothing can be read from them. A blank of a text
+        `given` has texts as `str` and no responses, so nothing can leak from them. The blank of a text
         is in a tuple, alone or among pieces; that of a picture is a segment. With `rng`, the wording
         may vary; it is the only source of randomness."""
 
@@ -103,9 +103,9 @@ class Task(ABC):
         """Return the training document, its responses marked.
 
         Args:
-            record: all fields; further ones are ignored.
+            record: all fields; additional ones are ignored.
             rng: draws the wording; None: the first one.
-            place: what the record is called in errors.
+            place: the record's name in errors.
 
         Raises:
             DataError: a field is missing, empty or of another type.
@@ -121,14 +121,14 @@ class Task(ABC):
         place: str = "record",
         max_tokens: int | None = DEFAULT_TOKENS,
     ) -> Document:
-        """Return the same document with a hole for each response, of which nothing is read.
+        """Return the same document with a hole for each response, whose value is not read.
 
         Args:
             record, rng, place: see `document`.
             max_tokens: of each text hole, see `TextHole`.
 
         Raises:
-            DataError: a field that is given is missing, empty or of another type.
+            DataError: a given field is missing, empty or of the wrong type.
         """
         values = self._checked(record, self.given, place)
         hole = TextHole(max_tokens)
@@ -179,7 +179,7 @@ class Task(ABC):
     def _checked_lines(
         self, values: Mapping[str, Any], rng: np.random.Generator | None
     ) -> Sequence[Line]:
-        """`_lines` of the given values; raises `PluginError` unless each response is in it once."""
+        """`_lines` of the given values; raises `PluginError` unless each response occurs once."""
         given = {name: value for name, value in values.items() if name not in self.responses}
         lines = self._lines(given, rng)
         blanks = [
@@ -192,14 +192,14 @@ class Task(ABC):
             raise broken(
                 self,
                 "the_prompt_filled_is_the_document",
-                f"its document has blanks for {', '.join(blanks) or 'nothing'}, its responses are "
+                f"its document has blanks for {', '.join(blanks) or 'nothing'}, but its responses are "
                 f"{', '.join(self.responses)}",
             )
         return lines
 
 
 def _filled(line: Line, values: Mapping[str, Any]) -> Segment:
-    """A segment with its responses, marked."""
+    """A segment with its responses filled in and marked."""
     if isinstance(line, Blank):
         return cast("Segment", replace(values[line.field], response=True))
     if not isinstance(line, tuple):
@@ -219,8 +219,8 @@ def _filled(line: Line, values: Mapping[str, Any]) -> Segment:
 def _with_holes(line: Line, hole: TextHole) -> Segment:
     """A segment with holes for its responses.
 
-    A text tokenizer may join what ends a response to the punctuation after it ("red!" and "." to
-    "!."), so the hole holds that too."""
+    A text tokenizer may join the end of a response to the punctuation after it ("red!" and "." to
+    "!."), so the hole includes that too."""
     if isinstance(line, Blank):
         return ImageHole()
     if not isinstance(line, tuple):
@@ -252,7 +252,7 @@ def _read(line: tuple[str | Blank, ...], text: str) -> dict[str, str]:
     places = [place for place, piece in enumerate(line) if isinstance(piece, Blank)]
     names = [piece.field for piece in line if isinstance(piece, Blank)]
     if len(places) == 1:
-        # the model may leave out the punctuation behind its answer
+        # the model may omit the punctuation after its answer
         before = "".join(str(piece) for piece in line[: places[0]])
         end = _punctuation_after(line, places[0])
         after = "".join(str(piece) for piece in line[places[0] + 1 :])[len(end) :]
@@ -263,12 +263,12 @@ def _read(line: tuple[str | Blank, ...], text: str) -> dict[str, str]:
 
 
 def fields_of_type(task: Task, names: Sequence[str], kind: FieldType) -> list[str]:
-    """Those of a task's fields that have a type."""
+    """The names, of those given, whose field has this type."""
     return [name for name in names if task.fields[name] == kind]
 
 
 def check_serves(task: Task, method: str, texts: int, pictures: int, response: FieldType) -> None:
-    """Raise `PluginError` unless a task's fields are what a method of a model gives it."""
+    """Raise `PluginError` unless a task's fields match the inputs and output of a model's method."""
     kinds = [task.fields[name] for name in task.given]
     if (
         kinds.count("text") != texts
@@ -277,7 +277,7 @@ def check_serves(task: Task, method: str, texts: int, pictures: int, response: F
     ):
         raise PluginError(
             f"task {type(task).__name__}",
-            f"takes {', '.join(task.given)} and returns {', '.join(task.responses)}, which is not "
-            f"what {method!r} gives and wants",
+            f"takes {', '.join(task.given)} and returns {', '.join(task.responses)}, which does not "
+            f"match the method {method!r}",
             "use it from Python: model.do(task, record)",
         )

@@ -20,14 +20,14 @@ class TextTokenizerConfig(ComponentConfig):
 
     @property
     def max_vocab_size(self) -> int | None:
-        """Most ids that the tokenizer may have, known without building; None: not known."""
+        """Maximum number of ids, available before building; None: unknown."""
         return None
 
     def build(self, corpus: Iterable[str] | None = None) -> TextTokenizer:
         """Return the tokenizer.
 
         `corpus` yields the training captions, for tokenizers that are trained on them if the recipe
-        names no file. It is None when a trained tokenizer is loaded from a checkpoint (see
+        names no file. It is None if a trained tokenizer is loaded from a checkpoint (see
         `load`)."""
         raise NotImplementedError
 
@@ -54,7 +54,7 @@ class TextTokenizer(ABC):
     def fingerprint(self) -> str:
         """Hash of everything that determines the ids, stored with checkpoints.
 
-        A mismatch is refused."""
+        Data with another fingerprint is refused."""
 
     @abstractmethod
     def _encode(self, text: str) -> list[int]:
@@ -66,13 +66,13 @@ class TextTokenizer(ABC):
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write what `TextTokenizerConfig.load` needs into `folder`, which is there."""
+        """Write the files that `TextTokenizerConfig.load` needs into the existing `folder`."""
 
     def special_ids(self) -> Mapping[str, int]:
-        """Tokens that are no text, by name: ids within 0..vocab_size-1 that `encode` never returns.
+        """Non-text tokens by name: ids within 0..vocab_size-1 that `encode` never returns.
 
-        Layouts of published models find what frames pictures and turns among them. By default there
-        are none."""
+        Layouts of published models find the tokens around pictures and turns among them. None by
+        default."""
         return {}
 
     def encode(self, text: str) -> list[int]:
@@ -85,7 +85,7 @@ class TextTokenizer(ABC):
             raise TokenizerError(
                 "text",
                 f"is not valid Unicode ({error.reason} at {error.start})",
-                "remove the lone surrogate",
+                "remove the unpaired surrogate",
             ) from error
         ids = self._encode(text)
         if not isinstance(ids, list) or (ids and not 0 <= min(ids) <= max(ids) < self.vocab_size):

@@ -1,11 +1,12 @@
-"""Kind `tracker`: the events of a training or tuning run -> a record elsewhere, or whatever a plugin does
-when they happen.
+"""Kind `tracker`: the events of a training or tuning run -> a record elsewhere, or any other reaction of a
+plugin.
 
-A recipe names them in `train.trackers`. Events come in the order
+A recipe names trackers in `train.trackers`. Events come in the order
 
-    RunStarted (StepDone | Measured | Validated | PictureDrawn | CheckpointSaved)* (RunEnded | RunInterrupted | RunFailed)
+    RunStarted (StepDone | Measured | Validated | PictureDrawn | CheckpointSaved)* (RunEnded | RunInterrupted |
+    RunFailed)
 
-Of several processes that train together the first one has trackers. An error of a tracker never ends a
+If several processes train together, the first one has the trackers. An error of a tracker never ends
 training: it is reported once, and the tracker gets no more events of the run. Imports no torch.
 """
 
@@ -25,18 +26,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunStarted:
-    """A run begins, or goes on after an interruption.
+    """A run begins, or continues after an interruption.
 
     Args:
-        folder: the run's, the same each time it is resumed. A tracker may write into a folder of its own
-            name there.
+        folder: the run's, the same each time it is resumed. A tracker may write into a subfolder of its own
+            name.
         name: the recipe's.
         recipe: section -> key -> value, complete, as YAML values.
         recipe_hash: 12 hexadecimal digits of the settings.
-        step: optimiser steps done before; 0: it is new. What a tracker has of later steps is not part of
-            the run: it was killed, and does those steps again.
+        step: earlier optimiser steps; 0: a new run. Any records of later steps are obsolete:
+            the run was killed, and repeats those steps.
         num_parameters: of the decoder.
-        num_trained: of these, those that are trained.
+        num_trained: number of trained parameters.
         command: resumes the run.
     """
 
@@ -52,13 +53,13 @@ class RunStarted:
 
 @dataclass(frozen=True)
 class StepDone:
-    """An optimiser step was done.
+    """An optimiser step has finished.
 
     Args:
         step: steps done.
         tokens: tokens trained on.
         elapsed_s: seconds of training, over all sessions.
-        progress: fraction of the training that is done, 0 to 1.
+        progress: fraction of the training done, 0 to 1.
     """
 
     step: int
@@ -69,7 +70,7 @@ class StepDone:
 
 @dataclass(frozen=True)
 class Measured:
-    """A line of metrics, every `train.log_every_steps` steps: what `metrics.jsonl` has.
+    """A line of metrics, every `train.log_every_steps` steps, as in `metrics.jsonl`.
 
     Args:
         step: steps done.
@@ -95,12 +96,12 @@ class Validated:
 
 @dataclass(frozen=True)
 class PictureDrawn:
-    """A sheet of sample pictures was drawn.
+    """A sheet of sample pictures was generated.
 
     Args:
         step: steps done.
-        name: what it shows, "samples".
-        pixels_HWC: uint8 [height, width, 3], which can't be written to.
+        name: its content, "samples".
+        pixels_HWC: uint8 [height, width, 3], read-only.
     """
 
     step: int
@@ -162,22 +163,22 @@ class RunFailed:
 
 @dataclass(kw_only=True)
 class TrackerConfig(ComponentConfig):
-    """Base of trackers' configs. With `is_default`, one of cm3leon's own is used by recipes that name
-    none, where its packages are installed."""
+    """Base of trackers' configs. One of cm3leon's own with `is_default` is used by recipes that name
+    none, if its packages are installed."""
 
     kind: ClassVar[str] = "tracker"
 
     def build(self) -> Tracker:
-        """Return the tracker, which has seen no event. What is missing (a package, a key) is an error
-        here, before training begins."""
+        """Return the tracker, before any event. Raises if something is missing (a package, a key),
+        so that the error comes before training begins."""
         raise NotImplementedError
 
 
 class Tracker(ABC):  # noqa: B024  # each method is optional
-    """Is told the events of one run, in the process and the thread that train: training waits.
+    """Receives the events of one run, in the training process and thread: training waits for it.
 
-    Each method does nothing unless it is overridden, so a callback is a tracker that overrides what it
-    is for. What an event holds must not be changed. Torch's generators are restored after each call."""
+    Each method does nothing unless it is overridden, so a callback is a tracker that overrides a single
+    method. Events must not be modified. Torch's generators are restored after each call."""
 
     def on_start(self, event: RunStarted) -> None:  # noqa: B027  # as all below: optional
         """The first event."""
@@ -195,10 +196,10 @@ class Tracker(ABC):  # noqa: B024  # each method is optional
         """Sample pictures."""
 
     def on_checkpoint(self, event: CheckpointSaved) -> None:  # noqa: B027  # nothing unless overridden
-        """A checkpoint; at the end of the run its last one too."""
+        """A checkpoint, including the last one at the end of the run."""
 
     def on_end(self, event: RunEnded) -> None:  # noqa: B027  # nothing unless overridden
-        """The last event of a run that is done."""
+        """The last event of a finished run."""
 
     def on_interrupt(self, event: RunInterrupted) -> None:  # noqa: B027  # nothing unless overridden
         """The last event of a session that was interrupted."""
@@ -207,9 +208,9 @@ class Tracker(ABC):  # noqa: B024  # each method is optional
         """The last event of a session that failed."""
 
     def flush(self) -> None:  # noqa: B027  # nothing unless overridden
-        """Write what was told so far. Called before a checkpoint is saved: a run that is resumed from it
-        tells only what came after."""
+        """Write all events so far. Called before a checkpoint is saved: a run resumed from it
+        sends only later events."""
 
     def close(self) -> None:  # noqa: B027  # nothing unless overridden
-        """Write everything and release what is held. Called once, after the last event, also after an
+        """Write everything and release resources. Called once, after the last event, even after an
         error of this tracker."""

@@ -18,7 +18,7 @@ from cm3core.interfaces.component import ComponentConfig, broken, is_array, show
 if TYPE_CHECKING:
     from cm3core.interfaces.image_tokenizer import ImageTokenizer
 
-#: Most pixels of one enlarged picture: more than any screen, and some hundred MB of memory.
+#: Maximum pixels of an enlarged picture: more than any screen, and a few hundred MB of memory.
 MAX_PIXELS = 64_000_000
 
 
@@ -34,7 +34,7 @@ class UpscalerConfig(ComponentConfig):
 
     @property
     def training_scale(self) -> int:
-        """Factor by which training enlarges each side, known before there are weights.
+        """Factor by which training enlarges each side, available before there are weights.
 
         Upscalers that can't be trained keep this default, which raises `RecipeError`."""
         raise RecipeError(
@@ -60,9 +60,9 @@ class UpscalerConfig(ComponentConfig):
         Args:
             images_NHWC: uint8 [N, H, W, 3], H and W `training_scale` times the image tokenizer's
                 size.
-            out_dir: receives the weights, the log and the state that a later call resumes from.
+            out_dir: receives the weights, the log and the state for resuming.
             image_tokenizer: the tokenizer whose output will be enlarged; its reconstructions are
-                among the small pictures that the upscaler learns from.
+                among the small pictures used for training.
             minutes: of wall clock, or `steps`: of the optimiser; exactly one.
             resume: continue an interrupted run in `out_dir`.
             validation_NHWC: large pictures on which quality is logged.
@@ -113,7 +113,7 @@ class Upscaler(ABC):
         )
 
     def _checked(self, large_NHWC: PixelArray, pixels_NHWC: PixelArray) -> PixelArray:
-        """Return what `_upscale` returned. Raises `PluginError` if it is something else."""
+        """Return the result of `_upscale`. Raises `PluginError` if it is invalid."""
         *batch, height, width, _ = pixels_NHWC.shape
         shape = (*batch, height * self.scale, width * self.scale, 3)
         if not is_array(large_NHWC, np.uint8, shape):
@@ -128,7 +128,7 @@ class Upscaler(ABC):
         if pixels.ndim != num_axes or pixels.shape[-1] != 3 or pixels.dtype != np.uint8:
             raise DataError(
                 "picture",
-                f"{pixels.dtype} {list(pixels.shape)}, an upscaler takes uint8 {shape}",
+                f"{pixels.dtype} {list(pixels.shape)}, but an upscaler takes uint8 {shape}",
                 "open it with cm3core.images.open_image",
             )
         height, width = pixels.shape[-3:-1]
@@ -141,5 +141,5 @@ class Upscaler(ABC):
                 "picture",
                 f"{width} x {height} pixels, {self.scale} times as large, are more than "
                 f"{MAX_PIXELS:,}",
-                "make it smaller first",
+                "reduce its size first",
             )

@@ -2,8 +2,8 @@
 
 Imports no torch.
 
-discovery  which plugins there are       registry  lookup by kind and name, also as they were written
-describe   introspection of one plugin   kinds     what a kind of component is
+discovery  find the plugins               registry  lookup by kind and name, resolving bare names as their writer meant
+describe   introspection of one plugin    kinds     the core's kinds of components
 """
 
 from __future__ import annotations

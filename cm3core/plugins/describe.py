@@ -1,4 +1,4 @@
-"""Describe one plugin: is it written for this API, do its hooks exist, what do they provide?
+"""Describe one plugin: whether it suits this API, whether its hooks exist, and what they provide.
 
 Imports no torch. Every function takes the plugin's name as `owner` and raises `PluginError` if
 something is wrong with it.
@@ -30,7 +30,7 @@ COMMANDS_HOOK = "cm3_commands"
 BENCHMARKS_HOOK = "cm3_benchmarks"
 MODELS_HOOK = "cm3_models"
 KINDS_HOOK = "cm3_kinds"
-#: Sections and keys of recipes that no kind can be called.
+#: Names of recipe sections and keys that a kind can't use.
 RESERVED = ("vocabulary", "train", "tune", "data", "generate", "extends", "name")
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
@@ -39,7 +39,9 @@ def check_api(owner: str, plugin: object) -> None:
     """Check that the plugin states the API version it was written for, and that we support it."""
     stated = getattr(plugin, "CM3_API", None)
     if stated is None:
-        raise PluginError(owner, "states no CM3_API", f"write `CM3_API = {CM3_API}` in its module")
+        raise PluginError(
+            owner, "does not state CM3_API", f"write `CM3_API = {CM3_API}` in its module"
+        )
     if type(stated) is not int:
         raise PluginError(
             owner,
@@ -54,17 +56,17 @@ def check_api(owner: str, plugin: object) -> None:
         )
         raise PluginError(
             owner,
-            f"is written for plugin API {stated}, this cm3leon {served}",
+            f"is written for plugin API {stated}, but this cm3leon {served}",
             "update cm3leon" if stated > CM3_API else "update the plugin",
         )
 
 
 def register(owner: str, plugin: object, pluggy_manager: pluggy.PluginManager) -> list[str]:
-    """Register the plugin with pluggy; return what it does that is deprecated, a line each.
+    """Register the plugin with pluggy; return its deprecated uses, one line each.
 
-    That is: stating an older API, or implementing a hook or taking an argument that its `hookspec`
+    These are: stating an older API, or implementing a hook or taking an argument that its `hookspec`
     marks as deprecated (`warn_on_impl`, `warn_on_impl_args`). Python would hide these warnings, or
-    blame a line of this module."""
+    attribute them to this module."""
     stated = getattr(plugin, "CM3_API", CM3_API)
     lines = (
         []
@@ -78,7 +80,9 @@ def register(owner: str, plugin: object, pluggy_manager: pluggy.PluginManager) -
         try:
             pluggy_manager.register(plugin, owner)
         except pluggy.PluginValidationError as error:
-            if pluggy_manager.get_plugin(owner) is not None:  # some releases keep what they refuse
+            if (
+                pluggy_manager.get_plugin(owner) is not None
+            ):  # some releases keep plugins that they refuse
                 pluggy_manager.unregister(name=owner)
             raise PluginError(owner, *_refused(plugin, pluggy_manager, error)) from error
     return lines + [str(warning.message) for warning in caught]
@@ -87,7 +91,7 @@ def register(owner: str, plugin: object, pluggy_manager: pluggy.PluginManager) -
 def _refused(
     plugin: object, pluggy_manager: pluggy.PluginManager, error: pluggy.PluginValidationError
 ) -> tuple[str, str]:
-    """Return cause and next step of a refusal by pluggy, mostly an argument of no hook."""
+    """Return cause and next step of a refusal by pluggy, usually because of an unknown argument."""
     for name, caller in vars(pluggy_manager.hook).items():
         known, implementation = (
             caller.spec.argnames if caller.has_spec() else (),
@@ -106,7 +110,7 @@ def _refused(
 
 
 def new_manager(kinds: Mapping[str, Kind] = KINDS) -> pluggy.PluginManager:
-    """A manager without plugins that knows the hooks of the core and of kinds that plugins bring."""
+    """A manager without plugins that knows the hooks of the core and of kinds defined by plugins."""
     pluggy_manager = pluggy.PluginManager(hookspecs.PROJECT)
     pluggy_manager.add_hookspecs(hookspecs)
     for name, kind in kinds.items():
@@ -116,7 +120,7 @@ def new_manager(kinds: Mapping[str, Kind] = KINDS) -> pluggy.PluginManager:
 
 
 def _specification(kind: Kind) -> Any:
-    """What declares the hook of a kind."""
+    """The specification of a kind's hook."""
 
     def hook() -> Mapping[str, type[base.ComponentConfig]]:
         raise NotImplementedError
@@ -126,16 +130,16 @@ def _specification(kind: Kind) -> Any:
 
 
 def ask_kinds(owner: str, plugin: object, known: Mapping[str, Kind]) -> list[Kind]:
-    """Return the kinds that a plugin brings, checked.
+    """Return the kinds that a plugin defines, checked.
 
-    `known`: those that there are already."""
+    `known`: the existing kinds."""
     if not callable(getattr(plugin, KINDS_HOOK, None)):
         return []
     pluggy_manager = new_manager()
     register(owner, plugin, pluggy_manager)
     answer = _call(KINDS_HOOK, plugin, pluggy_manager)
     if answer is None:
-        return []  # a function of that name, which is not marked: `check_hooks` says so
+        return []  # an unmarked function of that name, which `check_hooks` reports
     if not isinstance(answer, (list, tuple)) or not all(isinstance(row, Kind) for row in answer):
         raise PluginError(
             owner,
@@ -150,13 +154,13 @@ def ask_kinds(owner: str, plugin: object, known: Mapping[str, Kind]) -> list[Kin
 
 
 def _check_kind(place: str, kind: Kind, known: Mapping[str, Kind]) -> None:
-    """Check a row: each part of it exists, and neither name nor hook is taken."""
+    """Check a row: all its parts exist, and its name and hook are not used yet."""
     config, name = kind.config, getattr(kind.config, "kind", "")
     base_class = isinstance(config, type) and issubclass(config, base.ComponentConfig)
     if not base_class or not vars(config).get("kind") or not is_dataclass(config):
         raise PluginError(
             place,
-            f"{_shown(config)} is no base of configs",
+            f"{_shown(config)} is not a base of configs",
             "derive a dataclass from cm3core.interfaces.ComponentConfig, with its own `kind`",
         )
     hooks = {*(row.hook for row in known.values()), *vars(hookspecs)}
@@ -166,14 +170,14 @@ def _check_kind(place: str, kind: Kind, known: Mapping[str, Kind]) -> None:
         (
             name not in known and name not in RESERVED,
             f"the kind {name!r} exists already",
-            "call yours otherwise",
+            "choose another name",
         ),
         (
             re.fullmatch(r"cm3_[a-z0-9_]+", kind.hook),
             f"its hook is called {kind.hook!r}",
             "call it cm3_ and what it provides",
         ),
-        (kind.hook not in hooks, f"the hook {kind.hook!r} exists already", "call yours otherwise"),
+        (kind.hook not in hooks, f"the hook {kind.hook!r} exists already", "choose another name"),
         (
             isinstance(getattr(module, kind.interface, None), type),
             f"{config.__module__} has no class {kind.interface!r}",
@@ -182,13 +186,13 @@ def _check_kind(place: str, kind: Kind, known: Mapping[str, Kind]) -> None:
         (
             callable(getattr(config, "build", None)),
             f"{config.__name__} has no `build`",
-            "declare it: its signature says what components are built from",
+            "declare it: its signature states the arguments that components are built from",
         ),
         (kit, f"its kit is {kind.kit!r}", 'name it as "module:Class", or "" for none'),
         (
             kind.words.strip() and kind.summary.strip(),
             f"the kind {name!r} has no words or no summary",
-            "say what its components are",
+            "describe its components",
         ),
     )
     for holds, cause, step in rules:
@@ -222,7 +226,7 @@ def check_hooks(
                 f"implements the hook {name!r}, which does not exist",
                 step
                 if difflib.get_close_matches(name, known, cutoff=0.9)
-                else f"{step}; if it is of a kind that another plugin brings, install that plugin, or "
+                else f"{step}; if it belongs to a kind of another plugin, install that plugin, or "
                 "write @hookimpl(optionalhook=True)",
             )
     for name in dir(plugin):
@@ -240,7 +244,7 @@ def check_hooks(
 
 
 def _call(hook: str, plugin: object, pluggy_manager: pluggy.PluginManager) -> object:
-    """Return this plugin's own answer; None if it does not implement the hook."""
+    """Return this plugin's own result; None if it does not implement the hook."""
     others = [other for other in pluggy_manager.get_plugins() if other is not plugin]
     answers = pluggy_manager.subset_hook_caller(hook, others)(**hookspecs.ARGUMENTS.get(hook, {}))
     return answers[0] if answers else None
@@ -249,7 +253,7 @@ def _call(hook: str, plugin: object, pluggy_manager: pluggy.PluginManager) -> ob
 def ask(
     owner: str, plugin: object, kind: Kind, pluggy_manager: pluggy.PluginManager
 ) -> dict[str, type[base.ComponentConfig]]:
-    """Return the config classes that a plugin provides for a kind, checked."""
+    """Return a plugin's config classes for a kind, checked."""
     hook, expected = kind.hook, kind.config
     answer = _call(hook, plugin, pluggy_manager)
     if answer is None:
@@ -276,7 +280,7 @@ def ask(
 def _check_config(
     place: str, config_class: type[base.ComponentConfig], expected: type[base.ComponentConfig]
 ) -> None:
-    """Check that a config class is itself a dataclass, has a `build`, and fits a recipe."""
+    """Check that a config class is itself a dataclass, has a `build`, and suits a recipe."""
     if "__dataclass_params__" not in config_class.__dict__:
         raise PluginError(
             place,

@@ -1,12 +1,12 @@
-"""Discovery: finds plugins, asks each what it provides, and reports why one can't be used.
+"""Discovery: find plugins, ask each what it provides, and report why one can't be used.
 
 Imports no torch. Two of the four phases happen here. Discover: entry points of the group
-`cm3core.plugins`, and files given by `--plugin`. Describe: each plugin's hooks are asked, first for the
-kinds that it brings, then for its config classes. Composing (`cm3core.recipe`) and building (`cm3run.build`) follow.
+`cm3core.plugins`, and files given by `--plugin`. Describe: each plugin's hooks are called, first for the
+kinds that it defines, then for its config classes. Composing (`cm3core.recipe`) and building (`cm3run.build`) follow.
 
-pluggy's `load_setuptools_entrypoints` is not used: one broken plugin would end the program, and a
-second one of the same name is silently dropped. Here each entry point is loaded separately. One
-that can't be used costs a warning line, is listed with its reason by `cm3 plugin list`, and the
+pluggy's `load_setuptools_entrypoints` is not used: it would let one broken plugin end the program, and
+silently drop the second of two plugins with the same name. Here each entry point is loaded separately. A plugin
+that can't be used costs one warning line and is listed with the reason by `cm3 plugin list`; the
 reason is repeated when a recipe asks for a name that no other plugin provides. A plugin is used
 entirely or not at all.
 
@@ -45,7 +45,7 @@ GROUP = "cm3core.plugins"
 #: A hook's name in a module's source.
 _HOOK = re.compile(r"\bcm3_[a-z_]+\b")
 _DEFINED = re.compile(r"\bdef (cm3_\w+)")
-#: Head of the module names of plugins that are files, and their attribute with the source that ran.
+#: Prefix of the module names of plugin files, and their attribute with the source that was run.
 FILE_MODULE, SOURCE = "cm3_plugin_file_", "__cm3_source__"
 
 logger = logging.getLogger("cm3core.plugins")
@@ -55,16 +55,16 @@ logger = logging.getLogger("cm3core.plugins")
 def load_registry(
     files: Sequence[Path] = (), *, environ: Mapping[str, str] | None = None
 ) -> Registry:
-    """Find every plugin, ask each what it provides, and return the registry.
+    """Find all plugins, ask each what it provides, and return the registry.
 
     Args:
-        files: plugin modules given as files (`cm3 --plugin`). The user named them, so a broken one
+        files: plugin modules given as files (`cm3 --plugin`). Since the user named them, a broken one
             raises.
-        environ: where the two environment variables are read; None: `os.environ`. (As a default
-            argument its values, tokens among them, would be in what `help` prints.)
+        environ: source of the two environment variables; None: `os.environ`. (As a default
+            argument, its values, including tokens, would be shown by `help`.)
 
     Raises:
-        PluginError: a file is broken, or any plugin is and `CM3_STRICT_PLUGINS=1`.
+        PluginError: a file is broken, or any plugin is broken and `CM3_STRICT_PLUGINS=1`.
     """
     environ = os.environ if environ is None else environ
     registry = Registry()
@@ -82,7 +82,7 @@ def load_registry(
             continue
         with _may_be_broken(info, loader, registry, strict):
             opened.append(_open(info, loader, registry, opened))
-    # those that bring kinds first: others may provide components of these
+    # those that define kinds first, because others may provide components of these
     for one in sorted(opened, key=lambda one: not one.info.kinds):
         with _may_be_broken(one.info, one.loader, registry, strict):
             _describe(one, registry)
@@ -102,7 +102,7 @@ def load_registry(
 def _may_be_broken(
     info: PluginInfo, loader: _Loader, registry: Registry, strict: bool
 ) -> Iterator[None]:
-    """Context in which an error makes the plugin a broken one, unless the user asked for it by name."""
+    """A context in which an error marks the plugin as broken, unless the user asked for it by name."""
     try:
         yield
     except (Exception, SystemExit) as error:
@@ -125,7 +125,7 @@ def _may_be_broken(
 
 @dataclass(frozen=True)
 class _Loader:
-    """How a plugin's module is loaded, and whether the user named it (then errors are raised).
+    """How to load a plugin's module, and whether the user named it (errors are then raised).
 
     `module` is its dotted name, "" for a file."""
 
@@ -136,7 +136,7 @@ class _Loader:
 
 @dataclass(frozen=True)
 class _Opened:
-    """A plugin that was imported, whose hooks have not been asked yet but for its kinds."""
+    """An imported plugin of which only the kinds are known yet."""
 
     info: PluginInfo
     loader: _Loader
@@ -146,7 +146,7 @@ class _Opened:
 def _discover(files: Sequence[Path]) -> Iterator[tuple[PluginInfo, _Loader]]:
     """Yield every candidate: installed plugins by name and distribution, then files.
 
-    Of two with one name, the first is used: ours, so that none takes its place. Nothing is
+    Of two with the same name, the first is used; ours come first, so that none can replace them. Nothing is
     imported."""
     points = [(point, *_distribution(point)) for point in entry_points(group=GROUP)]
     for point, distribution, version in sorted(points, key=_sort_key):
@@ -181,7 +181,7 @@ def _distribution(point: EntryPoint) -> tuple[str, str]:
 
 
 def plugin_of_file(path: Path) -> ModuleType:
-    """Import a plugin's module from a file, under a name that can't hide another module."""
+    """Import a plugin's module from a file, under a name that can't shadow another module."""
     name = f"{FILE_MODULE}{path.stem}"
     if not path.is_file():
         raise PluginError(
@@ -204,16 +204,16 @@ def plugin_of_file(path: Path) -> ModuleType:
 def registry_of_one(
     info: PluginInfo, load: Callable[[], object], kinds: Mapping[str, Kind] = KINDS
 ) -> Registry:
-    """Return a registry with only one plugin, whatever is installed; raises if it is broken.
+    """Return a registry with a single plugin, whatever is installed; raises if it is broken.
 
-    `kinds`: those that there are, beside those that it brings."""
+    `kinds`: the existing kinds, in addition to its own."""
     registry = Registry(kinds)
     _describe(_open(info, _Loader(load), registry, ()), registry)
     return registry
 
 
 def add_plugin(registry: Registry, info: PluginInfo, load: Callable[[], object]) -> None:
-    """Add one more plugin, which the user asked for, to a registry.
+    """Add another plugin, at the user's request, to a registry.
 
     Raises:
         PluginError: it is broken.
@@ -226,7 +226,7 @@ def add_plugin(registry: Registry, info: PluginInfo, load: Callable[[], object])
 def _open(
     info: PluginInfo, loader: _Loader, registry: Registry, others: Sequence[_Opened]
 ) -> _Opened:
-    """Import one plugin, check which API it is for, and add its kinds; raises if it is broken."""
+    """Import a plugin, check its API version, and add its kinds; raises if it is broken."""
     for other in [*registry.plugins, *(one.info for one in others)]:
         if other.name == info.name:
             raise PluginError(
@@ -271,7 +271,7 @@ def _describe(opened: _Opened, registry: Registry) -> None:
 
 
 def _hooks_in(module: str) -> list[str] | None:
-    """Return the hooks that a module's source names, which is not run; None: not known."""
+    """Return the hooks named in a module's source, without running it; None: unknown."""
     first, *rest = module.split(".")
     try:
         spec = importlib.util.find_spec(first)
@@ -286,8 +286,8 @@ def _hooks_in(module: str) -> list[str] | None:
         return None
     known = {name for name in vars(hookspecs) if name.startswith("cm3_")}
     if set(_DEFINED.findall(text)) - known:
-        return None  # a hook's name is wrong: which was meant is not known
-    return sorted(set(_HOOK.findall(text)) & known) or None  # they may be in another module of it
+        return None  # a misspelt hook: the intended one is unknown
+    return sorted(set(_HOOK.findall(text)) & known) or None  # they may be in another of its modules
 
 
 def _set_broken(info: PluginInfo, error: BaseException) -> None:
@@ -296,7 +296,7 @@ def _set_broken(info: PluginInfo, error: BaseException) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    """Return the reason in one line: the cause of our own errors, else type and first line."""
+    """Return the reason in one line: the cause of our own errors, otherwise type and first line."""
     if isinstance(error, CM3Error):
         return error.cause
     first = (str(error).splitlines() or [""])[0]

@@ -1,5 +1,5 @@
-"""What is known of plugins once they were described, and keeping it in the cache: `cm3 plugin list` shows it without
-importing a plugin. Imports nothing but Python's own library and light modules of ours."""
+"""The description of plugins, and caching it: `cm3 plugin list` shows it without importing a plugin. Imports only
+Python's own library and light modules of ours."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from cm3core.files import cache_folder, read_text, write_text
 DISABLE_VARIABLE = "CM3_DISABLE_PLUGINS"
 #: Environment variable that makes the first broken plugin an error.
 STRICT_VARIABLE = "CM3_STRICT_PLUGINS"
-#: Files of an installed distribution that say what it is and which plugins it declares.
+#: Metadata files of an installed distribution, including the plugins it declares.
 _METADATA = ("METADATA", "PKG-INFO", "entry_points.txt")
 
 
 @dataclass
 class PluginInfo:
-    """What is known of one plugin.
+    """The description of one plugin.
 
     Args:
         name: the entry point's name, or the file's without `.py`.
@@ -39,16 +39,16 @@ class PluginInfo:
         commands: sub-commands that it provides.
         models: names of the trained models that it ships.
         benchmarks: names of its additions to `cm3 bench kernels`.
-        kinds: names of the kinds that it brings.
-        deprecated: what it does that is deprecated, a line each.
-        hooks: names of the hooks that its module's text has, of a plugin that is not in use; None:
-            not known, it may provide anything.
-        reason: one line that states why it is broken or disabled, else "".
-        traceback: of the error that broke it, else "".
-        beside: "KIND/NAME" of a component, or "recipe/NAME" -> the distribution that has it, if that is not this plugin's: its
-            `CM3_BESIDE`, for what it provided earlier.
+        kinds: names of the kinds that it defines.
+        deprecated: its deprecated uses, one line each.
+        hooks: names of the hooks in its module's source, for a plugin that is not in use; None:
+            unknown, it may provide anything.
+        reason: one line that says why it is broken or disabled, otherwise "".
+        traceback: of the error that broke it, otherwise "".
+        beside: "KIND/NAME" of a component, or "recipe/NAME" -> the distribution that now has it, if it is another one:
+            its `CM3_BESIDE`, for components that it provided earlier.
         moved_keys: "SECTION.KEY" of an earlier version -> "SECTION/COMPONENT/KEY" of a component of this plugin that
-            has taken it over: its `CM3_MOVED_KEYS`.
+            has replaced it: its `CM3_MOVED_KEYS`.
     """
 
     name: str
@@ -71,22 +71,22 @@ class PluginInfo:
 
 @dataclass(frozen=True)
 class Kept:
-    """What `keep_plugins` kept: the plugins, and `Registry.command_targets`."""
+    """The cached description: the plugins, and `Registry.command_targets`."""
 
     plugins: list[PluginInfo]
     commands: dict[str, tuple[str, str]]
 
 
 def kept_plugins() -> Kept | None:
-    """Return what `keep_plugins` kept, the same that describing the plugins would find; None: nothing was kept, or
-    a file that describing read has changed since, or another package is installed, or other plugins are left out."""
+    """Return what `keep_plugins` stored, if describing the plugins would give the same; None: nothing is stored, or
+    a file read for it has changed, another package is installed, or other plugins are disabled."""
     try:
         kept = json.loads(read_text(_file()))
         fits = kept["found_by"] == _found_by() and kept["files"] == _states(kept["files"])
         if fits and kept["packages"] == _states(_package_files()):
             commands = {name: (owner, target) for name, (owner, target) in kept["commands"].items()}
             return Kept([PluginInfo(**one) for one in kept["plugins"]], commands)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # not there, or not ours
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # missing, or not ours
         pass
     return None
 
@@ -94,13 +94,13 @@ def kept_plugins() -> Kept | None:
 def keep_plugins(
     plugins: Sequence[PluginInfo], models: Iterable[Path], commands: Mapping[str, tuple[str, str]]
 ) -> None:
-    """Keep what describing found, unless a plugin is broken: why it is may lie anywhere.
+    """Cache the description of plugins, unless one is broken: the cause can lie anywhere.
 
-    Called right after describing, which has imported the modules that decide what hooks return.
+    Called right after describing, when the modules that determine the hooks' results are imported.
 
     Args:
-        plugins: all that were found.
-        models: folders of the models that they ship. Others beside them would be found, too.
+        plugins: all plugins found.
+        models: folders of the models that they ship. Others added beside them must be noticed, too.
         commands: name -> the plugin that provides it, and its function.
     """
     if any(info.status == "broken" for info in plugins):
@@ -114,7 +114,7 @@ def keep_plugins(
         "plugins": [asdict(info) for info in plugins],
         "commands": dict(commands),
     }
-    with suppress(FileError):  # a cache that may not be written
+    with suppress(FileError):  # a read-only cache
         write_text(_file(), json.dumps(kept))
 
 
@@ -143,13 +143,14 @@ def _file() -> Path:
 
 
 def _found_by() -> list[Any]:
-    """What finds plugins: this program, Python, where it looks for modules, and the variables that leave some out."""
+    """Everything that affects discovery: this program, Python, the module search path, and the variables that disable
+    plugins."""
     variables = [os.environ.get(name, "") for name in (DISABLE_VARIABLE, STRICT_VARIABLE)]
     return [THIS_PROGRAM, sys.version, sys.path, variables]
 
 
 def _package_files() -> Iterator[str]:
-    """The folders in which modules are looked for, and the metadata of the packages installed there."""
+    """The folders of the module search path, and the metadata of the packages installed there."""
     for folder in sys.path:
         yield folder
         with suppress(OSError), os.scandir(folder or ".") as entries:
@@ -160,7 +161,7 @@ def _package_files() -> Iterator[str]:
 
 
 def _states(paths: Iterable[str]) -> dict[str, list[int] | None]:
-    """Path -> when it was changed last, and its size; None: it is not there."""
+    """Path -> modification time and size; None: it does not exist."""
     states: dict[str, list[int] | None] = {}
     for path in paths:
         try:

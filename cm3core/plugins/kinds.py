@@ -1,15 +1,15 @@
 """The core's component kinds. Imports no torch.
 
-Recipes, plugins, their checks, commands and completion know a kind only by its row. Those of a registry,
-`Registry.kinds`, are these and the ones that its plugins bring (docs/adding-a-kind.md).
+Recipes, plugins, their checks, commands and completion know a kind only by its row. A registry's
+`Registry.kinds` are these and the kinds that its plugins define (docs/adding-a-kind.md).
 
-A new kind that training or generation needs has
+A new kind for training or generation needs
 
-- its interface in cm3core/interfaces/KIND.py, exported by cm3core.interfaces; its kit in plugins/cm3kits/KIND.py, with at
-  least three laws; its hook in cm3core/hookspecs.py; its row below, in the order of `cm3 recipe show`;
-- a property of `Components` in plugins/cm3run/build.py where it is a part of a model, and its name in `NEEDED` there if nothing
-  works without it; a line in `KindSections` of cm3core/recipe/recipe.py, for mypy;
-- forbidden combinations in `check` of its config (one section) or of `Recipe` (several).
+- an interface in cm3core/interfaces/KIND.py, exported by cm3core.interfaces; a kit in plugins/cm3kits/KIND.py, with at
+  least three laws; a hook in cm3core/hookspecs.py; a row below, in the order of `cm3 recipe show`;
+- a property of `Components` in plugins/cm3run/build.py if it is a part of a model, and its name in `NEEDED` there if
+  nothing works without it; a line in `KindSections` of cm3core/recipe/recipe.py, for mypy;
+- checks for forbidden combinations in `check` of its config (one section) or of `Recipe` (several).
 
 Tests fail until it is documented and tested like the others: test_kits.py (a test of the kit with a mutant for each law),
 test_public_api.py (docs/plugins/public-names.md; `python tests/core/test_public_api.py`), test_reference.py (a row in

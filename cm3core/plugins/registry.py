@@ -2,10 +2,11 @@
 
 `cm3core.plugins.discovery` fills the registry. Imports no torch.
 
-A recipe may write `sampler: {name: cfg}` without a plugin, and then a plugin is installed that provides a `cfg` too. The
-name keeps its meaning: a checkpoint stores who provided each component (`components.json`), and a recipe that a
-distribution ships means that distribution's components. What wrote a text is its `Writer`; `find` looks a name up as the
-writer meant it.
+A recipe may write `sampler: {name: cfg}` without a plugin, and a plugin installed later may provide a `cfg` too. The
+name keeps its meaning: a checkpoint stores the provider of each component (`components.json`), and a recipe shipped
+    with
+a distribution means that distribution's components. A text's `Writer` states its providers; `find` resolves names
+accordingly.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from cm3core.interfaces.component import ComponentConfig, ComponentOrigin, broke
 from cm3core.plugins.info import DISABLE_VARIABLE, PluginInfo, load_function
 from cm3core.plugins.kinds import KINDS, Kind
 
-#: The files beside a stored recipe: who provided its components; the plugins that were in use.
+#: Files beside a stored recipe: the providers of its components; the plugins that were in use.
 COMPONENTS, PLUGINS = "components.json", "plugins.json"
-#: What may be shown as part of a command: the text may come from anybody.
+#: Forms that may be shown as part of a command, because the text is untrusted.
 _PLAIN = {
     "name": re.compile(r"([\w-]{1,100}/)?[\w-]{1,100}"),
     "plugin": re.compile(r"[\w.-]{1,100}"),
@@ -44,7 +45,7 @@ class Provider:
     Args:
         name: the component's, as the recipe writes it.
         plugin: the plugin's name.
-        distribution, version: what `pip` knows it by, "" for a plugin given as a file.
+        distribution, version: its name and version for `pip`, "" for a plugin given as a file.
     """
 
     name: str
@@ -65,7 +66,7 @@ class Provider:
         return f"{self.plugin} {self.version}".rstrip() + f" (pip install {self.distribution})"
 
     def among(self, owners: Mapping[str, str]) -> str | None:
-        """Return which plugin this provider is now, None if it is none of them.
+        """Return which of some plugins this provider is now, None if it is none of them.
 
         Args:
             owners: plugin -> distribution, of those that provide the component now.
@@ -79,7 +80,7 @@ class Provider:
             return self.plugin
         if same:
             return same[0]
-        # a file has no name of its own: it may have been renamed, or become a package
+        # a file has no permanent name: it may have been renamed, or become a package
         return next(iter(owners)) if not self.distribution and len(owners) == 1 else None
 
 
@@ -87,11 +88,10 @@ class Provider:
 class Writer:
     """Which plugins the bare names in a text refer to.
 
-    Args:
-        providers: kind, or key of a component inside another one -> who provided the component when
-            the text was written.
-        plugins: name -> version of the plugins that were in use then.
-        distribution: whose components are meant if several plugins provide the name; "": no one's.
+    providers: kind, or key of a component inside another one -> its provider when
+        the text was written.
+    plugins: name -> version of the plugins that were in use then.
+    distribution: preferred if several plugins provide the name; "": none.
     """
 
     providers: Mapping[str, Provider] = field(default_factory=dict)
@@ -99,12 +99,12 @@ class Writer:
     distribution: str = ""
 
     def provider(self, key: str, name: str) -> Provider | None:
-        """Return who provided the component, None if that is not known."""
+        """Return the component's provider, None if unknown."""
         known = self.providers.get(key)
         return known if known is not None and known.name == name else None
 
     def prefers(self, owners: Mapping[str, str]) -> str | None:
-        """Return which of several plugins a bare name means, None if that is not known.
+        """Return which of several plugins a bare name refers to, None if unknown.
 
         Args:
             owners: plugin -> distribution.
@@ -121,14 +121,14 @@ class Writer:
         return None
 
 
-#: Nothing is known: a recipe of the user's, the command line.
+#: Unknown writer: a user's recipe, or the command line.
 ANYONE = Writer()
-#: What this distribution ships.
+#: Texts shipped with this distribution.
 OURS = Writer(distribution=DISTRIBUTION)
 
 
 def _same(one: str, other: str) -> bool:
-    """Whether two distributions are the same, or both ours: a component may have moved."""
+    """Whether two distributions are the same, or both ours, between which a component may have moved."""
     one, other = _normal(one), _normal(other)
     return one == other or (one in OUR_DISTRIBUTIONS and other in OUR_DISTRIBUTIONS)
 
@@ -144,19 +144,19 @@ def dump_providers(providers: Mapping[str, Provider]) -> str:
 
 
 def read_writer(folder: Path, refuse: Callable[[Path, str], CM3Error]) -> Writer:
-    """Return whom bare names mean in the recipe that was stored in `folder`.
+    """Return the writer of the recipe stored in `folder`, which resolves its bare names.
 
-    Of folders from before providers were stored, only the plugins that were in use are known, or
-    not even those.
+    For older folders, only the plugins that were in use are known, or
+    not even these.
 
     Args:
         folder: a run, a checkpoint or an exported model.
-        refuse: makes the error of a file that can't be used, from its path and the cause.
+        refuse: makes the error for an unusable file, from its path and the cause.
     """
     try:
         plugins = _read(folder / PLUGINS)
     except (OSError, ValueError, RecursionError):
-        plugins = {}  # no more than a hint
+        plugins = {}  # only a hint, so errors are ignored
     try:
         stored = _read(folder / COMPONENTS)
     except FileNotFoundError:
@@ -203,12 +203,12 @@ __all__ = [
 
 
 class Registry:
-    """The kinds, and the components and commands of all usable plugins, as a plain value; none is
-    global.
+    """The kinds, and the components and commands of all usable plugins, as a plain value; there is no global
+    instance.
 
     Attributes:
-        plugins: all plugins, also those that can't be used.
-        kinds: name -> kind: the core's, in the order of recipes, and behind them those of plugins.
+        plugins: all plugins, including unusable ones.
+        kinds: name -> kind: the core's, in the order of recipes, followed by those of plugins.
     """
 
     def __init__(self, kinds: Mapping[str, Kind] = KINDS) -> None:
@@ -247,12 +247,12 @@ class Registry:
         ]
 
     def add_kinds(self, info: PluginInfo, kinds: Sequence[Kind]) -> None:
-        """Add the kinds that a plugin brings. Completes the plugin's `info`."""
+        """Add the kinds that a plugin defines. Completes the plugin's `info`."""
         info.kinds = [kind.name for kind in kinds]
         self.kinds.update({kind.name: kind for kind in kinds})
 
     def remove_kinds(self, info: PluginInfo) -> None:
-        """Take the kinds of a plugin out again, which can't be used."""
+        """Remove the kinds of a plugin that turned out to be unusable."""
         for name in info.kinds:
             del self.kinds[name]
         info.kinds = []
@@ -274,7 +274,8 @@ class Registry:
 
     @property
     def moved_keys(self) -> dict[str, tuple[str, str, str]]:
-        """Old "SECTION.KEY" -> (section, component, key) of now, by the `CM3_MOVED_KEYS` of the plugins in use."""
+        """Old "SECTION.KEY" -> its current (section, component, key), from the `CM3_MOVED_KEYS` of the plugins in
+        use."""
         moved = {old: new for info in self.plugins for old, new in info.moved_keys.items()}
         return {old: (*new.split("/"),) for old, new in moved.items()}  # type: ignore[misc]  # three parts
 
@@ -324,7 +325,7 @@ class Registry:
                 close_match(short, brought),
             )
         if len(found) > 1:
-            # nobody wants to do without what is bundled
+            # bundled plugins are not suggested for removal
             own = {info.name for info in self.plugins if info.distribution in OUR_DISTRIBUTIONS}
             other = next((owner for owner in found if owner not in own), next(iter(found)))
             raise PluginError(
@@ -337,7 +338,7 @@ class Registry:
             if distribution := moved_to(self.plugins, kind, name):
                 raise PluginError(
                     place,
-                    f"the distribution {distribution} has the {kind} {name!r}, and is not installed or not in use",
+                    f"the distribution {distribution} provides the {kind} {name!r}, but is not installed or not in use",
                     how_to_install(distribution),
                 )
             if "." in name:
@@ -351,8 +352,8 @@ class Registry:
         return next(iter(found.values()))
 
     def _owner(self, plugin: str, found: Mapping[str, object]) -> str | None:
-        """Return which of the plugins that provide a component is meant by one's name. Among our own, a component
-        may have moved from one distribution to another."""
+        """Return which of the plugins that provide a component is meant by a plugin's name. Among our own plugins, a
+        component may have moved from one distribution to another."""
         if plugin in found:
             return plugin
         own = {info.name for info in self.plugins if info.distribution in OUR_DISTRIBUTIONS}
@@ -382,13 +383,14 @@ class Registry:
         return load_function(f"command {name!r}", owner, target)
 
     def command_targets(self) -> dict[str, tuple[str, str]]:
-        """Return the commands that one plugin provides: name -> the plugin, and its function as "module:function"."""
+        """Return the commands that exactly one plugin provides: name -> the plugin, and its function as
+        "module:function"."""
         owners = {name: self._command_owners(name) for name in self._commands}
         return {name: next(iter(one.items())) for name, one in owners.items() if len(one) == 1}
 
     def _command_owners(self, name: str) -> dict[str, str]:
-        """The plugins that provide a command, each with its function; ours alone, if one of them is: a documented
-        command stays what it is."""
+        """The plugins that provide a command, each with its function; only ours, if it is one of them: documented
+        commands can't be replaced."""
         found = self._commands.get(name, {})
         own = {
             info.name: found[info.name]
@@ -408,7 +410,7 @@ class Registry:
     def with_reasons(self, step: str, kind: str | None = None) -> str:
         """Return the next step, followed by every plugin that is not in use.
 
-        With a `kind`, plugins that provide none of it are left out."""
+        With a `kind`, only plugins that may provide it are listed."""
         lost = [
             f"the plugin {info.name!r} is {info.status}: {info.reason}"
             for info in self.plugins
@@ -424,7 +426,7 @@ class Registry:
 
 
 def moved_to(plugins: Iterable[PluginInfo], kind: str, name: str) -> str:
-    """Return the distribution that now has a component of a plugin in use, by its `CM3_BESIDE`; "": none is known."""
+    """Return the distribution that now has a component of a plugin in use, from its `CM3_BESIDE`; "": unknown."""
     key = f"{kind}/{name}"
     return next((info.beside[key] for info in plugins if key in info.beside), "")
 
@@ -450,15 +452,15 @@ def find(
     """Return the config class of a component.
 
     Args:
-        registry: the components that are available now.
+        registry: the available components.
         kind: one of `KINDS`.
         name: `name` or `plugin/name`.
         place: where it was written, for the error.
-        writer: whom a bare name means there.
-        key: of a component inside another one, where it is in the recipe ("retriever.parts.words").
+        writer: resolves bare names.
+        key: for a component inside another one, its place in the recipe ("retriever.parts.words").
 
     Raises:
-        PluginError: the name is unknown, who provided the component is not in use, or several
+        PluginError: the name is unknown, the component's provider is not in use, or several
             plugins provide it.
     """
     short = name.rpartition("/")[2]
@@ -466,12 +468,12 @@ def find(
     if provider := writer.provider(key or kind, name):
         meant = provider.among(owners)
         if meant is None and not owners and moved_to(registry.plugins, kind, short):
-            return registry.config_class(kind, short, place=place)  # which says where it is now
+            return registry.config_class(kind, short, place=place)  # its error says where it is now
         if meant is None:
             raise PluginError(
                 place,
-                f"the {kind} {short!r} was brought by {provider}, {_absence(registry, provider)}",
-                registry.with_reasons("install it, or enable it, and repeat the command"),
+                f"the {kind} {short!r} was provided by {provider}, {_absence(registry, provider)}",
+                registry.with_reasons("install or enable it, and repeat the command"),
             )
         return registry.config_class(kind, f"{meant}/{short}")
     if name == short and len(owners) > 1 and (meant := writer.prefers(owners)):
@@ -480,7 +482,7 @@ def find(
         return registry.config_class(kind, name, place=place)
     except PluginError as error:
         gone = [
-            f"the plugin {plugin!r} {version} was in use when this was written and is not now"
+            f"the plugin {plugin!r} {version} was in use when this was written, but is not now"
             for plugin, version in writer.plugins.items()
             if plugin not in (*_loaded(registry), "torch")
         ]
@@ -490,22 +492,22 @@ def find(
 
 
 def finder(registry: Registry) -> Callable[[str, str, str], type[base.ComponentConfig]]:
-    """Return what finds a component that is named for one call, by kind, name and the key that names it."""
+    """Return a function that finds a component by kind, name and the key that names it, for a single call."""
     return lambda kind, name, place: registry.config_class(kind, name, place=place)
 
 
 def provider_of(registry: Registry, kind: str, name: str, config: object) -> Provider | None:
-    """Return who provides a recipe's component, to store with it; None if no plugin does.
+    """Return the provider of a recipe's component, to be stored with it; None if no plugin provides it.
 
     Args:
-        registry: the components that are available now.
-        kind, name: as the recipe writes it.
-        config: the component's, which tells which plugin a bare name means.
+        registry: the available components.
+        kind, name: as the recipe writes them.
+        config: the component's; determines the plugin that a bare name refers to.
     """
     plugin, _, short = name.rpartition("/")
     for owner in registry.owners(kind, short):
         config_class = registry.config_class(kind, f"{owner}/{short}")
-        # names of the class: a plugin that is given as a file is another module each time
+        # compare names, because a plugin file becomes a new module each time it is loaded
         if plugin in ("", owner) and class_name(config_class) == class_name(type(config)):
             info = _info(registry, owner)
             return Provider(name, owner, info.distribution, info.version)
@@ -518,7 +520,7 @@ def class_name(config_class: type[Any]) -> str:
 
 
 def _absence(registry: Registry, provider: Provider) -> str:
-    """Return why a provider's component is not there, the end of a sentence."""
+    """Return why a provider's component is missing, worded as the end of a sentence."""
     if provider.plugin not in _loaded(registry):
         return "which is not in use"
     now = f"{provider.plugin} {_info(registry, provider.plugin).version}".rstrip()
@@ -535,18 +537,18 @@ def _info(registry: Registry, plugin: str) -> PluginInfo:
     )
 
 
-# Find components by marks of their config classes, so that the core knows none by name.
+# Find components by flags of their config classes, so that the core knows none by name.
 #
-# The marks are `ComponentConfig.is_default`, `SamplerConfig.edits` and `.structures`, and
+# The flags are `ComponentConfig.is_default`, `SamplerConfig.edits` and `.structures`, and
 # `DocumentSourceConfig.reads`.
 
 
 def marked(registry: Registry, kind: str, attribute: str) -> dict[str, object]:
     """Return a kind's components whose own config class sets a class variable to a true value.
 
-    Returns name -> its value, sorted by name (`plugin/name` where several plugins provide it).
-    Inherited values do not count: a plugin that derives from a bundled config provides another
-    component, which takes over no role unasked.
+    Returns name -> its value, sorted by name (`plugin/name` if several plugins provide it).
+    Inherited values don't count: a plugin that derives from a bundled config provides another
+    component, which must not take over its role.
     """
     found: dict[str, object] = {}
     for name in registry.names(kind):
@@ -558,7 +560,7 @@ def marked(registry: Registry, kind: str, attribute: str) -> dict[str, object]:
 
 
 def default_name(registry: Registry, kind: str, *, place: str) -> str:
-    """Return a kind's default component, used if one is needed and none is named.
+    """Return a kind's default component, for when one is needed and none is named.
 
     It is the first whose config sets `is_default`.
 
@@ -574,8 +576,8 @@ def default_name(registry: Registry, kind: str, *, place: str) -> str:
     )
 
 
-# What a config builds: checked to be of its kind, and marked with the plugin that provides it, so
-# that an error of it names the plugin.
+# The result of a config's `build`: checked to implement its kind, and marked with the plugin that provides it, so
+# that its errors name the plugin.
 
 
 T = TypeVar("T")
@@ -585,9 +587,9 @@ def built(component: T, config: ComponentConfig, registry: Registry | None = Non
     """Return the component that the config's `build` or `load` returned.
 
     Args:
-        component: what it returned.
+        component: the result.
         config: the config.
-        registry: knows which plugin the config is of; None: errors name its class.
+        registry: knows the config's plugin; None: errors name its class.
 
     Raises:
         PluginError: it is not an implementation of the kind's interface.

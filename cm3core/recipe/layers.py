@@ -1,7 +1,7 @@
 """The layers of a recipe: its files in the order in which they apply, then the command line; and the YAML in them.
 
-OmegaConf reads the YAML, with interpolations unresolved. The text may come from anyone: every way in which it can be wrong
-is reported.
+OmegaConf reads the YAML without resolving interpolations. The text is untrusted: every possible error is
+reported.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from cm3core.files import read_text
 from cm3core.plugins.registry import ANYONE, KINDS, Writer, read_writer
 from cm3core.recipe import library
 
-#: What the constructors of YAML's scalars raise when a text lacks the form of its tag
-#: (`!!int x`), or a number has more digits than Python converts.
+#: Errors of YAML's scalar constructors for a text that does not match its tag
+#: (`!!int x`), or a number with more digits than Python converts.
 _SCALAR_ERRORS = (ValueError, KeyError, AttributeError)
 _INTEGER = "tag:yaml.org,2002:int"
-#: Bits of an integer: what a float can hold. Python writes larger ones only up to a limit.
+#: Maximum bits of an integer, so that a float can hold it. Python prints larger ones only up to a limit.
 _MAX_BITS = 1023
 
 
 def mapping_of(text: str, label: str) -> dict[Any, Any]:
-    """Return the mapping that a YAML text holds; `label` names the text in errors.
+    """Return the mapping in a YAML text; `label` names the text in errors.
 
     Raises:
-        RecipeError: it is not YAML, no mapping, or has a value that no recipe can hold.
+        RecipeError: it is not YAML, not a mapping, or has a value that no recipe can hold.
     """
     try:
         node = yaml.compose(text, yaml.SafeLoader)
@@ -80,12 +80,12 @@ def value_of(argument: str, place: str) -> Any:
     """Return the value of `a.b.c=value` inside its mappings: `{"a": {"b": {"c": value}}}`.
 
     Raises:
-        RecipeError: the value is not YAML, or one that no recipe can hold; `place` names it.
+        RecipeError: the value is not YAML, or no recipe can hold it; `place` names it.
     """
     text = argument.partition("=")[2]
     try:
-        text.encode()  # the error depends on the versions of OmegaConf and PyYAML otherwise
-        with suppress(yaml.reader.ReaderError):  # characters that are no text are named later
+        text.encode()  # otherwise the error would depend on the versions of OmegaConf and PyYAML
+        with suppress(yaml.reader.ReaderError):  # invalid characters are reported later
             _check_bases(yaml.compose(text, yaml.SafeLoader), place)
         values = OmegaConf.to_container(OmegaConf.from_dotlist([argument]), resolve=False)
     except RecipeError:  # a ValueError too
@@ -110,10 +110,10 @@ def _check_bases(
     has_lines: bool = False,
     seen: dict[int, bool] | None = None,
 ) -> None:
-    """Raise `RecipeError` for an integer that YAML 1.1 reads otherwise than people do: a leading zero
-    makes it octal (010 is 8), colons sexagesimal (16:9 is 969); and for a value that holds itself.
+    """Raise `RecipeError` for an integer that YAML 1.1 reads differently than people do: a leading zero
+    makes it octal (010 is 8), colons sexagesimal (16:9 is 969); and for a value that contains itself.
 
-    `seen` has the nodes that were looked at, and whether that has ended: an alias may lead back to one.
+    `seen`: the nodes visited, and whether their check is complete; an alias may refer back to an open one.
     """
     seen = {} if seen is None else seen
     if node is None or seen.get(id(node)):
@@ -150,7 +150,7 @@ def _check_bases(
 
 
 def bad_interpolation(label: str, error: OmegaConfBaseException) -> RecipeError:
-    """Return the error of an interpolation that OmegaConf can't read."""
+    """Return the error for an interpolation that OmegaConf can't read."""
     key = getattr(error, "full_key", None)
     first = (str(error).splitlines() or [type(error).__name__])[0]
     return RecipeError(
@@ -161,7 +161,7 @@ def bad_interpolation(label: str, error: OmegaConfBaseException) -> RecipeError:
 
 
 def check_numbers(value: object, place: str) -> None:
-    """Raise `RecipeError` for an integer that no float could hold, which can't be printed either.
+    """Raise `RecipeError` for an integer that no float can hold, which can't be printed either.
 
     `place` is where the value is; a mapping's keys are appended to it."""
     if isinstance(value, int) and value.bit_length() > _MAX_BITS:
@@ -178,16 +178,16 @@ def check_numbers(value: object, place: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Return why a scalar can't be read, in one line."""
+    """Return in one line why a scalar can't be read."""
     if isinstance(error, UnicodeError):
         return "it is not valid UTF-8"
     if "integer string conversion" in str(error):
         return "it is a number of more than 300 digits"
-    return str(error) if isinstance(error, ValueError) else "it lacks the form of its YAML tag"
+    return str(error) if isinstance(error, ValueError) else "it does not match its YAML tag"
 
 
 COMMAND_LINE = "command line"
-#: Characters of an argument that an error repeats.
+#: Length to which errors shorten an argument.
 _MOST_SHOWN = 100
 #: The file in which a run or a checkpoint stores its recipe.
 STORED = "recipe.yaml"
@@ -201,7 +201,7 @@ class Layer:
     Args:
         label: its name in messages and `--origin`.
         values: its YAML values.
-        writer: whom bare names of components mean in it.
+        writer: resolves bare names of components in it.
     """
 
     label: str
@@ -210,7 +210,7 @@ class Layer:
 
 
 def file_layers(path: Path) -> list[Layer]:
-    """Return the layers of a recipe file: the recipes that it extends, then itself.
+    """Return the layers of a recipe file: the recipes that it extends, then the file itself.
 
     They are ordered left to right; each file appears once, at its first place.
 
@@ -246,7 +246,7 @@ def _collect(path: Path, chain: tuple[tuple[Path, str], ...], layers: dict[Path,
 
 
 def _writer(path: Path) -> Writer:
-    """Return whom bare names mean in a recipe file: a shipped one, or one that a run stored."""
+    """Return the writer of a recipe file, which resolves its bare names: of a shipped one, or one stored by a run."""
     if distribution := library.distribution_of(path):
         return Writer(distribution=distribution)
     if path.name != STORED:
@@ -301,11 +301,11 @@ def _check_keys(values: dict[Any, Any], label: str, path: tuple[str, ...]) -> No
 
 
 def override_layer(overrides: Sequence[str], kinds: Container[str] = KINDS) -> Layer:
-    """Return the command line's `key=value` arguments as one layer, whatever their order.
+    """Return the command line's `key=value` arguments as one layer, regardless of their order.
 
     `kind=name` is short for `kind.name=name`, and is expanded before anything is merged;
-    `kind=null` removes the section. So is `key=name` when keys below `key` are given too: a
-    component inside another one.
+    `kind=null` removes the section. `key=name` for a component inside another one is expanded likewise
+    if keys below `key` are given too.
 
     Raises:
         RecipeError: an argument is not `key=value`, its value is not YAML, or two of them
@@ -326,7 +326,7 @@ def override_layer(overrides: Sequence[str], kinds: Container[str] = KINDS) -> L
         if key.partition(".")[0] == "extends":
             raise RecipeError(
                 f"{COMMAND_LINE}: extends",
-                "is for recipe files; the command line changes values of one recipe",
+                "works only in recipe files; the command line changes values of a recipe",
                 f"write a file that begins with `extends: {match['value'] or '[RECIPE]'}`, and name it",
             )
         if key in kinds and match["value"].strip() not in {"", "null", "~"}:
@@ -355,7 +355,7 @@ def _override_value(argument: str, key: str) -> object:
 
 
 def _check_contradiction(key: str, value: object, seen: dict[str, object]) -> None:
-    """Refuse a key given twice, or inside another one's value: the order would then matter."""
+    """Refuse a key given twice, or inside another key's value, because the order would then matter."""
     for other, known in seen.items():
         if other == key and known == value:
             continue

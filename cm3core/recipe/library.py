@@ -1,6 +1,6 @@
-"""The shipped recipes: where they are, their descriptions, and how a name or path becomes a file.
+"""The shipped recipes: their location, their descriptions, and how a name or path becomes a file.
 
-Besides our own there are those of other installed distributions, which name the folder of their recipes as a module:
+Besides our own, other installed distributions can provide recipes by naming their folder as a module:
 
     [project.entry-points."cm3core.recipes"]
     my_plugin = "my_package.recipes"
@@ -34,16 +34,16 @@ class RecipeFile:
 
 
 def recipes_directory() -> Path:
-    """`cm3core/recipes` inside the wheel, else `../recipes` in a checkout (an editable install)."""
+    """`cm3core/recipes` inside the wheel, otherwise `../recipes` in a checkout (an editable install)."""
     package = Path(__file__).parents[1]
     installed = package / "recipes"
     return installed if installed.is_dir() else package.parent / "recipes"
 
 
 def brought() -> dict[Path, str]:
-    """Return the folders of recipes that installed distributions bring -> the distribution's name.
+    """Return the recipe folders of installed distributions -> the distribution's name.
 
-    Their files are read as text: importing importlib.metadata takes longer than listing the recipes."""
+    Entry points are read as text files: importing importlib.metadata takes longer than listing the recipes."""
     found: dict[Path, str] = {}
     for points in _entry_points():
         text = points.read_text(encoding="utf-8", errors="replace")
@@ -57,7 +57,7 @@ def brought() -> dict[Path, str]:
 
 
 def _entry_points() -> Iterator[Path]:
-    """The entry points' files of installed distributions; of one in several folders the first counts."""
+    """The entry-point files of installed distributions; if one is in several folders, the first counts."""
     seen: set[str] = set()
     for folder in sys.path:
         for pattern in ("*.dist-info", "*.egg-info"):
@@ -69,7 +69,7 @@ def _entry_points() -> Iterator[Path]:
 
 
 def _folders(package: str) -> list[Path]:
-    """Where a package is, which is not imported; empty if it is nowhere."""
+    """The folders of a package, found without importing it; empty if there are none."""
     try:
         spec = importlib.util.find_spec(package)
     except (ImportError, ValueError):
@@ -79,7 +79,8 @@ def _folders(package: str) -> list[Path]:
 
 
 def list_recipes() -> list[RecipeFile]:
-    """Return all shipped recipes that can be run, by name: ours, and those of other distributions whose names are free.
+    """Return all shipped recipes that can be run, by name: ours, and those of other distributions whose names are not
+    used by ours.
 
     The recipes that ours extend are in the subfolder `base`."""
     found: dict[str, Path] = {}
@@ -115,10 +116,10 @@ def find(
     """Return the file of a recipe.
 
     Args:
-        name_or_path: a shipped recipe's name, or a path (it has a `/` or ends with `.yaml`).
+        name_or_path: a shipped recipe's name, or a path (contains a `/` or ends with `.yaml`).
         relative_to: folder that paths are relative to; None: the working directory.
         place: where the name was written, for the error.
-        distribution: the one that has the recipe of this name, if that is known; for the error.
+        distribution: the one that has the recipe, if known; for the error.
 
     Raises:
         RecipeError: there is no such recipe.
@@ -141,19 +142,19 @@ def find(
     if distribution:
         raise RecipeError(
             place or f"recipe {name_or_path!r}",
-            f"the distribution {distribution} has it, and is not installed",
+            f"the distribution {distribution} has it, but is not installed",
             how_to_install(distribution),
         )
     known = [recipe.name for recipe in list_recipes()]
     raise RecipeError(
         place or f"recipe {name_or_path!r}",
         f"no shipped recipe is called {name_or_path!r}",
-        close_match(name_or_path, known) + "; a file is given by its path (./mine.yaml)",
+        close_match(name_or_path, known) + "; name a file by its path (./mine.yaml)",
     )
 
 
 def _is_file(path: Path) -> bool:
-    """Whether there is such a file; also false for a name that no file can have (too long)."""
+    """Whether the file exists; also false for an impossible name (too long)."""
     try:
         return path.is_file()
     except OSError:
@@ -166,12 +167,12 @@ def label(path: Path) -> str:
 
 
 def is_shipped(path: Path) -> bool:
-    """Whether it is the file of a shipped recipe, or of one that those extend."""
+    """Whether it is the file of a shipped recipe, or of a recipe that these extend."""
     return distribution_of(path) != ""
 
 
 def distribution_of(path: Path) -> str:
-    """Return the distribution that ships a recipe's file; "": none does."""
+    """Return the distribution that ships a recipe file; "": none."""
     folder = recipes_directory()
     if path.parent in (folder, folder / "base"):
         return DISTRIBUTION

@@ -1,6 +1,6 @@
 """Layers -> recipe.
 
-Each layer is merged separately, so that anything wrong with it is reported with its file and key.
+Each layer is merged separately, so that its errors are reported with its file and key.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from cm3core.recipe.values import (
     wrong_type,
 )
 
-# Merged layers -> complete values: defaults, interpolations, and the components that fields hold.
+# Merged layers -> complete values: defaults, interpolations, and inner components.
 
 
 DEFAULT = "default"
@@ -53,12 +53,12 @@ DEFAULT = "default"
 
 @dataclass(frozen=True)
 class _Completion:
-    """Gives sections all of their keys, and notes what they lack.
+    """Completes sections with all of their keys, and collects missing values.
 
     Args:
-        registry: knows by which names recipes know components that are a field's default.
-        origins: key -> the layer that gave it; "default" is added for keys that no layer gave.
-        lacking: keys that are not given and have no default, added.
+        registry: knows the names under which recipes know a field's default components.
+        origins: key -> the layer that set it; "default" is added for keys that no layer set.
+        lacking: receives keys that are not set and have no default.
     """
 
     registry: Registry
@@ -116,7 +116,7 @@ class _Completion:
 
 
 def _plain(value: Any) -> Any:
-    """Return a default as `to_plain` does, with the classes of the components in it."""
+    """Convert a default like `to_plain`, keeping the classes of inner components."""
     if is_dataclass(value) and not isinstance(value, type):
         keys = {item.name: _plain(getattr(value, item.name)) for item in init_fields(type(value))}
         if not isinstance(value, ComponentConfig):
@@ -130,7 +130,7 @@ def _plain(value: Any) -> Any:
 
 
 def _name_defaults(start: Any, registry: Registry) -> None:
-    """Give components that are a field's default the names by which recipes know them."""
+    """Give a field's default components the names under which recipes know them."""
     if isinstance(start, SCALARS):
         return
     for _, config in components_in(start):
@@ -146,14 +146,14 @@ def resolve(
     config_classes: Mapping[str, type[Any]],
     origins: dict[str, str],
 ) -> dict[str, dict[str, Any]]:
-    """Replace each `${section.key}` by its value, and check that against the field it is in.
+    """Replace each `${section.key}` by its value, and check the value against the field.
 
     Args:
         plain: section -> its values.
         config_classes: section -> its dataclass.
-        origins: key -> the layer that gave it, for errors.
+        origins: key -> the layer that set it, for errors.
     """
-    tree = OmegaConf.create(to_plain(plain))  # it takes no `ComponentValues`
+    tree = OmegaConf.create(to_plain(plain))  # OmegaConf does not accept `ComponentValues`
     resolved: dict[str, dict[str, Any]] = {}
     for section, values in plain.items():
         resolved[section] = {}
@@ -194,7 +194,7 @@ def _fit_resolved(value: Any, wanted: Key, place: str, written: Any) -> Any:
 
 
 def _components(value: Any, wanted: ComponentField, place: str, written: Any) -> Any:
-    """Return the configs of the components that a field holds."""
+    """Return the configs of the components in a field."""
 
     def one(values: dict[str, Any], place: str, written: ComponentValues) -> ComponentConfig:
         config: ComponentConfig = make(
@@ -216,7 +216,7 @@ def _components(value: Any, wanted: ComponentField, place: str, written: Any) ->
     return {name: one(item, f"{place}.{name}", written[name]) for name, item in value.items()}
 
 
-#: A recipe's name: the default run folder and other paths are made of it.
+#: A recipe's name, which becomes part of the default run folder and other paths.
 _PLAIN_NAME = re.compile(r"(?!\.)[\w.-]{1,100}")
 
 
@@ -228,21 +228,21 @@ def compose(
     registry: Registry,
     beneath: Layer | None = None,
 ) -> Recipe:
-    """Compose the recipe of a shipped name or a file, with the command line's overrides.
+    """Compose a recipe from a shipped name or a file, with the command line's overrides.
 
     Args:
         name_or_path: "cm3leon-350m", or a path ("./mine.yaml").
         overrides: `section.key=value` in any order; `kind=name` changes a component, `kind=null`
             removes it.
         registry: the components that recipes may name.
-        beneath: a layer under those of the recipe.
+        beneath: a layer below those of the recipe.
 
     Returns:
         The recipe, complete and typed. `Recipe.check` checks whether its values make sense
         together.
 
     Raises:
-        RecipeError: anything in a layer is unknown, of the wrong type, missing or unresolvable.
+        RecipeError: a value in a layer is unknown, of the wrong type, missing or unresolvable.
         PluginError: a component is unknown, or several plugins provide it.
     """
     path = library.find(
@@ -263,21 +263,21 @@ def compose(
 
 @checked(RecipeError)
 def recipe_from_yaml(text: str, registry: Registry, *, label: str = "recipe.yaml") -> Recipe:
-    """Return the recipe that `Recipe.to_yaml` wrote; `label` names the text in errors."""
+    """Read the output of `Recipe.to_yaml`; `label` names the text in errors."""
     return _compose(Path(label).stem, [_resolved_layer(text, label, ANYONE)], registry)
 
 
 def stored_recipe(
     text: str, registry: Registry, *, label: str, writer: Writer, lenient: bool = False
 ) -> Recipe:
-    """Return the recipe that was stored with a run, a model or a bank.
+    """Return the recipe stored with a run, a model or a bank.
 
     Args:
-        text: what `Recipe.to_yaml` wrote.
-        registry: the components that are available now.
+        text: written by `Recipe.to_yaml`.
+        registry: the available components.
         label: names the text in errors.
-        writer: whom a bare name means in it.
-        lenient: let a component that can't be had be an error only for what needs it, see
+        writer: resolves its bare names.
+        lenient: report an unavailable component only when it is used, see
             `MissingComponent`.
     """
     layer = _resolved_layer(text, label, writer)
@@ -309,7 +309,7 @@ def _compose(
         if stated is not None:
             _check_name(f"{layer.label}: name", stated, "write a plain name")
         if position == own:
-            # the recipe's own, not that of one it extends
+            # the recipe's own name, not that of a recipe it extends
             name = name if stated is None else stated
         for section, given in values.items():
             unknown = section not in registry.kinds and section not in FIXED_SECTIONS
@@ -343,8 +343,8 @@ def _merge_fixed(
     registry: Registry,
     lenient: bool,
 ) -> None:
-    """Merge a fixed section's keys. With `lenient`, components in it that can't be had are left out: they
-    were of the training that a stored recipe tells of."""
+    """Merge a fixed section's keys. With `lenient`, unavailable components in it are omitted: they
+    belonged to the training of a stored recipe."""
     try:
         section.merge(layer, name, keys, registry)
     except PluginError:
@@ -358,7 +358,7 @@ def _merge_fixed(
 
 
 def _check_name(place: str, name: str, next_step: str) -> None:
-    """Refuse a recipe's name that would lead elsewhere, or nowhere, as part of a path."""
+    """Refuse a recipe name that would be unsafe or invalid as part of a path."""
     if not _PLAIN_NAME.fullmatch(name):
         shown = name if len(name) <= 100 else f"{name[:100]}..."
         raise RecipeError(
@@ -372,25 +372,25 @@ def _check_name(place: str, name: str, next_step: str) -> None:
 def _of_missing_kind(
     layer: Layer, section: str, given: object, registry: Registry
 ) -> MissingComponent:
-    """What stands for a stored section of a kind that no plugin in use brings."""
+    """A placeholder for a stored section whose kind no plugin in use defines."""
     keys = dict(given) if isinstance(given, dict) else {"name": given}
     error = PluginError(
         f"{layer.label}: {section}",
-        f"the kind {section!r} is of a plugin that is not in use; its component was brought by "
+        f"the kind {section!r} belongs to a plugin that is not in use; its component was provided by "
         f"{layer.writer.providers[section]}",
-        registry.with_reasons("install it, or enable it, and repeat the command"),
+        registry.with_reasons("install or enable it, and repeat the command"),
     )
     return MissingComponent(str(keys.pop("name", "")), keys, error)
 
 
 def _keys(label: str, section: str, given: object, registry: Registry) -> dict[str, Any]:
-    """Return what a layer says of a section: key -> value."""
+    """Return a layer's values for a section: key -> value."""
     place = f"{label}: {section}"
     kinds = registry.kinds
     if section not in kinds and section not in FIXED_SECTIONS:
         step = close_match(section, [*kinds, *FIXED_SECTIONS, "extends", "name"])
         if not step.startswith("did you mean"):
-            step = registry.with_reasons(step)  # it may be the kind of a plugin that is not in use
+            step = registry.with_reasons(step)  # it may be a kind of a plugin that is not in use
         raise RecipeError(place, "is not a section of a recipe", step)
     if section in kinds and isinstance(given, str):
         given = {"name": given}
@@ -405,7 +405,7 @@ def _finish(
     missing: dict[str, MissingComponent],
     registry: Registry,
 ) -> Recipe:
-    """Add defaults, resolve interpolations, and make the dataclasses."""
+    """Add defaults, resolve interpolations, and build the dataclasses."""
     plain: dict[str, dict[str, Any]] = {}
     classes: dict[str, type[Any]] = {}
     completion = _Completion(registry)
@@ -444,7 +444,7 @@ def _finish(
 
 
 def _ordered(origins: dict[str, str], resolved: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """Return the origins in the recipe's order, without removed or replaced sections' keys."""
+    """Return the origins in the recipe's order, without keys of removed or replaced sections."""
     ordered: dict[str, str] = {}
     for section, values in resolved.items():
         for key in ("name", *values):

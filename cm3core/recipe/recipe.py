@@ -1,5 +1,5 @@
-"""A composed recipe: plain dataclasses, canonical YAML, hash, checks, the diff of two, and the files that keep its
-meaning, whatever is installed later.
+"""A composed recipe: plain dataclasses, canonical YAML, hash, checks, the diff of two, and the files that preserve its
+meaning whatever is installed later.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ from cm3core.recipe.sections import (
 from cm3core.recipe.values import Choice
 from cm3core.vocab import VocabularySizes
 
-# A component of a stored recipe that is not installed: an error only for what needs it.
+# A component of a stored recipe that is not installed: an error only when it is used.
 #
-# A run's recipe names all that it was trained with. Who draws with it needs neither its objective nor
-# its data; whoever asks for those is told who provided them.
+# A run's recipe names everything that it was trained with. Generation needs neither the objective nor
+# the data; code that does use them gets an error that names their provider.
 
 
 T = TypeVar("T", bound=ComponentConfig)
 
 
 class MissingComponent(ComponentConfig):
-    """Stands for the config of a component that can't be had.
+    """A placeholder for the config of an unavailable component.
 
     It keeps the section's `name` and `values`, so that the recipe is shown, compared and hashed as
-    it was stored. Any other use raises the `PluginError` that looking the name up gave, or what
-    `explain` put in its place.
+    it was stored. Any other use raises the `PluginError` from looking up the name, or the error
+    set by `explain`.
     """
 
     def __init__(self, name: str, values: dict[str, Any], error: CM3Error) -> None:
@@ -64,7 +64,7 @@ class MissingComponent(ComponentConfig):
 
     @classmethod
     def of(cls, choice: Choice, error: PluginError) -> MissingComponent:
-        """Return what stands for a section whose component, or one inside it, can't be had."""
+        """Return a placeholder for a section whose component, or an inner one, is unavailable."""
         return cls(str(choice.name), choice.keys, error)
 
     def explain(self, error: CM3Error) -> None:
@@ -73,16 +73,16 @@ class MissingComponent(ComponentConfig):
 
     def refuse(self) -> NoReturn:
         """Raise the error."""
-        # a new one each time: raising collects tracebacks
+        # a new one each time, because raising accumulates tracebacks
         raise type(self._error)(self._error.place, self._error.cause, self._error.next_step)
 
     def check(self) -> None:
-        """Raise the error: nobody knows which values are allowed."""
+        """Raise the error, because the allowed values are unknown."""
         self.refuse()
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
-            raise AttributeError(name)  # as copy, pickle and inspect expect
+            raise AttributeError(name)  # expected by copy, pickle and inspect
         self.refuse()
 
     def __eq__(self, other: object) -> bool:
@@ -92,11 +92,11 @@ class MissingComponent(ComponentConfig):
 
 
 def available(config: T | None) -> T | None:
-    """Return a section's config, None if its component can't be had: for what does without it."""
+    """Return a section's config, None if its component is unavailable; for callers that can do without it."""
     return None if isinstance(config, MissingComponent) else config
 
 
-# The sections of a recipe that hold components: a field for each kind.
+# The sections of a recipe that hold components: one field per kind.
 
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ else:
 
 #: A key that only one of two compared recipes has.
 ABSENT = "(absent)"
-#: Kinds that only evaluations read, which are given them otherwise than by a run's recipe.
+#: Kinds used only by evaluations, which get them from elsewhere than a run's recipe.
 MEASURING = ("metric", "extractor")
 
 
@@ -150,12 +150,12 @@ class Recipe(KindSections):
     Sections of kinds hold the component's config, None if the recipe has none.
 
     Args:
-        name: the file's name, or its top-level key `name`; not part of the hash. Plain, so that
-            folders can be named after it.
+        name: the file's name, or its top-level key `name`; not part of the hash. Plain, because
+            folders are named after it.
         vocabulary, train, tune, data, generate: see `cm3core.recipe.sections`.
         component_names: kind -> the component's name as the recipe writes it.
-        origins: `section.key` -> the layer that its value comes from ("default" if none gives it).
-        brought: kind -> config, of kinds that plugins bring; `recipe.KIND` is the same.
+        origins: `section.key` -> the layer that its value comes from ("default" if no layer sets it).
+        brought: kind -> config, for kinds defined by plugins; `recipe.KIND` is the same.
     """
 
     name: str
@@ -169,14 +169,14 @@ class Recipe(KindSections):
     brought: dict[str, base.ComponentConfig] = field(default_factory=dict)
 
     def __getattr__(self, name: str) -> Any:
-        """The section of a kind that a plugin brings; of the other kinds there are fields."""
+        """The section of a kind defined by a plugin; other kinds have fields."""
         brought = vars(self).get("brought", {})
         if name in brought:
             return brought[name]
         raise AttributeError(f"the recipe has no section {name!r}")
 
     def section(self, kind: str) -> base.ComponentConfig | None:
-        """A component's section, of whatever kind; None if the recipe has none."""
+        """A component's section, for any kind; None if the recipe has none."""
         config: base.ComponentConfig | None = (
             getattr(self, kind) if kind in KINDS else self.brought.get(kind)
         )
@@ -184,8 +184,8 @@ class Recipe(KindSections):
 
     @property
     def components(self) -> dict[str, tuple[str, base.ComponentConfig]]:
-        """Kind -> (name, config) of the sections that the recipe has, in the order of `KINDS`; kinds that
-        plugins bring are last."""
+        """Kind -> (name, config) of the recipe's sections, in the order of `KINDS`, followed by kinds
+        defined by plugins."""
         own = {kind: getattr(self, kind) for kind in KINDS} | self.brought
         return {
             kind: (self.component_names[kind], config)
@@ -197,8 +197,8 @@ class Recipe(KindSections):
     def validation_splits(self) -> list[str]:
         """The splits to validate on: `train.validation_splits`, or the data set's own "valid".
 
-        The second is used if the data set has none of the first and is not trained on as a whole.
-        Splits that it lacks are named too, so that they can be reported."""
+        The latter is used if the data set has none of the former and is not trained on as a whole.
+        Splits that it lacks are included, so that they can be reported."""
         named, data = self.train.validation_splits, self.dataset
         known = () if data is None else data.splits
         if data is None or "valid" not in known or any(split in known for split in named):
@@ -235,9 +235,9 @@ class Recipe(KindSections):
 
     @property
     def hash(self) -> str:
-        """12 hexadecimal digits that equal settings, and only they, share.
+        """12 hexadecimal digits shared by equal settings, and only by them.
 
-        They hash the canonical YAML without the recipe's name and without `UNHASHED` keys."""
+        The hash covers the canonical YAML without the recipe's name and without `UNHASHED` keys."""
         values = self.to_dict()
         for section, key in UNHASHED:
             values[section].pop(key, None)
@@ -250,8 +250,8 @@ class Recipe(KindSections):
     def check(self) -> None:
         """Raise `RecipeError` for values that are out of range or can't be combined.
 
-        Light: nothing is built, no file is read. Calls `config.check()` of every component, and of those in
-        its fields, then checks the fixed sections, then conditions across sections.
+        Light: nothing is built, no file is read. Calls `config.check()` of every component and inner
+        component, then checks the fixed sections, then conditions across sections.
         """
         for _, config in self.components.values():
             check_config(config)
@@ -284,20 +284,20 @@ class Recipe(KindSections):
             if missing := [other for other in needs_of(config) if self.section(other) is None]:
                 raise RecipeError(
                     kind,
-                    f"{name!r} needs the section {missing[0]!r}, and the recipe has none",
+                    f"{name!r} needs the section {missing[0]!r}, but the recipe has none",
                     f"add {missing[0]}=NAME (or '{missing[0]}: {{name: ...}}' in the recipe), or "
                     f"change {kind}",
                 )
 
     def _check_read(self) -> None:
-        """Check that something reads each section: it would be believed to be measured by."""
+        """Check that every section is used, so that users don't expect an unused metric to be computed."""
         needed = {other for _, config in self.components.values() for other in needs_of(config)}
         for kind in MEASURING:
             if getattr(self, kind) is not None and kind not in needed:
                 raise RecipeError(
                     kind,
-                    f"{self.component_names[kind]!r} is for evaluations, and nothing in training or drawing reads it",
-                    "leave it out; give it to 'cm3 eval score' or 'cm3 tokenizer eval --score', or write it into a "
+                    f"{self.component_names[kind]!r} is for evaluations, and neither training nor generation uses it",
+                    "leave it out; pass it to 'cm3 eval score' or 'cm3 tokenizer eval --score', or write it into a "
                     "protocol of 'cm3 eval run'",
                 )
         for kind, (name, _) in self.components.items():
@@ -312,7 +312,7 @@ class Recipe(KindSections):
         if largest is not None and dim is not None and dim > largest:
             raise RecipeError(
                 "attention",
-                f"{self.component_names['attention']!r} takes heads of at most {largest} numbers, and "
+                f"{self.component_names['attention']!r} supports heads of at most {largest} dimensions, but "
                 f"the decoder's have {dim}",
                 "use more heads, or another attention backend (cm3 kinds attention)",
             )
@@ -336,7 +336,7 @@ class Recipe(KindSections):
         if self.vocabulary.num_text is None and self.text_tokenizer is None:
             raise RecipeError(
                 "vocabulary.num_text",
-                "is null, and there is no text tokenizer to take it from",
+                "is null, but there is no text tokenizer to take it from",
                 "add a section text_tokenizer, or give the number",
             )
 
@@ -347,20 +347,20 @@ class Recipe(KindSections):
             return
         if objective.masks_spans or objective.control_tokens():
             own, name = self.component_names["objective"], self.component_names["layout"]
-            what = "masks spans" if objective.masks_spans else "has control tokens of its own"
+            what = "masks spans" if objective.masks_spans else "has its own control tokens"
             lacks = "sentinels" if objective.masks_spans else "ids for them"
             raise RecipeError(
                 "objective",
-                f"{own!r} {what}, and the layout {name!r} has no {lacks}",
+                f"{own!r} {what}, but the layout {name!r} has no {lacks}",
                 "choose an objective that predicts the next token only (objective=causal)",
             )
 
     def _check_candidates(self) -> None:
-        """Check that a reranker chooses among several candidates."""
+        """Check that there is a reranker if there are several candidates."""
         if self.generate.num_candidates > 1 and self.reranker is None:
             raise RecipeError(
                 "generate.num_candidates",
-                f"is {self.generate.num_candidates}, and no reranker chooses the best",
+                f"is {self.generate.num_candidates}, but there is no reranker to choose the best",
                 "add reranker=clip (with an embedder) or reranker=likelihood, or use 1",
             )
 
@@ -373,7 +373,7 @@ class Recipe(KindSections):
         rows, columns = self.image_tokenizer.grid
         num_documents = 1 + (self.retriever.num_retrieved if self.retriever is not None else 0)
         layout = available(self.layout)
-        # <break> codes <break>, or what the layout has; and one token before everything
+        # <break> codes <break>, or the layout's tokens; and one token before everything
         one = rows * columns + 2 if layout is None else layout.picture_length((rows, columns))
         least = num_documents * one + 1
         if least > self.decoder.context_length:
@@ -390,7 +390,7 @@ class Recipe(KindSections):
 
 @checked(RecipeError)
 def diff(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
-    """Return (key, value in `a`, value in `b`) of every key that differs, in the recipes' order.
+    """Return (key, value in `a`, value in `b`) for every key that differs, in the recipes' order.
 
     A value is `ABSENT` if that recipe has no such key."""
     left, right = a.flat(), b.flat()
@@ -416,7 +416,7 @@ def _flatten(values: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def _shown(section: str, config: Any) -> dict[str, Any]:
-    """A fixed section's keys and values; `UNHASHED` ones where they are given."""
+    """A fixed section's keys and values; `UNHASHED` keys only if they are set."""
     return {
         key: value
         for key, value in to_plain(config).items()
@@ -443,9 +443,9 @@ def _escape(value: Any) -> Any:
 
 
 def in_full(recipe: Recipe, registry: Registry) -> Recipe:
-    """Return the recipe with `plugin/name` where several plugins provide a name.
+    """Return the recipe with `plugin/name` wherever several plugins provide a name.
 
-    Its YAML then means the same as a file of its own.
+    Its YAML then has the same meaning in a file of its own.
     """
     recipe = deepcopy(recipe)
     names = dict(recipe.component_names)
@@ -465,7 +465,7 @@ def _full_name(registry: Registry, kind: str, name: str, config: ComponentConfig
 
 
 def files_of(recipe: Recipe, registry: Registry) -> dict[str, str]:
-    """Return file name -> text: the resolved recipe, and who provides its components.
+    """Return file name -> text: the resolved recipe, and the providers of its components.
 
     Both belong in one folder; `compose` reads them again.
     """
@@ -474,13 +474,13 @@ def files_of(recipe: Recipe, registry: Registry) -> dict[str, str]:
 
 
 def kinds_of(recipe: Recipe) -> set[str]:
-    """The kinds of a recipe's components, and of those inside them."""
+    """The kinds of a recipe's components and inner components."""
     parts = [part for _, config in recipe.components.values() for _, part in all_parts(config)]
     return {*recipe.components, *(part.kind for part in parts)}
 
 
 def providers_of(recipe: Recipe, registry: Registry) -> dict[str, Provider]:
-    """Return kind -> who provides its component, and the same for components inside others, by
+    """Return kind -> the provider of its component; for inner components, by
     their key."""
     components = [(kind, kind, name, config) for kind, (name, config) in recipe.components.items()]
     for kind, (_, config) in recipe.components.items():
@@ -496,7 +496,7 @@ def providers_of(recipe: Recipe, registry: Registry) -> dict[str, Provider]:
     }
 
 
-# The layout of a recipe, that of recipes without the section `layout`, and the table of ids that goes with it.
+# The layout of a recipe, the default layout, and the corresponding vocabulary.
 
 
 def layout_config(recipe: Recipe, registry: Registry | None = None) -> base.LayoutConfig:
@@ -504,10 +504,10 @@ def layout_config(recipe: Recipe, registry: Registry | None = None) -> base.Layo
 
     Args:
         recipe: composed.
-        registry: the installed plugins. None: those that are found.
+        registry: the installed plugins. None: discover them.
 
     Raises:
-        PluginError: the recipe's layout is not installed; or there is not one default.
+        PluginError: the recipe's layout is not installed, or there is not exactly one default layout.
     """
     if isinstance(recipe.layout, MissingComponent):
         recipe.layout.refuse()
@@ -515,10 +515,10 @@ def layout_config(recipe: Recipe, registry: Registry | None = None) -> base.Layo
 
 
 def default_layout(registry: Registry | None = None) -> base.LayoutConfig:
-    """The layout of recipes that name none: the one whose config says `is_default`.
+    """The layout for recipes that name none: the one whose config sets `is_default`.
 
     Raises:
-        PluginError: no plugin has one, or several have.
+        PluginError: no plugin provides one, or several do.
     """
     registry = load_registry() if registry is None else registry
     found = {
@@ -546,9 +546,9 @@ def layout_of(
     image_tokenizer: base.ImageTokenizer | base.ImageTokenizerConfig,
     registry: Registry | None = None,
 ) -> base.Layout:
-    """The recipe's layout, which has the vocabulary; without that section, the default one.
+    """The recipe's layout with its vocabulary; the default layout if the recipe has no such section.
 
-    `registry`: see `layout_config`. Raises `RecipeError` if it can't be made of these tokenizers.
+    `registry`: see `layout_config`. Raises `RecipeError` if the tokenizers don't suit it.
     """
     config = layout_config(recipe, registry)
     sizes, objective = recipe.vocabulary, available(recipe.objective)

@@ -1,4 +1,4 @@
-"""The recipe's fixed sections, which hold no component. Their docstrings document the keys."""
+"""The recipe's fixed sections, which hold no components. Their docstrings document the keys."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ TRAIN_RANGES: Mapping[str, tuple[float, float]] = {
     "sample_every_steps": (1, _INT64),
     "num_threads": (1, 4096),
 }
-#: A rank is also at most the smaller side of each matrix it is for, which only the decoder knows.
+#: A rank is also limited by the smaller side of each matrix, which only the decoder knows.
 TUNE_RANGES: Mapping[str, tuple[float, float]] = {
     "blocks": (0, 2**20),
     "rank": (1, 4096),
     "alpha": (1e-3, 1e6),
     "dropout": (0, 1),
 }
-#: Methods of the section `tune` that add adapters and leave the model's own weights as they are.
+#: Methods of the section `tune` that add adapters and leave the model's own weights unchanged.
 ADAPTERS = ("lora", "dora")
 DATA_RANGES: Mapping[str, tuple[float, float]] = {
     "max_text_tokens": (1, 2**24),
@@ -66,10 +66,10 @@ GENERATE_RANGES: Mapping[str, tuple[float, float]] = {
 class VocabularySection:
     """The table of token ids, see `cm3core.vocab.Vocabulary`.
 
-    The image tokenizer decides the size of the image range.
+    The image tokenizer determines the size of the image range.
 
     Args:
-        num_text: size of the text range, 4 control tokens included (paper: 56,320). null: the text
+        num_text: size of the text range, including 4 control tokens (paper: 56,320). null: the text
             tokenizer's size + 4.
         num_sentinels: mask tokens; the maximum number of spans masked in a sequence (metaseq: 512).
         num_reserved: unused ids between image codes and special tokens (paper: 1,024).
@@ -94,7 +94,7 @@ class TrainSection:
         seed: determines the initial weights, the order of documents and all random draws of the
             objective.
         steps: optimiser steps; give exactly one of `steps` and `minutes`.
-        minutes: wall-clock length; the schedule follows the clock, interruptions not counted.
+        minutes: wall-clock length; the schedule follows the clock, without interruptions.
         batch_rows: packed rows of `decoder.context_length` tokens per micro-batch.
         accumulate: micro-batches per optimiser step. Several processes divide the batch_rows x
             accumulate rows of a step among them.
@@ -108,8 +108,8 @@ class TrainSection:
         schedule: after warm-up: "cosine", "polynomial" (degree 1: linear), "trapezoidal" (the peak,
             then a straight line down in the last `decay_fraction`) or "constant".
         final_learning_rate_fraction: fraction of the peak at the end of the schedule.
-        decay_fraction: "trapezoidal": fraction of the length in which the rate falls. A checkpoint
-            from before the fall can be trained for longer as if it had always been meant to be.
+        decay_fraction: "trapezoidal": fraction of the length during which the rate falls. A checkpoint
+            from before the fall can be trained for longer, as if this had been planned from the start.
         clip_norm: maximum norm of the whole gradient; 0 is off.
         precision: "fp32", "bf16" (autocast; weights stay fp32), or "auto": bf16 if the machine
             supports it.
@@ -122,20 +122,20 @@ class TrainSection:
             end.
         checkpoint_every_steps: also save a checkpoint every this many steps; null is off.
         keep_checkpoints: number of complete checkpoints to keep.
-        save_in_background: training goes on while a checkpoint is written. It is copied first, so the
+        save_in_background: continue training while a checkpoint is written. It is copied first, so the
             machine's memory must hold weights and optimiser state once more.
         log_every_steps: steps between two lines of metrics.
         validate_every_steps: steps between two validations.
         validation_splits: the data set's splits to validate on. If it has none of them, its split
-            "valid" is used, where it has one that is not trained on.
+            "valid" is used, provided that it exists and is not trained on.
         validation_documents: maximum number of documents of each split.
         sample_every_steps: steps between two grids of sample pictures; null is off.
-        compile: torch.compile the decoder's blocks, each by itself: equal ones are compiled once.
+        compile: torch.compile the decoder's blocks separately: equal blocks are compiled once.
         num_threads: torch's CPU threads; null: as many as the machine has.
-        licences: the licences (SPDX names) that documents may have; a document of another one, or of
-            none that is stated ("unknown"), is refused. Empty: all.
-        trackers: what gets metrics, sample pictures and the run's other events beside `metrics.jsonl`: names,
-            or mappings with `name` and keys (`cm3 describe tracker`). null: TensorBoard; []: none. No part of
+        licences: the licences (SPDX names) allowed for documents; documents with another or an
+            unknown licence ("unknown") are refused. Empty: all.
+        trackers: receive metrics, sample pictures and the run's other events, in addition to `metrics.jsonl`: names,
+            or mappings with `name` and keys (`cm3 describe tracker`). null: TensorBoard; []: none. Not part of
             the recipe's hash.
     """
 
@@ -196,7 +196,7 @@ class TrainSection:
         ):
             value = getattr(self, key)
             check_value(
-                f"train.{key}", value, value is None or value > 0, must_be="null or more than 0"
+                f"train.{key}", value, value is None or value > 0, must_be="null or greater than 0"
             )
         for key in (
             "batch_rows",
@@ -211,7 +211,7 @@ class TrainSection:
             "validation_documents",
         ):
             check_value(
-                f"train.{key}", getattr(self, key), getattr(self, key) > 0, must_be="more than 0"
+                f"train.{key}", getattr(self, key), getattr(self, key) > 0, must_be="greater than 0"
             )
         for key in ("seed", "warmup_steps", "weight_decay", "clip_norm", "z_loss"):
             check_value(
@@ -230,22 +230,22 @@ class TrainSection:
 
 @dataclass(kw_only=True)
 class TuneSection:
-    """Which parameters are trained, of a model that the run starts from (docs/tuning.md).
+    """Which parameters of the model that the run starts from are trained (docs/tuning.md).
 
     Args:
         method: "full": all. "layers": those of `parameters`. "head": the output projection's rows of
-            image codes (Anole, arXiv:2407.06135); where it is tied to the token embedding, those rows
-            are the embedding's too. "embeddings": the tables of token embeddings, the head included.
-            "lora": adapters (arXiv:2106.09685), nothing else. "dora": adapters that also learn each
+            image codes (Anole, arXiv:2407.06135); if it is tied to the token embedding, these rows
+            of the embedding, too. "embeddings": the tables of token embeddings, including the head.
+            "lora": only adapters (arXiv:2106.09685). "dora": adapters that also learn each
             output's magnitude (arXiv:2402.09353).
-        parameters: names of parameters or of modules that hold them, `*` for any text: `layers.3`,
-            `*.fc2`, `embed_tokens`. Method "layers": what is trained. Adapters: modules that are trained
-            whole beside them (peft's `modules_to_save`), and get none.
-        rank: of adapters: numbers between their two matrices, at most a target's smaller side.
-        alpha: of adapters: what they add is multiplied by alpha / rank.
-        dropout: of adapters: of their inputs, in training.
+        parameters: names of parameters or of modules that contain them, `*` for any text: `layers.3`,
+            `*.fc2`, `embed_tokens`. For "layers": the parameters to train. For adapters: modules to train
+            entirely in addition (peft's `modules_to_save`), which get no adapters.
+        rank: of adapters: inner dimension of their two matrices, at most a target's smaller side.
+        alpha: of adapters: their output is multiplied by alpha / rank.
+        dropout: of adapters: on their inputs, in training.
         rank_stabilised: of adapters: multiply by alpha / sqrt(rank) instead (arXiv:2312.03732).
-        targets: linear layers that get adapters: the ends of their names (`q_proj`), or whole names.
+        targets: linear layers that get adapters: the ends of their names (`q_proj`), or full names.
             Empty: every linear layer.
         blocks: numbers of the blocks that get adapters, from 0. Empty: all.
     """
@@ -261,17 +261,17 @@ class TuneSection:
 
     @property
     def adapts(self) -> bool:
-        """Whether a run trains adapters, and its checkpoints hold nothing else."""
+        """Whether a run trains adapters, so that its checkpoints contain only these."""
         return self.method in ADAPTERS
 
     def check(self) -> None:
-        """Raise `RecipeError` for values that are out of range or say nothing together."""
+        """Raise `RecipeError` for values that are out of range or meaningless together."""
         check_numbers("tune", self, TUNE_RANGES)
         check_value("tune.dropout", self.dropout, self.dropout < 1, must_be="less than 1")
         if self.method == "layers" and not self.parameters:
             raise RecipeError(
                 "tune.parameters",
-                "is empty, and the method 'layers' trains nothing else",
+                "is empty, but the method 'layers' trains nothing else",
                 "name what to train, e.g. tune.parameters=[layers.3,'*.fc2']",
             )
         for key, methods in (
@@ -282,7 +282,7 @@ class TuneSection:
             if getattr(self, key) and self.method not in methods:
                 raise RecipeError(
                     f"tune.{key}",
-                    f"is given, and the method {self.method!r} doesn't read it",
+                    f"is given, but the method {self.method!r} doesn't use it",
                     f"use tune.method={' or '.join(methods)}, or leave it out",
                 )
 
@@ -292,12 +292,12 @@ class DataSection:
     """How documents become batches.
 
     Args:
-        cache_dir: folder for image codes and neighbours. null: `CM3_CACHE`, else the user's cache
+        cache_dir: folder for image codes and neighbours. null: `CM3_CACHE`, otherwise the user's cache
             folder.
-        pack: pack several sequences into a row, each seeing only itself; false: one per row.
+        pack: pack several sequences into a row, each attending only to itself; false: one per row.
         max_text_tokens: longer texts are cut to this many tokens.
-        num_streams: virtual loaders, whose rows take turns. The batches depend on it, and not on how
-            many processes train; a number that these divide shares the loader's work among them.
+        num_streams: virtual loaders, whose rows take turns. The batches depend on it, but not on the number
+            of processes; if that number divides it, the processes share the loader's work.
     """
 
     cache_dir: str | None = None
@@ -316,11 +316,11 @@ class GenerateSection:
 
     Args:
         num_images: pictures per prompt.
-        num_candidates: pictures generated for each one shown, the best by the section `reranker`
+        num_candidates: pictures generated for each one shown, of which the section `reranker` chooses the best
             (paper: 8, by CLIP).
         retrieve: prepend retrieved documents to the prompt.
-        memory_split: split of the data set that documents are retrieved from; null: the one that
-            the model was trained on. Of no effect where the retriever has a bank.
+        memory_split: split of the data set to retrieve documents from; null: the training
+            split. Ignored if the retriever has a bank.
         max_text_tokens: maximum length of a caption or infilled text.
     """
 
@@ -335,8 +335,8 @@ class GenerateSection:
         check_numbers("generate", self, GENERATE_RANGES)
 
 
-#: (section, key) of what changes nothing that a run computes: no part of a recipe's hash, and shown only
-#: where it is given.
+#: (section, key) of keys that don't affect a run's results: not part of a recipe's hash, and shown only
+#: if set.
 UNHASHED: tuple[tuple[str, str], ...] = (("train", "trackers"),)
 
 #: Name -> class of the sections that every recipe has.

@@ -1,8 +1,9 @@
 """The keys and the component of one section, merged layer by layer.
 
-Each key is checked against its field. A field that holds other components (`cm3core.config.schema`) has a section of its
-own for each: their names, and their keys. A section has the component that the last layer names; only that name must be
-known, as one that a later layer replaces may be of a plugin that is not installed, or of several.
+Each key is checked against its field. A field that holds other components (`cm3core.config.schema`) has a section
+for each of them, with the name and the keys. A section uses the component that the last layer names. Only that name
+must
+be known: a component that a later layer replaces may belong to a plugin that is not installed, or to several.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from cm3core.recipe.layers import Layer
 
 logger = logging.getLogger("cm3core.recipe")
 
-#: OmegaConf's way to write "this must still be given".
+#: OmegaConf's notation for "this must still be set".
 MANDATORY = "???"
 
 
 class ComponentValues(dict[str, Any]):
-    """Keys and "name" of a component inside another one, and the class that the name means."""
+    """Keys and "name" of a component inside another one, and the class that the name refers to."""
 
     def __init__(self, config_class: type[ComponentConfig], values: Mapping[str, Any]) -> None:
         super().__init__(values)
@@ -41,15 +42,15 @@ class ComponentValues(dict[str, Any]):
 
 @dataclass(frozen=True)
 class Place:
-    """Where values are merged: a layer, and a section or a key of it.
+    """A position for merging values: a layer, and a section or a key of it.
 
     Args:
         label: the layer's name in messages.
         path: section, key, key in it, ...
-        owner: what has the keys, for errors.
+        owner: owner of the keys, for errors.
         origins: key -> layer, which is updated.
-        registry: the components that there are.
-        writer: whom bare names of components mean in the layer.
+        registry: the available components.
+        writer: resolves bare names of components in the layer.
     """
 
     label: str
@@ -117,8 +118,8 @@ def _merge_components(
 ) -> None:
     """Merge a field that holds components; each becomes a dict with its keys and its "name".
 
-    One that is given another name starts anew; null removes one of a dict; a list replaces the
-    list of the layers before."""
+    A component that is given another name starts afresh; null removes one from a dict; a list replaces the
+    list of earlier layers."""
     if value is None and wanted.optional:
         forget(place.dotted, place.origins)
         into[key], place.origins[place.dotted] = None, place.label
@@ -156,7 +157,7 @@ def _merge_component(
     name = given.get("name", None if chosen is None else chosen["name"])
     at_name, known = f"{place}.name", ", ".join(place.registry.names(kind))
     if name is None:
-        raise RecipeError(at_name, f"is missing: which {kind} it is", f"name one: {known}")
+        raise RecipeError(at_name, f"is missing: the {kind}'s name", f"name one: {known}")
     if not isinstance(name, str) or is_interpolation(name):
         raise wrong_type(at_name, name, f"the name of a component ({known})")
     config_class = find(
@@ -175,14 +176,14 @@ def _merge_component(
 
 
 def _with_new_names(place: Place, given: dict[str, Any], config_class: type[Any]) -> dict[str, Any]:
-    """Return a layer's keys with renamed ones under their present names, and without those that components inside
-    others had and never read; warn of each."""
+    """Return a layer's keys with renamed ones under their current names, and without unused ones that inner
+    components had earlier; warn about each."""
     renamed: Mapping[str, str] = getattr(config_class, "renamed", {})
     known, kind = keys_of(config_class), getattr(config_class, "kind", "")
     for old in [key for key in given if key not in known and len(place.path) > 1]:
         if f"{kind}.{old}" in place.registry.moved_keys:
             if given[old]:
-                logger.warning("%s: is not read here; remove it", place.below(old))
+                logger.warning("%s: is not used here; remove it", place.below(old))
             given = {key: value for key, value in given.items() if key != old}
     for old in [key for key in given if key in renamed]:
         where, new = str(place.below(old)), renamed[old]
@@ -213,7 +214,7 @@ def wrong_type(
 
 
 def forget(section: str, origins: dict[str, str]) -> None:
-    """Drop what is known of where a section's, or a key's, values came from."""
+    """Forget the origins of a section's, or a key's, values."""
     for key in [key for key in origins if key.startswith(f"{section}.")]:
         del origins[key]
 
@@ -223,10 +224,10 @@ class Section:
     """A section while layers are merged into it.
 
     Args:
-        config_class: its dataclass; None if the component can't be had.
+        config_class: its dataclass; None if the component is unavailable.
         component: its name, None in fixed sections.
-        error: why the component can't be had.
-        values, origins: the keys given for it, and the layers that gave them.
+        error: why the component is unavailable.
+        values, origins: the keys set for it, and the layers that set them.
     """
 
     config_class: type[Any] | None
@@ -236,7 +237,7 @@ class Section:
     origins: dict[str, str] = field(default_factory=dict)
 
     def merge(self, layer: Layer, section: str, given: dict[str, Any], registry: Registry) -> None:
-        """Merge a layer's keys; those of a component that can't be had are kept unchecked."""
+        """Merge a layer's keys; those of an unavailable component are kept unchecked."""
         if self.config_class is None:
             self.values |= given
             return
@@ -249,7 +250,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Choice:
-    """What one layer says of a component's section: a name or None, and `keys`."""
+    """A layer's choice for a component's section: a name or None, and `keys`."""
 
     layer: Layer
     kind: str
@@ -270,7 +271,7 @@ class Choice:
         return cls(layer, kind, name, keys)
 
     def find(self, registry: Registry) -> type[Any] | PluginError:
-        """Return the config class of its name, or why there is none."""
+        """Return the config class of its name, or the error."""
         assert self.name is not None
         place = f"{self.layer.label}: {self.kind}.name"
         try:
@@ -280,13 +281,13 @@ class Choice:
 
 
 def chosen(choices: Sequence[Choice], registry: Registry) -> Section:
-    """Merge what the layers say of one kind, in their order.
+    """Merge the layers' choices for one kind, in their order.
 
-    A changed component replaces the section; otherwise keys are merged. A bare name of several
-    plugins is the component of a later layer that names it in full.
+    A changed component replaces the section; otherwise keys are merged. If several plugins provide a bare name, a
+    later layer that names one of them in full decides.
 
     Raises:
-        PluginError: the component, or one inside it, can't be had.
+        PluginError: the component, or an inner one, is unavailable.
         RecipeError: keys are given before any layer chose a component, or one is wrong.
     """
     last = next((choice for choice in reversed(choices) if choice.name is not None), None)
@@ -319,10 +320,10 @@ def chosen(choices: Sequence[Choice], registry: Registry) -> Section:
 
 
 def with_moved_keys(layers: Sequence[Layer], registry: Registry) -> list[Layer]:
-    """Return the layers with keys of earlier versions in the sections that have them now (`Registry.moved_keys`); warn
-    of each layer that has some.
+    """Return the layers with keys of earlier versions moved to their current sections (`Registry.moved_keys`); warn
+    about each layer that has any.
 
-    A key without a value, such as [] or false, is left out where no layer has the section: it changes nothing.
+    A key without a value, such as [] or false, is dropped if no layer has the section, because it changes nothing.
     """
     moved = registry.moved_keys
     there: set[str] = set()  # sections that layers so far have

@@ -106,8 +106,8 @@ def test_a_wrong_argument_is_named_with_what_it_must_be(
         ({"share": float("nan")}, "share: is nan\n  next: use 0 to 1"),
         ({"share": -0.5}, "share: is -0.5\n  next: use 0 to 1"),
         ({"order": "left"}, "order: is 'left'\n  next: use one of up, down"),
-        ({"picture": "a\0b"}, "picture: is 'a\\x00b', no path\n  next: correct the path"),
-        ({"picture": ""}, "picture: is '', no path\n  next: correct the path"),
+        ({"picture": "a\0b"}, "picture: is 'a\\x00b', not a path\n  next: correct the path"),
+        ({"picture": ""}, "picture: is '', not a path\n  next: correct the path"),
         (
             {"picture": Path("x" * 300)},
             f"{'x' * 300}: can't be used (File name too",

@@ -156,7 +156,7 @@ def test_asking_before_long_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (
             Path("s3://bucket/folder"),
             True,
-        ): "is an address, and only this machine's disks are written\n"
+        ): "is an address, but only local disks can be written\n"
         "  next: write to a folder here, then copy it to the store",
     }
     for (path, folder), message in wrong.items():
@@ -209,7 +209,7 @@ def test_what_is_read_is_not_written_over(tmp_path: Path) -> None:
     for out in (picture, tmp_path / "link.png", tmp_path / ".." / tmp_path.name / "picture.png"):
         with pytest.raises(FileError) as caught:
             check_not_input(out, other, picture)
-        assert tells(caught.value, f"{out}: is the file that is read")
+        assert tells(caught.value, f"{out}: is the input file")
 
 
 BUSY = CM3Error("here", "another process is at it", "wait")

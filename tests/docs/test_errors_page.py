@@ -431,4 +431,4 @@ def test_every_row_of_the_page_is_raised(provoked: dict[str, CM3Error]) -> None:
 def test_patterns_are_strict() -> None:
     assert says("no ... is called ...", "no decoder is called 'x'")
     assert not says("no ... is called ...", "no decoder is known as 'x'")
-    assert not says("states no CM3_API", "states no CM3_API at all")
+    assert not says("does not state CM3_API", "does not state CM3_API at all")

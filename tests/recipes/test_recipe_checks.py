@@ -62,7 +62,7 @@ CHECKS = {
     ): "train.betas: is [0.9], must be two numbers from 0 to 1, 1 not included",
     (
         "text_tokenizer=null",
-    ): "vocabulary.num_text: is null, and there is no text tokenizer to take it from",
+    ): "vocabulary.num_text: is null, but there is no text tokenizer to take it from",
     (
         "image_tokenizer=square",
         "retriever=near",

@@ -31,7 +31,7 @@ ERRORS = {
     ): "command line: trian: is not a section of a recipe\n  next: did you mean 'train'?",
     (
         "extends=[base]",
-    ): "command line: extends: is for recipe files; the command line changes values of one recipe\n"
+    ): "command line: extends: works only in recipe files; the command line changes values of a recipe\n"
     "  next: write a file that begins with `extends: [base]`, and name it",
     (
         "decoder=plian",

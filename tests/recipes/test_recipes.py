@@ -217,7 +217,7 @@ def test_interpolations_are_resolved(folder: Path) -> None:
     assert "${" not in recipe.to_yaml()
 
 
-FOREIGN = "a recipe reads other keys of the recipe only, no environment and no resolvers"
+FOREIGN = "recipes can only refer to other keys of the recipe, not to the environment or resolvers"
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_recipes_read_no_environment(
     ):
         with pytest.raises(RecipeError) as caught:
             call()
-        assert str(caught.value).startswith(f"{place}: holds ")
+        assert str(caught.value).startswith(f"{place}: contains ")
         assert FOREIGN in str(caught.value) or "no valid interpolation" in str(caught.value)
         assert "hunter2" not in str(caught.value)
 

@@ -123,7 +123,6 @@ def read_ahead(
     Returns:
         hidden states after each row's last token [S, E], and after it and each guess [S, w, E]; those after a
         row's last guess are meaningless.
-        row's last guess mean nothing.
     """
     counts = [len(tokens) for tokens, _ in queues]
     together = [

@@ -246,7 +246,7 @@ def test_the_picture_that_is_read_is_never_replaced(cm3, tmp_path, capsys):
         ("upscale", path, "-o", path),
     ):
         assert cm3(*arguments) == 2
-        assert tells(capsys.readouterr().err, f"error: {path}: is the file that is read")
+        assert tells(capsys.readouterr().err, f"error: {path}: is the input file")
     two = tmp_path / "a" / ".." / "new.png"
     assert cm3("infill", path, *box, "-o", tmp_path / "new.png", "--decoded", two) == 2
     assert tells(capsys.readouterr().err, f"error: --decoded {two}: is also the file of -o, but")

@@ -258,7 +258,7 @@ def test_what_is_wrong_with_pictures(tmp_path: Path) -> None:
 
 def test_too_few_samples_name_the_number(tmp_path: Path) -> None:
     scores = [{"metric": {"name": "kid"}, "extractor": PIXELS}]
-    with pytest.raises(DataError, match="has 12 samples of features, needs 1000 or more"):
+    with pytest.raises(DataError, match="has 12 samples of features, but needs 1000 or more"):
         Evaluation(
             protocol(scores), TASK, REGISTRY, tmp_path, model=model(), options={"num_retrieved": 0}
         ).run()

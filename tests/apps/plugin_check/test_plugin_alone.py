@@ -108,8 +108,8 @@ def test_what_the_plugin_prints_is_its_own(mine: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("stated", "cause", "next_step"),
     [
-        ("9", "is written for plugin API 9, this cm3leon has 1", "update cm3leon"),
-        ("0", "is written for plugin API 0, this cm3leon has 1", "update the plugin"),
+        ("9", "is written for plugin API 9, but this cm3leon has 1", "update cm3leon"),
+        ("0", "is written for plugin API 0, but this cm3leon has 1", "update the plugin"),
     ],
 )
 def test_a_plugin_of_another_api_is_judged_by_its_api_only(

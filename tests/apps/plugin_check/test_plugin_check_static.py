@@ -70,7 +70,7 @@ FAIL  import: importing TMP/mine.py took longer than 3 s and was killed
     "no API version, and a hook that raises": (
         GOOD.replace("CM3_API = 1\n", "").replace('return {"ch', 'return 1 / 0, {"ch'),
         f"""\
-FAIL  api: states no CM3_API
+FAIL  api: does not state CM3_API
       next: write `CM3_API = 1` in its module
 FAIL  hooks cm3_text_tokenizers: ZeroDivisionError: division by zero
       | TMP/mine.py, line {GOOD.count(chr(10)) - 1}: return 1 / 0, {{"characters": CharactersConfig}}

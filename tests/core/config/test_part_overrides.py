@@ -109,7 +109,7 @@ def test_lists_and_what_may_be_null() -> None:
         ),
         (
             {"parts.new.k1": 1},
-            "retriever.parts.new: is not given, and keys of",
+            "retriever.parts.new: is not given, but its keys",
         ),
         (
             {"parts.words": 3},

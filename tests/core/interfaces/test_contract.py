@@ -130,13 +130,13 @@ CASES: dict[str, tuple[Callable[[], object], str, str]] = {
     "more than asked": (
         retriever([[found(1), found(2)]], 1),
         FINDS,
-        "it found 2 documents, 1 were asked",
+        "it found 2 documents, but 1 were requested",
     ),
-    "outside": (retriever([[found(3)]]), FINDS, "it found document 3, the memory has 3"),
+    "outside": (retriever([[found(3)]]), FINDS, "it found document 3, but the memory has 3"),
     "no whole number": (
         retriever([[found("1")]]),
         FINDS,
-        "it found document '1', the memory has 3",
+        "it found document '1', but the memory has 3",
     ),
     "codes as lists": (
         lambda: image_tokenizer(_encode=lambda *_: [[0, 1]]).encode(PIXELS),

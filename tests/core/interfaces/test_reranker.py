@@ -93,23 +93,23 @@ def test_scores_come_back_as_floats() -> None:
     [
         (
             Given(1.0, 2.0),
-            "reranker (luck): gave 2 scores for 3",
+            "reranker (luck): returned 2 scores for 3",
         ),
         (
             Given(1.0, float("nan"), 2.0),
-            "reranker (luck): gave nan for candidate 1",
+            "reranker (luck): returned nan for candidate 1",
         ),
         (
             Given(1.0, 2.0, float("-inf")),
-            "reranker (luck): gave -inf for candidate 2",
+            "reranker (luck): returned -inf for candidate 2",
         ),
         (
             Given("best", 2.0, 1.0),
-            "reranker (luck): gave 'best' for candidate 0",
+            "reranker (luck): returned 'best' for candidate 0",
         ),
         (
             Given(1.0, None, 1.0),
-            "reranker (luck): gave None for candidate 1",
+            "reranker (luck): returned None for candidate 1",
         ),
         (
             Given(error=ZeroDivisionError("division by zero")),
@@ -212,7 +212,7 @@ def test_the_section_is_stored_and_read_again(registry: Registry) -> None:
         ),
         (
             ["generate.num_candidates=8"],
-            "generate.num_candidates: is 8, and ... use 1",
+            "generate.num_candidates: is 8, but ... use 1",
         ),
         (
             ["generate.num_candidates=0"],

@@ -90,7 +90,7 @@ def test_a_task_that_loses_its_response() -> None:
         def _lines(self, given, rng):
             return [given["image"]]
 
-    with pytest.raises(PluginError, match="blanks for nothing, its responses are answer"):
+    with pytest.raises(PluginError, match="blanks for nothing, but its responses are answer"):
         Loses().document(RECORD)
 
 

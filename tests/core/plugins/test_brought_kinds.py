@@ -152,7 +152,7 @@ def test_without_the_plugin_that_brings_it_the_hook_does_not_exist(install: Inst
         (('= "sound"', '= "train"'), "the kind 'train' exists already"),
         (('= "sound"', '= "a sound"'), "the kind is called 'a sound'"),
         (('"Sound"', '"Noise"'), "has no class 'Noise'"),
-        (('SoundConfig, "', 'Sound, "'), "the class Sound is no base of configs"),
+        (('SoundConfig, "', 'Sound, "'), "the class Sound is not a base of configs"),
         (('"", "sound"', '"kit", "sound"'), "its kit is 'kit'"),
         (('summary="Sounds"', 'summary=" "'), "has no words or no summary"),
         ((f"[{ROW}]", f"[{ROW}, {ROW}]"), "the kind 'sound' exists already"),
@@ -233,7 +233,7 @@ def test_a_model_opens_without_it(model: Path, tmp_path: Path) -> None:
     assert isinstance(other, MissingComponent)
     with pytest.raises(
         PluginError,
-        match="is of a plugin that is not in use; its component was brought by sounding",
+        match="belongs to a plugin that is not in use; its component was provided by sounding",
     ):
         other.refuse()
 

@@ -47,10 +47,10 @@ BROKEN = {
         "ModuleNotFoundError: No module named 'no_such_module_anywhere'",
     ),
     "a program that ends itself": ("raise SystemExit('enough')\n", "SystemExit: enough"),
-    "no API version": (GOOD.replace("CM3_API = 1", ""), "states no CM3_API"),
+    "no API version": (GOOD.replace("CM3_API = 1", ""), "does not state CM3_API"),
     "an API version to come": (
         GOOD.replace("CM3_API = 1", "CM3_API = 7"),
-        "is written for plugin API 7, this cm3leon has 1",
+        "is written for plugin API 7, but this cm3leon has 1",
     ),
     "an unknown hook": (
         GOOD.replace("def cm3_text_tokenizers", "def cm3_text_tokenizer"),
@@ -222,7 +222,7 @@ def test_a_broken_file_always_raises(tmp_path: Path) -> None:
     path.write_text(GOOD.replace("CM3_API = 1", ""), encoding="utf-8")
     with pytest.raises(PluginError) as caught:
         load_registry([path], environ={})
-    assert tells(caught.value, f"plugin 'mine' ({path}): states no CM3_API ... `CM3_API = 1`")
+    assert tells(caught.value, f"plugin 'mine' ({path}): does not state CM3_API ... `CM3_API = 1`")
 
 
 def test_describing_imports_no_torch() -> None:

@@ -32,6 +32,6 @@ def test_the_distribution_that_has_it_is_named() -> None:
         with pytest.raises(PluginError) as caught:
             find(registry, "layout", "chameleon", place="recipe", writer=writer)
         assert str(caught.value) == (
-            "recipe: the distribution cm3published has the layout 'chameleon', and is not installed or not in use\n"
+            "recipe: the distribution cm3published provides the layout 'chameleon', but is not installed or not in use\n"
             "  next: pip install ./plugins/cm3-published, in the checkout of cm3leon"
         )

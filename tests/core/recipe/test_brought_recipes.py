@@ -68,6 +68,6 @@ def test_one_that_is_not_installed_is_told_where_it_is(monkeypatch: pytest.Monke
     with pytest.raises(RecipeError) as caught:
         compose("chameleon-lora", registry=load_registry())
     assert str(caught.value) == (
-        "recipe 'chameleon-lora': the distribution cm3published has it, and is not installed\n"
+        "recipe 'chameleon-lora': the distribution cm3published has it, but is not installed\n"
         "  next: pip install ./plugins/cm3-published, in the checkout of cm3leon"
     )

@@ -98,7 +98,7 @@ def test_components_inside_others_never_read_them(
     parts = ["retriever=rrf", "retriever.parts.words=bm25"]
     plain = compose("tiny", parts, registry=registry)
     caplog.set_level(logging.WARNING)
-    for value, told in (("[]", ""), ("[a]", "retriever.parts.words.query_leaves_out: is not read")):
+    for value, told in (("[]", ""), ("[a]", "retriever.parts.words.query_leaves_out: is not used")):
         given = [*parts, f"retriever.parts.words.query_leaves_out={value}"]
         assert compose("tiny", given, registry=registry) == plain
         assert told in caplog.text if told else caplog.text == ""

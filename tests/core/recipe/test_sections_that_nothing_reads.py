@@ -18,7 +18,7 @@ from messages import tells
 
 REGISTRY = load_registry()
 NEXT = (
-    "  next: leave it out; give it to 'cm3 eval score' or 'cm3 tokenizer eval --score', or write it into a "
+    "  next: leave it out; pass it to 'cm3 eval score' or 'cm3 tokenizer eval --score', or write it into a "
     "protocol of 'cm3 eval run'\n"
 )
 
@@ -49,7 +49,7 @@ def test_what_another_component_needs_is_read() -> None:
     recipe = compose("tiny", ["extractor=pixels"], registry=REGISTRY)
     recipe = replace(recipe, retriever=ByFeaturesConfig(num_retrieved=0))
     recipe.check()
-    with pytest.raises(RecipeError, match="needs the section 'extractor', and the recipe has none"):
+    with pytest.raises(RecipeError, match="needs the section 'extractor', but the recipe has none"):
         replace(recipe, extractor=None).check()
 
 

@@ -133,8 +133,8 @@ def test_what_a_condition_draws_is_checked() -> None:
 def test_wrong_sources_by_their_messages() -> None:
     with pytest.raises(DataError) as error:
         Negative().draw(np.zeros((4, 4), np.uint8))
-    assert tells(error.value, "condition: is drawn from ... 4 ... 4 ... 3")
-    with pytest.raises(DataError, match="what it is drawn from is empty"):
+    assert tells(error.value, "condition: its input is ... 4 ... 4 ... 3")
+    with pytest.raises(DataError, match="its input is empty"):
         Length().draw("")
     with pytest.raises(RecipeError, match="feature: is empty"):
         NegativeConfig(feature=" ").check()

@@ -191,7 +191,7 @@ def test_every_law_has_a_mutant() -> None:
 @pytest.mark.parametrize(
     ("indices", "columns", "message"),
     [
-        ([0, 0], {"texts": ["a", "b"]}, "samples: hold a number twice"),
+        ([0, 0], {"texts": ["a", "b"]}, "samples: contain a number twice"),
         ([0], {"text": ["a"]}, "column 'text': is unknown\n  next: did you mean 'texts'?"),
         ([0], {"texts": ["a", "b"]}, "column 'texts': has 2 values for 1 samples"),
     ],
@@ -208,9 +208,12 @@ def test_what_a_metric_refuses() -> None:
     metric = Length()
     metric.update(MetricBatch([0], {"texts": ["a"]}))
     for wrong, message in (
-        (lambda: metric.update(MetricBatch([0], {"texts": ["a"]})), "sample 0: was there before"),
-        (lambda: metric.update(MetricBatch([1], {"prompts": ["a"]})), "needs texts; the batch has"),
-        (metric.result, "Length: has 1 samples of texts, needs 2 or more"),
+        (lambda: metric.update(MetricBatch([0], {"texts": ["a"]})), "sample 0: was already given"),
+        (
+            lambda: metric.update(MetricBatch([1], {"prompts": ["a"]})),
+            "needs texts, but the batch has",
+        ),
+        (metric.result, "Length: has 1 samples of texts, but needs 2 or more"),
         (lambda: metric.merge(Clears()), "can't be merged with a Clears"),
     ):
         with pytest.raises(DataError, match=message):

@@ -306,14 +306,14 @@ def test_special_and_endless_files_are_skipped_without_being_read(tmp_path: Path
             file.truncate(size)
     special = (
         "is a device, a pipe or a socket, not a regular file",
-        "use a regular file in its place",
+        "use a regular file instead",
     )
     assert found(folder(tmp_path, allow_outside=True), tmp_path) == [
         ("device.png", *special),
         (
             "huge.png",
-            "has 6,442,450,944 bytes, a picture has at most 268,435,456",
-            "make it smaller first",
+            "has 6,442,450,944 bytes, but a picture may have at most 268,435,456",
+            "reduce its size first",
         ),
         (
             "long.txt",

@@ -220,7 +220,7 @@ def test_a_pipe_among_the_tars_is_skipped(tmp_path: Path) -> None:
         (
             "1.tar",
             "is a device, a pipe or a socket, not a regular file",
-            "use a regular file in its place",
+            "use a regular file instead",
         )
     ]
 
@@ -236,7 +236,7 @@ def test_a_huge_member_is_skipped_without_being_read(tmp_path: Path) -> None:
     assert found(shards(path), tmp_path) == [
         (
             "0.tar: huge.png",
-            "has 6,442,450,944 bytes, a picture has at most 268,435,456",
+            "has 6,442,450,944 bytes, but a picture may have at most 268,435,456",
             "make it smaller first",
         )
     ]

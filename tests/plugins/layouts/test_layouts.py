@@ -329,7 +329,7 @@ def test_every_layout_has_its_name() -> None:
 def test_given_ids_must_not_collide() -> None:
     text_ids = (range(10, 20),)
     for arguments, cause in [
-        ((30, text_ids, range(19, 22), {"pad": 0}), "gives the id 19 to two things"),
+        ((30, text_ids, range(19, 22), {"pad": 0}), "uses the id 19 twice"),
         ((30, text_ids, [4, 6], {"pad": 0}), "has image codes with gaps: 2 in 4..6"),
         ((20, text_ids, range(20, 22), {"pad": 0}), "has ids up to 21 in a table of 20"),
         ((30, text_ids, range(4), {"s": 5}), "lacks the id of padding"),

@@ -258,5 +258,5 @@ def test_training_prepends_all_parts_or_nothing(tmp_path: Path) -> None:
 def test_a_part_without_a_box_is_a_defect_of_the_retriever() -> None:
     retriever = InParts(Numbers(5))
     retriever.lose_region = True
-    with pytest.raises(PluginError, match="a document that it found for a part has no region"):
+    with pytest.raises(PluginError, match="a document found for a part has no region"):
         retriever.retrieve_parts([Numbers(5).document(1)])

@@ -224,7 +224,7 @@ def test_a_helper_tells_its_error_alone(tmp_path):
     assert sorted(helper.stderr.read().split()) == [b"more", b"noise"]
     assert tells(
         helper.stdout.read().decode(),
-        f"plugin 'noisy' ({tmp_path / 'noisy.py'}): states no CM3_API ... `CM3_API = 1`",
+        f"plugin 'noisy' ({tmp_path / 'noisy.py'}): does not state CM3_API ... `CM3_API = 1`",
     )
     for stream in (helper.stdin, helper.stdout, helper.stderr):
         stream.close()

@@ -107,17 +107,17 @@ def test_who_draws_needs_no_objective(run: Run) -> None:
     for use in ("check", "build", "rate"):
         with pytest.raises(PluginError) as caught:
             getattr(now.objective, use)()
-        assert tells(caught.value.cause, "the objective 'ul2' was brought by ul2 0.1.0")
+        assert tells(caught.value.cause, "the objective 'ul2' was provided by ul2 0.1.0")
 
 
 def test_who_trains_does(run: Run) -> None:
     out, install, folder = run
     uninstall(folder, "cm3-ul2")
-    with pytest.raises(PluginError, match=r"was brought by ul2 0\.1\.0 \(pip install cm3-ul2\)"):
+    with pytest.raises(PluginError, match=r"was provided by ul2 0\.1\.0 \(pip install cm3-ul2\)"):
         compose(str(out / "recipe.yaml"), registry=registry_now())
     # another plugin's objective of that name is another objective
     install("other", UL2.replace("0.5", "0.7"))
-    with pytest.raises(PluginError, match=r"was brought by ul2 0\.1\.0 \(pip install cm3-ul2\)"):
+    with pytest.raises(PluginError, match=r"was provided by ul2 0\.1\.0 \(pip install cm3-ul2\)"):
         compose(str(out / "recipe.yaml"), registry=registry_now())
     assert draws(out)
     registry = registry_now()
@@ -230,5 +230,7 @@ def test_a_sampler_is_needed_to_draw(spoiled: Path) -> None:
     (spoiled / COMPONENTS).write_text(json.dumps(stored))
     model = cm3core.load(spoiled, registry=registry_now())
     for use in (model.sampler_config, lambda: model.generate("red", 1, seed=1)):
-        with pytest.raises(PluginError, match=r"was brought by gone 2\.0 \(pip install cm3-gone\)"):
+        with pytest.raises(
+            PluginError, match=r"was provided by gone 2\.0 \(pip install cm3-gone\)"
+        ):
             use()

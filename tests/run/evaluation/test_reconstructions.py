@@ -55,7 +55,7 @@ def test_what_is_refused() -> None:
     ):
         with pytest.raises(DataError, match=message):
             check_score(config, extractor)
-    with pytest.raises(DataError, match="has 1 samples of features, needs 2 or more"):
+    with pytest.raises(DataError, match="has 1 samples of features, but needs 2 or more"):
         reconstruction_scores(PICTURES[:1], PICTURES[:1], FIDConfig(), PixelsConfig())
 
 

@@ -59,11 +59,14 @@ def noise(*shape: int, seed: int = 0) -> PixelArray:
 @pytest.mark.parametrize(
     ("pixels", "told"),
     [
-        (noise(4, 4), "picture: uint8 [4, 4], an upscaler takes uint8 [height, width, 3]"),
-        (noise(4, 4, 1), "picture: uint8 [4, 4, 1], an upscaler takes uint8 [height, width, 3]"),
+        (noise(4, 4), "picture: uint8 [4, 4], but an upscaler takes uint8 [height, width, 3]"),
+        (
+            noise(4, 4, 1),
+            "picture: uint8 [4, 4, 1], but an upscaler takes uint8 [height, width, 3]",
+        ),
         (
             noise(4, 4, 3).astype(np.float32),
-            "picture: float32 [4, 4, 3], an upscaler takes uint8 [height, width, 3]",
+            "picture: float32 [4, 4, 3], but an upscaler takes uint8 [height, width, 3]",
         ),
     ],
 )

@@ -332,7 +332,7 @@ def test_an_initial_state_that_cannot_be_is_refused_before_anything_is_drawn(
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("mu", torch.zeros(1, 3), "sets 'mu' to torch.float32 [1, 3] on cpu, it started as "),
+        ("mu", torch.zeros(1, 3), "sets 'mu' to torch.float32 [1, 3] on cpu, but it started as "),
         ("nu", torch.zeros(1), "its state has no 'nu'\n  next: return it from `initial_state`; "),
     ],
 )

@@ -213,7 +213,7 @@ def test_a_blank_structure_is_told() -> None:
         (("cany", "x.png"), PluginError, "condition 'cany': no condition is called 'cany'"),
         (("canny", "no.png"), DataError, "no.png: there is no such file"),
         (("boxes", "bell"), DataError, "condition: 'bell' has 0 boxes, only 0 of them well formed"),
-        (("boxes", picture()), DataError, "condition: what it is drawn from is no text"),
+        (("boxes", picture()), DataError, "condition: its input is not a text"),
         (("canny", picture(), {"lo": 1}), GenerationError, "condition.lo: is not a key of this"),
         (
             ("canny", picture(), {"low": "x"}),

@@ -137,7 +137,7 @@ def test_command_measures_all_parts(
     printed = capsys.readouterr()
     assert "compare: batch 2, 6 tokens (float32)" in printed.out
     assert (
-        "llamagen-compiled  not run: compiling takes ten seconds on a CPU: in the full run only"
+        "llamagen-compiled  not run: compiling takes ten seconds on a CPU; only the full run does it"
         in printed.out
     )
     assert "times one" in printed.out
