@@ -171,9 +171,7 @@ class Metric(ABC):
         for group in groups:
             again = self._seen[group].intersection(batch.indices)
             if again:
-                raise DataError(
-                    f"sample {min(again)}", "was already given", "give each sample once"
-                )
+                raise DataError(f"sample {min(again)}", "was there before", "give each sample once")
         for name in sorted(FLOAT_COLUMNS.intersection(name for group in groups for name in group)):
             _check_finite(name, batch)
         for group in groups:

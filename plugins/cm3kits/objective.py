@@ -294,7 +294,7 @@ class ObjectiveContract(ConfigLaws[MaskingObjective]):
             lambda: self.subject.mask(sequence, np.random.default_rng(0), 6),
             "masked a sequence of 7 tokens for a context of 6",
             DocumentError,
-            match="7 tokens, the context holds 6",
+            match="7 tokens, but the context holds 6",
         )
 
 

@@ -208,7 +208,7 @@ def test_what_a_metric_refuses() -> None:
     metric = Length()
     metric.update(MetricBatch([0], {"texts": ["a"]}))
     for wrong, message in (
-        (lambda: metric.update(MetricBatch([0], {"texts": ["a"]})), "sample 0: was already given"),
+        (lambda: metric.update(MetricBatch([0], {"texts": ["a"]})), "sample 0: was there before"),
         (
             lambda: metric.update(MetricBatch([1], {"prompts": ["a"]})),
             "needs texts, but the batch has",
