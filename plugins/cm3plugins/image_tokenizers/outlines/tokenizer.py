@@ -153,7 +153,8 @@ def _right_turn(before: _Point, point: _Point, way: _Point) -> int:
 def _corners(path: Path) -> Path:
     """The path without points at which it goes straight on."""
     before, after = path - np.roll(path, 1, axis=0), np.roll(path, -1, axis=0) - path
-    return path[before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]]
+    corners: Path = path[before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]]
+    return corners
 
 
 def simplified(path: Path, tolerance: float) -> Path:
