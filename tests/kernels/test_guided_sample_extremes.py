@@ -278,7 +278,7 @@ def test_what_kernels_do_not_take_is_refused(device: str) -> None:
             "position_n": ints(0, 0),
             "out_log_probability_n": torch.zeros(4)[::2],
         },
-        "implementation 'triton' can't run here: logits_SV is torch.float64, the kernels support "
+        "implementation 'triton' can't run here: logits_SV is torch.float64, but the kernels support "
         "float32, bfloat16 and "
         "float16; next: cast it, or implementation='auto'": {
             "logits_SV": torch.zeros(1, 4, dtype=torch.float64)
