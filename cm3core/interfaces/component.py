@@ -65,6 +65,11 @@ class ComponentConfig:
         or used when a key is left out. None by default."""
         return []
 
+    def in_short(self) -> list[str]:
+        """Return sentences about the component with these values, which `cm3 describe` shows for the defaults. By
+        default none."""
+        return []
+
     #: Keys that don't affect the component's output: they set speed, memory, devices, file
     #: locations, or training. The conformance kits require that every other key affects it. A
     #: subclass adds to its bases' keys.

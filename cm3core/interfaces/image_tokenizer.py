@@ -94,6 +94,12 @@ class ImageTokenizerConfig(ComponentConfig):
         Training needs pictures before there are weights."""
         raise NotImplementedError
 
+    def in_short(self) -> list[str]:
+        """Size and form of pictures."""
+        height, width = self.image_size
+        size = f"{height} x {width} pixels, {self.form.name}"
+        return [f"{size}, {self.codebook_size:,} codes in the codebook"]
+
 
 class ImageTokenizer(ABC):
     """Pixels <-> codes.

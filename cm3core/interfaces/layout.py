@@ -47,6 +47,8 @@ class LayoutConfig(ComponentConfig):
     kind: ClassVar[str] = "layout"
     #: Whether holes anywhere in a document can be filled, see `Layout.has_sentinels`.
     has_sentinels: ClassVar[bool] = True
+    #: Whether pictures may have different numbers of codes, see `Layout.writes_sequences`.
+    writes_sequences: ClassVar[bool] = False
     #: Whether recipes without a section `layout` use this one; exactly one installed layout sets it.
     is_default: ClassVar[bool] = False
 

@@ -341,8 +341,19 @@ class Recipe(KindSections):
             )
 
     def _check_layout(self) -> None:
-        """Check that the layout has what the objective needs."""
+        """Check that the layout has what the objective and the form of pictures need."""
         layout, objective = available(self.layout), available(self.objective)
+        tokenizer = available(self.image_tokenizer)
+        if layout is not None and tokenizer is not None and not layout.writes_sequences:
+            form = tokenizer.form
+            if form.is_sequence:
+                raise RecipeError(
+                    "layout",
+                    f"{self.component_names['layout']!r} writes pictures of one length, and those of image_tokenizer "
+                    f"{self.component_names['image_tokenizer']!r} are {form.name}",
+                    "leave layout out, which takes the default one, or choose an image tokenizer whose pictures have "
+                    "a grid (cm3 describe image_tokenizer)",
+                )
         if layout is None or objective is None or layout.has_sentinels:
             return
         if objective.masks_spans or objective.control_tokens():

@@ -33,7 +33,7 @@ from cm3core.config.schema import (
     shown_type,
     to_plain,
 )
-from cm3core.errors import PluginError, close_match
+from cm3core.errors import CM3Error, PluginError, close_match
 from cm3core.interfaces.component import ComponentConfig
 from cm3core.plugins.kinds import Kind
 from cm3core.plugins.registry import Registry
@@ -44,13 +44,15 @@ MANDATORY = "???"
 
 @dataclass(frozen=True)
 class Brought:
-    """A component by name: the plugin that provides it, the plugin's version and its origin."""
+    """A component by name: the plugin that provides it, the plugin's version and its origin; for `in_short`, see
+    `ComponentConfig.in_short`."""
 
     name: str
     plugin: str
     version: str
     origin: str
     summary: str
+    in_short: list[str]
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ class ComponentEntry:
         plugin, version, origin: the plugin that provides it, see `PluginInfo`.
         config: "module:Class" of its config.
         needs: other sections that a recipe must have.
+        in_short: see `ComponentConfig.in_short`, of the default values.
         keys: the keys of its section.
         laws: the laws of the kind's kit: law -> its statement.
         snippet: the recipe's section, with all defaults.
@@ -106,6 +109,7 @@ class ComponentEntry:
     origin: str
     config: str
     needs: list[str]
+    in_short: list[str]
     keys: list[Key]
     laws: dict[str, str]
     snippet: str
@@ -180,7 +184,17 @@ def _brought(kind: str, registry: Registry) -> Iterator[Brought]:
                 plugins[owner].version,
                 plugins[owner].origin,
                 summary(docstring(config_class)),
+                _in_short(config_class),
             )
+
+
+def _in_short(config_class: type[Any]) -> list[str]:
+    """What a config says of its default values; nothing if it has none, or if they don't suffice."""
+    try:
+        lines: list[str] = config_class().in_short()
+    except (TypeError, NotImplementedError, CM3Error):
+        return []
+    return lines
 
 
 def component_entry(kind: str, name: str, registry: Registry) -> ComponentEntry:
@@ -205,6 +219,7 @@ def component_entry(kind: str, name: str, registry: Registry) -> ComponentEntry:
         info.origin,
         f"{config_class.__module__}:{config_class.__qualname__}",
         list(config_class.needs),
+        _in_short(config_class),
         keys,
         laws_of(registry.kinds[kind]),
         _snippet(registry.kinds[kind], name, keys, _names_of_parts(config_class, registry)),

@@ -316,6 +316,8 @@ class LayoutContract(ConfigLaws[Layout]):
         layout = self.subject
         stated = self.config.has_sentinels
         same(layout.has_sentinels, stated, "compared has_sentinels with the config's")
+        if self.config.writes_sequences:
+            same(layout.writes_sequences, True, "compared writes_sequences with the config's")
         document: Document = (MaskedText(("a ", TextHole(2), " b")), self.picture(data))
         did = f"made the prompt of {_named(document)}"
         if layout.has_sentinels:

@@ -122,13 +122,19 @@ def cm3_commands() -> Mapping[str, str]:
 
 @hookimpl
 def cm3_image_tokenizers() -> Mapping[str, type[ImageTokenizerConfig]]:
+    from cm3plugins.image_tokenizers.bitwise import BitwiseTokenizerConfig
+    from cm3plugins.image_tokenizers.ordered import OrderedTokenizerConfig
     from cm3plugins.image_tokenizers.outlines import OutlinesConfig
     from cm3plugins.image_tokenizers.patches import PatchTokenizerConfig
+    from cm3plugins.image_tokenizers.residual import ResidualTokenizerConfig
     from cm3plugins.image_tokenizers.vqgan import VQGANConfig
 
     return {
+        "bitwise": BitwiseTokenizerConfig,
+        "ordered": OrderedTokenizerConfig,
         "outlines": OutlinesConfig,
         "patches": PatchTokenizerConfig,
+        "residual": ResidualTokenizerConfig,
         "vqgan": VQGANConfig,
     }
 

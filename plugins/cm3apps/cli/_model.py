@@ -206,6 +206,7 @@ def task_options(args: Namespace) -> dict[str, Any]:
         "reranker": args.rerank,
         "sampler": args.sampler,
         "context": args.context or None,
+        "max_codes": getattr(args, "max_codes", None),
         "task": getattr(args, "task", None),
         "force": getattr(args, "force", None) or None,
     }
@@ -312,6 +313,8 @@ def written_facts(
     if getattr(args, "condition", None):
         keys = settings_of(args.settings, "condition")
         texts["condition"] = json.dumps([*args.condition, keys], ensure_ascii=False)
+    if getattr(args, "max_codes", None) is not None:
+        texts["max_codes"] = str(args.max_codes)
     sampling = settings_of(args.settings, "sampler")
     return facts_of(model, picture, sampler=args.sampler, sampling=sampling, **texts)
 

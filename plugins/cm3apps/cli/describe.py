@@ -60,6 +60,8 @@ def _component(entry: ComponentEntry) -> Iterator[str]:
     if entry.needs:
         several = "s" if len(entry.needs) > 1 else ""
         yield from fitted(f"needs the section{several} {', '.join(entry.needs)}", "  ")
+    for line in entry.in_short:
+        yield from wrapped(f"by default: {line}", "  ")
     yield from _keys("keys", entry.keys)
     yield from _texts("laws of its kind's conformance kit", entry.laws)
     yield from ("", "in a recipe", *(f"  {line}" for line in entry.snippet.splitlines()))
@@ -79,6 +81,8 @@ def _kind(entry: KindEntry) -> Iterator[str]:
         yield from wrapped(
             f"{component.name} ({component.plugin}): {component.summary}", "  ", "      "
         )
+        for line in component.in_short:
+            yield from wrapped(f"by default: {line}", "      ")
     yield from _texts("an implementation must define", entry.methods)
     yield from _keys("keys of all components", entry.keys)
     yield from _texts("laws of the conformance kit", entry.laws)

@@ -92,13 +92,7 @@ def configure(parser: ArgumentParser) -> None:
 
 def add_drawing_options(parser: ArgumentParser) -> None:
     """Add the options for the number, place and size of pictures."""
-    parser.add_argument(
-        "--n",
-        type=whole_number(1, 2**31 - 1),
-        dest="num_images",
-        metavar="N",
-        help="pictures per prompt (default: the model's recipe)",
-    )
+    _add_numbers(parser)
     parser.add_argument(
         "-o",
         "--out",
@@ -143,6 +137,24 @@ def add_drawing_options(parser: ArgumentParser) -> None:
         "--truncate",
         action="store_true",
         help="cut a prompt that is longer than the training texts",
+    )
+
+
+def _add_numbers(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--n",
+        type=whole_number(1, 2**31 - 1),
+        dest="num_images",
+        metavar="N",
+        help="pictures per prompt (default: the model's recipe)",
+    )
+    parser.add_argument(
+        "--codes",
+        type=whole_number(2, 2**31 - 1),
+        dest="max_codes",
+        metavar="N",
+        help="maximum number of codes per picture, including the end code, for image tokenizers whose pictures are "
+        "sequences; fewer codes are drawn faster (default: the image tokenizer's)",
     )
 
 

@@ -434,6 +434,7 @@ NOT_HERE = {
     "num_candidates": "candidates",
     "reranker": "reranker",
     "num_retrieved": "num_retrieved",
+    "max_codes": "max_codes",
     "context": "documents",
 }
 

@@ -89,6 +89,14 @@ def sampling_fields(limits: Limits) -> tuple[Field, ...]:
             help="number of documents to retrieve and prepend",
         ),
         Field(
+            name="max_codes",
+            sort="whole",
+            least=2,
+            most=2**31 - 1,
+            ours=True,
+            help="maximum number of codes of each picture, for models whose pictures are sequences",
+        ),
+        Field(
             name="documents",
             sort="list",
             most=limits.pictures,

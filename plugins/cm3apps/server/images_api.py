@@ -532,6 +532,7 @@ def generation_options(values: Mapping[str, Any]) -> dict[str, Any]:
         ("candidates", "num_candidates"),
         ("reranker", "reranker"),
         ("num_retrieved", "num_retrieved"),
+        ("max_codes", "max_codes"),
     ):
         if name in values:
             options[option] = values[name]

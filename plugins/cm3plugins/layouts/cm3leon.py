@@ -125,6 +125,7 @@ class CM3LeonLayoutConfig(LayoutConfig):
     """
 
     is_default: ClassVar[bool] = True
+    writes_sequences: ClassVar[bool] = True
 
     def num_ids(self, sizes: VocabularySizes) -> int | None:
         """Compute the number of ids from the sizes."""

@@ -49,6 +49,7 @@ class GenerationOptions:
     reranker: Name | None = None
     sampler: Name | None = None
     exclude: Annotated[Collection[str], Called("a list of documents' ids")] = ()
+    max_codes: Count | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -107,6 +108,7 @@ class Plan:
         num_retrieved: None: the recipe's number, or none when there is a `context`.
         context: the caller's (pixels of the model's size, text) pairs, prepended.
         exclude: ids of documents to exclude from retrieval.
+        max_codes: maximum number of codes of a picture that is a sequence; None: the image tokenizer's.
     """
 
     loaded: Loaded
@@ -117,6 +119,7 @@ class Plan:
     num_retrieved: int | None
     context: list[tuple[PixelArray, str]]
     exclude: frozenset[str] = frozenset()
+    max_codes: int | None = None
 
     @classmethod
     def of(
@@ -155,6 +158,30 @@ class Plan:
             options.num_retrieved,
             context,
             frozenset(options.exclude),
+            options.max_codes,
+        )
+
+    @property
+    def num_codes(self) -> int:
+        """Maximum number of codes of a picture."""
+        whole = self.loaded.components.serializer.num_codes
+        return whole if self.max_codes is None else min(self.max_codes, whole)
+
+    def _limited(self, document: Document) -> Document:
+        """The document, with at most `max_codes` codes in each picture to be generated."""
+        if self.max_codes is None:
+            return document
+        if not any(isinstance(segment, ImageHole) for segment in document):
+            raise GenerationError(
+                "max_codes",
+                f"is {self.max_codes}, and no whole picture is generated",
+                "leave it out",
+            )
+        return tuple(
+            replace(segment, most_codes=self.max_codes)
+            if isinstance(segment, ImageHole)
+            else segment
+            for segment in document
         )
 
     def augmented(
@@ -165,7 +192,10 @@ class Plan:
         num_alternatives: int = 1,
     ) -> list[list[Augmented]]:
         """The requests with the plan's sampler and prepended documents, see `Retrieval.augment`."""
-        asked = [replace(request, sampler=self.sampler) for request in requests]
+        asked = [
+            replace(request, sampler=self.sampler, document=self._limited(request.document))
+            for request in requests
+        ]
         return Retrieval(self.loaded).augment(
             asked,
             queries,

@@ -114,8 +114,7 @@ class Drawing(Loaded):
             for text, alternatives in zip(prompts, augmented, strict=True)
             for place in range(number)
         )
-        num_codes = self.components.serializer.num_codes
-        return jobs, len(prompts) * number * plan.num_candidates * num_codes
+        return jobs, len(prompts) * number * plan.num_candidates * plan.num_codes
 
     @checked(GenerationError)
     def edit_jobs(
@@ -162,7 +161,7 @@ class Drawing(Loaded):
         jobs = (
             plan.job(alternatives, make, place=place, given=[source]) for place in range(number)
         )
-        return jobs, number * plan.num_candidates * self.components.serializer.num_codes
+        return jobs, number * plan.num_candidates * plan.num_codes
 
     @checked(GenerationError)
     def task_jobs(
@@ -214,7 +213,7 @@ class Drawing(Loaded):
         jobs = (
             plan.job(alternatives, make, place=place, given=pictures) for place in range(number)
         )
-        return jobs, number * plan.num_candidates * self.components.serializer.num_codes
+        return jobs, number * plan.num_candidates * plan.num_codes
 
     @checked(GenerationError)
     def infill_job(

@@ -126,6 +126,8 @@ class Model(Chatting):
         context             (picture, text) pairs of your own, prepended before all retrieved documents
         num_candidates      results generated for each one returned, from which the reranker chooses; None:
                             `generate.num_candidates` for pictures from a caption, 1 for edits and texts
+        max_codes           maximum number of codes of each picture, for image tokenizers whose pictures are sequences;
+                            fewer are drawn faster
         reranker            name of a reranker to use instead of the recipe's, with its defaults
         sampler             name of a sampler to use instead of the recipe's; temperature and filters keep the recipe's
         values task                name of the task to use, among those the model was tuned for; None: the method's own

@@ -133,6 +133,7 @@ def test_a_component_as_json(mine: str, capsys: pytest.CaptureFixture[str]) -> N
         "origin",
         "config",
         "needs",
+        "in_short",
         "keys",
         "laws",
         "snippet",
@@ -240,6 +241,7 @@ def test_kinds(mine: str, capsys: pytest.CaptureFixture[str]) -> None:
         "version": REGISTRY.plugins[0].version,
         "origin": "cm3leon, cm3plugins",
         "summary": "Bytes of UTF-8. It has no keys.",
+        "in_short": [],
     }
 
 
@@ -336,3 +338,13 @@ def test_nothing_heavy_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stderr.strip()) == (0, "")
+
+
+def test_image_tokenizers_say_the_form_of_their_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, words in (
+        ("ordered", "32 x 32 pixels, a sequence of at most 65 codes, 33 codes in the codebook"),
+        ("residual", "32 x 32 pixels, a grid of 8 x 8 places with 4 codes each, 256 codes"),
+    ):
+        for wanted in (name, "image_tokenizer"):
+            assert main(["describe", wanted]) == 0
+            assert f"by default: {words}" in " ".join(capsys.readouterr().out.split())

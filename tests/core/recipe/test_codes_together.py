@@ -1,4 +1,5 @@
-"""A decoder that predicts the codes of a place together needs as many as a place has."""
+"""What the form of pictures asks of a recipe's other parts: a decoder that predicts the codes of a place together needs
+as many as a place has, and a layout must be able to write sequences."""
 
 from __future__ import annotations
 
@@ -24,3 +25,14 @@ def test_one_code_at_a_time_serves_every_form() -> None:
     recipe = compose("tiny", ["decoder=places", "decoder.codes_per_place=1"], registry=REGISTRY)
     assert recipe.decoder is not None
     assert recipe.decoder.codes_together == 1
+
+
+def test_a_layout_of_pictures_of_one_length_refuses_sequences() -> None:
+    given = ["layout=janus", "objective=causal", "decoder.context_length=1024"]
+    with pytest.raises(RecipeError) as info:
+        compose("ordered-tiny", given, registry=REGISTRY).check()
+    assert tells(
+        info.value, "layout: 'janus' writes pictures of one length ... 'ordered' are a sequence"
+    )
+    compose("ordered-tiny", registry=REGISTRY).check()
+    compose("residual-tiny", given, registry=REGISTRY).check()

@@ -158,5 +158,14 @@ def test_a_wrong_layout_fails(law: str, wrong: Any) -> None:
     assert_law_fails(FramedContract, law, {"build": lambda self, config: wrong()})
 
 
+def test_a_config_that_claims_sequences_fails() -> None:
+    @dataclass(kw_only=True)
+    class ClaimsSequences(FramedConfig):
+        writes_sequences: ClassVar[bool] = True
+
+    law = "holes_elsewhere_need_sentinels"
+    assert_law_fails(FramedContract, law, {"config": ClaimsSequences()})
+
+
 def test_every_law_has_a_mutant() -> None:
     assert_covers(LayoutContract, MUTANTS)
