@@ -119,6 +119,10 @@ class KVCache(ABC):
         A ragged chunk writes more tokens than it keeps. Raises `GenerationError` if a row would
         exceed its room."""
 
+    #: Whether one chunk may be counted by several calls of `advance`: codes are drawn several at a time only then, since
+    #: the last ones of a chunk are guesses.
+    counts_in_parts: bool = False
+
     #: Whether `copy` is implemented: rows can then be kept for later prompts.
     can_be_copied: bool = False
 
@@ -149,6 +153,10 @@ class InferenceDecoder(ABC):
 
     context_length: int
     vocab_size: int
+    #: A forward pass over n tokens takes a time proportional to `rows_at_once` + n: how many tokens take as long as
+    #: what every pass does (reading the weights, calling operations). It decides whether guessing ahead pays where
+    #: nobody asked for it, and changes no result. 0: not known, and nothing is guessed.
+    rows_at_once: float = 0
 
     @property
     @abstractmethod
@@ -190,6 +198,16 @@ class InferenceDecoder(ABC):
             cells_BT: int64; raster index of an image code in its picture, -1 elsewhere. None: all
                 -1.
         """
+
+    def hidden_states_ahead(
+        self, tokens_BT: Tensor, *, cache: KVCache, cells_BT: Tensor | None = None
+    ) -> Tensor:
+        """Return the hidden states [B, T, E] of new tokens, the last of which are guesses: the caller counts those
+        that turn out right by `cache.advance`.
+
+        The default is `hidden_states`. Where steps of one token have code of their own, their bits should
+        be these."""
+        return self.hidden_states(tokens_BT, cache=cache, cells_BT=cells_BT)
 
     @abstractmethod
     def logits(self, hidden: Tensor, ids: range | None = None) -> Tensor:

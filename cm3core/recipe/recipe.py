@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from cm3core import interfaces as base
 from cm3core.arguments import checked
-from cm3core.config.schema import all_parts, check_config, needs_of, to_plain
+from cm3core.config.schema import all_parts, check_config, defaults, needs_of, to_plain
 from cm3core.errors import CM3Error, PluginError, RecipeError
 from cm3core.interfaces.component import ComponentConfig, choose, chosen_name
 from cm3core.interfaces.layout import VocabularyParts
@@ -427,11 +427,12 @@ def _flatten(values: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def _shown(section: str, config: Any) -> dict[str, Any]:
-    """A fixed section's keys and values; `UNHASHED` keys only if they are set."""
+    """Return a fixed section's keys and values; `UNHASHED` keys only where they are not the default."""
+    usual = defaults(type(config))
     return {
         key: value
         for key, value in to_plain(config).items()
-        if value is not None or (section, key) not in UNHASHED
+        if (section, key) not in UNHASHED or value != to_plain(usual[key])
     }
 
 

@@ -12,6 +12,8 @@ from cm3core.interfaces.component import check_numbers, check_value
 from cm3core.interfaces.tracker import TrackerConfig
 
 _INT64 = 2**63 - 1
+#: Longest window of parallel decoding.
+MOST_AHEAD = 256
 #: Smallest and largest values of the sections' numbers, see `ComponentConfig.ranges`.
 VOCABULARY_RANGES: Mapping[str, tuple[float, float]] = {
     "num_text": (5, 2**24),
@@ -311,6 +313,19 @@ class DataSection:
 
 
 @dataclass(kw_only=True)
+class ParallelDecoding:
+    """How several codes of a picture are drawn per step. Pictures don't depend on it.
+
+    Args:
+        method: "jacobi": codes ahead are guessed, and drawn again until they agree (docs/decoding.md).
+        window: codes drawn per step, 1 to 256. "auto": as many as gain most, one where nothing is gained.
+    """
+
+    method: Literal["jacobi"] = "jacobi"
+    window: int | Literal["auto"] = "auto"
+
+
+@dataclass(kw_only=True)
 class GenerateSection:
     """Defaults of `cm3 generate`.
 
@@ -322,6 +337,7 @@ class GenerateSection:
         memory_split: split of the data set to retrieve documents from; null: the training
             split. Ignored if the retriever has a bank.
         max_text_tokens: maximum length of a caption or infilled text.
+        parallel: several codes of a picture per step; null or off: one. No part of the recipe's hash.
     """
 
     num_images: int = 4
@@ -329,15 +345,27 @@ class GenerateSection:
     retrieve: bool = True
     memory_split: str | None = None
     max_text_tokens: int = 64
+    parallel: ParallelDecoding | Literal[False] | None = field(default_factory=ParallelDecoding)
+
+    @property
+    def window(self) -> int | Literal["auto"]:
+        """Codes of a picture drawn per step."""
+        return self.parallel.window if self.parallel else 1
 
     def check(self) -> None:
         """Raise `RecipeError` for a count out of range."""
         check_numbers("generate", self, GENERATE_RANGES)
+        check_value(
+            "generate.parallel.window",
+            self.window,
+            self.window == "auto" or 1 <= self.window <= MOST_AHEAD,
+            must_be=f"from 1 to {MOST_AHEAD}, or auto",
+        )
 
 
-#: (section, key) of keys that don't affect a run's results: not part of a recipe's hash, and shown only
-#: if set.
-UNHASHED: tuple[tuple[str, str], ...] = (("train", "trackers"),)
+#: (section, key) pairs that change no result of a run: left out of a recipe's hash, and shown only
+#: where they are not the default.
+UNHASHED: tuple[tuple[str, str], ...] = (("train", "trackers"), ("generate", "parallel"))
 
 #: Name -> class of the sections that every recipe has.
 FIXED_SECTIONS: dict[

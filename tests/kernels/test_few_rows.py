@@ -175,6 +175,36 @@ def test_a_step_is_the_layers(
 
 
 @needs_instructions
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_tokens_behind_each_other_have_the_bits_of_one_at_a_time(
+    folder: Path, precision: str
+) -> None:
+    generator = torch.Generator().manual_seed(3)
+    heads, num_layers, slots, E, new = 4, 2, 12, 64, 7
+    step = DecoderStep(
+        [
+            tuple(
+                FewRowsProduct(torch.randn(V, K, generator=generator) * K**-0.5, precision, folder)
+                for V, K in ((3 * E, E), (E, E), (E, E), (E, E))
+            )
+            for _ in range(num_layers)
+        ],
+        [(torch.ones(E // heads), torch.ones(E // heads))] * num_layers,
+        heads,
+    )
+    memories = [torch.randn(num_layers, heads, slots, E // heads, generator=generator)] * 2
+    x = torch.randn(new, E, generator=generator)
+    runs = [[range(9, 12), range(1 + place)] for place in range(new)]
+    expected, found = ([memory.clone() for memory in memories] for _ in range(2))
+    one_by_one = [
+        step(one[None].clone(), *expected, [own]) for one, own in zip(x, runs, strict=True)
+    ]
+    together = step(x.clone(), *found, runs, sees_new=True)
+    assert torch.equal(together, torch.cat(one_by_one))
+    assert all(map(torch.equal, found, expected))
+
+
+@needs_instructions
 def test_what_is_refused(folder: Path) -> None:
     weight = torch.ones(4, 4)
     for arguments, message in (
@@ -191,7 +221,7 @@ def test_what_is_refused(folder: Path) -> None:
     product = FewRowsProduct(weight, "bf16", folder)
     with pytest.raises(ValueError, match=re.escape("x is [2, 3], must be [rows, 4]")):
         product(torch.ones(2, 3))
-    with pytest.raises(ValueError, match=re.escape("the total is torch.float32 [1, 4], must be")):
+    with pytest.raises(ValueError, match=re.escape("total is torch.float32 [1, 4], must be")):
         product.add_to(torch.zeros(1, 4), torch.ones(2, 4))
     with pytest.raises(ValueError, match="heads have 4 dimensions, must be a multiple of 16"):
         DecoderStep([(product,) * 4], [None], 1)

@@ -55,7 +55,7 @@ class _Pool(ctypes.Structure):
         *(("keys", c_void_p), ("values", c_void_p)),
         *((name, c_int64) for name in ("layer_stride", "head_stride", "num_heads", "head_dim")),
         *((name, c_void_p) for name in ("begin", "length", "runs_of")),
-        ("longest", c_int64),
+        *((name, c_int64) for name in ("longest", "sees_new")),
     )
 
 
@@ -151,7 +151,7 @@ class FewRowsProduct:
 
 
 class DecoderStep:
-    """All layers of a pre-norm decoder for one new token of each row, in one call:
+    """All layers of a pre-norm decoder for new tokens, a row each, in one call:
     x + attention(LN(x)), then x + down(activation(up(LN(x)))), with LayerNorm without weights.
 
     Args:
@@ -189,16 +189,24 @@ class DecoderStep:
         return head_dim % 16 == 0 and 0 < head_dim <= LARGEST_HEAD_DIM
 
     def __call__(
-        self, x_ME: Tensor, keys_LHND: Tensor, values_LHND: Tensor, runs: Sequence[Sequence[range]]
+        self,
+        x_ME: Tensor,
+        keys_LHND: Tensor,
+        values_LHND: Tensor,
+        runs: Sequence[Sequence[range]],
+        *,
+        sees_new: bool = False,
     ) -> Tensor:
         """Return LayerNorm of the layers' output, float32 [M, E]. `x_ME` is overwritten.
 
         Args:
-            x_ME: float32, contiguous: embeddings of one new token per row.
+            x_ME: float32, contiguous: embeddings of the new tokens.
             keys_LHND, values_LHND: float32, contiguous: the pool of N slots. Each row's new key and value are
                 written to its last slot.
             runs: for each row, the slots that it sees in order, none empty; the last slot of the last run is
                 the new token's.
+            sees_new: whether a row sees another row's new token, as with several tokens of one sequence. Each row's
+                result has the same bits as in a step of its own.
         """
         M, E = x_ME.shape
         for name, tensor in (("x_ME", x_ME), ("keys", keys_LHND), ("values", values_LHND)):
@@ -227,6 +235,7 @@ class DecoderStep:
             ctypes.addressof(length),
             ctypes.addressof(runs_of),
             max(sum(map(len, row)) for row in runs),
+            sees_new,
         )
         out = torch.empty(M, E)
         failed = self._library.cm3_step(

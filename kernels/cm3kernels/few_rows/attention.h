@@ -1,4 +1,5 @@
-// Attention of one new token of a row to its keys in the pool, one head at a time, exact softmax.
+// Attention of new tokens to the keys of their rows in the pool, one head at a time, exact softmax. Here a row is one
+// new token: several tokens of a sequence are rows whose last runs have one slot more each.
 //
 // Legend: D head dimension, S keys that a row sees.
 #pragma once
@@ -13,6 +14,7 @@ struct Pool {
     int64_t layer_stride, head_stride, num_heads, head_dim;
     const int64_t *begin, *length, *runs_of;  // runs; row m has runs_of[m] .. runs_of[m + 1] - 1
     int64_t longest;                          // S of the longest row
+    int64_t sees_new;                         // whether a row sees what another row of this step writes
 };
 
 template <int BLOCKS>
@@ -61,24 +63,35 @@ static void attend_head(const Pool& pool, int64_t row, const float* query, float
         _mm512_storeu_ps(out + 16 * b, _mm512_div_ps(sums[b], whole));
 }
 
-// One head of one row: writes the new key and value, attends. `qkv` and `seen`: all heads of the row.
-static void attend(const Pool& pool, int64_t layer, int64_t row, int64_t head, const float* qkv,
-                   const float* q_norm, const float* k_norm, float* scores, float* seen) {
+// One head of one row: writes the new key, normalised where there is `k_norm`, and the new value. `qkv`: all heads of
+// the row.
+static void write_new(const Pool& pool, int64_t layer, int64_t row, int64_t head, const float* qkv,
+                      const float* k_norm) {
     const int64_t D = pool.head_dim, E = pool.num_heads * D;
     const int64_t base = layer * pool.layer_stride + head * pool.head_stride;
-    float *keys = pool.keys + base, *values = pool.values + base;
     const int64_t last = pool.runs_of[row + 1] - 1;
     const int64_t slot = pool.begin[last] + pool.length[last] - 1;
+    float *key = pool.keys + base + slot * D, *value = pool.values + base + slot * D;
+    const float *k = qkv + E + head * D, *v = k + E;
+    if (k_norm)
+        layer_norm(k, k_norm, key, D);
+    else
+        std::copy(k, k + D, key);
+    std::copy(v, v + D, value);
+}
+
+// One head of one row, whose keys and values are all written. `qkv` and `seen`: all heads of the row.
+static void attend(const Pool& pool, int64_t layer, int64_t row, int64_t head, const float* qkv,
+                   const float* q_norm, float* scores, float* seen) {
+    const int64_t D = pool.head_dim;
+    const int64_t base = layer * pool.layer_stride + head * pool.head_stride;
+    float *keys = pool.keys + base, *values = pool.values + base;
     alignas(64) float normed[16 * kMostBlocks];
-    const float *q = qkv + head * D, *k = q + E, *v = k + E;
+    const float* q = qkv + head * D;
     if (q_norm) {
         layer_norm(q, q_norm, normed, D);
-        layer_norm(k, k_norm, keys + slot * D, D);
         q = normed;
-    } else {
-        std::copy(k, k + D, keys + slot * D);
     }
-    std::copy(v, v + D, values + slot * D);
     switch (D / 16) {
 #define BLOCKS(n) \
     case n:       \

@@ -1,5 +1,5 @@
-// The calls from Python (ctypes): one product, and one step of a decoder's layers for one new token of
-// each row. See products.h and README.md.
+// The calls from Python (ctypes): one product, and one step of a decoder's layers for new tokens. See products.h and
+// README.md.
 //
 // Legend: M rows, L layers, E width, H heads, D head dimension.
 #include <omp.h>
@@ -53,7 +53,7 @@ struct Layer {
     const float *q_norm, *k_norm;  // [D] weights, or null
 };
 
-// All layers of x [M, E], one new token of each row, in place; then LayerNorm of it to `out`.
+// All layers of x [M, E], a new token each, in place; then LayerNorm of it to `out`.
 int cm3_step(const Layer* layers, int64_t L, float* x, int64_t M, int after_up, const Pool* pool,
              float* out, int threads) {
     const int64_t E = layers[0].down.V, F = layers[0].up.V, H = pool->num_heads;
@@ -82,9 +82,17 @@ int cm3_step(const Layer* layers, int64_t L, float* x, int64_t M, int after_up, 
                 team.wait();
             };
             product(0, x, true, at.qkv, qkv, kNothing);
-            for (int task; (task = counters[1].fetch_add(1)) < H * M;)  // rows of a head in a row
-                attend(*pool, layer, task % M, task / M, qkv + task % M * 3 * E, at.q_norm,
-                       at.k_norm, scores, seen + task % M * E);
+            if (pool->sees_new) {
+                for (int64_t head = team.id; head < H; head += team.number)
+                    for (int64_t m = 0; m < M; ++m)
+                        write_new(*pool, layer, m, head, qkv + m * 3 * E, at.k_norm);
+                team.wait();
+            }
+            for (int task; (task = counters[1].fetch_add(1)) < H * M;) {  // rows of a head in a row
+                const int64_t m = task % M, head = task / M;
+                if (!pool->sees_new) write_new(*pool, layer, m, head, qkv + m * 3 * E, at.k_norm);
+                attend(*pool, layer, m, head, qkv + m * 3 * E, at.q_norm, scores, seen + m * E);
+            }
             team.wait();
             product(2, seen, false, at.out, x, kAdd);
             product(3, x, true, at.up, wide, after_up);

@@ -25,6 +25,8 @@ MAX_SEED = 2**63 - 1
 MAX_THREADS = 4096
 MAX_MINUTES = 10_000_000
 MAX_STEPS = 2**63 - 1
+#: Longest window of parallel decoding, as in `cm3core.recipe.sections`, which takes long to import.
+MOST_AHEAD = 256
 #: Maximum number of characters of an argument that an error repeats.
 _MOST_SHOWN = 40
 
@@ -83,6 +85,7 @@ __all__ = [
     "OVERRIDE",
     "add_device",
     "add_overrides",
+    "add_parallel",
     "add_precision",
     "add_training_precision",
     "add_trust",
@@ -91,6 +94,7 @@ __all__ = [
     "registry_of",
     "training_precision",
     "whole_number",
+    "window",
     "wrapped",
 ]
 
@@ -118,6 +122,31 @@ def add_precision(parser: ArgumentParser) -> None:
         "they would change predictions (default, auto: the fastest that this machine "
         "supports and that hardly changes predictions: bf16 on a GPU, int8 or bf16 on a "
         "CPU, else the stored precision)",
+    )
+
+
+def window(text: str) -> int | str:
+    """The `type` of `--parallel`.
+
+    >>> window("16"), window("off")
+    (16, 'off')
+    """
+    if text in ("auto", "off"):
+        return text
+    try:
+        return int(whole_number(1, MOST_AHEAD)(text))
+    except ArgumentTypeError as error:
+        raise ArgumentTypeError(f"{error}, or auto or off") from None
+
+
+def add_parallel(parser: ArgumentParser) -> None:
+    """Add `--parallel` of a command that draws pictures: what `cm3core.load` takes."""
+    parser.add_argument(
+        "--parallel",
+        type=window,
+        metavar="N",
+        help="image codes drawn per step, for the same picture in less time: 1 to "
+        f"{MOST_AHEAD}, auto (as many as gain most, on a CPU) or off (default: the model's recipe, else auto)",
     )
 
 

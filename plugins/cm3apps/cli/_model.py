@@ -17,6 +17,7 @@ from cm3apps.cli import (
     MAX_SEED,
     MAX_THREADS,
     add_device,
+    add_parallel,
     add_precision,
     add_trust,
     registry_of,
@@ -124,6 +125,7 @@ def add_loading_options(parser: ArgumentParser) -> None:
         help="CPU threads for the decoder (default: 1 for a small one, else the number of cores)",
     )
     add_precision(parser)
+    add_parallel(parser)
     add_device(parser, "where the decoder and the image tokenizer run")
     add_trust(parser)
 
@@ -151,6 +153,7 @@ def open_model(args: Namespace, num_candidates: int | None = None) -> Model:
         device=args.device,
         num_threads=args.threads,
         precision=args.precision,
+        parallel=args.parallel,
         trust_plugins=args.trust_plugins,
         trust_endpoints=args.trust_endpoints,
     )

@@ -11,7 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cm3apps.cli import add_device, add_trust, real_number, registry_of, whole_number
+from cm3apps.cli import (
+    add_device,
+    add_parallel,
+    add_trust,
+    real_number,
+    registry_of,
+    whole_number,
+)
 from cm3apps.server.settings import Limits
 from cm3core.errors import CheckpointError, CM3Error, MissingPackageError, close_match
 from cm3core.files import check_regular
@@ -113,6 +120,7 @@ def configure(parser: ArgumentParser) -> None:
         "supports and that hardly changes predictions: bf16 on a GPU, int8 or bf16 on a "
         "CPU, else the stored precision)",
     )
+    add_parallel(parser)
     add_device(parser, "where the decoders and the image tokenizers run")
     add_trust(parser)
     parser.add_argument("--quiet", action="store_true", help="log failures only")
@@ -337,6 +345,7 @@ def _open(source: str, bank: str | None, registry: object, args: Namespace) -> M
         device=args.device,
         num_threads=args.threads,
         precision=args.precision,
+        parallel=args.parallel,
         max_rows=max(64, 2 * args.at_once),
         trust_plugins=args.trust_plugins,
         trust_endpoints=args.trust_endpoints,

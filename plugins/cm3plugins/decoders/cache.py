@@ -95,6 +95,8 @@ class SegmentPool(KVCache):
         capacity: tokens that each of them can hold.
     """
 
+    counts_in_parts = True
+
     def __init__(self, layout: CacheLayout, num_rows: int, capacity: int) -> None:
         self.layout = layout
         self.rows = [Row() for _ in range(num_rows)]
@@ -465,6 +467,7 @@ class Reading:
     gather_BS: Tensor | None = None  # slots of whole rows, if keys must be contiguous
     plan: Any = None
     prepared: dict[str, Any] = field(default_factory=dict)
+    by_runs: bool = False  # the layers read `CM3LeonCache.runs`, and nothing else
 
 
 class CM3LeonCache(SegmentPool):
@@ -483,15 +486,17 @@ class CM3LeonCache(SegmentPool):
 
         Args:
             num_tokens: T.
-            by_runs: the layers read only `runs`; T is 1.
+            by_runs: the layers read only `runs`.
         """
         B, T, S = len(self.rows), num_tokens, self._capacity
         device = self.keys_LKND.device
+        positions_BT = self._length_B[:, None]
+        if T > 1:
+            positions_BT = positions_BT + torch.arange(T, device=device)
         if by_runs:
-            return self._length_B[:, None], Reading(
-                1, 0, self._length_B, None, [], None, False, self._length_B
+            return positions_BT, Reading(
+                T, 0, self._length_B, None, [], None, False, self._length_B, by_runs=True
             )
-        positions_BT = self._length_B[:, None] + torch.arange(T, device=device)
         own = [row.own for row in self.rows]
         if self._shared_B is None:
             self._shared_B = torch.tensor(
@@ -531,15 +536,19 @@ class CM3LeonCache(SegmentPool):
             self._prepare_device(reading)
         return positions_BT, reading
 
-    def runs(self) -> list[list[range]]:
-        """For each row, the slots that its new token sees: those of its segments, then its own; the last slot
-        is the new token's."""
+    def runs(self, num_tokens: int) -> list[list[range]]:
+        """For each new token, row by row, the slots that it sees: those of its row's segments, then its row's own; the
+        last slot is the token's."""
         return [
             [
                 *(range(one.start, one.start + one.length) for one in row.segments),
-                range(place * self._capacity, place * self._capacity + row.own + 1),
+                range(
+                    place * self._capacity,
+                    place * self._capacity + min(row.own + turn, self._capacity),
+                ),
             ]
             for place, row in enumerate(self.rows)
+            for turn in range(1, num_tokens + 1)
         ]
 
     def _segment_groups(self) -> list[tuple[Segment, Tensor | slice]]:

@@ -47,6 +47,9 @@ _log = logging.getLogger("cm3plugins")
 #: may be hundreds of slices.
 NUM_HEADS = 4
 
+#: `InferenceDecoder.rows_at_once` on a CPU, of a whole step of the engine: where calls of torch take most of the time,
+#: and elsewhere (compiled code, or weights too large for the caches). Fitted to steps of 2 to 32 rows.
+ROWS_OF_CALLS, ROWS_OF_WEIGHTS = 24, 8
 
 #: Share of the machine's memory that weights may take when they are rearranged. Larger weights are
 #: read from the mapped file, which is slower.
@@ -184,7 +187,7 @@ class PackedInference(InferenceDecoder):
         self._fewest = 1 if integers or self.compiled else FEWEST_ROWS
         self._heads: dict[tuple[int, int], Product] = {}
         self._heads_lock = Lock()  # sessions in several threads share a decoder
-        #: Whether one call computes all layers for one new token per row, using `cache.runs`.
+        #: Whether one call computes all layers for the new tokens of a step, using `cache.runs`.
         self.steps_by_runs = False
         self.reset()
 
@@ -206,6 +209,10 @@ class PackedInference(InferenceDecoder):
             self._head_weight_VE = self._owner.head_weight().detach()
             self.take_layers()
         self._heads.clear()
+        if self.on_cpu:
+            small = sum(one.numel() for one in self._owner.parameters()) < LARGE_DECODER
+            called = small and not self.compiled
+            self.rows_at_once = ROWS_OF_CALLS if called else ROWS_OF_WEIGHTS
 
     @abstractmethod
     def take_layers(self) -> None:
@@ -321,12 +328,26 @@ class PackedInference(InferenceDecoder):
         positions_BT: Tensor | None = None,
         cells_BT: Tensor | None = None,
     ) -> Tensor:
+        by_runs = self.steps_by_runs and tokens_BT.shape[1] == 1
+        return self._read(tokens_BT, cache, positions_BT, cells_BT, by_runs=by_runs)
+
+    def hidden_states_ahead(
+        self, tokens_BT: Tensor, *, cache: KVCache, cells_BT: Tensor | None = None
+    ) -> Tensor:
+        return self._read(tokens_BT, cache, None, cells_BT, by_runs=self.steps_by_runs)
+
+    def _read(
+        self,
+        tokens_BT: Tensor,
+        cache: KVCache,
+        positions_BT: Tensor | None,
+        cells_BT: Tensor | None,
+        *,
+        by_runs: bool,
+    ) -> Tensor:
         assert isinstance(cache, CM3LeonCache)
         assert cache.layout is self.layout, "a cache comes from this decoder's allocate_cache"
-        num_tokens = tokens_BT.shape[1]
-        own_positions_BT, reading = cache.begin(
-            num_tokens, by_runs=self.steps_by_runs and num_tokens == 1
-        )
+        own_positions_BT, reading = cache.begin(tokens_BT.shape[1], by_runs=by_runs)
         positions_BT = own_positions_BT if positions_BT is None else positions_BT
         # positions beyond the table are padding of ragged chunks
         positions_BT = positions_BT.clamp(max=self.context_length - 1)

@@ -266,6 +266,8 @@ class Batch:
         if drawn is None:
             num = 1 if ahead else min(max_draws, *(row.draws_now for row in self.rows))
             drawn = list(self._draw(num, np.stack([row.grammar.cells(num) for row in self.rows])))
+            if self._guesses is not None and not ahead:
+                self._guesses.passed_over(self.rows)
         queues: dict[int, tuple[IntArray, IntArray]] = {}
         for row, tokens in zip(self.rows, drawn, strict=True):
             if row.error is not None:
@@ -300,9 +302,10 @@ class Batch:
         """Feed each request's tokens, and any guessed continuation, to its streams."""
         assert self._cache is not None
         owned = [own for row, own in zip(self.rows, queues, strict=True) for _ in row.prompts]
+        self._ahead = None
         guesses = []
         if self._guesses is not None and self._looks_ahead():
-            guesses = [self._guesses.of(row) for row in self.rows]
+            guesses = [self._guesses.of(row, self.num_rows) for row in self.rows]
         wide = max(map(len, guesses), default=0)
         if not wide:
             self._hidden_SE = feed(
@@ -324,7 +327,14 @@ class Batch:
         self._ahead = Ahead(hidden_SwE, guess_nk)
 
     def _looks_ahead(self) -> bool:
-        return self._guesses is not None and can_look_ahead(self.rows, self._current_groups())
+        guesses, cache = self._guesses, self._cache
+        return (
+            guesses is not None
+            and cache is not None
+            and cache.counts_in_parts
+            and can_look_ahead(self.rows, self._current_groups())
+            and any(guesses.window(row, self.num_rows) > 1 for row in self.rows)
+        )
 
     def _draw_ahead(self) -> list[IntArray] | None:
         """Return each row's next tokens as far as they are certain, int32; all but the last have been fed. None:
@@ -344,9 +354,12 @@ class Batch:
             return None
         counts = ahead.accepted(drawn_nw, [row.draws_now for row in self.rows])
         self._cache.advance([counts[owner] - 1 for owner in self._owners])
-        for row, own, log, count in zip(self.rows, drawn_nw, logs_nw, counts, strict=True):
+        windows = (1 + (ahead.guess_nk >= 0).sum(axis=1)).tolist()
+        for row, own, log, count, window in zip(
+            self.rows, drawn_nw, logs_nw, counts, windows, strict=True
+        ):
             row.log_probability += float(log[:count].sum())
-            self._guesses.keep(row, own[count:])
+            self._guesses.keep(row, own[:window], count)
         return [own[:count] for own, count in zip(drawn_nw, counts, strict=True)]
 
     def _draw(self, num: int, cells_nm: IntArray) -> IntArray:

@@ -105,8 +105,10 @@ class Session:
 
     def _empty_batch(self) -> Batch:
         preparer = self.preparer
-        ahead = preparer.window > 1
-        guesses = Guesses(preparer.window, preparer.serializer.grid[1]) if ahead else None
+        rows_at_once = preparer.inference.rows_at_once
+        guesses = None
+        if preparer.window != 1 and (preparer.window != "auto" or rows_at_once):
+            guesses = Guesses(preparer.window, preparer.serializer.grid[1], rows_at_once)
         return Batch(preparer.inference, self._capture, preparer.kept, guesses)
 
     @property

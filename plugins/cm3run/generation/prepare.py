@@ -15,10 +15,11 @@ from cm3core.errors import GenerationError
 from cm3core.interfaces.component import broken, shown
 from cm3core.interfaces.sampler import SamplingPlan, StatefulSampler
 from cm3core.interfaces.sampler_state import RequestStart
+from cm3core.recipe.sections import MOST_AHEAD
 from cm3core.sequence.grammar import HoleGrammar, num_new_tokens, num_unlimited, with_limits
 from cm3run.devices import cache_limit
 from cm3run.generation.events import Request, candidate_seed
-from cm3run.generation.jacobi import MOST_AHEAD
+from cm3run.generation.jacobi import Window
 from cm3run.generation.prompts import KeptPrefixes
 from cm3run.generation.row import ActiveRequest, different
 from cm3run.generation.sampling import RequestState, reads_stream
@@ -63,14 +64,15 @@ class EngineOptions:
         precision: see `Decoder.for_inference`: "auto", "fp32", "bf16", "int8" or "int4". The engine does not
             measure precisions; `Model` does.
         window: codes of a picture drawn per step, see `cm3run.generation.jacobi`. The result is the same for any
-            window, with fewer forward passes for a larger one. 1: one code per step.
+            window, with fewer forward passes for a larger one. 1: one code per step. "auto": as many as gain most
+            by the codes accepted, on a CPU; one per step on CUDA, where steps of several codes are not captured.
     """
 
     max_text_tokens: int | None = None
     max_rows: int = 64
     num_threads: int | None = None
     precision: str = "auto"
-    window: int = 1
+    window: Window = 1
 
 
 class Preparer:
@@ -98,10 +100,11 @@ class Preparer:
             raise GenerationError("num_threads", f"is {num_threads}", f"use 1 to {MAX_THREADS:,}")
         self.decoder, self.inference = decoder, inference
         self.serializer, self.sampler, self.vocabulary = serializer, sampler, vocabulary
-        if not 1 <= options.window <= MOST_AHEAD:
-            raise GenerationError("window", f"is {options.window}", f"use 1 to {MOST_AHEAD}")
+        window = options.window
+        if window != "auto" and not 1 <= window <= MOST_AHEAD:
+            raise GenerationError("window", f"is {window}", f"use 1 to {MOST_AHEAD}, or 'auto'")
         #: Codes of a picture drawn per step, see `cm3run.generation.jacobi`.
-        self.window = options.window
+        self.window = window
         self.max_text_tokens, self.max_rows = options.max_text_tokens, max_rows
         small = sum(parameter.numel() for parameter in decoder.module.parameters()) < SMALL_DECODER
         self.num_threads = 1 if num_threads is None and small else num_threads

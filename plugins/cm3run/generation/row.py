@@ -163,15 +163,15 @@ class ActiveRequest:
                 self._reported = ready
             if closed:
                 self._reported = ""
-        elif self._drawn_into(serializer, hole, tokens, closed=closed):
-            assert self._picture is not None
-            events.append(PictureGrown(self.number, hole.segment, self._picture[1]))
+        else:
+            grown = self._drawn_into(serializer, hole, tokens, closed=closed)
+            events += [PictureGrown(self.number, hole.segment, codes) for codes in grown]
         return events
 
     def _drawn_into(
         self, serializer: Serializer, hole: Hole, tokens: IntArray, *, closed: bool
-    ) -> bool:
-        """Put the codes into the partial picture; return whether a row or the hole is now full."""
+    ) -> list[Codes]:
+        """Put the codes into the partial picture; return it as it was after each row that is now full, and the hole."""
         assert hole.cells is not None
         if self._picture is None or self._picture[0] != hole.segment:
             segment = self.document[hole.segment]
@@ -188,13 +188,18 @@ class ActiveRequest:
         )
         cells = hole.cells[len(content) - len(tokens) : len(content)]
         codes, missing = before.codes.copy(), before.missing.copy()
-        codes[cells], missing[cells] = serializer.vocabulary.to_codes(tokens), False
-        form = serializer.form
-        if form.end is not None and codes[cells[-1]] == form.end:
-            codes[cells[-1] :], missing[cells[-1] :] = form.end, False
-        self._picture = hole.segment, Codes(codes, before.grid, missing)
+        drawn, form = serializer.vocabulary.to_codes(tokens), serializer.form
         per_row = CODES_PER_EVENT if form.is_sequence else before.grid[1]
-        return closed or bool((cells % per_row == per_row - 1).any())
+        grown = []
+        for place, cell in enumerate(cells.tolist()):
+            codes[cell], missing[cell] = drawn[place], False
+            is_last = place + 1 == len(cells)
+            if is_last and form.end is not None and codes[cell] == form.end:
+                codes[cell:], missing[cell:] = form.end, False
+            if cell % per_row == per_row - 1 or (closed and is_last):
+                grown.append(Codes(codes.copy(), before.grid, missing.copy()))
+        self._picture = hole.segment, Codes(codes, before.grid, missing)
+        return grown
 
 
 def _certain(text: str, lead: str) -> int:

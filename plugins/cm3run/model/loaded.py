@@ -31,6 +31,7 @@ from cm3core.document import (
 from cm3core.errors import DataError, GenerationError
 from cm3core.plugins.registry import built, finder
 from cm3core.recipe.recipe import MissingComponent
+from cm3core.recipe.sections import MOST_AHEAD
 from cm3run.checkpoint.tasks import TunedTasks
 from cm3run.generation.engine import Engine, EngineOptions
 from cm3run.generation.prepare import MAX_THREADS, SHORTEN_OR_TRUNCATE, too_long
@@ -52,6 +53,8 @@ Picture: TypeAlias = Pixels | str | Path
 Threads = Annotated[int, Range(1, MAX_THREADS)]
 #: Precision of a decoder's weights during generation.
 Precision: TypeAlias = Literal["auto", "fp32", "bf16", "int8", "int4"]
+#: Codes of a picture drawn per step.
+Parallel: TypeAlias = Annotated[int, Range(1, MOST_AHEAD)] | Literal["auto", "off"]
 #: Pictures whose codes a model caches; each takes a few KB.
 MOST_CODED = 65_536
 #: Grey level of pixels in a preview that are not generated yet.

@@ -31,6 +31,7 @@ from cm3run.model.crop import Box
 from cm3run.model.drawing import box_below, check_num_images, image_events
 from cm3run.model.jobs import results, run
 from cm3run.model.loaded import (
+    Parallel,
     Picture,
     Precision,
     Threads,
@@ -59,6 +60,7 @@ def load(
     device: torch.device | str | None = None,
     num_threads: Threads | None = None,
     precision: Precision = "auto",
+    parallel: Parallel | None = None,
     max_rows: Count = 64,
     trust_plugins: Sequence[str] = (),
     trust_endpoints: Sequence[str] = (),
@@ -103,6 +105,7 @@ def load(
         step=opened.step,
         num_threads=num_threads,
         precision=precision,
+        parallel=parallel,
         max_rows=max_rows,
         tasks=read_tasks(
             opened.folder, opened.components.registry, trust_endpoints=trust_endpoints
@@ -144,6 +147,7 @@ class Model(Chatting):
         name: the name that was passed to `load`.
         step: number of optimiser steps it was trained for.
         num_threads, precision, max_rows: see `EngineOptions`.
+        parallel: see `load`.
         tasks: the tasks it was tuned for; None: it was not tuned.
     """
 
@@ -157,10 +161,17 @@ class Model(Chatting):
         step: CountOrZero = 0,
         num_threads: Threads | None = None,
         precision: Precision = "auto",
+        parallel: Parallel | None = None,
         max_rows: Count = 64,
         tasks: TunedTasks | None = None,
     ) -> None:
-        options = EngineOptions(max_rows=max_rows, num_threads=num_threads, precision=precision)
+        window = recipe.generate.window if parallel is None else parallel
+        options = EngineOptions(
+            max_rows=max_rows,
+            num_threads=num_threads,
+            precision=precision,
+            window=1 if window == "off" else window,
+        )
         super().__init__(recipe, components, options, tasks)
         self.name, self.step = name, step
 
@@ -199,6 +210,7 @@ class Model(Chatting):
             step=self.step,
             num_threads=self.options.num_threads,
             precision=cast("Precision", self.options.precision),
+            parallel=self.options.window,
             max_rows=self.options.max_rows,
             tasks=self.tasks,
         )

@@ -109,6 +109,37 @@ class TestCompiledSteps(DecoderContract):
         assert isinstance(inference, CM3LeonInference)
         assert inference.steps_by_runs
 
+    @torch.inference_mode()
+    def test_what_is_read_ahead_has_the_bits_of_steps(self) -> None:
+        """Two rows that share what they read first; guesses beyond the end are only padding."""
+        inference = self.make().for_inference()
+        tokens_2T = torch.arange(20).view(2, 10)
+
+        def begun() -> Any:
+            cache = inference.allocate_cache(1, 16)
+            inference.hidden_states(torch.arange(6)[None], cache=cache)
+            cache.advance([6])
+            cache.select([0, 0])
+            cache.reserve([10, 10])
+            return cache
+
+        cache = begun()
+        expected = []
+        for place in range(10):
+            step = tokens_2T[:, place, None]
+            expected.append(inference.hidden_states(step, cache=cache, cells_BT=step % 4)[:, 0])
+            cache.advance([1, 1])
+        cache, found, place = begun(), [], 0
+        for width, right in ((4, 2), (1, 1), (8, 3), (6, 4)):
+            chunk = tokens_2T[:, place : place + width].clone()
+            chunk = torch.nn.functional.pad(chunk, (0, width - chunk.shape[1]))
+            chunk[:, right:] += 1  # wrong guesses
+            ahead = inference.hidden_states_ahead(chunk, cache=cache, cells_BT=chunk % 4)
+            found += ahead[:, :right].unbind(1)
+            cache.advance([right, right])
+            place += right
+        assert torch.equal(torch.stack(found), torch.stack(expected))
+
 
 class TestCompiledStepsOverSegments(TestCompiledSteps):
     max_examples = examples(8)

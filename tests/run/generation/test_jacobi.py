@@ -5,6 +5,7 @@ Legend: n requests, w positions a step, S stream rows, E model dimension.
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from itertools import product
 
@@ -27,12 +28,11 @@ from cm3plugins.samplers.contrastive import CDKSamplerConfig
 from cm3run.generation.engine import (
     Engine,
     EngineOptions,
-    Finished,
     PictureGrown,
     Request,
     candidates,
 )
-from cm3run.generation.jacobi import Ahead, Guesses
+from cm3run.generation.jacobi import Acceptance, Ahead, Guesses
 from engine_parts import (
     GRID,
     LETTERS,
@@ -60,7 +60,7 @@ SAMPLERS = {
 
 
 @settings(max_examples=examples(8))
-@given(st.lists(requests(), min_size=1, max_size=4), st.integers(2, 8))
+@given(st.lists(requests(), min_size=1, max_size=4), st.integers(2, 8) | st.just("auto"))
 def test_tokens_are_those_of_one_at_a_time(decoder, asked, window):
     one_by_one = make_engine(decoder, WARM).complete(asked)
     ahead = make_engine(decoder, WARM, window=window).complete(asked)
@@ -86,17 +86,16 @@ def test_rows_that_are_full_and_candidates_of_one_prompt(decoder):
         assert [one.document for one in engine.complete(asked)] == expected
 
 
-def test_partial_pictures_grow_to_the_finished_one(decoder):
-    grown: list[Codes] = []
-    for event in make_engine(decoder, WARM, window=4).stream([REQUESTS[0]]):
-        if isinstance(event, PictureGrown):
-            grown.append(event.codes)
-        elif isinstance(event, Finished):
-            final = event.completion.document[1]
-    assert isinstance(final, Codes)
-    assert [int(codes.missing.sum()) for codes in grown][-1] == 0
-    for codes in grown:
-        assert np.array_equal(codes.codes[~codes.missing], final.codes[~codes.missing])
+@pytest.mark.parametrize("window", [2, 4, 8])
+def test_partial_pictures_are_those_of_one_code_per_step(decoder, window):
+    """After each row, also where a step draws codes of two."""
+
+    def grown(window: int) -> list[Codes]:
+        events = make_engine(decoder, WARM, window=window).stream([REQUESTS[0]])
+        return [event.codes for event in events if isinstance(event, PictureGrown)]
+
+    assert grown(window) == grown(1)
+    assert [int(codes.missing.sum()) for codes in grown(window)] == [3, 0]
 
 
 def indifferent() -> nn.Module:
@@ -120,8 +119,12 @@ class Counting:
         self.forwards += 1
         return self.inner.hidden_states(*arguments, **options)
 
+    def hidden_states_ahead(self, *arguments, **options):
+        self.forwards += 1
+        return self.inner.hidden_states_ahead(*arguments, **options)
 
-@pytest.mark.parametrize(("window", "forwards"), [(1, 6), (2, 4), (3, 3), (6, 2)])
+
+@pytest.mark.parametrize(("window", "forwards"), [(1, 6), (2, 4), (3, 3), (6, 2), ("auto", 2)])
 def test_forwards_by_hand(window, forwards):
     """A greedy picture of equal codes: the prompt's forward gives the first of six, and every guess is right. The
     second forward reads that code and w - 1 guesses, which gives w more."""
@@ -158,13 +161,46 @@ def test_guesses_by_hand(decoder):
     first = row.grammar.legal[0].start
     row.grammar.take(np.array([first + code for code in (3, 4, 5, 6)], np.int32))
     guesses = Guesses(window=8, columns=3)
-    assert guesses.of(row).tolist() == [
+    assert guesses.of(row, 2).tolist() == [
         first + 4
     ]  # one of the two that are left: the last is not fed
-    guesses.keep(row, np.array([first + 9, first + 10], np.int32))
-    assert guesses.of(row).tolist() == [first + 9]
-    assert guesses.of(row).tolist() == [first + 4], "what was drawn is used once"
-    assert Guesses(window=1, columns=3).of(row).tolist() == []
+    guesses.keep(row, np.array([first + 6, first + 9, first + 10], np.int32), 1)
+    assert guesses.of(row, 2).tolist() == [first + 9]
+    assert guesses.of(row, 2).tolist() == [first + 4], "what was drawn is used once"
+    assert Guesses(window=1, columns=3).of(row, 2).tolist() == []
+
+
+def test_windows_of_auto_by_hand():
+    """Eight steps of 16 codes, 4 accepted each: a power of 0.5, so the best window is that of as many rows as are at once."""
+    assert Acceptance().best_window(num_rows=2, rows_at_once=30) == 15
+    assert Acceptance().best_window(num_rows=2, rows_at_once=8) == 4
+    # 2 ** 0.5 codes in (8 + 8) / (8 + 4) of the time gain 6%
+    assert Acceptance().best_window(num_rows=4, rows_at_once=8) == 1
+    assert Acceptance().best_window(num_rows=2, rows_at_once=0) == 1
+    known = Acceptance(steps=1, window=16, accepted=12)
+    known.add(window=16, accepted=16)
+    assert (known.steps, known.window, known.accepted) == pytest.approx((1.95, 31.2, 27.4))
+    assert known.best_window(num_rows=2, rows_at_once=30) == 16
+    assert known.best_window(num_rows=64, rows_at_once=30) == 4, "a power of at most 0.9"
+
+
+def test_auto_stops_where_no_guess_is_right(decoder):
+    """And keeps nothing of requests that have left."""
+    row = make_engine(decoder).preparer.prepare(0, Request((Text("ab"), ImageHole())))
+    guesses = Guesses("auto", columns=3, rows_at_once=30)
+    windows = [guesses.window(row, 2)]
+    while windows[-1] > 1:
+        guesses.keep(row, np.zeros(windows[-1], np.int32), 1)
+        windows.append(guesses.window(row, 2))
+    assert windows[0] == 15
+    assert windows == sorted(windows, reverse=True)
+    assert len(windows) < 32
+    guesses.passed_over([row])
+    assert guesses.window(row, 2) > 1, "behind a stretch of one by one it is tried again"
+    del row
+    gc.collect()
+    assert not guesses._acceptance
+    assert not guesses._drawn
 
 
 def test_a_sampler_that_fails_costs_its_request_alone(decoder):
@@ -190,7 +226,7 @@ def test_recorded_and_stateful_draws_come_one_by_one(decoder):
 def test_windows_that_cannot_be(decoder, window):
     with pytest.raises(GenerationError) as refused:
         make_engine(decoder, window=window)
-    assert tells(refused.value, f"window: is {window} ... use 1 to 256")
+    assert tells(refused.value, f"window: is {window} ... use 1 to 256, or 'auto'")
 
 
 @torch.inference_mode()

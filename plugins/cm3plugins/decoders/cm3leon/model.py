@@ -215,7 +215,7 @@ class CM3LeonInference(PackedInference):
         self.steps_by_runs = self._step is not None
 
     def _compiled_step(self) -> DecoderStep | None:
-        """One call for all layers, for one new token per row. None: layer by layer."""
+        """One call for all layers, for the new tokens of a step. None: layer by layer."""
         layout = self.layout
         if layout.dtype != torch.float32 or not layout.in_parts:
             return None
@@ -241,9 +241,13 @@ class CM3LeonInference(PackedInference):
         cache: CM3LeonCache,
         reading: Reading,
     ) -> Tensor:
-        if self._step is not None and reading.num_tokens == 1:
-            rows_BE = x_ME[: len(cache.rows)]
-            return self._step(rows_BE, cache.keys_LKND, cache.values_LKND, cache.runs())
+        if self._step is not None and reading.by_runs:
+            num_tokens = reading.num_tokens
+            rows_ME = x_ME[: len(cache.rows) * num_tokens]
+            runs = cache.runs(num_tokens)
+            return self._step(
+                rows_ME, cache.keys_LKND, cache.values_LKND, runs, sees_new=num_tokens > 1
+            )
         B, T, dtype = len(cache.rows), reading.num_tokens, self.dtype
         M = B * T
         heads = (B, T, 3, self.num_heads, self.head_dim)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cm3apps.cli.main import main
-from cm3lab.benchmarks.decode import engine, runner, workload
+from cm3lab.benchmarks.decode import engine, parallel, runner, workload
 from decode_bench import MINI, Fake
 from messages import tells
 
@@ -31,6 +31,26 @@ def test_parts_of_a_step(quick: None, capsys: pytest.CaptureFixture[str]) -> Non
         assert numbers[7] > 0
     assert main([*arguments, "--providers", "janus"]) == 2
     assert "none of the providers is our engine" in capsys.readouterr().err
+
+
+def test_several_codes_per_step(
+    quick: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Random weights alone: each window draws the same pictures, and none loses a code."""
+    monkeypatch.setattr(parallel, "TRAINED", {})
+    monkeypatch.setattr(parallel, "RUNS", 1)
+    monkeypatch.setattr(parallel, "WINDOWS", (1, 4, "auto"))
+    monkeypatch.setattr(parallel, "RANDOM_CODES", 8)
+    arguments = ["bench", "decode", "--parallel", "--quick", "--size", "mini", "--threads", "1"]
+    assert main([*arguments, "--batch", "2"]) == 0
+    heading, _, *lines = capsys.readouterr().out.splitlines()
+    assert heading == "random weights, mini: 2 at a time, 8 codes each"
+    rows = [line.split() for line in lines]
+    assert [row[0] for row in rows] == ["1", "4", "auto"]
+    assert float(rows[0][1]) == 1.0
+    assert all(1 <= float(row[1]) <= 4 and row[4:] == ["the", "same"] for row in rows)
+    assert main([*arguments, "--parts"]) == 2
+    assert "cm3 bench decode --parallel: doesn't read --parts" in capsys.readouterr().err
 
 
 # ---- the gate

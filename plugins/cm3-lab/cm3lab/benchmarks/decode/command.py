@@ -31,6 +31,7 @@ EXAMPLE = """examples:
   cm3 bench decode --quick
   cm3 bench decode --threads 2 -o results/decode.json
   cm3 bench decode --size 350m --batch 1 --tokens 256 --providers engine janus
+  cm3 bench decode --parallel --size tiny --threads 1
   cm3 bench decode --parts --tokens 256 --threads 2 --providers engine-bf16 engine-int8"""
 PLACE = "cm3 bench decode"
 
@@ -81,6 +82,12 @@ def configure(parser: ArgumentParser) -> None:
         help="measure the parts of one engine step, and the lower bound of each, instead of comparing providers (CPU)",
     )
     parser.add_argument(
+        "--parallel",
+        action="store_true",
+        help="compare several codes of a picture per step with one, on the bundled models and on random weights, "
+        "instead of comparing providers",
+    )
+    parser.add_argument(
         "--device",
         choices=("cpu", "cuda"),
         default="cpu",
@@ -113,6 +120,8 @@ def _run(args: Namespace) -> int:
     from cm3lab.benchmarks.decode import report, runner
 
     where, extent, setup = _asked(args)
+    if args.parallel:
+        return _parallel(args, setup)
     providers = _providers(args, setup)
     stopwatch = kernels_runner.stopwatch_for(where)
     if args.parts:
@@ -198,6 +207,27 @@ def _providers(args: Namespace, setup: Setup) -> list[Any]:
     return [
         provider for provider in providers if not args.providers or provider.name in args.providers
     ]
+
+
+def _parallel(args: Namespace, setup: Setup) -> int:
+    """Print what several codes per step gain; returns 1 if a picture differs."""
+    from cm3lab.benchmarks.decode.parallel import measured, table
+
+    for option, given in (
+        ("--parts", args.parts),
+        ("--providers", args.providers),
+        ("--tokens", args.tokens),
+        ("--out", args.out),
+    ):
+        if given:
+            raise CM3Error(
+                f"{PLACE} --parallel", f"doesn't read {option}", "leave one of the two out"
+            )
+    same = True
+    for results in measured(setup, _unique(args.batch or (1,))):
+        print(table(results), flush=True)
+        same &= all(one.same for one in results)
+    return int(not same)
 
 
 class _Results:
