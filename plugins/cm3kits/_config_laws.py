@@ -93,20 +93,27 @@ def keys_read(config_class: type[Any], found: set[str]) -> Iterator[None]:
 
 
 def is_mentioned(key: str, *parts: Any) -> bool:
-    """Whether the modules of these classes and objects, or their packages, read an attribute with this name, or
-    contain it as a text, outside a config's `check`."""
+    """Whether the modules of these classes and objects, of their bases in the same distribution, or their packages,
+    read an attribute with this name, or contain it as a text, outside a config's `check`."""
     return any(key in _mentions(path) for path in _files(parts))
 
 
 def _files(parts: tuple[Any, ...]) -> list[Path]:
     found: dict[Path, None] = {}
-    for part in parts:
+    classes = [part if isinstance(part, type) else type(part) for part in parts]
+    for one in (base for own in classes for base in _own_bases(own)):
         with suppress(TypeError, OSError):
-            path = Path(inspect.getfile(part if isinstance(part, type) else type(part)))
+            path = Path(inspect.getfile(one))
             found[path] = None
             if (path.parent / "__init__.py").is_file():
                 found.update(dict.fromkeys(sorted(path.parent.glob("*.py"))[:_MOST_FILES]))
     return list(found)
+
+
+def _own_bases(cls: type) -> list[type]:
+    """The class and those of its bases that are in the same top-level package."""
+    package = cls.__module__.partition(".")[0]
+    return [base for base in cls.__mro__ if base.__module__.partition(".")[0] == package]
 
 
 def _mentions(path: Path) -> set[str]:

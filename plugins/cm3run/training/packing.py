@@ -501,6 +501,6 @@ def _is_index(value: object, end: int) -> bool:
 def _unusable(key: str, value: object) -> CheckpointError:
     return CheckpointError(
         "loader state",
-        f"state.json has an impossible {key}: {repr(value)[:40]}",
+        f"state.json has an impossible value of {key!r}: {repr(value)[:40]}",
         "use an older checkpoint, or copy it again from its source",
     )

@@ -229,7 +229,7 @@ def test_verdicts(recall, exact, good, line):
         ),
         (
             ["retriever=dense", "retriever.index=flt"],
-            "error: retriever.index: is 'flt'; did you mean 'flat'?\n  next: use one of these\n",
+            "error: retriever.index: is 'flt'; did you mean 'flat'?\n  next: use one of them\n",
         ),
     ],
 )

@@ -126,7 +126,7 @@ def test_a_task_without_candidates_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(DataError) as caught:
         evaluate(tmp_path / "a", bare)
-    assert tells(caught.value, "task 'documents': has no other real pictures among")
+    assert tells(caught.value, "task 'documents': has no other real pictures for a ranking")
     blank = Task("documents", "pictures", [Sample("a")], {})
     with pytest.raises(DataError, match="sample 'a': has no real picture"):
         list(bounding_pictures(Made(tmp_path, blank), 8, None))

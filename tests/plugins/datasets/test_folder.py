@@ -124,7 +124,7 @@ def test_bad_files_of_a_folder(tmp_path: Path) -> None:
         ("4.png", "is damaged: wrong checksum of chunk IDAT at byte 33", "replace or remove it"),
         ("5.jpg", "is truncated: the end marker of the JPEG is missing", "replace or remove it"),
         ("6.png", "has no caption: there is no 6.txt next to it", advice),
-        ("7.heic", "pictures of type .heic are not read", "convert it to PNG or JPEG"),
+        ("7.heic", "pictures of type .heic are not supported", "convert it to PNG or JPEG"),
         ("8.txt", "the caption is empty", "write one, or remove the record"),
         ("9.txt", "is not UTF-8 (byte 0)", "save it as UTF-8"),
     ]

@@ -355,7 +355,7 @@ def test_a_loader_resumes_and_counts() -> None:
     assert again.counts == loader.counts
     assert {int(value) // 4 for value in one.modality_BT.flatten()} == {0, 1}
     for wrong in ([1], [1, -1], "many"):
-        with pytest.raises(CheckpointError, match="has a counts that can't be"):
+        with pytest.raises(CheckpointError, match="has an impossible value of 'counts'"):
             again.load_state_dict({**state, "counts": wrong})
 
 

@@ -181,11 +181,11 @@ def test_bad_records_are_skipped_with_their_reason(tmp_path: Path, row: str, cau
         ({"columns": {}}, "dataset.columns: is empty"),
         (
             {"columns": {"caption": "text"}},
-            "dataset.pictures: names the field 'image', which has no",
+            "dataset.pictures: lists the field 'image', which has no",
         ),
         (
             {"columns": COLUMNS, "constants": {"caption": "x"}},
-            "dataset.constants.caption: is a column",
+            "dataset.constants.caption: is also a column",
         ),
     ],
 )

@@ -237,7 +237,7 @@ def test_a_huge_member_is_skipped_without_being_read(tmp_path: Path) -> None:
         (
             "0.tar: huge.png",
             "has 6,442,450,944 bytes, but a picture may have at most 268,435,456",
-            "make it smaller first",
+            "reduce its size first",
         )
     ]
 

@@ -109,7 +109,7 @@ def test_a_checkpoints_copy_is_exact_and_no_larger_than_the_file(
         assert torch.equal(loaded.model.state_dict()[name], tensor), name
     copy.write_bytes(pickle.dumps({"a": 1}))
     with pytest.raises(
-        CheckpointError, match=r"copy/model\.safetensors: not a readable safetensors file"
+        CheckpointError, match=r"copy/model\.safetensors: is not a readable safetensors file"
     ):
         TINY.load(tmp_path / "copy")
 

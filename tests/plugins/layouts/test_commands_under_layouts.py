@@ -121,7 +121,7 @@ def test_infill_is_refused(
     where = ("--box", "0,0,4,4", "--text", "a", "-o", tmp_path / "out.png")
     assert cm3(folder, "infill", shown, *where) == 2
     name = model.components.serializer.layout.name
-    assert f"and the layout {name!r} has no sentinels" in capsys.readouterr().err
+    assert f"but the layout {name!r} has no sentinels" in capsys.readouterr().err
     assert not (tmp_path / "out.png").exists()
     # but the end of a picture can be drawn
     below = model.continue_image(shown, 4, "a red apple")

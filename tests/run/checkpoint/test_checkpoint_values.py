@@ -186,7 +186,7 @@ def test_place_in_the_data_that_can_not_be(
     loader = json.loads((spoiled / STATE).read_text())["loader"]
     set_state(spoiled, loader={**loader, key: value})
     message = train_on(spoiled_run, small_registry, small_recipe)
-    assert f"state.json has an impossible {key}: " in message
+    assert f"state.json has an impossible value of {key!r}: " in message
 
 
 @pytest.mark.parametrize("sums", [[{}] * 4, [[10**400, 0]] * 4, [[None, 1]] * 4])
