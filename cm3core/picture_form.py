@@ -91,11 +91,6 @@ class CodeRules:
         """Number of codes that have a class."""
         return len(self.class_of)
 
-    @property
-    def num_states(self) -> int:
-        """Number of states."""
-        return len(self.follows)
-
     def states(self, codes_Nc: IntArray) -> IntArray:
         """Return the state before each code and after the last one, int32 [N, c + 1]; `FORBIDDEN` from the first code
         on that breaks the rules."""
@@ -195,16 +190,12 @@ class PictureForm:
             return self
         rules = self.rules
         if self.end is not None:
-            done = set(rules.follows[:, rules.class_of[self.end]].tolist()) - {FORBIDDEN}
-            alone = (rules.class_of == rules.class_of[self.end]).sum() == 1
-            closed = [
-                state
-                for state in done
-                if np.flatnonzero(rules.follows[state] != FORBIDDEN).tolist()
-                == [rules.class_of[self.end]]
-                and rules.follows[state, rules.class_of[self.end]] == state
-            ]
-            if not alone or len(done) != 1 or len(closed) != 1:
+            own = int(rules.class_of[self.end])
+            done = set(rules.follows[:, own].tolist()) - {FORBIDDEN}
+            only = np.full(rules.follows.shape[1], FORBIDDEN)
+            alone = (rules.class_of == own).sum() == 1 and len(done) == 1
+            only[own] = next(iter(done), FORBIDDEN)
+            if not alone or rules.follows[only[own]].tolist() != only.tolist():
                 raise TokenizerError(
                     "picture form",
                     f"code {self.end} is to end pictures, and its rules do not say so",
@@ -325,7 +316,7 @@ class Filling:
     def _backwards(self, length: int) -> BoolArray:
         """Before each place and behind the last, the states from which the rest can be filled, bool [c + 1, S]."""
         rules, num_codes = self._rules, len(self.given)
-        alive = np.zeros((num_codes + 1, rules.num_states), np.bool_)
+        alive = np.zeros((num_codes + 1, len(rules.follows)), np.bool_)
         if self.form.end is None:
             alive[num_codes] = True
         else:
@@ -342,7 +333,7 @@ class Filling:
     def _earliest_end(self) -> int:
         """Fewest codes of a sequence with what is given."""
         rules = self._rules
-        reached = np.zeros(rules.num_states, np.bool_)
+        reached = np.zeros(len(rules.follows), np.bool_)
         reached[0] = True
         known = np.flatnonzero(self.given != MISSING)
         least = int(known[-1]) + 1 if len(known) else 0
@@ -351,7 +342,7 @@ class Filling:
                 return place
             after = rules.follows[reached]
             after = after if code == MISSING else after[:, rules.class_of[code]]
-            reached = np.zeros(rules.num_states, np.bool_)
+            reached = np.zeros(len(rules.follows), np.bool_)
             reached[after[after != FORBIDDEN]] = True
         return len(self.given)
 

@@ -71,7 +71,7 @@ def test_text_and_back(objects) -> None:
 def test_boxes_outside_are_refused(box) -> None:
     with pytest.raises(DataError) as error:
         Boxes((("bell", box),), (20, 10))
-    assert "is empty or outside of the picture, which is 10 x 20" in str(error.value)
+    assert "is empty or outside the picture, which is 10 x 20" in str(error.value)
 
 
 def test_a_label_is_needed() -> None:

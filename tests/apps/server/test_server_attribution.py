@@ -171,7 +171,7 @@ def test_the_original_comes_with_its_licence(server):
         answer = httpx.get(f"{server.url}/v1/originals", params={"model": "toy", "id": id})
         assert answer.status_code == 404
         assert answer.json()["error"]["code"] == "no_original"
-    assert tells(answer.json()["error"]["message"], "id: was in front of no result")
+    assert tells(answer.json()["error"]["message"], "id: was not prepended for a recent result")
     answer = httpx.get(f"{server.url}/v1/originals", params={"model": "other", "id": "red"})
     assert answer.status_code == 404
 

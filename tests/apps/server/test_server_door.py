@@ -151,7 +151,7 @@ def test_a_request_that_ends_every_server_is_given_up():
     servers = Servers([LOST], [LOST], [LOST], [])
     status, error = error_of(ask(servers))
     assert (status, error["code"]) == (503, "servers_lost")
-    assert tells(error["message"], "3 servers ended")
+    assert tells(error["message"], "3 servers crashed")
     assert len(servers.calls) == 3
     servers = Servers(*[[start(STREAM), piece(grown(0, 0)), LOST]] * 3)
     sent = ask(servers)

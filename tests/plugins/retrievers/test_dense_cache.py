@@ -115,7 +115,7 @@ def test_the_cache_knows_embedder_ids_and_captions():
         ),
         (
             {"query_dropout": 1.0},
-            "retriever.query_dropout: is 1.0, and ... use 0 ... than 1",
+            "retriever.query_dropout: is 1.0, but ... use 0 ... than 1",
         ),
         (
             {"index": "falt"},

@@ -37,5 +37,5 @@ def test_a_request_must_be_words(request_text: str) -> None:
     with pytest.raises(RecipeError) as caught:
         Emu3CaptionConfig(request=request_text).check()
     assert str(caught.value) == (
-        f"task.request: is {request_text!r}\n  next: give words that have no braces"
+        f"task.request: is {request_text!r}\n  next: use words without braces"
     )

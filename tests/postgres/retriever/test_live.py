@@ -288,7 +288,7 @@ def test_an_unknown_database_is_refused_at_once(postgres):
     with pytest.raises(DatabaseError) as error:
         config.open_memory()
     assert time.monotonic() - begin < 30
-    assert "refuses the connection (" in str(error.value)
+    assert "rejects the connection (" in str(error.value)
     assert 'database "nowhere" does not exist)' in str(error.value)
 
 
