@@ -170,7 +170,7 @@ def test_a_moved_model_takes_its_image_tokenizer_along(
         TrustError, match=r"image_tokenizer\.weights reads .*tokenizer\.safetensors"
     ):
         open_checkpoint(moved, registry)
-    with pytest.raises(CheckpointError, match=r"tokenizer\.safetensors: no such file"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.safetensors: there is no such file"):
         open_checkpoint(moved, registry, trust_endpoints=[str(weights)])
 
 
