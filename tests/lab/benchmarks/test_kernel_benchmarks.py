@@ -281,7 +281,7 @@ def test_registry_refuses_a_name_that_is_taken_or_unknown() -> None:
     registry = BenchmarkRegistry()
     registry.add_op(DoublingOp())
     registry.add_provider("double", DoublingProvider("mine", 2.0))
-    with pytest.raises(CM3Error, match="double has a provider of this name"):
+    with pytest.raises(CM3Error, match="double already has a provider with this name"):
         registry.add_provider("double", DoublingProvider("mine", 2.0))
     with pytest.raises(CM3Error, match="another op has this name"):
         registry.add_op(DoublingOp())

@@ -256,7 +256,7 @@ def test_any_retriever_is_asked_beside_the_indexes(tmp_path: Path) -> None:
     assert [config.num_retrieved for config in found.values()] == [engines.NEAREST] * 2
     with pytest.raises(PluginError, match="no retriever is called 'densse'"):
         engines.retrievers_of(["densse"], registry)
-    with pytest.raises(CM3Error, match="has a memory of its own"):
+    with pytest.raises(CM3Error, match="has its own memory"):
         engines.retrievers_of(["pgvector"], registry)
     towers = Towers(300, 8)
     write_bank(tmp_path / "bank", towers)
