@@ -69,7 +69,7 @@ def test_given_size_of_the_text_range(registry: Registry) -> None:
     with pytest.raises(RecipeError) as caught:
         build(squares(registry, "vocabulary.num_text=10"), registry, stage="train")
     num = len(set("red green blue black white corner 0123")) + 16
-    assert tells(caught.value, f"vocabulary.num_text: is 10; the ... {num} ... and 4 ... {num + 4}")
+    assert tells(caught.value, f"vocabulary.num_text: is 10, but ... {num} ... 4 ... {num + 4}")
 
 
 def test_a_seed_decides_the_weights_and_leaves_the_generator_alone(registry: Registry) -> None:

@@ -99,7 +99,7 @@ def test_heads_that_the_backend_can_t_take_are_refused_with_the_recipe() -> None
     )
     with pytest.raises(RecipeError) as caught:
         recipe.check()
-    assert tells(caught.value, "attention: 'triton' takes heads ... most 128 ... have 144")
+    assert tells(caught.value, "attention: 'triton' supports heads ... most 128 ... have 144")
 
 
 def test_heads_that_no_kernel_takes_are_attended_to_as_a_whole_on_a_gpu() -> None:
