@@ -252,7 +252,7 @@ def message(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 @pytest.mark.slow
 def test_messages(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(place / "mine", {"letter.txt": "dear"})
-    assert tells(message(capsys, "-o", "mine"), "error: mine: holds 'letter.txt' and")
+    assert tells(message(capsys, "-o", "mine"), "error: mine: contains 'letter.txt' and")
     assert encode("-o", "out") == 0
     for other in (["--texts", "3"], ["image_tokenizer.variant=b"], ["dataset.num_documents=7"]):
         assert tells(

@@ -238,7 +238,7 @@ def test_a_model_that_only_continues_has_no_captions(
     assert list(drawn["splits"]) == ["train"]
     assert set(drawn["splits"]["train"]["drawn"]) == {"none"}
     assert not list(tmp_path.glob("captions*.png"))
-    assert "None, and nothing inpainted" in report._captions(drawn)
+    assert "No captions and no inpainting" in report._captions(drawn)
 
 
 @pytest.mark.slow

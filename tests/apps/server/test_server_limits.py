@@ -308,9 +308,9 @@ def test_a_body_that_says_that_it_is_not_compressed_is_read(server):
 
 
 def test_a_request_that_takes_too_long_ends():
-    with served({"toy": toy(0.5)}, limits=Limits(seconds=2.5)) as server:
+    with served({"toy": toy(0.5)}, limits=Limits(seconds=1.5)) as server:
         error = error_of(server.post(prompt="red"), 504)
-        assert (error["message"], error["code"]) == ("the response took more than 2.5 s", "timeout")
+        assert (error["message"], error["code"]) == ("the response took more than 1.5 s", "timeout")
         server.until(lambda: server.workshop.queue.in_flight == 0)
         with httpx.stream(
             "POST",
@@ -321,7 +321,7 @@ def test_a_request_that_takes_too_long_ends():
             lines = list(stream.iter_lines())
         assert lines[0] == "event: image_generation.partial_image"
         assert "event: error" in lines
-        assert "the response took more than 2.5 s" in lines[lines.index("event: error") + 1]
+        assert "the response took more than 1.5 s" in lines[lines.index("event: error") + 1]
 
 
 def test_unknown_paths_and_methods(server):

@@ -148,15 +148,15 @@ def test_what_is_not_there(values: dict, message: str) -> None:
         ({"dropout": 1.0}, "tune.dropout: is 1.0, must ... than 1"),
         (
             {"method": "layers"},
-            "tune.parameters: is empty, and ... 'layers' ... e.g",
+            "tune.parameters: is empty, but ... 'layers' ... e.g",
         ),
         (
             {"method": "embeddings", "parameters": ["fc1"]},
-            "tune.parameters: is given, and ... 'embeddings'",
+            "tune.parameters: is given, but ... 'embeddings'",
         ),
         (
             {"method": "head", "targets": ["fc1"]},
-            "tune.targets: is given, and ... 'head' ... tune.method",
+            "tune.targets: is given, but ... 'head' ... tune.method",
         ),
     ],
 )
