@@ -43,6 +43,9 @@ class DecoderConfig(ComponentConfig):
     #: Whether `build` on torch's device "meta" gives a decoder whose parameters (its only tensors) can
     #: be replaced by those of a file (`load_state_dict(assign=True)`), in float32 or bfloat16.
     builds_without_weights: ClassVar[bool] = False
+    #: Number of codes of one place of a picture that the decoder predicts in one forward pass. 1: one code after the
+    #: other, which serves every form of pictures (`cm3core.picture_form`).
+    codes_together: ClassVar[int] = 1
     context_length: int = 4096
 
     def build(
@@ -58,12 +61,6 @@ class DecoderConfig(ComponentConfig):
         """Return the bytes that generation keeps for this many tokens, at `itemsize` bytes per value, by
         arithmetic; None (the default): unknown."""
         return None
-
-    @property
-    def codes_together(self) -> int:
-        """Number of codes of one place of a picture that the decoder predicts in one forward pass. The default is 1:
-        one code after the other, which serves every form of pictures (`cm3core.picture_form`)."""
-        return 1
 
     def attention_head_dim(self) -> int | None:
         """Return the dimension of an attention head; None (the default): unknown."""

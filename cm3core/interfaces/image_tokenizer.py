@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -195,11 +196,12 @@ class ImageTokenizer(ABC):
                 law,
                 f"it returned codes {codes_Nc.min()}..{codes_Nc.max()} of {self.codebook_size}",
             )
-        if (strange := self.form.strange_place(codes_Nc)) is not None:
+        form = self.form
+        if form.rules is not None and (strange := form.strange_place(codes_Nc)) is not None:
             raise broken(
                 self,
                 "codes_keep_the_rules_of_their_form",
-                f"code {strange[1]} of picture {strange[0]}, {codes_Nc[strange]}, breaks the rules of {self.form.name}",
+                f"code {strange[1]} of picture {strange[0]}, {codes_Nc[strange]}, breaks the rules of {form.name}",
             )
         return codes_Nc
 
@@ -225,7 +227,8 @@ class ImageTokenizer(ABC):
                 f"{self.codebook_size} entries",
                 "subtract Vocabulary.image.start from token ids first",
             )
-        if (strange := self.form.strange_place(codes_Nc)) is not None:
+        form = self.form
+        if form.rules is not None and (strange := form.strange_place(codes_Nc)) is not None:
             raise TokenizerError(
                 f"codes of picture {strange[0]}",
                 f"code {strange[1]} is {codes_Nc[strange]}, which breaks the rules of {self.form.name}",
@@ -249,4 +252,7 @@ def _form_of_grid(
     """The form of a tokenizer that says its grid alone."""
     if type(tokenizer).grid is base.grid:
         raise NotImplementedError(f"{type(tokenizer).__name__}: define grid or form")
-    return PictureForm.of_grid(*tokenizer.grid)
+    return _grid_form(*tokenizer.grid)
+
+
+_grid_form = lru_cache(maxsize=64)(PictureForm.of_grid)

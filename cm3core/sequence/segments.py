@@ -159,7 +159,7 @@ class SegmentCodec:
         #: Which ids keep the rules of the form; None: it has none.
         self.code_grammar = None if self.form.rules is None else CodeGrammar(self.form, vocabulary)
         self.layout = SentinelLayout(vocabulary) if layout is None else layout
-        if self.form.is_sequence and not self.layout.writes_sequences:
+        if self.form.end is not None and not self.layout.writes_sequences:
             raise DocumentError(
                 f"layout {self.layout.name}",
                 f"writes pictures of one length, and these are {self.form.name}",
@@ -270,7 +270,7 @@ class SegmentCodec:
 
     def _length(self, codes: Codes) -> int:
         """Number of a picture's codes that are written: of a sequence up to its end, or all if it is missing."""
-        if not self.form.is_sequence:
+        if self.form.end is None:
             return len(codes.codes)
         if codes.missing is None:
             return self.form.length(codes.codes)
@@ -289,17 +289,17 @@ class SegmentCodec:
         codes = self.vocabulary.to_codes(tokens)
         form = self.form
         whole = len(tokens) == self.num_codes
-        if form.is_sequence:
+        if form.end is not None:
             whole = 0 < len(tokens) <= self.num_codes and codes[-1] == form.end
             whole = whole and form.length(codes) == len(codes)
         if not whole:
-            has = form.name if form.is_sequence else self.num_codes
+            has = form.name if form.end is not None else self.num_codes
             raise DocumentError(
                 "image segment",
-                f"{len(tokens)} codes, but a picture {'is' if form.is_sequence else 'has'} {has}",
+                f"{len(tokens)} codes, but a picture {'is' if form.end is not None else 'has'} {has}",
                 "decode whole pictures",
             )
-        return Codes(form.padded(codes) if form.is_sequence else codes, self.grid)
+        return Codes(form.padded(codes) if form.end is not None else codes, self.grid)
 
     def in_frame(self, tokens: IntArray) -> tuple[IntArray, IntArray]:
         """Ids int32 of a picture's codes, including the frame around them, and their cells."""
@@ -333,7 +333,7 @@ class SegmentCodec:
         if isinstance(segment, Codes) and not missing_codes(segment).any():
             writer.add(*self.in_frame(self.code_tokens(segment, place)))
             opening, closing = len(self.frame.opening), len(self.frame.closing)
-            grid = None if self.form.is_sequence else self.grid
+            grid = None if self.form.end is not None else self.grid
             return Span(
                 start + opening, writer.length - closing, "image", grid, depth=self.form.depth
             )

@@ -117,7 +117,7 @@ def _fill_segment(
         tokens = codec.code_tokens(segment, "query document")
         for run in runs_of(missing_codes(segment)):
             content = following()
-            ends = codec.form.is_sequence and run[-1] == len(segment.codes) - 1
+            ends = codec.form.end is not None and run[-1] == len(segment.codes) - 1
             if len(content) != len(run) and not (ends and 0 < len(content) < len(run)):
                 raise DocumentError(
                     "contents",
@@ -174,7 +174,7 @@ def _segment_contents(
         )
         missing = missing_codes(asked)
         known = np.flatnonzero(~missing[: len(before)])
-        fits = len(before) == len(tokens) or (codec.form.is_sequence and missing[-1])
+        fits = len(before) == len(tokens) or (codec.form.end is not None and missing[-1])
         fits = fits and (not len(known) or known[-1] < len(tokens))
         if fits and np.array_equal(before[known], tokens[known]):
             return [tokens[run[0] : run[-1] + 1] for run in runs_of(missing)]

@@ -54,8 +54,9 @@ def can_look_ahead(rows: Sequence[ActiveRequest], groups: Sequence[Group]) -> bo
 MOST_UNASKED = 16
 #: Share of the past that counts after each further step: about twenty steps are remembered.
 FADING = 0.95
-#: Least gain for which "auto" draws several codes per step; keeping the guesses costs some.
-LEAST_GAIN = 1.1
+#: Least gain for which "auto" draws several codes per step: keeping guesses costs some. With 1.1, four candidates of a
+#: bundled model (8 stream rows) took 14% longer or 11% less than one by one.
+LEAST_GAIN = 1.2
 
 
 @dataclass

@@ -189,7 +189,7 @@ class ActiveRequest:
         cells = hole.cells[len(content) - len(tokens) : len(content)]
         codes, missing = before.codes.copy(), before.missing.copy()
         drawn, form = serializer.vocabulary.to_codes(tokens), serializer.form
-        per_row = CODES_PER_EVENT if form.is_sequence else before.grid[1]
+        per_row = CODES_PER_EVENT if form.end is not None else before.grid[1]
         grown = []
         for place, cell in enumerate(cells.tolist()):
             codes[cell], missing[cell] = drawn[place], False

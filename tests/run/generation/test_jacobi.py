@@ -181,7 +181,7 @@ def test_windows_of_auto_by_hand():
     known.add(window=16, accepted=16)
     assert (known.steps, known.window, known.accepted) == pytest.approx((1.95, 31.2, 27.4))
     assert known.best_window(num_rows=2, rows_at_once=30) == 16
-    assert known.best_window(num_rows=64, rows_at_once=30) == 4, "a power of at most 0.9"
+    assert known.best_window(num_rows=32, rows_at_once=30) == 8, "a power of at most 0.9"
 
 
 def test_auto_stops_where_no_guess_is_right(decoder):

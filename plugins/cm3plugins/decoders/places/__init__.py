@@ -40,7 +40,7 @@ class PlacesConfig(CM3LeonConfig):
     codes_per_place: int = 4
 
     @property
-    def codes_together(self) -> int:
+    def codes_together(self) -> int:  # type: ignore[override]  # each config has its own
         """`codes_per_place`."""
         return self.codes_per_place
 
