@@ -253,14 +253,12 @@ class PictureForm:
         return int(ends[0]) + 1 if len(ends) else len(codes_c)
 
     def padded(self, codes_m: IntArray) -> IntArray:
-        """The array int32 [c] of the codes that count: `end` repeated behind them."""
-        whole = np.full(self.num_codes, -1 if self.end is None else self.end, np.int32)
-        whole[: len(codes_m)] = codes_m
-        return whole
+        """The array int32 [c] of a picture's codes: `end` is repeated after those of a sequence."""
+        after = np.full(self.num_codes - len(codes_m), self.end or 0, np.int32)
+        return np.concatenate([codes_m, after]).astype(np.int32)
 
     def strange_place(self, codes_Nc: IntArray) -> tuple[int, int] | None:
-        """The first (picture, place) whose code breaks the rules, or which a picture lacks its end behind; None: all keep
-        them. Codes are in range."""
+        """First (picture, place) whose code breaks the rules, or after which the end is missing; None: there is none."""
         if self.rules is None:
             return None
         states = self.rules.states(codes_Nc)
@@ -274,8 +272,7 @@ class PictureForm:
         return picture, int(wrong[0]) - 1 if len(wrong) else codes_Nc.shape[1] - 1
 
     def completed(self, codes_c: IntArray, missing_c: BoolArray) -> IntArray:
-        """A picture int32 [c] that decodes: missing codes are the first that keep the rules; a sequence that has none of
-        its last codes ends as soon as it can."""
+        """A picture int32 [c] that decodes: missing codes follow the rules, a sequence ends as soon as it can."""
         given = np.where(missing_c, MISSING, codes_c).astype(np.int32)
         if self.rules is None:
             return np.maximum(given, 0)
