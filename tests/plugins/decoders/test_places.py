@@ -129,3 +129,19 @@ def test_parameters_are_counted_without_building():
     assert config.num_parameters(VOCABULARY, FORM.grid) == sum(
         parameter.numel() for parameter in decoder.parameters()
     )
+
+
+def test_states_stay_as_they_are_while_the_cache_goes_on():
+    inference = parts(PlacesConfig(**SIZES, codes_per_place=3)).preparer.inference
+    cache = inference.allocate_cache(1, 8)
+    tokens = torch.tensor([[5, *VOCABULARY.of_codes(np.array([0, 2, 5])).tolist()]])
+    cells = torch.tensor([[-1, 0, 1, 2]])
+    kept = []
+    with torch.inference_mode():
+        for place in range(4):
+            own = slice(place, place + 1)
+            states = inference.hidden_states(tokens[:, own], cells_BT=cells[:, own], cache=cache)
+            kept.append((states, states.clone()))
+            cache.advance([1])
+    for states, before in kept:
+        assert torch.equal(states, before)
