@@ -311,9 +311,8 @@ class PlacesInference(InferenceDecoder):
         place_BT = torch.tensor(first, device=device)[:, None] + torch.arange(T, device=device)
         predicts_BT = fold.predicts_BT.gather(1, place_BT)
         out_BPE: Tensor | None = None
-        before_BTE = cache.last_BE[:, None].repeat(
-            1, T, 1
-        )  # a copy: `advance` writes to it in place
+        # a copy, because `advance` writes to it in place
+        before_BTE = cache.last_BE[:, None].repeat(1, T, 1)
         if bool((predicts_BT >= 0).any()):
             out_BPE = self.inner.hidden_states(
                 fold.tokens_BPk, cache=cache.inner, cells_BT=fold.cells_BP
