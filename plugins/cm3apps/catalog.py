@@ -192,6 +192,7 @@ def _in_short(config_class: type[Any]) -> list[str]:
     """What a config says of its default values; nothing if it has none, or if they don't suffice."""
     try:
         lines: list[str] = config_class().in_short()
+    # keys without a default, or a size that they do not decide
     except (TypeError, NotImplementedError, CM3Error):
         return []
     return lines

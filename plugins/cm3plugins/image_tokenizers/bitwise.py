@@ -16,6 +16,7 @@ from cm3core.document import IntArray, PixelArray
 from cm3core.errors import DataError, RecipeError
 from cm3core.picture_form import CodeRules, PictureForm
 from cm3plugins.image_tokenizers.by_arrays import (
+    NUM_SQUARES,
     Arrays,
     ArrayTokenizer,
     FloatArray,
@@ -28,9 +29,6 @@ from cm3plugins.image_tokenizers.by_arrays import (
     to_pixels,
     whole_numbers,
 )
-
-#: Number of training squares: more make no visible difference.
-_NUM_SQUARES = 60_000
 
 
 @dataclass(kw_only=True)
@@ -112,7 +110,7 @@ class BitwiseTokenizerConfig(PatchArraysConfig):
             DataError: squares differ in fewer directions than bits.
         """
         squares_Pd = squares_of(images_NHWC, self.patch_size)
-        chosen = np.random.default_rng(self.seed).permutation(len(squares_Pd))[:_NUM_SQUARES]
+        chosen = np.random.default_rng(self.seed).permutation(len(squares_Pd))[:NUM_SQUARES]
         rows_Pd = squares_Pd[np.sort(chosen)].astype(np.float64)
         differ = np.linalg.matrix_rank(rows_Pd - rows_Pd.mean(0)) if len(rows_Pd) else 0
         if differ < self.bits:

@@ -26,6 +26,7 @@ from cm3core.files import atomic_path, make_folder, write_text
 from cm3core.interfaces.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from cm3core.interfaces.reach import READS, Outside
 from cm3core.picture_form import PictureForm
+from cm3plugins.image_tokenizers import check_multiple
 from cm3plugins.trained.bundled import weights_path
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ Arrays: TypeAlias = Mapping[str, npt.NDArray[Any]]
 Shapes: TypeAlias = Mapping[str, tuple[str, tuple[int, ...]]]
 
 SAVED = "model.safetensors"
+#: Number of training squares: more make no visible difference.
+NUM_SQUARES = 60_000
 #: Largest whole number of a direction.
 _LARGEST = 2**15 - 1
 #: Codes of a picture at most.
@@ -152,12 +155,7 @@ class PatchArraysConfig(ArrayTokenizerConfig):
     def check(self) -> None:
         """Ranges and combinations; raises a `RecipeError` that names the key."""
         super().check()
-        if self.resolution % self.patch_size:
-            raise RecipeError(
-                "image_tokenizer.resolution",
-                f"is {self.resolution}, not a multiple of patch_size {self.patch_size}",
-                "change one of the two",
-            )
+        check_multiple(self.resolution, "patch_size", self.patch_size)
         if (number := (self.resolution // self.patch_size) ** 2 * self.codes_per_place) > _MOST:
             raise RecipeError(
                 "image_tokenizer.patch_size",

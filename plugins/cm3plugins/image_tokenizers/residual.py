@@ -16,6 +16,7 @@ from cm3core.document import IntArray, PixelArray
 from cm3core.errors import DataError
 from cm3core.picture_form import CodeRules, PictureForm
 from cm3plugins.image_tokenizers.by_arrays import (
+    NUM_SQUARES,
     Arrays,
     ArrayTokenizer,
     FloatArray,
@@ -30,8 +31,6 @@ from cm3plugins.image_tokenizers.by_arrays import (
 if TYPE_CHECKING:
     import torch
 
-#: Number of training squares: more make no visible difference.
-_NUM_SQUARES = 60_000
 #: Numbers in a table of distances.
 _CHUNK = 2**22
 
@@ -113,7 +112,7 @@ class ResidualTokenizerConfig(PatchArraysConfig):
                 "give more pictures, or lower image_tokenizer.stage_size",
             )
         rng = np.random.default_rng(self.seed)
-        chosen = np.sort(rng.permutation(len(squares_Pd))[:_NUM_SQUARES])
+        chosen = np.sort(rng.permutation(len(squares_Pd))[:NUM_SQUARES])
         left_Pd = squares_Pd[chosen].astype(np.float64)
         stages = []
         for _ in range(self.depth):

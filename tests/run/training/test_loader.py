@@ -108,6 +108,7 @@ def test_an_epoch_that_is_too_short_for_the_streams_is_refused(tmp_path: Path) -
     assert tells(caught.value, "data set: epoch 0 has 2 ... data.num_streams 3")
 
 
+# Documents that are skipped or cut are the case that is tested.
 @pytest.mark.filterwarnings("ignore:document n1. is skipped", "ignore:.*were too long")
 def test_batches_with_substitutes_are_resumed_bit_for_bit(tmp_path: Path) -> None:
     def loader() -> BatchLoader:

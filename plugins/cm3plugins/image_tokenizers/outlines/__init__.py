@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from cm3core.errors import RecipeError
 from cm3core.interfaces.image_tokenizer import ImageTokenizerConfig
 from cm3core.picture_form import FORBIDDEN, CodeRules, PictureForm
+from cm3plugins.image_tokenizers import check_multiple
 
 if TYPE_CHECKING:
     from cm3plugins.image_tokenizers.outlines.tokenizer import OutlineTokenizer
@@ -50,12 +50,7 @@ class OutlinesConfig(ImageTokenizerConfig):
     def check(self) -> None:
         """Ranges and combinations; raises a `RecipeError` that names the key."""
         super().check()
-        if self.resolution % self.cells:
-            raise RecipeError(
-                "image_tokenizer.resolution",
-                f"is {self.resolution}, not a multiple of cells {self.cells}",
-                "change one of the two",
-            )
+        check_multiple(self.resolution, "cells", self.cells)
 
     @property
     def codebook_size(self) -> int:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cm3core.document import PixelArray
-from cm3core.errors import RecipeError
 from cm3core.interfaces.image_tokenizer import ImageTokenizerConfig
 from cm3core.interfaces.reach import READS, Outside
+from cm3plugins.image_tokenizers import check_multiple
 from cm3plugins.trained.bundled import BUNDLED, is_bundled
 
 if TYPE_CHECKING:
@@ -56,12 +56,7 @@ class PatchTokenizerConfig(ImageTokenizerConfig):
     def check(self) -> None:
         """Check ranges and combinations; raises a `RecipeError` that names the key."""
         super().check()
-        if self.resolution % self.patch_size:
-            raise RecipeError(
-                "image_tokenizer.resolution",
-                f"is {self.resolution}, not a multiple of patch_size {self.patch_size}",
-                "change one of the two",
-            )
+        check_multiple(self.resolution, "patch_size", self.patch_size)
 
     @property
     def grid(self) -> tuple[int, int]:
