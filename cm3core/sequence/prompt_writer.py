@@ -523,7 +523,7 @@ class _PromptWriter:
             raise DocumentError(
                 _place(index),
                 f"is a picture of at most {most} codes, and pictures here are {form.name}",
-                f"leave most_codes out, or use {limits}",
+                f"leave the maximum out, or use {limits}",
             )
         return raster[:most]
 
