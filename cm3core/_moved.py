@@ -43,6 +43,7 @@ MOVED = {
     "cm3core.config.components": "cm3core.config.schema",
     "cm3core.config.interpolation": "cm3core.config.schema",
     "cm3core.fonts": "cm3run.sheets",
+    "cm3core.interfaces.benchmark": "cm3run.benchmarks",
     "cm3core.interfaces.contract": "cm3core.interfaces.component",
     "cm3core.interfaces.kind": "cm3core.interfaces.component",
     "cm3core.interfaces.model_parts": "cm3core.interfaces.sampler",
@@ -122,7 +123,6 @@ class MovedModules(MetaPathFinder):
 
     It comes first in `sys.meta_path`: Python would take the remains of a moved package (`__pycache__`) for an
     empty package of that name.
-    package of its name.
 
     Args:
         moved: earlier name -> new name.

@@ -182,7 +182,7 @@ class TokenSequence:
     Args:
         tokens: int32 [n].
         cells: int32 [n]; raster index of an image code in its picture, `NO_CELL` for every other
-            token.
+            token. With positions see `PictureForm.cells`.
         segments: text and image segments in order; specials (<eos>, <break>) are in none of them.
         query_segment: index into `segments` of the first segment of the query document; earlier segments
             are retrieved.
@@ -190,6 +190,7 @@ class TokenSequence:
             Empty if no task made the document.
         decided: for conversations: indices of other tokens that the model must predict, those that begin a
             picture or end a turn.
+        cells_of: computes the cells of a picture's codes, some of which may be missing. None: they are raster indices.
     """
 
     tokens: IntArray
@@ -198,6 +199,7 @@ class TokenSequence:
     query_segment: int = 0
     responses: tuple[Span, ...] = ()
     decided: tuple[int, ...] = ()
+    cells_of: Callable[[IntArray], IntArray] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -209,7 +209,7 @@ def cm3_benchmarks() -> Mapping[str, str]:
     """Ops and providers for `cm3 bench kernels`: a name of your choice -> "module:function".
 
     The function is imported only when benchmarks run. It receives a
-    `cm3core.interfaces.benchmark.BenchmarkRegistry` and adds to it: `registry.add_op(op)`, or
+    `cm3run.benchmarks.BenchmarkRegistry` and adds to it: `registry.add_op(op)`, or
     `registry.add_provider("attention", provider)` for an existing op.
     """
 

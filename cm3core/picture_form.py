@@ -1,5 +1,5 @@
-"""The form of a picture's codes: a grid of places with one or several codes each, or a sequence that ends; and the
-rules by which one code may follow another.
+"""The form of a picture's codes: a grid of places with one or several codes each, or a sequence that ends; the rules by
+which one code may follow another; and where a code stands, for decoders that use it.
 
 Codes of a picture are one array int32 [c] in every form, in the order in which they are generated. A grid of R x C
 places with k codes each has c = R * C * k: raster order, the codes of a place side by side. A sequence has at most c
@@ -8,15 +8,18 @@ In the tokens of a document a sequence stops with its first `end`.
 
 Rules are a finite state machine over classes of codes: `follows[state, class]` is the next state. They hold for the
 pictures that a tokenizer encodes, and what a model generates is drawn among the codes that keep them, so that it always
-decodes. Legend: c codes, S states, K classes, N pictures, V codes of the codebook.
+decodes. Legend: c codes, S states, K classes, N pictures, V codes of the codebook, A axes, m codes that follow each other.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -126,6 +129,87 @@ class CodeRules:
         return CodeRules(classes, np.array([[1, FORBIDDEN], [1, 2], [FORBIDDEN, 2]], np.int32))
 
 
+class CodePositions(ABC):
+    """Where each code of a picture stands, in numbers that a decoder may use: row and column, or a pen's x and y.
+
+    A position depends on its code and on the codes before it in the picture, never on later ones: it is what the codes
+    so far lead to. States are values that nothing changes. Equal fingerprints mean equal positions.
+    """
+
+    @property
+    @abstractmethod
+    def axes(self) -> Mapping[str, int]:
+        """Name of each axis, an identifier -> its number of positions n; they are 0..n-1."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Short text that says how positions are computed, for example a name and all sizes."""
+
+    @abstractmethod
+    def start(self) -> Hashable:
+        """The state before the first code."""
+
+    @abstractmethod
+    def after(self, state: Any, code: int) -> Hashable:
+        """The state after one more code; `MISSING`: one that is still to be generated, so nothing is known of it."""
+
+    @abstractmethod
+    def place(self, state: Any) -> tuple[int, ...]:
+        """The position on each axis of the code that led to this state, in the order of `axes`."""
+
+    def of(self, codes_m: IntArray) -> IntArray:
+        """Positions of a picture's first m codes, int32 [m, A]."""
+        return self.behind(self.start(), codes_m)[0]
+
+    def behind(self, state: Any, codes_m: IntArray) -> tuple[IntArray, Any]:
+        """Positions int32 [m, A] of codes that follow a state, and the state after them."""
+        sizes, places = list(self.axes.values()), []
+        for code in codes_m.tolist():
+            state = self.after(state, code)
+            place = self.place(state)
+            if len(place) != len(sizes) or not all(
+                0 <= own < size for own, size in zip(place, sizes, strict=True)
+            ):
+                raise TokenizerError(
+                    "positions of codes",
+                    f"{place} after the code {code}, and the axes are {dict(self.axes)}",
+                    "give each axis a number from 0 to its size - 1",
+                )
+            places.append(place)
+        return np.array(places, np.int32).reshape(len(places), len(sizes)), state
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, CodePositions) and self.fingerprint == other.fingerprint
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
+
+class GridPositions(CodePositions):
+    """Row and column of each code of a grid, and its slot where places have several codes."""
+
+    def __init__(self, rows: int, columns: int, depth: int = 1) -> None:
+        self._sizes = {"row": rows, "column": columns} | ({"slot": depth} if depth > 1 else {})
+
+    @property
+    def axes(self) -> Mapping[str, int]:
+        return self._sizes
+
+    @property
+    def fingerprint(self) -> str:
+        return f"grid {list(self._sizes.values())}"
+
+    def start(self) -> int:
+        return -1
+
+    def after(self, state: int, code: int) -> int:
+        return state + 1
+
+    def place(self, state: int) -> tuple[int, ...]:
+        return tuple(map(int, np.unravel_index(state, tuple(self._sizes.values()))))
+
+
 @dataclass(frozen=True)
 class PictureForm:
     """How the codes of every picture of a tokenizer stand; make one with `of_grid` or `sequence`.
@@ -135,6 +219,8 @@ class PictureForm:
         depth: codes of a place.
         end: the code that ends a sequence. None: a grid, whose number of codes is fixed.
         rules: which codes may follow which. None: any code may stand anywhere.
+        positions: where each code stands. None: at its index, no more is known.
+        fed_axes: axes of `positions` that a decoder is fed, see `for_axes`.
     """
 
     rows: int
@@ -142,21 +228,33 @@ class PictureForm:
     depth: int = 1
     end: int | None = None
     rules: CodeRules | None = None
+    positions: CodePositions | None = None
+    fed_axes: tuple[str, ...] = ()
 
     @staticmethod
     def of_grid(
-        rows: int, columns: int, depth: int = 1, rules: CodeRules | None = None
+        rows: int,
+        columns: int,
+        depth: int = 1,
+        rules: CodeRules | None = None,
+        *,
+        positions: CodePositions | None = None,
     ) -> PictureForm:
-        """Return the form of rows * columns places with `depth` codes each.
+        """Return the form of rows * columns places with `depth` codes each; `positions`: for example `GridPositions`.
 
         Raises:
             TokenizerError: a size below 1, or rules by which no such picture can be.
         """
-        return PictureForm(rows, columns, depth, None, rules)._checked()
+        return PictureForm(rows, columns, depth, None, rules, positions)._checked()
 
     @staticmethod
     def sequence(
-        most_codes: int, end: int, codebook_size: int, rules: CodeRules | None = None
+        most_codes: int,
+        end: int,
+        codebook_size: int,
+        rules: CodeRules | None = None,
+        *,
+        positions: CodePositions | None = None,
     ) -> PictureForm:
         """Return the form of at most `most_codes` codes, the last of which is `end`.
 
@@ -166,6 +264,7 @@ class PictureForm:
             codebook_size: number of codes, `end` included.
             rules: which codes may follow which; `end` must lead to a state that only `end` follows. None: any code, at
                 least one, then `end`.
+            positions: where each code stands.
 
         Raises:
             TokenizerError: numbers out of range, or rules by which a picture could not end in time.
@@ -177,7 +276,7 @@ class PictureForm:
                 "give two codes or more, and an end among the codes",
             )
         rules = CodeRules.until_end(codebook_size, end) if rules is None else rules
-        return PictureForm(1, most_codes, 1, end, rules)._checked()
+        return PictureForm(1, most_codes, 1, end, rules, positions)._checked()
 
     def _checked(self) -> PictureForm:
         if min(self.rows, self.columns, self.depth) < 1:
@@ -241,6 +340,51 @@ class PictureForm:
         each = "" if self.depth == 1 else f" with {self.depth} codes each"
         return f"a grid of {self.rows} x {self.columns} places{each}"
 
+    def for_axes(self, axes: Mapping[str, int]) -> PictureForm:
+        """The form for a decoder that is fed these axes of the positions (name -> size), in this order.
+
+        Raises:
+            TokenizerError: the positions have no such axis, or more positions than 32 bits can number.
+        """
+        has = {} if self.positions is None else dict(self.positions.axes)
+        if any(has.get(name) != size for name, size in axes.items()):
+            raise TokenizerError(
+                "picture form",
+                f"a decoder takes the axes {dict(axes)}, and codes here have {has or 'no positions'}",
+                "give the decoder axes that the image tokenizer has (cm3 describe image_tokenizer), or none",
+            )
+        if (number := self.num_codes * prod(axes.values())) >= 2**31:
+            raise TokenizerError(
+                "picture form",
+                f"{self.num_codes:,} codes at any position of {dict(axes)} are {number:,} cells, and 2**31 is too many",
+                "give the decoder fewer axes, or axes of fewer positions",
+            )
+        return replace(self, fed_axes=tuple(axes))
+
+    def cells(self, codes_m: IntArray, first: int = 0, state: Any = None) -> tuple[IntArray, Any]:
+        """What a decoder is fed beside each of a picture's codes: index + c * position, int32 [m].
+
+        The position is one number for all of `fed_axes`: mixed radix, the last axis fastest; 0 without axes.
+
+        Args:
+            codes_m: codes that follow each other; `MISSING` for one that is still to be generated.
+            first: index of the first.
+            state: of the positions before the first, unless that is 0.
+
+        Returns:
+            The cells, and the state after them.
+        """
+        cells = np.arange(first, first + len(codes_m), dtype=np.int32)
+        if not self.fed_axes:
+            return cells, None
+        assert self.positions is not None
+        start, sizes = state if first else self.positions.start(), dict(self.positions.axes)
+        places_mA, state = self.positions.behind(start, codes_m)
+        position_m = np.zeros_like(cells)
+        for name in self.fed_axes:
+            position_m = position_m * sizes[name] + places_mA[:, list(sizes).index(name)]
+        return cells + self.num_codes * position_m, state
+
     def length(self, codes_c: IntArray) -> int:
         """Number of codes of one picture that count: up to the first `end` of a sequence, that one included.
 
@@ -292,7 +436,7 @@ class Filling:
     rest, known codes included, can still keep the rules.
 
     Args:
-        form: with rules.
+        form: with rules, or with axes of positions that are fed.
         given: int32 [c]; `MISSING` where a code is missing. Of a sequence known to end, `end` up to c.
         most: maximum number of codes of a sequence whose end is missing. None: c.
         soon: allow only codes that end a sequence as early as it can.
@@ -301,14 +445,16 @@ class Filling:
     def __init__(
         self, form: PictureForm, given: IntArray, most: int | None = None, *, soon: bool = False
     ) -> None:
-        assert form.rules is not None
         self.form, self.given = form, given
+        #: Number of codes so far, and the states of rules and of positions behind them.
+        self._place, self._state, self._position = 0, 0, None
+        if form.rules is None:
+            return
         self._rules = form.rules
         length = len(given) if most is None or form.end is None else min(most, len(given))
         if soon and form.end is not None and given[-1] == MISSING:
             length = self._earliest_end()
         self._alive = self._backwards(length)
-        self._place, self._state = 0, 0
 
     def _backwards(self, length: int) -> BoolArray:
         """Before each place and behind the last, the states from which the rest can be filled, bool [c + 1, S]."""
@@ -352,21 +498,36 @@ class Filling:
     @property
     def can_be_filled(self) -> bool:
         """Whether any codes keep the rules."""
-        return bool(self._alive[0, 0])
+        return self.form.rules is None or bool(self._alive[0, 0])
 
     def allowed(self, place: int) -> BoolArray:
         """Classes of codes that may be drawn at a missing place, bool [K]. All missing codes before it are put."""
-        while self._place < place:  # known codes between the missing ones
-            self._advance(int(self.given[self._place]))
+        self._reach(place)
         after_K = self._rules.follows[self._state]
         allowed: BoolArray = self._alive[place + 1][np.maximum(after_K, 0)] & (after_K != FORBIDDEN)
         return allowed
 
-    def put(self, place: int, code: int) -> None:
-        """Take in the code that was drawn at a place, right after `allowed` of it."""
-        assert place == self._place
-        self._advance(code)
+    def cells(self, place: int, codes_m: IntArray) -> IntArray:
+        """What a decoder is fed beside these codes from a place on, see `PictureForm.cells`; they are not taken in."""
+        self._reach(place)
+        return self.form.cells(codes_m, place, self._position)[0]
 
-    def _advance(self, code: int) -> None:
-        self._state = int(self._rules.follows[self._state, self._rules.class_of[code]])
+    def put(self, place: int, code: int) -> int:
+        """Take in the code that was drawn at a place; return what a decoder is fed beside it."""
+        self._reach(place)
+        return self._advance(code)
+
+    def _reach(self, place: int) -> None:
+        """Take in known codes between the missing ones."""
+        while self._place < place:
+            self._advance(int(self.given[self._place]))
+
+    def _advance(self, code: int) -> int:
+        cell = self._place
+        if self.form.rules is not None:
+            self._state = int(self.form.rules.follows[self._state, self.form.rules.class_of[code]])
+        if self.form.fed_axes:
+            one = np.array([code], np.int32)
+            [cell], self._position = self.form.cells(one, self._place, self._position)
         self._place += 1
+        return int(cell)

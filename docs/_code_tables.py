@@ -10,8 +10,8 @@ def inputs() -> list[str]:
     """What providers of each op get, in its smallest case."""
     import torch
 
-    from cm3core.interfaces.benchmark import BenchmarkRegistry, Where
     from cm3lab.benchmarks.ops import add
+    from cm3run.benchmarks import BenchmarkRegistry, Where
 
     registry, where = BenchmarkRegistry(), Where(torch.device("cpu"), "cpu", "dry")
     add(registry)

@@ -288,7 +288,12 @@ def to_plain(value: object) -> Any:
     Inner components that a recipe chose by name keep their names."""
     if is_dataclass(value) and not isinstance(value, type):
         name = chosen_name(value) if isinstance(value, ComponentConfig) else ""
-        keys = {item.name: to_plain(getattr(value, item.name)) for item in init_fields(type(value))}
+        later = getattr(value, "later_keys", ())
+        keys = {
+            item.name: to_plain(getattr(value, item.name))
+            for item in init_fields(type(value))
+            if item.name not in later or getattr(value, item.name) != default(item)
+        }
         return {"name": name, **keys} if name else keys
     if isinstance(value, (list, tuple)):
         return [to_plain(item) for item in value]

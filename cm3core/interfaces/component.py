@@ -75,6 +75,9 @@ class ComponentConfig:
     #: subclass adds to its bases' keys.
     not_in_outputs: ClassVar[tuple[str, ...]] = ()
 
+    #: Keys that came after recipes were hashed: with their defaults they are not written, so hashes stay.
+    later_keys: ClassVar[tuple[str, ...]] = ()
+
     def check(self) -> None:
         """Raise `RecipeError` if the values can't work together.
 

@@ -15,7 +15,7 @@ from cm3core.interfaces.component import ComponentConfig
 from cm3core.vocab import Vocabulary
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import torch
     from torch import Tensor, nn
@@ -56,6 +56,11 @@ class DecoderConfig(ComponentConfig):
         Weights are initialised from torch's global generator. `grid` is the image tokenizer's
         (rows, columns); decoders without grid positions ignore it."""
         raise NotImplementedError
+
+    def position_axes(self) -> Mapping[str, int]:
+        """Return the axes of codes' positions that the decoder takes, name -> size; by default none. They are in its
+        cells, in this order: see `PictureForm.cells`."""
+        return {}
 
     def cache_bytes(self, num_tokens: int, itemsize: int) -> int | None:
         """Return the bytes that generation keeps for this many tokens, at `itemsize` bytes per value, by
@@ -192,7 +197,8 @@ class InferenceDecoder(ABC):
                 calls `cache.advance` afterwards. Padding of a ragged chunk may reach past the end
                 of a row or of the context; it is never counted, and may be dropped.
             positions_BT: int64, 0..context_length-1. None: continue from each row's length.
-            cells_BT: int64; raster index of an image code in its picture, -1 elsewhere. None: all
+            cells_BT: int64; raster index of an image code in its picture, with positions if the config has
+                `position_axes`; -1 elsewhere. None: all
                 -1.
         """
 
@@ -249,7 +255,8 @@ class Decoder(ABC):
         Args:
             tokens_BT: int64 ids.
             positions_BT: int64, 0..context_length-1. None: 0..T-1.
-            cells_BT: int64; raster index of an image code in its picture, -1 elsewhere. None: all
+            cells_BT: int64; raster index of an image code in its picture, with positions if the config has
+                `position_axes`; -1 elsewhere. None: all
                 -1.
             kv_start_BT: int64; first position in the row that each token sees (documents packed
                 into one row). None: 0.

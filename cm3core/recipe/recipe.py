@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from cm3core import interfaces as base
 from cm3core.arguments import checked
 from cm3core.config.schema import all_parts, check_config, defaults, needs_of, to_plain
-from cm3core.errors import CM3Error, PluginError, RecipeError
+from cm3core.errors import CM3Error, PluginError, RecipeError, TokenizerError
 from cm3core.interfaces.component import ComponentConfig, choose, chosen_name
 from cm3core.interfaces.layout import VocabularyParts
 from cm3core.plugins.discovery import load_registry
@@ -263,7 +263,7 @@ class Recipe(KindSections):
         self._check_read()
         self._check_vocabulary()
         self._check_layout()
-        self._check_places()
+        self._check_form()
         self._check_context()
         self._check_heads()
         self._check_candidates()
@@ -317,20 +317,25 @@ class Recipe(KindSections):
                 "use more heads, or another attention backend (cm3 kinds attention)",
             )
 
-    def _check_places(self) -> None:
-        """Check that the decoder predicts together as many codes as a place has, or one."""
+    def _check_form(self) -> None:
+        """Check that the decoder predicts together as many codes as a place has, or one; and that codes have the
+        positions that it takes."""
         decoder, tokenizer = available(self.decoder), available(self.image_tokenizer)
-        if decoder is None or tokenizer is None or decoder.codes_together == 1:
+        if decoder is None or tokenizer is None:
             return
-        form, number = tokenizer.form, decoder.codes_together
-        if form.depth != number:
+        form, number, names = tokenizer.form, decoder.codes_together, self.component_names
+        if number not in (1, form.depth):
             raise RecipeError(
                 "decoder",
-                f"{self.component_names['decoder']!r} predicts {number} codes of a place together, and pictures "
-                f"of image_tokenizer {self.component_names['image_tokenizer']!r} are {form.name}",
+                f"{names['decoder']!r} predicts {number} codes of a place together, and pictures "
+                f"of image_tokenizer {names['image_tokenizer']!r} are {form.name}",
                 "give the decoder that number, or choose one that predicts codes one after the other "
                 "(cm3 kinds decoder)",
             )
+        try:
+            form.for_axes(decoder.position_axes())
+        except TokenizerError as error:
+            raise RecipeError("decoder", error.cause, error.next_step) from None
 
     def _check_vocabulary(self) -> None:
         if self.vocabulary.num_text is None and self.text_tokenizer is None:

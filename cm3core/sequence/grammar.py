@@ -58,7 +58,8 @@ class Hole:
         row_end: int32; tokens fed after the last cell of each row.
         columns: cells per row; 0 if rows have no end tokens.
         picture_begin: for text: id of the token that begins a picture and so also ends the text. None: none does.
-        given: int32 [c]; codes of the hole's picture, `MISSING` for missing ones. None: the form has no rules.
+        given: int32 [c]; codes of the hole's picture, `MISSING` for missing ones. None: the form has no rules, and
+            decoders are fed none of its positions.
     """
 
     segment: int
@@ -283,24 +284,25 @@ LegalIds: TypeAlias = IdRanges
 
 
 class CodeGrammar:
-    """The rules of a form of pictures, as ids of a vocabulary.
+    """The rules of a form of pictures, as ids of a vocabulary; and its positions.
 
     Args:
-        form: with rules.
+        form: with rules, or with axes of positions that are fed.
         vocabulary: has an id for each code.
     """
 
     def __init__(self, form: PictureForm, vocabulary: Vocabulary) -> None:
-        assert form.rules is not None
+        self.form = form
+        #: Id of the code that ends a sequence. None: pictures are no sequences.
+        self.end: int | None = None
+        if form.rules is None:
+            return
         if form.rules.codebook_size != vocabulary.num_image:
             raise DocumentError(
                 "picture form",
                 f"has rules for {form.rules.codebook_size} codes, the vocabulary has {vocabulary.num_image}",
                 "give every code of the codebook a class",
             )
-        self.form = form
-        #: Id of the code that ends a sequence. None: pictures are no sequences.
-        self.end: int | None = None
         if form.end is not None:
             self.end = int(vocabulary.of_codes(np.array([form.end], np.int32))[0])
         self._first = vocabulary.image.start
@@ -341,7 +343,7 @@ class HoleGrammar:
         text_of: text of ids; needed for holes that stop at a string, or begin with a lead.
         begins_with: ids that can come first in a text that begins with a string; needed for holes
             with a lead.
-        codes: the rules of pictures; None: they have none.
+        codes: the rules and positions of pictures; None: they have none.
     """
 
     holes: tuple[Hole, ...]
@@ -357,6 +359,8 @@ class HoleGrammar:
     ends: list[str] = field(default_factory=list)
     #: Tokens of the current hole so far.
     current: list[int] = field(default_factory=list)
+    #: Cells of the tokens that the last `take` recorded, with their positions.
+    drawn_cells: IntArray = field(default_factory=lambda: np.zeros(0, np.int32))
     #: The segment whose picture is being filled, and how far it is; only with `codes`.
     _filling: tuple[int, Filling] | None = None
 
@@ -380,7 +384,7 @@ class HoleGrammar:
         """Ids that may be drawn next. A text hole begins with its lead and may not stay empty
         (`min_tokens`), because no training span is empty."""
         if self.modality == "image":
-            return (self.vocabulary.image,) if self.codes is None else self._legal_codes(self.codes)
+            return self._legal_codes() if self._ruled else (self.vocabulary.image,)
         text = self.vocabulary.text_ranges(self.num_text_ids)
         end = self.hole.ends_with
         lead = self.hole.lead
@@ -400,7 +404,7 @@ class HoleGrammar:
         """Number of draws for which `legal` stays the same and no forced token comes between: 1 in
         text and in pictures with rules, a run of cells in other pictures."""
         hole, place = self.hole, len(self.current)
-        if self.modality == "text" or self.codes is not None:
+        if self.modality == "text" or self._ruled:
             return 1
         if not hole.columns:
             return _room(hole) - place
@@ -415,6 +419,16 @@ class HoleGrammar:
         it."""
         return len(self.current), _room(self.hole) - 1
 
+    @property
+    def _ruled(self) -> bool:
+        """Whether codes have rules."""
+        return self.codes is not None and self.codes.form.rules is not None
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether what is fed beside a code depends on the codes before it."""
+        return self.codes is not None and bool(self.codes.form.fed_axes)
+
     def cells(self, num: int) -> IntArray:
         """Raster index of the cell of each of the next `num` draws; `NO_CELL` for
         text."""
@@ -422,6 +436,13 @@ class HoleGrammar:
             return np.full(num, NO_CELL, np.int32)
         assert self.hole.cells is not None
         return self.hole.cells[len(self.current) : len(self.current) + num]
+
+    def fed_cells(self, tokens: IntArray) -> IntArray:
+        """What is fed beside the next draws if they are `tokens`, all legal: see `PictureForm.cells`."""
+        cells = self.cells(len(tokens))
+        if not len(cells) or not self.is_placed or self.modality == "text":
+            return cells
+        return self._picture().cells(int(cells[0]), self.vocabulary.to_codes(tokens))
 
     def take(self, tokens: IntArray) -> IntArray:
         """Record `tokens`, the next draws (at most `num_draws`).
@@ -443,10 +464,11 @@ class HoleGrammar:
                 "correct the sampler: only ids that `allowed_nR` permits may be drawn",
             )
         hole = self.hole
+        self.drawn_cells = self.cells(len(tokens))
         if self.modality == "text" and int(tokens[0]) in (hole.ends_with, hole.picture_begin):
             ended = "end" if int(tokens[0]) == hole.ends_with else "picture"
             return self._close(ended, forced_end=False)
-        ends = self.codes is not None and self._put_code(self.codes, int(tokens[0]))
+        ends = self.codes is not None and self.modality == "image" and self._put(tokens)
         self.current.extend(tokens.tolist())
         row_end = hole.row_end if hole.ends_row(len(self.current) - 1) else hole.row_end[:0]
         full, stops = ends or len(self.current) >= _room(hole), self._stops()
@@ -459,27 +481,33 @@ class HoleGrammar:
     def forced_cells(self, forced: IntArray) -> IntArray:
         """The cells of the tokens that `take` just returned, some of which are known codes."""
         cells = np.full(len(forced), NO_CELL, np.int32)
-        if len(forced) and self.hole.prefix_cells is not None and not self.current:
-            cells[len(forced) - len(self.hole.prefix_cells) :] = self.hole.prefix_cells
+        if len(forced) and (known := self.hole.prefix_cells) is not None and not self.current:
+            if self.is_placed:
+                codes = self.vocabulary.to_codes(self.hole.prefix)
+                known = self._picture().cells(int(known[0]), codes)
+            cells[len(forced) - len(known) :] = known
         return cells
 
-    def _legal_codes(self, codes: CodeGrammar) -> LegalIds:
-        """Ids of the codes that keep the rules at the next cell."""
-        hole = self.hole
-        assert hole.cells is not None
-        if self._filling is None or self._filling[0] != hole.segment:
-            self._filling = hole.segment, codes.filling(hole)
-        return codes.ids(self._filling[1].allowed(int(hole.cells[len(self.current)])))
+    def _picture(self) -> Filling:
+        """The picture of the current hole, with what is drawn of it."""
+        assert self.codes is not None
+        if self._filling is None or self._filling[0] != self.hole.segment:
+            self._filling = self.hole.segment, self.codes.filling(self.hole)
+        return self._filling[1]
 
-    def _put_code(self, codes: CodeGrammar, token: int) -> bool:
-        """Take in a code that `legal` allowed; returns whether it ends its picture."""
-        if self.modality == "text":
-            return False
-        assert self._filling is not None
+    def _legal_codes(self) -> LegalIds:
+        """Ids of the codes that keep the rules at the next cell."""
+        assert self.codes is not None
         assert self.hole.cells is not None
-        code = int(self.vocabulary.to_codes(np.array([token], np.int32))[0])
-        self._filling[1].put(int(self.hole.cells[len(self.current)]), code)
-        return token == codes.end
+        return self.codes.ids(self._picture().allowed(int(self.hole.cells[len(self.current)])))
+
+    def _put(self, tokens: IntArray) -> bool:
+        """Take in codes that `legal` allowed; returns whether they end their picture."""
+        assert self.codes is not None
+        picture, codes = self._picture(), self.vocabulary.to_codes(tokens).tolist()
+        cells = [picture.put(*one) for one in zip(self.drawn_cells.tolist(), codes, strict=True)]
+        self.drawn_cells = np.array(cells, np.int32)
+        return int(tokens[-1]) == self.codes.end
 
     def _stops(self) -> bool:
         """Whether the text now contains one of its stop strings."""

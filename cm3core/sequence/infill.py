@@ -26,6 +26,7 @@ from cm3core.document import (
     TokenSequence,
 )
 from cm3core.errors import DocumentError
+from cm3core.picture_form import MISSING
 from cm3core.vocab import Vocabulary
 
 #: Tokens added per moved span: the sentinel in its place, the sentinel before it, and <eoss>.
@@ -77,12 +78,13 @@ def move_spans(
     """
     tokens: list[IntArray] = []
     cells: list[IntArray] = []
+    before_spans = _cells_before_spans(sequence, spans, vocabulary)
     losses: list[npt.NDArray[np.float32]] = []
     no_cell = np.full(1, NO_CELL, np.int32)
 
-    def copy(start: int, stop: int) -> None:
+    def copy(start: int, stop: int, known: IntArray) -> None:
         tokens.append(sequence.tokens[start:stop])
-        cells.append(sequence.cells[start:stop])
+        cells.append(known[start:stop])
         losses.append(weights[start:stop])
 
     def special(token: int, weight: float) -> None:
@@ -96,16 +98,34 @@ def move_spans(
     end = 0
     for sentinel, start, stop in moved:
         assert end <= start < stop
-        copy(end, start)
+        copy(end, start, before_spans)
         special(sentinel, float(weights[start]) * sentinel_loss)
         end = stop
-    copy(end, len(sequence))
+    copy(end, len(sequence), before_spans)
     closing = vocabulary.end_of_infill if moved else 0
     for sentinel, start, stop in moved:
         special(sentinel, float(weights[start]) * sentinel_loss)
-        copy(start, stop)
+        copy(start, stop, sequence.cells)
         special(closing, float(weights[start]))
     return MaskedSequence(np.concatenate(tokens), np.concatenate(cells), np.concatenate(losses))
+
+
+def _cells_before_spans(
+    sequence: TokenSequence, spans: Sequence[tuple[int, int]], vocabulary: Vocabulary
+) -> IntArray:
+    """Cells int32 [n] that are known before the spans' contents: positions of codes behind a span in a picture would
+    tell what is in it."""
+    if sequence.cells_of is None:
+        return sequence.cells
+    cells, moved = sequence.cells.copy(), np.zeros(len(sequence), np.bool_)
+    for start, stop in spans:
+        moved[start:stop] = True
+    for span in sequence.segments:
+        own = span.start + np.flatnonzero(cells[span.start : span.stop] >= 0)
+        if moved[own].any():
+            codes = np.where(moved[own], MISSING, vocabulary.to_codes(sequence.tokens[own]))
+            cells[own] = sequence.cells_of(codes)
+    return cells
 
 
 @checked(DocumentError)

@@ -393,14 +393,11 @@ class _PromptWriter:
             opening = self.codec.frame.opening
             begin = opening[0] if opening and isinstance(last, TextHole) else None
             return self._prompt(text_hole(index, _NO_TOKENS, hole, end, lead, begin))
-        kind, run, tokens = "image", self._cells(last, index), self.codec.raster
-        if isinstance(last, Codes):
-            tokens = self.codec.code_tokens(last, _place(index))
-            if not is_image_hole(last):
-                kind, [run] = "codes", runs_of(missing_codes(last))
-        tokens, cells = self.codec.in_frame(tokens)
-        known = slice(int(np.flatnonzero(cells == run[0])[0]))
-        self.writer.add(tokens[known], cells[known])
+        kind, run, known = "image", self._cells(last, index), _NO_TOKENS
+        if isinstance(last, Codes) and not is_image_hole(last):
+            kind, [run] = "codes", runs_of(missing_codes(last))
+            known = self.codec.code_tokens(last, _place(index))[: run[0]]
+        self.writer.add(*self.codec.in_frame(known, closed=False))
         return self._prompt(self._code_hole(last, (index, kind, run, _NO_TOKENS), None))
 
     def _prompt(self, *holes: Hole) -> Prompt:
@@ -460,6 +457,10 @@ class _PromptWriter:
         of each span of missing runs."""
         tokens = self.codec.code_tokens(segment, _place(index))
         raster = self.codec.raster[: len(tokens)]
+        # positions as far as they are known before the missing codes are
+        cells = self.codec.cells(
+            np.where(missing_codes(segment), MISSING, segment.codes)[: len(tokens)]
+        )
         self.writer.add(self.codec.frame.opening)
         end = 0
         for place, run in enumerate(runs_of(missing_codes(segment))):
@@ -470,9 +471,9 @@ class _PromptWriter:
                 self._add_code_hole(segment, (index, "codes", run, tokens[known]))
                 self.holes[-1] = replace(self.holes[-1], prefix_cells=raster[known])
                 continue
-            self.writer.add(tokens[known], raster[known])
+            self.writer.add(tokens[known], cells[known])
             self._add_code_hole(segment, (index, "codes", run, self._write_sentinel()))
-        self.writer.add(tokens[end:], raster[end:])
+        self.writer.add(tokens[end:], cells[end:])
         self.writer.add(self.codec.frame.closing)
 
     def _add_code_hole(self, segment: Segment, run: tuple[int, str, IntArray, IntArray]) -> None:
@@ -492,9 +493,8 @@ class _PromptWriter:
         return replace(hole, row_end=row_end, columns=columns) if columns else hole
 
     def _given(self, segment: Segment, index: int, cells: IntArray) -> IntArray | None:
-        """What is known of a picture whose form has rules; raises `DocumentError` where nothing could be generated."""
-        rules = self.codec.code_grammar
-        if rules is None:
+        """What is known of a picture that has a grammar; raises `DocumentError` where nothing could be generated."""
+        if self.codec.code_grammar is None:
             return None
         given = np.full(self.codec.num_codes, MISSING, np.int32)
         if isinstance(segment, Codes):

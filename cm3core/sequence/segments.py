@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -131,7 +131,8 @@ class SegmentCodec:
     Args:
         vocabulary: the table of ids.
         text_tokenizer: its ids are placed at `vocabulary.text`; it must fit there.
-        form: the form of every picture, or (rows, columns) for a grid with one code per place.
+        form: the form of every picture, for the axes of the decoder (`PictureForm.for_axes`), or (rows, columns) for a
+            grid with one code per place.
         max_spans: maximum number of masked spans per sequence in the decoder's training; prompts use no
             further sentinels. None: all sentinels of the vocabulary.
         layout: the tokens around segments, with this vocabulary; None: `SentinelLayout`.
@@ -156,8 +157,10 @@ class SegmentCodec:
         self.vocabulary, self.text_tokenizer = vocabulary, text_tokenizer
         self.form = form if isinstance(form, PictureForm) else PictureForm.of_grid(*form)
         self.grid, self.num_codes = self.form.grid, self.form.num_codes
-        #: Which ids keep the rules of the form; None: it has none.
-        self.code_grammar = None if self.form.rules is None else CodeGrammar(self.form, vocabulary)
+        #: Which ids keep the rules of the form, and the positions of codes; None: it has none.
+        self.code_grammar: CodeGrammar | None = None
+        if self.form.rules is not None or self.form.fed_axes:
+            self.code_grammar = CodeGrammar(self.form, vocabulary)
         self.layout = SentinelLayout(vocabulary) if layout is None else layout
         if self.form.end is not None and not self.layout.writes_sequences:
             raise DocumentError(
@@ -301,10 +304,19 @@ class SegmentCodec:
             )
         return Codes(form.padded(codes) if form.end is not None else codes, self.grid)
 
-    def in_frame(self, tokens: IntArray) -> tuple[IntArray, IntArray]:
-        """Ids int32 of a picture's codes, including the frame around them, and their cells."""
-        cells = picture_tokens(self.raster[: len(tokens)], self._no_cells, self.grid[1])
-        return picture_tokens(tokens, self.frame, self.grid[1]), cells
+    def cells(self, codes_m: IntArray) -> IntArray:
+        """What decoders are fed beside a picture's codes, int32 [m], see `PictureForm.cells`."""
+        return self.form.cells(codes_m)[0]
+
+    def in_frame(self, tokens: IntArray, *, closed: bool = True) -> tuple[IntArray, IntArray]:
+        """Ids int32 of a picture's first codes, including the frame around them, and their cells; `closed`: they are
+        all of it."""
+        cells = self.cells(self.vocabulary.to_codes(tokens))
+        framed = [
+            picture_tokens(run, frame if closed else replace(frame, closing=()), self.grid[1])
+            for run, frame in ((tokens, self.frame), (cells, self._no_cells))
+        ]
+        return framed[0], framed[1]
 
     @cached_property
     def _no_cells(self) -> Frame:

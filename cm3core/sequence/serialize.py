@@ -282,7 +282,8 @@ class Serializer(SegmentCodec):
         writer.add(self.layout.end)
         tokens, cells = writer.joined()
         facts = query_segment, tuple(responses), tuple(decided)
-        return TokenSequence(tokens, cells, tuple(spans), *facts)
+        cells_of = self.cells if self.form.fed_axes else None
+        return TokenSequence(tokens, cells, tuple(spans), *facts, cells_of)
 
     def documents(self, sequence: TokenSequence | IntArray) -> list[Document]:
         """The documents of an unmasked sequence, query last: the inverse of `sequence`.

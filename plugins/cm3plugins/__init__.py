@@ -41,7 +41,7 @@ _moved.serve(
     {
         "cm3run.grey": "cm3plugins.icons.ink",
         "cm3plugins.benchmarks": "cm3lab.benchmarks",
-        "cm3plugins.benchmarks.registry": "cm3core.interfaces.benchmark",
+        "cm3plugins.benchmarks.registry": "cm3run.benchmarks",
         "cm3plugins.image_tokenizers.public": "cm3published.image_tokenizers",
         "cm3plugins.layouts.chameleon": "cm3published.layouts.chameleon",
         "cm3plugins.retrievers.pgvector": "cm3postgres",

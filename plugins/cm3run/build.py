@@ -292,7 +292,7 @@ def build(
     image_tokenizer.move_to(chosen := torch.device(device))
     built_on = chosen if decoder_device is None else decoder_device
     check_weights_fit(section(recipe, "decoder"), vocabulary, grid, built_on)
-    form = image_tokenizer.form
+    form = image_tokenizer.form.for_axes(section(recipe, "decoder").position_axes())
     serializer = _serializer(recipe, registry, layout, text_tokenizer, form, stored.max_spans)
     config = section(recipe, "attention")
     attention: AttentionBackend = built(config.build(), config, registry)

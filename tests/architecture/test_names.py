@@ -48,7 +48,7 @@ OTHER_MEANINGS = {
     ("checkpoint/layout.py", "tokens"): "how many were trained on",
     ("cli/task.py", "tokens"): "how many a document has",
     ("interfaces/objective.py", "tokens"): "a field of sequences",
-    ("interfaces/benchmark.py", "tokens"): "how many a case draws",
+    ("benchmarks.py", "tokens"): "how many a case draws",
     ("training/loop.py", "tokens"): "how many were trained on",
 }
 

@@ -45,6 +45,7 @@ EARLIER = {
     "cm3core.sequence.packing": ["Packer"],
     "cm3core.trust": ["guard"],
     "cm3core.trust.guard": ["guard"],
+    "cm3core.interfaces.benchmark": ["DecodeProvider", "TorchProvider"],
     "cm3plugins.benchmarks.registry": [
         "BenchmarkRegistry",
         "Case",

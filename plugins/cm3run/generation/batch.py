@@ -264,7 +264,8 @@ class Batch:
         ahead = self._looks_ahead()
         drawn = self._draw_ahead() if ahead else None
         if drawn is None:
-            num = 1 if ahead else min(max_draws, *(row.draws_now for row in self.rows))
+            placed = any(row.grammar.is_placed for row in self.rows)
+            num = 1 if ahead or placed else min(max_draws, *(row.draws_now for row in self.rows))
             drawn = list(self._draw(num, np.stack([row.grammar.cells(num) for row in self.rows])))
             if self._guesses is not None and not ahead:
                 self._guesses.passed_over(self.rows)
@@ -272,7 +273,6 @@ class Batch:
         for row, tokens in zip(self.rows, drawn, strict=True):
             if row.error is not None:
                 continue
-            cells = row.grammar.cells(len(tokens))
             try:
                 forced = row.grammar.take(tokens)
             except BaseException as error:  # for example from a text tokenizer
@@ -283,7 +283,7 @@ class Batch:
             if row.state is not None:
                 row.state.drawn.append(tokens)
             row.num_fed += len(tokens) + len(forced)
-            forced_cells = row.grammar.forced_cells(forced)
+            cells, forced_cells = row.grammar.drawn_cells, row.grammar.forced_cells(forced)
             row.record_read(np.append(tokens, forced), np.append(cells, forced_cells))
             queues[id(row)] = (
                 np.concatenate([tokens[-1:], forced]),
@@ -316,7 +316,7 @@ class Batch:
             )
             return
         pairs = [
-            (tokens, row.grammar.cells(len(tokens)))
+            (tokens, row.grammar.fed_cells(tokens))
             for row, tokens in zip(self.rows, guesses, strict=True)
             for _ in row.prompts
         ]

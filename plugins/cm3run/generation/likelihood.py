@@ -164,8 +164,8 @@ class _Writer:
         first, end = self.grammar.progress
         place = np.arange(first, first + len(tokens))
         self.progress.append(np.stack([place, np.full(len(tokens), end)], axis=1))
-        self.fed.add(tokens, self.grammar.cells(len(tokens)))
         forced = self.grammar.take(tokens)
+        self.fed.add(tokens, self.grammar.drawn_cells)
         self.fed.add(forced, self.grammar.forced_cells(forced))
 
     def row(self) -> ForcedRow:

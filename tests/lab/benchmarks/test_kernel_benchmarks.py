@@ -15,7 +15,12 @@ import torch
 
 from cm3apps.cli.main import main
 from cm3core.errors import CM3Error
-from cm3core.interfaces.benchmark import (
+from cm3lab.benchmarks import measure, report, runner
+from cm3lab.benchmarks.ops import add
+from cm3lab.benchmarks.ops.attention import AttentionOp, attention_case
+from cm3lab.benchmarks.ops.guided_sample import chain
+from cm3lab.benchmarks.ops.segment_decode import decode_case
+from cm3run.benchmarks import (
     BenchmarkRegistry,
     Case,
     Inputs,
@@ -26,11 +31,6 @@ from cm3core.interfaces.benchmark import (
     Where,
     relative_error,
 )
-from cm3lab.benchmarks import measure, report, runner
-from cm3lab.benchmarks.ops import add
-from cm3lab.benchmarks.ops.attention import AttentionOp, attention_case
-from cm3lab.benchmarks.ops.guided_sample import chain
-from cm3lab.benchmarks.ops.segment_decode import decode_case
 from messages import tells
 
 LIMITS = {"copy_bytes_per_s": 1e9, "matmul_flop_per_s": 1e9}
@@ -292,7 +292,7 @@ def test_registry_refuses_a_name_that_is_taken_or_unknown() -> None:
 
 MINE = """
 from cm3core.hookspecs import hookimpl
-from cm3core.interfaces.benchmark import Provider
+from cm3run.benchmarks import Provider
 from torch.nn.functional import cross_entropy, linear
 import torch
 

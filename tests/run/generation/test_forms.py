@@ -16,7 +16,7 @@ from torch import nn
 
 from cm3core.document import Codes, ImageHole, Text, TextHole
 from cm3core.errors import DocumentError, GenerationError
-from cm3core.picture_form import CodeRules, PictureForm
+from cm3core.picture_form import CodeRules, GridPositions, PictureForm
 from cm3core.sequence.serialize import Serializer
 from cm3plugins.attention import SDPAAttentionConfig
 from cm3plugins.decoders.cm3leon import CM3LeonConfig
@@ -28,6 +28,7 @@ from cm3run.generation.likelihood import Likelihood
 from engine_parts import LETTERS, LetterTokenizer
 from messages import tells
 from profiles import examples
+from small_pens import Pen
 
 #: Pairs of a code 0..3 and a code 4..7, then the end.
 END = 8
@@ -39,17 +40,21 @@ FORMS = {
     "sequence": PictureForm.sequence(9, END, 9, PAIRS),
     "free sequence": PictureForm.sequence(9, END, 9),
     "several codes": PictureForm.of_grid(2, 2, 3, CodeRules.by_slot([2, 3, 4])),
+    "pen": PictureForm.sequence(9, END, 9, PAIRS, positions=Pen()),
+    "slots": PictureForm.of_grid(
+        2, 2, 3, CodeRules.by_slot([2, 3, 4]), positions=GridPositions(2, 2, 3)
+    ),
 }
 VOCABULARY = CM3LeonVocabulary(num_text=4 + len(LETTERS), num_image=9, num_sentinels=8)
 
 
 def parts(name: str) -> tuple[Engine, Serializer]:
     form = FORMS[name]
-    serializer = Serializer(VOCABULARY, LetterTokenizer(), form)
+    axes = {} if form.positions is None else dict(form.positions.axes)
+    serializer = Serializer(VOCABULARY, LetterTokenizer(), form.for_axes(axes))
     torch.manual_seed(3)
-    config = CM3LeonConfig(
-        num_layers=2, d_model=32, num_heads=2, context_length=64, grid_positions=True
-    )
+    sizes = {"num_layers": 2, "d_model": 32, "num_heads": 2, "context_length": 64}
+    config = CM3LeonConfig(**sizes, grid_positions=True, code_axes=axes)
     decoder = config.build(VOCABULARY, SDPAAttentionConfig().build(), form.grid).eval()
     for parameter in decoder.parameters():
         nn.init.normal_(parameter, std=0.35)

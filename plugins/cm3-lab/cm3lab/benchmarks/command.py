@@ -118,8 +118,8 @@ def run(args: Namespace) -> int:
 def _run(args: Namespace) -> int:
     import torch
 
-    from cm3core.interfaces.benchmark import BenchmarkRegistry, Where
     from cm3lab.benchmarks import report, runner
+    from cm3run.benchmarks import BenchmarkRegistry, Where
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 import torch._dynamo
 
-from cm3core.interfaces.benchmark import Case, Inputs, Op, Provider, Where
 from cm3lab.benchmarks import measure
 from cm3lab.benchmarks.measure import Stopwatch, Timing
+from cm3run.benchmarks import Case, Inputs, Op, Provider, Where
 from cm3run.progress import make_bar
 
 #: An input is repeated only after this many times the cache's size, with at most this many copies

@@ -24,6 +24,8 @@ ACTIVATIONS = ("relu", "gelu")
 #: Far above any real model; the modules of very many narrow layers would exhaust memory even
 #: if their weights fit.
 MAX_LAYERS = 10_000
+#: The same for the tables of positions.
+MAX_POSITIONS = 2**20
 
 
 @dataclass(kw_only=True)
@@ -42,6 +44,7 @@ class CM3LeonConfig(CM3LeonSettings, DecoderConfig):
         "codebook_scale",
         "position_init_std",
     )
+    later_keys: ClassVar[tuple[str, ...]] = ("code_axes",)
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
         "num_layers": (1, MAX_LAYERS),
         "context_length": (1, 2**24),
@@ -80,6 +83,18 @@ class CM3LeonConfig(CM3LeonSettings, DecoderConfig):
                     "the defaults are the paper's values",
                 )
 
+        for name, size in self.code_axes.items():
+            if not name.isidentifier() or not 1 <= size <= MAX_POSITIONS:
+                raise RecipeError(
+                    f"decoder.code_axes.{name}",
+                    f"has the size {size}; names are letters and digits, sizes 1 to {MAX_POSITIONS:,}",
+                    "give an axis of the image tokenizer's positions (cm3 describe image_tokenizer)",
+                )
+
+    def position_axes(self) -> Mapping[str, int]:
+        """`code_axes`."""
+        return self.code_axes
+
     def attention_head_dim(self) -> int:
         """`d_model` / `num_heads`."""
         return self.d_model // self.num_heads
@@ -93,7 +108,7 @@ class CM3LeonConfig(CM3LeonSettings, DecoderConfig):
             + (2 * width // self.num_heads if self.qk_norm else 0)
         )
         rows = vocabulary.size * (1 if self.tie_embeddings else 2) + self.context_length
-        rows += sum(grid) if self.grid_positions else 0
+        rows += (sum(grid) if self.grid_positions else 0) + sum(self.code_axes.values())
         return rows * width + self.num_layers * layer
 
     def training_memory(

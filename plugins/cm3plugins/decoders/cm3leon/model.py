@@ -118,6 +118,8 @@ class CM3LeonDecoder(TransformerDecoder):
         if config.grid_positions:
             self.embed_rows = nn.Embedding(grid[0], config.d_model)
             self.embed_columns = nn.Embedding(grid[1], config.d_model)
+        for name, size in config.code_axes.items():
+            self.add_module(f"embed_axis_{name}", nn.Embedding(size, config.d_model))
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.make_head()
         self.reset_parameters()
@@ -145,18 +147,30 @@ class CM3LeonDecoder(TransformerDecoder):
         return cast(Tensor, self.embed_tokens(tokens_BT))
 
     def embed(self, tokens_BT: Tensor, positions_BT: Tensor, cells_BT: Tensor | None) -> Tensor:
-        """Sum the embeddings of token and position (and, for image codes, of row and column)."""
+        """Sum the embeddings of token and position (and, for image codes, of row and column, and of their axes)."""
         x_BTE = self.embed_ids(tokens_BT)
         if x_BTE.device.type == "cpu":  # weights are bfloat16, sums aren't
             x_BTE = x_BTE.to(torch.promote_types(x_BTE.dtype, torch.float32))
         x_BTE = x_BTE + self.embed_positions(positions_BT)
-        if self.config.grid_positions and cells_BT is not None:
-            raster_BT = cells_BT.clamp(min=0)
-            grid_BTE = self.embed_rows(raster_BT // self.grid[1]) + self.embed_columns(
-                raster_BT % self.grid[1]
-            )
-            x_BTE = x_BTE + grid_BTE * (cells_BT >= 0)[..., None].to(grid_BTE.dtype)
+        if cells_BT is not None and (self.config.grid_positions or self.config.code_axes):
+            code_BTE = self.embed_cells(cells_BT.clamp(min=0))
+            x_BTE = x_BTE + code_BTE * (cells_BT >= 0)[..., None].to(code_BTE.dtype)
         return F.dropout(x_BTE, self.config.dropout, self.training)
+
+    def embed_cells(self, cells_BT: Tensor) -> Tensor:
+        """Sum the embeddings of rows and columns, and of the axes of positions, see `PictureForm.cells`."""
+        axes, found = self.config.code_axes, []
+        if axes:
+            position_BT = cells_BT // (self.grid[0] * self.grid[1])
+            for name, size in reversed(axes.items()):
+                table = cast(nn.Embedding, getattr(self, f"embed_axis_{name}"))
+                found.append(table(position_BT % size))
+                position_BT = position_BT // size
+            cells_BT = cells_BT % (self.grid[0] * self.grid[1])
+        if self.config.grid_positions:
+            rows_BTE = self.embed_rows(cells_BT // self.grid[1])
+            found.append(rows_BTE + self.embed_columns(cells_BT % self.grid[1]))
+        return cast(Tensor, sum(found[1:], found[0]))
 
     def normed(self, x_BTE: Tensor) -> Tensor:
         return layer_norm(x_BTE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from cm3core.interfaces.reach import TEXT, Outside
@@ -29,6 +29,9 @@ class CM3LeonSettings:
         position_init_std: the same for the learned positions.
         grid_positions: add learned row and column embeddings to the inputs of image codes. Not in the
             paper: a small model trained on little data doesn't learn positions within the picture without them.
+        code_axes: axes of the image tokenizer's positions, name -> number of positions, such as {slot: 30, x: 99, y: 99}
+            (cm3 describe image_tokenizer lists them): add a learned embedding for each axis to the inputs of image
+            codes. Not in the paper.
         qk_norm: LayerNorm of queries and keys over the head dimension, with learned weights
             (Chameleon). Not in the paper.
         activation_checkpointing: recompute each block in the backward pass; saves memory, takes a third
@@ -52,6 +55,7 @@ class CM3LeonSettings:
     init_std: float = 0.006
     position_init_std: float = 0.0002
     grid_positions: bool = False
+    code_axes: dict[str, int] = field(default_factory=dict)
     qk_norm: bool = False
     activation_checkpointing: bool = False
     codebook_scale: float = 1.0

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from cm3core.errors import RecipeError
+from cm3core.interfaces.component import check_value
 from cm3core.vocab import Vocabulary
 from cm3plugins.decoders.cm3leon import CM3LeonConfig
 
@@ -43,6 +44,17 @@ class PlacesConfig(CM3LeonConfig):
     def codes_together(self) -> int:  # type: ignore[override]  # each config has its own
         """`codes_per_place`."""
         return self.codes_per_place
+
+    def check(self) -> None:
+        """As `cm3leon`, without `code_axes`; raises a `RecipeError` that names the key."""
+        super().check()
+        check_value(
+            "decoder.code_axes",
+            self.code_axes,
+            not self.code_axes,
+            "leave it out, or use the decoder cm3leon",
+            must_be="empty: a place has one input for all of its codes",
+        )
 
     def places(self, grid: tuple[int, int]) -> tuple[int, int]:
         """(rows, columns) of places of a grid of (rows, codes per row); raises `RecipeError` if they don't divide."""

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cm3core.errors import CM3Error
-from cm3core.interfaces.benchmark import BenchmarkRegistry, DecodeProvider
 from cm3lab.benchmarks.decode import baselines, engine, runner, workload
 from cm3lab.benchmarks.decode.sizes import SIZES, Size
 from cm3lab.benchmarks.decode.workload import Setup, decode_case
 from cm3lab.benchmarks.ops.guided_sample import GUIDANCE
 from cm3plugins.samplers.cfg import CFGSamplerConfig
+from cm3run.benchmarks import BenchmarkRegistry, DecodeProvider
 from cm3run.generation.engine import Engine, EngineOptions
 from decode_bench import CPU, MINI, SETUP
 from messages import tells

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cm3core.interfaces.benchmark import Verdict, Where
 from cm3lab.benchmarks.decode import engine, report
 from cm3lab.benchmarks.decode.workload import decode_case
+from cm3run.benchmarks import Verdict, Where
 from decode_bench import CPU, EXTENT, LIMITS, MINI, SETUP, Fake, benchmark
 
 

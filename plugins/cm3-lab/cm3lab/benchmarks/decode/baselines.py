@@ -27,14 +27,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cm3core.interfaces.benchmark import (
-    Case,
-    DecodeProvider,
-    Inputs,
-    Verdict,
-    Where,
-    compiling_refusal,
-)
 from cm3lab.benchmarks.decode.engine import (
     GATE_BATCH,
     GATE_TOKENS,
@@ -52,6 +44,14 @@ from cm3lab.benchmarks.decode.workload import (
 )
 from cm3lab.benchmarks.ops.guided_sample import GUIDANCE, TOP_K, TOP_P
 from cm3plugins.decoders.cm3leon.model import CM3LeonDecoder
+from cm3run.benchmarks import (
+    Case,
+    DecodeProvider,
+    Inputs,
+    Verdict,
+    Where,
+    compiling_refusal,
+)
 
 
 class PlainLoop(DecodeProvider):

@@ -14,8 +14,8 @@ from cm3core.errors import CM3Error, DeviceError, close_match
 from cm3lab.benchmarks.decode.sizes import EXTENTS, SIZES, Extent
 
 if TYPE_CHECKING:
-    from cm3core.interfaces.benchmark import Where
     from cm3lab.benchmarks.decode.workload import Setup
+    from cm3run.benchmarks import Where
 
 HELP = "image tokens per second of our engine, compared with common implementations"
 DESCRIPTION = (
@@ -156,9 +156,9 @@ def _asked(args: Namespace) -> tuple[Where, Extent, Setup]:
     """Return where to measure, how much, and with which decoder."""
     import torch
 
-    from cm3core.interfaces.benchmark import Where
     from cm3lab.benchmarks.decode.engine import GATE_TOKENS
     from cm3lab.benchmarks.decode.workload import PROMPT_TOKENS, Setup
+    from cm3run.benchmarks import Where
 
     if args.device == "cuda" and not torch.cuda.is_available():
         raise DeviceError(
@@ -194,8 +194,8 @@ def _asked(args: Namespace) -> tuple[Where, Extent, Setup]:
 
 def _providers(args: Namespace, setup: Setup) -> list[Any]:
     """Return the requested providers, including those of plugins."""
-    from cm3core.interfaces.benchmark import BenchmarkRegistry
     from cm3lab.benchmarks.decode import runner
+    from cm3run.benchmarks import BenchmarkRegistry
 
     registry = BenchmarkRegistry()
     for add in registry_of(args).benchmarks():

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from cm3core.document import Codes, Document, ImageHole, Text
 from cm3core.errors import CM3Error
-from cm3core.interfaces.benchmark import Case, DecodeProvider, Inputs, Verdict, Where
 from cm3core.interfaces.decoder import Decoder
 from cm3core.interfaces.sampler import Sampler
 from cm3core.sequence.serialize import Serializer
@@ -35,6 +34,7 @@ from cm3plugins.decoders.cm3leon import CM3LeonConfig
 from cm3plugins.layouts.cm3leon import NUM_CONTROL, CM3LeonVocabulary
 from cm3plugins.samplers.cfg import CFGSamplerConfig
 from cm3plugins.text_tokenizers.byte import NUM_BYTES, ByteTokenizer
+from cm3run.benchmarks import Case, DecodeProvider, Inputs, Verdict, Where
 from cm3run.generation.engine import Engine, EngineOptions, Progress, Request, candidate_seed
 
 #: A greedy token is right if no other code's mixed logit is higher by more than this many

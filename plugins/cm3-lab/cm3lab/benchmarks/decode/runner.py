@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from cm3core.errors import CM3Error
-from cm3core.interfaces.benchmark import Case, DecodeProvider, Where
 from cm3lab.benchmarks import measure
 from cm3lab.benchmarks.decode.baselines import baselines, plain_loops
 from cm3lab.benchmarks.decode.engine import (
@@ -33,6 +32,7 @@ from cm3lab.benchmarks.decode.engine import (
 from cm3lab.benchmarks.decode.sizes import Extent
 from cm3lab.benchmarks.decode.workload import Setup, decode_case, least_bytes, step_bytes
 from cm3lab.benchmarks.measure import Stopwatch
+from cm3run.benchmarks import Case, DecodeProvider, Where
 
 Row = dict[str, Any]
 #: Bytes read to measure read bandwidth: many times any cache.

@@ -3,7 +3,7 @@ target."""
 
 from __future__ import annotations
 
-from cm3core.interfaces.benchmark import BenchmarkRegistry
+from cm3run.benchmarks import BenchmarkRegistry
 
 
 def add(registry: BenchmarkRegistry) -> None:

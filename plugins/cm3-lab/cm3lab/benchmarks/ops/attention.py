@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from cm3core.interfaces.benchmark import (
+from cm3kernels.attention import IMPLEMENTATIONS, AttentionPlan, attention
+from cm3lab.benchmarks.ops.ours import OurImplementation
+from cm3run.benchmarks import (
     Case,
     Inputs,
     Op,
@@ -24,8 +26,6 @@ from cm3core.interfaces.benchmark import (
     compiling_refusal,
     relative_error,
 )
-from cm3kernels.attention import IMPLEMENTATIONS, AttentionPlan, attention
-from cm3lab.benchmarks.ops.ours import OurImplementation
 
 #: Largest relative error of an output or gradient; low precisions lose accuracy in the products'
 #: inputs.

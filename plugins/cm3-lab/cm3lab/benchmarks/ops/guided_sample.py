@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cm3core.interfaces.benchmark import Case, Inputs, Op, Provider, TorchProvider, Verdict, Where
 from cm3kernels.guided_sample import IMPLEMENTATIONS, guided_sample
 from cm3lab.benchmarks.ops.ours import OurImplementation
+from cm3run.benchmarks import Case, Inputs, Op, Provider, TorchProvider, Verdict, Where
 
 GUIDANCE, TOP_K, TOP_P, ALPHA, PLAUSIBLE_K, PLAUSIBLE_P, MIN_P, TYPICAL_P = (
     3.0,

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
-from cm3core.interfaces.benchmark import (
+from cm3kernels.linear_cross_entropy import IMPLEMENTATIONS, linear_cross_entropy
+from cm3lab.benchmarks.ops.ours import OurImplementation
+from cm3run.benchmarks import (
     Case,
     Inputs,
     Op,
@@ -21,8 +23,6 @@ from cm3core.interfaces.benchmark import (
     Where,
     relative_error,
 )
-from cm3kernels.linear_cross_entropy import IMPLEMENTATIONS, linear_cross_entropy
-from cm3lab.benchmarks.ops.ours import OurImplementation
 
 #: Error limit of the loss and both gradients. Logits and their gradient are each rounded to the inputs'
 #: precision once.

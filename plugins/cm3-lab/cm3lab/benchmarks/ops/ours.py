@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from cm3core.interfaces.benchmark import Case, Inputs, Provider, Where
+from cm3run.benchmarks import Case, Inputs, Provider, Where
 
 
 class OurImplementation(Provider):

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from cm3core.interfaces.benchmark import Case, Inputs, Op, Provider, Verdict, Where, relative_error
 from cm3kernels.segment_decode import IMPLEMENTATIONS, plan_segments, segment_decode
 from cm3lab.benchmarks.ops.attention import LIMITS
 from cm3lab.benchmarks.ops.ours import OurImplementation
+from cm3run.benchmarks import Case, Inputs, Op, Provider, Verdict, Where, relative_error
 
 UNCONDITIONAL_PROMPT = 3
 #: (images, prompt, generated, query heads, key heads, head dimension)

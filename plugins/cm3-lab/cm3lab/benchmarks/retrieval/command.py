@@ -11,7 +11,7 @@ from cm3core.errors import CM3Error, close_match
 from cm3plugins.retrievers.index.opening import INDEX_TYPES
 
 if TYPE_CHECKING:
-    from cm3core.interfaces.benchmark import Where
+    from cm3run.benchmarks import Where
 
 HELP = "searching a memory bank: recall, latency, memory, compared with faiss called directly"
 DESCRIPTION = (
@@ -124,9 +124,9 @@ def _run(args: Namespace, indexes: list[str]) -> int:
     import torch
 
     from cm3core.files import make_folder, new_place
-    from cm3core.interfaces.benchmark import Where
     from cm3lab.benchmarks.retrieval import engines, report, runner
     from cm3lab.benchmarks.retrieval.synthetic import Towers
+    from cm3run.benchmarks import Where
 
     others = engines.retrievers_of(args.retrievers, registry_of(args))
     asked = engines.Engines(args.postgres, args.lancedb, args.qdrant, others)
