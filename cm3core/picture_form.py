@@ -164,20 +164,19 @@ class CodePositions(ABC):
 
     def behind(self, state: Any, codes_m: IntArray) -> tuple[IntArray, Any]:
         """Positions int32 [m, A] of codes that follow a state, and the state after them."""
-        sizes, places = list(self.axes.values()), []
+        sizes, places = tuple(self.axes.values()), []
         for code in codes_m.tolist():
             state = self.after(state, code)
-            place = self.place(state)
-            if len(place) != len(sizes) or not all(
-                0 <= own < size for own, size in zip(place, sizes, strict=True)
-            ):
-                raise TokenizerError(
-                    "positions of codes",
-                    f"{place} after the code {code}, and the axes are {dict(self.axes)}",
-                    "give each axis a number from 0 to its size - 1",
-                )
-            places.append(place)
-        return np.array(places, np.int32).reshape(len(places), len(sizes)), state
+            places.append(self.place(state))
+        fits = all(len(place) == len(sizes) for place in places)
+        places_mA = np.array(places if fits else [], np.int32).reshape(-1, len(sizes))
+        if not fits or (places_mA < 0).any() or (places_mA >= sizes).any():
+            raise TokenizerError(
+                "positions of codes",
+                f"{places} of the codes {codes_m.tolist()}, and the axes are {dict(self.axes)}",
+                "give each axis a number from 0 to its size - 1",
+            )
+        return places_mA, state
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, CodePositions) and self.fingerprint == other.fingerprint

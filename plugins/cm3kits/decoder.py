@@ -10,6 +10,7 @@ another backend. Legend: B rows, T tokens, E model dimension, V ids.
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any, ClassVar
 
 import torch
@@ -75,10 +76,13 @@ class DecoderContract(ConfigLaws[Decoder]):
         return torch.randint(0, self.vocabulary.size, (B, T), generator=generator)
 
     def cells(self, tokens_BT: Tensor) -> Tensor:
-        """Return a cell for each image code, -1 elsewhere."""
+        """Return a cell for each image code, with a position if the decoder takes any; -1 elsewhere."""
         code_BT = tokens_BT - self.vocabulary.image.start
         is_code_BT = (code_BT >= 0) & (code_BT < self.vocabulary.num_image)
-        return torch.where(is_code_BT, (code_BT * 7 + 3) % (self.grid[0] * self.grid[1]), -1)
+        axes = {} if self.config is None else self.config.position_axes()
+        position_BT = code_BT * 11 % prod(axes.values())
+        number = self.grid[0] * self.grid[1]
+        return torch.where(is_code_BT, (code_BT * 7 + 3) % number + number * position_BT, -1)
 
     def observe(self, component: Decoder) -> Outputs:
         """Return states and logits in evaluation and training, a cache, sizes, groups of parameters."""

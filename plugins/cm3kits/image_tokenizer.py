@@ -104,9 +104,10 @@ class ImageTokenizerContract(ConfigLaws[ImageTokenizer]):
         form = component.form
         codes = random_codes(form, component.codebook_size, 4, np.random.default_rng(0))
         rules = [] if form.rules is None else [form.rules.fingerprint]
+        positions = [] if form.positions is None else [form.positions.fingerprint]
         return {
             "sizes": [*component.image_size, *form.grid, component.codebook_size],
-            "form": [form.depth, form.end, *rules],
+            "form": [form.depth, form.end, *rules, *positions],
             "codes": component.encode(example_pictures(*component.image_size)),
             "pictures of codes": component.decode(codes),
         }
@@ -165,6 +166,36 @@ class ImageTokenizerContract(ConfigLaws[ImageTokenizer]):
             f"uint8 {list(shape)}",
             pictures,
         )
+
+    def law_positions_are_those_of_the_codes_so_far(self, data: st.DataObject) -> None:
+        """Positions are in range, and equal whether codes come together or one after the other, whatever comes behind
+        them; also where codes are missing, and for an equal tokenizer. States are values that nothing changes."""
+        positions, again = self.subject.form.positions, self.make_again().form.positions
+        if positions is None:
+            return
+        did = "looked at the axes of the positions"
+        sizes = dict(positions.axes)
+        sound = bool(sizes) and all(name.isidentifier() and sizes[name] > 0 for name in sizes)
+        holds(sound, did, "identifiers, each with a size above 0", sizes)
+        same(positions, again, "compared the positions of two tokenizers of one config")
+        for codes in self._codes(data):
+            codes = codes[: self.subject.form.length(codes)].copy()
+            missing = data.draw(st.sets(st.integers(0, len(codes) - 1), max_size=3))
+            codes[sorted(missing)] = MISSING
+            whole, state = positions.of(codes), positions.start()
+            did = f"asked for the positions of {len(codes)} codes"
+            same(again.of(codes), whole, f"{did} of two tokenizers of one config")  # type: ignore[union-attr]
+            for place in range(len(codes)):
+                same(
+                    positions.of(codes[: place + 1]),
+                    whole[: place + 1],
+                    f"{did}, and of the first {place + 1} alone",
+                )
+                before = repr(state), hash(state)
+                one, after = positions.behind(state, codes[place : place + 1])
+                same(one, whole[place : place + 1], f"{did}, and of one after the other")
+                same((repr(state), hash(state)), before, f"{did}, and looked at an earlier state")
+                state = after
 
     def law_pictures_have_the_stated_shape(self, data: st.DataObject) -> None:
         """Any valid codes decode to uint8 [N, height, width, 3]."""

@@ -47,6 +47,7 @@ class CacheLayout:
         backend: the attention function.
         on_cpu: attention reads its lengths on the host.
         queries_per_key: query heads that read each key head, adjacent ones.
+        keeps_inputs: the input of each layer's attention is kept beside its keys, for the token after it.
     """
 
     num_layers: int
@@ -57,6 +58,7 @@ class CacheLayout:
     backend: AttentionBackend
     on_cpu: bool
     queries_per_key: int = 1
+    keeps_inputs: bool = False
 
     @property
     def in_parts(self) -> bool:
@@ -104,12 +106,25 @@ class SegmentPool(KVCache):
         # one extra slot receives the padding of ragged chunks
         self._capacity, self._places = capacity + 1, num_rows
         shape = (layout.num_layers, layout.num_heads, num_rows * self._capacity, layout.head_dim)
-        self.keys_LKND = torch.zeros(shape, dtype=layout.dtype, device=layout.device)
-        self.values_LKND = torch.zeros_like(self.keys_LKND)
+        #: Keys, values, and inputs if they are kept.
+        self.memories = [
+            torch.zeros(shape, dtype=layout.dtype, device=layout.device)
+            for _ in range(3 if layout.keeps_inputs else 2)
+        ]
         self._length_B = torch.zeros(num_rows, dtype=torch.int64, device=layout.device)
         self._forget()
 
     # ---- contents
+
+    @property
+    def keys_LKND(self) -> Tensor:
+        """The keys of all slots."""
+        return self.memories[0]
+
+    @property
+    def values_LKND(self) -> Tensor:
+        """The values of all slots."""
+        return self.memories[1]
 
     @property
     def length_B(self) -> Tensor:
@@ -168,13 +183,13 @@ class SegmentPool(KVCache):
         moved = {}
         for segment in other.live_segments():
             moved[segment] = self._new_segment(segment.length)
-            for mine, theirs in self._memories(other):
+            for mine, theirs in zip(self.memories, other.memories, strict=True):
                 mine[:, :, moved[segment].start :][:, :, : segment.length] = theirs[
                     :, :, segment.start :
                 ][:, :, : segment.length]
         for place, row in enumerate(other.rows):
             source, target = place * other._capacity, (before + place) * self._capacity
-            for mine, theirs in self._memories(other):
+            for mine, theirs in zip(self.memories, other.memories, strict=True):
                 mine[:, :, target : target + row.own] = theirs[:, :, source : source + row.own]
             self.rows.append(Row(tuple(moved[segment] for segment in row.segments), row.own))
         self._length_B = torch.cat([self._length_B, other.length_B])
@@ -197,7 +212,7 @@ class SegmentPool(KVCache):
         runs.append((row * self._capacity, source.own))
         assert 0 < length <= sum(size for _, size in runs)
         made = type(self)(self.layout, 1, length)
-        for mine, theirs in self._memories(made):
+        for mine, theirs in zip(self.memories, made.memories, strict=True):
             written = 0
             for start, size in runs:
                 taken = min(size, length - written)
@@ -214,9 +229,6 @@ class SegmentPool(KVCache):
         used = {segment for row in self.rows for segment in row.segments}
         return [segment for segment in self.segments if segment in used]
 
-    def _memories(self, other: SegmentPool) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        return (self.keys_LKND, other.keys_LKND), (self.values_LKND, other.values_LKND)
-
     def _pays(self, length: int, uses: int) -> bool:
         if not self.layout.in_parts or length == 0:
             return False
@@ -230,7 +242,7 @@ class SegmentPool(KVCache):
         """Turn a row's own tokens into a segment."""
         start = self.rows.index(row) * self._capacity
         segment = self._new_segment(row.own)
-        for memory in (self.keys_LKND, self.values_LKND):
+        for memory in self.memories:
             memory[:, :, segment.start :][:, :, : segment.length] = memory[:, :, start:][
                 :, :, : segment.length
             ]
@@ -247,8 +259,7 @@ class SegmentPool(KVCache):
             start = segment.start + segment.length
         missing = start + length - self.keys_LKND.shape[2]
         if missing > 0:
-            self.keys_LKND = F.pad(self.keys_LKND, (0, 0, 0, missing))
-            self.values_LKND = F.pad(self.values_LKND, (0, 0, 0, missing))
+            self.memories = [F.pad(memory, (0, 0, 0, missing)) for memory in self.memories]
         self.segments.append(Segment(start, length))
         return self.segments[-1]
 
@@ -267,14 +278,13 @@ class SegmentPool(KVCache):
                 return
             longest = max(self.rows[source].own for _, source in moves)
             to, origin = (self._slots([move[side] for move in moves], longest) for side in (0, 1))
-            for memory in (self.keys_LKND, self.values_LKND):
+            for memory in self.memories:
                 memory.index_copy_(2, to, memory.index_select(2, origin))
             return
         live, begin = self.live_segments(), places * capacity
         total = begin + sum(segment.length for segment in live)
-        olds = self.keys_LKND, self.values_LKND
-        news = [old.new_zeros(*old.shape[:2], total, old.shape[3]) for old in olds]
-        for new, old in zip(news, olds, strict=True):
+        news = [old.new_zeros(*old.shape[:2], total, old.shape[3]) for old in self.memories]
+        for new, old in zip(news, self.memories, strict=True):
             for place, source in enumerate(sources):
                 own = self.rows[source].own
                 new[:, :, place * capacity :][:, :, :own] = old[:, :, source * self._capacity :][
@@ -288,7 +298,7 @@ class SegmentPool(KVCache):
                 start += segment.length
         for segment in live:
             segment.start, begin = begin, begin + segment.length
-        self.keys_LKND, self.values_LKND = news
+        self.memories = news
         self.segments, self._places, self._capacity = live, places, capacity
 
     def _slots(self, places: Sequence[int], length: int) -> Tensor:
@@ -468,6 +478,7 @@ class Reading:
     plan: Any = None
     prepared: dict[str, Any] = field(default_factory=dict)
     by_runs: bool = False  # the layers read `CM3LeonCache.runs`, and nothing else
+    last_B: Tensor | None = None  # slot of each row's last token; only if inputs are kept
 
 
 class CM3LeonCache(SegmentPool):
@@ -480,6 +491,7 @@ class CM3LeonCache(SegmentPool):
         self._groups: list[tuple[Segment, Tensor | slice]] | None = None
         self._decode_plan: tuple[Any, Tensor] | None = None
         self._shared_B: Tensor | None = None
+        self._last_shared_B: Tensor | None = None
 
     def begin(self, num_tokens: int, *, by_runs: bool = False) -> tuple[Tensor, Reading]:
         """Return positions [B, T] of `num_tokens` new tokens per row, and the data for the layers.
@@ -528,6 +540,8 @@ class CM3LeonCache(SegmentPool):
             fresh,
             self._length_B,
         )
+        if self.layout.keeps_inputs:
+            reading.last_B = self._last(own_B)
         if not fresh and not self.layout.in_parts:
             reading.plan = self.layout.backend.plan(
                 num_queries=T, num_keys=longest, offset_B=self._length_B
@@ -535,6 +549,27 @@ class CM3LeonCache(SegmentPool):
         elif not fresh and not self.layout.on_cpu:
             self._prepare_device(reading)
         return positions_BT, reading
+
+    def _last(self, own_B: Tensor) -> Tensor:
+        """Slot of each row's last token: its own, or the last one of its segments; any slot of an empty row."""
+        if self._last_shared_B is None:
+            ends = [row.segments[-1:] for row in self.rows]
+            last = [end[0].start + end[0].length - 1 if end else 0 for end in ends]
+            self._last_shared_B = torch.tensor(last, dtype=torch.int64, device=own_B.device)
+        first_B = torch.arange(len(own_B), device=own_B.device) * self._capacity
+        return torch.where(own_B > 0, first_B + own_B - 1, self._last_shared_B)
+
+    def before(self, layer: int, x_BTKD: Tensor, reading: Reading) -> Tensor:
+        """Keep one layer's inputs of the new tokens; return those of the token before each, [B, T, K, D]: zeros before
+        the first token of a row."""
+        assert reading.last_B is not None
+        memory_KND = self.memories[2][layer]
+        last_BKD = memory_KND[:, reading.last_B].transpose(0, 1).to(x_BTKD.dtype)
+        last_BKD = last_BKD * (reading.offset_B > 0)[:, None, None]
+        memory_KND.index_copy_(
+            1, reading.slots, x_BTKD.flatten(0, 1).transpose(0, 1).to(memory_KND.dtype)
+        )
+        return torch.cat([last_BKD[:, None], x_BTKD[:, :-1]], dim=1)
 
     def runs(self, num_tokens: int) -> list[list[range]]:
         """For each new token, row by row, the slots that it sees: those of its row's segments, then its row's own; the

@@ -129,6 +129,8 @@ class PackedInference(InferenceDecoder):
 
     #: Smallest number of decoder parameters for which products are compiled for this CPU.
     compiled_from: int = LARGE_DECODER
+    #: See `CacheLayout`.
+    keeps_inputs: bool = False
 
     def __init__(
         self,
@@ -167,9 +169,8 @@ class PackedInference(InferenceDecoder):
         self.compiled = self._compiled()
         #: Input and output dtype of products.
         self.dtype = torch.float32 if self.compiled else self.weight_dtype
-        #: Dtype of keys and values. A CPU attends to bfloat16 several times slower than to float32
-        #: (7 times, measured on AVX512 with its bfloat16 instructions), which costs more than halving
-        #: the bytes saves.
+        #: Dtype of keys and values. A CPU attends to bfloat16 several times slower than to float32 (7 times, measured on
+        #: AVX512 with its bfloat16 instructions), which costs more than halving the bytes saves.
         narrow = self.on_cpu and taken == torch.bfloat16
         cache_dtype = torch.float32 if narrow or self.compiled else taken
         self.layout = CacheLayout(
@@ -181,6 +182,7 @@ class PackedInference(InferenceDecoder):
             decoder.backend,
             self.on_cpu,
             queries_per_key=self.num_heads // self.num_key_heads,
+            keeps_inputs=self.keeps_inputs,
         )
         # these products are no slower with fewer rows
         integers = precision == "int4" or (precision == "int8" and self.rounds)
@@ -312,7 +314,7 @@ class PackedInference(InferenceDecoder):
 
     def cache_bytes(self, num_tokens: int) -> int:
         return (
-            2
+            (3 if self.layout.keeps_inputs else 2)
             * num_tokens
             * self.num_layers
             * self.num_key_heads

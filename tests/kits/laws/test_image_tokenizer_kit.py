@@ -4,8 +4,10 @@ just that way."""
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ import torch
 
 from cm3core.document import IntArray, PixelArray
 from cm3core.interfaces.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
-from cm3core.picture_form import CodeRules, PictureForm
+from cm3core.picture_form import MISSING, CodePositions, CodeRules, PictureForm
 from cm3kits.image_tokenizer import ImageTokenizerContract
 from kit_mutants import assert_covers, assert_law_fails, cases
 
@@ -298,7 +300,97 @@ class ExpectsAGrid(GreysConfig):
         return Trimmed()
 
 
+def placed(positions: type[CodePositions]) -> type[Trimmed]:
+    """`Trimmed` with positions."""
+
+    class Placed(Trimmed):
+        form = PictureForm.sequence(7, 16, 17, positions=positions())
+
+    Placed.__name__ = positions.__name__
+    return Placed
+
+
+class Darkest(CodePositions):
+    """Right: the darkest grey so far, of those that are known."""
+
+    axes: Mapping[str, int] = MappingProxyType({"darkest": 17})  # type: ignore[misc]
+    fingerprint = "darkest"
+
+    def start(self) -> int:
+        return 16
+
+    def after(self, state: int, code: int) -> int:
+        return state if code == MISSING else min(state, code)
+
+    def place(self, state: int) -> tuple[int, ...]:
+        return (state,)
+
+
+class TestRightPositions(ImageTokenizerContract):
+    make = placed(Darkest)
+
+
+class OutOfRange(Darkest):
+    axes = MappingProxyType({"darkest": 8})
+
+
+class TwoAxesOfOne(Darkest):
+    axes = MappingProxyType({"darkest": 17, "again": 17})
+
+
+class NoName(Darkest):
+    axes = MappingProxyType({"": 17})
+
+
+class MissingIsACode(Darkest):
+    def after(self, state: int, code: int) -> int:
+        return min(state, code)
+
+
+class OfTheWholePicture(Darkest):
+    def of(self, codes_m: IntArray) -> IntArray:
+        return np.full((len(codes_m), 1), codes_m.clip(0).min(), np.int32)
+
+
+class CountsItsCalls(Darkest):
+    calls = itertools.count()
+
+    def place(self, state: int) -> tuple[int, ...]:
+        return (next(self.calls) % 17,)
+
+
+class NamedByChance(Darkest):
+    names = itertools.count()
+
+    @property
+    def fingerprint(self) -> str:  # type: ignore[override]
+        return str(next(self.names))
+
+
+class Remembering(list[int]):
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+
+class ChangesItsState(Darkest):
+    def start(self) -> Any:
+        return Remembering()
+
+    def after(self, state: Any, code: int) -> Any:
+        state.append(max(code, 0))
+        return state
+
+    def place(self, state: Any) -> tuple[int, ...]:
+        return (min(state),)
+
+
 MUTANTS = {
+    "positions_are_those_of_the_codes_so_far": [
+        placed(one)
+        for one in (
+            *(OutOfRange, TwoAxesOfOne, NoName, MissingIsACode, OfTheWholePicture, CountsItsCalls),
+            *(NamedByChance, ChangesItsState),
+        )
+    ],
     "a_prefix_decodes": [NeedsThreeCodes],
     "a_batch_is_its_items": [AgainstTheMean, BrighterInCompany],
     "an_equal_tokenizer_has_the_same_fingerprint": [NamedByItself],

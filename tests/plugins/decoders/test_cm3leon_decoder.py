@@ -39,9 +39,18 @@ class TestDecoderWithEveryOption(DecoderContract):
     )
 
 
+class TestDecoderThatSeesPairsAndPositions(Variant, DecoderContract):
+    attention = SDPA
+
+    config = replace(TINY, token_shift=True, code_axes={"slot": 3, "x": 5}, qk_norm=True)
+
+
 @pytest.mark.parametrize(
     "options",
-    [{}, {"grid_positions": True}, {"qk_norm": True}, {"tie_embeddings": False}, {"d_ff": 40}],
+    [
+        *({}, {"grid_positions": True}, {"qk_norm": True}, {"tie_embeddings": False}, {"d_ff": 40}),
+        {"token_shift": True, "code_axes": {"slot": 3, "x": 5}},
+    ],
 )
 def test_parameters_are_counted_without_building(options: dict[str, Any]) -> None:
     config = replace(TINY, **options)

@@ -6,7 +6,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -50,9 +50,12 @@ class TestSharedSegments(DecoderContract):
     def _everything_pays(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(pool, "SHARING_PAYS", 0)
 
+    options: ClassVar[dict[str, bool]] = {}
+
     def make(self) -> Decoder:
         torch.manual_seed(0)
-        return SharingDecoder(TINY, self.vocabulary.size, self.attention, self.grid)
+        config = replace(TINY, **self.options)
+        return SharingDecoder(config, self.vocabulary.size, self.attention, self.grid)
 
 
 class TestSharedSegmentsAsOnADevice(TestSharedSegments):
@@ -64,6 +67,14 @@ class TestSharedSegmentsAsOnADevice(TestSharedSegments):
         assert isinstance(made, SharingDecoder)
         made.on_cpu = False
         return made
+
+
+class TestSharedSegmentsOfShiftedTokens(TestSharedSegments):
+    options: ClassVar[dict[str, bool]] = {"token_shift": True}
+
+
+class TestShiftedTokensAsOnADevice(TestSharedSegmentsAsOnADevice):
+    options: ClassVar[dict[str, bool]] = {"token_shift": True}
 
 
 class CompiledDecoder(CM3LeonDecoder):

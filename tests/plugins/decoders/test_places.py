@@ -32,6 +32,10 @@ class TestPlaces(DecoderContract):
     config = PlacesConfig(**{**SIZES, "context_length": 32}, codes_per_place=2, grid_positions=True)
 
 
+class TestPlacesOfShiftedTokens(DecoderContract):
+    config = PlacesConfig(**{**SIZES, "context_length": 32}, codes_per_place=2, token_shift=True)
+
+
 def test_folding_by_hand():
     # text, text, a place of 3 codes, one that is cut after its first code, text, the rest of that place
     tokens = torch.tensor([[1, 2, 10, 20, 30, 11, 3, 21, 31]])

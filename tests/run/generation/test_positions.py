@@ -35,7 +35,7 @@ PAIRS = CodeRules(
     np.repeat([0, 1, 2], [4, 4, 1]),
     np.array([[1, -1, -1], [-1, 2, -1], [1, -1, 3], [-1, -1, 3]]),
 )
-VOCABULARY = CM3LeonVocabulary(num_text=4 + len(LETTERS), num_image=9, num_sentinels=3)
+VOCABULARY = CM3LeonVocabulary(num_text=4 + len(LETTERS), num_image=9, num_sentinels=5)
 FORMS = {
     "pen": PictureForm.sequence(9, END, 9, PAIRS, positions=Pen()).for_axes({"x": 5, "slot": 4}),
     "grid": PictureForm.of_grid(3, 3, positions=GridPositions(3, 3)).for_axes(
@@ -113,7 +113,7 @@ def engine_of(name: str, window: Window = 1, **options: Any) -> Engine:
     assert form.positions is not None
     axes = {axis: form.positions.axes[axis] for axis in form.fed_axes}
     sizes = {"num_layers": 2, "d_model": 32, "num_heads": 2, "context_length": 96}
-    config = CM3LeonConfig(**sizes, code_axes=axes)
+    config = CM3LeonConfig(**sizes, code_axes=axes, token_shift=name != "grid")
     decoder = config.build(VOCABULARY, SDPAAttentionConfig().build(), form.grid).eval()
     for parameter in decoder.parameters():
         nn.init.normal_(parameter, std=0.35)

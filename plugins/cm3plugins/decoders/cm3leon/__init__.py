@@ -44,7 +44,7 @@ class CM3LeonConfig(CM3LeonSettings, DecoderConfig):
         "codebook_scale",
         "position_init_std",
     )
-    later_keys: ClassVar[tuple[str, ...]] = ("code_axes",)
+    later_keys: ClassVar[tuple[str, ...]] = ("code_axes", "token_shift")
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
         "num_layers": (1, MAX_LAYERS),
         "context_length": (1, 2**24),
@@ -106,6 +106,7 @@ class CM3LeonConfig(CM3LeonSettings, DecoderConfig):
             4 * width * width
             + 2 * width * inner
             + (2 * width // self.num_heads if self.qk_norm else 0)
+            + (width if self.token_shift else 0)
         )
         rows = vocabulary.size * (1 if self.tie_embeddings else 2) + self.context_length
         rows += (sum(grid) if self.grid_positions else 0) + sum(self.code_axes.values())
@@ -121,7 +122,7 @@ class CM3LeonConfig(CM3LeonSettings, DecoderConfig):
         # documents keep twice
         kept = tokens * width * (2 * 4 + 7 * size)
         kept += tokens * inner * size * (1 if self.activation == "relu" else 2)
-        kept += tokens * width * 2 * size if self.qk_norm else 0
+        kept += tokens * width * 2 * size * (self.qk_norm + self.token_shift)
         kept += tokens * width * 2 if self.dropout else 0
         if one_pass.attention is not None:
             kept += one_pass.attention.for_device(one_pass.device).kept_bytes(
@@ -158,8 +159,10 @@ class CM3LeonConfig(CM3LeonSettings, DecoderConfig):
         )
 
     def cache_bytes(self, num_tokens: int, itemsize: int) -> int:
-        """Bytes of a key and a value of width `d_model` per layer."""
-        return 2 * num_tokens * self.num_layers * self.d_model * itemsize
+        """Bytes of a key and a value of width `d_model` per layer, and of its input with `token_shift`."""
+        return (
+            (3 if self.token_shift else 2) * num_tokens * self.num_layers * self.d_model * itemsize
+        )
 
     def build(
         self, vocabulary: Vocabulary, attention: AttentionBackend, grid: tuple[int, int]

@@ -35,6 +35,8 @@ from cm3plugins.decoders.products import (
 from cm3plugins.decoders.transformer import Context, TransformerDecoder, merged_weight, projections
 
 LAYER_NORM_EPS = 1e-5
+#: Share of the token before in the input of a key, before training.
+FIRST_MIX = 0.5
 
 
 def normed(norm: nn.Module, x: Tensor) -> Tensor:
@@ -67,6 +69,9 @@ class Block(nn.Module):
         self.out_proj = nn.Linear(E, E, bias=False)
         self.fc1 = nn.Linear(E, F_, bias=False)
         self.fc2 = nn.Linear(F_, E, bias=False)
+        self.k_mix: nn.Parameter | None = None
+        if config.token_shift:
+            self.k_mix = nn.Parameter(torch.full((E,), FIRST_MIX))
         D = E // config.num_heads
         self.q_norm = (
             nn.LayerNorm(D, eps=LAYER_NORM_EPS, bias=False) if config.qk_norm else nn.Identity()
@@ -83,15 +88,34 @@ class Block(nn.Module):
         return x_BTE + F.dropout(self.fc2(hidden_BTF), self.dropout, self.training)
 
     def attention(self, x_BTE: Tensor, context: Context) -> Tensor:
+        if self.k_mix is None:
+            projected = projections(x_BTE, (self.q_proj, self.k_proj, self.v_proj))
+        else:
+            q_BTE, v_BTE = projections(x_BTE, (self.q_proj, self.v_proj))
+            mixed_BTE = mixed(x_BTE, before(x_BTE, context.kv_start_BT), self.k_mix)
+            projected = q_BTE, self.k_proj(mixed_BTE), v_BTE
         q_BTHD, k_BTKD, v_BTKD = (
-            rearrange(projected, "B T (H D) -> B T H D", H=self.num_heads)
-            for projected in projections(x_BTE, (self.q_proj, self.k_proj, self.v_proj))
+            rearrange(one, "B T (H D) -> B T H D", H=self.num_heads) for one in projected
         )
         q_BTHD, k_BTKD = self.q_norm(q_BTHD), self.k_norm(k_BTKD)
         attended_BTHD = context.attention.attend(
             q_BTHD, k_BTKD, v_BTKD, kv_start_BT=context.kv_start_BT, plan=context.plan
         )
         return cast(Tensor, self.out_proj(rearrange(attended_BTHD, "B T H D -> B T (H D)")))
+
+
+def before(x_BTE: Tensor, kv_start_BT: Tensor | None) -> Tensor:
+    """The token before each; zeros before the first token of a row, or of a sequence in it (`kv_start_BT`)."""
+    before_BTE = F.pad(x_BTE, (0, 0, 1, 0))[:, :-1]
+    if kv_start_BT is None:
+        return before_BTE
+    first_BT = kv_start_BT == torch.arange(x_BTE.shape[1], device=x_BTE.device)
+    return before_BTE.masked_fill(first_BT[..., None], 0)
+
+
+def mixed(x: Tensor, before: Tensor, mix_E: Tensor) -> Tensor:
+    """The input of keys with `token_shift`."""
+    return x + (before - x) * mix_E.to(x.dtype)
 
 
 def truncated_normal_(weight: Tensor, std: float) -> None:
@@ -132,6 +156,8 @@ class CM3LeonDecoder(TransformerDecoder):
                 nn.init.zeros_(parameter)
             elif name.endswith("_norm.weight"):
                 nn.init.ones_(parameter)
+            elif name.endswith("k_mix"):
+                nn.init.constant_(parameter, FIRST_MIX)
             else:
                 positions = name == "embed_positions.weight"
                 truncated_normal_(
@@ -204,6 +230,7 @@ class CM3LeonInference(PackedInference):
         head_dim = config.d_model // config.num_heads
         if DecoderStep.takes(head_dim):
             self.compiled_from = COMPILED_FROM
+        self.keeps_inputs = config.token_shift
         super().__init__(
             decoder,
             precision,
@@ -214,9 +241,21 @@ class CM3LeonInference(PackedInference):
 
     def take_layers(self) -> None:
         make = self.product
+        #: Products and mixes of keys with `token_shift`; the others then come without them.
+        self._shifted = [
+            (make(merged_weight(block.k_proj)), block.k_mix.detach())
+            for block in self.decoder.blocks()
+            if block.k_mix is not None
+        ]
         self._layers = [
             (
-                make(*map(merged_weight, (block.q_proj, block.k_proj, block.v_proj))),
+                make(
+                    *(
+                        merged_weight(one)
+                        for one in (block.q_proj, block.k_proj, block.v_proj)
+                        if block.k_mix is None or one is not block.k_proj
+                    )
+                ),
                 make(merged_weight(block.out_proj)),
                 make(merged_weight(block.fc1), activation=self.decoder.config.activation),
                 make(merged_weight(block.fc2)),
@@ -231,7 +270,7 @@ class CM3LeonInference(PackedInference):
     def _compiled_step(self) -> DecoderStep | None:
         """One call for all layers, for the new tokens of a step. None: layer by layer."""
         layout = self.layout
-        if layout.dtype != torch.float32 or not layout.in_parts:
+        if layout.dtype != torch.float32 or not layout.in_parts or layout.keeps_inputs:
             return None
         if not DecoderStep.takes(self.head_dim):
             return None
@@ -264,10 +303,12 @@ class CM3LeonInference(PackedInference):
             )
         B, T, dtype = len(cache.rows), reading.num_tokens, self.dtype
         M = B * T
-        heads = (B, T, 3, self.num_heads, self.head_dim)
+        heads = (B, T, -1, self.num_heads, self.head_dim)
         attended_ME = x_ME.new_zeros(x_ME.shape, dtype=dtype)
         for layer, (qkv, out, up, down, q_norm, k_norm) in enumerate(self._layers):
-            q_BTHD, k_BTHD, v_BTHD = qkv(layer_norm(x_ME).to(dtype))[:M].view(heads).unbind(2)
+            normed_ME = layer_norm(x_ME).to(dtype)
+            q_BTHD, *keys, v_BTHD = qkv(normed_ME)[:M].view(heads).unbind(2)
+            k_BTHD = keys[0] if keys else self._keys(layer, normed_ME, cache, reading)
             if self.decoder.config.qk_norm:
                 q_BTHD, k_BTHD = (
                     normed(norm, x) for norm, x in ((q_norm, q_BTHD), (k_norm, k_BTHD))
@@ -278,3 +319,13 @@ class CM3LeonInference(PackedInference):
             add_product(x_ME, out, attended_ME)
             add_product(x_ME, down, up(layer_norm(x_ME).to(dtype)))
         return layer_norm(x_ME[:M])
+
+    def _keys(self, layer: int, normed_ME: Tensor, cache: CM3LeonCache, reading: Reading) -> Tensor:
+        """Keys [B, T, H, D] with `token_shift`, from the normalised inputs of a layer."""
+        product, mix_E = self._shifted[layer]
+        heads = (len(cache.rows), reading.num_tokens, self.num_heads, self.head_dim)
+        own_ME = normed_ME[: heads[0] * heads[1]]
+        before_ME = cache.before(layer, own_ME.view(heads), reading).reshape(own_ME.shape)
+        padded_ME = torch.zeros_like(normed_ME)
+        padded_ME[: len(own_ME)] = mixed(own_ME, before_ME, mix_E)
+        return product(padded_ME)[: len(own_ME)].view(heads)

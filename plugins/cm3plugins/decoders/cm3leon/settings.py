@@ -32,6 +32,9 @@ class CM3LeonSettings:
         code_axes: axes of the image tokenizer's positions, name -> number of positions, such as {slot: 30, x: 99, y: 99}
             (cm3 describe image_tokenizer lists them): add a learned embedding for each axis to the inputs of image
             codes. Not in the paper.
+        token_shift: keys see the token before, too: their input is x + (y - x) * m, with x and y the normalised inputs
+            of the layer at this token and at the one before, and a learned m per channel and layer, 0.5 at first (RWKV).
+            Not in the paper. A layer then recognises pairs of tokens; generation keeps half as much again per token.
         qk_norm: LayerNorm of queries and keys over the head dimension, with learned weights
             (Chameleon). Not in the paper.
         activation_checkpointing: recompute each block in the backward pass; saves memory, takes a third
@@ -56,6 +59,7 @@ class CM3LeonSettings:
     position_init_std: float = 0.0002
     grid_positions: bool = False
     code_axes: dict[str, int] = field(default_factory=dict)
+    token_shift: bool = False
     qk_norm: bool = False
     activation_checkpointing: bool = False
     codebook_scale: float = 1.0
