@@ -66,12 +66,14 @@ class Image:
         load: returns RGB pixels, uint8 [height, width, 3], 0..255.
         response: whether the picture is a task's response.
         starts_turn: see `Text`.
+        drawing: returns the SVG document that was rendered, if there is one.
     """
 
     key: str
     load: Callable[[], PixelArray] = field(compare=False, repr=False)
     response: bool = field(default=False, compare=False, repr=False)
     starts_turn: bool = field(default=False, compare=False, repr=False)
+    drawing: Callable[[], str] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, eq=False)

@@ -111,6 +111,9 @@ class ImageTokenizer(ABC):
     is deterministic.
     """
 
+    #: Whether pictures that have an SVG document (`Image.drawing`) are encoded by `encode_drawing`.
+    reads_drawings: bool = False
+
     @property
     @abstractmethod
     def image_size(self) -> tuple[int, int]:
@@ -168,6 +171,10 @@ class ImageTokenizer(ABC):
         A decoder's embeddings can be initialised from them."""
         return None
 
+    def encode_drawing(self, svg: str) -> IntArray:
+        """Return codes int32 [c] of an SVG document. Raises `DataError` if they can't say all that it shows."""
+        raise NotImplementedError  # only needed if `reads_drawings`
+
     def encode(self, pixels_NHWC: PixelArray) -> IntArray:
         """Return codes int32 [N, c] of pictures uint8 [N, H, W, 3].
 
@@ -185,8 +192,7 @@ class ImageTokenizer(ABC):
                 "resize with cm3core.images.fit",
             )
         codes_Nc = self._encode(pixels_NHWC)
-        rows, columns = self.grid
-        shape = (len(pixels_NHWC), rows * columns)
+        shape = (len(pixels_NHWC), self.form.num_codes)
         law = "codes_have_the_stated_shape_and_range"
         if not is_array(codes_Nc, np.int32, shape):
             raise broken(self, law, f"it returned {shown(codes_Nc)}, not int32 {list(shape)}")
@@ -209,12 +215,11 @@ class ImageTokenizer(ABC):
         """Return pictures uint8 [N, H, W, 3] of codes [N, c].
 
         Raises `TokenizerError` on another length, a code out of range, or codes that break the form's rules."""
-        rows, columns = self.grid
-        if codes_Nc.ndim != 2 or codes_Nc.shape[1] != rows * columns:
-            form = self.form
-            whole = f"{rows} x {columns} = {rows * columns} codes"
+        form = self.form
+        if codes_Nc.ndim != 2 or codes_Nc.shape[1] != form.num_codes:
+            whole = f"{form.rows} x {form.columns} = {form.num_codes} codes"
             if not form.is_plain:
-                whole = f"an array of {rows * columns} codes, {form.name}"
+                whole = f"an array of {form.num_codes} codes, {form.name}"
             raise TokenizerError(
                 "codes",
                 f"shape {list(codes_Nc.shape)}, but a picture is {whole}",
@@ -227,11 +232,10 @@ class ImageTokenizer(ABC):
                 f"{self.codebook_size} entries",
                 "subtract Vocabulary.image.start from token ids first",
             )
-        form = self.form
         if form.rules is not None and (strange := form.strange_place(codes_Nc)) is not None:
             raise TokenizerError(
                 f"codes of picture {strange[0]}",
-                f"code {strange[1]} is {codes_Nc[strange]}, which breaks the rules of {self.form.name}",
+                f"code {strange[1]} is {codes_Nc[strange]}, which breaks the rules of {form.name}",
                 "decode what `encode` or a model of this tokenizer gave; a sequence repeats its end behind it",
             )
         pixels_NHWC = self._decode(np.ascontiguousarray(codes_Nc, dtype=np.int32))

@@ -127,6 +127,7 @@ def cm3_image_tokenizers() -> Mapping[str, type[ImageTokenizerConfig]]:
     from cm3plugins.image_tokenizers.outlines import OutlinesConfig
     from cm3plugins.image_tokenizers.patches import PatchTokenizerConfig
     from cm3plugins.image_tokenizers.residual import ResidualTokenizerConfig
+    from cm3plugins.image_tokenizers.svg import SvgConfig
     from cm3plugins.image_tokenizers.vqgan import VQGANConfig
 
     return {
@@ -135,6 +136,7 @@ def cm3_image_tokenizers() -> Mapping[str, type[ImageTokenizerConfig]]:
         "outlines": OutlinesConfig,
         "patches": PatchTokenizerConfig,
         "residual": ResidualTokenizerConfig,
+        "svg": SvgConfig,
         "vqgan": VQGANConfig,
     }
 
@@ -181,6 +183,7 @@ def cm3_retrievers() -> Mapping[str, type[RetrieverConfig]]:
     return {
         "bm25": retrievers.BM25RetrieverConfig,
         "dense": retrievers.DenseRetrieverConfig,
+        "facets": retrievers.FacetsRetrieverConfig,
         "none": retrievers.NoRetrieverConfig,
         "random": retrievers.RandomRetrieverConfig,
         "usearch": retrievers.UsearchRetrieverConfig,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cm3plugins.retrievers.bm25 import BM25RetrieverConfig
 from cm3plugins.retrievers.dense import DenseRetrieverConfig
+from cm3plugins.retrievers.facets import FacetsRetrieverConfig
 from cm3plugins.retrievers.none import NoRetrieverConfig
 from cm3plugins.retrievers.random import RandomRetrieverConfig
 from cm3plugins.retrievers.usearch import UsearchRetrieverConfig
@@ -11,6 +12,7 @@ from cm3plugins.retrievers.usearch import UsearchRetrieverConfig
 __all__ = [
     "BM25RetrieverConfig",
     "DenseRetrieverConfig",
+    "FacetsRetrieverConfig",
     "NoRetrieverConfig",
     "RandomRetrieverConfig",
     "UsearchRetrieverConfig",

@@ -23,7 +23,7 @@ from cm3core.interfaces.embedder import Embedder
 from cm3core.interfaces.retriever import Retrieved, Retriever, RetrieverConfig
 
 #: Scores are rounded to this many digits, so that documents with the same words score the same.
-_DIGITS = 5
+DIGITS = 5
 _WORD = re.compile(r"\w+")
 #: The documents that contain a word, in order, and the word's contribution to each one's score.
 Postings: TypeAlias = tuple[npt.NDArray[Any], npt.NDArray[Any]]
@@ -79,7 +79,7 @@ class BM25Retriever(Retriever):
             words = words_of(text_of(memory.document(index)))
             lengths.append(len(words))
             ids += [self._word_ids.setdefault(word, len(self._word_ids)) for word in words]
-        self._postings = _postings(np.asarray(ids), np.asarray(lengths), config)
+        self._postings = postings_of(np.asarray(ids), np.asarray(lengths), config)
 
     @property
     def memory(self) -> DocumentSource:
@@ -115,7 +115,7 @@ class BM25Retriever(Retriever):
                 np.concatenate([postings[place][0] for place in order[:num_words]])
             )
             scores_C = _scores(candidates_C, postings)
-            certain = left + 2 * 10**-_DIGITS
+            certain = left + 2 * 10**-DIGITS
             if num_words < len(order) and np.count_nonzero(scores_C > certain) < number:
                 continue
             results = []
@@ -131,7 +131,7 @@ class BM25Retriever(Retriever):
         return results
 
 
-def _postings(
+def postings_of(
     ids_N: npt.NDArray[Any], lengths_M: npt.NDArray[Any], config: BM25RetrieverConfig
 ) -> list[Postings]:
     """Build the postings of each word from the concatenated word ids of all documents.
@@ -168,7 +168,7 @@ def _scores(candidates_C: npt.NDArray[Any], postings: Sequence[Postings]) -> npt
     for documents, values in postings:
         places_C = np.minimum(np.searchsorted(documents, candidates_C), len(documents) - 1)
         scores_C += np.where(documents[places_C] == candidates_C, values[places_C], np.float32(0))
-    return np.round(scores_C.astype(np.float64), _DIGITS)
+    return np.round(scores_C.astype(np.float64), DIGITS)
 
 
 def _best_first(

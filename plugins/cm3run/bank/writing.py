@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from tqdm import tqdm
 
-from cm3core import images
 from cm3core.document import Codes, Document, Image, PixelArray, Text, content_keys
 from cm3core.errors import CM3Error, DataError, FileError
 from cm3core.files import (
@@ -51,6 +50,7 @@ from cm3run.bank.manifest import (
     shard_of,
 )
 from cm3run.bank.shard import LENGTH_TOLERANCE, SHARDS, WRITING, BankDocument, Shard, write_shard
+from cm3run.codes import codes_of
 from cm3run.devices import choose_device
 from cm3run.progress import make_bar
 
@@ -197,17 +197,17 @@ def _encoded(
         return
     tokenizer = tools.image_tokenizer
     for (name, document, provenance), vector in zip(batch, vectors_BE, strict=True):
-        # One by one, like a model's own inputs: in a batch, the last bits depend
-        # on the batch size.
-        coded = tuple(
-            Codes(
-                tokenizer.encode(images.fit(segment.load(), tokenizer.image_size)[None])[0],
-                tokenizer.grid,
+        try:
+            coded = tuple(
+                Codes(codes_of(segment, tokenizer), tokenizer.grid)
+                if isinstance(segment, Image)
+                else segment
+                for segment in document
             )
-            if isinstance(segment, Image)
-            else segment
-            for segment in document
-        )
+        except DataError as error:
+            cause = f"can't be encoded ({error.place}: {error.cause})"
+            skipped.append(SkippedRecord(f"document {name}", cause, error.next_step))
+            continue
         length = float(np.linalg.norm(vector))
         if not abs(length - 1) <= LENGTH_TOLERANCE:
             skipped.append(

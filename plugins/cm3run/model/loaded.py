@@ -33,6 +33,7 @@ from cm3core.plugins.registry import built, finder
 from cm3core.recipe.recipe import MissingComponent
 from cm3core.recipe.sections import MOST_AHEAD
 from cm3run.checkpoint.tasks import TunedTasks
+from cm3run.codes import codes_of
 from cm3run.generation.engine import Engine, EngineOptions
 from cm3run.generation.prepare import MAX_THREADS, SHORTEN_OR_TRUNCATE, too_long
 from cm3run.model.precision import arranged, held_out
@@ -218,10 +219,9 @@ class Loaded:
             for segment in document
             if isinstance(segment, Image) and segment.key not in self._codes
         }
-        codes = self.encode(
-            [images.fit(segment.load(), self.image_size) for segment in new.values()]
-        )
-        self._codes.update(zip(new, codes, strict=True))
+        tokenizer = self.components.image_tokenizer
+        for key, segment in new.items():
+            self._codes[key] = Codes(codes_of(segment, tokenizer), tokenizer.grid)
         coded = tuple(
             as_codes(segment, self._codes[segment.key]) if isinstance(segment, Image) else segment
             for segment in document

@@ -162,7 +162,9 @@ class Retrieval:
         assert retriever is not None
         own = [content_keys(requests[place].document).union(exclude) for place in asked]
         has_pictures = any(_pictures(requests[place].document) for place in asked)
-        spare = max(_SPARE if has_pictures else 0, self.components.prompt_rewriter.spare)
+        # some pictures of a memory can't be written as codes of drawings
+        some = has_pictures or self.components.image_tokenizer.reads_drawings
+        spare = max(_SPARE if some else 0, self.components.prompt_rewriter.spare)
         results = search(
             self.loaded, [queries[place] for place in asked], number + more + spare, own
         )

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from cm3core import images
 from cm3core.document import Codes, Document, Image, IntArray, Text
 from cm3core.errors import CM3Error, DataError
 from cm3core.files import (
@@ -34,6 +33,7 @@ from cm3core.files import (
     write_text,
 )
 from cm3core.interfaces.dataset import DocumentSource, Provenance, SkippedRecord
+from cm3run.codes import encoded_pictures
 from cm3run.token_shards.manifest import (
     MANIFEST,
     Manifest,
@@ -56,35 +56,12 @@ if TYPE_CHECKING:
     from cm3core.interfaces.text_tokenizer import TextTokenizer
 
 
-#: Pictures held in memory and encoded together.
-ENCODED_AT_ONCE = 32
-
-
 @dataclass
 class Report:
     """The results for the documents of a shard."""
 
     skipped: list[SkippedRecord] = field(default_factory=list)
     provenance: dict[Provenance, int] = field(default_factory=dict)
-
-
-def encoded_pictures(
-    pictures: Sequence[Image], tokenizer: ImageTokenizer
-) -> Iterator[tuple[Image, IntArray | DataError]]:
-    """Yield each picture with its codes int32 [c], or the error if it can't be read."""
-    for start in range(0, len(pictures), ENCODED_AT_ONCE):
-        chunk = pictures[start : start + ENCODED_AT_ONCE]
-        results: list[IntArray | DataError | None] = []
-        pixels = []
-        for picture in chunk:
-            try:
-                pixels.append(images.fit(picture.load(), tokenizer.image_size))
-                results.append(None)
-            except DataError as error:
-                results.append(error)
-        rows = iter(tokenizer.encode(np.stack(pixels)) if pixels else ())
-        for picture, result in zip(chunk, results, strict=True):
-            yield picture, next(rows) if result is None else result
 
 
 def encoded_documents(

@@ -9,18 +9,20 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cm3core import images
-from cm3core.document import Image, PixelArray, text_of
+from cm3core.document import Image, text_of
 from cm3core.errors import CM3Error, DataError
 from cm3core.files import write_text
 from cm3core.interfaces.dataset import DocumentSource, Provenance
 from cm3run.checkpoint.layout import PROVENANCE, provenance_file
 from cm3run.checkpoint.words import TrainingWords
+from cm3run.codes import codes_of
 from cm3run.evaluation.quality import LEAST_PSNR, drawn_psnr_per_picture
 from cm3run.words import words_of
 
@@ -129,11 +131,17 @@ def codes_psnr(source: DocumentSource, tokenizer: ImageTokenizer) -> tuple[float
 
     None: no pictures can be measured, or all are blank. See `note_on_codes`.
     """
-    pictures = _some_pictures(source, tokenizer)
+    pictures, through = [], []
+    for one in _some_pictures(source):
+        try:
+            # one by one: saves memory, and gives the same result as generation
+            codes = codes_of(one, tokenizer)
+            pictures.append(images.fit(one.load(), tokenizer.image_size))
+        except DataError:
+            continue  # reported when all documents are read
+        through.append(tokenizer.decode(codes[None])[0])
     if not pictures:
         return None
-    # one by one: saves memory, and gives the same result as generation
-    through = [tokenizer.decode(tokenizer.encode(one[None]))[0] for one in pictures]
     psnr_N = drawn_psnr_per_picture(np.stack(pictures), np.stack(through))
     drawn = psnr_N[~np.isnan(psnr_N)]
     # the median, because a few perfect reconstructions would dominate a mean
@@ -162,19 +170,13 @@ def note_on_words(source: DocumentSource, known: TrainingWords | None) -> str | 
     )
 
 
-def _some_pictures(source: DocumentSource, tokenizer: ImageTokenizer) -> list[PixelArray]:
-    size = tokenizer.image_size
+def _some_pictures(source: DocumentSource) -> list[Image]:
     if source.is_far:
         return []
     chosen = np.linspace(0, len(source), NUM_PICTURES, endpoint=False).astype(int)
     found = []
     for index in dict.fromkeys(chosen.tolist()):
-        try:
-            found += [
-                images.fit(segment.load(), size)
-                for segment in source.document(index)
-                if isinstance(segment, Image)
-            ][:1]
-        except DataError:
-            continue  # reported when all documents are read
+        with suppress(DataError):  # reported when all documents are read
+            segments = source.document(index)
+            found += [segment for segment in segments if isinstance(segment, Image)][:1]
     return found

@@ -33,7 +33,7 @@ class IconSourceConfig(DocumentSourceConfig):
         sets: sets to include; empty: all. `cm3 recipe describe icons` does not list them: see
             `docs/icons.md`.
         styles: include only icons that have all these style words (outline, filled, duotone, colour, broken, thin,
-            light, bold, rounded, sharp).
+            light, bold, rounded, sharp), and none that a minus stands before: `[-colour]` leaves out coloured ones.
         path: folder of a corpus written by `cm3 icons build`; null: the bundled one.
         things_share: use this share of objects, chosen by a hash of their names, for trials.
         image_size: height and width of the pictures, in pixels: 64 for viewing, 32 for trials.
@@ -78,7 +78,12 @@ class IconSourceConfig(DocumentSourceConfig):
         for place, values, allowed, what in (
             ("dataset.split", [self.split], SPLITS, "split"),
             ("dataset.sets", self.sets if self.path is None else [], known, "set"),
-            ("dataset.styles", self.styles, STYLE_WORDS, "style word"),
+            (
+                "dataset.styles",
+                [one.removeprefix("-") for one in self.styles],
+                STYLE_WORDS,
+                "style word",
+            ),
         ):
             for value in values:
                 if value not in allowed:

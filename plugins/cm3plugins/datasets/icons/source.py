@@ -41,7 +41,7 @@ class Chosen:
     Args:
         split: "train", "comp", "compose", "unseen", or "all" of them.
         sets: names of sets; empty: all.
-        styles: style words that an icon must have.
+        styles: style words that an icon must have, and with a minus those that it must not have.
         things_share: share of objects to use, by a hash of their names.
     """
 
@@ -53,8 +53,10 @@ class Chosen:
 
 def _positions(entries: IconEntries, of: Chosen) -> list[int]:
     """Return the positions of the selected entries."""
-    wanted = set(of.styles)
-    fitting = {style for style in set(entries.styles) if wanted <= set(style.split())}
+    wanted = {word for word in of.styles if not word.startswith("-")}
+    unwanted = {word.removeprefix("-") for word in of.styles} - wanted
+    words_of = {style: set(style.split()) for style in set(entries.styles)}
+    fitting = {style for style, own in words_of.items() if wanted <= own and not unwanted & own}
     chosen = [
         index
         for index, (own, style) in enumerate(zip(entries.splits, entries.styles, strict=True))
@@ -142,7 +144,12 @@ class IconSource(DocumentSource):
 
     def _document(self, index: int, rng: np.random.Generator | None) -> Document:
         entry = self.entry(index)
-        picture = Image(f"{self._key}/{entry.id}", partial(self._pixels, self._indices[index]))
+        place = self._indices[index]
+        picture = Image(
+            f"{self._key}/{entry.id}",
+            partial(self._pixels, place),
+            drawing=partial(self.corpus.svg, place),
+        )
         title = self.corpus.title(self._indices[index])
         return (Text(caption(entry, rng, self._templates, title)), picture)
 

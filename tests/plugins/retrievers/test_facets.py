@@ -1,0 +1,73 @@
+"""`facets`: laws, thing and hand in turn, what is excluded, queries of one facet."""
+
+from __future__ import annotations
+
+import pytest
+
+from cm3core.document import Text, text_of
+from cm3core.errors import RecipeError
+from cm3kits.retriever import ListSource, RetrieverContract, example_documents
+from cm3plugins.retrievers import FacetsRetrieverConfig
+from messages import tells
+
+ICONS = (
+    "bell, outline, lucide",
+    "bell, filled, mdi",
+    "bell, outline, tabler",
+    "plug, outline, lucide",
+    "plug, filled, mdi",
+    "bell ring, outline, lucide",
+    "bus, outline, lucide",
+)
+
+
+class TestFacets(RetrieverContract):
+    def over(self, memory):
+        return FacetsRetrieverConfig().build(memory, None)
+
+    def make(self):
+        return self.over(ListSource(example_documents()))
+
+
+def found(query: str, count: int, exclude: tuple[str, ...] = ()) -> list[str]:
+    source = ListSource([(Text(line),) for line in ICONS])
+    retriever = FacetsRetrieverConfig().build(source, None)
+    banned = [source.id(ICONS.index(one)) for one in exclude]
+    [results] = retriever.retrieve([(Text(query),)], count, [banned])
+    return [text_of(source.document(one.index)) for one in results]
+
+
+def test_the_thing_in_another_hand_and_another_thing_in_the_hand_by_turns() -> None:
+    """Of the bells, the outlined one is nearer in hand; of lucide's others, the ringing bell is nearer in thing."""
+    assert found("bell, outline, lucide", 4, ("bell, outline, lucide",)) == [
+        "bell, outline, tabler",
+        "bell ring, outline, lucide",
+        "bell, filled, mdi",
+        found("bell, outline, lucide", 4, ("bell, outline, lucide",))[3],
+    ]
+
+
+def test_the_own_drawing_is_the_thing_and_never_the_hand() -> None:
+    things = found("bell, outline, lucide", 2)
+    assert things == ["bell, outline, lucide", "bell ring, outline, lucide"]
+
+
+def test_without_a_hand_only_things_are_found() -> None:
+    assert {one.partition(",")[0] for one in found("plug", 7)} == {"plug"}
+
+
+def test_an_unknown_thing_still_has_a_hand() -> None:
+    assert all(one.endswith("lucide") for one in found("zebra, lucide", 3))
+
+
+def test_wrong_settings() -> None:
+    for settings, message in (
+        (
+            {"separator": ""},
+            "retriever.separator: is empty ... use what stands behind the thing, such as ','",
+        ),
+        ({"b": 2.0}, "retriever.b: is 2.0, but must be ..."),
+    ):
+        with pytest.raises(RecipeError) as error:
+            FacetsRetrieverConfig(**settings).check()
+        assert tells(error.value, message)
