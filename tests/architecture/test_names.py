@@ -17,6 +17,8 @@ OTHER_MEANINGS = {
     ("cli/completion.py", "cm3leon"): "the distribution",
     ("_version.py", "cm3leon"): "the distribution",
     ("boxes.py", "boxes"): "what a text holds",
+    ("attribution.py", "svg"): "a format of files",
+    ("cli/_tracing.py", "svg"): "a format of files",
     ("cli/ask.py", "template"): "an option",
     ("cli/chat.py", "chat"): "the command",
     ("cli/chat.py", "conversations"): "what a model is tuned for",

@@ -12,7 +12,7 @@ Legend: B rows, T tokens, N tokens of a batch, E model dimension (inputs of a pr
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -28,6 +28,9 @@ from cm3core.interfaces.attention import AttentionBackend
 from cm3core.interfaces.decoder import Decoder, InferenceDecoder
 from cm3core.vocab import Vocabulary
 from cm3kernels import linear_cross_entropy
+
+#: Share of the token before in the input of a key, before training (`token_shift`).
+FIRST_MIX = 0.5
 
 
 class TransformerSettings(Protocol):
@@ -48,6 +51,30 @@ class Context:
     attention: AttentionBackend
     kv_start_BT: Tensor | None
     plan: Any
+
+
+class AxisEmbeddings(nn.Module):
+    """Embeddings of image codes' positions on the tokenizer's axes, see `PictureForm.cells`.
+
+    Args:
+        axes: name -> number of positions.
+        num_codes: of a picture's array.
+        width: E.
+    """
+
+    def __init__(self, axes: Mapping[str, int], num_codes: int, width: int) -> None:
+        super().__init__()
+        self.axes, self.num_codes = dict(axes), num_codes
+        self.tables = nn.ModuleDict({name: nn.Embedding(n, width) for name, n in axes.items()})
+
+    def forward(self, cells_BT: Tensor) -> Tensor:
+        """The sum over the axes, [B, T, E]; zeros for tokens that are not image codes."""
+        position_BT = cells_BT.clamp(min=0) // self.num_codes
+        found = []
+        for name, size in reversed(self.axes.items()):
+            found.append(self.tables[name](position_BT % size))
+            position_BT = position_BT // size
+        return cast(Tensor, sum(found[1:], found[0]) * (cells_BT >= 0)[..., None])
 
 
 class TransformerDecoder(nn.Module, Decoder):
@@ -180,6 +207,20 @@ class TransformerDecoder(nn.Module, Decoder):
         rows_E = codebook_rows(codebook, vocabulary, self.settings.d_model, std)
         for weight in {id(w): w for w in (self.embed_tokens.weight, self.head_weight())}.values():
             weight[vocabulary.image.start : vocabulary.image.stop] = rows_E.to(weight)
+
+
+def before(x_BTE: Tensor, kv_start_BT: Tensor | None) -> Tensor:
+    """The token before each; zeros before the first token of a row, or of a sequence in it (`kv_start_BT`)."""
+    before_BTE = F.pad(x_BTE, (0, 0, 1, 0))[:, :-1]
+    if kv_start_BT is None:
+        return before_BTE
+    first_BT = kv_start_BT == torch.arange(x_BTE.shape[1], device=x_BTE.device)
+    return before_BTE.masked_fill(first_BT[..., None], 0)
+
+
+def mixed(x: Tensor, before: Tensor, mix_E: Tensor) -> Tensor:
+    """The input of keys with `token_shift`."""
+    return x + (before - x) * mix_E.to(x.dtype)
 
 
 def projections(x_BTE: Tensor, layers: Sequence[nn.Module]) -> Sequence[Tensor]:

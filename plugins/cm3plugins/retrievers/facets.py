@@ -153,8 +153,7 @@ class _Words:
             if word in self._word_ids:
                 documents, values = self._postings[self._word_ids[word]]
                 scores_M[documents] += values
-        rounded_M: npt.NDArray[np.float64] = np.round(scores_M.astype(np.float64), DIGITS)
-        return rounded_M
+        return np.asarray(np.round(scores_M.astype(np.float64), DIGITS), np.float64)
 
     def same(self, index: int, words: Sequence[str]) -> bool:
         """Whether a document has exactly these words."""

@@ -44,7 +44,7 @@ from cm3plugins.datasets.emoji.corpus import (
 from cm3plugins.datasets.emoji.packages import ALL_PACKAGES, NAMES_PACKAGE
 from cm3plugins.datasets.vector.captions import CaptionTemplate
 from cm3plugins.datasets.vector.files import data_hash
-from cm3plugins.datasets.vector.render import render_svg, square_svg
+from cm3plugins.svg import render_svg, square_svg
 from messages import tells
 
 DATA_SHA256 = "d60adccc29289bd685bcdaa1fe589409759d27ff25256d83d68081f9427ed7ed"

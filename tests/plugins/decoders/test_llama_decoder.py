@@ -53,6 +53,25 @@ class TestGridPositions(Variant, DecoderContract):
     config = replace(GROUPED, rope="2d", qk_norm="none", head_dim=8)
 
 
+class TestAxesOfCodes(Variant, DecoderContract):
+    config = replace(GROUPED, code_axes={"slot": 3, "x": 5})
+
+
+class TestTokenShift(Variant, DecoderContract):
+    attention = SDPA
+    config = replace(TINY, token_shift=True, qkv_bias=True, code_axes={"slot": 3, "x": 5})
+
+
+class TestTokenShiftAsOnADevice(Variant, DecoderContract):
+    def make(self) -> Decoder:
+        torch.manual_seed(0)
+        made = SharingLlama(
+            replace(TINY, token_shift=True), self.vocabulary.size, self.attention, self.grid
+        )
+        made.on_cpu = False
+        return made
+
+
 class TestTiedWithoutQueryNorms(Variant, DecoderContract):
     config = replace(GROUPED, qk_norm="none", tie_embeddings=True)
 

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 from cm3core.document import Image
 from cm3core.errors import DataError
+from cm3core.picture_form import MISSING
 from cm3kits.image_tokenizer import ImageTokenizerContract
 from cm3plugins.datasets.icons.corpus import IconCorpus
-from cm3plugins.datasets.vector.render import render_svg
 from cm3plugins.image_tokenizers.svg import SvgConfig
 from cm3plugins.image_tokenizers.svg.alphabet import alphabet
 from cm3plugins.image_tokenizers.svg.reading import codes_of
 from cm3plugins.image_tokenizers.svg.writing import svg_of
+from cm3plugins.svg import render_svg
 from cm3run.codes import codes_of as codes_of_picture
 from cm3run.codes import encoded_pictures
 from messages import tells
@@ -87,7 +88,7 @@ def test_half_a_circle_stays_one(radius: float, large: int) -> None:
     ("body", "why"),
     [
         ('<path transform="scale(2)" d="M0 0h2"/>', "transform"),
-        ('<text>a</text>', "<text>"),
+        ("<text>a</text>", "<text>"),
         ('<path fill="#e02020" d="M0 0h2v2z"/>', "the colour #e02020"),
         ('<path fill="url(#a)" d="M0 0h2v2z"/>', "the paint 'url(#a)'"),
         ('<path d="M0 0h200"/>', "a step of 800 (codes say -96 to 96)"),
@@ -97,7 +98,7 @@ def test_half_a_circle_stays_one(radius: float, large: int) -> None:
         ('<path d="3 3"/>', "a path whose numbers belong to no command"),
         ('<path fill="#000" stroke="#fff" d="M0 0h2"/>', "a fill and a stroke of two tones"),
     ],
-)  # fmt: skip
+)
 def test_what_codes_cannot_say_is_refused(body: str, why: str) -> None:
     with pytest.raises(
         DataError, match=re.escape(f"SVG: has {why}, which codes of paths can't say")
@@ -182,3 +183,34 @@ def test_tracing_keeps_areas() -> None:
     pixels[0, 10:30, 10:40] = 0
     tokenizer = SvgConfig().build()
     assert np.abs(tokenizer.decode(tokenizer.encode(pixels)).astype(int) - pixels).mean() < 1
+
+
+def test_the_pen_by_hand() -> None:
+    """The slot is the state of the rules; x and y count quarters from two units left of and above the canvas."""
+    positions = SvgConfig().form.positions
+    assert positions is not None
+    states = alphabet().states
+    none = positions.axes["x"] - 1
+    codes = codes_of(document('<path d="M1 2h3l-1 1.5z"/><circle cx="3" cy="3" r="1"/>'))
+    places = positions.of(np.asarray(codes, np.int32)).tolist()
+    at, moved, drawn = [none, none], [8 + 4, 8 + 8], [8 + 16, 8 + 8]
+    assert [[states[slot], x, y] for slot, x, y in places] == [
+        ["fill", *at],
+        *(["M 0", *at], ["M 1", *at], ["moved", *moved]),
+        *(["h 0", *moved], ["drawn", *drawn]),
+        *(["l 0", *drawn], ["l 1", *drawn], ["drawn", 8 + 12, 8 + 14]),
+        *(["closed", *moved], ["same", *at]),
+        *(["circle 0", *at], ["circle 1", *at], ["circle 2", *at], ["shape", *at], ["end", *at]),
+    ]
+
+
+def test_the_pen_is_found_again_behind_missing_codes() -> None:
+    positions = SvgConfig().form.positions
+    assert positions is not None
+    sizes = list(positions.axes.values())
+    codes = codes_of(document('<path d="M1 2h3l-1 1.5z"/><path d="M4 4h2"/>'))
+    whole = positions.of(np.asarray(codes, np.int32))
+    partly = positions.of(np.asarray([*codes[:2], *[MISSING] * 4, *codes[6:]], np.int32))
+    assert partly[2].tolist() == [size - 1 for size in sizes]
+    again = codes.index(alphabet().kinds["same"].first)
+    assert np.array_equal(partly[again:], whole[again:])

@@ -66,7 +66,7 @@ def test_wrong_settings() -> None:
             {"separator": ""},
             "retriever.separator: is empty ... use what stands behind the thing, such as ','",
         ),
-        ({"b": 2.0}, "retriever.b: is 2.0, but must be ..."),
+        ({"b": 2.0}, "retriever.b: is 2.0, must be at most 1"),
     ):
         with pytest.raises(RecipeError) as error:
             FacetsRetrieverConfig(**settings).check()

@@ -22,6 +22,7 @@ from cm3core.sequence import move_spans
 from cm3core.sequence.serialize import Serializer
 from cm3plugins.attention import SDPAAttentionConfig
 from cm3plugins.decoders.cm3leon import CM3LeonConfig
+from cm3plugins.decoders.llama import LlamaConfig
 from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
 from cm3plugins.samplers.cfg import CFGSamplerConfig
 from cm3run.generation.engine import Engine, EngineOptions, Request
@@ -107,13 +108,15 @@ def test_codes_behind_a_moved_span_do_not_tell_what_is_in_it() -> None:
     assert moved == FORMS["pen"].cells(codes.codes[:7])[0][2:4].tolist()
 
 
-def engine_of(name: str, window: Window = 1, **options: Any) -> Engine:
+def engine_of(name: str, window: Window = 1, *, llama: bool = False, **options: Any) -> Engine:
     torch.manual_seed(3)
     form = FORMS[name]
     assert form.positions is not None
     axes = {axis: form.positions.axes[axis] for axis in form.fed_axes}
     sizes = {"num_layers": 2, "d_model": 32, "num_heads": 2, "context_length": 96}
-    config = CM3LeonConfig(**sizes, code_axes=axes, token_shift=name != "grid")
+    config = (LlamaConfig if llama else CM3LeonConfig)(
+        **sizes, code_axes=axes, token_shift=name != "grid"
+    )
     decoder = config.build(VOCABULARY, SDPAAttentionConfig().build(), form.grid).eval()
     for parameter in decoder.parameters():
         nn.init.normal_(parameter, std=0.35)
@@ -134,7 +137,7 @@ def masked_as_in_training(serializer: Serializer, filled: Codes, missing: IntArr
     return move_spans(sequence, spans, weights, serializer.vocabulary)
 
 
-@pytest.mark.parametrize("name", [*FORMS, "pen, one span", "free, one span"])
+@pytest.mark.parametrize("name", [*FORMS, "pen, one span", "free, one span", "pen, llama"])
 @settings(max_examples=examples(6))
 @given(seed=st.integers(0, 30), holes=st.sets(st.integers(0, 4), min_size=1, max_size=3))
 def test_infilling_is_fed_what_training_was(name: str, seed: int, holes: set[int]) -> None:
@@ -168,7 +171,8 @@ def test_infilling_is_fed_what_training_was(name: str, seed: int, holes: set[int
     assert found.log_probability == pytest.approx(nats, abs=1e-3)
 
 
-ENGINES = {name: engine_of(name) for name in FORMS} | {
+ENGINES = {"pen, llama": engine_of("pen", llama=True)}
+ENGINES |= {name: engine_of(name) for name in FORMS} | {
     f"{name}, one span": engine_of(name, max_spans=1) for name in ("pen", "free")
 }
 

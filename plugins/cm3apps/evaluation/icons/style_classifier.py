@@ -27,7 +27,7 @@ from cm3apps.evaluation.icons.drawing import order
 from cm3apps.evaluation.icons.ranking import RealPictures, shrunk
 from cm3core.document import PixelArray
 from cm3core.files import atomic_path, cache_folder
-from cm3plugins.datasets.vector.render import renderer_version
+from cm3plugins.svg import renderer_version
 from cm3run.progress import make_bar
 
 if TYPE_CHECKING:

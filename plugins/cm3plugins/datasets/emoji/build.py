@@ -37,7 +37,7 @@ from cm3plugins.datasets.emoji.packages import (
 )
 from cm3plugins.datasets.vector.files import compress, data_hash
 from cm3plugins.datasets.vector.packages import NpmPackage, fetch_tarballs, rebuild_main
-from cm3plugins.datasets.vector.render import render_svg, renderer_version, square_svg
+from cm3plugins.svg import render_svg, renderer_version, square_svg
 
 Json = Mapping[str, Any]
 

@@ -23,7 +23,8 @@ from cm3core.errors import DataError, close_match
 from cm3core.files import user_path
 from cm3plugins.datasets.emoji.packages import STYLE_PACKAGES
 from cm3plugins.datasets.vector.files import read, unpack_lines
-from cm3plugins.datasets.vector.render import Renderings, render_svg
+from cm3plugins.datasets.vector.render import Renderings
+from cm3plugins.svg import render_svg
 
 ASSETS = Path(__file__).parent / "assets"
 STYLES = tuple(STYLE_PACKAGES)

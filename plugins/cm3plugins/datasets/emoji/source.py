@@ -18,7 +18,7 @@ from cm3plugins.datasets.emoji.captions import caption
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus, EmojiEntry, select_concepts
 from cm3plugins.datasets.emoji.packages import LICENCES, STYLE_PACKAGES
 from cm3plugins.datasets.vector.captions import CaptionTemplate, author_and_address
-from cm3plugins.datasets.vector.render import renderer_version
+from cm3plugins.svg import renderer_version
 
 DRAW_ALL_AFTER = 64
 """After this number of pictures, drawn one by one, all pictures of the source are drawn into the cache;

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cm3plugins.datasets.icons.read import MAX_TAGS, Drawing
-from cm3plugins.datasets.vector.render import render_svg
+from cm3plugins.svg import render_svg
 from cm3run.progress import make_bar
 
 SAME = 0.1

@@ -37,7 +37,8 @@ from cm3plugins.datasets.icons.sets import (
 from cm3plugins.datasets.icons.splits import SPLITS
 from cm3plugins.datasets.vector.captions import author_and_address
 from cm3plugins.datasets.vector.files import read, unpack_lines
-from cm3plugins.datasets.vector.render import Renderings, render_svg
+from cm3plugins.datasets.vector.render import Renderings
+from cm3plugins.svg import render_svg
 
 REINSTALL = "reinstall cm3leon"
 REBUILD = "build it again with `cm3 icons build`"

@@ -19,7 +19,7 @@ from cm3core.files import sha256_file
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus
 from cm3plugins.datasets.icons.sets import SET_NAME, IconSet
 from cm3plugins.datasets.icons.splits import IconName, read_name
-from cm3plugins.datasets.vector.render import square_svg
+from cm3plugins.svg import square_svg
 
 MAX_JSON_BYTES = 64 * 2**20
 """Larger files in a package are rejected unread: the largest pinned one has 25 MB."""

@@ -25,7 +25,7 @@ from cm3plugins.datasets.icons.corpus import (
 )
 from cm3plugins.datasets.icons.splits import unit_hash
 from cm3plugins.datasets.vector.captions import CaptionTemplate
-from cm3plugins.datasets.vector.render import renderer_version
+from cm3plugins.svg import renderer_version
 
 DRAW_ALL_AFTER = 512
 """After this number of pictures, drawn one by one, all pictures of the source are drawn into the cache; for

@@ -51,7 +51,7 @@ from cm3plugins.datasets.icons.read import Drawing, drawings_of_set, read_tarbal
 from cm3plugins.datasets.icons.sets import PERMITTED_LICENCES, IconSet, all_sets, style_words
 from cm3plugins.datasets.icons.splits import assign_splits, decided_by
 from cm3plugins.datasets.icons.write import attribution_of, corpus_files
-from cm3plugins.datasets.vector.render import renderer_version
+from cm3plugins.svg import renderer_version
 from cm3run.npy import load_array, save_array
 
 MAX_BYTES = 2**19

@@ -12,7 +12,7 @@ from typing import Any
 from cm3plugins.datasets.icons.read import Drawing
 from cm3plugins.datasets.icons.sets import IconSet, all_sets
 from cm3plugins.datasets.vector.files import compress, data_hash
-from cm3plugins.datasets.vector.render import renderer_version
+from cm3plugins.svg import renderer_version
 
 _HEAD = """\
 # Attribution of the icon corpus

@@ -32,11 +32,17 @@ from cm3plugins.decoders.products import (
     add_product,
     faster_precisions,
 )
-from cm3plugins.decoders.transformer import Context, TransformerDecoder, merged_weight, projections
+from cm3plugins.decoders.transformer import (
+    FIRST_MIX,
+    Context,
+    TransformerDecoder,
+    before,
+    merged_weight,
+    mixed,
+    projections,
+)
 
 LAYER_NORM_EPS = 1e-5
-#: Share of the token before in the input of a key, before training.
-FIRST_MIX = 0.5
 
 
 def normed(norm: nn.Module, x: Tensor) -> Tensor:
@@ -102,20 +108,6 @@ class Block(nn.Module):
             q_BTHD, k_BTKD, v_BTKD, kv_start_BT=context.kv_start_BT, plan=context.plan
         )
         return cast(Tensor, self.out_proj(rearrange(attended_BTHD, "B T H D -> B T (H D)")))
-
-
-def before(x_BTE: Tensor, kv_start_BT: Tensor | None) -> Tensor:
-    """The token before each; zeros before the first token of a row, or of a sequence in it (`kv_start_BT`)."""
-    before_BTE = F.pad(x_BTE, (0, 0, 1, 0))[:, :-1]
-    if kv_start_BT is None:
-        return before_BTE
-    first_BT = kv_start_BT == torch.arange(x_BTE.shape[1], device=x_BTE.device)
-    return before_BTE.masked_fill(first_BT[..., None], 0)
-
-
-def mixed(x: Tensor, before: Tensor, mix_E: Tensor) -> Tensor:
-    """The input of keys with `token_shift`."""
-    return x + (before - x) * mix_E.to(x.dtype)
 
 
 def truncated_normal_(weight: Tensor, std: float) -> None:

@@ -15,6 +15,7 @@ from cm3core.interfaces.decoder import (
     DecoderConfig,
 )
 from cm3core.vocab import Vocabulary
+from cm3plugins.decoders.axes import check_axes
 from cm3plugins.decoders.llama.settings import LlamaSettings
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class LlamaConfig(LlamaSettings, DecoderConfig):
         "init_std",
         "codebook_scale",
     )
+    later_keys: ClassVar[tuple[str, ...]] = ("code_axes", "token_shift")
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
         "num_layers": (1, 10_000),
         "context_length": (1, 2**24),
@@ -107,6 +109,17 @@ class LlamaConfig(LlamaSettings, DecoderConfig):
             must_be="set together with decoder.code_embed_dim",
         )
         check_value("decoder.dropout", self.dropout, 0.0 <= self.dropout < 1.0, must_be="in [0, 1)")
+        check_axes(self.code_axes)
+        check_value(
+            "decoder.token_shift",
+            self.token_shift,
+            not self.token_shift or self.key_heads * self.head_size == self.d_model,
+            must_be="false, unless decoder.num_key_heads * decoder.head_dim is decoder.d_model",
+        )
+
+    def position_axes(self) -> Mapping[str, int]:
+        """`code_axes`."""
+        return self.code_axes
 
     def _matrices(self) -> int:
         """Number of parameters in the matrices of all layers."""
@@ -119,13 +132,14 @@ class LlamaConfig(LlamaSettings, DecoderConfig):
         return self.head_size
 
     def cache_bytes(self, num_tokens: int, itemsize: int) -> int:
-        """Bytes of a key and a value of each key head per layer."""
-        return 2 * num_tokens * self.num_layers * self.key_heads * self.head_size * itemsize
+        """Bytes of a key and a value of each key head per layer, and of its input with `token_shift`."""
+        number = 3 if self.token_shift else 2
+        return number * num_tokens * self.num_layers * self.key_heads * self.head_size * itemsize
 
     def num_parameters(self, vocabulary: Vocabulary, grid: tuple[int, int]) -> int:
         """Compute the number of parameters of the decoder that `build` returns."""
         heads = self.num_heads, self.key_heads
-        small = 2 * self.d_model
+        small = (3 if self.token_shift else 2) * self.d_model
         if self.qk_norm != "none":
             vectors = sum(self.norm_groups(number) for number in heads) * self.head_size
             small += vectors * (2 if self.qk_norm == "layer_norm" else 1)
@@ -137,7 +151,7 @@ class LlamaConfig(LlamaSettings, DecoderConfig):
             rows -= codes
             own = self.code_embed_dim * (codes + width) + width * (width + 2)
             own += inner * (width + 1) + codes * (inner + 1)
-        rows *= 1 if self.tie_embeddings else 2
+        rows = rows * (1 if self.tie_embeddings else 2) + sum(self.code_axes.values())
         return own + rows * self.d_model + self._matrices() + self.num_layers * small + self.d_model
 
     def training_memory(
@@ -155,6 +169,7 @@ class LlamaConfig(LlamaSettings, DecoderConfig):
             kept += tokens * (queries + keys) * 4
         # gate, its SiLU, up and their product
         kept += tokens * inner * 4 * size
+        kept += tokens * width * 2 * size if self.token_shift else 0
         kept += tokens * width * 2 if self.dropout else 0
         if one_pass.attention is not None:
             kept += one_pass.attention.for_device(one_pass.device).kept_bytes(

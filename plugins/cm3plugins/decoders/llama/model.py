@@ -40,10 +40,14 @@ from cm3plugins.decoders.llama.settings import LlamaSettings
 from cm3plugins.decoders.packed import PackedInference, TrainedParts
 from cm3plugins.decoders.products import Product, faster_precisions
 from cm3plugins.decoders.transformer import (
+    FIRST_MIX,
+    AxisEmbeddings,
     Context,
     TransformerDecoder,
+    before,
     codebook_rows,
     merged_weight,
+    mixed,
     projections,
 )
 
@@ -196,6 +200,9 @@ class Block(nn.Module):
         self.down_proj = nn.Linear(inner, E, bias=False)
         self.attention_norm = RMSNorm(E, config.norm_eps)
         self.ffn_norm = RMSNorm(E, config.norm_eps)
+        self.k_mix: nn.Parameter | None = None
+        if config.token_shift:
+            self.k_mix = nn.Parameter(torch.full((E,), FIRST_MIX))
         normed = config.qk_norm != "none"
         self.q_norm = HeadNorm(H, config) if normed else nn.Identity()
         self.k_norm = HeadNorm(K, config) if normed else nn.Identity()
@@ -211,9 +218,14 @@ class Block(nn.Module):
         return F.dropout(x_BTE, self.config.dropout, self.training)
 
     def attention(self, x_BTE: Tensor, context: Turned) -> Tensor:
+        if self.k_mix is None:
+            projected = projections(x_BTE, (self.q_proj, self.k_proj, self.v_proj))
+        else:
+            q_BTE, v_BTE = projections(x_BTE, (self.q_proj, self.v_proj))
+            mixed_BTE = mixed(x_BTE, before(x_BTE, context.kv_start_BT), self.k_mix)
+            projected = q_BTE, self.k_proj(mixed_BTE), v_BTE
         q_BTHD, k_BTKD, v_BTKD = (
-            rearrange(projected, "B T (H D) -> B T H D", D=self.config.head_size)
-            for projected in projections(x_BTE, (self.q_proj, self.k_proj, self.v_proj))
+            rearrange(one, "B T (H D) -> B T H D", D=self.config.head_size) for one in projected
         )
         attended_BTHD = context.attention.attend(
             rotated(self.q_norm(q_BTHD), context.turn),
@@ -311,6 +323,9 @@ class LlamaDecoder(TransformerDecoder):
             if config.rope == "2d"
             else SequenceRotary(config.context_length, config.head_size, config.rope_theta)
         )
+        self.embed_axes: AxisEmbeddings | None = None
+        if config.code_axes:
+            self.embed_axes = AxisEmbeddings(config.code_axes, grid[0] * grid[1], config.d_model)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.make_head()
@@ -330,6 +345,8 @@ class LlamaDecoder(TransformerDecoder):
                 nn.init.ones_(parameter)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
+            elif name.endswith("k_mix"):
+                nn.init.constant_(parameter, FIRST_MIX)
             else:
                 std = self.config.init_std
                 if name.endswith(("o_proj.weight", "down_proj.weight")):
@@ -354,7 +371,16 @@ class LlamaDecoder(TransformerDecoder):
         return cast(list[Block], list(self.layers))
 
     def embed(self, tokens_BT: Tensor, positions_BT: Tensor, cells_BT: Tensor | None) -> Tensor:
-        """Return the token embeddings. Positions and cells only rotate queries and keys."""
+        """Return the token embeddings, with those of codes' axes. Otherwise positions and cells only rotate queries and
+        keys."""
+        x_BTE = self.embed_ids(tokens_BT)
+        if self.embed_axes is None or cells_BT is None:
+            return x_BTE
+        axes_BTE: Tensor = self.embed_axes(cells_BT)
+        return x_BTE + axes_BTE.to(x_BTE.dtype)
+
+    def embed_ids(self, tokens_BT: Tensor) -> Tensor:
+        """The embedding of each token, [B, T, E]."""
         if self.own_head is None or self.codes_in is None:
             return cast(Tensor, self.embed_tokens(tokens_BT))
         own = self.own_head
@@ -444,9 +470,11 @@ class TrainedLlama(TrainedParts, Protocol):
 
 @dataclass(frozen=True)
 class Layer:
-    """A block's products (one for q, k and v, one for gate and up), and the block for its norms."""
+    """A block's products (one for q, k and v, one for gate and up), and the block for its norms. With `token_shift`,
+    keys have a product of their own."""
 
     qkv: Product
+    keys: Product | None
     bias: Tensor | None
     out: Product
     gate_up: Product
@@ -464,6 +492,7 @@ class LlamaInference(PackedInference):
 
     def __init__(self, decoder: TrainedLlama, precision: str = "auto") -> None:
         self.decoder, config = decoder, decoder.config
+        self.keeps_inputs = config.token_shift
         super().__init__(
             decoder,
             precision,
@@ -507,8 +536,10 @@ class LlamaInference(PackedInference):
         bias = None
         if self.decoder.config.qkv_bias:
             bias = torch.cat([project.bias for project in three]).detach().to(self.dtype)
+        shifts = block.k_mix is not None
         return Layer(
-            self.product(*map(merged_weight, three)),
+            self.product(*map(merged_weight, three[::2] if shifts else three)),
+            self.product(merged_weight(block.k_proj)) if shifts else None,
             bias,
             self.product(merged_weight(block.o_proj)),
             self.product(merged_weight(block.gate_proj), merged_weight(block.up_proj)),
@@ -551,6 +582,10 @@ class LlamaInference(PackedInference):
         B, T, D = len(cache.rows), reading.num_tokens, self.head_dim
         H, K, M = self.num_heads, self.num_key_heads, B * T
         qkv_MC = layer.qkv(x_ME.to(self.dtype))
+        if layer.keys is not None:
+            keys_ME = self._mixed(number, layer.block, x_ME.to(self.dtype), cache, reading)
+            q_ME, v_ME = qkv_MC.chunk(2, dim=-1)
+            qkv_MC = torch.cat([q_ME, layer.keys(keys_ME), v_ME], dim=-1)
         if layer.bias is not None:
             qkv_MC = qkv_MC + layer.bias
         q_BTHD, k_BTKD, v_BTKD = qkv_MC[:M].view(B, T, H + 2 * K, D).split([H, K, K], dim=2)
@@ -561,6 +596,18 @@ class LlamaInference(PackedInference):
             cache.attend(number, q_BTHD, k_BTKD, v_BTKD, reading)
         )
         return layer.out(attended_MC)
+
+    def _mixed(
+        self, number: int, block: Block, x_ME: Tensor, cache: CM3LeonCache, reading: Reading
+    ) -> Tensor:
+        """The inputs of a layer's keys with `token_shift`, padded like the inputs."""
+        assert block.k_mix is not None
+        heads = len(cache.rows), reading.num_tokens, self.num_key_heads, self.head_dim
+        own_ME = x_ME[: heads[0] * heads[1]]
+        before_ME = cache.before(number, own_ME.view(heads), reading).reshape(own_ME.shape)
+        padded_ME = torch.zeros_like(x_ME)
+        padded_ME[: len(own_ME)] = mixed(own_ME, before_ME, block.k_mix.detach())
+        return padded_ME
 
     def _feed_forward(self, layer: Layer, x_ME: Tensor) -> Tensor:
         gate_MF, up_MF = layer.gate_up(x_ME.to(self.dtype)).chunk(2, dim=-1)

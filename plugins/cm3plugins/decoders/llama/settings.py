@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from cm3core.interfaces.reach import TEXT, Outside
@@ -47,6 +47,11 @@ class LlamaSettings:
         code_head_dim: width between the two layers of the separate head of image codes (Janus: `d_model`); set
             together with `code_embed_dim`. In training, the target decides between the heads: the loss is
             over codes for a code, and over all other ids otherwise.
+        code_axes: axes of the image tokenizer's positions, name -> number of positions, such as {slot: 30, x: 99, y: 99}
+            (cm3 describe image_tokenizer lists them): add a learned embedding for each axis to the inputs of image
+            codes.
+        token_shift: keys see the token before, too, see `cm3leon`. Needs as many key heads as query heads, which fill
+            the width.
         dropout: dropout rate of both residual branches in training.
         init_std: standard deviation of all matrices, truncated at 3 deviations; matrices that write to the
             residual stream are divided by sqrt(2 * num_layers).
@@ -78,6 +83,8 @@ class LlamaSettings:
     tie_embeddings: bool = False
     code_embed_dim: int | None = None
     code_head_dim: int | None = None
+    code_axes: dict[str, int] = field(default_factory=dict)
+    token_shift: bool = False
     dropout: float = 0.0
     init_std: float = 0.02
     activation_checkpointing: bool = False

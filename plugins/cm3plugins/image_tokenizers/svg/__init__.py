@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from cm3core.interfaces.image_tokenizer import ImageTokenizerConfig
 from cm3core.picture_form import PictureForm
 from cm3plugins.image_tokenizers.svg.alphabet import alphabet
+from cm3plugins.image_tokenizers.svg.pen import pen_positions
 
 if TYPE_CHECKING:
     from cm3plugins.image_tokenizers.svg.tokenizer import SvgTokenizer
@@ -66,4 +67,6 @@ class SvgConfig(ImageTokenizerConfig):
 def form_of(most_codes: int) -> PictureForm:
     """The form of drawings of at most so many codes."""
     table = alphabet()
-    return PictureForm.sequence(most_codes, table.end, table.size, table.rules)
+    return PictureForm.sequence(
+        most_codes, table.end, table.size, table.rules, positions=pen_positions()
+    )

@@ -15,11 +15,11 @@ from cm3core.document import IntArray, PixelArray
 from cm3core.errors import DataError
 from cm3core.interfaces.image_tokenizer import ImageTokenizer
 from cm3core.picture_form import PictureForm
-from cm3plugins.datasets.vector.render import render_svg, renderer_version
 from cm3plugins.image_tokenizers.outlines.tokenizer import DARK, outlines, simplified
 from cm3plugins.image_tokenizers.svg.alphabet import PER_UNIT, UNITS, alphabet
 from cm3plugins.image_tokenizers.svg.reading import codes_of
 from cm3plugins.image_tokenizers.svg.writing import svg_of
+from cm3plugins.svg import render_svg, renderer_version
 
 #: Numbers per side of the canvas, on which pictures without a drawing are traced.
 CELLS = UNITS * PER_UNIT
