@@ -1,6 +1,7 @@
 """`bitwise`: squares of pixels as several bits each, a code a bit.
 
-Legend: N pictures, P squares of d numbers, k bits of a square, c = rows * columns * k codes of a picture.
+Legend: N pictures, P squares of d numbers, k bits of a square, K levels of a coefficient at most, c = rows * columns * k
+codes of a picture.
 """
 
 from __future__ import annotations
@@ -30,21 +31,23 @@ from cm3plugins.image_tokenizers.by_arrays import (
     whole_numbers,
 )
 
+#: Bits of a coefficient at most.
+MOST_BITS = 6
+
 
 @dataclass(kw_only=True)
 class BitwiseTokenizerConfig(PatchArraysConfig):
-    """A grid of squares with `bits` codes each: on which side of a hyperplane the square is, once for every bit.
+    """A grid of squares with `bits` codes each: the bits of a square's quantised principal coefficients.
 
-    Code j of a place is 2 * j or 2 * j + 1. Lookup-free quantisation (MAGVIT-v2, arXiv:2310.05737) with its 2**bits
-    codes factorised into bits, without a network: squares are projected on their first `bits` principal directions,
-    whitened, turned so that signs lose little (ITQ, Gong and Lazebnik 2011), and decoded by least squares. Has the keys
-    of `PatchArraysConfig`, and:
+    Code j of a place is 2 * j or 2 * j + 1. Finite scalar quantisation (FSQ, arXiv:2309.15505) whose 2**bits codes are
+    factorised into bits (as in Infinity, arXiv:2412.04431), without a network: the most important coefficients get most
+    bits, each bit going where it lowers the error most. Levels are Lloyd-Max quantisers, written as Gray codes, so that
+    neighbouring levels differ in one bit. Has the keys of `PatchArraysConfig`, and:
 
     Args:
         bits: bits of a square, at most the numbers of a square.
 
-    Limits: every square is a base colour plus or minus `bits` fixed patterns; a smooth ramp needs more bits than a
-    k-means codebook of equal size.
+    Limits: squares are encoded alone, so their borders can show; a k-means codebook of as many bits a square keeps more.
     """
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
@@ -93,10 +96,11 @@ class BitwiseTokenizerConfig(PatchArraysConfig):
         """See the base."""
         dim = self.patch_size**2 * 3
         return {
+            "mean": ("float32", (dim,)),
             "directions": ("int16", (self.bits, dim)),
-            "edges": ("float64", (self.bits,)),
-            "patterns": ("float32", (self.bits, dim)),
-            "base": ("float32", (dim,)),
+            "bits": ("int16", (self.bits,)),
+            "edges": ("float64", (self.bits, 2**MOST_BITS - 1)),
+            "values": ("float32", (self.bits, 2**MOST_BITS)),
         }
 
     def of_arrays(self, arrays: Arrays) -> BitwiseTokenizer:
@@ -104,7 +108,7 @@ class BitwiseTokenizerConfig(PatchArraysConfig):
         return BitwiseTokenizer(self, arrays)
 
     def learn(self, images_NHWC: PixelArray, rounds: Rounds) -> dict[str, npt.NDArray[Any]]:
-        """Directions and edges, then the patterns that restore squares best from their signs.
+        """Directions, the levels of each for every number of bits, and how many bits each gets.
 
         Raises:
             DataError: squares differ in fewer directions than bits.
@@ -121,59 +125,119 @@ class BitwiseTokenizerConfig(PatchArraysConfig):
                 "give more pictures, or lower image_tokenizer.bits",
             )
         mean_d, directions_kd = principal_directions(rows_Pd, self.bits, rounds(0.5), self.seed)
-        spread_k = ((rows_Pd - mean_d) @ directions_kd.T).std(0)
-        whitening_kd = directions_kd / spread_k[:, None]
-        turned_kd = _turn((rows_Pd - mean_d) @ whitening_kd.T, rounds(0.5)) @ whitening_kd
-        whole_kd = whole_numbers(turned_kd)
-        edges_k = np.rint(whole_kd @ mean_d) + 0.5
-        signs_Pk = np.where(rows_Pd @ whole_kd.T.astype(np.float64) > edges_k, 1.0, -1.0)
-        known = np.column_stack([signs_Pk, np.ones(len(signs_Pk))])
-        solved = np.linalg.lstsq(known, rows_Pd, rcond=None)[0].astype(np.float32)
+        whole_kd = whole_numbers(directions_kd)
+        products_Pk = rows_Pd @ whole_kd.T.astype(np.float64)
+        lengths_k = (whole_kd.astype(np.float64) ** 2).sum(1)
+        ways = [
+            _quantisers(products_Pk, 2**number, rounds(0.5 / MOST_BITS))
+            for number in range(MOST_BITS + 1)
+        ]
+        errors_bk = np.stack([_errors(products_Pk, *way) for way in ways]) / lengths_k
+        bits_k = shared_out(errors_bk, self.bits)
+        edges_kK = np.zeros((self.bits, 2**MOST_BITS - 1))
+        centres_kK = np.zeros((self.bits, 2**MOST_BITS))
+        for place, number in enumerate(bits_k.tolist()):
+            edges_kK[place, : 2**number - 1], centres_kK[place, : 2**number] = (
+                found[place] for found in ways[number]
+            )
+        along_kK = (centres_kK - (whole_kd @ mean_d)[:, None]) / lengths_k[:, None]
         return {
+            "mean": mean_d.astype(np.float32),
             "directions": whole_kd,
-            "edges": edges_k,
-            "patterns": solved[:-1],
-            "base": solved[-1],
+            "bits": bits_k.astype(np.int16),
+            "edges": edges_kK,
+            "values": along_kK.astype(np.float32),
         }
 
 
-def _turn(whitened_Pk: FloatArray, rounds: Any) -> FloatArray:
-    """The rotation [k, k] after which squares are nearest to their signs, by alternation from none (ITQ)."""
-    turn_kk = np.eye(whitened_Pk.shape[1])
+def _quantisers(products_Pk: FloatArray, levels: int, rounds: Any) -> tuple[FloatArray, FloatArray]:
+    """Lloyd-Max quantisers of each column: edges [k, levels - 1] between the centres, and centres [k, levels], rising.
+    Level l is of values from edge l - 1 up to edge l. Starts with quantiles."""
+    shares = (np.arange(levels) + 0.5) / levels
+    centres_kK = np.quantile(products_Pk, shares, axis=0).T.copy()
     for _ in rounds:
-        signs_Pk = np.where(whitened_Pk @ turn_kk.T > 0, 1.0, -1.0)
-        left, _, right = np.linalg.svd(signs_Pk.T @ whitened_Pk)
-        found = left @ right
-        same, turn_kk = np.allclose(found, turn_kk, atol=1e-9), found
-        if same:
+        before = centres_kK.copy()
+        for centres, column in zip(centres_kK, products_Pk.T, strict=True):
+            level = np.searchsorted((centres[1:] + centres[:-1]) / 2, column, side="right")
+            counts = np.bincount(level, minlength=levels)
+            sums = np.bincount(level, column, minlength=levels)
+            centres[counts > 0] = sums[counts > 0] / counts[counts > 0]
+        if np.array_equal(before, centres_kK):
             break
-    return turn_kk
+    return (centres_kK[:, 1:] + centres_kK[:, :-1]) / 2, centres_kK
+
+
+def _errors(products_Pk: FloatArray, edges_kK: FloatArray, centres_kK: FloatArray) -> FloatArray:
+    """The sum of squared errors of each column's quantiser."""
+    columns = zip(products_Pk.T, edges_kK, centres_kK, strict=True)
+    return np.array(
+        [((one - to[np.searchsorted(at, one, side="right")]) ** 2).sum() for one, at, to in columns]
+    )
+
+
+def shared_out(errors_bk: FloatArray, number: int) -> IntArray:
+    """How many bits each column gets, `number` in all: one after the other where it lowers the error most.
+
+    >>> shared_out(np.array([[9.0, 4.0], [3.0, 1.0], [2.0, 0.0]]), 3).tolist()
+    [1, 2]
+
+    Args:
+        errors_bk: the error of each column with 0, 1, ... bits.
+        number: at most all the bits that `errors_bk` has errors of.
+    """
+    bits_k = np.zeros(errors_bk.shape[1], np.int32)
+    gains_bk = errors_bk[:-1] - errors_bk[1:]
+    columns = np.arange(len(bits_k))
+    for _ in range(number):
+        next_k = np.minimum(bits_k, len(gains_bk) - 1)
+        gains_k = np.where(bits_k < len(gains_bk), gains_bk[next_k, columns], -np.inf)
+        bits_k[gains_k.argmax()] += 1
+    return bits_k
 
 
 class BitwiseTokenizer(ArrayTokenizer):
-    """Pixels <-> signs of k projections of each square.
+    """Pixels <-> bits of quantised coefficients of each square.
 
     Args:
         config: its keys.
-        arrays: directions int16 [k, d] and edges [k] of the signs; patterns [k, d] and base [d] of squares.
+        arrays: mean [d] and directions [k, d] of squares, the number of bits of each direction [k], edges [k, K - 1] and
+            values [k, K] of its levels.
     """
 
     def __init__(self, config: BitwiseTokenizerConfig, arrays: Arrays) -> None:
         super().__init__(config, arrays)
-        self._side, self._places, self._bits = config.patch_size, config.places, config.bits
-        self._directions_kd = np.asarray(arrays["directions"], np.float64)
-        self._edges_k = np.asarray(arrays["edges"], np.float64)
-        self._patterns_kd = np.asarray(arrays["patterns"], np.float64)
-        self._base_d = np.asarray(arrays["base"], np.float64)
+        self._side, self._places = config.patch_size, config.places
+        self._mean_d = np.asarray(arrays["mean"], np.float64)
+        used = np.flatnonzero(arrays["bits"])
+        self._bits_u = np.asarray(arrays["bits"], np.int32)[used]
+        self._directions_ud = np.asarray(arrays["directions"], np.float64)[used]
+        self._edges_uK = np.asarray(arrays["edges"], np.float64)[used]
+        self._values_uK = np.asarray(arrays["values"], np.float64)[used]
 
     def _encode(self, pixels_NHWC: PixelArray) -> IntArray:
         rows_Pd = squares_of(pixels_NHWC, self._side).astype(np.float64)
-        ones_Pk = rows_Pd @ self._directions_kd.T > self._edges_k
-        codes_Pk = 2 * np.arange(self._bits, dtype=np.int32) + ones_Pk
-        return codes_Pk.astype(np.int32).reshape(len(pixels_NHWC), self.form.num_codes)
+        products_uP = self._directions_ud @ rows_Pd.T
+        bits = []
+        for number, edges, products in zip(
+            self._bits_u.tolist(), self._edges_uK, products_uP, strict=True
+        ):
+            levels = np.searchsorted(edges[: 2**number - 1], products, side="right")
+            gray = levels ^ levels >> 1
+            bits += [gray >> place & 1 for place in range(number)[::-1]]
+        codes_Pk: IntArray = np.stack(bits, axis=1).astype(np.int32)
+        codes_Pk += 2 * np.arange(len(bits), dtype=np.int32)
+        return codes_Pk.reshape(len(pixels_NHWC), self.form.num_codes)
 
     def _decode(self, codes_Nc: IntArray) -> PixelArray:
-        signs_Pk = codes_Nc.reshape(-1, self._bits) % 2 * 2.0 - 1.0
-        squares_Pd = self._base_d + signs_Pk @ self._patterns_kd
+        bits_kP = codes_Nc.reshape(-1, int(self._bits_u.sum())).T % 2
+        squares_Pd = np.repeat(self._mean_d[None], bits_kP.shape[1], axis=0)
+        of_each = np.split(bits_kP, np.cumsum(self._bits_u)[:-1])
+        for bits_bP, values, direction in zip(
+            of_each, self._values_uK, self._directions_ud, strict=True
+        ):
+            # a bit of a level is the exclusive or of the bits of its Gray code down to it
+            levels_bP = np.bitwise_xor.accumulate(bits_bP, axis=0)
+            levels_P = 2 ** np.arange(len(bits_bP))[::-1] @ levels_bP
+            squares_Pd += values[levels_P][:, None] * direction
         pictures: PixelArray = pictures_of(to_pixels(squares_Pd), self._side, self._places)
         return pictures

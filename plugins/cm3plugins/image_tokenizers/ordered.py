@@ -36,8 +36,8 @@ class OrderedTokenizerConfig(ArrayTokenizerConfig):
     Code j is the level of coefficient j; the code `levels` ends the picture. `encode` writes all `num_codes`
     coefficients and the end. `decode` takes any number of them, at least one: a missing coefficient is its mean. Nested
     dropout makes a linear autoencoder's units the principal components, in this order (Rippel et al. 2014,
-    arXiv:1402.0915): here they are computed. Levels are Lloyd-Max quantisers of each coefficient. Has the keys of
-    `ArrayTokenizerConfig`, and:
+    arXiv:1402.0915): here they are computed. Levels are equally far apart, as far for all coefficients, so the less
+    important ones take few of them and are easy to predict. Has the keys of `ArrayTokenizerConfig`, and:
 
     Args:
         num_codes: maximum number of coefficients of a picture; training needs more pictures than that.
@@ -112,34 +112,38 @@ class OrderedTokenizerConfig(ArrayTokenizerConfig):
             rows_Nd, self.num_codes, rounds(0.8), self.seed
         )
         whole_nd = whole_numbers(directions_nd)
-        products_Nn = rows_Nd @ whole_nd.T.astype(np.float64)
-        edges_nK, centres_nK = _levels(products_Nn, self.levels, rounds(0.2))
-        # the value of a level is how far it is along the direction, in pixels
-        lengths_n = (whole_nd.astype(np.float64) ** 2).sum(1)
-        along_nK = (centres_nK - (whole_nd @ mean_d)[:, None]) / lengths_n[:, None]
+        # how far pictures are along each direction, in pixels
+        lengths_n = np.sqrt((whole_nd.astype(np.float64) ** 2).sum(1))
+        along_Nn = (rows_Nd - mean_d) @ whole_nd.T.astype(np.float64) / lengths_n
+        edges_K, values_nK = _levels(along_Nn, self.levels, rounds(0.2))
         return {
             "mean": mean_d.astype(np.float32),
             "directions": whole_nd,
-            "edges": edges_nK,
-            "values": along_nK.astype(np.float32),
+            "edges": edges_K * lengths_n[:, None] + (whole_nd @ mean_d)[:, None],
+            "values": (values_nK / lengths_n[:, None]).astype(np.float32),
         }
 
 
-def _levels(products_Nn: FloatArray, levels: int, rounds: Any) -> tuple[FloatArray, FloatArray]:
-    """Lloyd-Max quantisers of each column: edges [n, levels - 1] between the centres, and centres [n, levels], rising.
-    Level l is of values from edge l - 1 up to edge l. Starts with quantiles."""
-    shares = (np.arange(levels) + 0.5) / levels
-    centres_nK = np.quantile(products_Nn, shares, axis=0).T.copy()
+def _levels(along_Nn: FloatArray, levels: int, rounds: Any) -> tuple[FloatArray, FloatArray]:
+    """Levels of all coefficients with one step, the best that rounds find: edges [levels - 1] between the levels, and
+    values [n, levels], the mean of a level's coefficients. Each round tries a step a tenth smaller."""
+    middles_K = np.arange(levels) - (levels - 1) / 2
+    best, step = np.inf, 2 * float(np.abs(along_Nn).max()) / levels
+    edges_K, values_nK = np.zeros(0), np.zeros((0, 0))
     for _ in rounds:
-        before = centres_nK.copy()
-        for centres, column in zip(centres_nK, products_Nn.T, strict=True):
-            level = np.searchsorted((centres[1:] + centres[:-1]) / 2, column, side="right")
-            counts = np.bincount(level, minlength=levels)
-            sums = np.bincount(level, column, minlength=levels)
-            centres[counts > 0] = sums[counts > 0] / counts[counts > 0]
-        if np.array_equal(before, centres_nK):
+        tried_K = (middles_K[1:] + middles_K[:-1]) / 2 * step
+        level_Nn = np.searchsorted(tried_K, along_Nn, side="right")
+        error = float(((middles_K[level_Nn] * step - along_Nn) ** 2).sum())
+        if error >= best:
             break
-    return (centres_nK[:, 1:] + centres_nK[:, :-1]) / 2, centres_nK
+        best, edges_K = error, tried_K
+        values_nK = np.tile(middles_K * step, (along_Nn.shape[1], 1))
+        for values, level, along in zip(values_nK, level_Nn.T, along_Nn.T, strict=True):
+            counts = np.bincount(level, minlength=levels)
+            sums = np.bincount(level, along, minlength=levels)
+            values[counts > 0] = sums[counts > 0] / counts[counts > 0]
+        step *= 0.9
+    return edges_K, values_nK
 
 
 class OrderedTokenizer(ArrayTokenizer):

@@ -118,18 +118,28 @@ def test_a_square_by_hand_is_the_sum_of_its_centres() -> None:
     assert tokenizer.decode(np.array([[0, 2]], np.int32)).max() == 0, "clipped"
 
 
-def test_a_square_by_hand_is_its_base_and_patterns() -> None:
-    config = BitwiseTokenizerConfig(resolution=1, patch_size=1, bits=2)
+def test_a_square_by_hand_is_its_levels_in_gray_code() -> None:
+    """Red has four levels, two bits; green none; blue two levels, one bit."""
+    config = BitwiseTokenizerConfig(resolution=1, patch_size=1, bits=3)
+    edges = np.zeros((3, 63))
+    edges[0, :3], edges[2, 0] = [30.5, 60.5, 90.5], 50.5
+    values = np.zeros((3, 64), np.float32)
+    values[0, :4], values[2, :2] = [-100, -30, 30, 100], [-40, 40]
     arrays = {
-        "directions": np.array([[1, 0, 0], [0, 0, 1]], np.int16),
-        "edges": np.array([100.5, 50.5]),
-        "patterns": np.array([[80, 0, 0], [0, 0, 40]], np.float32),
-        "base": np.array([100, 7, 50], np.float32),
+        "mean": np.array([100, 7, 50], np.float32),
+        "directions": np.eye(3, dtype=np.int16),
+        "bits": np.array([2, 0, 1], np.int16),
+        "edges": edges,
+        "values": values,
     }
     tokenizer = config.of_arrays(arrays)
-    picture = np.array([[[[101, 0, 50]]]], np.uint8)
-    assert tokenizer.encode(picture).tolist() == [[1, 2]]
-    assert tokenizer.decode(np.array([[1, 2]], np.int32)).ravel().tolist() == [180, 7, 10]
+    reds = [0, 31, 61, 91]
+    pictures = np.array([[[[red, 0, 50 + (red == 31)]]] for red in reds], np.uint8)
+    codes = tokenizer.encode(pictures)
+    # 00, 01, 11, 10; the codes of bit j are 2 j and 2 j + 1
+    assert codes.tolist() == [[0, 2, 4], [0, 3, 5], [1, 3, 4], [1, 2, 4]]
+    drawn = tokenizer.decode(codes)[:, 0, 0].tolist()
+    assert drawn == [[0, 7, 10], [70, 7, 90], [130, 7, 10], [200, 7, 10]]
 
 
 def test_more_bits_keep_more() -> None:

@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw
 from cm3core.errors import RecipeError
 from cm3kits.image_tokenizer import ImageTokenizerContract
 from cm3plugins.image_tokenizers.outlines import OutlinesConfig
-from cm3plugins.image_tokenizers.outlines.tokenizer import filled, outlines, simplified
+from cm3plugins.image_tokenizers.outlines.paths import outlines, simplified
+from cm3plugins.image_tokenizers.outlines.tokenizer import filled
 from messages import tells
 
 SMALL = OutlinesConfig(resolution=16, cells=8, tolerance=0, most_codes=64)
@@ -45,14 +46,49 @@ def test_a_square_with_a_hole_by_hand() -> None:
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 7), st.floats(0.1, 0.9))
 def test_without_tolerance_every_grid_comes_back(seed: int, size: int, share: float) -> None:
-    dark = np.random.default_rng(seed).random((size, size)) < share
-    paths = outlines(dark)
-    assert np.array_equal(filled(paths, size, 2 * size) > 127, dark.repeat(2, 0).repeat(2, 1))
-    assert all(len(path) >= 4 for path in paths)
+    dark_NGG = np.random.default_rng(seed).random((3, size, size)) < share
+    traced = outlines(dark_NGG)
+    for number, dark in enumerate(dark_NGG):
+        paths = traced.of(number)
+        assert np.array_equal(filled(paths, size, 2 * size) > 127, dark.repeat(2, 0).repeat(2, 1))
+        assert all(len(path) >= 4 for path in paths)
+        firsts = [path[0].tolist() for path in paths]
+        assert firsts == sorted(min(path.tolist()) for path in paths)
+
+
+def kept(line: np.ndarray, tolerance: float) -> list[list[int]]:
+    """Douglas and Peucker's rule for one open line, without its last point."""
+    x, y = (line[-1] - line[0]).tolist()
+    away = [np.hypot(*(point - line[0])) for point in line]
+    if x or y:
+        away = [
+            abs((px - line[0, 0]) * y - (py - line[0, 1]) * x) / np.hypot(x, y) for px, py in line
+        ]
+    place = int(np.argmax(away))
+    if away[place] <= tolerance:
+        return [line[0].tolist()]
+    return kept(line[: place + 1], tolerance) + kept(line[place:], tolerance)
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0.1, 0.9), st.sampled_from([0.5, 0.75, 1.0, 1.7]))
+def test_paths_are_simplified_as_one_by_one(seed: int, share: float, tolerance: float) -> None:
+    dark_NGG = np.random.default_rng(seed).random((2, 9, 9)) < share
+    traced = outlines(dark_NGG)
+    fewer = simplified(traced, tolerance)
+    for number in range(2):
+        expected = []
+        for path in traced.of(number):
+            closed = np.concatenate([path, path[:1]])
+            far = int(np.argmax(((path - path[0]) ** 2).sum(1)))
+            alone = kept(closed[: far + 1], tolerance) + kept(closed[far:], tolerance)
+            expected.append(path.tolist() if len(path) < 4 else alone)
+        assert [path.tolist() for path in fewer.of(number)] == [
+            path for path in expected if len(path) >= 3
+        ]
 
 
 def test_cells_that_touch_at_a_corner_are_apart() -> None:
-    assert len(outlines(np.eye(3, dtype=bool))) == 3
+    assert len(outlines(np.eye(3, dtype=bool)[None]).of(0)) == 3
 
 
 def test_a_disc_takes_few_points_and_stays_near() -> None:
@@ -65,7 +101,7 @@ def test_a_disc_takes_few_points_and_stays_near() -> None:
     assert 8 <= len(path) <= 24
     [drawn] = tokenizer.decode(codes[None])
     assert np.abs(drawn.astype(int) - pixels).mean() < 6
-    assert len(simplified(outlines(np.ones((4, 4), bool))[0], 1.0)) == 4
+    assert len(simplified(outlines(np.ones((1, 4, 4), bool)), 1.0).of(0)[0]) == 4
 
 
 def test_what_is_too_much_keeps_the_largest_paths() -> None:
@@ -75,7 +111,11 @@ def test_what_is_too_much_keeps_the_largest_paths() -> None:
     tokenizer = OutlinesConfig(resolution=16, cells=8, tolerance=0, most_codes=24).build()
     [codes] = tokenizer.encode(of_cells(dark)[None])
     assert tokenizer.form.strange_place(codes[None]) is None
-    assert len(tokenizer.paths(codes)) >= 1
+    assert tokenizer.paths(codes), "the largest path has room"
+    # with a coarser tolerance, or without the smallest paths, a picture among others is as alone
+    others = np.stack([of_cells(rng.random((8, 8)) < share) for share in (0.1, 0.5, 0.9)])
+    together = tokenizer.encode(np.concatenate([others, of_cells(dark)[None]]))
+    assert np.array_equal(together[-1], codes)
 
 
 def test_a_blank_picture_is_its_end() -> None:

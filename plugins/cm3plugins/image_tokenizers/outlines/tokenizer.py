@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from cm3core.document import BoolArray, IntArray, PixelArray
 from cm3core.interfaces.image_tokenizer import ImageTokenizer
 from cm3core.picture_form import PictureForm
+from cm3plugins.image_tokenizers.outlines.paths import Paths, doubled_areas, outlines, simplified
 
 #: Points (x, y) of a closed path on the grid, int32 [P, 2].
 Path: TypeAlias = IntArray
-_Point: TypeAlias = tuple[int, int]
+#: Pictures that are traced at once.
+_BATCH = 256
 #: Samples per pixel and side when paths are filled.
 SAMPLES = 4
 #: Below this grey level a cell is dark.
@@ -53,8 +55,9 @@ class OutlineTokenizer(ImageTokenizer):
         return hashlib.sha256(content).hexdigest()[:16]
 
     def _encode(self, pixels_NHWC: PixelArray) -> IntArray:
-        codes = [self._form.padded(self._codes(dark)) for dark in self._dark(pixels_NHWC)]
-        return np.stack(codes) if codes else np.zeros((0, self._form.num_codes), np.int32)
+        starts = range(0, len(pixels_NHWC), _BATCH)
+        codes = [self._codes(self._dark(pixels_NHWC[at : at + _BATCH])) for at in starts]
+        return np.concatenate([np.zeros((0, self._form.num_codes), np.int32), *codes])
 
     def _decode(self, codes_Nc: IntArray) -> PixelArray:
         size = self.resolution
@@ -84,114 +87,58 @@ class OutlineTokenizer(ImageTokenizer):
     def _dark(self, pixels_NHWC: PixelArray) -> BoolArray:
         """Which cells are dark, bool [N, G, G]."""
         cells, side = self.cells, self.resolution // self.cells
-        grey = pixels_NHWC.mean(axis=3).reshape(-1, cells, side, cells, side).mean(axis=(2, 4))
-        dark: BoolArray = grey < DARK
+        red, green, blue = np.moveaxis(pixels_NHWC, 3, 0).astype(np.int32)
+        grey = ((red + green + blue) / 3).reshape(-1, cells, side, cells, side)
+        dark: BoolArray = grey.mean(axis=(2, 4)) < DARK
         return dark
 
-    def _codes(self, dark_GG: BoolArray) -> IntArray:
-        """Codes of a picture's outlines, with the end."""
-        traced = outlines(dark_GG)
-        room = self._form.num_codes - 1
-        tolerance = self.tolerance
-        while True:
-            paths = [simplified(path, tolerance) for path in traced]
-            paths = [path for path in paths if len(path) >= 3]
-            number = sum(2 * len(path) + 1 for path in paths)
-            if number <= room or tolerance > self.cells / 8:
-                break
+    def _codes(self, dark_NGG: BoolArray) -> IntArray:
+        """Codes of pictures' outlines, with the end."""
+        form, number = self._form, len(dark_NGG)
+        traced = outlines(dark_NGG)
+        parts, again_N, tolerance = [], np.ones(number, bool), self.tolerance
+        while len(traced.picture_P):
+            paths = simplified(traced, tolerance)
+            coarser = tolerance <= self.cells / 8
+            again_N = (self._needed(paths, number) > form.num_codes - 1) & coarser
+            parts.append(paths.chosen(~again_N[paths.picture_P]))
+            traced = traced.chosen(again_N[traced.picture_P])
             tolerance = max(2 * tolerance, 0.5)
-        written: list[int] = []
-        close = 2 * (self.cells + 1)
-        for path in sorted(paths, key=lambda path: -_area(path)):
-            if len(written) + 2 * len(path) + 1 <= room:
-                points = path + np.array([0, self.cells + 1], np.int32)
-                written += [*points.ravel().tolist(), close]
-        return np.array([*written, close + 1], np.int32)
+        codes_Nc = np.full((number, form.num_codes), form.end, np.int32)
+        for paths in parts:
+            self._write(codes_Nc, self._that_fit(paths, number))
+        return codes_Nc
 
+    def _needed(self, paths: Paths, number: int) -> NDArray[np.int64]:
+        """Codes of the paths of each of the pictures."""
+        needed_N = np.zeros(number, np.int64)
+        np.add.at(needed_N, paths.picture_P, 2 * paths.lengths_P + 1)
+        return needed_N
 
-def outlines(dark_GG: BoolArray) -> list[Path]:
-    """Closed paths between dark and light cells, corners only, with the dark cells on the right. Dark cells that touch at
-    a corner alone are apart."""
-    dark = np.pad(dark_GG, 1)
-    #: Point -> points that an edge leads to.
-    leads: dict[_Point, list[_Point]] = {}
-    for cells, neighbours, begin, end in (
-        (dark[1:-1, 1:-1], dark[:-2, 1:-1], (0, 0), (1, 0)),  # above: to the right
-        (dark[1:-1, 1:-1], dark[1:-1, 2:], (1, 0), (1, 1)),  # right: down
-        (dark[1:-1, 1:-1], dark[2:, 1:-1], (1, 1), (0, 1)),  # below: to the left
-        (dark[1:-1, 1:-1], dark[1:-1, :-2], (0, 1), (0, 0)),  # left: up
-    ):
-        for y, x in np.argwhere(cells & ~neighbours).tolist():
-            start = (x + begin[0], y + begin[1])
-            leads.setdefault(start, []).append((x + end[0], y + end[1]))
-    paths = []
-    for start in sorted(leads):
-        while leads[start]:
-            point: _Point = start
-            before: _Point | None = None
-            path = [start]
-            while True:
-                ways = leads[point]
-                # to the right first, so that cells which touch at a corner stay apart
-                turns = [0 if before is None else _right_turn(before, point, way) for way in ways]
-                way = ways.pop(turns.index(max(turns)))
-                before, point = point, way
-                if point == start:
-                    break
-                path.append(point)
-            paths.append(_corners(np.array(path, np.int32)))
-    return paths
+    def _that_fit(self, paths: Paths, number: int) -> Paths:
+        """The paths of each picture, the largest first, without those for which no room is left."""
+        paths = paths.ordered(np.lexsort((-doubled_areas(paths), paths.picture_P)))
+        kept_P = np.ones(len(paths.picture_P), bool)
+        for picture in np.flatnonzero(self._needed(paths, number) > self._form.num_codes - 1):
+            room = self._form.num_codes - 1
+            for path in np.flatnonzero(paths.picture_P == picture):
+                kept_P[path] = (own := 2 * int(paths.lengths_P[path]) + 1) <= room
+                room -= own * int(kept_P[path])
+        return paths.chosen(kept_P)
 
-
-def _right_turn(before: _Point, point: _Point, way: _Point) -> int:
-    """How far a way turns to the right (y points down): 1, 0 straight on, -1 to the left."""
-    return (point[0] - before[0]) * (way[1] - point[1]) - (point[1] - before[1]) * (
-        way[0] - point[0]
-    )
-
-
-def _corners(path: Path) -> Path:
-    """The path without points at which it goes straight on."""
-    before, after = path - np.roll(path, 1, axis=0), np.roll(path, -1, axis=0) - path
-    corners: Path = path[before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]]
-    return corners
-
-
-def simplified(path: Path, tolerance: float) -> Path:
-    """A closed path with fewer points, none of the others further than `tolerance` from it (Douglas and Peucker 1973).
-
-    It begins with its first point; the second one that is certainly kept is the furthest from it.
-    """
-    if tolerance <= 0 or len(path) < 4:
-        return path
-    far = int(np.argmax(((path - path[0]) ** 2).sum(1)))
-    closed = np.concatenate([path, path[:1]])
-    first, second = _kept(closed[: far + 1], tolerance), _kept(closed[far:], tolerance)
-    return np.concatenate([first[:-1], second[:-1]])
-
-
-def _kept(line: Path, tolerance: float) -> Path:
-    """The points of an open line that are kept."""
-    if len(line) < 3:
-        return line
-    along = (line[-1] - line[0]).astype(float)
-    from_first = (line - line[0]).astype(float)
-    length = np.hypot(*along)
-    if length == 0:
-        distance = np.hypot(from_first[:, 0], from_first[:, 1])
-    else:
-        distance = np.abs(from_first[:, 0] * along[1] - from_first[:, 1] * along[0]) / length
-    place = int(np.argmax(distance))
-    if distance[place] <= tolerance:
-        return line[[0, -1]]
-    before, after = _kept(line[: place + 1], tolerance), _kept(line[place:], tolerance)
-    return np.concatenate([before[:-1], after])
-
-
-def _area(path: Path) -> float:
-    """Area of a closed path in cells."""
-    after = np.roll(path, -1, axis=0)
-    return abs(float((path[:, 0] * after[:, 1] - path[:, 1] * after[:, 0]).sum())) / 2
+    def _write(self, codes_Nc: IntArray, paths: Paths) -> None:
+        """Write the codes of paths into those of their pictures."""
+        needed_P = 2 * paths.lengths_P + 1
+        ends_P = np.cumsum(needed_P)
+        first_P = np.searchsorted(paths.picture_P, paths.picture_P)
+        # where a path begins, counted from the first one of its picture
+        begin_P = ends_P - needed_P - (ends_P - needed_P)[first_P]
+        path_V = np.repeat(np.arange(len(needed_P)), paths.lengths_P)
+        place_V = begin_P[path_V] + 2 * (np.arange(len(path_V)) - paths.starts_P[path_V])
+        picture_V = paths.picture_P[path_V]
+        codes_Nc[picture_V, place_V] = paths.points_V2[:, 0]
+        codes_Nc[picture_V, place_V + 1] = paths.points_V2[:, 1] + self.cells + 1
+        codes_Nc[paths.picture_P, begin_P + needed_P - 1] = 2 * (self.cells + 1)
 
 
 def filled(paths: Sequence[Path], cells: int, size: int) -> NDArray[np.float64]:

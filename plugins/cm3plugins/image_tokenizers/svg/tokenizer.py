@@ -15,7 +15,8 @@ from cm3core.document import IntArray, PixelArray
 from cm3core.errors import DataError
 from cm3core.interfaces.image_tokenizer import ImageTokenizer
 from cm3core.picture_form import PictureForm
-from cm3plugins.image_tokenizers.outlines.tokenizer import DARK, outlines, simplified
+from cm3plugins.image_tokenizers.outlines.paths import outlines, simplified
+from cm3plugins.image_tokenizers.outlines.tokenizer import DARK
 from cm3plugins.image_tokenizers.svg.alphabet import PER_UNIT, UNITS, alphabet
 from cm3plugins.image_tokenizers.svg.reading import codes_of
 from cm3plugins.image_tokenizers.svg.writing import svg_of
@@ -92,8 +93,7 @@ class SvgTokenizer(ImageTokenizer):
         """Codes of the dark areas of a picture as one filled path; the smallest ones are left out where there are more
         than a picture has room for."""
         dark = images.fit(pixels, (CELLS, CELLS)).mean(axis=2) < DARK
-        paths = [simplified(path, 0.75) for path in outlines(dark)]
-        paths = sorted((path for path in paths if len(path) >= 3), key=len, reverse=True)
+        paths = sorted(simplified(outlines(dark[None]), 0.75).of(0), key=len, reverse=True)
         table = alphabet()
         written = [table.kinds["paint"].first + 1]  # areas by the even-odd rule
         steps, positions = table.kinds["step"], table.kinds["position"]
