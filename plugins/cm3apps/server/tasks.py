@@ -92,12 +92,14 @@ def in_turns(model: Model) -> bool:
 
 
 def able(model: Model, forced: Collection[str]) -> list[str]:
-    """The model's known and forced abilities, without those that its layout has no sequences for.
+    """The model's known and forced abilities, without those that its layout has no sequences for, or that need places of
+    a picture, which sequences have none of.
 
     A model that was not tuned draws, fills and captions, as it was trained to.
     """
     serializer = model.components.serializer
-    reads, fills = serializer.layout.reads_pictures, serializer.max_spans > 0
+    reads = serializer.layout.reads_pictures
+    fills = serializer.max_spans > 0 and not serializer.form.is_sequence
     describes = reads and serializer.layout.writes_text
     tuned = model.tasks
     serves = {vars(type(config)).get("serves") for config in tuned.configs.values()}
@@ -186,7 +188,7 @@ class Partial:
     """A partial picture: `pixels` are grey where nothing is drawn yet.
 
     `picture` is its position among the results, `number` counts its partial pictures, and `rows` of
-    `all_rows` are finished.
+    `all_rows` are finished; of pictures in one row, such as sequences, codes instead of rows.
     """
 
     picture: int
@@ -422,7 +424,8 @@ class Growing:
     """Decides which partial pictures are due.
 
     OpenAI's API has up to three, and each of them is sent. If more are requested, those that are overtaken by a
-    newer one before they are decoded are left out.
+    newer one before they are decoded are left out. They are at equal distances. How many codes a sequence will have is
+    not known before, so a sequence also has one whenever the number of its codes has doubled.
 
     Args:
         partials: the requested number per result.
@@ -432,16 +435,22 @@ class Growing:
 
     def __init__(self, partials: int) -> None:
         self.partials, self.all_are_sent = partials, partials <= self.MOST_SENT
-        self._due: dict[int, int] = {}
+        #: How many have been due, and how much of the picture was finished then.
+        self._due: dict[int, tuple[int, int]] = {}
         self._numbers: dict[int, int] = {}
 
     def is_due(self, picture: int, codes: Codes) -> bool:
         """Whether enough rows were finished since the last one."""
         rows, all_rows = rows_of(codes)
-        due = rows * (self.partials + 1) // all_rows
-        if due <= self._due.get(picture, 0) or rows == all_rows:
+        number, last = self._due.get(picture, (0, 0))
+        if codes.grid[0] == 1:
+            far = rows >= 2 * last or (rows - last) * (self.partials + 1) >= all_rows
+            due = min(number + far * (rows > 0), self.partials)
+        else:
+            due = rows * (self.partials + 1) // all_rows
+        if due <= number or rows == all_rows:
             return False
-        self._due[picture] = due
+        self._due[picture] = due, rows
         return True
 
     def number(self, picture: int) -> int:
@@ -528,11 +537,13 @@ async def newest(
 
 
 def rows_of(codes: Codes) -> tuple[int, int]:
-    """The number of finished rows of a partial picture, and the number of all rows."""
+    """The number of finished rows of a partial picture, and the number of all rows; of a picture in one row, such as a
+    sequence, codes instead of rows."""
     rows, columns = codes.grid
+    all_rows = columns if rows == 1 else rows
     if codes.missing is None:
-        return rows, rows
-    return int((~codes.missing.reshape(rows, columns)).all(1).sum()), rows
+        return all_rows, all_rows
+    return int((~codes.missing.reshape(all_rows, -1)).all(1).sum()), all_rows
 
 
 async def in_order(events: AsyncGenerator[Partial | Drawn, None], number: int) -> Sequence[Picture]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import doctest
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
@@ -17,10 +19,11 @@ from cm3apps.server.tasks import able, task_of
 from cm3core.errors import GenerationError
 from cm3core.images import open_image
 from messages import tells
-from toy_model import picture, toy_model
-from toy_server import CHAT, Served, png, served, toy, tuned, tuned_model
+from toy_model import model_of_sequences, picture, toy_model
+from toy_server import CHAT, EDIT, GENERATE, Served, mask, png, served, toy, tuned, tuned_model
 
 URL = "data:image/png;base64," + base64.b64encode(png(picture(8, 8))).decode()
+URL_OF_MASK = "data:image/png;base64," + base64.b64encode(mask(8, 8, (0, 0, 4, 4))).decode()
 PICTURE = {"type": "image_url", "image_url": {"url": URL}}
 BELL = {"label": "bell", "box": [0, 0.25, 0.5, 1]}
 
@@ -28,7 +31,8 @@ BELL = {"label": "bell", "box": [0, 0.25, 0.5, 1]}
 @pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
     models = {"tuned": tuned(), "answers": tuned({"answer": "vqa"}), "plain": toy()}
-    with served(models, limits=Limits(prompt_characters=400), most_models=3) as running:
+    models["sequences"] = model_of_sequences
+    with served(models, limits=Limits(prompt_characters=400), most_models=4) as running:
         yield running
 
 
@@ -62,6 +66,31 @@ def test_what_models_can_do_is_what_they_were_tuned_for():
     assert able(toy_model(), ()) == ["draw", "fill", "caption"]
     assert task_of(tuned_model(), "boxes") == "place"
     assert task_of(tuned_model({"answer": "vqa"}), "chat") is None
+
+
+def test_parts_of_a_sequence_are_not_offered(server):
+    assert able(model_of_sequences(), ()) == ["draw", "caption"]
+    facts = httpx.get(f"{server.url}/studio/facts", params={"model": "sequences"}).json()
+    assert facts["tasks"] == ["draw", "caption"]
+    marked = {"images": [{"image_url": URL}], "mask": {"image_url": URL_OF_MASK}}
+    answer = server.post(EDIT, model="sequences", prompt="red", num_retrieved=0, **marked)
+    assert answer.status_code == 400
+    assert tells(
+        answer.json()["error"]["message"], "box: marks places ... sequence of at most 61 ..."
+    )
+
+
+@pytest.mark.parametrize(("asked", "lengths"), [(3, [16, 32]), (64, [16, 32, 48])])
+def test_a_sequence_grows(server, asked, lengths):
+    """Of the last image, all its codes are known."""
+    body = {"prompt": "red", "seed": 5, "stream": True, "partial_images": asked, "num_retrieved": 0}
+    lines = server.post(GENERATE, model="sequences", **body).text.splitlines()
+    *partial, whole = [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
+    assert whole["type"] == "image_generation.completed"
+    assert {one["all_rows"] for one in partial} == {61}
+    shown = [one["rows"] for one in partial]
+    assert shown[: len(lengths)] == lengths[: len(shown)]
+    assert len(shown) >= 1
 
 
 CONVERSATION = [

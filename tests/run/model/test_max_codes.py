@@ -8,21 +8,14 @@ import pytest
 import torch
 
 from cm3core.errors import DocumentError, GenerationError
-from cm3plugins.image_tokenizers.by_arrays import Rounds
-from cm3plugins.image_tokenizers.ordered import OrderedTokenizerConfig
-from cm3plugins.trained.training_run import RunOptions
 from cm3run.model import Model
 from messages import tells
-from small_pictures import drawn_shapes
-from toy_model import picture, toy_model
+from toy_model import model_of_sequences, picture
 
 
 @pytest.fixture(scope="module")
 def sequences() -> Model:
-    """A model whose pictures have up to 60 codes and an end."""
-    config = OrderedTokenizerConfig(resolution=8, num_codes=60, levels=64)
-    arrays = config.learn(drawn_shapes(80, 8, 0), Rounds(RunOptions(steps=3)))
-    return toy_model(image=config.of_arrays(arrays))
+    return model_of_sequences()
 
 
 def test_fewer_codes_take_fewer_tokens(sequences: Model, monkeypatch: pytest.MonkeyPatch) -> None:
