@@ -104,18 +104,20 @@ def clip_to_segments(
 def draw_box(sequence: TokenSequence, num_spans: int, rng: np.random.Generator) -> SpanList:
     """Draw a random box of codes in one of the query document's pictures, as spans.
 
-    Returns no spans without a picture on a grid, or room. Height and width are uniform, then the position. A
-    box has all codes of its places. It takes one span per row (one span in total if it is as wide as the
-    picture), like the holes of an inpainted box, so its height is at most `num_spans`.
+    Returns no spans without a picture or room. Height and width are uniform, then the position. A box has all codes of
+    its places. It takes one span per row (one span in total if it is as wide as the picture), like the holes of an
+    inpainted box, so its height is at most `num_spans`. A picture that is a sequence has no places: a run of its codes,
+    the end included, is one row of them.
     """
     pictures = [
-        span for span in sequence.segments[sequence.query_segment :] if span.grid is not None
+        span
+        for span in sequence.segments[sequence.query_segment :]
+        if span.grid is not None or (span.modality == "image" and len(span))
     ]
     if not pictures or num_spans == 0:
         return []
     picture = pictures[int(rng.integers(len(pictures)))]
-    assert picture.grid is not None
-    rows, columns = picture.grid
+    rows, columns = picture.grid or (1, len(picture))
     places = columns // picture.depth
     height, width = (
         int(rng.integers(1, min(rows, num_spans) + 1)),

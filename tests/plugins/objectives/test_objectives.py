@@ -159,6 +159,20 @@ def test_a_box_by_hand() -> None:
     )
 
 
+def test_a_box_of_a_sequence_is_a_run_of_its_codes() -> None:
+    """A picture of 7 codes without places, from 27 on: code 2 up to 5; then all of them."""
+    sequence = make_sequence(VOCABULARY, [PAIR, [("text", 5), ("image", 7)]])
+    [*_, picture] = sequence.segments
+    assert picture.grid is None
+    first = picture.start
+    # picture, height, width, top, left
+    assert draw_box(sequence, 16, Fixed(0, 1, 3, 0, 2)) == [(first + 2, first + 5)]
+    assert draw_box(sequence, 1, Fixed(0, 1, 7, 0, 0)) == [(first, first + 7)]
+    rng = np.random.default_rng(3)
+    drawn = {draw_box(sequence, 16, rng)[0] for _ in range(500)}
+    assert drawn == {(first + low, first + high) for low in range(7) for high in range(low + 1, 8)}
+
+
 def test_every_box_of_the_query_picture_is_equally_likely_given_its_size() -> None:
     """3 x 2 cells: 3 * 2 sizes of probability 1/6 each, shared by a size's places; never the
     retrieved picture."""
