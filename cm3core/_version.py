@@ -5,8 +5,7 @@ __version__ = "0.1.0"
 #: Version of the plugin API. A plugin states the version it was written for in its own `CM3_API`.
 CM3_API = 1
 
-#: The oldest supported plugin API: its plugins work, with a note that they must be
-#: updated.
+#: The oldest supported plugin API: its plugins work, with a note that they must be updated.
 OLDEST_CM3_API = 1
 
 #: The distribution that holds this package, its recipes and the bundled plugins.

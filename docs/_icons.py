@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cm3core.images import PixelArray, save_png
 from cm3plugins.datasets.icons.captions import caption
+from cm3plugins.datasets.icons.closed import CLOSED_SPLITS
 from cm3plugins.datasets.icons.corpus import IconCorpus
 from cm3plugins.datasets.icons.sets import STYLE_WORDS
 from cm3plugins.datasets.icons.splits import SPLITS
@@ -19,6 +20,7 @@ from cm3run.sheets import grid
 COMMAND = "python docs/_icons.py"
 PICTURE = Path(__file__).parent / "images" / "icons-corpus.png"
 HELD_OUT = Path(__file__).parent / "figures" / "held-out.json"
+COPIED = Path(__file__).parent / "figures" / "closed.json"
 SIZE = 64
 NUM_COLUMNS = 9
 THING = "lock"
@@ -29,6 +31,8 @@ def tables() -> dict[str, list[str]]:
     """The tables of the page, by name: their lines."""
     corpus = IconCorpus()
     return {
+        "closed splits": _closed_splits(),
+        "copied": _copied(),
         "splits": _splits(corpus),
         "held out": _held_out(),
         "styles": _styles(corpus),
@@ -50,6 +54,42 @@ def _splits(corpus: IconCorpus) -> list[str]:
         f"| `{split}` | {corpus.manifest.num_of_split[split]:,} | {len(things[split]):,} | "
         f"{meaning[split]} |"
         for split in SPLITS
+    ]
+
+
+def _closed_splits() -> list[str]:
+    corpus = IconCorpus(held_out="closed")
+    things = defaultdict(set)
+    for entry in corpus.entries:
+        things[entry.split].add(entry.words)
+    number = Counter(corpus.entries.splits)
+    meaning = {
+        "train": "the rest",
+        "unseen": "objects, by word; no name or tag in `train` has the word, contains it or means it",
+        "compose": "two words together; `train` has each of them, never both in one name or tag",
+        "restyle": "an object in one designer's sets; other designers draw it in `train`",
+        "variant": "a set's own other drawing, such as `bell off` or `bell` filled; its base is in `train`",
+        "strangers": "whole sets",
+        "near": "neither trained nor a test case: shows something that is held out, or looks too common",
+    }
+    return ["| split | icons | names | |", "| --- | --- | --- | --- |"] + [
+        f"| `{split}` | {number[split]:,} | {len(things[split]):,} | {meaning[split]} |"
+        for split in CLOSED_SPLITS
+    ]
+
+
+def _copied() -> list[str]:
+    """What copies of training icons score, as `docs/_closed.py` measured it."""
+    found = json.loads(COPIED.read_text(encoding="utf-8"))
+    return [
+        "| `held_out` | split | icons | R@1 | R@5 | nearly the true drawing |",
+        "| --- | --- | --- | --- | --- | --- |",
+        *(
+            f"| `{way}` | `{split}` | {own['num']} | {own['r1']:.3f} | {own['r5']:.3f} | "
+            f"{own['near_copies']:.1%} |"
+            for way, splits in found["copied"].items()
+            for split, own in splits.items()
+        ),
     ]
 
 

@@ -20,8 +20,7 @@ from cm3core.arguments import check_fields
 from cm3core.errors import PluginError, RecipeError
 from cm3core.interfaces.reach import Outside, Reach
 
-#: Default ranges of numbers: 64-bit integers, and 32-bit floats with
-#: room for a product.
+#: Default ranges of numbers: 64-bit integers, and 32-bit floats with room for a product.
 _INT_RANGE, _FLOAT_RANGE = (-(2**63), 2**63 - 1), (-1e30, 1e30)
 
 
@@ -50,6 +49,8 @@ class ComponentConfig:
     #: Keys of earlier versions: old name -> the field that replaced it. Recipes and checkpoints
     #: with an old name still work, with a warning that gives the new name.
     renamed: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    #: New key -> its value in recipes and protocols that were stored without it, if not the default.
+    earlier: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     #: Smallest and largest value of each numeric key: wider than any use, but narrow enough
     #: to prevent overflow. Nested keys are dotted ("training.batch_size"). A subclass adds to
     #: its bases' keys. Other integers must fit 64 bits, other floats must be finite in 32 bits.

@@ -92,11 +92,13 @@ class Writer:
         the text was written.
     plugins: name -> version of the plugins that were in use then.
     distribution: preferred if several plugins provide the name; "": none.
+    stored: whether keys that are not given may be newer than the text, see `ComponentConfig.earlier`.
     """
 
     providers: Mapping[str, Provider] = field(default_factory=dict)
     plugins: Mapping[str, str] = field(default_factory=dict)
     distribution: str = ""
+    stored: bool = False
 
     def provider(self, key: str, name: str) -> Provider | None:
         """Return the component's provider, None if unknown."""
@@ -146,8 +148,7 @@ def dump_providers(providers: Mapping[str, Provider]) -> str:
 def read_writer(folder: Path, refuse: Callable[[Path, str], CM3Error]) -> Writer:
     """Return the writer of the recipe stored in `folder`, which resolves its bare names.
 
-    For older folders, only the plugins that were in use are known, or
-    not even these.
+    For older folders, only the plugins that were in use are known, or not even these.
 
     Args:
         folder: a run, a checkpoint or an exported model.
@@ -172,6 +173,7 @@ def read_writer(folder: Path, refuse: Callable[[Path, str], CM3Error]) -> Writer
         {key: Provider(**values) for key, values in stored.items()},
         {name: version for name, version in plugins.items() if isinstance(version, str)},
         DISTRIBUTION,
+        stored=bool(stored or plugins),
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, is_dataclass
+from dataclasses import MISSING, dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -232,14 +232,12 @@ def compose(
 
     Args:
         name_or_path: "cm3leon-350m", or a path ("./mine.yaml").
-        overrides: `section.key=value` in any order; `kind=name` changes a component, `kind=null`
-            removes it.
+        overrides: `section.key=value` in any order; `kind=name` changes a component, `kind=null` removes it.
         registry: the components that recipes may name.
         beneath: a layer below those of the recipe.
 
     Returns:
-        The recipe, complete and typed. `Recipe.check` checks whether its values make sense
-        together.
+        The recipe, complete and typed. `Recipe.check` checks whether its values make sense together.
 
     Raises:
         RecipeError: a value in a layer is unknown, of the wrong type, missing or unresolvable.
@@ -277,10 +275,9 @@ def stored_recipe(
         registry: the available components.
         label: names the text in errors.
         writer: resolves its bare names.
-        lenient: report an unavailable component only when it is used, see
-            `MissingComponent`.
+        lenient: report an unavailable component only when it is used, see `MissingComponent`.
     """
-    layer = _resolved_layer(text, label, writer)
+    layer = _resolved_layer(text, label, replace(writer, stored=True))
     return _compose(Path(label).stem, [layer], registry, lenient=lenient)
 
 

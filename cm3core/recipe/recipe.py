@@ -497,8 +497,7 @@ def kinds_of(recipe: Recipe) -> set[str]:
 
 
 def providers_of(recipe: Recipe, registry: Registry) -> dict[str, Provider]:
-    """Return kind -> the provider of its component; for inner components, by
-    their key."""
+    """Return kind -> the provider of its component; for inner components, by their key."""
     components = [(kind, kind, name, config) for kind, (name, config) in recipe.components.items()]
     for kind, (_, config) in recipe.components.items():
         components += [

@@ -2,8 +2,7 @@
 
 Each key is checked against its field. A field that holds other components (`cm3core.config.schema`) has a section
 for each of them, with the name and the keys. A section uses the component that the last layer names. Only that name
-must
-be known: a component that a later layer replaces may belong to a plugin that is not installed, or to several.
+must be known: a component that a later layer replaces may belong to a plugin that is not installed, or to several.
 """
 
 from __future__ import annotations
@@ -78,6 +77,8 @@ def merge_values(
 ) -> None:
     """Merge a layer's keys over those of earlier layers, checking each against the dataclass."""
     known = keys_of(config_class)
+    if place.writer.stored:
+        given = {**getattr(config_class, "earlier", {}), **given}
     for key, value in _with_new_names(place, given, config_class).items():
         here = place.below(key)
         if key not in known:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from cm3core.errors import DataError
 from cm3core.interfaces.metric import Group, Metric, MetricConfig, Score
+from cm3plugins.datasets.icons import HeldOut
 
 if TYPE_CHECKING:
     from cm3apps.evaluation.icons.ranking import RealPictures
@@ -29,23 +30,29 @@ class IconStyleConfig(MetricConfig):
 
     Args:
         image_size: side of the real pictures that the network learns from, in pixels.
+        held_out: pictures that it does not learn from, as in the data set `icons`: "by_name", or "closed", with which
+            it learns from `near` too, since `train` lacks the sets of `strangers`.
     """
 
     bounded: ClassVar[bool] = True
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"image_size": (8, 1024)}
     image_size: int = 64
+    held_out: HeldOut = "by_name"
 
     def build(self) -> Metric:
         """A metric without samples."""
         self.check()
-        return IconStyleMetric(self.image_size)
+        return IconStyleMetric(self.image_size, self.held_out)
 
     def protocol(self) -> dict[str, Any]:
         """The version, the key, and the hash of the network's training data and settings."""
         from cm3apps.evaluation.icons.style_classifier import classifier_key
 
         size = (self.image_size, self.image_size)
-        return super().protocol() | {"classifier": classifier_key(_real(self.image_size), size)}
+        stated = super().protocol()
+        if self.held_out == "by_name":  # older scores don't state it
+            del stated["held_out"]
+        return stated | {"classifier": classifier_key(_real(self.image_size, self.held_out), size)}
 
 
 class IconStyleMetric(Metric):
@@ -53,8 +60,8 @@ class IconStyleMetric(Metric):
 
     needs: ClassVar[tuple[Group, ...]] = (("pictures", "targets"),)
 
-    def __init__(self, image_size: int) -> None:
-        self._image_size = image_size
+    def __init__(self, image_size: int, held_out: str = "by_name") -> None:
+        self._image_size, self._held_out = image_size, held_out
         self._right: dict[int, tuple[float, ...]] = {}
 
     def _update(self, group: Group, indices: Sequence[int], columns: Mapping[str, Any]) -> None:
@@ -67,7 +74,7 @@ class IconStyleMetric(Metric):
                     "states no set and style of an icon",
                     "use a data set of icons, or remove the metric icon_style",
                 )
-        found = _classifier(self._image_size).classify(columns["pictures"])
+        found = _classifier(self._image_size, self._held_out).classify(columns["pictures"])
         for index, own, target in zip(indices, found, columns["targets"], strict=True):
             wanted = (target["set"], target["style"])
             right = (
@@ -94,15 +101,15 @@ class IconStyleMetric(Metric):
 
 
 @cache
-def _real(image_size: int) -> RealPictures:
+def _real(image_size: int, held_out: str) -> RealPictures:
     from cm3apps.evaluation.icons.ranking import RealPictures
     from cm3plugins.datasets.icons.corpus import IconCorpus
 
-    return RealPictures(IconCorpus(), image_size, (image_size, image_size), None)
+    return RealPictures(IconCorpus(held_out=held_out), image_size, (image_size, image_size), None)
 
 
 @cache
-def _classifier(image_size: int) -> StyleClassifier:
+def _classifier(image_size: int, held_out: str) -> StyleClassifier:
     from cm3apps.evaluation.icons.style_classifier import style_classifier
 
-    return style_classifier(_real(image_size), (image_size, image_size))[0]
+    return style_classifier(_real(image_size, held_out), (image_size, image_size))[0]

@@ -17,7 +17,7 @@ from cm3core.errors import CM3Error, DataError, RecipeError
 from cm3core.interfaces.dataset import DocumentSource, Provenance
 from cm3kits.dataset import DocumentSourceContract
 from cm3plugins.datasets.emoji import EmojiSourceConfig
-from cm3plugins.datasets.icons import SPLITS, IconSourceConfig
+from cm3plugins.datasets.icons import SPLITS_OF, HeldOut, IconSourceConfig
 from cm3plugins.datasets.icons import source as source_module
 from cm3plugins.datasets.icons.captions import DEFAULT_TEMPLATES, FIELDS, caption
 from cm3plugins.datasets.icons.corpus import IconCorpus, IconEntry
@@ -34,7 +34,7 @@ class TestIcons(DocumentSourceContract):
     max_examples = examples(5)
 
     def make(self) -> DocumentSource:
-        return IconSourceConfig(sets=["lucide", "emoji-noto"], split="comp").build()
+        return IconSourceConfig(sets=["lucide", "emoji-noto"], split="unseen").build()
 
 
 def pixels(source: Any, index: int) -> np.ndarray:
@@ -148,11 +148,12 @@ def test_documents_of_the_source() -> None:
     assert not source.skipped
 
 
-def test_splits_partition_all() -> None:
+@pytest.mark.parametrize("held_out", SPLITS_OF)
+def test_splits_partition_all(held_out: HeldOut) -> None:
     of_split = {
         split: {source.id(i) for i in range(len(source))}
-        for split in SPLITS
-        for source in [IconSourceConfig(split=split).build()]
+        for split in SPLITS_OF[held_out]
+        for source in [IconSourceConfig(split=split, held_out=held_out).build()]
     }
     whole = of_split.pop("all")
     assert sum(map(len, of_split.values())) == len(whole) == len(IconCorpus())
@@ -177,11 +178,12 @@ def test_fingerprint_names_the_pictures_not_the_captions() -> None:
         {},
         {"templates": ["{words}"], "template_weights": [1.0]},
         {"image_size": 32},
-        {"split": "comp"},
+        {"split": "near"},
+        {"held_out": "by_name"},
     ]
     prints = [IconSourceConfig(**base, **change).build().fingerprint for change in changes]
     assert prints[0] == prints[1]
-    assert len(set(prints)) == 3
+    assert len(set(prints)) == 4
 
 
 def test_quick_fingerprint_changes_with_captions_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +192,8 @@ def test_quick_fingerprint_changes_with_captions_too(monkeypatch: pytest.MonkeyP
         {},
         {"templates": ["{words}"], "template_weights": [1.0]},
         {"image_size": 32},
-        {"split": "comp"},
+        {"split": "near"},
+        {"held_out": "by_name"},
         {"sets": ["lucide"]},
     ]
     prints = [IconSourceConfig(**base | change).build().quick_fingerprint for change in changes]
@@ -215,7 +218,7 @@ def test_a_look_at_some_draws_only_these_and_a_whole_cache_serves_all(
     monkeypatch.setattr(IconCorpus, "render", render)
     monkeypatch.setattr(source_module, "DRAW_ALL_AFTER", 8)
     config = IconSourceConfig(
-        sets=["eva", "emoji-noto"], split="comp", image_size=2, cache_dir=str(tmp_path)
+        sets=["eva", "emoji-noto"], split="unseen", image_size=2, cache_dir=str(tmp_path)
     )
     source = config.build()
     for index in range(8):
@@ -247,7 +250,7 @@ KNOWN_SETS = ", ".join((*all_sets(), *(f"emoji-{style}" for style in EMOJI_TITLE
     [
         (
             {"split": "unsen"},
-            "dataset.split: the icon corpus ... 'unsen' ... 'unseen'",
+            "dataset.split: is 'unsen' ... 'unseen'",
         ),
         (
             {"sets": ["lucid"]},

@@ -76,7 +76,7 @@ def test_pairs_by_hand() -> None:
     assert all(len(both) == 2 for both in BADGES.values())
 
 
-@pytest.mark.parametrize("split", ["train", "comp", "compose", "unseen"])
+@pytest.mark.parametrize("split", ["train", "restyle", "compose", "unseen"])
 def test_what_is_held_out_stays_out(split: str) -> None:
     """Targets are of the split; what is given for them is of it or of train."""
     for form in ("edit", "structure"):
@@ -113,7 +113,7 @@ def test_forms_share_their_scenes_and_no_others() -> None:
     assert scenes.placed(3) is found.placed(3)
     assert scenes.placed(3) == scene("train", 3, scenes.pool, scenes.config.image_size)
     assert records("scene", share=0.03).placed(3) != scenes.placed(3)
-    assert records("scene", "comp").placed(3) != scenes.placed(3)
+    assert records("scene", "variant").placed(3) != scenes.placed(3)
 
 
 def test_a_scene_is_drawn_at_its_boxes() -> None:

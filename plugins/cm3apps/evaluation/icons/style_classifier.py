@@ -125,12 +125,15 @@ def classifier_key(real: RealPictures, image_size: tuple[int, int]) -> str:
     """Hash of everything that determines the classifier's weights on a machine."""
     facts = (_VERSION, real.corpus.data_sha256, renderer_version(), image_size, NUM_TRAINED)
     more = (EPOCHS, BATCH, LEARNING_RATE, SEED, NUM_HELD_OUT)
+    if (way := real.corpus.held_out) != "by_name":
+        facts += (way,)  # type: ignore[assignment]  # one more
     return hashlib.sha256(json.dumps([*facts, *more]).encode()).hexdigest()[:16]
 
 
 def _chosen(entries: Sequence[IconEntry], num: int, trained: bool) -> list[int]:
-    """Positions of some pictures of `train`, or of the held-out splits."""
-    indices = [i for i, entry in enumerate(entries) if (entry.split == "train") == trained]
+    """Positions of some pictures of `train` (and `near`), or of the held-out splits."""
+    learnt = ("train", "near")
+    indices = [i for i, entry in enumerate(entries) if (entry.split in learnt) == trained]
     return sorted(indices, key=lambda index: order("style", entries[index].id))[:num]
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias, get_args
 from cm3core.interfaces.component import check_value
 from cm3core.interfaces.dataset import DocumentSourceConfig
 from cm3core.interfaces.reach import READS, WRITES, Outside
-from cm3plugins.datasets.icons import SPLITS
+from cm3plugins.datasets.icons import SPLITS_OF, HeldOut, check_split
 
 if TYPE_CHECKING:
     from cm3core.interfaces.dataset import DocumentSource
@@ -29,6 +29,7 @@ class IconTasksConfig(DocumentSourceConfig):
     Args:
         split: as in the data set `icons`. The expected output (the target of an edit, every icon of a scene)
             is in this split; the input may also be in train.
+        held_out: as in the data set `icons`.
         form: "edit": two versions of an icon (style, or a badge such as a slash) and the change, fields
             source, instruction, target; "structure": the outline version of an icon and
             its caption, fields feature, condition, caption, image; "scene": two to four icons in boxes,
@@ -51,12 +52,13 @@ class IconTasksConfig(DocumentSourceConfig):
         "cache_dir": Outside(WRITES, "rendered pictures"),
     }
 
-    splits: ClassVar[tuple[str, ...]] = SPLITS[:-1]
+    earlier: ClassVar[Mapping[str, str]] = {"held_out": "by_name"}
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
         "things_share": (1e-6, 1),
         "num_scenes": (1, 10_000_000),
         "image_size": (16, 2**14),
     }
+    held_out: HeldOut = "closed"
     form: Form = "edit"
     changes: Changes = "all"
     asks: Asks = "all"
@@ -66,15 +68,14 @@ class IconTasksConfig(DocumentSourceConfig):
     image_size: int = 64
     cache_dir: str | None = None
 
+    @property
+    def splits(self) -> tuple[str, ...]:  # type: ignore[override]  # of the way of holding out
+        return SPLITS_OF[self.held_out][:-1]
+
     def check(self) -> None:
         """Raise `RecipeError` for an unknown split."""
         super().check()
-        check_value(
-            "dataset.split",
-            self.split,
-            self.split in self.splits,
-            f"use one of {', '.join(self.splits)}",
-        )
+        check_split(self.split, self.held_out, self.splits)
         check_value(
             "dataset.changes",
             self.changes,

@@ -11,7 +11,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image as Pillow
@@ -236,6 +236,10 @@ class Settings(Protocol):
     cache_dir: str | None
 
     @property
+    def held_out(self) -> Literal["closed", "by_name"]:
+        """Which splits the corpus has."""
+
+    @property
     def form(self) -> str:
         """The form."""
 
@@ -248,9 +252,9 @@ class Settings(Protocol):
         """Which questions to use."""
 
 
-#: By corpus, split, share of objects and picture size: the scenes by number, which a process creates once for
+#: By corpus, way of holding out, split, share of objects and picture size: the scenes by number, which a process creates once for
 #: all forms.
-_SCENES: dict[tuple[str, str, str, int], dict[int, tuple[scenes.Placed, ...]]] = {}
+_SCENES: dict[tuple[str, str, str, str, int], dict[int, tuple[scenes.Placed, ...]]] = {}
 #: Number of scenes cached for each: about 60 MB.
 _MAX_SCENES = 100_000
 _PAIRS: dict[str, list[Pair]] = {}
@@ -274,6 +278,7 @@ class IconRecords(DocumentSource):
         self.config = config
         self.icons: IconSource = IconSourceConfig(
             split="all",
+            held_out=config.held_out,
             path=config.path,
             image_size=config.image_size,
             cache_dir=config.cache_dir,
@@ -310,6 +315,7 @@ class IconRecords(DocumentSource):
         keys = [self.icons.fingerprint, self.config.form, self.config.split]
         keys += [str(self.config.things_share), str(self.config.num_scenes), str(len(self))]
         keys += [one for one in (self.config.changes, self.config.asks) if one != "all"]
+        keys += ["closed"] if self.config.held_out == "closed" else []
         return hashlib.sha256(" ".join(keys).encode()).hexdigest()
 
 
@@ -396,6 +402,7 @@ class Scenes(IconRecords):
 
         key = (
             self.icons.corpus.data_sha256,
+            config.held_out,
             config.split,
             str(config.things_share),
             config.image_size,

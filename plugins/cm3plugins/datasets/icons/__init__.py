@@ -5,9 +5,9 @@ This module holds its config, which imports nothing heavy.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 from cm3core.errors import RecipeError, close_match
 from cm3core.interfaces.dataset import DocumentSourceConfig
@@ -19,7 +19,24 @@ from cm3plugins.datasets.vector.captions import CaptionTemplate, check_templates
 if TYPE_CHECKING:
     from cm3plugins.datasets.icons.source import IconSource
 
-SPLITS = ("train", "comp", "compose", "unseen", "all")
+HeldOut: TypeAlias = Literal["closed", "by_name"]
+#: Way of holding out -> its splits.
+SPLITS_OF: Mapping[str, tuple[str, ...]] = {
+    "closed": ("train", "unseen", "compose", "restyle", "variant", "strangers", "near", "all"),
+    "by_name": ("train", "comp", "compose", "unseen", "all"),
+}
+
+
+def check_split(split: str, held_out: str, known: Sequence[str]) -> None:
+    """Raise `RecipeError` for an unknown split, or one that the other way of holding out has."""
+    if split in known:
+        return
+    others = [way for way, own in SPLITS_OF.items() if split in own[:-1] and way != held_out]
+    cause, step = f"is {split!r}; {close_match(split, known)}", f"use one of {', '.join(known)}"
+    if others:
+        cause = f"dataset.held_out={held_out} has no split {split!r}; {others[0]} has"
+        step += f"; or set dataset.held_out={others[0]}"
+    raise RecipeError("dataset.split", cause, step)
 
 
 @dataclass(kw_only=True)
@@ -27,9 +44,12 @@ class IconSourceConfig(DocumentSourceConfig):
     """The icon corpus: about 100,000 pictures of 33,000 objects, most of them in several versions.
 
     Args:
-        split: "train", "comp" (held-out drawings whose name is in train in another set or style),
-            "compose" (both parts of the name are in names of train, but never together), "unseen" (names
-            held out in all versions), or "all" of them. The object may be in train under another name.
+        split: "train", "all", or one of the splits of `held_out`.
+        held_out: "closed": what is held out is nowhere in train under another name, tag or look. Splits: "unseen"
+            (objects), "compose" (two known words together), "restyle" (an object in one set, which others draw in
+            train), "variant" (a set's own other drawing of what it has in train), "strangers" (whole sets), "near"
+            (neither trained nor judged). "by_name": as the bundled models were trained: "unseen" (names), "compose",
+            "comp" (one drawing of a name); what they show may be in train under another name.
         sets: sets to include; empty: all. `cm3 recipe describe icons` does not list them: see
             `docs/icons.md`.
         styles: include only icons that have all these style words (outline, filled, duotone, colour, broken, thin,
@@ -51,13 +71,14 @@ class IconSourceConfig(DocumentSourceConfig):
         "cache_dir": Outside(WRITES, "rendered pictures"),
     }
 
-    splits: ClassVar[tuple[str, ...]] = SPLITS
+    earlier: ClassVar[Mapping[str, str]] = {"held_out": "by_name"}
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
         "things_share": (1e-6, 1),
         "image_size": (1, 2**14),
         "template_weights": (0, 1e9),
     }
 
+    held_out: HeldOut = "closed"
     sets: list[str] = field(default_factory=list)
     styles: list[str] = field(default_factory=list)
     path: str | None = None
@@ -71,12 +92,16 @@ class IconSourceConfig(DocumentSourceConfig):
     )
     cache_dir: str | None = None
 
+    @property
+    def splits(self) -> tuple[str, ...]:  # type: ignore[override]  # of the way of holding out
+        return SPLITS_OF[self.held_out]
+
     def check(self) -> None:
         """Raise `RecipeError` for an unknown split, set or style word, or invalid templates."""
         super().check()
+        check_split(self.split, self.held_out, self.splits)
         known = (*all_sets(), *(f"emoji-{style}" for style in EMOJI_TITLES))
         for place, values, allowed, what in (
-            ("dataset.split", [self.split], SPLITS, "split"),
             ("dataset.sets", self.sets if self.path is None else [], known, "set"),
             (
                 "dataset.styles",
@@ -116,7 +141,9 @@ class IconSourceConfig(DocumentSourceConfig):
 
         self.check()
         return IconSource(
-            IconCorpus(ASSETS if self.path is None else user_path(self.path, "dataset.path")),
+            IconCorpus(
+                ASSETS if self.path is None else user_path(self.path, "dataset.path"), self.held_out
+            ),
             Chosen(
                 split=self.split,
                 sets=self.sets,

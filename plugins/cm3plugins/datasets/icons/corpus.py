@@ -26,6 +26,8 @@ from cm3core.errors import DataError, FileError, close_match
 from cm3core.files import cache_folder, open_regular, write_bytes
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus
 from cm3plugins.datasets.emoji.packages import LICENCES, STYLE_PACKAGES
+from cm3plugins.datasets.icons.closed import FILE as CLOSED_FILE
+from cm3plugins.datasets.icons.closed import read_closed
 from cm3plugins.datasets.icons.sets import (
     ASSETS,
     EMOJI_LICENCES,
@@ -53,7 +55,7 @@ class IconEntry(NamedTuple):
         words: object shown, ``bell off``; the same in every version.
         style: words from ``STYLE_WORDS``, ``outline rounded``; may be empty in a user's corpus.
         tags: other names and categories, lower case.
-        split: ``train``, ``comp``, ``compose`` or ``unseen``; see `splits.py`.
+        split: see `splits.py`, or `closed.py` for closed splits.
     """
 
     id: str
@@ -189,6 +191,10 @@ class IconEntries(Sequence[IconEntry]):
         """Create them from entries."""
         ids, words, styles, tags, splits = tuple(zip(*entries, strict=True)) or ((),) * 5
         return cls(ids, words, styles, [json.dumps(one) for one in tags], splits)
+
+    def with_splits(self, splits: Sequence[str]) -> IconEntries:
+        """Return the same entries in other splits."""
+        return IconEntries(self.ids, self.words, self.styles, self._tags, splits)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -345,6 +351,7 @@ class IconCorpus:
 
     Args:
         assets: folder of the data files; the package's own by default.
+        held_out: "by_name" or "closed": the splits of its entries.
 
     Raises:
         DataError: a data file is missing or damaged.
@@ -355,11 +362,12 @@ class IconCorpus:
         (64, 64, 3)
     """
 
-    def __init__(self, assets: Path = ASSETS) -> None:
-        self._assets = assets
+    def __init__(self, assets: Path = ASSETS, held_out: str = "by_name") -> None:
+        self._assets, self.held_out = assets, held_out
         self._next_step = REINSTALL if assets == ASSETS else REBUILD
         self.manifest: Manifest = read_manifest(assets, self._next_step)
-        self.entries = _entries_of(assets, self.manifest.data_sha256, self._next_step)
+        read_them = _entries_of if held_out == "by_name" else _closed_entries_of
+        self.entries = read_them(assets, self.manifest.data_sha256, self._next_step)
         self._drawings: dict[str, list[str]] = {}
 
     @property
@@ -523,6 +531,21 @@ class IconCorpus:
 def _entries_of(assets: Path, data_sha256: str, next_step: str) -> IconEntries:
     """Read the entries once per process for all splits: they never change for the same hash."""
     return read_entries(assets, read_manifest(assets, next_step), next_step)
+
+
+@lru_cache(maxsize=2)
+def _closed_entries_of(assets: Path, data_sha256: str, next_step: str) -> IconEntries:
+    """Return the entries with closed splits: those of the bundled corpus' file; in another corpus, what names and tags
+    show of what the bundled one holds out."""
+    entries = _entries_of(assets, data_sha256, next_step)
+    closed = read_closed(ASSETS, REINSTALL)
+    if assets != ASSETS:
+        find = closed.held_out.split_by_words
+        return entries.with_splits([find(entry.words, entry.tags) for entry in entries])
+    if closed.data_sha256 != data_sha256 or len(closed.splits) != len(entries):
+        cause = "belongs to other data than the corpus beside it"
+        raise DataError(str(assets / CLOSED_FILE), cause, next_step)
+    return entries.with_splits(closed.splits)
 
 
 class IconPictures:

@@ -39,7 +39,7 @@ class Chosen:
     """Selects the icons of a source from a corpus.
 
     Args:
-        split: "train", "comp", "compose", "unseen", or "all" of them.
+        split: one of the corpus', or "all".
         sets: names of sets; empty: all.
         styles: style words that an icon must have, and with a minus those that it must not have.
         things_share: share of objects to use, by a hash of their names.

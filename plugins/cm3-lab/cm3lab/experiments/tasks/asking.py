@@ -30,6 +30,7 @@ def records_of(
     return IconTasksConfig(
         form=form,
         split=split,
+        held_out=icons.held_out,
         path=icons.path,
         image_size=icons.image_size,
         cache_dir=icons.cache_dir,

@@ -1,0 +1,173 @@
+"""Looks of drawings, compared without their place and size: which drawings show nearly the same.
+
+The ink of a drawing is cut out, scaled to 24 pixels and compared in two renderings by correlation: `sharp`, the ink
+itself, and `soft`, blurred to 12 pixels with its darkest spot at full ink, in which lines of different weight and
+small shifts count less. The values are whole numbers up to `LEVELS`, so every sum is exact and the result does not
+depend on the machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+
+SIDE = 24
+LEVELS = 15
+#: Thresholds of the correlations. Of pairs of different sets on either side of them, sheets show: above, the same
+#: drawing with another line weight, or two drawings in equal frames; below, drawings that a person tells apart.
+SHARP, SOFT = 0.85, 0.94
+#: Drawings that are less alike than this when blurred are not compared any further.
+_CANDIDATE = 0.88
+_MIN_INK = 32
+_BLUR = (1, 4, 6, 4, 1)
+_BLOCK = 512
+
+
+def cut_out(picture_HW3: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a picture's ink, without the white around it, scaled to `SIDE` and centred.
+
+    Args:
+        picture_HW3: dark on white.
+
+    Returns:
+        uint8 [24, 24], 255 is black; all zeros for an empty picture.
+    """
+    ink_HW = 255 - picture_HW3.min(2)
+    rows, columns = (np.flatnonzero((ink_HW > _MIN_INK).any(axis)) for axis in (1, 0))
+    if not len(rows):
+        return np.zeros((SIDE, SIDE), np.uint8)
+    cut_HW = ink_HW[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    height, width = cut_HW.shape
+    side = max(height, width)
+    top, left = (side - height) // 2, (side - width) // 2
+    square_HW = np.zeros((side, side), np.uint8)
+    square_HW[top : top + height, left : left + width] = cut_HW
+    scaling = Pillow.Resampling.BOX if side >= SIDE else Pillow.Resampling.BILINEAR
+    return np.asarray(Pillow.fromarray(square_HW).resize((SIDE, SIDE), scaling))
+
+
+@dataclass(frozen=True)
+class _Rendering:
+    """Pictures of one rendering, with a border of one pixel, and the sums of which correlations are made."""
+
+    values_ND: NDArray[np.float32]
+    num_pixels: int
+    sum_N: NDArray[np.float64]
+    spread_N: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, ink_NHW: NDArray[np.float32]) -> _Rendering:
+        count, side, _ = ink_NHW.shape
+        values_ND = np.rint(ink_NHW * np.float32(LEVELS / 255)).reshape(count, side * side)
+        num_pixels = (side + 2) ** 2
+        sum_N = values_ND.sum(1, dtype=np.float64)
+        spread_N = num_pixels * np.square(values_ND).sum(1, dtype=np.float64) - sum_N**2
+        return cls(values_ND, num_pixels, sum_N, np.maximum(spread_N, 1))
+
+    def correlation(
+        self, first_M: NDArray[np.intp], second_M: NDArray[np.intp]
+    ) -> NDArray[np.float64]:
+        """Correlations of pairs."""
+        product_M = np.einsum("md,md->m", self.values_ND[first_M], self.values_ND[second_M])
+        own_M = self.num_pixels * product_M.astype(np.float64)
+        own_M -= self.sum_N[first_M] * self.sum_N[second_M]
+        spread_M: NDArray[np.float64] = np.sqrt(self.spread_N[first_M] * self.spread_N[second_M])
+        correlation_M: NDArray[np.float64] = own_M / spread_M
+        return correlation_M
+
+    def units(self) -> NDArray[np.float32]:
+        """Vectors whose products are the correlations, up to rounding."""
+        mean_N1 = (self.sum_N / self.num_pixels)[:, None]
+        border = np.sqrt(self.num_pixels - self.values_ND.shape[1])
+        centred = np.concatenate([self.values_ND - mean_N1, -border * mean_N1], axis=1)
+        return (centred / np.sqrt(self.spread_N / self.num_pixels)[:, None]).astype(np.float32)
+
+
+class Looks:
+    """Drawings in both renderings.
+
+    Args:
+        ink_NHW: results of `cut_out`, uint8 [N, 24, 24].
+    """
+
+    def __init__(self, ink_NHW: NDArray[np.uint8]) -> None:
+        ink = ink_NHW.astype(np.float32)
+        self._sharp, self._soft = _Rendering.of(ink), _Rendering.of(_blurred(ink))
+        self._units_ND = self._soft.units()
+
+    def __len__(self) -> int:
+        return len(self._units_ND)
+
+    def pairs(
+        self,
+        first: NDArray[np.intp],
+        second: NDArray[np.intp],
+        sharp: float = SHARP,
+        soft: float = SOFT,
+    ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+        """Yield, in blocks, the pairs of a drawing of `first` with another one of `second` that look alike.
+
+        Args:
+            first, second: positions of drawings.
+            sharp, soft: thresholds; one of the two correlations must reach its own.
+        """
+        others_DM = np.ascontiguousarray(self._units_ND[second].T)
+        for start in range(0, len(first), _BLOCK):
+            block = first[start : start + _BLOCK]
+            rows, columns = np.nonzero(self._units_ND[block] @ others_DM >= _CANDIDATE - 0.001)
+            for part in range(0, len(rows), 100_000):
+                i, j = block[rows[part : part + 100_000]], second[columns[part : part + 100_000]]
+                soft_M = self._soft.correlation(i, j)
+                alike = (soft_M >= soft) | (
+                    (soft_M >= _CANDIDATE) & (self._sharp.correlation(i, j) >= sharp)
+                )
+                alike &= i != j
+                yield i[alike], j[alike]
+
+    def graph(self, sharp: float = SHARP, soft: float = SOFT) -> Alike:
+        """Return which drawings look like which."""
+        every = np.arange(len(self))
+        found = [
+            np.stack(pair)
+            for start in range(0, len(self), _BLOCK)
+            for pair in self.pairs(every[start : start + _BLOCK], every[start:], sharp, soft)
+        ]
+        pairs_2M = np.concatenate([np.zeros((2, 0), np.intp), *found], axis=1)
+        return Alike(len(self), pairs_2M)
+
+
+class Alike:
+    """Which drawings look like which.
+
+    Args:
+        num: number of drawings.
+        pairs_2M: pairs of them, in either order.
+    """
+
+    def __init__(self, num: int, pairs_2M: NDArray[np.intp]) -> None:
+        first_M, second_M = pairs_2M
+        keys = np.unique(np.concatenate([first_M * num + second_M, second_M * num + first_M]))
+        self._starts = np.searchsorted(keys, np.arange(num + 1) * num)
+        self._others = keys % max(num, 1)
+
+    def to(self, index: int) -> list[int]:
+        """Return the drawings that look like one."""
+        found: list[int] = self._others[self._starts[index] : self._starts[index + 1]].tolist()
+        return found
+
+
+def _blurred(ink_NHW: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Blur, halve, and stretch to full ink."""
+    weights = np.array(_BLUR, np.float32) / sum(_BLUR)
+    padded = np.pad(ink_NHW, ((0, 0), (2, 2), (2, 2)))
+    tall = sum(w * padded[:, i : i + SIDE, :] for i, w in enumerate(weights))
+    wide = sum(w * tall[:, :, i : i + SIDE] for i, w in enumerate(weights))
+    half: NDArray[np.float32] = wide.reshape(len(wide), SIDE // 2, 2, SIDE // 2, 2).mean((2, 4))
+    full: NDArray[np.float32] = (
+        half / np.maximum(half.max((1, 2), keepdims=True), 1) * np.float32(255)
+    )
+    return full
