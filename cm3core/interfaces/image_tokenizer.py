@@ -175,24 +175,24 @@ class ImageTokenizer(ABC):
         """Return codes int32 [c] of an SVG document. Raises `DataError` if they can't say all that it shows."""
         raise NotImplementedError  # only needed if `reads_drawings`
 
+    def svg(self, codes_c: IntArray) -> str | None:
+        """Return the SVG document of a picture's codes; None (the default): they are areas of pixels."""
+        return None
+
     def encode(self, pixels_NHWC: PixelArray) -> IntArray:
         """Return codes int32 [N, c] of pictures uint8 [N, H, W, 3].
 
         Raises `TokenizerError` on another shape or dtype."""
         height, width = self.image_size
-        if (
-            pixels_NHWC.ndim != 4
-            or pixels_NHWC.shape[1:] != (height, width, 3)
-            or pixels_NHWC.dtype != np.uint8
-        ):
+        if pixels_NHWC.shape[1:] != (height, width, 3) or pixels_NHWC.dtype != np.uint8:
             raise TokenizerError(
                 "pictures",
                 f"{pixels_NHWC.dtype} {list(pixels_NHWC.shape)}, but the image tokenizer takes uint8 "
                 f"[N, {height}, {width}, 3]",
                 "resize with cm3core.images.fit",
             )
-        codes_Nc = self._encode(pixels_NHWC)
-        shape = (len(pixels_NHWC), self.form.num_codes)
+        codes_Nc, form = self._encode(pixels_NHWC), self.form
+        shape = (len(pixels_NHWC), form.num_codes)
         law = "codes_have_the_stated_shape_and_range"
         if not is_array(codes_Nc, np.int32, shape):
             raise broken(self, law, f"it returned {shown(codes_Nc)}, not int32 {list(shape)}")
@@ -202,8 +202,7 @@ class ImageTokenizer(ABC):
                 law,
                 f"it returned codes {codes_Nc.min()}..{codes_Nc.max()} of {self.codebook_size}",
             )
-        form = self.form
-        if form.rules is not None and (strange := form.strange_place(codes_Nc)) is not None:
+        if (strange := form.strange_place(codes_Nc)) is not None:
             raise broken(
                 self,
                 "codes_keep_the_rules_of_their_form",
@@ -232,7 +231,7 @@ class ImageTokenizer(ABC):
                 f"{self.codebook_size} entries",
                 "subtract Vocabulary.image.start from token ids first",
             )
-        if form.rules is not None and (strange := form.strange_place(codes_Nc)) is not None:
+        if (strange := form.strange_place(codes_Nc)) is not None:
             raise TokenizerError(
                 f"codes of picture {strange[0]}",
                 f"code {strange[1]} is {codes_Nc[strange]}, which breaks the rules of {form.name}",

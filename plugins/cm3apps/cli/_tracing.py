@@ -1,4 +1,4 @@
-"""Vector graphics for `--svg`: pictures traced by vtracer."""
+"""Vector graphics for `--svg`: drawings as the model wrote them, and other pictures traced by vtracer."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from cm3core.errors import MissingPackageError
 
 if TYPE_CHECKING:
     from cm3core.document import PixelArray
+    from cm3core.interfaces.image_tokenizer import ImageTokenizer
     from cm3run.model.results import GeneratedImage
     from cm3run.prompting import Finisher
 
@@ -27,8 +28,16 @@ def check_tracer(place: str) -> None:
         raise MissingPackageError.extra(place, "vtracer", "svg")
 
 
-def svg_of_image(picture: GeneratedImage, finisher: Finisher | None = None) -> str:
-    """`svg_of` for a generated picture, or for its enlarged version if there is one."""
+def svg_of_image(
+    picture: GeneratedImage,
+    finisher: Finisher | None = None,
+    tokenizer: ImageTokenizer | None = None,
+) -> str:
+    """What the model wrote, if its codes are drawings; otherwise `svg_of` for a generated picture, or for its enlarged
+    version if there is one."""
+    drawing = None if tokenizer is None else tokenizer.svg(picture.codes.codes)
+    if drawing is not None:
+        return drawing
     large = picture.upscaled
     if large is None:
         return svg_of(picture.pixels, finisher=finisher)

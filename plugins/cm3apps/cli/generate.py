@@ -39,6 +39,7 @@ from cm3apps.cli._picture_files import (
     styled,
     write_zip,
 )
+from cm3apps.cli._tracing import check_tracer, svg_of_image
 from cm3core.errors import CM3Error, FileError
 from cm3core.files import atomic_path, check_writable, held_folder, write_bytes
 
@@ -119,7 +120,7 @@ def add_drawing_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--svg",
         action="store_true",
-        help="also write 000.svg, ...: the picture traced as vector graphics, transparent around the drawing",
+        help="also write 000.svg, ...: the drawing as the model wrote it, or the picture traced, transparent around it",
     )
     parser.add_argument(
         "--original",
@@ -163,10 +164,6 @@ def run(args: Namespace) -> int:
 
     Ctrl-C keeps the pictures written so far.
     """
-    if args.svg:
-        from cm3apps.cli._tracing import check_tracer
-
-        check_tracer("cm3 generate --svg")
     if args.condition:
         refuse_untuned(args, "generate --condition", "structures")
     check_writable(args.out, folder=True)
@@ -201,6 +198,8 @@ def check_not_replaced(out: Path, picture: Path) -> None:
 
 def _run(args: Namespace, options: dict[str, Any]) -> int:
     model = open_model(args)
+    if args.svg and not model.components.image_tokenizer.reads_drawings:
+        check_tracer("cm3 generate --svg")
     things, args.prompt = args.prompt, styled(args.prompt, args.style)
     report_unknown_words(model, args.prompt)
     each = model.recipe.generate.num_images if args.num_images is None else args.num_images
@@ -435,7 +434,6 @@ def cut_out(
 ) -> list[tuple[str, bytes]]:
     """The files of `--transparent` and `--svg`, made from the enlarged picture if there is one, as (suffix, content)
     pairs."""
-    from cm3apps.cli._tracing import svg_of_image
     from cm3run.attribution import png, svg
     from cm3run.transparency import without_background
 
@@ -443,7 +441,9 @@ def cut_out(
     if args.transparent:
         made.append(("-transparent.png", png(without_background(_largest(picture)), facts)))
     if args.svg:
-        made.append((".svg", svg(svg_of_image(picture, model.components.finisher), facts).encode()))
+        parts = model.components
+        drawn = svg_of_image(picture, parts.finisher, parts.image_tokenizer)
+        made.append((".svg", svg(drawn, facts).encode()))
     return made
 
 

@@ -363,13 +363,14 @@ class Reply:
         return picture_facts(self.model, picture, sampler=options.get("sampler"), sampling=sampling)
 
     def svg(self, picture: GeneratedImage | InfilledImage) -> str:
-        """The picture traced as an SVG, with the metadata of its file."""
+        """The picture as an SVG, traced unless the model wrote it as a drawing, with the metadata of its file."""
         from cm3apps.cli._tracing import svg_of, svg_of_image
 
-        finisher = self.model.components.finisher
+        components = self.model.components
         if isinstance(picture, GeneratedImage):
-            return svg(svg_of_image(picture, finisher), self.facts(picture))
-        traced = svg_of(picture.pixels, finisher=finisher)
+            drawn = svg_of_image(picture, components.finisher, components.image_tokenizer)
+            return svg(drawn, self.facts(picture))
+        traced = svg_of(picture.pixels, finisher=components.finisher)
         return svg(traced, self.facts(picture))
 
     async def events(

@@ -15,6 +15,7 @@ from cm3core.document import Codes
 from cm3core.errors import MissingPackageError
 from cm3core.images import open_image
 from cm3plugins.icons.config import IconFinisherConfig
+from cm3plugins.image_tokenizers.svg import SvgConfig
 from cm3run.model.results import GeneratedImage
 from messages import tells
 
@@ -145,3 +146,13 @@ def test_without_vtracer(monkeypatch):
     with pytest.raises(MissingPackageError) as caught:
         check_tracer("cm3 generate --svg")
     assert tells(caught.value, "cm3 generate --svg: the package 'vtracer' ... 'cm3leon[svg]'")
+
+
+def test_a_drawing_is_what_the_model_wrote() -> None:
+    """Nothing is traced where codes are drawings."""
+    tokenizer = SvgConfig().build()
+    line = '<svg viewBox="0 0 24 24"><path fill="none" stroke="#000" d="M2 12h20"/></svg>'
+    codes = Codes(tokenizer.encode_drawing(line), tokenizer.grid)
+    picture = GeneratedImage(tokenizer.decode(codes.codes[None])[0], "", 0, (), codes, 0.0)
+    assert svg_of_image(picture, INK, tokenizer) == tokenizer.svg(codes.codes)
+    assert 'd="M2 12h20"' in svg_of_image(picture, INK, tokenizer)
