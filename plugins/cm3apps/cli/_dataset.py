@@ -6,6 +6,8 @@ A data set is given by a recipe, by overrides alone, or by a path.
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,14 +20,17 @@ from cm3core.interfaces.dataset import TaskSource
 from cm3core.plugins.registry import built
 
 if TYPE_CHECKING:
-    from cm3core.document import PixelArray
+    from cm3core.document import Image, IntArray, PixelArray
     from cm3core.interfaces.dataset import DocumentSource, DocumentSourceConfig
+    from cm3core.interfaces.image_tokenizer import ImageTokenizer
     from cm3core.interfaces.task import TaskConfig
     from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
 
 #: Maximum bytes of pictures in memory; larger arrays are kept on disk.
 MAX_IN_MEMORY = 2 << 30
+#: What differs between reasons of one sort.
+_NUMBER = re.compile(r"-?[\d.]+")
 
 
 def is_override(argument: str) -> bool:
@@ -204,21 +209,12 @@ def pictures_of(
     Raises:
         DataError: no picture can be read.
     """
-    import numpy as np
     from tqdm import tqdm
 
-    from cm3core.document import Image
     from cm3core.images import fit
     from cm3run.progress import make_bar
 
-    found: dict[str, Image] = {}
-    for index in range(len(source)):
-        found |= {
-            segment.key: segment for segment in source.document(index) if isinstance(segment, Image)
-        }
-    chosen = list(found.values())
-    if num is not None and num < len(chosen):
-        chosen = [chosen[index] for index in np.linspace(0, len(chosen) - 1, num).astype(int)]
+    chosen = _spread(source, num)
     images_NHWC = _empty((len(chosen), *size, 3))
     num_read = 0
     for picture in make_bar(chosen, desc="pictures", unit="", disable=None, leave=False):
@@ -234,6 +230,55 @@ def pictures_of(
             "run 'cm3 data validate'",
         )
     return images_NHWC[:num_read]
+
+
+def drawings_of(
+    source: DocumentSource, tokenizer: ImageTokenizer, num: int | None = None
+) -> tuple[PixelArray, IntArray, dict[str, int]]:
+    """Like `pictures_of`, for a tokenizer that reads drawings: also their codes int32 [N, c], and how many drawings were
+    left out for which reason.
+
+    Raises:
+        DataError: no picture can be encoded.
+    """
+    import numpy as np
+
+    from cm3core.images import fit
+    from cm3run.codes import codes_of
+    from cm3run.progress import make_bar
+
+    pixels, codes, reasons = [], [], Counter[str]()
+    for picture in make_bar(
+        _spread(source, num), desc="pictures", unit="", disable=None, leave=False
+    ):
+        try:
+            codes.append(codes_of(picture, tokenizer))
+            pixels.append(fit(picture.load(), tokenizer.image_size))
+        except DataError as error:
+            reasons[_NUMBER.sub("...", error.cause)] += 1
+    if not codes:
+        reason = reasons.most_common(1)[0][0] if reasons else "it has none"
+        raise DataError(
+            "the data set", f"no picture can be encoded: {reason}", "use another tokenizer"
+        )
+    return np.stack(pixels), np.stack(codes), dict(reasons.most_common())
+
+
+def _spread(source: DocumentSource, num: int | None) -> list[Image]:
+    """All distinct pictures of a source, or `num` spread over it."""
+    import numpy as np
+
+    from cm3core.document import Image
+
+    found: dict[str, Image] = {}
+    for index in range(len(source)):
+        found |= {
+            segment.key: segment for segment in source.document(index) if isinstance(segment, Image)
+        }
+    chosen = list(found.values())
+    if num is not None and num < len(chosen):
+        chosen = [chosen[index] for index in np.linspace(0, len(chosen) - 1, num).astype(int)]
+    return chosen
 
 
 def _empty(shape: tuple[int, ...]) -> PixelArray:

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cm3apps.cli import registry_of, whole_number
-from cm3apps.cli._dataset import composed, data_source, is_override, limit_threads, pictures_of
+from cm3apps.cli._dataset import (
+    composed,
+    data_source,
+    drawings_of,
+    is_override,
+    limit_threads,
+    pictures_of,
+)
 from cm3apps.cli._training import (
     RECIPE_FILE,
     action_adder,
@@ -29,8 +36,9 @@ from cm3core.files import check_links, check_writable, make_folder
 from cm3core.plugins.registry import default_name
 
 if TYPE_CHECKING:
-    from cm3core.document import PixelArray
+    from cm3core.document import IntArray, PixelArray
     from cm3core.interfaces.extractor import ExtractorConfig
+    from cm3core.interfaces.image_tokenizer import ImageTokenizer
     from cm3core.interfaces.metric import MetricConfig
     from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
@@ -276,20 +284,23 @@ def _evaluate(args: Namespace) -> int:
     tokenizer = recipe.image_tokenizer.build()
     tokenizer.move_to(choose_device(None))
     source = data_source(recipe, args.split)
-    images_NHWC = pictures_of(source, tokenizer.image_size, args.num)
-    report = evaluate_image_tokenizer(tokenizer, images_NHWC)
+    codes_Nc, left_out = None, {}
+    if tokenizer.reads_drawings:
+        images_NHWC, codes_Nc, left_out = drawings_of(source, tokenizer, args.num)
+    else:
+        images_NHWC = pictures_of(source, tokenizer.image_size, args.num)
+    report = evaluate_image_tokenizer(tokenizer, images_NHWC, codes_Nc)
     save_png(args.out, report.picture)
     rows_of_scores = [
         line
         for config, extractor in scores
         for line in _score_lines(images_NHWC, report.reconstructed_NHWC, config, extractor)
     ]
-    rows, columns = tokenizer.grid
     split = args.split or (recipe.dataset.split if recipe.dataset is not None else "")
     print(
         f"{len(images_NHWC):,} pictures of split {split!r}, {tokenizer.image_size[0]} x "
         f"{tokenizer.image_size[1]} pixels "
-        f"as {rows} x {columns} codes\n"
+        f"as {_shape_of(tokenizer, codes_Nc)}\n"
         f"PSNR        {report.psnr:.2f} dB\n"
         + (
             ""
@@ -302,6 +313,8 @@ def _evaluate(args: Namespace) -> int:
         f"perplexity  {report.perplexity:.0f}\n"
         f"{args.out}: originals above reconstructions"
     )
+    for reason, number in left_out.items():
+        print(f"note: {number:,} pictures are left out: {reason}", file=sys.stderr)
     if report.psnr_drawn is not None and report.psnr_drawn < LEAST_PSNR:
         print(
             f"note: the codes reproduce the drawings poorly (PSNR {report.psnr_drawn:.1f} dB, less than {LEAST_PSNR:g}): see "
@@ -310,6 +323,17 @@ def _evaluate(args: Namespace) -> int:
             file=sys.stderr,
         )
     return 0
+
+
+def _shape_of(tokenizer: ImageTokenizer, codes_Nc: IntArray | None) -> str:
+    """The form of pictures' codes, and the lengths of drawings."""
+    form = tokenizer.form
+    if codes_Nc is None or not form.is_sequence:
+        rows, columns = tokenizer.grid
+        return f"{rows} x {columns} codes" if form.is_plain else form.name
+    lengths = sorted(form.length(codes) for codes in codes_Nc)
+    median, most = lengths[len(lengths) // 2], lengths[9 * len(lengths) // 10]
+    return f"{form.name} ({median} in the median, {most} or fewer in nine of ten)"
 
 
 def _score_of(

@@ -169,22 +169,28 @@ def reconstruction_picture(
 
 
 def evaluate_image_tokenizer(
-    tokenizer: ImageTokenizer, images_NHWC: PixelArray, *, batch_size: int = 64, num_shown: int = 36
+    tokenizer: ImageTokenizer,
+    images_NHWC: PixelArray,
+    codes_Nc: IntArray | None = None,
+    *,
+    batch_size: int = 64,
+    num_shown: int = 36,
 ) -> TokenizerReport:
     """Encode and decode pictures and measure the reconstruction quality.
 
     Args:
         tokenizer: any image tokenizer.
         images_NHWC: uint8 [N, H, W, 3] of the tokenizer's size, at least one.
+        codes_Nc: their codes, if they come from something else than pixels. None: they are encoded.
         batch_size: pictures per call.
         num_shown: pictures in the report's picture, spread evenly over the set.
     """
     if len(images_NHWC) == 0:
         raise TokenizerError("pictures", "are missing", "choose a split that has pictures")
-    batches = [images_NHWC[i : i + batch_size] for i in range(0, len(images_NHWC), batch_size)]
-    codes = [tokenizer.encode(batch) for batch in batches]
-    reconstructed_NHWC = np.concatenate([tokenizer.decode(batch) for batch in codes])
-    codes_Nc = np.concatenate(codes)
+    batches = [slice(i, i + batch_size) for i in range(0, len(images_NHWC), batch_size)]
+    if codes_Nc is None:
+        codes_Nc = np.concatenate([tokenizer.encode(images_NHWC[batch]) for batch in batches])
+    reconstructed_NHWC = np.concatenate([tokenizer.decode(codes_Nc[batch]) for batch in batches])
     shown = np.linspace(0, len(images_NHWC) - 1, min(num_shown, len(images_NHWC))).astype(int)
     ssim = None
     if min(images_NHWC.shape[1:3]) >= SSIM_WINDOW:

@@ -229,3 +229,17 @@ def test_tokenizers_that_cannot_be_trained(place: Path, capsys: pytest.CaptureFi
         == 2
     )
     assert tells(capsys.readouterr().err, "... error: image_tokenizer: Fixed can't be trained here")
+
+
+def test_drawings_are_measured_from_their_documents(tmp_path, monkeypatch, capsys):
+    """And what codes can't say is told, not measured."""
+    monkeypatch.chdir(tmp_path)
+    command = ["tokenizer", "eval", "icons-svg", "--split", "all", "--num", "40", "-o", "out.png"]
+    assert main([*command, "dataset.sets=[icon-park-outline]"]) == 0
+    out, err = capsys.readouterr()
+    assert "64 x 64 pixels as a sequence of at most 256 codes (" in out
+    assert re.search(r"note: \d+ pictures are left out: has <defs>, which codes of paths", err)
+    measured = int(out.split()[0])
+    assert measured + sum(map(int, re.findall(r"note: (\d+) pictures", err))) == 40
+    psnr = float(re.search(r"PSNR, drawn ([\d.]+)", out).group(1))
+    assert psnr > 25
