@@ -235,7 +235,7 @@ def test_drawings_are_measured_from_their_documents(tmp_path, monkeypatch, capsy
     """And what codes can't say is told, not measured."""
     monkeypatch.chdir(tmp_path)
     command = ["tokenizer", "eval", "icons-svg", "--split", "all", "--num", "40", "-o", "out.png"]
-    assert main([*command, "dataset.sets=[icon-park-outline]"]) == 0
+    assert main([*command, "dataset.sets=[icon-park-solid]"]) == 0
     out, err = capsys.readouterr()
     assert "64 x 64 pixels as a sequence of at most 256 codes (" in out
     assert re.search(r"note: \d+ pictures are left out: has <defs>, which codes of paths", err)
