@@ -28,6 +28,7 @@ from cm3plugins.datasets.emoji.corpus import EmojiCorpus
 from cm3plugins.datasets.emoji.packages import LICENCES, STYLE_PACKAGES
 from cm3plugins.datasets.icons.closed import FILE as CLOSED_FILE
 from cm3plugins.datasets.icons.closed import read_closed
+from cm3plugins.datasets.icons.copies import read_copies
 from cm3plugins.datasets.icons.sets import (
     ASSETS,
     EMOJI_LICENCES,
@@ -502,6 +503,13 @@ class IconCorpus:
         for index in range(len(self)) if indices is None else indices:
             kinds[styles[index] in coloured].append(index)
         return kinds
+
+    @cached_property
+    def copies(self) -> Mapping[int, int]:
+        """Position of an icon -> position of the first of its copies, for the bundled corpus with closed splits."""
+        if self.held_out == "by_name" or self._assets != ASSETS:
+            return {}
+        return read_copies(ASSETS, self.data_sha256, REINSTALL)
 
     @cached_property
     def _indices(self) -> dict[str, int]:

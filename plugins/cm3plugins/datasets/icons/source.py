@@ -124,6 +124,12 @@ class IconSource(DocumentSource):
         """Return the corpus entry of a document: words, style, tags and so on."""
         return self.corpus.entries[self._indices[index]]
 
+    def content_keys(self, index: int) -> frozenset[str]:
+        """With closed splits, also the key of an icon's copies, so that none of them is retrieved for it."""
+        keys = super().content_keys(index)
+        first = self.corpus.copies.get(self._indices[index])
+        return keys if first is None else keys | {f"copy:{self.corpus.entries.ids[first]}"}
+
     def group(self, index: int) -> str:
         """The object, which is the same in all versions."""
         return self.corpus.entries.words[self._indices[index]]

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 class SvgConfig(ImageTokenizerConfig):
     """Drawings as the commands of their SVG documents: moves, lines, curves, arcs, shapes, and how they are painted.
 
-    Numbers are multiples of a quarter on a canvas of 24 x 24 units, on which most icons are drawn. Pictures have different lengths, and rules forbid everything that is no drawing.
-    Paint is black or grey, with opacity: coloured drawings, gradients, masks and transforms are refused. Pictures of a
-    data set without SVG documents are traced: areas darker than middle grey become filled polygons. Nothing is trained.
+    Numbers are multiples of a quarter on a canvas of 24 x 24 units, on which most icons are drawn. Pictures have
+    different lengths, and rules forbid everything that is no drawing. Paint is black or grey, with opacity: coloured
+    drawings, gradients, masks and transforms are refused. Pictures of a data set without SVG documents are traced: areas
+    darker than middle grey become filled polygons. Nothing is trained.
 
     Args:
         resolution: pixels per side of the rendered picture.
