@@ -284,7 +284,8 @@ def _evaluate(args: Namespace) -> int:
     tokenizer = recipe.image_tokenizer.build()
     tokenizer.move_to(choose_device(None))
     source = data_source(recipe, args.split)
-    codes_Nc, left_out = None, {}
+    codes_Nc: IntArray | None = None
+    left_out: dict[str, int] = {}
     if tokenizer.reads_drawings:
         images_NHWC, codes_Nc, left_out = drawings_of(source, tokenizer, args.num)
     else:

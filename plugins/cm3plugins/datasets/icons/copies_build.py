@@ -1,0 +1,69 @@
+"""Finds the copies among the bundled icons and writes their file (`copies.py`).
+
+python -m cm3plugins.datasets.icons.copies_build
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from cm3core.files import write_bytes
+from cm3plugins.datasets.icons.closed_build import looks_of
+from cm3plugins.datasets.icons.copies import FILE, written
+from cm3plugins.datasets.icons.corpus import IconCorpus
+from cm3plugins.datasets.icons.looks import Alike
+from cm3plugins.datasets.icons.sets import ASSETS
+
+#: Least correlation of two copies (`looks.py`). Sheets show above it the same drawing with another detail or corner, and
+#: below it drawings of one thing that two hands made.
+LEAST = 0.9
+#: No correlation is that high: only sharp looks are compared.
+_NEVER = 2.0
+
+
+def grouped(words: Sequence[str], alike: Alike) -> list[list[int]]:
+    """Return the groups of two or more drawings with the same words that are connected by likeness, as positions.
+
+    Args:
+        words: the thing that each drawing shows.
+        alike: which drawings look like which.
+    """
+    first = list(range(len(words)))
+
+    def found(place: int) -> int:
+        while first[place] != place:
+            first[place] = first[first[place]]
+            place = first[place]
+        return place
+
+    for index, own in enumerate(words):
+        for other in alike.to(index):
+            if other < index and words[other] == own:
+                one, two = sorted((found(index), found(other)))
+                first[two] = one
+    groups: dict[int, list[int]] = defaultdict(list)
+    for index in range(len(words)):
+        groups[found(index)].append(index)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the file of the bundled corpus; return the exit code."""
+    parser = ArgumentParser(
+        prog="python -m cm3plugins.datasets.icons.copies_build", description="Copies."
+    )
+    parser.add_argument("-o", "--out", type=Path, default=ASSETS / FILE, metavar="FILE")
+    given = parser.parse_args(arguments)
+    corpus = IconCorpus()
+    groups = grouped(corpus.entries.words, looks_of(corpus).graph(LEAST, _NEVER))
+    write_bytes(given.out, written(corpus.data_sha256, groups))
+    print(f"{len(groups):,} groups of {sum(map(len, groups)):,} drawings")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
