@@ -219,8 +219,6 @@ _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ESTALE)
 FREE_SPACE = "free space on that disk"
 #: A few bytes, which a disk that is not full accepts.
 _A_LITTLE = 1 << 16
-#: Errors of a file system that can't allocate blocks in advance.
-_UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
 @checked(FileError)
@@ -449,34 +447,6 @@ def sync_directory(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def allocate(file: int, offset: int, num_bytes: int) -> None:
-    """Reserve disk space for a part of an open file before it is memory-mapped. New bytes read as zeros.
-
-    A file that was only extended has no blocks yet. If the disk is full, writing to the map then kills
-    the process (SIGBUS) without a message.
-
-    Args:
-        file: the descriptor.
-        offset: where the part starts.
-        num_bytes: its length.
-
-    Raises:
-        OSError: the disk has no room.
-    """
-    try:
-        os.posix_fallocate(file, offset, num_bytes)
-        return
-    except AttributeError:  # macOS
-        pass
-    except OSError as error:
-        if error.errno not in _UNSUPPORTED:
-            raise
-    zeros = bytes(min(num_bytes, 1 << 20))
-    while num_bytes > 0:
-        num_written = os.pwrite(file, zeros[:num_bytes], offset)
-        offset, num_bytes = offset + num_written, num_bytes - num_written
 
 
 @checked(FileError)

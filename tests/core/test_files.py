@@ -16,7 +16,6 @@ import pytest
 
 from cm3core.errors import CM3Error, DataError, FileError
 from cm3core.files import (
-    allocate,
     atomic_path,
     check_links,
     check_not_input,
@@ -71,46 +70,6 @@ def test_a_full_disk_is_told_and_the_old_file_stays(tmp_path: Path) -> None:
     assert tells(caught.value, f"{path}: can't be written (File too large)")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("missing", ["", "system call", "function"])
-def test_allocated_files_have_their_blocks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
-) -> None:
-    """Also where the file system, or the operating system, can't do so in one call."""
-
-    def unsupported(file: int, offset: int, num_bytes: int) -> None:
-        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-
-    if missing == "system call":
-        monkeypatch.setattr(os, "posix_fallocate", unsupported)
-    elif missing == "function":
-        monkeypatch.delattr(os, "posix_fallocate")
-    size = (3 << 20) + 5
-    with (tmp_path / "file").open("wb+") as file:
-        file.write(b"head")
-        file.flush()
-        file.truncate(4 + size)
-        assert os.fstat(file.fileno()).st_blocks * 512 < size
-        allocate(file.fileno(), 4, size)
-        assert os.fstat(file.fileno()).st_blocks * 512 >= size
-    assert (tmp_path / "file").read_bytes() == b"head" + bytes(size)
-
-
-def test_allocating_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(file: int, offset: int, num_bytes: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    path = tmp_path / "file"
-    with (
-        pytest.raises(FileError) as caught,
-        atomic_path(path) as temporary,
-        temporary.open("rb+") as file,
-    ):
-        allocate(file.fileno(), 0, 100)
-    assert tells(caught.value, f"{path}: can't be written (No space left")
-    assert not list(tmp_path.iterdir())
 
 
 def test_where_nothing_can_be_written(tmp_path: Path) -> None:

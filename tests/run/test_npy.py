@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from cm3core.errors import FileError
+from cm3core.files import atomic_path
 from cm3run.mapped import map_array
-from cm3run.npy import load_array
+from cm3run.npy import allocate, load_array
+from messages import tells
 
 START = "{'descr': '<f4', 'fortran_order': False, 'shape': "
 HEADERS = {
@@ -65,3 +70,43 @@ def test_a_whole_array(tmp_path: Path) -> None:
         assert np.array_equal(read(tmp_path / "x.npy"), array)
         assert read(tmp_path / "empty.npy").shape == (0, 384)
     assert not load_array(tmp_path / "x.npy", memory_map=True).flags.writeable
+
+
+@pytest.mark.parametrize("missing", ["", "system call", "function"])
+def test_allocated_files_have_their_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    """Also where the file system, or the operating system, can't do so in one call."""
+
+    def unsupported(file: int, offset: int, num_bytes: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    if missing == "system call":
+        monkeypatch.setattr(os, "posix_fallocate", unsupported)
+    elif missing == "function":
+        monkeypatch.delattr(os, "posix_fallocate")
+    size = (3 << 20) + 5
+    with (tmp_path / "file").open("wb+") as file:
+        file.write(b"head")
+        file.flush()
+        file.truncate(4 + size)
+        assert os.fstat(file.fileno()).st_blocks * 512 < size
+        allocate(file.fileno(), 4, size)
+        assert os.fstat(file.fileno()).st_blocks * 512 >= size
+    assert (tmp_path / "file").read_bytes() == b"head" + bytes(size)
+
+
+def test_allocating_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: int, offset: int, num_bytes: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    path = tmp_path / "file"
+    with (
+        pytest.raises(FileError) as caught,
+        atomic_path(path) as temporary,
+        temporary.open("rb+") as file,
+    ):
+        allocate(file.fileno(), 0, 100)
+    assert tells(caught.value, f"{path}: can't be written (No space left")
+    assert not list(tmp_path.iterdir())

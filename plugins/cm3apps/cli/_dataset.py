@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from cm3apps.cli import OVERRIDE
 from cm3core.errors import DataError, RecipeError, close_match
-from cm3core.files import allocate, user_path
+from cm3core.files import user_path
 from cm3core.interfaces.dataset import TaskSource
 from cm3core.plugins.registry import built
 
@@ -287,6 +287,8 @@ def _empty(shape: tuple[int, ...]) -> PixelArray:
     import tempfile
 
     import numpy as np
+
+    from cm3run.npy import allocate
 
     if math.prod(shape) < MAX_IN_MEMORY:
         return np.empty(shape, np.uint8)

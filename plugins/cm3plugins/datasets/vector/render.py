@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cm3core.files import allocate, atomic_path, cache_folder
+from cm3core.files import atomic_path, cache_folder
 from cm3plugins.svg import renderer_version
-from cm3run.npy import load_array
+from cm3run.npy import allocate, load_array
 from cm3run.progress import make_bar
 
 _NUM_DIGITS = 16
