@@ -152,7 +152,8 @@ class CodePositions(ABC):
 
     @abstractmethod
     def after(self, state: Any, code: int) -> Hashable:
-        """The state after one more code; `MISSING`: one that is still to be generated, so nothing is known of it."""
+        """The state after one more code, which may be any; `MISSING`: one still to be generated, of which nothing is
+        known."""
 
     @abstractmethod
     def place(self, state: Any) -> tuple[int, ...]:
@@ -166,8 +167,7 @@ class CodePositions(ABC):
         """Positions int32 [m, A] of codes that follow a state, and the state after them."""
         sizes, places = tuple(self.axes.values()), []
         for code in codes_m.tolist():
-            state = self.after(state, code)
-            places.append(self.place(state))
+            places.append(self.place(state := self.after(state, code)))
         fits = all(len(place) == len(sizes) for place in places)
         places_mA = np.array(places if fits else [], np.int32).reshape(-1, len(sizes))
         if not fits or (places_mA < 0).any() or (places_mA >= sizes).any():
@@ -355,7 +355,7 @@ class PictureForm:
         if (number := self.num_codes * prod(axes.values())) >= 2**31:
             raise TokenizerError(
                 "picture form",
-                f"{self.num_codes:,} codes at any position of {dict(axes)} are {number:,} cells, and 2**31 is too many",
+                f"{self.num_codes:,} codes at any position of {dict(axes)} are {number:,} cells, more than 32 bits can number",
                 "give the decoder fewer axes, or axes of fewer positions",
             )
         return replace(self, fed_axes=tuple(axes))

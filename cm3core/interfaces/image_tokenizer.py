@@ -96,10 +96,14 @@ class ImageTokenizerConfig(ComponentConfig):
         raise NotImplementedError
 
     def in_short(self) -> list[str]:
-        """Size and form of pictures."""
-        height, width = self.image_size
-        size = f"{height} x {width} pixels, {self.form.name}"
-        return [f"{size}, {self.codebook_size:,} codes in the codebook"]
+        """Size and form of pictures, and positions of codes."""
+        (height, width), form = self.image_size, self.form
+        size = f"{height} x {width} pixels, {form.name}"
+        found = [f"{size}, {self.codebook_size:,} codes in the codebook"]
+        if form.positions is not None:
+            axes = ", ".join(f"{name}: {number}" for name, number in form.positions.axes.items())
+            found.append(f"positions of codes, for code_axes of a decoder: {{{axes}}}")
+        return found
 
 
 class ImageTokenizer(ABC):

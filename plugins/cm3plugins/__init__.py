@@ -171,14 +171,9 @@ def cm3_layouts() -> Mapping[str, type[LayoutConfig]]:
 
 @hookimpl
 def cm3_embedders() -> Mapping[str, type[EmbedderConfig]]:
-    from cm3plugins import embedders
+    from cm3plugins.embedders import BiEncoderConfig, CLIPConfig, LightEncoderConfig
 
-    return {
-        "bi_encoder": embedders.BiEncoderConfig,
-        "clip": embedders.CLIPConfig,
-        "light_encoder": embedders.LightEncoderConfig,
-        "minilm": embedders.MiniLMConfig,
-    }
+    return {"bi_encoder": BiEncoderConfig, "clip": CLIPConfig, "light_encoder": LightEncoderConfig}
 
 
 @hookimpl
@@ -189,7 +184,6 @@ def cm3_retrievers() -> Mapping[str, type[RetrieverConfig]]:
         "bm25": retrievers.BM25RetrieverConfig,
         "dense": retrievers.DenseRetrieverConfig,
         "facets": retrievers.FacetsRetrieverConfig,
-        "hybrid": retrievers.HybridRetrieverConfig,
         "none": retrievers.NoRetrieverConfig,
         "random": retrievers.RandomRetrieverConfig,
         "usearch": retrievers.UsearchRetrieverConfig,

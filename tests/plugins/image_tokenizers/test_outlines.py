@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from cm3core.errors import RecipeError
+from cm3core.picture_form import MISSING
 from cm3kits.image_tokenizer import ImageTokenizerContract
 from cm3plugins.image_tokenizers.outlines import OutlinesConfig
 from cm3plugins.image_tokenizers.outlines.paths import outlines, simplified
@@ -129,3 +130,22 @@ def test_a_resolution_that_cells_do_not_divide() -> None:
     with pytest.raises(RecipeError) as info:
         OutlinesConfig(resolution=30, cells=8).check()
     assert tells(info.value, "image_tokenizer.resolution: is 30, not a multiple of cells 8")
+
+
+def test_positions_by_hand() -> None:
+    """A path of one point and a half, then one whose beginning is missing; 9 lines, so y is y + 9."""
+    positions = SMALL.build().form.positions
+    assert positions is not None
+    assert dict(positions.axes) == {"slot": 9, "x": 10, "y": 10}
+    codes = np.array([2, 10, 6, 18, MISSING, 12, 4, 18, 19], np.int32)
+    assert positions.of(codes).tolist() == [
+        [1, 2, 9],
+        [2, 2, 1],
+        [3, 6, 1],
+        [0, 9, 9],  # closed, though too early
+        [8, 9, 9],
+        [8, 9, 3],
+        [8, 4, 3],
+        [0, 9, 9],
+        [7, 9, 9],
+    ]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from cm3core.interfaces.image_tokenizer import ImageTokenizerConfig
-from cm3core.picture_form import FORBIDDEN, CodeRules, PictureForm
+from cm3core.picture_form import FORBIDDEN, MISSING, CodePositions, CodeRules, PictureForm
 from cm3plugins.image_tokenizers import check_multiple
 
 if TYPE_CHECKING:
@@ -97,4 +97,55 @@ def form_of(cells: int, most_codes: int) -> PictureForm:
         ]
     )
     end = 2 * lines + 1
-    return PictureForm.sequence(most_codes, end, end + 1, CodeRules(class_of, follows))
+    rules = CodeRules(class_of, follows)
+    positions = OutlinePositions(lines, rules)
+    return PictureForm.sequence(most_codes, end, end + 1, rules, positions=positions)
+
+
+@dataclass(frozen=True)
+class OutlineState:
+    """What the codes so far lead to; None: not known."""
+
+    slot: int | None = 0
+    x: int | None = None
+    y: int | None = None
+
+
+class OutlinePositions(CodePositions):
+    """The state of the rules behind a code (`slot`), and the last x and y of the path; one number more each for what is
+    not known.
+
+    Args:
+        lines: of the grid, in each direction.
+        rules: of `form_of`.
+    """
+
+    def __init__(self, lines: int, rules: CodeRules) -> None:
+        self._lines, self._kinds = lines, rules.class_of.tolist()
+        self._follows = rules.follows.tolist()
+
+    @property
+    def axes(self) -> Mapping[str, int]:
+        return {"slot": len(self._follows) + 1, "x": self._lines + 1, "y": self._lines + 1}
+
+    @property
+    def fingerprint(self) -> str:
+        return f"outlines 1 {self._lines}"
+
+    def start(self) -> OutlineState:
+        return OutlineState()
+
+    def after(self, state: OutlineState, code: int) -> OutlineState:
+        if code == MISSING:
+            return OutlineState(slot=None)
+        kind = self._kinds[code]
+        if kind > 1:  # the path is closed, or the picture ends: both lead to one state
+            return OutlineState(max(row[kind] for row in self._follows))
+        slot = None if state.slot is None else self._follows[state.slot][kind]
+        point = (code, state.y) if kind == 0 else (state.x, code - self._lines)
+        return OutlineState(None if slot == FORBIDDEN else slot, *point)
+
+    def place(self, state: OutlineState) -> tuple[int, ...]:
+        known = (state.slot, state.x, state.y)
+        last = (len(self._follows), self._lines, self._lines)
+        return tuple(b if a is None else a for a, b in zip(known, last, strict=True))
