@@ -14,7 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cm3core.errors import TokenizerError
-from cm3core.picture_form import FORBIDDEN, MISSING, CodeRules, Filling, PictureForm
+from cm3core.picture_form import (
+    FORBIDDEN,
+    MISSING,
+    CodeRules,
+    Filling,
+    GridPositions,
+    PictureForm,
+)
 from messages import tells
 
 #: Pairs (x, y), at least one, then the end: x is 0 or 1, y is 2 or 3, the end is 4.
@@ -188,3 +195,45 @@ def test_rules_and_forms_are_equal_by_what_they_allow():
     assert again == PAIRS
     assert hash(PictureForm.sequence(5, 4, 5, again)) == hash(PictureForm.sequence(5, 4, 5, PAIRS))
     assert PictureForm.sequence(5, 4, 5) != PictureForm.sequence(5, 4, 5, PAIRS)
+
+
+@given(
+    st.integers(1, 4),
+    st.integers(1, 4),
+    st.integers(2, 3),
+    st.permutations(["row", "column", "slot"]),
+    st.integers(0, 3),
+)
+def test_cells_hold_the_index_and_the_axes_that_are_fed(rows, columns, depth, names, number):
+    positions = GridPositions(rows, columns, depth)
+    form = PictureForm.of_grid(rows, columns, depth, positions=positions)
+    axes = {name: positions.axes[name] for name in names[:number]}
+    fed, some = form.for_axes(axes), np.zeros(form.num_codes, np.int32)
+    cells = fed.cells(some)[0]
+    assert cells.dtype == np.int32
+    assert (cells % form.num_codes).tolist() == list(range(form.num_codes))
+    position = cells // form.num_codes
+    for name in reversed(axes):
+        own = list(positions.axes).index(name)
+        assert (position % axes[name]).tolist() == positions.of(some)[:, own].tolist()
+        position = position // axes[name]
+    assert not position.any()
+    cut = form.num_codes // 2
+    first, state = fed.cells(some[:cut])
+    behind = fed.cells(some[cut:], cut, state)[0]
+    assert np.concatenate([first, behind]).tolist() == cells.tolist()
+    assert form != fed or not axes
+    assert form == PictureForm.of_grid(rows, columns, depth, positions=positions)
+
+
+def test_positions_that_are_out_of_range() -> None:
+    class Wrong(GridPositions):
+        def place(self, state: int) -> tuple[int, ...]:
+            return state, 0
+
+    with pytest.raises(TokenizerError) as info:
+        Wrong(1, 3).of(codes(7, 8))
+    assert tells(
+        info.value,
+        "positions of codes: [(0, 0), (1, 0)] of the codes [7, 8], and the axes are ... to its size - 1",
+    )

@@ -479,6 +479,7 @@ class Reading:
     prepared: dict[str, Any] = field(default_factory=dict)
     by_runs: bool = False  # the layers read `CM3LeonCache.runs`, and nothing else
     last_B: Tensor | None = None  # slot of each row's last token; only if inputs are kept
+    begun_B11: Tensor | None = None  # whether a row has tokens; None: all have
 
 
 class CM3LeonCache(SegmentPool):
@@ -542,6 +543,8 @@ class CM3LeonCache(SegmentPool):
         )
         if self.layout.keeps_inputs:
             reading.last_B = self._last(own_B)
+            if not all(row.own or row.segments for row in self.rows):
+                reading.begun_B11 = (self._length_B > 0)[:, None, None]
         if not fresh and not self.layout.in_parts:
             reading.plan = self.layout.backend.plan(
                 num_queries=T, num_keys=longest, offset_B=self._length_B
@@ -564,11 +567,14 @@ class CM3LeonCache(SegmentPool):
         the first token of a row."""
         assert reading.last_B is not None
         memory_KND = self.memories[2][layer]
-        last_BKD = memory_KND[:, reading.last_B].transpose(0, 1).to(x_BTKD.dtype)
-        last_BKD = last_BKD * (reading.offset_B > 0)[:, None, None]
+        last_BKD = memory_KND.index_select(1, reading.last_B).transpose(0, 1).to(x_BTKD.dtype)
+        if reading.begun_B11 is not None:
+            last_BKD = last_BKD * reading.begun_B11
         memory_KND.index_copy_(
             1, reading.slots, x_BTKD.flatten(0, 1).transpose(0, 1).to(memory_KND.dtype)
         )
+        if reading.num_tokens == 1:
+            return last_BKD[:, None]
         return torch.cat([last_BKD[:, None], x_BTKD[:, :-1]], dim=1)
 
     def runs(self, num_tokens: int) -> list[list[range]]:

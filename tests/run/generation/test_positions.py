@@ -205,3 +205,20 @@ def test_positions_matter_to_the_decoder() -> None:
         decoder.hidden_states(tokens, cells_BT=torch.tensor([[int(cell)]])) for cell in cells
     )
     assert not torch.allclose(first, second)
+
+
+@pytest.mark.parametrize("name", ["pen", "free"])
+def test_a_kept_row_that_is_cut_inside_a_picture_continues_it_the_same(name: str) -> None:
+    text, drawn, counts = Text("a bad cab had a dig " * 3), [], []
+    for keep in (True, False):
+        engine = engine_of(name)
+        fed, plain = [], engine.inference.hidden_states
+        engine.inference.hidden_states = lambda tokens, fed=fed, plain=plain, **options: (
+            fed.append(tokens.numel()) or plain(tokens, **options)
+        )
+        [first] = engine.complete([Request((text, ImageHole()), seed=4, keep=keep)])
+        rest = replace(first.document[1], missing=np.arange(9) >= 2)
+        drawn.append(engine.complete([Request((text, rest), seed=5, keep=keep)])[0].document)
+        counts.append(sum(fed))
+    assert drawn[0] == drawn[1]
+    assert counts[0] < counts[1] - 50

@@ -318,6 +318,7 @@ class CM3LeonInference(PackedInference):
         heads = (len(cache.rows), reading.num_tokens, self.num_heads, self.head_dim)
         own_ME = normed_ME[: heads[0] * heads[1]]
         before_ME = cache.before(layer, own_ME.view(heads), reading).reshape(own_ME.shape)
-        padded_ME = torch.zeros_like(normed_ME)
-        padded_ME[: len(own_ME)] = mixed(own_ME, before_ME, mix_E)
-        return product(padded_ME)[: len(own_ME)].view(heads)
+        mixed_ME = mixed(own_ME, before_ME, mix_E)
+        if len(own_ME) < len(normed_ME):  # rows of padding
+            mixed_ME = torch.cat([mixed_ME, normed_ME[len(own_ME) :]])
+        return product(mixed_ME)[: len(own_ME)].view(heads)
