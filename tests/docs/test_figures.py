@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import _closed
 import _figures
 import _held_out
 import _sheets
@@ -62,6 +63,13 @@ def test_published_sheets_are_as_near_to_their_documents_as_is_said() -> None:
 def test_what_names_tell_of_the_splits_is_so() -> None:
     found = _held_out.of_names(IconCorpus().entries)
     assert found == _figures.stored("held-out.json")["names"]
+
+
+@pytest.mark.slow
+def test_what_copies_score_is_so() -> None:
+    found = _closed.copied(IconCorpus(held_out="closed"), "unseen")
+    said = _figures.stored("closed.json")["copied"]["closed"]["unseen"]
+    assert found == pytest.approx(said, abs=0.02)
 
 
 @pytest.mark.slow

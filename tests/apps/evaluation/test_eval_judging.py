@@ -224,7 +224,7 @@ class TestIconStyle(MetricContract):
 
     @pytest.fixture(autouse=True)
     def _classifier(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(icon_style_metric, "_classifier", lambda _: Classifier())
+        monkeypatch.setattr(icon_style_metric, "_classifier", lambda *_: Classifier())
 
     def column(self, name: str, num: int, rng: np.random.Generator) -> Any:
         if name == "targets":
@@ -245,7 +245,7 @@ class TestIconStyle(MetricContract):
 
 
 def test_style_needs_a_style(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(icon_style_metric, "_classifier", lambda _: Classifier())
+    monkeypatch.setattr(icon_style_metric, "_classifier", lambda *_: Classifier())
     batch = MetricBatch([0], {"pictures": [reference(0)], "targets": [{"set": "lucide"}]})
     with pytest.raises(DataError) as caught:
         IconStyleConfig().build().update(batch)
