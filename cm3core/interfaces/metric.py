@@ -27,6 +27,7 @@ COLUMNS: Mapping[str, str] = {
     "candidate_features": "float32 [C, D]: the same of C real pictures, the right one first",
     "pictures": "uint8 [H, W, 3]: the picture",
     "reference_pictures": "uint8 [H, W, 3]: the reference picture",
+    "documents": "list of uint8 [H, W, 3]: pictures of the documents before the prompt",
     "prompts": "str: what the picture should show",
     "texts": "str: the text that a model wrote",
     "references": "list of str: texts that people wrote",

@@ -32,7 +32,13 @@ def cm3_extractors() -> Mapping[str, type[ExtractorConfig]]:
 
 @hookimpl
 def cm3_metrics() -> Mapping[str, type[MetricConfig]]:
-    from cm3apps.evaluation.icon_style_metric import IconStyleConfig
+    from cm3apps.evaluation.copy_metric import CopyConfig
+    from cm3apps.evaluation.icon_style_metric import HandConfig, IconStyleConfig
     from cm3apps.evaluation.scene_metric import ScenesConfig
 
-    return {"icon_style": IconStyleConfig, "scenes": ScenesConfig}
+    return {
+        "copy": CopyConfig,
+        "hand": HandConfig,
+        "icon_style": IconStyleConfig,
+        "scenes": ScenesConfig,
+    }

@@ -551,6 +551,8 @@ def _column(name: str, num: int, rng: np.random.Generator) -> Any:
         return [rng.normal(1, 1, (12, _DIMENSION)).astype(np.float32) for _ in range(num)]
     if name in ("pictures", "reference_pictures"):
         return [rng.integers(0, 256, (_SIDE, _SIDE, 3), np.uint8) for _ in range(num)]
+    if name == "documents":
+        return [_column("pictures", place % 3, rng) for place in range(num)]
     if name == "prompts":
         return [f"{sentence()} {place}" for place in range(num)]
     if name == "texts":

@@ -204,7 +204,7 @@ class Evaluation:
                 scored.append(Scored(values, name, config, None, None, error.cause))
                 continue
             columns = measured.needed([metric])
-            if not reason and self.model is None and columns & measured.OF_MODEL:
+            if not reason and self.model is None and columns & measured.NEEDS_MODEL:
                 reason = "needs the model itself"
             if not reason and extractor is None and any("features" in name for name in columns):
                 raise DataError(

@@ -23,6 +23,8 @@ from cm3run.progress import make_bar
 
 #: Columns that only the model itself can give.
 OF_MODEL = {"image_nats", "image_tokens", "text_nats", "text_tokens", "choices", "answers", "codes"}
+#: Columns that pictures made elsewhere lack.
+NEEDS_MODEL = OF_MODEL | {"documents"}
 #: Columns that count in tokens -> the model's tokenizer: other tokenizers make more or fewer tokens, with less or more
 #: information each.
 _TOKENIZER_OF = {
@@ -145,6 +147,7 @@ def feed_samples(
     columns = needed(metrics)
     samples = made.task.samples
     likelihoods = columns & OF_MODEL
+    before = _Prepended(made, size, model) if model is not None and "documents" in columns else None
     with make_bar(desc="measuring", total=len(samples), unit="sample") as bar:
         for start in range(0, len(samples), CHUNK):
             places = range(start, min(start + CHUNK, len(samples)))
@@ -152,6 +155,8 @@ def feed_samples(
             for name in columns - OF_MODEL:
                 if name == "pictures" and pictures is not None:
                     given[name] = [pictures[place]() for place in places]
+                elif name == "documents" and before is not None:
+                    given[name] = [before.of(place) for place in places]
                 else:
                     given[name] = [_value(name, made, place, size) for place in places]
             if likelihoods and model is not None:
@@ -315,20 +320,47 @@ def bounding_pictures(
 def _copied(made: Made, size: int, model: Model) -> list[Load]:
     """The first prepended document of each sample, white if there was none; nothing if no sample had
     any."""
-    names = [made.rows[index]["documents"][:1] for index in range(len(made.task.samples))]
-    wanted = {name for one in names for name in one}
-    if not wanted:
-        return []
-    memory = model.components.memory
-    found = {memory.id(index): index for index in range(len(memory)) if memory.id(index) in wanted}
+    before = _Prepended(made, size, model)
     white = np.full((size, size, 3), 255, np.uint8)
-    loads: list[Load] = []
-    for one in names:
-        if one and one[0] in found:
-            loads.append(partial(_of_document, memory.document(found[one[0]]), size, model))
-        else:
-            loads.append(white.copy)
-    return loads
+    return (
+        [partial(before.first, place, white) for place in range(len(made.task.samples))]
+        if before.found
+        else []
+    )
+
+
+class _Prepended:
+    """The documents before the prompts.
+
+    Args:
+        made: the samples and their results.
+        size: side of the pictures, in pixels.
+        model: has the memory.
+    """
+
+    def __init__(self, made: Made, size: int | None, model: Model) -> None:
+        assert size is not None
+        self._size, self._model = size, model
+        self._names = [made.rows[index]["documents"] for index in range(len(made.task.samples))]
+        wanted = {name for one in self._names for name in one}
+        self.found: dict[str, int] = {}
+        if wanted:
+            memory = model.components.memory
+            ids = ((memory.id(index), index) for index in range(len(memory)))
+            self.found = {name: index for name, index in ids if name in wanted}
+
+    def of(self, place: int) -> list[PixelArray]:
+        """The pictures of a sample's documents."""
+        return [self._picture(name) for name in self._names[place] if name in self.found]
+
+    def first(self, place: int, otherwise: PixelArray) -> PixelArray:
+        """The picture of a sample's first document, or another one if there was none."""
+        names = self._names[place][:1]
+        return self._picture(names[0]) if names and names[0] in self.found else otherwise.copy()
+
+    def _picture(self, name: str) -> PixelArray:
+        document = self._model.components.memory.document(self.found[name])
+        return _of_document(document, self._size, self._model)
 
 
 def _of_document(document: Document, size: int, model: Model) -> PixelArray:

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from cm3apps.evaluation import icon_style_metric
+from cm3apps.evaluation.copy_metric import CopyConfig
 from cm3apps.evaluation.evaluating import Evaluation
-from cm3apps.evaluation.icon_style_metric import IconStyleConfig
+from cm3apps.evaluation.icon_style_metric import HandConfig, IconStyleConfig
 from cm3apps.evaluation.icons import style_classifier
 from cm3apps.evaluation.made import Made
 from cm3apps.evaluation.measured import bounding_pictures
@@ -28,6 +29,7 @@ from cm3kits.metric import MetricContract
 from cm3run.build import build
 from cm3run.evaluation.protocol import protocol_of
 from cm3run.model import Model
+from cm3run.nearness import NEARLY_A_COPY
 from messages import tells
 from toy_model import Colours, toy_model
 
@@ -166,7 +168,7 @@ def test_protocols_of_icons_rank_and_classify() -> None:
         if name.startswith("icons-"):
             metrics = [score["metric"]["name"] for score in find_protocol(name).scores]
             assert metrics.count("judge") == 2
-            assert "icon_style" in metrics
+            assert ("hand" if "-closed-" in name else "icon_style") in metrics
 
 
 @pytest.mark.slow
@@ -184,13 +186,18 @@ def test_a_model_of_icons_is_ranked_and_classified(
         "decoder.num_layers=1",
         "decoder.d_model=32",
         "decoder.num_heads=1",
+        "decoder.context_length=1024",  # for a document
     ]
     recipe = compose("icons", tiny, registry=REGISTRY)
     components = build(recipe, REGISTRY, stage="train")
     components.decoder.module.eval()
     values = find_protocol("icons-comp-v1").values
     kept = [one for one in values["scores"] if one["metric"]["name"] in ("judge", "icon_style")]
-    values |= {"name": "few", "task": values["task"] | {"num": 2}, "scores": [kept[0], kept[-1]]}
+    values |= {
+        "name": "few",
+        "task": values["task"] | {"num": 2},
+        "scores": [kept[0], kept[-1], COPY],
+    }
     protocol, model = protocol_of(values, "few"), Model(recipe, components, name="tiny", step=7)
     task = open_task(protocol.task, size=64, data=None, model=model, registry=REGISTRY)
     options = {"num_retrieved": 1}
@@ -203,12 +210,19 @@ def test_a_model_of_icons_is_ranked_and_classified(
         "icon_set_and_style",
         "icon_style",
         "icon_finish",
+        "copies",
+        "nearness",
     ]
-    assert all({"real", "reconstructed"} <= set(row["beside"]) for row in rows)
+    assert all({"real", "reconstructed", "copied"} <= set(row["beside"]) for row in rows)
+    assert rows[5]["beside"]["copied"] == 100
+    assert rows[6]["beside"]["copied"] == 1
     assert rows[0]["beside"]["real"] == rows[1]["beside"]["real"] == 100
     assert (
         rows[2]["measurement"]["metric"]["classifier"] == IconStyleConfig().protocol()["classifier"]
     )
+
+
+COPY = {"metric": {"name": "copy"}}
 
 
 class Classifier:
@@ -242,6 +256,32 @@ class TestIconStyle(MetricContract):
         sample = MetricBatch(range(3), {"pictures": pictures, "targets": targets})
         found = {"icon_set_and_style": 100 / 3, "icon_style": 200 / 3, "icon_finish": 100.0}
         return [([sample], found)]
+
+
+class TestHand(TestIconStyle):
+    config = HandConfig()
+
+    def known_answers(self) -> Any:
+        [(samples, found)] = super().known_answers()
+        return [(samples, {"hand": found["icon_set_and_style"]})]
+
+
+class TestCopy(MetricContract):
+    config = CopyConfig()
+
+    def known_answers(self) -> Any:
+        white = np.full((16, 16, 3), 255, np.uint8)
+        square, moved, line = white.copy(), white.copy(), white.copy()
+        square[2:8, 2:8], moved[8:14, 8:14], line[7:9] = 0, 0, 0
+        columns = {
+            "pictures": [square, square, line, line],
+            "documents": [[line, moved], [], [line, white], [white]],
+        }
+        sample = MetricBatch(range(4), columns)
+        return [([sample], {"copies": 50.0, "nearness": 0.5})]
+
+    def test_its_default_is_that_of_what_is_told_elsewhere(self) -> None:
+        assert CopyConfig().least == NEARLY_A_COPY
 
 
 def test_style_needs_a_style(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,61 @@
+"""Metric `copy`: how many pictures are nearly copies of a document before their prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from cm3core.interfaces.metric import Group, Metric, MetricConfig, Score
+
+
+@dataclass(kw_only=True)
+class CopyConfig(MetricConfig):
+    """How many pictures are nearly copies of a document that was prepended to their prompt, in percent, and the mean
+    of each picture's nearness to the nearest of its documents (0 without any), see `cm3run.nearness`.
+
+    Args:
+        least: nearness from which a picture counts as a copy.
+    """
+
+    bounded: ClassVar[bool] = True
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"least": (0, 1)}
+    least: float = 0.8  # NEARLY_A_COPY of cm3run.nearness, which imports PIL
+
+    def build(self) -> Metric:
+        """A metric without samples."""
+        self.check()
+        return CopyMetric(self.least)
+
+
+class CopyMetric(Metric):
+    """The nearness of each sample to the nearest of its documents."""
+
+    needs: ClassVar[tuple[Group, ...]] = (("pictures", "documents"),)
+
+    def __init__(self, least: float) -> None:
+        self._least = least
+        self._nearness: dict[int, float] = {}
+
+    def _update(self, group: Group, indices: Sequence[int], columns: Mapping[str, Any]) -> None:
+        from cm3run.nearness import nearness
+
+        for index, picture, documents in zip(
+            indices, columns["pictures"], columns["documents"], strict=True
+        ):
+            self._nearness[index] = max(
+                (nearness(picture, document) for document in documents), default=0.0
+            )
+
+    def _merge(self, other: CopyMetric) -> None:
+        self._nearness |= other._nearness
+
+    def _result(self) -> Sequence[Score]:
+        from cm3plugins.metrics.collecting import mean_score
+
+        near = dict(sorted(self._nearness.items()))
+        copies = {index: 100.0 * (value >= self._least) for index, value in near.items()}
+        return [
+            mean_score("copies", copies, higher_is_better=False),
+            mean_score("nearness", near, higher_is_better=False),
+        ]
