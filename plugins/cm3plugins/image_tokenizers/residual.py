@@ -141,8 +141,10 @@ def _centres(rows_Pd: FloatArray, number: int, rounds: Any, rng: np.random.Gener
     for _ in rounds:
         codes_P = nearest(rows_Pd, centres_Kd)
         counts_K = np.bincount(codes_P, minlength=number)
+        # sums of whole numbers: their order does not matter
+        used, starts = counts_K > 0, np.cumsum(counts_K) - counts_K
         sums_Kd = np.zeros_like(centres_Kd)
-        np.add.at(sums_Kd, codes_P, rows_Pd)
+        sums_Kd[used] = np.add.reduceat(rows_Pd[np.argsort(codes_P)], starts[used])
         found_Kd = sums_Kd / np.maximum(counts_K, 1)[:, None]
         empty = np.flatnonzero(counts_K == 0)
         error_P = ((rows_Pd - centres_Kd[codes_P]) ** 2).sum(1)

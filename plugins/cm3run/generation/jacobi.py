@@ -57,6 +57,10 @@ FADING = 0.95
 #: Least gain for which "auto" draws several codes per step: keeping guesses costs some. With 1.1, four candidates of a
 #: bundled model (8 stream rows) took 14% longer or 11% less than one by one.
 LEAST_GAIN = 1.2
+#: Power by which "auto" chooses its window at least. A pass over a few codes costs nearly as much as one over eight, so
+#: shorter windows never gain, and with them fewer guesses are refined: with random weights they took longer than one by
+#: one, where eight codes gained.
+LEAST_POWER = 0.4
 
 
 @dataclass
@@ -64,7 +68,7 @@ class Acceptance:
     """How many draws of a request are accepted per step, and the window that follows from it.
 
     Of a window of w codes about w ** power are accepted (measured for windows of 2 to 32: a power of 0.6 for the
-    bundled icons, 0.4 for emoji of 256 codes, 0 for random weights). The power is estimated from the request's last
+    bundled icons, 0.4 for emoji of 256 codes, 0.3 for random weights). The power is estimated from the request's last
     steps, so the window depends on the codes alone and never on a clock.
 
     Args:
@@ -100,8 +104,9 @@ class Acceptance:
         """
         power = log(self.accepted / self.steps) / log(self.window / self.steps)
         power = min(max(power, 0.0), 0.9)
-        # where w ** power / (rows_at_once + num_rows * w) is largest
-        window = min(MOST_UNASKED, int(power / (1 - power) * rows_at_once / num_rows))
+        # where w ** aim / (rows_at_once + num_rows * w) is largest
+        aim = max(power, LEAST_POWER)
+        window = min(MOST_UNASKED, int(aim / (1 - aim) * rows_at_once / num_rows))
         if window < 2:
             return 1
         gain = window**power * (rows_at_once + num_rows) / (rows_at_once + num_rows * window)

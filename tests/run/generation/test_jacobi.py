@@ -177,6 +177,11 @@ def test_windows_of_auto_by_hand():
     # 2 ** 0.5 codes in (8 + 8) / (8 + 4) of the time gain 6%
     assert Acceptance().best_window(num_rows=4, rows_at_once=8) == 1
     assert Acceptance().best_window(num_rows=2, rows_at_once=0) == 1
+    # a power of 0.35 takes the window of 0.4, and one of 0.2 none: 8 ** 0.2 codes in (24 + 16) / (24 + 2) of the time
+    slow = Acceptance(steps=8, window=128, accepted=8 * 16**0.35)
+    assert slow.best_window(num_rows=2, rows_at_once=24) == 8
+    slow = Acceptance(steps=8, window=128, accepted=8 * 16**0.2)
+    assert slow.best_window(num_rows=2, rows_at_once=24) == 1
     known = Acceptance(steps=1, window=16, accepted=12)
     known.add(window=16, accepted=16)
     assert (known.steps, known.window, known.accepted) == pytest.approx((1.95, 31.2, 27.4))
