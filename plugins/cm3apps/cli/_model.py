@@ -185,7 +185,10 @@ def _check_retrieves(args: Namespace) -> None:
 
 
 def report_unknown_words(model: Model, texts: Sequence[str | None]) -> None:
-    """Print which words of the texts are not in the training captions."""
+    """Print which words of the texts are not in the training captions, unless the retriever knows words by their
+    meaning."""
+    if knows_meanings(model):
+        return
     unknown = {
         word: near for text in texts if text for word, near in model.unknown_words(text).items()
     }
@@ -372,12 +375,17 @@ def show_retrieved(retrieved: Sequence[RetrievedDocument]) -> None:
 
 
 def report_unlike(model: Model, picture: GeneratedImage) -> None:
-    """Print a note if no retrieved text has a word of the prompt's subject: the object is then seldom drawn.
+    """Print a note if no retrieved text is about the prompt's subject: the object is then seldom drawn.
 
-    The text after a comma is the style. If a word is unknown, a note was printed already, and that may be the reason.
+    Of a retriever that compares by meaning, the scores decide (`report_found`); otherwise whether a text has a word of the
+    subject. The text after a comma is the style. If a word is unknown, a note was printed already, and that may be
+    the reason.
     """
     from cm3run.words import shares_a_word
 
+    if knows_meanings(model):
+        report_found(model, picture)
+        return
     query = next((one.looked_for for one in picture.retrieved if one.looked_for), picture.prompt)
     thing = model.components.prompt_rewriter.subject(query)
     texts = [document.text for document in picture.retrieved if document.text]
@@ -390,6 +398,31 @@ def report_unlike(model: Model, picture: GeneratedImage) -> None:
             "it may not be drawn, try fewer or other words",
             file=sys.stderr,
         )
+
+
+def knows_meanings(model: Model) -> bool:
+    """Whether the model's retriever finds things by other words than their names."""
+    return hasattr(model.recipe.retriever, "unknown_below")
+
+
+def report_found(model: Model, picture: GeneratedImage) -> None:
+    """Print what was found for a prompt and how near it is, unless it has the prompt's words: nothing that was typed
+    is dropped without a word. Below `retriever.unknown_below` the memory has no such thing."""
+    from cm3run.words import words_of
+
+    scored = [(one.score, one.text) for one in picture.retrieved if one.score is not None]
+    if not scored:
+        return
+    score, text = max(scored)
+    least = getattr(model.recipe.retriever, "unknown_below", None)
+    if least is not None and score < least:
+        print(
+            f"note: the memory has no {picture.prompt!r}: the nearest is {text!r} ({score:.2f}; below {least:g} it means "
+            "little); what is drawn is a guess",
+            file=sys.stderr,
+        )
+    elif set(words_of(picture.prompt)) - set(words_of(text)):
+        print(f"note: for {picture.prompt!r}, found {text!r} ({score:.2f})", file=sys.stderr)
 
 
 def report_copy(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from cm3plugins.retrievers.bm25 import BM25RetrieverConfig
 from cm3plugins.retrievers.dense import DenseRetrieverConfig
 from cm3plugins.retrievers.facets import FacetsRetrieverConfig
+from cm3plugins.retrievers.hybrid import HybridRetrieverConfig
 from cm3plugins.retrievers.none import NoRetrieverConfig
 from cm3plugins.retrievers.random import RandomRetrieverConfig
 from cm3plugins.retrievers.usearch import UsearchRetrieverConfig
@@ -13,6 +14,7 @@ __all__ = [
     "BM25RetrieverConfig",
     "DenseRetrieverConfig",
     "FacetsRetrieverConfig",
+    "HybridRetrieverConfig",
     "NoRetrieverConfig",
     "RandomRetrieverConfig",
     "UsearchRetrieverConfig",

@@ -197,6 +197,7 @@ def _widest(lines: npt.NDArray[np.int64]) -> tuple[int, int]:
     return int(gaps[place]), int(lines[place]) + 1
 
 
+_PARTS = ("text", "image")
 #: Number of queries whose parts are searched together.
 _QUERIES = 256
 
@@ -237,7 +238,8 @@ class _CutQuery:
 
 
 class SamePartRetriever(RuleRetriever):
-    """Applies the rules to two indexes, one of texts and one of pictures.
+    """Applies the rules to two indexes, one of texts and one of pictures. Each is opened by the first query that needs
+    it: a memory that is only asked by texts needs no picture of its documents.
 
     Args:
         config: the rules.
@@ -254,13 +256,20 @@ class SamePartRetriever(RuleRetriever):
         open_index: Callable[[VectorRows, Path | None, str | None], VectorIndex],
     ) -> None:
         super().__init__(config, memory, embedder)
-        self._parts: dict[str, _Part] = {}
-        for name in ("text", "image"):
-            vectors_ME = memory_vectors(memory, embedder, part=name, cache=config.cache)
+        self._open_index = open_index
+        self._opened: dict[str, _Part] = {}
+
+    def _part(self, name: str) -> _Part:
+        """Return the index over a part of the documents, "text" or "image"."""
+        if name not in self._opened:
+            embedder, cache = self._embedder, self._config.cache
+            vectors_ME = memory_vectors(self._memory, embedder, part=name, cache=cache)
             rows_P = _rows_with_a_vector(vectors_ME)
             if len(rows_P) < len(vectors_ME):  # else they stay mapped from their file
                 vectors_ME = np.ascontiguousarray(vectors_ME[rows_P])
-            self._parts[name] = _Part(open_index(VectorRows.of(vectors_ME), None, None), rows_P)
+            index = self._open_index(VectorRows.of(vectors_ME), None, None)
+            self._opened[name] = _Part(index, rows_P)
+        return self._opened[name]
 
     @property
     def max_parts(self) -> int:
@@ -320,7 +329,7 @@ class SamePartRetriever(RuleRetriever):
 
     def _embed(self, documents: Sequence[Document], parts: Sequence[str]) -> FloatArray:
         vectors_NE = np.empty((len(documents), self._embedder.dimension), np.float32)
-        for name in self._parts:
+        for name in _PARTS:
             asked = [place for place, of in enumerate(parts) if of == name]
             if asked:
                 own = [documents[place] for place in asked]
@@ -332,10 +341,11 @@ class SamePartRetriever(RuleRetriever):
     ) -> tuple[FloatArray, npt.NDArray[np.int64]]:
         scores_QW = np.full((len(vectors_QE), width), -np.inf, np.float32)
         rows_QW = np.full((len(vectors_QE), width), -1, np.int64)
-        for name, part in self._parts.items():
+        for name in _PARTS:
             asked = [place for place, of in enumerate(parts_Q) if of == name]
             if not asked:
                 continue
+            part = self._part(name)
             scores, places = part.index.search(vectors_QE[asked], width)
             scores_QW[asked] = scores
             rows_QW[asked] = _rows_at(part.rows_P, places)
@@ -343,13 +353,13 @@ class SamePartRetriever(RuleRetriever):
 
     def _vector(self, index: int) -> FloatArray:
         for name in ("image", "text"):
-            vector_E = self._parts[name].vector(index)
+            vector_E = self._part(name).vector(index)
             if vector_E is not None:
                 return vector_E
         raise AssertionError("every document found has a part")
 
     def _is_preferred(self, index: int) -> bool:
-        return all(part.vector(index) is not None for part in self._parts.values())
+        return all(self._part(name).vector(index) is not None for name in _PARTS)
 
 
 def _rows_with_a_vector(vectors_ME: FloatArray) -> npt.NDArray[np.int64]:

@@ -5,7 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from cm3apps.cli._model import report_unlike, report_unlike_picture, show_query
+from cm3apps.cli._model import (
+    report_unknown_words,
+    report_unlike,
+    report_unlike_picture,
+    show_query,
+)
 from cm3run.checkpoint.words import TrainingWords
 from cm3run.model.results import RetrievedDocument
 from messages import tells
@@ -65,3 +70,27 @@ def test_what_was_retrieved_without_a_word_of_the_prompt_is_said(model, monkeypa
         (", outline", "gif"),
     ):
         assert said(prompt, *texts) == ""
+
+
+def test_what_a_retriever_of_meanings_found_is_said(model, monkeypatch, capsys):
+    """Nothing that was typed is dropped without a word; what has the prompt's words needs none."""
+
+    def said(prompt, score, text):
+        documents = (RetrievedDocument("d0", score, text, None),)
+        report_unlike(
+            model, replace(model.generate("red", 1)[0], prompt=prompt, retrieved=documents)
+        )
+        report_unknown_words(model, [prompt])
+        return capsys.readouterr().err
+
+    monkeypatch.setattr(model.recipe.retriever, "unknown_below", 0.5, raising=False)
+    assert tells(
+        said("puppy", 0.62, "dog, filled"), "note: for 'puppy', found 'dog, filled' (0.62)"
+    )
+    assert tells(
+        said("xyzzy", 0.3, "dog, filled"),
+        "note: the memory has no 'xyzzy': the nearest is 'dog, filled' (0.30; below 0.5 ... guess",
+    )
+    assert said("dog", 1.0, "dog, filled") == ""
+    monkeypatch.setattr(model.recipe.retriever, "unknown_below", None, raising=False)
+    assert tells(said("xyzzy", 0.3, "dog"), "note: for 'xyzzy', found 'dog' (0.30)")

@@ -40,7 +40,7 @@ from cm3plugins.embedders.bi_encoder.embedder import (
     minilm_folder,
     save_heads,
 )
-from cm3plugins.embedders.bi_encoder.minilm import MAX_TOKENS, SentenceEncoder
+from cm3plugins.embedders.minilm.bert import MAX_TOKENS, SentenceEncoder
 from messages import tells
 
 TEXT_WIDTH = 24
@@ -156,7 +156,7 @@ def test_long_texts_are_cut_and_told_once(minilm, caplog):
         cut = encode(["apple " * 400, "a dog"])
         encode(["apple " * 400])
     assert [record.getMessage() for record in caplog.records] == [
-        f"bi_encoder reads at most {MAX_TOKENS} word pieces of a text; longer texts are "
+        f"MiniLM reads at most {MAX_TOKENS} word pieces of a text; longer texts are "
         "truncated (reported once)"
     ]
     np.testing.assert_allclose(cut[0], encode(["apple " * (MAX_TOKENS - 2)])[0], atol=1e-5)

