@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -28,7 +28,7 @@ from cm3core.errors import RecipeError
 from cm3core.files import user_path
 from cm3core.interfaces.dataset import DocumentSource
 from cm3core.interfaces.embedder import Embedder, EmbedderConfig, VectorArray
-from cm3core.interfaces.reach import READS, Outside
+from cm3core.interfaces.reach import READS, TEXT, Outside
 from cm3core.interfaces.retriever import Retrieved, Retriever, RetrieverConfig
 from cm3run.words import words_of
 
@@ -40,6 +40,8 @@ _DIGITS = 6
 #: Factor of the score if words of the query's subject are read as its style: "filled bell" is a bell that is filled, and
 #: a "solar panel" is no panel of the set Solar.
 _STYLE_IN_SUBJECT = 0.9
+#: Least cosine of an unknown word to a style word that it stands for.
+_SAME_STYLE = 0.7
 #: Weight of the style words of a document that the query lacks, so that the usual styles come first.
 _UNASKED = 0.05
 #: Files of text vectors shipped with cm3leon.
@@ -60,6 +62,9 @@ class HybridRetrieverConfig(RetrieverConfig):
             corpus' names by `minilm`. Texts that are not in it are embedded. None: all are.
         words_share: weight of shared words in a subject's score, 0..1. The rest is the cosine of the encoder.
         style_share: weight of the style in a document's score, 0..1.
+        unless_asked_for: style words whose documents lose `unasked_loss` of their score unless the prompt asks for them,
+            for styles that the model draws badly.
+        unasked_loss: see `unless_asked_for`.
         unknown_below: if the best document for a prompt is less similar than this, the commands say that the memory
             has no such thing. None: never.
         pictures: retriever for queries without text, which reads the memory's pictures when the first comes; None: they
@@ -67,18 +72,22 @@ class HybridRetrieverConfig(RetrieverConfig):
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {
-        "vectors": Outside(READS, "vectors of texts", shipped="bundled:")
+        "vectors": Outside(READS, "vectors of texts", shipped="bundled:"),
+        "unless_asked_for": TEXT,
     }
     not_in_outputs: ClassVar[tuple[str, ...]] = ("unknown_below",)
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
         "words_share": (0.0, 1.0),
         "style_share": (0.0, 1.0),
+        "unasked_loss": (0.0, 2.0),
     }
 
     encoder: EmbedderConfig | None = None
     vectors: str | None = None
     words_share: float = 0.2
     style_share: float = 0.1
+    unless_asked_for: list[str] = field(default_factory=list)
+    unasked_loss: float = 0.15
     unknown_below: float | None = None
     pictures: RetrieverConfig | None = None
 
@@ -192,7 +201,7 @@ class HybridRetriever(Retriever):
     ) -> list[list[Retrieved]]:
         results: list[list[Retrieved]] = [[] for _ in queries]
         texts = {place: text for place, query in enumerate(queries) if (text := text_of(query))}
-        readings = {place: self._styles.readings(text) for place, text in texts.items()}
+        readings = {place: self._readings(text) for place, text in texts.items()}
         subjects = list(dict.fromkeys(one.subject for own in readings.values() for one in own))
         vectors = dict(zip(subjects, self._vectors.of_queries(subjects), strict=True))
         for place, own in readings.items():
@@ -206,6 +215,22 @@ class HybridRetriever(Retriever):
                 results[place] = one
         return results
 
+    def _readings(self, text: str) -> list[Reading]:
+        """Return the ways to read a query; unknown words of its style are the nearest style word by meaning ("coloured" is
+        colour), or belong to the subject."""
+        unknown = self._styles.unknown(text)
+        return self._styles.readings(text, {word: self._nearest_style(word) for word in unknown})
+
+    def _nearest_style(self, word: str) -> str | None:
+        cosines = self._style_vectors @ self._vectors.of_queries([word])[0]
+        place = int(cosines.argmax()) if len(cosines) else -1
+        near = place >= 0 and cosines[place] >= _SAME_STYLE
+        return self._styles.words[place] if near else None
+
+    @cached_property
+    def _style_vectors(self) -> VectorArray:
+        return self._vectors.of_queries(self._styles.words)
+
     def _scores(self, readings: Sequence[Reading], vectors: Mapping[str, VectorArray]) -> _Scores:
         """Return each document's score, the best of all readings, float64 [M]."""
         by_words, by_style = self._config.words_share, self._config.style_share
@@ -214,12 +239,13 @@ class HybridRetriever(Retriever):
             # one query at a time: products of several differ in the last bits
             cosines_S = (self._vectors_SD @ vectors[one.subject]).astype(np.float64)
             subject_S = (1 - by_words) * cosines_S + by_words * self._words.of(one.subject)
-            style_H = self._styles.scores(one.style)
             if not len(subject_S):
                 continue
-            scores_M = (1 - by_style) * subject_S[self._subject_M]
-            scores_M += by_style * style_H[self._style_M]
-            best_M = np.maximum(best_M, one.weight * scores_M)
+            style_H = by_style * self._styles.scores(one.style)
+            lost_H = self._styles.has_one_of({*self._config.unless_asked_for} - {*one.style})
+            scores_M = one.weight * (1 - by_style) * subject_S[self._subject_M]
+            style_H = one.weight * style_H - self._config.unasked_loss * lost_H
+            best_M = np.maximum(best_M, scores_M + style_H[self._style_M])
         best_M[self._subject_M < 0] = -np.inf
         rounded: _Scores = np.round(best_M, _DIGITS)
         return rounded
@@ -340,20 +366,38 @@ class Styles:
             frequencies.update(dict.fromkeys(words, number))
         self._weights = {word: idf(len(style_M), n) for word, n in frequencies.items()}
 
-    def readings(self, text: str) -> list[Reading]:
+    @property
+    def words(self) -> list[str]:
+        """All words of styles."""
+        return list(self._weights)
+
+    def unknown(self, text: str) -> list[str]:
+        """Return the words after a query's comma that no style has."""
+        return [word for word in words_of(text.partition(",")[2]) if word not in self._weights]
+
+    def readings(self, text: str, nearest: Mapping[str, str | None]) -> list[Reading]:
         """Return the ways to read a query. Words after a comma that no style has belong to the subject, so that none is
-        dropped; style words in the subject may be meant as such."""
+        dropped; style words in the subject may be meant as such.
+
+        Args:
+            text: of the query.
+            nearest: the style word for each of its unknown words; None: none is near.
+        """
         before, _, after = text.partition(",")
-        asked = words_of(after)
-        style = [word for word in asked if word in self._weights]
-        others = [word for word in asked if word not in self._weights]
-        subject = " ".join([plain(before), *others]).strip() or text
+        meant = [(word, nearest.get(word, word)) for word in words_of(after)]
+        style = [other for _, other in meant if other is not None]
+        subject = " ".join([plain(before), *(word for word, other in meant if other is None)])
+        subject = subject.strip() or text
         found = [Reading(subject, tuple(style), 1.0)]
         inside = [word for word in subject.split() if word in self._weights]
         rest = " ".join(word for word in subject.split() if word not in self._weights)
         if inside and rest:
             found.append(Reading(rest, (*style, *inside), _STYLE_IN_SUBJECT))
         return found
+
+    def has_one_of(self, words: Collection[str]) -> npt.NDArray[np.bool_]:
+        """Return whether each style has one of some words, bool [H]."""
+        return np.asarray([not own.isdisjoint(words) for own in self._styles], np.bool_)
 
     def scores(self, asked: Collection[str]) -> _Scores:
         """Return how well each style fits words of style, float64 [H], at most 1: the weight of asked words that it

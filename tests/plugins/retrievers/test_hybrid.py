@@ -92,10 +92,23 @@ def test_words_tell_apart_what_differs_in_order_or_number():
 
 
 def test_words_after_a_comma_that_no_style_has_are_searched_for():
-    [reading] = Styles([["outline"], ["colour"]], np.asarray([0, 0, 1])).readings(
-        "apple, red, outline"
-    )
+    styles, text = Styles([["outline"], ["colour"]], np.asarray([0, 0, 1])), "apple, red, outline"
+    assert styles.unknown(text) == ["red"]
+    [reading] = styles.readings(text, {"red": None})
     assert (reading.subject, reading.style) == ("apple red", ("outline",))
+    [reading] = styles.readings(text, {"red": "colour"})
+    assert (reading.subject, reading.style) == ("apple", ("colour", "outline"))
+
+
+def test_a_style_comes_last_unless_it_is_asked_for():
+    texts = ["broken heart, colour, noto", "heart broken, outline, lucide", "castle, colour, noto"]
+    memory = ListSource([(Text(text),) for text in texts])
+    config = HybridRetrieverConfig(encoder=MiniLMConfig(), unless_asked_for=["colour"])
+    retriever = config.build(memory, None)
+    assert found(retriever, "broken heart") == texts[1:2]
+    for prompt in ("broken heart, colour", "broken heart, coloured", "broken heart, colourful"):
+        assert found(retriever, prompt) == texts[:1]
+    assert found(retriever, "a castle") == texts[2:]
 
 
 def test_overlap_by_hand():
