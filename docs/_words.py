@@ -92,7 +92,10 @@ def main() -> int:
     options: dict[str, Any] = {}
     for one in args.options:
         key, _, value = one.partition("=")
-        options[key] = None if value == "null" else value if key == "vectors" else float(value)
+        if key == "unless_asked_for":
+            options[key] = value.split(",")
+        else:
+            options[key] = None if value == "null" else value if key == "vectors" else float(value)
     options = {"encoder": MiniLMConfig(), "vectors": "bundled:icons", **options}
     config = HybridRetrieverConfig(**options)
     captions = icon_captions()
