@@ -70,7 +70,7 @@ def bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> IconCorpus:
     monkeypatch.setattr(
         corpus_module,
         "IconCorpus",
-        lambda path=ASSETS: small if path == ASSETS else IconCorpus(path),
+        lambda path=ASSETS, way="by_name": small if path == ASSETS else IconCorpus(path, way),
     )
     return small
 
@@ -113,6 +113,8 @@ def test_the_bundled_corpus_has_these_files() -> None:
     made |= {f"svg-{name}.jsonl.xz" for name in all_sets()}
     assert {path.name for path in ASSETS.iterdir()} - made == {
         "brands.txt",
+        "closed.json.xz",
+        "copies.json.xz",
         "licenses",
         "sets.toml",
     }
