@@ -40,6 +40,8 @@ _DIGITS = 6
 #: Factor of the score if words of the query's subject are read as its style: "filled bell" is a bell that is filled, and
 #: a "solar panel" is no panel of the set Solar.
 _STYLE_IN_SUBJECT = 0.9
+#: Share of `unasked_loss` for a document of exactly the query's subject: less than any other subject is away.
+_SAME_SUBJECT = 0.1
 #: Least cosine of an unknown word to a style word that it stands for.
 _SAME_STYLE = 0.7
 #: Weight of the style words of a document that the query lacks, so that the usual styles come first.
@@ -63,7 +65,8 @@ class HybridRetrieverConfig(RetrieverConfig):
         words_share: weight of shared words in a subject's score, 0..1. The rest is the cosine of the encoder.
         style_share: weight of the style in a document's score, 0..1.
         unless_asked_for: style words whose documents lose `unasked_loss` of their score unless the prompt asks for them,
-            for styles that the model draws badly.
+            for styles that the model draws badly. A document of exactly the prompt's subject loses a tenth of it, and still
+            comes before other subjects.
         unasked_loss: see `unless_asked_for`.
         unknown_below: if the best document for a prompt is less similar than this, the commands say that the memory
             has no such thing. None: never.
@@ -238,14 +241,17 @@ class HybridRetriever(Retriever):
         for one in readings:
             # one query at a time: products of several differ in the last bits
             cosines_S = (self._vectors_SD @ vectors[one.subject]).astype(np.float64)
-            subject_S = (1 - by_words) * cosines_S + by_words * self._words.of(one.subject)
+            words_S = self._words.of(one.subject)
+            subject_S = (1 - by_words) * cosines_S + by_words * words_S
             if not len(subject_S):
                 continue
             style_H = by_style * self._styles.scores(one.style)
             lost_H = self._styles.has_one_of({*self._config.unless_asked_for} - {*one.style})
-            scores_M = one.weight * (1 - by_style) * subject_S[self._subject_M]
-            style_H = one.weight * style_H - self._config.unasked_loss * lost_H
-            best_M = np.maximum(best_M, scores_M + style_H[self._style_M])
+            same_S = words_S > 1 - 10**-_DIGITS
+            loss_S = self._config.unasked_loss * np.where(same_S, _SAME_SUBJECT, 1.0)
+            scores_M = (1 - by_style) * subject_S[self._subject_M] + style_H[self._style_M]
+            lost_M = loss_S[self._subject_M] * lost_H[self._style_M]
+            best_M = np.maximum(best_M, one.weight * scores_M - lost_M)
         best_M[self._subject_M < 0] = -np.inf
         rounded: _Scores = np.round(best_M, _DIGITS)
         return rounded
