@@ -95,12 +95,19 @@ class HeldOut:
         found = named(words)
         if not found.isdisjoint(self.words):
             return "unseen"
-        texts = (words, *tags)
-        if any(self._shows_word(text) for text in texts):
+        shown = {self._shown(text) for text in (words, *tags)}
+        if "word" in shown:
             return "near"
-        if any(found.issuperset(pair) for pair in self.pairs):
+        if "pair" in shown and any(found.issuperset(pair) for pair in self.pairs):
             return "compose"
-        return "near" if any(self._shows_pair(text) for text in texts) else "train"
+        return "near" if "pair" in shown else "train"
+
+    def _shown(self, text: str) -> str:
+        """What of what is held out a name or tag shows: "word", "pair" or ""."""
+        if text not in self._read:
+            pair = "pair" if self._shows_pair(text) else ""
+            self._read[text] = "word" if self._shows_word(text) else pair
+        return self._read[text]
 
     def _shows_word(self, text: str) -> bool:
         """Whether a name or tag has a held-out word, a compound with one, means one, or is its kin."""
@@ -127,6 +134,10 @@ class HeldOut:
             not found.isdisjoint(first) and not found.isdisjoint(second)
             for first, second in self._pairs
         )
+
+    @cached_property
+    def _read(self) -> dict[str, str]:
+        return {}
 
     @cached_property
     def _names(self) -> frozenset[str]:
