@@ -386,7 +386,8 @@ class Recipe(KindSections):
         Text is not counted."""
         if self.decoder is None or self.image_tokenizer is None:
             return
-        rows, columns = self.image_tokenizer.grid
+        form = self.image_tokenizer.form
+        rows, columns = form.grid
         num_documents = 1 + (self.retriever.num_retrieved if self.retriever is not None else 0)
         layout = available(self.layout)
         # <break> codes <break>, or the layout's tokens; and one token before everything
@@ -395,11 +396,12 @@ class Recipe(KindSections):
         if least > self.decoder.context_length:
             fitting = (self.decoder.context_length - 1) // one - 1
             fewer = f"set retriever.num_retrieved={fitting}, or " if fitting >= 0 else ""
+            pictures = "one picture" if num_documents == 1 else f"{num_documents} pictures"
+            pictures += f" of {rows} x {columns} codes" if form.is_plain else f", each {form.name}"
             raise RecipeError(
                 "decoder.context_length",
-                f"is {self.decoder.context_length}, too short for {num_documents} pictures of "
-                f"{rows} x {columns} "
-                f"codes ({least} tokens without text)",
+                f"is {self.decoder.context_length}, too short for {pictures} ({least} tokens "
+                "without text)",
                 f"{fewer}set decoder.context_length to {least} or more",
             )
 

@@ -217,11 +217,14 @@ def _stat(args: Namespace) -> int:
     stored = Manifest.read(args.bank)
     bank = MemoryBank.open(args.bank, skip_damaged=True)
     tokenizer = stored.image_tokenizer
+    height, width = tokenizer.grid
+    # of one row are the arrays of sequences, and hardly any grid
+    codes = f"{height} x {width} codes" if height > 1 else f"at most {width} codes"
     rows: dict[str, Any] = {
         "documents": _memory_build.contents(bank),
         "embedder": f"{stored.embedder.name}, {stored.dimension:,} numbers per vector, "
         f"fingerprint {stored.embedder.fingerprint[-12:]}",
-        "image tokenizer": f"{tokenizer.name}, {tokenizer.grid[0]} x {tokenizer.grid[1]} codes of {tokenizer.codebook_size:,}, "
+        "image tokenizer": f"{tokenizer.name}, {codes} of {tokenizer.codebook_size:,}, "
         f"fingerprint {tokenizer.fingerprint[-12:]}",
         "fingerprint": bank.fingerprint[:24],
     }

@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cm3core.document import Image
-from cm3core.errors import DataError
+from cm3core.errors import DataError, RecipeError
 from cm3core.picture_form import MISSING
+from cm3core.plugins import load_registry
+from cm3core.recipe import compose
 from cm3kits.image_tokenizer import ImageTokenizerContract
 from cm3plugins.datasets.icons.corpus import IconCorpus
 from cm3plugins.image_tokenizers.svg import SvgConfig
@@ -214,3 +216,14 @@ def test_the_pen_is_found_again_behind_missing_codes() -> None:
     assert partly[2].tolist() == [size - 1 for size in sizes]
     again = codes.index(alphabet().kinds["same"].first)
     assert np.array_equal(partly[again:], whole[again:])
+
+
+def test_a_context_too_short_for_sequences() -> None:
+    for number, told_of in ((0, "one picture"), (2, "3 pictures")):
+        command = [f"retriever.num_retrieved={number}", "decoder.context_length=200"]
+        with pytest.raises(RecipeError) as error:
+            compose("icons-svg", command, registry=load_registry()).check()
+        assert tells(
+            error.value,
+            f"decoder.context_length: is 200, too short for {told_of}, each a sequence of at most 256 codes (",
+        )
