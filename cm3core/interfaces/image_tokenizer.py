@@ -27,6 +27,8 @@ class ImageTokenizerConfig(ComponentConfig):
     """Base of image tokenizers' configs."""
 
     kind: ClassVar[str] = "image_tokenizer"
+    #: False: `ImageTokenizer.codebook` is always None, which recipes can be checked for.
+    has_codebook: ClassVar[bool] = True
 
     def build(self) -> ImageTokenizer:
         """Return the tokenizer with its weights loaded."""

@@ -168,6 +168,8 @@ class SamplerConfig(ComponentConfig):
     edits: ClassVar[bool] = False
     #: Whether it is made for drawing after a structure (`condition`, `cm3 generate --condition`); like `edits`.
     structures: ClassVar[bool] = False
+    #: Whether it needs the image tokenizer's code vectors (`ImageTokenizer.codebook`).
+    needs_codebook: ClassVar[bool] = False
 
     def build(self) -> Sampler:
         """Return the sampler."""

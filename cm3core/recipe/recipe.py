@@ -319,8 +319,16 @@ class Recipe(KindSections):
 
     def _check_form(self) -> None:
         """Check that the decoder predicts together as many codes as a place has, or one; and that codes have the
-        positions that it takes."""
+        positions that it takes, and the vectors that the sampler takes."""
         decoder, tokenizer = available(self.decoder), available(self.image_tokenizer)
+        sampler = available(self.sampler)
+        if sampler and sampler.needs_codebook and tokenizer and not tokenizer.has_codebook:
+            raise RecipeError(
+                "sampler",
+                f"{self.component_names['sampler']!r} compares vectors of codes, and image_tokenizer "
+                f"{self.component_names['image_tokenizer']!r} has none",
+                "use another sampler (cm3 kinds sampler), or an image tokenizer with vectors",
+            )
         if decoder is None or tokenizer is None:
             return
         form, number, names = tokenizer.form, decoder.codes_together, self.component_names

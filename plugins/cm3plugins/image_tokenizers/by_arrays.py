@@ -60,6 +60,7 @@ class ArrayTokenizerConfig(ImageTokenizerConfig):
         seed: for training.
     """
 
+    has_codebook: ClassVar[bool] = False
     outside: ClassVar[Mapping[str, Outside]] = {"weights": Outside(READS, "its arrays")}
     #: The component's name, written into its files.
     label: ClassVar[str]

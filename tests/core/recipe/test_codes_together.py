@@ -83,3 +83,11 @@ def test_later_keys_are_written_where_they_are_given() -> None:
     again = recipe_from_yaml(axes.to_yaml(), REGISTRY)
     assert again.decoder == axes.decoder
     assert again.hash == axes.hash != compose("residual-tiny", registry=REGISTRY).hash
+
+
+@pytest.mark.parametrize("name", ["ordered-tiny", "outlines-tiny", "residual-tiny", "icons-svg"])
+def test_a_sampler_that_compares_vectors_of_codes_refuses_codes_without(name: str) -> None:
+    with pytest.raises(RecipeError) as info:
+        compose(name, ["sampler=patch_knn"], registry=REGISTRY).check()
+    assert tells(info.value, "sampler: 'patch_knn' compares vectors of codes ... has none ... use")
+    compose("quickstart", ["sampler=patch_knn"], registry=REGISTRY).check()

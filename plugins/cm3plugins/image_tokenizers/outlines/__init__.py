@@ -35,6 +35,7 @@ class OutlinesConfig(ImageTokenizerConfig):
             doubled, then the smallest paths are left out.
     """
 
+    has_codebook: ClassVar[bool] = False
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
         "resolution": (1, 2**14),
         "cells": (1, 2**10),

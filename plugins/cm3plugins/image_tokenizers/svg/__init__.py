@@ -32,6 +32,7 @@ class SvgConfig(ImageTokenizerConfig):
             training (`cm3 tokenizer eval icons-svg` counts them).
     """
 
+    has_codebook: ClassVar[bool] = False
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
         "resolution": (1, 2**14),
         "most_codes": (16, 2**16),

@@ -45,6 +45,7 @@ class PatchKNNSamplerConfig(SamplerConfig):
             read. Collecting them takes about 50 bytes each.
     """
 
+    needs_codebook: ClassVar[bool] = True
     outside: ClassVar[Mapping[str, Outside]] = {
         "bank": Outside(READS, "the memory bank"),
     }
