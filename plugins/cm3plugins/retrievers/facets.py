@@ -17,6 +17,7 @@ from cm3core.document import Document, text_of
 from cm3core.errors import RecipeError
 from cm3core.interfaces.dataset import DocumentSource
 from cm3core.interfaces.embedder import Embedder
+from cm3core.interfaces.reach import TEXT, Outside
 from cm3core.interfaces.retriever import Retrieved, Retriever, RetrieverConfig
 from cm3plugins.retrievers.bm25 import (
     DIGITS,
@@ -41,6 +42,7 @@ class FacetsRetrieverConfig(RetrieverConfig):
         k1, b: see `bm25`; names are short, so their length counts little.
     """
 
+    outside: ClassVar[Mapping[str, Outside]] = {"separator": TEXT}
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"k1": (0, 1e6), "b": (0, 1)}
 
     k1: float = 1.5
