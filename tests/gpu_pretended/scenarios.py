@@ -35,7 +35,7 @@ from cm3plugins.image_tokenizers.vqgan.trainer import TokenizerTrainer
 from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
 from cm3plugins.upscalers.edsr.training import UpscalerTrainer
 from cm3run.devices import choose_device, choose_precision, default_device
-from cm3run.generation.engine import Engine, Request, candidates
+from cm3run.generation.engine import Engine, EngineOptions, Request, candidates
 from cm3run.processes import Processes
 from cm3run.training import loop
 from cm3run.training.metrics import GROUPS, modality_metrics
@@ -46,6 +46,8 @@ from cm3run.training.state import TrainState
 #: The cards: the second where autograd is not needed, so that every launch must be guarded.
 FIRST, SECOND = torch.device("cuda:0"), torch.device("cuda:1")
 GRID = (16, 16)
+#: Codes of a picture drawn per pass.
+WINDOW = 8
 #: A step of an image tokenizer without other networks.
 PLAIN = {"perceptual_weight": 0.0, "disc_weight": 0.0}
 SIZES = [
@@ -144,17 +146,19 @@ def decoding(machine: Pretended) -> Iterator[tuple[str, dict[str, Any]]]:
     recipe = recipe_of()
     decoder, vocabulary, text = built(recipe, SECOND)
     serializer = Serializer(vocabulary, text, GRID)
-    engine = Engine(decoder.eval(), serializer, recipe.sampler.build(), vocabulary)
+    parts = decoder.eval(), serializer, recipe.sampler.build(), vocabulary
+    engine, ahead = Engine(*parts), Engine(*parts, EngineOptions(window=WINDOW))
     assert engine.inference.dtype == torch.bfloat16
     prompt = Text("a red apple")
     picture = candidates(Request((prompt, ImageHole())), 2, engine.sampler)
     texts = [Request((prompt, TextHole(max_tokens=24)), seed=seed) for seed in range(2)]
-    for name, requests, drawn in (
-        ("picture", picture, vocabulary.image.start),
-        ("text", texts, vocabulary.text.start + 70),
+    for name, used, requests, drawn in (
+        ("picture", engine, picture, vocabulary.image.start),
+        ("picture by windows", ahead, picture, vocabulary.image.start),
+        ("text", engine, texts, vocabulary.text.start + 70),
     ):
         pretended_cuda.READ["integer"] = drawn
-        session = engine.open(details=False)
+        session = used.open(details=False)
         for request in requests:
             session.submit(request)
         for number in range(3):

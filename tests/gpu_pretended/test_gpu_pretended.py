@@ -116,6 +116,15 @@ def test_a_captured_step_holds_launches_only(logs: dict[str, Log]) -> None:
     assert [log["replays"] * 2 + 2 for log in pictures] == [log["tokens"] for log in pictures]
 
 
+def test_a_window_of_codes_is_one_captured_pass(logs: dict[str, Log]) -> None:
+    """Read back once: the draws and their log-probabilities. All guesses are right here, since every value that is read
+    is the same, so a pass draws eight codes of both pictures."""
+    windows = [logs[f"decoding a picture by windows, step {number}"] for number in (2, 3)]
+    assert [log["replays"] for log in windows] == [1, 1]
+    assert [log["tokens"] for log in windows] == [16, 16]
+    assert [sum(log["waits"].values()) for log in windows] == [2, 2]
+
+
 def test_launches_are_within_the_budget(logs: dict[str, Log]) -> None:
     budget = json.loads(BUDGET.read_text(encoding="utf-8"))
     if SERIES not in budget:

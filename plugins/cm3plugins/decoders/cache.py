@@ -490,16 +490,21 @@ class CM3LeonCache(SegmentPool):
     def _forget(self) -> None:
         self._sharing: tuple[Sharing | None] | None = None
         self._groups: list[tuple[Segment, Tensor | slice]] | None = None
-        self._decode_plan: tuple[Any, Tensor] | None = None
+        #: New tokens per row -> plan of `segment_decode`, and lengths of segments.
+        self._decode_plans: dict[int, tuple[Any, Tensor]] = {}
         self._shared_B: Tensor | None = None
         self._last_shared_B: Tensor | None = None
 
-    def begin(self, num_tokens: int, *, by_runs: bool = False) -> tuple[Tensor, Reading]:
+    def begin(
+        self, num_tokens: int, *, by_runs: bool = False, by_turns: bool = False
+    ) -> tuple[Tensor, Reading]:
         """Return positions [B, T] of `num_tokens` new tokens per row, and the data for the layers.
 
         Args:
             num_tokens: T.
             by_runs: the layers read only `runs`.
+            by_turns: on a device, each new token reads its row like a row of its own, whose length is on the device:
+                few tokens are read that way without the host, so that the pass can be recorded.
         """
         B, T, S = len(self.rows), num_tokens, self._capacity
         device = self.keys_LKND.device
@@ -521,7 +526,8 @@ class CM3LeonCache(SegmentPool):
         slots_BT = first_B1 + (own_B[:, None] + torch.arange(T, device=device)).clamp(max=S - 1)
         longest = min(max(own, default=0) + T, S)
         mask = None
-        if T > 1 or (len(set(own)) > 1 and self.layout.on_cpu):
+        by_turns = (by_turns or T == 1) and self.layout.in_parts and not self.layout.on_cpu
+        if (T > 1 and not by_turns) or (len(set(own)) > 1 and self.layout.on_cpu):
             see_BTS = (
                 torch.arange(longest, device=device)
                 <= (own_B[:, None] + torch.arange(T, device=device))[..., None]
@@ -550,7 +556,10 @@ class CM3LeonCache(SegmentPool):
                 num_queries=T, num_keys=longest, offset_B=self._length_B
             )
         elif not fresh and not self.layout.on_cpu:
-            self._prepare_device(reading)
+            if by_turns:
+                self._prepare_turns(reading, own_B)
+            else:
+                self._prepare_rows(reading)
         return positions_BT, reading
 
     def _last(self, own_B: Tensor) -> Tensor:
@@ -711,41 +720,37 @@ class CM3LeonCache(SegmentPool):
 
     # ---- on a device
 
-    def _prepare_device(self, reading: Reading) -> None:
-        """Prepare attention on a device.
+    def _prepare_rows(self, reading: Reading) -> None:
+        """Gather whole rows, for many new tokens on a device."""
+        longest = max(row.shared + row.own for row in self.rows) + reading.num_tokens
+        gather = torch.zeros(len(self.rows), longest, dtype=torch.int64)
+        for place, row in enumerate(self.rows):
+            runs = [
+                torch.arange(segment.start, segment.start + segment.length)
+                for segment in row.segments
+            ]
+            own = min(row.own + reading.num_tokens, self._capacity)
+            runs.append(torch.arange(place * self._capacity, place * self._capacity + own))
+            whole = torch.cat(runs)[:longest]
+            gather[place, : len(whole)] = whole
+        reading.gather_BS = gather.to(self.keys_LKND.device)
+        reading.plan = self.layout.backend.plan(
+            num_queries=reading.num_tokens, num_keys=longest, offset_B=reading.offset_B
+        )
 
-        With one new token per row, build the work list of `segment_decode`; lengths stay on the device.
-        With more, gather whole rows.
-        """
-        device = self.keys_LKND.device
-        assert self._shared_B is not None
-        if reading.num_tokens > 1:
-            longest = max(row.shared + row.own for row in self.rows) + reading.num_tokens
-            gather = torch.zeros(len(self.rows), longest, dtype=torch.int64)
-            for place, row in enumerate(self.rows):
-                runs = [
-                    torch.arange(segment.start, segment.start + segment.length)
-                    for segment in row.segments
-                ]
-                own = min(row.own + reading.num_tokens, self._capacity)
-                runs.append(torch.arange(place * self._capacity, place * self._capacity + own))
-                whole = torch.cat(runs)[:longest]
-                gather[place, : len(whole)] = whole
-            reading.gather_BS = gather.to(device)
-            reading.plan = self.layout.backend.plan(
-                num_queries=reading.num_tokens, num_keys=longest, offset_B=reading.offset_B
-            )
-            return
-        if self._decode_plan is None:
+    def _prepare_turns(self, reading: Reading, own_B: Tensor) -> None:
+        """Build the work list of `segment_decode` for few new tokens per row; lengths stay on the device."""
+        device, T, B = self.keys_LKND.device, reading.num_tokens, len(self.rows)
+        if T not in self._decode_plans:
             live = self.live_segments()
             number = {segment: place for place, segment in enumerate(live)}
-            starts = [segment.start for segment in live] + [
-                place * self._capacity for place in range(len(self.rows))
-            ]
-            capacities = [segment.length for segment in live] + [self._capacity] * len(self.rows)
+            places = [place for place in range(B) for _ in range(T)]
+            starts = [segment.start for segment in live]
+            starts += [place * self._capacity for place in places]
+            capacities = [segment.length for segment in live] + [self._capacity] * len(places)
             reads = [
-                [*(number[segment] for segment in row.segments), len(live) + place]
-                for place, row in enumerate(self.rows)
+                [*(number[segment] for segment in self.rows[place].segments), len(live) + turn]
+                for turn, place in enumerate(places)
             ]
             plan = plan_segments(
                 starts,
@@ -758,12 +763,13 @@ class CM3LeonCache(SegmentPool):
             fixed = torch.tensor(
                 [segment.length for segment in live], dtype=torch.int32, device=device
             )
-            self._decode_plan = plan, fixed
-        plan, fixed = self._decode_plan
-        reading.plan = plan
-        reading.prepared["lengths"] = torch.cat(
-            [fixed, (self._length_B + 1 - self._shared_B).to(torch.int32)]
-        )
+            self._decode_plans[T] = plan, fixed
+        reading.plan, fixed = self._decode_plans[T]
+        seen = own_B + 1
+        if T > 1:  # padding reaches past the end of a row
+            turns_T = torch.arange(T, device=device)
+            seen = (seen[:, None] + turns_T).clamp(max=self._capacity).flatten()
+        reading.prepared["lengths"] = torch.cat([fixed, seen.to(torch.int32)])
 
     def _attend_device(
         self, q_BTHD: Tensor, keys_KND: Tensor, values_KND: Tensor, reading: Reading
@@ -776,11 +782,11 @@ class CM3LeonCache(SegmentPool):
             return self.layout.backend.attend(
                 q_BTHD, k_BSKD, v_BSKD, offset_B=reading.offset_B, plan=reading.plan
             )
-        q_RHD = q_BTHD[:, 0].to(keys_KND.dtype)
+        q_RHD = q_BTHD.flatten(0, 1).to(keys_KND.dtype)
         return segment_decode(
             q_RHD,
             keys_KND.transpose(0, 1),
             values_KND.transpose(0, 1),
             reading.prepared["lengths"],
             reading.plan,
-        )[:, None]
+        ).view(q_BTHD.shape)

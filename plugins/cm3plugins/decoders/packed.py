@@ -336,7 +336,8 @@ class PackedInference(InferenceDecoder):
     def hidden_states_ahead(
         self, tokens_BT: Tensor, *, cache: KVCache, cells_BT: Tensor | None = None
     ) -> Tensor:
-        return self._read(tokens_BT, cache, None, cells_BT, by_runs=self.steps_by_runs)
+        by_runs = self.steps_by_runs
+        return self._read(tokens_BT, cache, None, cells_BT, by_runs=by_runs, by_turns=not by_runs)
 
     def _read(
         self,
@@ -346,10 +347,13 @@ class PackedInference(InferenceDecoder):
         cells_BT: Tensor | None,
         *,
         by_runs: bool,
+        by_turns: bool = False,
     ) -> Tensor:
         assert isinstance(cache, CM3LeonCache)
         assert cache.layout is self.layout, "a cache comes from this decoder's allocate_cache"
-        own_positions_BT, reading = cache.begin(tokens_BT.shape[1], by_runs=by_runs)
+        own_positions_BT, reading = cache.begin(
+            tokens_BT.shape[1], by_runs=by_runs, by_turns=by_turns
+        )
         positions_BT = own_positions_BT if positions_BT is None else positions_BT
         # positions beyond the table are padding of ragged chunks
         positions_BT = positions_BT.clamp(max=self.context_length - 1)

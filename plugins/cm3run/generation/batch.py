@@ -14,13 +14,14 @@ Legend: n requests, G guidance streams, S stream rows (at most n * G), m draws, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cm3core.document import IntArray
+from cm3core.document import NO_CELL, IntArray
 from cm3run.faults import raise_interrupt
 from cm3run.generation.events import wrong_request
 from cm3run.generation.groups import Group, groups_of, index_tensor
@@ -104,6 +105,47 @@ class CapturedStep:
         return self.tokens_n.clone(), self.log_n.clone()
 
 
+class CapturedWindow:
+    """A pass over a window of codes, and the draws behind them, of a batch whose requests form one group. The host then
+    decides how many of the draws are accepted.
+
+    Args:
+        draw: (hidden [S, w, E], position [n], weights [w, n, G]) -> (tokens [n, w], log-probability [n, w]).
+        read: (tokens [S, w], cells [S, w]) -> hidden [S, w, E]; writes keys and values without advancing lengths.
+        first: tokens, cells, positions and weights of the first pass; only their shapes matter.
+        capture: `cuda_graph`.
+    """
+
+    def __init__(
+        self,
+        draw: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
+        read: Callable[[Tensor, Tensor], Tensor],
+        first: Sequence[Tensor],
+        capture: Capture,
+    ) -> None:
+        self._inputs = [one.clone() for one in first]
+        tokens_Sw, cells_Sw, position_n, weights_wnG = self._inputs
+        self._outputs: list[Tensor] = []
+
+        def window() -> None:
+            hidden_SwE = read(tokens_Sw, cells_Sw)
+            made = [hidden_SwE, *draw(hidden_SwE, position_n, weights_wnG)]
+            if not self._outputs:
+                self._outputs = [torch.empty_like(one) for one in made]
+            for mine, new in zip(self._outputs, made, strict=True):
+                mine.copy_(new)
+
+        self._replay = capture(window)
+
+    def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Run one pass; return copies of the hidden states, tokens and log-probabilities."""
+        for mine, new in zip(self._inputs, inputs, strict=True):
+            mine.copy_(new)
+        self._replay()
+        hidden_SwE, tokens_nw, log_nw = (one.clone() for one in self._outputs)
+        return hidden_SwE, tokens_nw, log_nw
+
+
 def cuda_graph(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
     """Warm up on a separate stream, as capturing requires, then capture.
 
@@ -129,6 +171,12 @@ def cuda_graph(step: Callable[[], None], device: torch.device) -> Callable[[], N
             graph.replay()
 
     return replay
+
+
+def _read_window(
+    decoder: InferenceDecoder, cache: KVCache, tokens_Sw: Tensor, cells_Sw: Tensor
+) -> Tensor:
+    return decoder.hidden_states_ahead(tokens_Sw, cells_BT=cells_Sw, cache=cache)
 
 
 #: Maximum number of groupings that are kept while the same requests are in flight.
@@ -248,6 +296,8 @@ class Batch:
         #: Groups by what decides them. Rules of codes lead to the same legal ids again and again.
         self._known_groups: dict[tuple[object, ...], list[Group]] = {}
         self._captured: tuple[Group, CapturedStep] | None = None
+        #: Window -> its captured pass, of one group.
+        self._captured_windows: dict[int, tuple[Group, CapturedWindow]] = {}
         self._ahead: Ahead | None = None
 
     # ---- a step
@@ -320,11 +370,61 @@ class Batch:
             for row, tokens in zip(self.rows, guesses, strict=True)
             for _ in row.prompts
         ]
-        self._hidden_SE, hidden_SwE = read_ahead(self.decoder, self._cache, owned, pairs)
+        replayed = self._replayed_window(owned, pairs)
+        if replayed is None:
+            self._hidden_SE, hidden_SwE = read_ahead(self.decoder, self._cache, owned, pairs)
+            drawn = None
+        else:
+            hidden_SwE, drawn = replayed
+            wide = hidden_SwE.shape[1] - 1
         guess_nk = np.full((len(guesses), wide), -1, np.int32)
         for own, tokens in zip(guess_nk, guesses, strict=True):
             own[: len(tokens)] = tokens
-        self._ahead = Ahead(hidden_SwE, guess_nk)
+        self._ahead = Ahead(hidden_SwE, guess_nk, drawn)
+
+    def _replayed_window(
+        self, owned: list[tuple[IntArray, IntArray]], guessed: list[tuple[IntArray, IntArray]]
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]] | None:
+        """Feed one token and its guesses per stream by a captured pass: hidden states [S, w, E], and the draws behind
+        them. None: such a pass can't be captured, or would not pay."""
+        assert self._guesses is not None
+        assert self._cache is not None
+        cache = self._cache
+        if self._capture is None or not cache.can_be_recorded:
+            return None
+        if any(len(tokens) != 1 for tokens, _ in owned):
+            return None
+        # the same window to the end of a picture, so that it is captured once
+        window = max(self._guesses.window(row, self.num_rows) for row in self.rows)
+        [group] = self._current_groups()
+        known = self._captured_windows.get(window)
+        if known is None or known[0] is not group:
+            # about the root of a window is accepted per pass
+            if min(row.draws_now for row in self.rows) <= FEWEST_STEPS * window**0.5:
+                return None
+            known = None
+        tokens_Sw = np.zeros((len(owned), window), np.int64)
+        cells_Sw = np.full((len(owned), window), NO_CELL, np.int64)
+        for place, pair in enumerate(zip(owned, guessed, strict=True)):
+            (own, own_cells), (tokens, cells) = pair
+            tokens_Sw[place, : 1 + len(tokens)] = np.concatenate([own, tokens])
+            cells_Sw[place, : 1 + len(tokens)] = np.concatenate([own_cells, cells])
+        inputs = (
+            self._tensor(tokens_Sw),
+            self._tensor(cells_Sw),
+            self._tensor([row.num_drawn for row in self.rows]),
+            group.weights(window),
+        )
+        if known is None:
+            read = partial(_read_window, self.decoder, cache)
+            captured = CapturedWindow(
+                partial(group.draw_ahead, self.decoder), read, inputs, self._capture
+            )
+            known = self._captured_windows[window] = group, captured
+        hidden_SwE, *drawn = known[1](inputs)
+        cache.advance([1] * len(owned))
+        self._hidden_SE = hidden_SwE[:, 0]
+        return hidden_SwE, (drawn[0], drawn[1])
 
     def _looks_ahead(self) -> bool:
         guesses, cache = self._guesses, self._cache
@@ -347,7 +447,13 @@ class Batch:
         [group] = self._current_groups()
         position_n = self._tensor([row.num_drawn for row in self.rows])
         try:
-            tokens_nw, log_nw = group.draw_ahead(self.decoder, ahead.hidden_SwE, position_n)
+            if ahead.drawn is None:
+                weights_wnG = group.weights(ahead.hidden_SwE.shape[1])
+                tokens_nw, log_nw = group.draw_ahead(
+                    self.decoder, ahead.hidden_SwE, position_n, weights_wnG
+                )
+            else:
+                tokens_nw, log_nw = ahead.drawn
             drawn_nw, logs_nw = tokens_nw.cpu().numpy().astype(np.int32), log_nw.cpu().numpy()
         except BaseException as error:  # drawing one position at a time shows which request failed
             raise_interrupt(error)
@@ -381,7 +487,7 @@ class Batch:
             and groups[0].drawn is None
             and groups[0].penalty is None  # it changes from draw to draw
         )
-        if replays and num > (FEWEST_STEPS if self._captured is None else 1):
+        if replays and num > max(1, FEWEST_STEPS if self._captured is None else 1):
             position_n, log_probability_n = self._replay(
                 groups[0], num - 1, weights[0], position_n, cells_Sm, drawn
             )

@@ -11,7 +11,7 @@ dimension, R ids of a legal slice; a suffix g stands for the stream rows of one 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -162,6 +162,13 @@ class Group:
     states: StateTable | None = None
     drawn: list[Drawn] | None = None
     penalty: RepetitionPenalty | None = None
+    #: Draws at once -> each request's plan as often. Samplers keep what they make of the same tuple.
+    _repeated: dict[int, tuple[SamplingPlan, ...]] = field(default_factory=dict)
+
+    def _plans_of(self, num: int) -> tuple[SamplingPlan, ...]:
+        if num not in self._repeated:
+            self._repeated[num] = tuple(plan for plan in self.plans for _ in range(num))
+        return self._repeated[num]
 
     @property
     def remembers(self) -> bool:
@@ -239,7 +246,11 @@ class Group:
         return logits_gR if self.penalty is None else self.penalty.penalised(logits_gR)
 
     def draw_ahead(
-        self, decoder: InferenceDecoder, hidden_SwE: Tensor, position_n: Tensor
+        self,
+        decoder: InferenceDecoder,
+        hidden_SwE: Tensor,
+        position_n: Tensor,
+        weights_wnG: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Draw at several positions at once, each as if its request had reached it. Draws after a wrong guess are
         meaningless.
@@ -248,6 +259,7 @@ class Group:
             decoder: its head turns hidden states into logits.
             hidden_SwE: hidden states of all stream rows of the batch, before each of the w draws.
             position_n: number of tokens drawn before the first of them, for all requests of the batch.
+            weights_wnG: `weights` of w draws.
 
         Returns:
             the tokens, int64 [n, w], and their log-probability under the reference stream, float64 [n, w].
@@ -266,8 +278,8 @@ class Group:
         tokens_nw = self.sampler.draw(
             logits_gwR,
             rows_nwG.reshape(n * w, G),
-            self.weights(w).transpose(0, 1).reshape(n * w, G),
-            [plan for plan in self.plans for _ in range(w)],
+            weights_wnG.transpose(0, 1).reshape(n * w, G),
+            self._plans_of(w),
             first_id=self.ids.start,
             allowed_nR=allowed,
             seed_n=self.seed_n.repeat_interleave(w),

@@ -176,10 +176,12 @@ class Ahead:
     Args:
         hidden_SwE: hidden states after the last accepted token and after each guess.
         guess_nk: int32, k = w - 1; -1 after a request's last guess.
+        drawn: tokens [n, w] and their log-probabilities, if they were drawn in the same pass.
     """
 
     hidden_SwE: Tensor
     guess_nk: IntArray
+    drawn: tuple[Tensor, Tensor] | None = None
 
     def accepted(self, tokens_nw: IntArray, most_n: Sequence[int]) -> list[int]:
         """The number of drawn tokens to accept for each request: up to and including the first that differs from its

@@ -58,10 +58,49 @@ def test_captured_steps_draw_the_same(decoder):
     )
 
 
+@pytest.mark.parametrize("window", [2, 5, 40])
+def test_captured_windows_draw_the_same(decoder, window):
+    """A pass over a window is captured once for a batch, its draws included; a window longer than what is left of a
+    picture stays as long, so that it is not captured again."""
+    replayed = ReplayedDecoder(decoder.config, VOCABULARY.size, decoder.backend, GRID)
+    replayed.load_state_dict(decoder.state_dict())
+    captured = []
+
+    def again(step):
+        step()
+        captured.append(step)
+        return step
+
+    sampler = CFGSamplerConfig(guidance_scale=2.0, guidance_ramp="up", temperature=0.9)
+    engine = make_engine(replayed.eval(), sampler, window=window)
+    engine.capture = again
+    asked = [replace(REQUESTS[place], seed=seed) for place, seed in ((0, 1), (0, 2), (1, 3))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cm3run.generation.batch.FEWEST_STEPS", 0)
+        found = engine.complete(asked)
+    plain = make_engine(decoder, sampler).complete(asked)
+    assert [one.document for one in found] == [one.document for one in plain]
+    assert [one.log_probability for one in found] == pytest.approx(
+        [one.log_probability for one in plain], abs=1e-3
+    )
+    assert captured
+    windows = [one for one in captured if one.__qualname__.startswith("CapturedWindow")]
+    assert 1 <= len(windows) <= len(asked), "once for each batch"
+
+
 @pytest.mark.gpu
 def test_cuda_graphs_draw_what_steps_draw(decoder):
     asked = [replace(request, seed=seed) for seed in range(2) for request in REQUESTS]
     engines = [make_engine(make_decoder().cuda(), WARM) for _ in range(2)]
     engines[1].capture = None
     graphs, plain = (engine.complete(asked) for engine in engines)
+    assert [one.document for one in graphs] == [one.document for one in plain]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("window", [4, 16])
+def test_cuda_graphs_of_windows_draw_what_steps_draw(decoder, window):
+    asked = [replace(request, seed=seed) for seed in range(2) for request in REQUESTS]
+    graphs = make_engine(make_decoder().cuda(), WARM, window=window).complete(asked)
+    plain = make_engine(make_decoder().cuda(), WARM).complete(asked)
     assert [one.document for one in graphs] == [one.document for one in plain]
