@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from cm3core.document import IntArray, PixelArray
+from cm3core import images
+from cm3core.document import Image, IntArray, PixelArray
 from cm3core.errors import RecipeError, TokenizerError
 from cm3core.interfaces.component import ComponentConfig, broken, is_array, shown
 from cm3core.picture_form import PictureForm
@@ -181,6 +182,13 @@ class ImageTokenizer(ABC):
         """Return codes int32 [c] of an SVG document. Raises `DataError` if they can't say all that it shows."""
         raise NotImplementedError  # only needed if `reads_drawings`
 
+    def encode_image(self, image: Image) -> IntArray:
+        """Return codes int32 [c] of one picture by reference: of its SVG document where it has one and `reads_drawings`,
+        otherwise of its pixels, by themselves: in a batch, the last bits depend on its size."""
+        if self.reads_drawings and image.drawing is not None:
+            return self.encode_drawing(image.drawing())
+        return np.asarray(self.encode(images.fit(image.load(), self.image_size)[None])[0])
+
     def svg(self, codes_c: IntArray) -> str | None:
         """Return the SVG document of a picture's codes; None (the default): they are areas of pixels."""
         return None
@@ -198,7 +206,7 @@ class ImageTokenizer(ABC):
                 "resize with cm3core.images.fit",
             )
         codes_Nc, form = self._encode(pixels_NHWC), self.form
-        shape = (len(pixels_NHWC), form.num_codes)
+        shape = (len(pixels_NHWC), self.grid[0] * self.grid[1])
         law = "codes_have_the_stated_shape_and_range"
         if not is_array(codes_Nc, np.int32, shape):
             raise broken(self, law, f"it returned {shown(codes_Nc)}, not int32 {list(shape)}")
@@ -208,7 +216,7 @@ class ImageTokenizer(ABC):
                 law,
                 f"it returned codes {codes_Nc.min()}..{codes_Nc.max()} of {self.codebook_size}",
             )
-        if (strange := form.strange_place(codes_Nc)) is not None:
+        if form.rules is not None and (strange := form.strange_place(codes_Nc)) is not None:
             raise broken(
                 self,
                 "codes_keep_the_rules_of_their_form",
@@ -221,7 +229,7 @@ class ImageTokenizer(ABC):
 
         Raises `TokenizerError` on another length, a code out of range, or codes that break the form's rules."""
         form = self.form
-        if codes_Nc.ndim != 2 or codes_Nc.shape[1] != form.num_codes:
+        if codes_Nc.ndim != 2 or codes_Nc.shape[1] != self.grid[0] * self.grid[1]:
             whole = f"{form.rows} x {form.columns} = {form.num_codes} codes"
             if not form.is_plain:
                 whole = f"an array of {form.num_codes} codes, {form.name}"
@@ -237,7 +245,7 @@ class ImageTokenizer(ABC):
                 f"{self.codebook_size} entries",
                 "subtract Vocabulary.image.start from token ids first",
             )
-        if (strange := form.strange_place(codes_Nc)) is not None:
+        if form.rules is not None and (strange := form.strange_place(codes_Nc)) is not None:
             raise TokenizerError(
                 f"codes of picture {strange[0]}",
                 f"code {strange[1]} is {codes_Nc[strange]}, which breaks the rules of {form.name}",

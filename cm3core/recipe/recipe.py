@@ -331,7 +331,10 @@ class Recipe(KindSections):
             )
         if decoder is None or tokenizer is None:
             return
-        form, number, names = tokenizer.form, decoder.codes_together, self.component_names
+        number, axes, names = decoder.codes_together, decoder.position_axes(), self.component_names
+        if number == 1 and not axes:
+            return
+        form = tokenizer.form
         if number not in (1, form.depth):
             raise RecipeError(
                 "decoder",
@@ -341,7 +344,7 @@ class Recipe(KindSections):
                 "(cm3 kinds decoder)",
             )
         try:
-            form.for_axes(decoder.position_axes())
+            form.for_axes(axes)
         except TokenizerError as error:
             raise RecipeError("decoder", error.cause, error.next_step) from None
 
@@ -394,8 +397,7 @@ class Recipe(KindSections):
         Text is not counted."""
         if self.decoder is None or self.image_tokenizer is None:
             return
-        form = self.image_tokenizer.form
-        rows, columns = form.grid
+        rows, columns = self.image_tokenizer.grid
         num_documents = 1 + (self.retriever.num_retrieved if self.retriever is not None else 0)
         layout = available(self.layout)
         # <break> codes <break>, or the layout's tokens; and one token before everything
@@ -404,6 +406,7 @@ class Recipe(KindSections):
         if least > self.decoder.context_length:
             fitting = (self.decoder.context_length - 1) // one - 1
             fewer = f"set retriever.num_retrieved={fitting}, or " if fitting >= 0 else ""
+            form = self.image_tokenizer.form
             pictures = "one picture" if num_documents == 1 else f"{num_documents} pictures"
             pictures += f" of {rows} x {columns} codes" if form.is_plain else f", each {form.name}"
             raise RecipeError(

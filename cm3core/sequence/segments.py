@@ -306,7 +306,8 @@ class SegmentCodec:
 
     def cells(self, codes_m: IntArray) -> IntArray:
         """What decoders are fed beside a picture's codes, int32 [m], see `PictureForm.cells`."""
-        return self.form.cells(codes_m)[0]
+        fed = self.form.fed_axes
+        return self.form.cells(codes_m)[0] if fed else np.arange(len(codes_m), dtype=np.int32)
 
     def in_frame(self, tokens: IntArray, *, closed: bool = True) -> tuple[IntArray, IntArray]:
         """Ids int32 of a picture's first codes, including the frame around them, and their cells; `closed`: they are

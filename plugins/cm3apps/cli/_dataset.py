@@ -244,7 +244,6 @@ def drawings_of(
     import numpy as np
 
     from cm3core.images import fit
-    from cm3run.codes import codes_of
     from cm3run.progress import make_bar
 
     pixels, codes, reasons = [], [], Counter[str]()
@@ -252,7 +251,7 @@ def drawings_of(
         _spread(source, num), desc="pictures", unit="", disable=None, leave=False
     ):
         try:
-            codes.append(codes_of(picture, tokenizer))
+            codes.append(tokenizer.encode_image(picture))
             pixels.append(fit(picture.load(), tokenizer.image_size))
         except DataError as error:
             reasons[_NUMBER.sub("...", error.cause)] += 1

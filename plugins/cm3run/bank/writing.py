@@ -50,7 +50,6 @@ from cm3run.bank.manifest import (
     shard_of,
 )
 from cm3run.bank.shard import LENGTH_TOLERANCE, SHARDS, WRITING, BankDocument, Shard, write_shard
-from cm3run.codes import codes_of
 from cm3run.devices import choose_device
 from cm3run.progress import make_bar
 
@@ -199,7 +198,7 @@ def _encoded(
     for (name, document, provenance), vector in zip(batch, vectors_BE, strict=True):
         try:
             coded = tuple(
-                Codes(codes_of(segment, tokenizer), tokenizer.grid)
+                Codes(tokenizer.encode_image(segment), tokenizer.grid)
                 if isinstance(segment, Image)
                 else segment
                 for segment in document

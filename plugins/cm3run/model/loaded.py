@@ -33,7 +33,6 @@ from cm3core.plugins.registry import built, finder
 from cm3core.recipe.recipe import MissingComponent
 from cm3core.recipe.sections import MOST_AHEAD
 from cm3run.checkpoint.tasks import TunedTasks
-from cm3run.codes import codes_of
 from cm3run.generation.engine import Engine, EngineOptions
 from cm3run.generation.prepare import MAX_THREADS, SHORTEN_OR_TRUNCATE, too_long
 from cm3run.model.precision import arranged, held_out
@@ -221,7 +220,7 @@ class Loaded:
         }
         tokenizer = self.components.image_tokenizer
         for key, segment in new.items():
-            self._codes[key] = Codes(codes_of(segment, tokenizer), tokenizer.grid)
+            self._codes[key] = Codes(tokenizer.encode_image(segment), tokenizer.grid)
         coded = tuple(
             as_codes(segment, self._codes[segment.key]) if isinstance(segment, Image) else segment
             for segment in document

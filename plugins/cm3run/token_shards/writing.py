@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from cm3core import images
 from cm3core.document import Codes, Document, Image, IntArray, Text
 from cm3core.errors import CM3Error, DataError
 from cm3core.files import (
@@ -33,7 +34,6 @@ from cm3core.files import (
     write_text,
 )
 from cm3core.interfaces.dataset import DocumentSource, Provenance, SkippedRecord
-from cm3run.codes import encoded_pictures
 from cm3run.token_shards.manifest import (
     MANIFEST,
     Manifest,
@@ -56,12 +56,38 @@ if TYPE_CHECKING:
     from cm3core.interfaces.text_tokenizer import TextTokenizer
 
 
+#: Pictures held in memory and encoded together.
+ENCODED_AT_ONCE = 32
+
+
 @dataclass
 class Report:
     """The results for the documents of a shard."""
 
     skipped: list[SkippedRecord] = field(default_factory=list)
     provenance: dict[Provenance, int] = field(default_factory=dict)
+
+
+def encoded_pictures(
+    pictures: Sequence[Image], tokenizer: ImageTokenizer
+) -> Iterator[tuple[Image, IntArray | DataError]]:
+    """Yield each picture with its codes int32 [c], or the error if it can't be read."""
+    for start in range(0, len(pictures), ENCODED_AT_ONCE):
+        chunk = pictures[start : start + ENCODED_AT_ONCE]
+        results: list[IntArray | DataError | None] = []
+        pixels = []
+        for picture in chunk:
+            try:
+                if tokenizer.reads_drawings and picture.drawing is not None:
+                    results.append(tokenizer.encode_image(picture))
+                    continue
+                pixels.append(images.fit(picture.load(), tokenizer.image_size))
+                results.append(None)
+            except DataError as error:
+                results.append(error)
+        rows = iter(tokenizer.encode(np.stack(pixels)) if pixels else ())
+        for picture, result in zip(chunk, results, strict=True):
+            yield picture, next(rows) if result is None else result
 
 
 def encoded_documents(

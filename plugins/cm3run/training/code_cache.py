@@ -21,9 +21,9 @@ from cm3core.document import BoolArray, Codes, Document, Image, IntArray, as_cod
 from cm3core.errors import DataError
 from cm3core.files import atomic_path, cache_folder, locked, make_folder, write_text
 from cm3core.interfaces.dataset import DocumentSource, SkippedRecord
-from cm3run.codes import encoded_pictures
 from cm3run.npy import load_array, save_array
 from cm3run.progress import make_bar
+from cm3run.token_shards.writing import encoded_pictures
 
 if TYPE_CHECKING:
     from cm3core.interfaces.image_tokenizer import ImageTokenizer

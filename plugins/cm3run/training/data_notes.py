@@ -22,7 +22,6 @@ from cm3core.files import write_text
 from cm3core.interfaces.dataset import DocumentSource, Provenance
 from cm3run.checkpoint.layout import PROVENANCE, provenance_file
 from cm3run.checkpoint.words import TrainingWords
-from cm3run.codes import codes_of
 from cm3run.evaluation.quality import LEAST_PSNR, drawn_psnr_per_picture
 from cm3run.words import words_of
 
@@ -135,7 +134,7 @@ def codes_psnr(source: DocumentSource, tokenizer: ImageTokenizer) -> tuple[float
     for one in _some_pictures(source):
         try:
             # one by one: saves memory, and gives the same result as generation
-            codes = codes_of(one, tokenizer)
+            codes = tokenizer.encode_image(one)
             pictures.append(images.fit(one.load(), tokenizer.image_size))
         except DataError:
             continue  # reported when all documents are read

@@ -21,8 +21,7 @@ from cm3plugins.image_tokenizers.svg.alphabet import alphabet
 from cm3plugins.image_tokenizers.svg.reading import codes_of
 from cm3plugins.image_tokenizers.svg.writing import svg_of
 from cm3plugins.svg import render_svg
-from cm3run.codes import codes_of as codes_of_picture
-from cm3run.codes import encoded_pictures
+from cm3run.token_shards.writing import encoded_pictures
 from messages import tells
 
 
@@ -176,7 +175,7 @@ def test_a_picture_with_a_drawing_is_encoded_from_it() -> None:
     results = [codes for _, codes in encoded_pictures([plain, drawn, broken], tokenizer)]
     assert "stroke" in tokenizer.svg(results[1])
     assert "stroke" not in tokenizer.svg(results[0])
-    assert np.array_equal(results[1], codes_of_picture(drawn, tokenizer))
+    assert np.array_equal(results[1], tokenizer.encode_image(drawn))
     assert isinstance(results[2], DataError)
 
 
