@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from cm3core import images
 from cm3core.document import Image, IntArray, PixelArray
 from cm3core.errors import RecipeError, TokenizerError
 from cm3core.interfaces.component import ComponentConfig, broken, is_array, shown
@@ -187,6 +186,8 @@ class ImageTokenizer(ABC):
         otherwise of its pixels, by themselves: in a batch, the last bits depend on its size."""
         if self.reads_drawings and image.drawing is not None:
             return self.encode_drawing(image.drawing())
+        from cm3core import images  # imported here: describing plugins needs no pictures
+
         return np.asarray(self.encode(images.fit(image.load(), self.image_size)[None])[0])
 
     def svg(self, codes_c: IntArray) -> str | None:

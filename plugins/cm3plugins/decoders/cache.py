@@ -525,17 +525,8 @@ class CM3LeonCache(SegmentPool):
         first_B1 = torch.arange(0, B * S, S, device=device)[:, None]
         slots_BT = first_B1 + (own_B[:, None] + torch.arange(T, device=device)).clamp(max=S - 1)
         longest = min(max(own, default=0) + T, S)
-        mask = None
         by_turns = (by_turns or T == 1) and self.layout.in_parts and not self.layout.on_cpu
-        if (T > 1 and not by_turns) or (len(set(own)) > 1 and self.layout.on_cpu):
-            see_BTS = (
-                torch.arange(longest, device=device)
-                <= (own_B[:, None] + torch.arange(T, device=device))[..., None]
-            )
-            mask = torch.zeros(B, 1, T, longest, dtype=self.layout.dtype, device=device)
-            mask.masked_fill_(~see_BTS[:, None], -torch.inf)
-            if self.layout.on_cpu:  # as grouped by `_attend_cpu`
-                mask = mask.repeat(1, 1, self.layout.queries_per_key, 1)
+        mask = None if by_turns else self._mask(own, own_B, T, longest)
         fresh = not any(own) and not any(row.segments for row in self.rows)
         reading = Reading(
             T,
@@ -561,6 +552,21 @@ class CM3LeonCache(SegmentPool):
             else:
                 self._prepare_rows(reading)
         return positions_BT, reading
+
+    def _mask(self, own: list[int], own_B: Tensor, num_tokens: int, longest: int) -> Tensor | None:
+        """Which own keys new tokens see, float [B, 1, T, S]; None: every token sees all of them."""
+        B, T, device = len(own), num_tokens, own_B.device
+        if T == 1 and not (len(set(own)) > 1 and self.layout.on_cpu):
+            return None
+        see_BTS = (
+            torch.arange(longest, device=device)
+            <= (own_B[:, None] + torch.arange(T, device=device))[..., None]
+        )
+        mask = torch.zeros(B, 1, T, longest, dtype=self.layout.dtype, device=device)
+        mask.masked_fill_(~see_BTS[:, None], -torch.inf)
+        if self.layout.on_cpu:  # as grouped by `_attend_cpu`
+            mask = mask.repeat(1, 1, self.layout.queries_per_key, 1)
+        return mask
 
     def _last(self, own_B: Tensor) -> Tensor:
         """Slot of each row's last token: its own, or the last one of its segments; any slot of an empty row."""
