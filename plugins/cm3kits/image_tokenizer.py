@@ -178,13 +178,14 @@ class ImageTokenizerContract(ConfigLaws[ImageTokenizer]):
         sound = bool(sizes) and all(name.isidentifier() and sizes[name] > 0 for name in sizes)
         holds(sound, did, "identifiers, each with a size above 0", sizes)
         same(positions, again, "compared the positions of two tokenizers of one config")
+        assert again is not None  # since they are the same
         for codes in self._codes(data):
             codes = codes[: self.subject.form.length(codes)].copy()
             missing = data.draw(st.sets(st.integers(0, len(codes) - 1), max_size=3))
             codes[sorted(missing)] = MISSING
             whole, state = positions.of(codes), positions.start()
             did = f"asked for the positions of {len(codes)} codes"
-            same(again.of(codes), whole, f"{did} of two tokenizers of one config")  # type: ignore[union-attr]
+            same(again.of(codes), whole, f"{did} of two tokenizers of one config")
             for place in range(len(codes)):
                 same(
                     positions.of(codes[: place + 1]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,6 +56,17 @@ NUM_VALIDATION = 256
 def configure(parser: ArgumentParser) -> None:
     """Add the three actions."""
     add = action_adder(parser)
+    _configure_text(add)
+    image = add(
+        "train-image",
+        "train a recipe's image tokenizer on its data set's pictures, or resume",
+        "cm3 tokenizer train-image tokenizer-emoji64 --minutes 25 -o runs/tokenizer",
+    )
+    add_training_arguments(image, "where weights, log and reconstructions are written")
+    _configure_eval(add)
+
+
+def _configure_text(add: Callable[[str, str, str], ArgumentParser]) -> None:
     text = add(
         "train-text",
         "train a text tokenizer on a recipe's captions or on text files",
@@ -90,13 +101,8 @@ def configure(parser: ArgumentParser) -> None:
         help="folder for the tokenizer",
     )
 
-    image = add(
-        "train-image",
-        "train a recipe's image tokenizer on its data set's pictures, or resume",
-        "cm3 tokenizer train-image tokenizer-emoji64 --minutes 25 -o runs/tokenizer",
-    )
-    add_training_arguments(image, "where weights, log and reconstructions are written")
 
+def _configure_eval(add: Callable[[str, str, str], ArgumentParser]) -> None:
     evaluate = add(
         "eval",
         "measure an image tokenizer: PSNR, SSIM, codebook usage, perplexity, reconstructions",

@@ -32,24 +32,28 @@ class IconStyleConfig(MetricConfig):
     """
 
     bounded: ClassVar[bool] = True
+    #: What the network does not learn from, see the data set `icons`; and the names of the scores.
+    held_out: ClassVar[str] = "by_name"
+    names: ClassVar[Sequence[str]] = NAMES
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"image_size": (8, 1024)}
     image_size: int = 64
 
     def build(self) -> Metric:
         """A metric without samples."""
         self.check()
-        return IconStyleMetric(self.image_size)
+        return IconStyleMetric(self.image_size, self.held_out, self.names)
 
     def protocol(self) -> dict[str, Any]:
         """The version, the key, and the hash of the network's training data and settings."""
         from cm3apps.evaluation.icons.style_classifier import classifier_key
 
         size = (self.image_size, self.image_size)
-        return super().protocol() | {"classifier": classifier_key(_real(self.image_size), size)}
+        real = _real(self.image_size, self.held_out)
+        return super().protocol() | {"classifier": classifier_key(real, size)}
 
 
 @dataclass(kw_only=True)
-class HandConfig(MetricConfig):
+class HandConfig(IconStyleConfig):
     """How often a small network recognises the requested hand, which is a set and a style, in percent. It learns from
     real icons of `train` and `near` of the closed splits, so it has seen no test case.
 
@@ -59,22 +63,8 @@ class HandConfig(MetricConfig):
         image_size: side of the real pictures that the network learns from, in pixels.
     """
 
-    bounded: ClassVar[bool] = True
-    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"image_size": (8, 1024)}
-    image_size: int = 64
-
-    def build(self) -> Metric:
-        """A metric without samples."""
-        self.check()
-        return IconStyleMetric(self.image_size, "closed", ("hand",))
-
-    def protocol(self) -> dict[str, Any]:
-        """The version, the key, and the hash of the network's training data and settings."""
-        from cm3apps.evaluation.icons.style_classifier import classifier_key
-
-        size = (self.image_size, self.image_size)
-        key = classifier_key(_real(self.image_size, "closed"), size)
-        return super().protocol() | {"classifier": key}
+    held_out: ClassVar[str] = "closed"
+    names: ClassVar[Sequence[str]] = ("hand",)
 
 
 class IconStyleMetric(Metric):

@@ -37,6 +37,7 @@ from cm3plugins.decoders.products import (
     why_not,
     with_activation,
 )
+from cm3plugins.decoders.transformer import mixed
 from cm3run.devices import cpu_multiplies_bf16, multiplies_bf16
 from cm3run.machine_memory import MachineMemory
 from cm3run.mapped import is_mapped, release
@@ -366,6 +367,17 @@ class PackedInference(InferenceDecoder):
             x_ME = padded(x_ME.to(torch.float32 if self.compiled else wide), self._fewest)
         through = self.through_layers(x_ME, positions_BT, cells_BT, cache, reading)
         return through[: B * T].view(B, T, E)
+
+    def shifted_inputs(
+        self, layer: int, x_ME: Tensor, mix_E: Tensor, cache: CM3LeonCache, reading: Reading
+    ) -> Tensor:
+        """The inputs of a layer's keys with `token_shift`, padded like its normalised inputs."""
+        heads = len(cache.rows), reading.num_tokens, self.num_key_heads, self.head_dim
+        own_ME = x_ME[: heads[0] * heads[1]]
+        before_ME = cache.before(layer, own_ME.view(heads), reading).reshape(own_ME.shape)
+        padded_ME = torch.zeros_like(x_ME)
+        padded_ME[: len(own_ME)] = mixed(own_ME, before_ME, mix_E)
+        return padded_ME
 
     def logits(self, hidden: Tensor, ids: range | None = None) -> Tensor:
         return self.rows_of_head(hidden, range(self.vocab_size) if ids is None else ids)

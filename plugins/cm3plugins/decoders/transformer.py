@@ -238,6 +238,27 @@ def projections(x_BTE: Tensor, layers: Sequence[nn.Module]) -> Sequence[Tensor]:
     return [layer(x_BTE) for layer in layers]
 
 
+def shifted_projections(
+    x_BTE: Tensor,
+    layers: tuple[nn.Module, nn.Module, nn.Module],
+    mix_E: Tensor | None,
+    kv_start_BT: Tensor | None,
+) -> Sequence[Tensor]:
+    """Queries, keys and values of the same input.
+
+    Args:
+        x_BTE: the normalised input.
+        layers: that project to queries, keys and values.
+        mix_E: the share of the token before in the input of keys (`token_shift`). None: no shift.
+        kv_start_BT: see `Decoder.hidden_states`.
+    """
+    if mix_E is None:
+        return projections(x_BTE, layers)
+    queries, keys, values = layers
+    q_BTE, v_BTE = projections(x_BTE, (queries, values))
+    return q_BTE, keys(mixed(x_BTE, before(x_BTE, kv_start_BT), mix_E)), v_BTE
+
+
 def joined(x_BTE: Tensor, layers: Sequence[nn.Linear]) -> Sequence[Tensor]:
     """Return the products from one call, as views of one tensor [B, T, all outputs].
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
@@ -59,27 +60,15 @@ class BM25RetrieverConfig(RetrieverConfig):
         return BM25Retriever(self, memory)
 
 
-class BM25Retriever(Retriever):
-    """Search by words.
-
-    A document that shares no word with the query is never found; a query without text finds
-    nothing.
+class QueryByQuery(Retriever):
+    """Searches for one query after the other.
 
     Args:
-        config: BM25's parameters.
         memory: M documents.
     """
 
-    def __init__(self, config: BM25RetrieverConfig, memory: DocumentSource) -> None:
+    def __init__(self, memory: DocumentSource) -> None:
         self._memory = memory
-        self._word_ids: dict[str, int] = {}
-        ids: list[int] = []
-        lengths: list[int] = []
-        for index in range(len(memory)):
-            words = words_of(text_of(memory.document(index)))
-            lengths.append(len(words))
-            ids += [self._word_ids.setdefault(word, len(self._word_ids)) for word in words]
-        self._postings = postings_of(np.asarray(ids), np.asarray(lengths), config)
 
     @property
     def memory(self) -> DocumentSource:
@@ -93,6 +82,27 @@ class BM25Retriever(Retriever):
             self._found(query, num_retrieved, names)
             for query, names in zip(queries, exclude, strict=True)
         ]
+
+    @abstractmethod
+    def _found(self, query: Document, number: int, exclude: Collection[str]) -> list[Retrieved]:
+        """The results of one query."""
+
+
+class BM25Retriever(QueryByQuery):
+    """Search by words.
+
+    A document that shares no word with the query is never found; a query without text finds
+    nothing.
+
+    Args:
+        config: BM25's parameters.
+        memory: M documents.
+    """
+
+    def __init__(self, config: BM25RetrieverConfig, memory: DocumentSource) -> None:
+        super().__init__(memory)
+        texts = (words_of(text_of(memory.document(index))) for index in range(len(memory)))
+        self._word_ids, self._postings = indexed(texts, config)
 
     def _found(self, query: Document, number: int, exclude: Collection[str]) -> list[Retrieved]:
         """Return the exact best documents, reading the postings of as few words as possible.
@@ -129,6 +139,19 @@ class BM25Retriever(Retriever):
             if len(results) == number and results[-1].score > certain:
                 break
         return results
+
+
+def indexed(
+    texts: Iterable[Sequence[str]], config: BM25RetrieverConfig
+) -> tuple[dict[str, int], list[Postings]]:
+    """Number the words of texts; return word -> number, and the postings of each."""
+    word_ids: dict[str, int] = {}
+    ids: list[int] = []
+    lengths: list[int] = []
+    for words in texts:
+        lengths.append(len(words))
+        ids += [word_ids.setdefault(word, len(word_ids)) for word in words]
+    return word_ids, postings_of(np.asarray(ids), np.asarray(lengths), config)
 
 
 def postings_of(

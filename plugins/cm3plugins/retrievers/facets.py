@@ -18,12 +18,12 @@ from cm3core.errors import RecipeError
 from cm3core.interfaces.dataset import DocumentSource
 from cm3core.interfaces.embedder import Embedder
 from cm3core.interfaces.reach import TEXT, Outside
-from cm3core.interfaces.retriever import Retrieved, Retriever, RetrieverConfig
+from cm3core.interfaces.retriever import Retrieved, RetrieverConfig
 from cm3plugins.retrievers.bm25 import (
     DIGITS,
     BM25RetrieverConfig,
-    Postings,
-    postings_of,
+    QueryByQuery,
+    indexed,
     words_of,
 )
 
@@ -62,7 +62,7 @@ class FacetsRetrieverConfig(RetrieverConfig):
         return FacetsRetriever(self, memory)
 
 
-class FacetsRetriever(Retriever):
+class FacetsRetriever(QueryByQuery):
     """See the config. Scores are 1 / (rank of its facet), since those of two facets are not comparable.
 
     Args:
@@ -71,7 +71,8 @@ class FacetsRetriever(Retriever):
     """
 
     def __init__(self, config: FacetsRetrieverConfig, memory: DocumentSource) -> None:
-        self._memory, self._separator = memory, config.separator
+        super().__init__(memory)
+        self._separator = config.separator
         things, hands = [], []
         for index in range(len(memory)):
             thing, hand = self._facets(memory.document(index))
@@ -82,22 +83,9 @@ class FacetsRetriever(Retriever):
         ids = (memory.id(index) for index in range(len(memory)))
         self._marks_M = np.fromiter((_mark(one) for one in ids), np.uint64, len(memory))
 
-    @property
-    def memory(self) -> DocumentSource:
-        """The documents that results index."""
-        return self._memory
-
     def _facets(self, document: Document) -> tuple[list[str], list[str]]:
         thing, _, hand = text_of(document).partition(self._separator)
         return words_of(thing), words_of(hand)
-
-    def _retrieve(
-        self, queries: Sequence[Document], num_retrieved: int, exclude: Sequence[Collection[str]]
-    ) -> list[list[Retrieved]]:
-        return [
-            self._found(query, num_retrieved, names)
-            for query, names in zip(queries, exclude, strict=True)
-        ]
 
     def _found(self, query: Document, number: int, exclude: Collection[str]) -> list[Retrieved]:
         thing, hand = self._facets(query)
@@ -138,15 +126,8 @@ class _Words:
     """BM25 over one facet of all documents."""
 
     def __init__(self, texts: Sequence[Sequence[str]], config: BM25RetrieverConfig) -> None:
-        self._word_ids: dict[str, int] = {}
-        ids = [
-            self._word_ids.setdefault(word, len(self._word_ids))
-            for words in texts
-            for word in words
-        ]
         self._words = [frozenset(words) for words in texts]
-        lengths = np.asarray([len(words) for words in texts])
-        self._postings: list[Postings] = postings_of(np.asarray(ids), lengths, config)
+        self._word_ids, self._postings = indexed(texts, config)
 
     def scores(self, words: Sequence[str]) -> npt.NDArray[np.float64]:
         """Scores of all documents, [M]: sums over the query's words in order, rounded."""

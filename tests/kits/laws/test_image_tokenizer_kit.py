@@ -313,7 +313,7 @@ def placed(positions: type[CodePositions]) -> type[Trimmed]:
 class Darkest(CodePositions):
     """Right: the darkest grey so far, of those that are known."""
 
-    axes: Mapping[str, int] = MappingProxyType({"darkest": 17})  # type: ignore[misc]
+    axes: Mapping[str, int] = MappingProxyType({"darkest": 17})  # type: ignore[misc]  # a value, not a property
     fingerprint = "darkest"
 
     def start(self) -> int:
@@ -363,12 +363,12 @@ class NamedByChance(Darkest):
     names = itertools.count()
 
     @property
-    def fingerprint(self) -> str:  # type: ignore[override]
+    def fingerprint(self) -> str:  # type: ignore[override]  # a property for a constant
         return str(next(self.names))
 
 
 class Remembering(list[int]):
-    __hash__ = object.__hash__  # type: ignore[assignment]
+    __hash__ = object.__hash__  # type: ignore[assignment]  # the base defines its own
 
 
 class ChangesItsState(Darkest):

@@ -27,8 +27,12 @@ class ReplayedDecoder(CM3LeonDecoder):
         return arranged
 
 
-def test_captured_steps_draw_the_same(decoder):
-    """A step reads the same tensors each time: run again, it draws the tokens of an ordinary step."""
+#: Weights that differ from draw to draw.
+RISING = CFGSamplerConfig(guidance_scale=2.0, guidance_ramp="up", temperature=0.9)
+
+
+def replaying(decoder, **options):
+    """An engine whose captured work is run again by the CPU, and a list of what it captures."""
     replayed = ReplayedDecoder(decoder.config, VOCABULARY.size, decoder.backend, GRID)
     replayed.load_state_dict(decoder.state_dict())
     captured = []
@@ -38,19 +42,21 @@ def test_captured_steps_draw_the_same(decoder):
         captured.append(step)
         return step
 
-    engine = make_engine(
-        replayed.eval(), CFGSamplerConfig(guidance_scale=2.0, guidance_ramp="up", temperature=0.9)
-    )
+    engine = make_engine(replayed.eval(), RISING, **options)
     engine.capture = again
+    return engine, captured
+
+
+def test_captured_steps_draw_the_same(decoder):
+    """A step reads the same tensors each time: run again, it draws the tokens of an ordinary step."""
+    engine, captured = replaying(decoder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cm3run.generation.batch.FEWEST_STEPS", 1)
         asked = [
             replace(REQUESTS[place], seed=seed) for place, seed in ((0, 1), (0, 2), (1, 3))
         ] + [Request((Text("a"), Codes(APPLE.codes, GRID, np.arange(6) >= 2)), seed=4)]
         found = engine.complete(asked)
-    plain = make_engine(
-        decoder, CFGSamplerConfig(guidance_scale=2.0, guidance_ramp="up", temperature=0.9)
-    ).complete(asked)
+    plain = make_engine(decoder, RISING).complete(asked)
     assert len(captured) >= 2  # once for all four, again when one has left
     assert [one.document for one in found] == [one.document for one in plain]
     assert [one.log_probability for one in found] == pytest.approx(
@@ -62,28 +68,16 @@ def test_captured_steps_draw_the_same(decoder):
 def test_captured_windows_draw_the_same(decoder, window):
     """A pass over a window is captured once for a batch, its draws included; a window longer than what is left of a
     picture stays as long, so that it is not captured again."""
-    replayed = ReplayedDecoder(decoder.config, VOCABULARY.size, decoder.backend, GRID)
-    replayed.load_state_dict(decoder.state_dict())
-    captured = []
-
-    def again(step):
-        step()
-        captured.append(step)
-        return step
-
-    sampler = CFGSamplerConfig(guidance_scale=2.0, guidance_ramp="up", temperature=0.9)
-    engine = make_engine(replayed.eval(), sampler, window=window)
-    engine.capture = again
+    engine, captured = replaying(decoder, window=window)
     asked = [replace(REQUESTS[place], seed=seed) for place, seed in ((0, 1), (0, 2), (1, 3))]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cm3run.generation.batch.FEWEST_STEPS", 0)
         found = engine.complete(asked)
-    plain = make_engine(decoder, sampler).complete(asked)
+    plain = make_engine(decoder, RISING).complete(asked)
     assert [one.document for one in found] == [one.document for one in plain]
     assert [one.log_probability for one in found] == pytest.approx(
         [one.log_probability for one in plain], abs=1e-3
     )
-    assert captured
     windows = [one for one in captured if one.__qualname__.startswith("CapturedWindow")]
     assert 1 <= len(windows) <= len(asked), "once for each batch"
 

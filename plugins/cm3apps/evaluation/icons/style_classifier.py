@@ -125,9 +125,9 @@ def classifier_key(real: RealPictures, image_size: tuple[int, int]) -> str:
     """Hash of everything that determines the classifier's weights on a machine."""
     facts = (_VERSION, real.corpus.data_sha256, renderer_version(), image_size, NUM_TRAINED)
     more = (EPOCHS, BATCH, LEARNING_RATE, SEED, NUM_HELD_OUT)
-    if (way := real.corpus.held_out) != "by_name":
-        facts += (way,)  # type: ignore[assignment]  # one more
-    return hashlib.sha256(json.dumps([*facts, *more]).encode()).hexdigest()[:16]
+    way = real.corpus.held_out
+    ways = [] if way == "by_name" else [way]  # the first way has no name in keys
+    return hashlib.sha256(json.dumps([*facts, *ways, *more]).encode()).hexdigest()[:16]
 
 
 def _chosen(entries: Sequence[IconEntry], num: int, trained: bool) -> list[int]:

@@ -14,6 +14,7 @@ from cm3core.interfaces.decoder import (
     DecoderConfig,
 )
 from cm3core.vocab import Vocabulary
+from cm3plugins.decoders.axes import check_axes
 from cm3plugins.decoders.cm3leon.settings import CM3LeonSettings
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ ACTIVATIONS = ("relu", "gelu")
 #: Far above any real model; the modules of very many narrow layers would exhaust memory even
 #: if their weights fit.
 MAX_LAYERS = 10_000
-#: The same for the tables of positions.
-MAX_POSITIONS = 2**20
 
 
 @dataclass(kw_only=True)
@@ -82,14 +81,7 @@ class CM3LeonConfig(CM3LeonSettings, DecoderConfig):
                     f"is {getattr(self, name)}, must be positive",
                     "the defaults are the paper's values",
                 )
-
-        for name, size in self.code_axes.items():
-            if not name.isidentifier() or not 1 <= size <= MAX_POSITIONS:
-                raise RecipeError(
-                    f"decoder.code_axes.{name}",
-                    f"has the size {size}; names are letters and digits, sizes 1 to {MAX_POSITIONS:,}",
-                    "give an axis of the image tokenizer's positions (cm3 describe image_tokenizer)",
-                )
+        check_axes(self.code_axes)
 
     def position_axes(self) -> Mapping[str, int]:
         """`code_axes`."""

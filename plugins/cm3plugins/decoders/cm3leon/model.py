@@ -34,12 +34,11 @@ from cm3plugins.decoders.products import (
 )
 from cm3plugins.decoders.transformer import (
     FIRST_MIX,
+    AxisEmbeddings,
     Context,
     TransformerDecoder,
-    before,
     merged_weight,
-    mixed,
-    projections,
+    shifted_projections,
 )
 
 LAYER_NORM_EPS = 1e-5
@@ -94,12 +93,8 @@ class Block(nn.Module):
         return x_BTE + F.dropout(self.fc2(hidden_BTF), self.dropout, self.training)
 
     def attention(self, x_BTE: Tensor, context: Context) -> Tensor:
-        if self.k_mix is None:
-            projected = projections(x_BTE, (self.q_proj, self.k_proj, self.v_proj))
-        else:
-            q_BTE, v_BTE = projections(x_BTE, (self.q_proj, self.v_proj))
-            mixed_BTE = mixed(x_BTE, before(x_BTE, context.kv_start_BT), self.k_mix)
-            projected = q_BTE, self.k_proj(mixed_BTE), v_BTE
+        three = self.q_proj, self.k_proj, self.v_proj
+        projected = shifted_projections(x_BTE, three, self.k_mix, context.kv_start_BT)
         q_BTHD, k_BTKD, v_BTKD = (
             rearrange(one, "B T (H D) -> B T H D", H=self.num_heads) for one in projected
         )
@@ -134,8 +129,9 @@ class CM3LeonDecoder(TransformerDecoder):
         if config.grid_positions:
             self.embed_rows = nn.Embedding(grid[0], config.d_model)
             self.embed_columns = nn.Embedding(grid[1], config.d_model)
-        for name, size in config.code_axes.items():
-            self.add_module(f"embed_axis_{name}", nn.Embedding(size, config.d_model))
+        self.embed_axes: AxisEmbeddings | None = None
+        if config.code_axes:
+            self.embed_axes = AxisEmbeddings(config.code_axes, grid[0] * grid[1], config.d_model)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.make_head()
         self.reset_parameters()
@@ -170,25 +166,15 @@ class CM3LeonDecoder(TransformerDecoder):
         if x_BTE.device.type == "cpu":  # weights are bfloat16, sums aren't
             x_BTE = x_BTE.to(torch.promote_types(x_BTE.dtype, torch.float32))
         x_BTE = x_BTE + self.embed_positions(positions_BT)
-        if cells_BT is not None and (self.config.grid_positions or self.config.code_axes):
-            code_BTE = self.embed_cells(cells_BT.clamp(min=0))
-            x_BTE = x_BTE + code_BTE * (cells_BT >= 0)[..., None].to(code_BTE.dtype)
+        if cells_BT is not None and self.config.grid_positions:
+            raster_BT = cells_BT.clamp(min=0) % (self.grid[0] * self.grid[1])
+            grid_BTE = self.embed_rows(raster_BT // self.grid[1]) + self.embed_columns(
+                raster_BT % self.grid[1]
+            )
+            x_BTE = x_BTE + grid_BTE * (cells_BT >= 0)[..., None].to(grid_BTE.dtype)
+        if cells_BT is not None and self.embed_axes is not None:
+            x_BTE = x_BTE + self.embed_axes(cells_BT)
         return F.dropout(x_BTE, self.config.dropout, self.training)
-
-    def embed_cells(self, cells_BT: Tensor) -> Tensor:
-        """Sum the embeddings of rows and columns, and of the axes of positions, see `PictureForm.cells`."""
-        axes, found = self.config.code_axes, []
-        if axes:
-            position_BT = cells_BT // (self.grid[0] * self.grid[1])
-            for name, size in reversed(axes.items()):
-                table = cast(nn.Embedding, getattr(self, f"embed_axis_{name}"))
-                found.append(table(position_BT % size))
-                position_BT = position_BT // size
-            cells_BT = cells_BT % (self.grid[0] * self.grid[1])
-        if self.config.grid_positions:
-            rows_BTE = self.embed_rows(cells_BT // self.grid[1])
-            found.append(rows_BTE + self.embed_columns(cells_BT % self.grid[1]))
-        return cast(Tensor, sum(found[1:], found[0]))
 
     def normed(self, x_BTE: Tensor) -> Tensor:
         return layer_norm(x_BTE)
@@ -315,10 +301,6 @@ class CM3LeonInference(PackedInference):
     def _keys(self, layer: int, normed_ME: Tensor, cache: CM3LeonCache, reading: Reading) -> Tensor:
         """Keys [B, T, H, D] with `token_shift`, from the normalised inputs of a layer."""
         product, mix_E = self._shifted[layer]
-        heads = (len(cache.rows), reading.num_tokens, self.num_heads, self.head_dim)
-        own_ME = normed_ME[: heads[0] * heads[1]]
-        before_ME = cache.before(layer, own_ME.view(heads), reading).reshape(own_ME.shape)
-        mixed_ME = mixed(own_ME, before_ME, mix_E)
-        if len(own_ME) < len(normed_ME):  # rows of padding
-            mixed_ME = torch.cat([mixed_ME, normed_ME[len(own_ME) :]])
-        return product(mixed_ME)[: len(own_ME)].view(heads)
+        B, T = len(cache.rows), reading.num_tokens
+        keys_ME = product(self.shifted_inputs(layer, normed_ME, mix_E, cache, reading))
+        return keys_ME[: B * T].view(B, T, self.num_heads, self.head_dim)

@@ -44,11 +44,10 @@ from cm3plugins.decoders.transformer import (
     AxisEmbeddings,
     Context,
     TransformerDecoder,
-    before,
     codebook_rows,
     merged_weight,
-    mixed,
     projections,
+    shifted_projections,
 )
 
 
@@ -218,12 +217,8 @@ class Block(nn.Module):
         return F.dropout(x_BTE, self.config.dropout, self.training)
 
     def attention(self, x_BTE: Tensor, context: Turned) -> Tensor:
-        if self.k_mix is None:
-            projected = projections(x_BTE, (self.q_proj, self.k_proj, self.v_proj))
-        else:
-            q_BTE, v_BTE = projections(x_BTE, (self.q_proj, self.v_proj))
-            mixed_BTE = mixed(x_BTE, before(x_BTE, context.kv_start_BT), self.k_mix)
-            projected = q_BTE, self.k_proj(mixed_BTE), v_BTE
+        three = self.q_proj, self.k_proj, self.v_proj
+        projected = shifted_projections(x_BTE, three, self.k_mix, context.kv_start_BT)
         q_BTHD, k_BTKD, v_BTKD = (
             rearrange(one, "B T (H D) -> B T H D", D=self.config.head_size) for one in projected
         )
@@ -376,8 +371,9 @@ class LlamaDecoder(TransformerDecoder):
         x_BTE = self.embed_ids(tokens_BT)
         if self.embed_axes is None or cells_BT is None:
             return x_BTE
-        axes_BTE: Tensor = self.embed_axes(cells_BT)
-        return x_BTE + axes_BTE.to(x_BTE.dtype)
+        if x_BTE.device.type == "cpu":  # weights are bfloat16, sums aren't
+            x_BTE = x_BTE.to(torch.promote_types(x_BTE.dtype, torch.float32))
+        return x_BTE + cast(Tensor, self.embed_axes(cells_BT))
 
     def embed_ids(self, tokens_BT: Tensor) -> Tensor:
         """The embedding of each token, [B, T, E]."""
@@ -583,7 +579,9 @@ class LlamaInference(PackedInference):
         H, K, M = self.num_heads, self.num_key_heads, B * T
         qkv_MC = layer.qkv(x_ME.to(self.dtype))
         if layer.keys is not None:
-            keys_ME = self._mixed(number, layer.block, x_ME.to(self.dtype), cache, reading)
+            assert layer.block.k_mix is not None
+            mix_E = layer.block.k_mix.detach()
+            keys_ME = self.shifted_inputs(number, x_ME.to(self.dtype), mix_E, cache, reading)
             q_ME, v_ME = qkv_MC.chunk(2, dim=-1)
             qkv_MC = torch.cat([q_ME, layer.keys(keys_ME), v_ME], dim=-1)
         if layer.bias is not None:
@@ -596,18 +594,6 @@ class LlamaInference(PackedInference):
             cache.attend(number, q_BTHD, k_BTKD, v_BTKD, reading)
         )
         return layer.out(attended_MC)
-
-    def _mixed(
-        self, number: int, block: Block, x_ME: Tensor, cache: CM3LeonCache, reading: Reading
-    ) -> Tensor:
-        """The inputs of a layer's keys with `token_shift`, padded like the inputs."""
-        assert block.k_mix is not None
-        heads = len(cache.rows), reading.num_tokens, self.num_key_heads, self.head_dim
-        own_ME = x_ME[: heads[0] * heads[1]]
-        before_ME = cache.before(number, own_ME.view(heads), reading).reshape(own_ME.shape)
-        padded_ME = torch.zeros_like(x_ME)
-        padded_ME[: len(own_ME)] = mixed(own_ME, before_ME, block.k_mix.detach())
-        return padded_ME
 
     def _feed_forward(self, layer: Layer, x_ME: Tensor) -> Tensor:
         gate_MF, up_MF = layer.gate_up(x_ME.to(self.dtype)).chunk(2, dim=-1)
