@@ -85,7 +85,6 @@ LEFT = {
         cm3apps/cli/chat.py: configure
         cm3apps/server/field_tables.py: picture_fields
         cm3apps/server/field_tables.py: sampling_fields
-        cm3apps/cli/tokenizer.py: configure
     """,
 }
 
