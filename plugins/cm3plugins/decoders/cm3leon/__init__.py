@@ -81,7 +81,8 @@ class CM3LeonConfig(CM3LeonSettings, DecoderConfig):
                     f"is {getattr(self, name)}, must be positive",
                     "the defaults are the paper's values",
                 )
-        check_axes(self.code_axes)
+        if self.code_axes:
+            check_axes(self.code_axes)
 
     def position_axes(self) -> Mapping[str, int]:
         """`code_axes`."""

@@ -167,7 +167,9 @@ class CM3LeonDecoder(TransformerDecoder):
             x_BTE = x_BTE.to(torch.promote_types(x_BTE.dtype, torch.float32))
         x_BTE = x_BTE + self.embed_positions(positions_BT)
         if cells_BT is not None and self.config.grid_positions:
-            raster_BT = cells_BT.clamp(min=0) % (self.grid[0] * self.grid[1])
+            raster_BT = cells_BT.clamp(min=0)
+            if self.embed_axes is not None:  # else cells are the codes' indices
+                raster_BT = raster_BT % (self.grid[0] * self.grid[1])
             grid_BTE = self.embed_rows(raster_BT // self.grid[1]) + self.embed_columns(
                 raster_BT % self.grid[1]
             )

@@ -109,7 +109,8 @@ class LlamaConfig(LlamaSettings, DecoderConfig):
             must_be="set together with decoder.code_embed_dim",
         )
         check_value("decoder.dropout", self.dropout, 0.0 <= self.dropout < 1.0, must_be="in [0, 1)")
-        check_axes(self.code_axes)
+        if self.code_axes:
+            check_axes(self.code_axes)
         check_value(
             "decoder.token_shift",
             self.token_shift,
