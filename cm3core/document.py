@@ -86,6 +86,7 @@ class Codes:
         grid: (rows, codes per row) with rows * codes per row == c.
         missing: bool [c] or None; True for codes to be filled in (inpainting). None:
             nothing is missing.
+        any_length: whether the missing codes, one run inside a sequence, may be filled with fewer.
         response: whether the picture is a task's response. Ignored when pictures are compared.
         starts_turn: see `Text`.
     """
@@ -93,6 +94,7 @@ class Codes:
     codes: IntArray
     grid: tuple[int, int]
     missing: BoolArray | None = None
+    any_length: bool = False
     response: bool = field(default=False, repr=False)
     starts_turn: bool = field(default=False, repr=False)
 
@@ -103,6 +105,7 @@ class Codes:
             same_holes = self.missing is other.missing
         else:
             same_holes = np.array_equal(self.missing, other.missing)
+        same_holes = same_holes and self.any_length == other.any_length
         return same_holes and self.grid == other.grid and np.array_equal(self.codes, other.codes)
 
     __hash__ = None  # type: ignore[assignment]  # holds arrays

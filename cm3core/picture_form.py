@@ -438,18 +438,32 @@ class Filling:
         form: with rules, or with axes of positions that are fed.
         given: int32 [c]; `MISSING` where a code is missing. Of a sequence known to end, `end` up to c.
         most: maximum number of codes of a sequence whose end is missing. None: c.
+        any_length: whether the only run of missing codes may be filled with fewer.
         soon: allow only codes that end a sequence as early as it can.
     """
 
     def __init__(
-        self, form: PictureForm, given: IntArray, most: int | None = None, *, soon: bool = False
+        self,
+        form: PictureForm,
+        given: IntArray,
+        most: int | None = None,
+        *,
+        any_length: bool = False,
+        soon: bool = False,
     ) -> None:
         self.form, self.given = form, given
+        run = np.flatnonzero(given == MISSING) if any_length else given[:0]
+        #: Places at which the known codes behind the missing ones may follow, and the first of these.
+        self._may_close, self._behind = run[1:], int(run[-1]) + 1 if len(run) else 0
         #: Number of codes so far, and the states of rules and of positions behind them.
         self._place, self._state, self._position = 0, 0, None
         if form.rules is None:
             return
         self._rules = form.rules
+        #: Classes of codes that may be drawn, bool [K]: where the length is free, the end is known.
+        self._fills = np.ones(form.rules.follows.shape[1], np.bool_)
+        if any_length:
+            self._fills[form.rules.class_of[form.end]] = False
         length = len(given) if most is None or form.end is None else min(most, len(given))
         if soon and form.end is not None and given[-1] == MISSING:
             length = self._earliest_end()
@@ -468,8 +482,12 @@ class Filling:
             leads_SK = alive[place + 1][follows] & ~forbidden
             code = int(self.given[place])
             alive[place] = (
-                leads_SK.any(axis=1) if code == MISSING else leads_SK[:, rules.class_of[code]]
+                leads_SK[:, self._fills].any(axis=1)
+                if code == MISSING
+                else leads_SK[:, rules.class_of[code]]
             )
+            if place in self._may_close:
+                alive[place] |= alive[self._behind]
         return alive
 
     def _earliest_end(self) -> int:
@@ -503,8 +521,13 @@ class Filling:
         """Classes of codes that may be drawn at a missing place, bool [K]. All missing codes before it are put."""
         self._reach(place)
         after_K = self._rules.follows[self._state]
-        allowed: BoolArray = self._alive[place + 1][np.maximum(after_K, 0)] & (after_K != FORBIDDEN)
+        can_end_K = self._alive[place + 1][np.maximum(after_K, 0)]
+        allowed: BoolArray = can_end_K & (after_K != FORBIDDEN) & self._fills
         return allowed
+
+    def may_close(self, place: int) -> bool:
+        """Whether the known codes behind the missing ones may follow at a place. All codes before it are put."""
+        return place in self._may_close and bool(self._alive[self._behind, self._state])
 
     def cells(self, place: int, codes_m: IntArray) -> IntArray:
         """What a decoder is fed beside these codes from a place on, see `PictureForm.cells`; they are not taken in."""

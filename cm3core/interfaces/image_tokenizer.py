@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -193,6 +194,11 @@ class ImageTokenizer(ABC):
     def svg(self, codes_c: IntArray) -> str | None:
         """Return the SVG document of a picture's codes; None (the default): they are areas of pixels."""
         return None
+
+    def around_parts(self, codes_c: IntArray) -> Sequence[tuple[IntArray, IntArray]]:
+        """Return the codes before and behind each part of a picture that can be drawn again: whatever the rules allow
+        between them leaves the other parts as they are. Default: none."""
+        return ()
 
     def encode(self, pixels_NHWC: PixelArray) -> IntArray:
         """Return codes int32 [N, c] of pictures uint8 [N, H, W, 3].

@@ -17,14 +17,12 @@ from cm3core.arguments import checked
 from cm3core.config.schema import all_parts, check_config, defaults, needs_of, to_plain
 from cm3core.errors import CM3Error, PluginError, RecipeError, TokenizerError
 from cm3core.interfaces.component import ComponentConfig, choose, chosen_name
-from cm3core.interfaces.layout import VocabularyParts
 from cm3core.plugins.discovery import load_registry
 from cm3core.plugins.kinds import KINDS
 from cm3core.plugins.registry import (
     COMPONENTS,
     Provider,
     Registry,
-    built,
     dump_providers,
     provider_of,
 )
@@ -39,7 +37,6 @@ from cm3core.recipe.sections import (
     VocabularySection,
 )
 from cm3core.recipe.values import Choice
-from cm3core.vocab import VocabularySizes
 
 # A component of a stored recipe that is not installed: an error only when it is used.
 #
@@ -567,28 +564,3 @@ def default_layout(registry: Registry | None = None) -> base.LayoutConfig:
             registry.with_reasons("name a layout, or see 'cm3 plugin list'", "layout"),
         )
     return next(iter(found.values()))()
-
-
-def layout_of(
-    recipe: Recipe,
-    text_tokenizer: base.TextTokenizer,
-    image_tokenizer: base.ImageTokenizer | base.ImageTokenizerConfig,
-    registry: Registry | None = None,
-) -> base.Layout:
-    """The recipe's layout with its vocabulary; the default layout if the recipe has no such section.
-
-    `registry`: see `layout_config`. Raises `RecipeError` if the tokenizers don't suit it.
-    """
-    config = layout_config(recipe, registry)
-    sizes, objective = recipe.vocabulary, available(recipe.objective)
-    given = VocabularySizes(
-        text_tokenizer.vocab_size,
-        image_tokenizer.codebook_size,
-        sizes.num_text,
-        sizes.num_sentinels,
-        sizes.num_reserved,
-        sizes.multiple_of,
-        () if objective is None else tuple(objective.control_tokens()),
-    )
-    parts = VocabularyParts(text_tokenizer, image_tokenizer.codebook_size, given)
-    return built(config.build(parts, image_tokenizer.grid), config, registry)

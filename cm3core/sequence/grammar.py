@@ -49,6 +49,7 @@ class Hole:
         cells: int32; cells to generate, in order, one code each. None for text.
         max_tokens: maximum number of content tokens, without the end token; exactly `len(cells)` for
             grids, at most `len(cells)` for sequences.
+        any_length: see `Codes`: the hole's end token may come before it is full.
         ends_with: id of the token after the content. None if a whole picture ends the
             sequence, or if known codes and the next hole follow.
         min_tokens, stop: for text, see `TextHole`.
@@ -76,6 +77,7 @@ class Hole:
     columns: int = 0
     picture_begin: int | None = None
     given: IntArray | None = None
+    any_length: bool = False
 
     def ends_row(self, index: int) -> bool:
         """Whether a row ends after the hole's token `index`."""
@@ -316,7 +318,7 @@ class CodeGrammar:
         assert hole.given is not None
         assert hole.cells is not None
         most = int(hole.cells[-1]) + 1 if hole.kind == "image" else None
-        return Filling(self.form, hole.given, most)
+        return Filling(self.form, hole.given, most, any_length=hole.any_length)
 
     def ids(self, allowed_K: BoolArray) -> LegalIds:
         """Ids of the codes of the classes that are allowed."""
@@ -465,7 +467,9 @@ class HoleGrammar:
             )
         hole = self.hole
         self.drawn_cells = self.cells(len(tokens))
-        if self.modality == "text" and int(tokens[0]) in (hole.ends_with, hole.picture_begin):
+        free = self.modality == "text" or hole.any_length
+        if free and int(tokens[0]) in (hole.ends_with, hole.picture_begin):
+            self.drawn_cells = np.full(1, NO_CELL, np.int32)
             ended = "end" if int(tokens[0]) == hole.ends_with else "picture"
             return self._close(ended, forced_end=False)
         ends = self.codes is not None and self.modality == "image" and self._put(tokens)
@@ -499,7 +503,11 @@ class HoleGrammar:
         """Ids of the codes that keep the rules at the next cell."""
         assert self.codes is not None
         assert self.hole.cells is not None
-        return self.codes.ids(self._picture().allowed(int(self.hole.cells[len(self.current)])))
+        place, end = int(self.hole.cells[len(self.current)]), self.hole.ends_with
+        ids = self.codes.ids(self._picture().allowed(place))
+        if end is None or not self._picture().may_close(place):
+            return ids
+        return tuple(sorted((*ids, range(end, end + 1)), key=lambda one: one.start))
 
     def _put(self, tokens: IntArray) -> bool:
         """Take in codes that `legal` allowed; returns whether they end their picture."""

@@ -487,9 +487,10 @@ class _PromptWriter:
         row_end = np.asarray(self.codec.frame.row_end, np.int32)
         columns = self.codec.grid[1] if len(row_end) else 0
         index, kind, cells, prefix = run
-        hole = Hole(
-            index, kind, prefix, cells, len(cells), end, given=self._given(segment, index, cells)
-        )
+        given = self._given(segment, index, cells)
+        hole = Hole(index, kind, prefix, cells, len(cells), end, given=given)
+        if isinstance(segment, Codes) and segment.any_length:
+            return replace(hole, any_length=True)
         return replace(hole, row_end=row_end, columns=columns) if columns else hole
 
     def _given(self, segment: Segment, index: int, cells: IntArray) -> IntArray | None:
@@ -500,7 +501,8 @@ class _PromptWriter:
         if isinstance(segment, Codes):
             given = np.where(missing_codes(segment), MISSING, segment.codes).astype(np.int32)
         most = int(cells[-1]) + 1 if is_image_hole(segment) else None
-        if not Filling(self.codec.form, given, most).can_be_filled:
+        free = isinstance(segment, Codes) and segment.any_length
+        if not Filling(self.codec.form, given, most, any_length=free).can_be_filled:
             raise DocumentError(
                 _place(index),
                 f"has no codes that keep the rules of {self.codec.form.name}"

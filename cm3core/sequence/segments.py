@@ -32,6 +32,7 @@ from cm3core.sequence.grammar import (
     ids_that_begin,
     is_joined,
     missing_codes,
+    runs_of,
     without_leads,
 )
 from cm3core.vocab import Vocabulary
@@ -269,6 +270,14 @@ class SegmentCodec:
                 f"has missing codes after its end code, number {length - 1}",
                 "mark codes before the end as missing, or the end and everything after it",
             )
+        if codes.any_length:
+            runs = [] if self.form.rules is None else runs_of(missing_codes(codes))
+            if self.form.end is None or len(runs) != 1 or runs[0][-1] + 1 == len(codes.codes):
+                raise DocumentError(
+                    place,
+                    "has missing codes of any length, but not one run of them before the end of a sequence with rules",
+                    "leave out any_length, or mark one run inside",
+                )
         return self.vocabulary.of_codes(codes.codes[:length])
 
     def _length(self, codes: Codes) -> int:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from itertools import pairwise, takewhile
+from itertools import takewhile
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -118,7 +118,8 @@ def _fill_segment(
         for run in runs_of(missing_codes(segment)):
             content = following()
             ends = codec.form.end is not None and run[-1] == len(segment.codes) - 1
-            if len(content) != len(run) and not (ends and 0 < len(content) < len(run)):
+            shorter = 0 < len(content) < len(run)
+            if len(content) != len(run) and not (shorter and (ends or segment.any_length)):
                 raise DocumentError(
                     "contents",
                     f"{len(content)} codes for {len(run)} cells",
@@ -127,6 +128,8 @@ def _fill_segment(
             tokens[run[: len(content)]] = content
             if ends:
                 tokens = tokens[: run[0] + len(content)]
+            elif shorter:
+                tokens = np.delete(tokens, run[len(content) :])
         return codec.codes(tokens)
     return Codes(segment.codes, segment.grid) if isinstance(segment, Codes) else segment
 
@@ -173,6 +176,10 @@ def _segment_contents(
             codec.code_tokens(given, place),
         )
         missing = missing_codes(asked)
+        shorter = len(before) - len(tokens)
+        if asked.any_length and 0 < shorter < missing.sum():
+            cut = runs_of(missing)[0][-shorter:]
+            before, missing = np.delete(before, cut), np.delete(missing, cut)
         known = np.flatnonzero(~missing[: len(before)])
         fits = len(before) == len(tokens) or (codec.form.end is not None and missing[-1])
         fits = fits and (not len(known) or known[-1] < len(tokens))
@@ -388,39 +395,3 @@ class Serializer(SegmentCodec):
             GenerationError: `filled` isn't `document` with its holes filled.
         """
         return contents_of(self, document, filled)
-
-
-def sequence_length(
-    document: Document,
-    text_tokenizer: TextTokenizer,
-    grid: tuple[int, int],
-    max_text_tokens: int | None = None,
-    layout: Layout | None = None,
-) -> int:
-    """Length in tokens of `Serializer.sequence` for a query document without retrieved ones.
-
-    Args:
-        document: `Text` and pictures (`Image` or `Codes`), at least one segment.
-        text_tokenizer: counts the texts' tokens.
-        grid: (rows, columns) of codes of a picture.
-        max_text_tokens: each text counts at most this many.
-        layout: decides the tokens around segments. None: one token before and after each.
-    """
-    around, picture = len(document) + 1, grid[0] * grid[1]
-    prefix = "" if layout is None else layout.text_prefix
-    if layout is not None:
-        kinds = [modality_of(segment) for segment in document]
-        around = len(layout.begin_before(kinds[0])) + len(layout.end)
-        for place, (before, after) in enumerate(pairwise(kinds)):
-            last = place + 2 == len(kinds)
-            around += len(layout.between(Boundary(before, after, is_last=last)))
-        picture = layout.frame(grid).num_tokens(grid)
-    number = around
-    for segment in document:
-        if isinstance(segment, Text):
-            ids = segment.ids
-            length = len(text_tokenizer.encode(prefix + segment.text) if ids is None else ids)
-            number += length if max_text_tokens is None else min(length, max_text_tokens)
-        else:
-            number += picture
-    return number

@@ -18,11 +18,13 @@ import torch
 
 from cm3core.errors import CM3Error, DataError, RecipeError, TokenizerError
 from cm3core.interfaces.dataset import TaskSource
+from cm3core.interfaces.layout import VocabularyParts
 from cm3core.interfaces.sampler import ModelParts
 from cm3core.plugins.registry import built
-from cm3core.recipe.recipe import MissingComponent, available, layout_of
+from cm3core.recipe.recipe import MissingComponent, available, layout_config
 from cm3core.sequence import TOKENS_PER_SPAN
 from cm3core.sequence.serialize import Serializer
+from cm3core.vocab import VocabularySizes
 from cm3run.bank import Memory, memory_of
 from cm3run.devices import check_weights_fit
 from cm3run.generation.likelihood import Likelihood
@@ -431,3 +433,28 @@ def _readable_files(kind: str, folder: Path) -> Iterator[None]:
             f"can't be read as the {kind} ({type(error).__name__}: {error})",
             "copy the whole folder again from its source",
         ) from error
+
+
+def layout_of(
+    recipe: Recipe,
+    text_tokenizer: TextTokenizer,
+    image_tokenizer: ImageTokenizer | ImageTokenizerConfig,
+    registry: Registry | None = None,
+) -> Layout:
+    """The recipe's layout with its vocabulary; the default layout if the recipe has no such section.
+
+    `registry`: see `layout_config`. Raises `RecipeError` if the tokenizers don't suit it.
+    """
+    config = layout_config(recipe, registry)
+    sizes, objective = recipe.vocabulary, available(recipe.objective)
+    given = VocabularySizes(
+        text_tokenizer.vocab_size,
+        image_tokenizer.codebook_size,
+        sizes.num_text,
+        sizes.num_sentinels,
+        sizes.num_reserved,
+        sizes.multiple_of,
+        () if objective is None else tuple(objective.control_tokens()),
+    )
+    parts = VocabularyParts(text_tokenizer, image_tokenizer.codebook_size, given)
+    return built(config.build(parts, image_tokenizer.grid), config, registry)

@@ -6,6 +6,7 @@ Legend: c codes, S states, K classes, V codes of the codebook.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -95,6 +96,56 @@ def test_known_codes_behind_a_gap_decide_what_may_fill_it():
         False,
     ]  # the end would come before what is known
     assert not Filling(form, codes(0, MISSING, 3, 4, 4, 4, 4)).can_be_filled
+
+
+def test_a_gap_of_any_length_closes_where_the_known_codes_may_follow():
+    """By hand: pairs of 0..1 and 2..3, the end 4; two known pairs around up to three codes."""
+    form = PictureForm.sequence(8, 4, 5, PAIRS)
+    filling = Filling(form, codes(0, 2, MISSING, MISSING, MISSING, 1, 3, 4), any_length=True)
+    assert [filling.may_close(2), filling.allowed(2).tolist()] == [False, [True, False, False]]
+    filling.put(2, 0)
+    assert [filling.may_close(3), filling.allowed(3).tolist()] == [False, [False, True, False]]
+    filling.put(3, 3)
+    # a third code would be the first of a pair, and then the gap is full
+    assert [filling.may_close(4), filling.allowed(4).any()] == [True, False]
+    assert not Filling(form, codes(0, 2, MISSING, 1, 3, 4, 4, 4), any_length=True).can_be_filled
+
+
+@given(st.data(), st.integers(0, 4), st.integers(1, 4))
+def test_gaps_of_any_length_hold_exactly_what_keeps_the_rules(data, first, most):
+    form = data.draw(forms())
+    if form is None or not form.is_sequence:
+        return
+    whole = data.draw(st.sampled_from(all_pictures(form)))
+    length = form.length(np.array(whole))
+    first = min(first, length - 1)
+    behind = whole[first + data.draw(st.integers(0, length - 1 - first)) : length]
+    larger = replace(form, columns=first + most + len(behind))
+    gap = [*whole[:first], *[MISSING] * most, *behind]
+    right = {
+        tuple(own)
+        for number in range(1, most + 1)
+        for own in product(range(form.rules.codebook_size), repeat=number)
+        if larger.strange_place(larger.padded(np.array([*whole[:first], *own, *behind]))[None])
+        is None
+        and form.end not in own
+    }
+    found = set()
+
+    def draw(own: tuple[int, ...]) -> None:
+        filling = Filling(larger, np.array(gap, np.int32), any_length=True)
+        for place, code in enumerate(own):
+            assert filling.allowed(first + place)[form.rules.class_of[code]]
+            filling.put(first + place, code)
+        if len(own) == most or filling.may_close(first + len(own)):
+            found.add(own)
+        if len(own) < most:
+            for code in np.flatnonzero(filling.allowed(first + len(own))[form.rules.class_of]):
+                draw((*own, int(code)))
+
+    if Filling(larger, np.array(gap, np.int32), any_length=True).can_be_filled:
+        draw(())
+    assert found == right
 
 
 @st.composite

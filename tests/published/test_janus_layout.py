@@ -12,9 +12,10 @@ from cm3core.document import Codes, Document, ImageHole, Text, TextHole
 from cm3core.errors import DocumentError
 from cm3core.interfaces.sampler import PromptVariant
 from cm3core.interfaces.text_tokenizer import TextTokenizer
-from cm3core.sequence.serialize import Serializer, sequence_length
+from cm3core.sequence.serialize import Serializer
 from cm3kits.layout import NUM_CODES, LayoutContract, NamedBytes
 from cm3published.layouts.janus import JanusLayoutConfig
+from cm3run.training.sequences import sequence_length
 from layout_parts import GRID, JANUS, PICTURE, serializer
 from messages import tells
 

@@ -110,8 +110,8 @@ def context_check(recipe: Recipe) -> DocumentCheck | None:
     context = getattr(decoder, "context_length", None)
     if context is None or texts is None or images is None:
         return None
-    from cm3core.recipe.recipe import layout_of
-    from cm3core.sequence.serialize import sequence_length
+    from cm3run.build import layout_of
+    from cm3run.training.sequences import sequence_length
 
     tokenizer = texts.build(data_source(recipe, None).texts())
     layout = layout_of(recipe, tokenizer, images)

@@ -1,4 +1,4 @@
-"""`cm3 infill`: inpaint part of a picture."""
+"""`cm3 infill`: inpaint part of a picture, or draw one path of a drawing again."""
 
 from __future__ import annotations
 
@@ -36,13 +36,16 @@ HELP = "inpaint part of a picture"
 EXAMPLE = """  cm3 infill picture.png --box 8,8,40,40 --text "a red apple with a leaf" -o out.png
   cm3 infill picture.png --box 8,8,24,24 --box 40,8,56,24 --seed 3 --decoded whole.png
   cm3 infill picture.png --mask brush.png --text "a red apple"
-  cm3 infill picture.png --text "a red apple" --keep 32"""
+  cm3 infill picture.png --text "a red apple" --keep 32
+  cm3 infill bell.svg --path 2 --text "bell off, outline, lucide" --model runs/icons-svg -o new.svg"""
 
 
 def configure(parser: ArgumentParser) -> None:
     """Add the picture, the box and the options."""
     parser.add_argument(
-        "picture", type=Path, help="a picture's file; the model sees its largest centred square"
+        "picture",
+        type=Path,
+        help="a picture's file; the model sees its largest centred square. With --path: an SVG file",
     )
     region = parser.add_mutually_exclusive_group(required=True)
     region.add_argument(
@@ -64,6 +67,13 @@ def configure(parser: ArgumentParser) -> None:
         metavar="ROWS",
         help="keep the top ROWS rows of pixels, at the model's size, and generate the rest",
     )
+    region.add_argument(
+        "--path",
+        type=whole_number(1, 2**20),
+        metavar="N",
+        help="draw path or shape N of an SVG file again, counted from 1 in the order of the file; each M of a path "
+        "begins one. For models that write SVG (recipe icons-svg)",
+    )
     parser.add_argument(
         "--text",
         help="caption of the whole picture (default: the model captions the rest of it)",
@@ -77,9 +87,9 @@ def configure(parser: ArgumentParser) -> None:
         "-o",
         "--out",
         type=Path,
-        default=Path("infilled.png"),
-        metavar="FILE.png",
-        help="the inpainted picture, all other pixels unchanged (default: %(default)s)",
+        metavar="FILE",
+        help="the inpainted picture, all other pixels unchanged (default: infilled.png); with --path: an SVG "
+        "file, all other paths unchanged (default: infilled.svg)",
     )
     parser.add_argument(
         "--decoded",
@@ -95,6 +105,9 @@ def run(args: Namespace) -> int:
     from cm3core import images
     from cm3run.attribution import facts_of_file, png
 
+    if args.path is not None:
+        return _redraw(args)
+    args.out = args.out or Path("infilled.png")
     for path in filter(None, (args.out, args.decoded)):
         images.check_writable_png(path)
         check_not_input(path, *filter(None, (args.picture, args.mask)))
@@ -136,6 +149,43 @@ def run(args: Namespace) -> int:
         if path is not None:
             write_bytes(path, png(pixels, facts))
             print(path)
+    report_copy(args.out, result)
+    return 0
+
+
+def _redraw(args: Namespace) -> int:
+    """Draw a path again, write the SVG, and the picture with --decoded."""
+    from cm3core import images
+    from cm3run.attribution import facts_of_file, png, svg
+
+    args.out = args.out or Path("infilled.svg")
+    check_not_input(args.out, args.picture)
+    if args.out.suffix != ".svg":
+        raise GenerationError(
+            f"-o {args.out}", "is no SVG file, which --path writes", "name it with the end .svg"
+        )
+    if args.decoded is not None:
+        images.check_writable_png(args.decoded)
+    options = task_options(args) | {"truncate": args.truncate}
+    model = open_model(args)
+    report_unknown_words(model, [args.text])
+    with progress_bar("generating") as progress:
+        result = model.redraw(args.picture, args.path, args.text, progress=progress, **options)
+    facts = written_facts(model, args, result, path=str(args.path))
+    if (given := facts_of_file(args.picture)) is not None:
+        facts = facts.after(given.credits)
+    if args.text is None:
+        print(f"text: {printable(result.text)}")
+    show_choice(result.choice)
+    if args.show_retrieved:
+        show_retrieved(result.retrieved)
+    drawing = model.components.image_tokenizer.svg(result.codes.codes)
+    assert drawing is not None
+    write_bytes(args.out, svg(drawing, facts).encode())
+    print(args.out)
+    if args.decoded is not None:
+        write_bytes(args.decoded, png(result.decoded, facts))
+        print(args.decoded)
     report_copy(args.out, result)
     return 0
 

@@ -126,19 +126,29 @@ def _add_content(place: str, writer: _Writer, index: int, content: IntArray, hol
             if hole.kind == "text"
             else "cut the picture after its end",
         )
-    if len(grammar.contents) == index and hole.kind != "text":
+    if len(grammar.contents) == index and hole.kind != "text" and not hole.any_length:
         raise GenerationError(
             place,
             f"has {len(grammar.current)} codes and no end",
             "give a sequence with the code that ends it",
         )
-    # a text shorter than its maximum: its end is a free choice
+    # shorter than its maximum: its end is a free choice
     if len(grammar.contents) == index:
         if not any(hole.ends_with in ids for ids in grammar.legal):
+            number = len(grammar.current)
             raise GenerationError(
                 place,
-                f"{len(grammar.current)} text tokens, but the hole takes {hole.min_tokens} or more",
-                "give a longer text, or lower min_tokens",
+                *(
+                    (
+                        f"{number} text tokens, but the hole takes {hole.min_tokens} or more",
+                        "give a longer text, or lower min_tokens",
+                    )
+                    if hole.kind == "text"
+                    else (
+                        f"{number} codes, which the known codes behind them can't follow",
+                        "give codes that keep the rules of the form",
+                    )
+                ),
             )
         writer.draw(np.array([hole.ends_with], np.int32))
 

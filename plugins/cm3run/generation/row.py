@@ -188,6 +188,9 @@ class ActiveRequest:
         )
         cells = hole.cells[len(content) - len(tokens) : len(content)]
         codes, missing = before.codes.copy(), before.missing.copy()
+        if hole.any_length and int(tokens[-1]) == hole.ends_with:  # nothing more is missing
+            codes = serializer.form.padded(codes[~missing])
+            return [Codes(codes, before.grid, np.zeros(len(codes), np.bool_))]
         drawn, form = serializer.vocabulary.to_codes(tokens), serializer.form
         per_row = CODES_PER_EVENT if form.end is not None else before.grid[1]
         grown = []

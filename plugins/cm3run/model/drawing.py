@@ -14,11 +14,14 @@ from cm3core.document import (
     BoolArray,
     Codes,
     Document,
+    IntArray,
     Segment,
     Text,
     text_of,
 )
-from cm3core.errors import GenerationError
+from cm3core.errors import DataError, GenerationError
+from cm3core.files import open_regular
+from cm3core.interfaces.image_tokenizer import ImageTokenizer
 from cm3core.plugins.registry import marked
 from cm3run.generation.engine import Completion, Event, Request
 from cm3run.model.candidates import Decode, GenerationOptions, Make, Plan, alternative_of, upscaler
@@ -235,7 +238,7 @@ class Drawing(Loaded):
             raise GenerationError(
                 "box",
                 f"marks places of a picture, and pictures of this model are {form.name}, without places",
-                "complete a document whose Codes are missing from one code to another (Codes.missing)",
+                "draw one of its paths again, if they have any (Model.redraw; cm3 infill --path)",
             )
         region_HW, missing = region(crop, (form.rows, form.columns), box, mask)
         missing = np.repeat(missing, form.depth)
@@ -273,6 +276,112 @@ class Drawing(Loaded):
         num_text_tokens = 0 if text is not None else text_hole(self.recipe, None).max_tokens or 0
         total = plan.num_candidates * (int(missing.sum()) + num_text_tokens)
         return plan.job(alternatives, make, given=[whole]), total
+
+    @checked(GenerationError)
+    def redraw_job(
+        self,
+        drawing: str | Path,
+        part: Count,
+        text: str | None = None,
+        *,
+        seed: int = 0,
+        truncate: bool = False,
+        **options: Any,
+    ) -> tuple[Job[InfilledImage], int]:
+        """The job of `redraw`, and the maximum number of tokens it generates."""
+        codes = _without_part(self, drawing, part)
+        if text is not None:
+            check_text(self, "text", text, truncate=truncate)
+        first: Segment = text_hole(self.recipe, None) if text is None else Text(text)
+        plan = Plan.of(self, GenerationOptions.of({**options, "seed": seed}), truncate=truncate)
+        [alternatives] = plan.augmented(
+            [Request((first, codes), seed=seed, truncate=truncate)],
+            [() if text is None else (Text(text),)],
+        )
+        [(_, retrieved)] = alternatives
+
+        def make(
+            completion: Completion, own_seed: int, choice: Choice | None, decode: Decode
+        ) -> InfilledImage:
+            filled = _picture_of(completion.document)
+            decoded = decode(filled)
+            return InfilledImage(
+                decoded,
+                decoded,
+                filled,
+                (0, 0, decoded.shape[1], decoded.shape[0]),
+                text_of(completion.document),
+                own_seed,
+                retrieved,
+                completion.log_probability,
+                choice,
+            )
+
+        assert codes.missing is not None
+        num_text_tokens = 0 if text is not None else text_hole(self.recipe, None).max_tokens or 0
+        total = plan.num_candidates * (int(codes.missing.sum()) + num_text_tokens)
+        return plan.job(alternatives, make), total
+
+
+#: Maximum size of an SVG file in bytes; thousands of times that of an icon.
+MAX_DRAWING_BYTES = 4 << 20
+
+
+def _read_drawing(tokenizer: ImageTokenizer, path: Path) -> IntArray:
+    """Codes of an SVG file; raises `DataError` with the file's name."""
+    place = str(path)
+    try:
+        with open_regular(path) as file:
+            content = file.read(MAX_DRAWING_BYTES + 1)
+        svg = content.decode()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise DataError(place, f"can't be read ({reason})", "give an SVG file") from error
+    if len(content) > MAX_DRAWING_BYTES:
+        raise DataError(
+            place,
+            f"has more than the {MAX_DRAWING_BYTES:,} bytes that a drawing may have",
+            "give an icon's SVG file",
+        )
+    try:
+        return tokenizer.encode_drawing(svg)
+    except DataError as error:
+        raise DataError(place, error.cause, error.next_step) from error
+
+
+def _without_part(loaded: Loaded, drawing: str | Path, part: int) -> Codes:
+    """The codes of an SVG file, those of a part missing.
+
+    Raises:
+        DataError: the file can't be read, or its drawing can't be said by codes.
+        GenerationError: the model's pictures, or this one, have no such part.
+    """
+    tokenizer, place = loaded.components.image_tokenizer, str(drawing)
+    if not tokenizer.reads_drawings:
+        raise GenerationError(
+            place,
+            "is a drawing, but the model's image tokenizer reads pixels only",
+            "give a model of SVG drawings (recipe icons-svg), or inpaint a box of a picture",
+        )
+    codes_c = _read_drawing(tokenizer, Path(drawing))
+    parts, form = tokenizer.around_parts(codes_c), tokenizer.form
+    if not 1 <= part <= len(parts):
+        raise GenerationError(
+            f"path {part}",
+            f"is not in {place}, which has {len(parts)} paths",
+            "count paths and shapes from 1, in the order of the file; each M of a path begins one",
+        )
+    before, behind = parts[part - 1]
+    missing = np.zeros(form.num_codes, np.bool_)
+    missing[len(before) : len(missing) - len(behind)] = True
+    if not missing.any():
+        raise GenerationError(
+            f"path {part}",
+            f"of {place} leaves no room: a drawing has at most {form.num_codes} codes",
+            "remove a path from the file first",
+        )
+    codes_c = np.concatenate([before, np.zeros(missing.sum(), np.int32), behind])
+    return Codes(codes_c.astype(np.int32), tokenizer.grid, missing, any_length=True)
 
 
 #: The purpose of a sampler, named like the flag of `SamplerConfig`.

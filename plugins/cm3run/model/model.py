@@ -345,6 +345,33 @@ class Model(Chatting):
         return next(results(self.engine, [job], progress=progress, total=total))
 
     @checked(GenerationError)
+    def redraw(
+        self,
+        drawing: str | Path,
+        part: Count,
+        text: str | None = None,
+        *,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> InfilledImage:
+        """Draw one path of an SVG drawing again; everything else stays as it is.
+
+        For models whose image tokenizer reads drawings (`svg`). `components.image_tokenizer.svg(result.codes.codes)`
+        is the new drawing.
+
+        Args:
+            drawing: an SVG file.
+            part: number of the path or shape, from 1, in the order of the file; each M of a path's data begins one.
+            text, progress, options: see `infill`.
+
+        Raises:
+            DataError: the file can't be read, or codes can't say what it shows.
+            GenerationError: the drawing has no such part, or the model's pictures are no drawings.
+        """
+        job, total = self.redraw_job(drawing, part, text, **options)
+        return next(results(self.engine, [job], progress=progress, total=total))
+
+    @checked(GenerationError)
     def continue_image(
         self, picture: Picture, keep: int, text: str | None = None, **options: Any
     ) -> InfilledImage:

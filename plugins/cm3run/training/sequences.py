@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,13 +18,17 @@ import numpy.typing as npt
 
 from cm3core.document import Document, MaskedSequence, Segment, Text, TokenSequence
 from cm3core.errors import DataError, DocumentError
+from cm3core.interfaces.layout import Boundary
 from cm3core.sequence.infill import TOKENS_PER_SPAN
+from cm3core.sequence.segments import modality_of
 from cm3run.prepending import prepended
 
 if TYPE_CHECKING:
     from cm3core.interfaces.dataset import DocumentSource
+    from cm3core.interfaces.layout import Layout
     from cm3core.interfaces.objective import MaskingObjective
     from cm3core.interfaces.retriever import Region
+    from cm3core.interfaces.text_tokenizer import TextTokenizer
     from cm3core.sequence.serialize import Serializer
     from cm3run.training.code_cache import CodeCache
     from cm3run.training.neighbours import Neighbours
@@ -365,3 +370,39 @@ def _repeats(order: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     lengths = np.diff([*starts, len(order)])
     repeats[by_value] = np.arange(len(order)) - np.repeat(starts, lengths)
     return repeats
+
+
+def sequence_length(
+    document: Document,
+    text_tokenizer: TextTokenizer,
+    grid: tuple[int, int],
+    max_text_tokens: int | None = None,
+    layout: Layout | None = None,
+) -> int:
+    """Length in tokens of `Serializer.sequence` for a query document without retrieved ones.
+
+    Args:
+        document: `Text` and pictures (`Image` or `Codes`), at least one segment.
+        text_tokenizer: counts the texts' tokens.
+        grid: (rows, columns) of codes of a picture.
+        max_text_tokens: each text counts at most this many.
+        layout: decides the tokens around segments. None: one token before and after each.
+    """
+    around, picture = len(document) + 1, grid[0] * grid[1]
+    prefix = "" if layout is None else layout.text_prefix
+    if layout is not None:
+        kinds = [modality_of(segment) for segment in document]
+        around = len(layout.begin_before(kinds[0])) + len(layout.end)
+        for place, (before, after) in enumerate(pairwise(kinds)):
+            last = place + 2 == len(kinds)
+            around += len(layout.between(Boundary(before, after, is_last=last)))
+        picture = layout.frame(grid).num_tokens(grid)
+    number = around
+    for segment in document:
+        if isinstance(segment, Text):
+            ids = segment.ids
+            length = len(text_tokenizer.encode(prefix + segment.text) if ids is None else ids)
+            number += length if max_text_tokens is None else min(length, max_text_tokens)
+        else:
+            number += picture
+    return number

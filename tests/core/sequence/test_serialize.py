@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from cm3core.document import Codes, Document, Image, ImageHole, MaskedText, Span, Text, TextHole
 from cm3core.errors import DocumentError
-from cm3core.sequence.serialize import Serializer, sequence_length
+from cm3core.sequence.serialize import Serializer
 from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
 from cm3plugins.text_tokenizers.byte import ByteTokenizer
+from cm3run.training.sequences import sequence_length
 from messages import tells
 from serializer_parts import (
     BREAK,

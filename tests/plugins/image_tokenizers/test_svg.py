@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cm3core.document import Image
 from cm3core.errors import DataError, RecipeError
-from cm3core.picture_form import MISSING
+from cm3core.picture_form import MISSING, Filling
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
 from cm3kits.image_tokenizer import ImageTokenizerContract
@@ -184,6 +184,64 @@ def test_tracing_keeps_areas() -> None:
     pixels[0, 10:30, 10:40] = 0
     tokenizer = SvgConfig().build()
     assert np.abs(tokenizer.decode(tokenizer.encode(pixels)).astype(int) - pixels).mean() < 1
+
+
+def test_what_is_around_parts_by_hand() -> None:
+    """Two subpaths of one element and a circle: the paint stays, so does the second M, and the paint of the circle is
+    written out, as a path before it may have another."""
+    tokenizer = SvgConfig().build()
+    codes_c = tokenizer.encode_drawing(
+        document('<path d="M1 2h3l-1 1.5zM4 4h2v3z"/><circle cx="3" cy="3" r="1"/>')
+    )
+    names = told(codes_c.tolist())
+    circle = ["circle", "position 12", "position 12", "length 4", "end"]
+    assert [[told(side.tolist()) for side in one] for one in tokenizer.around_parts(codes_c)] == [
+        [["paint 0"], names[names.index("z") + 1 : names.index("end") + 1]],
+        [names[: names.index("z") + 2], ["paint 0", *circle]],
+        [names[: names.index("same") + 1], ["end"]],
+    ]
+
+
+@given(st.integers(0, 10**6), st.data())
+def test_whatever_is_drawn_again_leaves_the_other_parts(seed: int, data: st.DataObject) -> None:
+    """The other paths and shapes are written equally, with their paints."""
+    tokenizer = SvgConfig(most_codes=200).build()
+    form, rng = tokenizer.form, np.random.default_rng(seed)
+
+    def filled(given_c: np.ndarray, *, free: bool) -> list[int]:
+        filling, drawn = Filling(form, given_c, any_length=free), []
+        for place in np.flatnonzero(given_c == MISSING).tolist():
+            if free and filling.may_close(place) and (rng.random() < 0.3 or place > 150):
+                break
+            ids = np.flatnonzero(filling.allowed(place)[form.rules.class_of])
+            drawn.append(int(rng.choice(ids)))
+            filling.put(place, drawn[-1])
+        return drawn
+
+    first = np.asarray(filled(np.full(60, MISSING, np.int32), free=False), np.int32)
+    around = tokenizer.around_parts(form.padded(first[: form.length(first)]))
+    number = data.draw(st.integers(0, len(around) - 1))
+    before, behind = around[number]
+    room = np.full(form.num_codes - len(before) - len(behind), MISSING, np.int32)
+    new = filled(np.concatenate([before, room, behind]), free=True)
+    whole = np.concatenate([before, np.asarray(new, np.int32), behind])
+    assert form.strange_place(form.padded(whole)[None]) is None
+    old, drawn = (elements(svg_of(codes)) for codes in (first[: form.length(first)], whole))
+    assert drawn[:number] == old[:number]
+    assert drawn[len(drawn) - len(old) + number + 1 :] == old[number + 1 :]
+
+
+def elements(svg: str) -> list[tuple[str, str]]:
+    """(attributes, geometry) of each subpath and shape."""
+    found = []
+    for name, attributes in re.findall(r"<(path|rect|circle|ellipse) ([^>]*)/>", svg):
+        data = re.search(r' ?\bd="([^"]*)"', attributes)
+        if data is None:
+            found.append((name, attributes))
+        else:
+            paint = attributes.replace(data[0], "")
+            found += [(paint, one) for one in re.findall("M[^M]*", data[1])]
+    return found
 
 
 def test_the_pen_by_hand() -> None:

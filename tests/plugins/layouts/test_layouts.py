@@ -19,8 +19,7 @@ from cm3core.interfaces.sampler import ModelParts, PromptVariant
 from cm3core.interfaces.text_tokenizer import TextTokenizer
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
-from cm3core.recipe.recipe import layout_of
-from cm3core.sequence.serialize import Serializer, sequence_length
+from cm3core.sequence.serialize import Serializer
 from cm3core.vocab import Vocabulary
 from cm3kits.layout import NUM_CODES, PUBLISHED, LayoutContract, NamedBytes
 from cm3plugins.decoders.transformer import codebook_rows
@@ -29,6 +28,8 @@ from cm3plugins.samplers.patch_knn import PatchKNNSamplerConfig
 from cm3published.layouts.chameleon import ChameleonLayoutConfig, LuminaLayoutConfig
 from cm3published.layouts.emu3 import Emu3LayoutConfig
 from cm3published.layouts.llamagen import LlamaGenLayoutConfig
+from cm3run.build import layout_of
+from cm3run.training.sequences import sequence_length
 from layout_parts import GRID, JANUS, LAYOUTS, PICTURE, TOKENIZER, built, refusal, serializer, text
 from messages import tells
 from profiles import examples

@@ -144,6 +144,34 @@ def test_missing_codes_are_filled_and_known_ones_kept(name, seed):
     assert serializer.fill(query, contents) == found.document
 
 
+@pytest.mark.parametrize("name", ["sequence", "free sequence", "pen"])
+def test_a_gap_of_any_length_is_filled_and_ended_by_the_model(name):
+    engine, serializer = ENGINES[name]
+    likelihood = Likelihood(engine.preparer.decoder, serializer, VOCABULARY)
+    samplers = [CFGSamplerConfig(guidance_scale=1.0, temperature=one).build() for one in (1.0, 8.0)]
+    lengths = set()
+    for seed in range(12):
+        rest = np.array([0, 4, *[0] * 4, 1, 5, END], np.int32)
+        asked = Codes(rest, (1, 9), np.isin(np.arange(9), range(2, 6)), any_length=True)
+        request = Request((Text("dig"), asked), seed=seed, sampler=samplers[seed % 2])
+        *grown, finished = engine.stream([request])
+        filled = finished.completion.document[1]
+        length = FORMS[name].length(filled.codes)
+        lengths.add(length)
+        assert keeps_rules(name, filled)
+        assert filled.codes[:2].tolist() == [0, 4]
+        assert filled.codes[length - 3 : length].tolist() == [1, 5, END]
+        pictures = [event.codes for event in grown if isinstance(event, PictureGrown)]
+        assert replace(pictures[-1], missing=None) == filled
+        contents = serializer.contents_of(request.document, finished.completion.document)
+        assert serializer.fill(request.document, contents) == finished.completion.document
+        [again] = likelihood.log_probability([request.document], [contents])
+        if seed % 2 == 0:
+            assert again.nats == pytest.approx(finished.completion.log_probability, abs=1e-3)
+    assert len(lengths) > 1
+    assert max(lengths) <= 9
+
+
 def test_a_smaller_maximum_of_codes():
     engine, _ = ENGINES["sequence"]
     query = Text("a bad cab"), ImageHole(most_codes=3)
@@ -222,6 +250,19 @@ def test_refusals():
             engine,
             (Text("a"), replace(short, missing=behind)),
             "...missing codes after its end code",
+        ),
+        (
+            engine,
+            (Text("a"), replace(good, missing=np.arange(9) < 9, any_length=True)),
+            "...missing codes of any length, but not one run",
+        ),
+        (
+            grid_engine,
+            (
+                Text("a"),
+                replace(picture("several codes", 0), missing=np.arange(12) == 4, any_length=True),
+            ),
+            "...missing codes of any length, but not one run",
         ),
     ):
         with pytest.raises(DocumentError) as info:

@@ -179,8 +179,7 @@ def write_folder(
     Raises:
         CM3Error: a tokenizer's file is missing or damaged, or belongs to another model.
     """
-    from cm3core.recipe.recipe import layout_of
-    from cm3run.build import image_tokenizer_of
+    from cm3run.build import image_tokenizer_of, layout_of
     from cm3run.checkpoint.layout import CheckpointState
     from cm3run.checkpoint.writing import Description, write_model
 

@@ -17,7 +17,7 @@ from cm3core.interfaces.image_tokenizer import ImageTokenizer
 from cm3core.picture_form import PictureForm
 from cm3plugins.image_tokenizers.outlines.paths import outlines, simplified
 from cm3plugins.image_tokenizers.outlines.tokenizer import DARK
-from cm3plugins.image_tokenizers.svg.alphabet import PER_UNIT, UNITS, alphabet
+from cm3plugins.image_tokenizers.svg.alphabet import PER_UNIT, SHAPES, UNITS, alphabet
 from cm3plugins.image_tokenizers.svg.reading import codes_of
 from cm3plugins.image_tokenizers.svg.writing import svg_of
 from cm3plugins.svg import render_svg, renderer_version
@@ -77,6 +77,27 @@ class SvgTokenizer(ImageTokenizer):
     def svg(self, codes_c: IntArray) -> str:
         """A picture as an SVG document on a canvas of 24 x 24 units."""
         return svg_of(codes_c[: self._form.length(codes_c)])
+
+    def around_parts(self, codes_c: IntArray) -> list[tuple[IntArray, IntArray]]:
+        """Subpaths and shapes, in order. The paint before one stays, and that behind it is written out. The first code
+        of a subpath that is not its path's first stays, too: the subpath before it could grow otherwise."""
+        codes_m = codes_c[: self._form.length(codes_c)]
+        named = alphabet().named()
+        kinds = [named[code][0] for code in codes_m.tolist()]
+        starts = [place for place, kind in enumerate(kinds) if kind in ("M", *SHAPES)]
+        limits = [place for place, kind in enumerate(kinds) if kind in ("paint", "same", "end")]
+        found = []
+        for start in starts:
+            stop = min(place for place in (*starts, *limits) if place > start)
+            header = max(place for place in limits if place < start)
+            first = start if any(header < one < start for one in starts) else start - 1
+            behind = codes_m[stop:]
+            if kinds[stop] == "same":
+                paint = max(place for place in range(stop) if kinds[place] == "paint")
+                ends = min(place for place in starts if place > paint)
+                behind = np.concatenate([codes_m[paint:ends], behind[1:]])
+            found.append((codes_m[: first + 1], behind))
+        return found
 
     def _encode(self, pixels_NHWC: PixelArray) -> IntArray:
         codes = [self._form.padded(self._traced(pixels)) for pixels in pixels_NHWC]
