@@ -354,8 +354,9 @@ class Retrieval:
 def seen(picture: Path, model: Model) -> PixelArray:
     """Read a picture's file as the model sees it."""
     from cm3core import images
+    from cm3run.model.loaded import given_pixels
 
-    return images.fit(images.open_image(picture), model.image_size)
+    return images.fit(given_pixels(model, picture), model.image_size)
 
 
 def show_query(retrieved: Sequence[RetrievedDocument]) -> None:

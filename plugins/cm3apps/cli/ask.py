@@ -32,7 +32,9 @@ EXAMPLE = """  cm3 ask picture.png "What is it?"
 def configure(parser: ArgumentParser) -> None:
     """Add the picture, the question and the options."""
     parser.add_argument(
-        "picture", type=Path, help="a picture's file; the model sees its largest centred square"
+        "picture",
+        type=Path,
+        help="a picture's file; the model sees its largest centred square. A model of drawings also reads SVG files",
     )
     parser.add_argument("question", help="the question; needs a model tuned for questions")
     parser.add_argument(

@@ -33,7 +33,7 @@ def configure(parser: ArgumentParser) -> None:
         "picture",
         nargs="+",
         type=Path,
-        help="a picture's file; the model sees its largest centred square",
+        help="a picture's file; the model sees its largest centred square. A model of drawings also reads SVG files",
     )
     parser.add_argument(
         "--max-tokens",

@@ -33,7 +33,9 @@ EXAMPLE = """  cm3 edit apple.png "make it green" --n 4 --model runs/tuned --for
 def configure(parser: ArgumentParser) -> None:
     """Add the picture, the instruction and the options."""
     parser.add_argument(
-        "picture", type=Path, help="a picture's file; the model sees its largest centred square"
+        "picture",
+        type=Path,
+        help="a picture's file; the model sees its largest centred square. A model of drawings also reads SVG files",
     )
     parser.add_argument("instruction", help="what to change; needs a model tuned for edits")
     add_drawing_options(parser)

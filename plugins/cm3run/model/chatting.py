@@ -37,7 +37,9 @@ from cm3run.model.loaded import (
     Picture,
     check_length,
     check_prompt,
-    pixels_of,
+    codes_of,
+    given_pixels,
+    is_drawing,
     sampler_of,
     seen,
     text_hole,
@@ -225,7 +227,7 @@ class Chatting(Drawing, Writing):
                     made,
                     [one.text for one in document if isinstance(one, Text)],
                     [
-                        one.pixels if isinstance(one, ReplyPicture) else pixels_of(one)
+                        one.pixels if isinstance(one, ReplyPicture) else given_pixels(self, one)
                         for one in given
                         if not isinstance(one, str)
                     ],
@@ -262,6 +264,8 @@ class Chatting(Drawing, Writing):
         """A picture's codes; a picture drawn by the model keeps its own."""
         if isinstance(picture, ReplyPicture):
             return picture.codes
+        if is_drawing(self, picture):
+            return codes_of(self, picture)
         return self.coded((image_of(seen(self, picture)),))[0]
 
     def _num_read(

@@ -14,14 +14,11 @@ from cm3core.document import (
     BoolArray,
     Codes,
     Document,
-    IntArray,
     Segment,
     Text,
     text_of,
 )
-from cm3core.errors import DataError, GenerationError
-from cm3core.files import open_regular
-from cm3core.interfaces.image_tokenizer import ImageTokenizer
+from cm3core.errors import GenerationError
 from cm3core.plugins.registry import marked
 from cm3run.generation.engine import Completion, Event, Request
 from cm3run.model.candidates import Decode, GenerationOptions, Make, Plan, alternative_of, upscaler
@@ -35,7 +32,9 @@ from cm3run.model.loaded import (
     check_kept,
     check_prompt,
     check_text,
+    codes_of,
     pixels_of,
+    read_drawing,
     seen,
     text_hole,
 )
@@ -155,7 +154,7 @@ class Drawing(Loaded):
             given = replace(given, num_candidates=1)
         plan = Plan.of(self, given, truncate=truncate)
         source = seen(self, picture)
-        document = chosen.prompt(record_of(chosen, instruction, self.encode([source])[0]))
+        document = chosen.prompt(record_of(chosen, instruction, codes_of(self, picture, source)))
         check_prompt(self, f"task {task or 'edit'}", document, truncate=truncate)
         [alternatives] = plan.augmented(
             [Request(document, seed=seed, truncate=truncate)], [(Text(instruction),)]
@@ -323,32 +322,6 @@ class Drawing(Loaded):
         return plan.job(alternatives, make), total
 
 
-#: Maximum size of an SVG file in bytes; thousands of times that of an icon.
-MAX_DRAWING_BYTES = 4 << 20
-
-
-def _read_drawing(tokenizer: ImageTokenizer, path: Path) -> IntArray:
-    """Codes of an SVG file; raises `DataError` with the file's name."""
-    place = str(path)
-    try:
-        with open_regular(path) as file:
-            content = file.read(MAX_DRAWING_BYTES + 1)
-        svg = content.decode()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise DataError(place, f"can't be read ({reason})", "give an SVG file") from error
-    if len(content) > MAX_DRAWING_BYTES:
-        raise DataError(
-            place,
-            f"has more than the {MAX_DRAWING_BYTES:,} bytes that a drawing may have",
-            "give an icon's SVG file",
-        )
-    try:
-        return tokenizer.encode_drawing(svg)
-    except DataError as error:
-        raise DataError(place, error.cause, error.next_step) from error
-
-
 def _without_part(loaded: Loaded, drawing: str | Path, part: int) -> Codes:
     """The codes of an SVG file, those of a part missing.
 
@@ -363,7 +336,7 @@ def _without_part(loaded: Loaded, drawing: str | Path, part: int) -> Codes:
             "is a drawing, but the model's image tokenizer reads pixels only",
             "give a model of SVG drawings (recipe icons-svg), or inpaint a box of a picture",
         )
-    codes_c = _read_drawing(tokenizer, Path(drawing))
+    codes_c = read_drawing(tokenizer, Path(drawing))
     parts, form = tokenizer.around_parts(codes_c), tokenizer.form
     if not 1 <= part <= len(parts):
         raise GenerationError(

@@ -21,6 +21,7 @@ from cm3core.document import (
     Codes,
     Document,
     Image,
+    IntArray,
     MaskedText,
     PixelArray,
     Pixels,
@@ -29,6 +30,7 @@ from cm3core.document import (
     as_codes,
 )
 from cm3core.errors import DataError, GenerationError
+from cm3core.files import open_regular
 from cm3core.plugins.registry import built, finder
 from cm3core.recipe.recipe import MissingComponent
 from cm3core.recipe.sections import MOST_AHEAD
@@ -39,6 +41,7 @@ from cm3run.model.precision import arranged, held_out
 
 if TYPE_CHECKING:
     from cm3core.interfaces.dataset import Original
+    from cm3core.interfaces.image_tokenizer import ImageTokenizer
     from cm3core.interfaces.sampler import Sampler, SamplerConfig
     from cm3core.recipe import Recipe
     from cm3run.build import Components
@@ -389,9 +392,60 @@ def text_hole(recipe: Recipe, max_tokens: int | None) -> TextHole:
     return TextHole(max_tokens)
 
 
+#: Maximum size of an SVG file in bytes; thousands of times that of an icon.
+MAX_DRAWING_BYTES = 4 << 20
+
+
+def read_drawing(tokenizer: ImageTokenizer, path: Path) -> IntArray:
+    """Codes of an SVG file; raises `DataError` with the file's name."""
+    place = str(path)
+    try:
+        with open_regular(path) as file:
+            content = file.read(MAX_DRAWING_BYTES + 1)
+        svg = content.decode()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise DataError(place, f"can't be read ({reason})", "give an SVG file") from error
+    if len(content) > MAX_DRAWING_BYTES:
+        raise DataError(
+            place,
+            f"has more than the {MAX_DRAWING_BYTES:,} bytes that a drawing may have",
+            "give an icon's SVG file",
+        )
+    try:
+        return tokenizer.encode_drawing(svg)
+    except DataError as error:
+        raise DataError(place, error.cause, error.next_step) from error
+
+
+def is_drawing(loaded: Loaded, picture: Picture) -> bool:
+    """Whether a picture is an SVG file, and the model's image tokenizer reads drawings."""
+    return (
+        isinstance(picture, (str, Path))
+        and Path(picture).suffix.lower() == ".svg"
+        and loaded.components.image_tokenizer.reads_drawings
+    )
+
+
+def codes_of(loaded: Loaded, picture: Picture, shown: PixelArray | None = None) -> Codes:
+    """The codes of a picture: of an SVG file's commands, or of what the model sees (`shown`, if that is known)."""
+    if not is_drawing(loaded, picture):
+        return loaded.encode([seen(loaded, picture) if shown is None else shown])[0]
+    assert isinstance(picture, (str, Path))
+    tokenizer = loaded.components.image_tokenizer
+    return Codes(read_drawing(tokenizer, Path(picture)), tokenizer.grid)
+
+
+def given_pixels(loaded: Loaded, picture: Picture) -> PixelArray:
+    """The pixels of a picture in its own size; of an SVG file, in the model's."""
+    if is_drawing(loaded, picture):
+        return loaded.decode([codes_of(loaded, picture)])[0]
+    return pixels_of(picture)
+
+
 def seen(loaded: Loaded, picture: Picture) -> PixelArray:
     """A picture as the model sees it; logs a note if a file shows nothing."""
-    pixels = images.fit(pixels_of(picture), loaded.image_size)
+    pixels = images.fit(given_pixels(loaded, picture), loaded.image_size)
     if isinstance(picture, (str, Path)) and (pixels == pixels[0, 0]).all():
         loaded.told(
             f"{picture}: the model sees a single colour; transparent parts are shown on white"

@@ -27,7 +27,7 @@ from cm3core.interfaces.task import (
     fields_of_type,
 )
 from cm3core.plugins.registry import built, marked
-from cm3run.model.loaded import known_by_codes, pixels_of, seen
+from cm3run.model.loaded import codes_of, given_pixels, known_by_codes
 
 if TYPE_CHECKING:
     from cm3core.document import PixelArray
@@ -338,7 +338,7 @@ def without_wording(task: Task, text: str) -> str:
 def encoded_record(loaded: Loaded, task: Task, record: Record) -> Record:
     """The record with the task's pictures encoded, as the model sees them."""
     values = {
-        name: loaded.encode([seen(loaded, value)])[0] if not isinstance(value, Codes) else value
+        name: value if isinstance(value, Codes) else codes_of(loaded, value)
         for name, value in record.items()
         if task.fields.get(name) == "image"
     }
@@ -354,6 +354,6 @@ def pictures_given(loaded: Loaded, name: str, task: Task, record: Record) -> lis
         return []
     pictures = [record[one] for one in task.given if task.fields[one] == "image"]
     return [
-        known_by_codes(loaded, one) if isinstance(one, Codes) else pixels_of(one)
+        known_by_codes(loaded, one) if isinstance(one, Codes) else given_pixels(loaded, one)
         for one in pictures
     ]

@@ -23,6 +23,7 @@ from cm3run.model.loaded import (
     check_alone,
     check_prompt,
     check_text,
+    codes_of,
     seen,
     text_hole,
 )
@@ -103,7 +104,9 @@ def _text_jobs(
     if options.num_candidates is None:  # the recipe's number applies to pictures
         options = replace(options, num_candidates=1)
     plan = Plan.of(loaded, options)
-    codes = loaded.encode(shown)
+    codes = [
+        codes_of(loaded, picture, pixels) for picture, pixels in zip(pictures, shown, strict=True)
+    ]
     for picture, pixels, own in zip(pictures, shown, codes, strict=True):
         if isinstance(picture, (str, Path)):  # the caller of an array knows its content
             _tell_what_is_lost(loaded, picture, pixels, own)

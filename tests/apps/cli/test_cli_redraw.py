@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from cm3core import images
+from cm3core.document import Codes
 from cm3core.errors import DataError, GenerationError
 from cm3plugins.image_tokenizers.svg import SvgConfig
+from cm3run.model.loaded import codes_of, seen
 from messages import tells
 from toy_model import toy_model
 
@@ -21,7 +23,7 @@ DRAWING = (
 
 @pytest.fixture
 def model():
-    return toy_model(image=SvgConfig(resolution=8, most_codes=64).build())
+    return toy_model(image=SvgConfig(resolution=8, most_codes=50).build(), max_text_tokens=64)
 
 
 @pytest.fixture
@@ -94,3 +96,28 @@ def test_boxes_of_drawings_are_refused(cm3, drawing, tmp_path, capsys):
     images.save_png(picture, np.full((8, 8, 3), 255, np.uint8), {})
     assert cm3("infill", picture, "--box", "0,0,4,4") == 2
     assert "cm3 infill --path" in capsys.readouterr().err
+
+
+def test_an_svg_file_is_read_as_its_commands(cm3, model, drawing, tmp_path, capsys):
+    """Captioned and edited from its commands; a picture of it is traced instead."""
+    tokenizer = model.components.image_tokenizer
+    codes = codes_of(model, drawing)
+    assert np.array_equal(codes.codes, tokenizer.encode_drawing(DRAWING))
+    picture = tmp_path / "drawing.png"
+    images.save_png(picture, seen(model, drawing), {})
+    assert not np.array_equal(codes_of(model, picture).codes, codes.codes)
+    assert seen(model, drawing).shape == (8, 8, 3)
+
+    prompts: list[Codes] = []
+    fills = model.engine.preparer.serializer.prompt
+
+    def recorded(query, *rest, **keys):
+        prompts.extend(segment for segment in query if isinstance(segment, Codes))
+        return fills(query, *rest, **keys)
+
+    model.engine.preparer.serializer.prompt = recorded
+    assert cm3("caption", drawing, "--max-tokens", 2) == 0
+    assert cm3("edit", drawing, "bigger", "--force", "--n", 1, "--svg", "-o", tmp_path / "new") == 0
+    assert (tmp_path / "new" / "000.svg").read_text().count("<svg") == 1
+    assert len(prompts) >= 2
+    assert all(np.array_equal(one.codes, codes.codes) for one in prompts)
