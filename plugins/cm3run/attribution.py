@@ -65,6 +65,8 @@ __all__ = [
 
 #: Keys of a PNG's text chunks: the documents' ids, and their full credits.
 RETRIEVED, DOCUMENTS = "retrieved", "documents"
+#: The key of a file that shows a document's own picture, with its id: no model made it.
+ORIGINAL = "original"
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,11 @@ class PictureFacts:
         return {**self.texts, RETRIEVED: ids, DOCUMENTS: documents, SOFTWARE: THIS_PROGRAM}
 
     @property
+    def is_original(self) -> bool:
+        """Whether it is a document's own picture."""
+        return ORIGINAL in self.texts
+
+    @property
     def generator(self) -> str:
         """The program, and the model if it is known."""
         return ", ".join([THIS_PROGRAM, *filter(None, [self.texts.get("model", "")])])
@@ -286,7 +293,7 @@ def original_files(original: Original, credit: Credit) -> list[tuple[str, bytes]
             place, f"has the extension {original.suffix!r}", "use one such as .svg or .jpg"
         )
     if original.suffix == ".svg":
-        texts = {"original": credit.id}
+        texts = {ORIGINAL: credit.id}
         own = replace(credit, nearness=None)
         root = _element("rdf:RDF")
         work = _document(own, "cc:Work", rdf_about="")
@@ -378,7 +385,8 @@ def _rdf(facts: PictureFacts, node: str, *, with_chunks: bool = True) -> Element
             _added(work, name, text)
     if is_xmp:
         _added(work, "xmp:CreatorTool", facts.generator)
-        _added(work, "Iptc4xmpExt:DigitalSourceType", _GENERATED)
+        if not facts.is_original:
+            _added(work, "Iptc4xmpExt:DigitalSourceType", _GENERATED)
         documents = _element("made:documents")
     else:
         creator = _element("dc:creator")
@@ -435,7 +443,7 @@ def _serialised(root: ElementTree.Element) -> str:
 #: Size limit of an SVG and of a file in a zip, in bytes, and limit of files in a zip; more is refused unread.
 MAX_BYTES, MAX_FILES = 64 << 20, 10_000
 #: Every file that lists its documents has one of these keys.
-_MADE_BY = ("recipe_hash", "original")
+_MADE_BY = ("recipe_hash", ORIGINAL)
 #: Errors of `zipfile` for damaged files; its own error type is only one of many.
 _BROKEN_ZIP = (
     zipfile.BadZipFile,

@@ -1,5 +1,5 @@
 """Two small component kinds around generation: `prompt_rewriter` decides the search query for a prompt, `finisher` how
-a generated picture is shown.
+a generated picture is shown. And what a retriever says of a prompt: whether its memory has the thing (`Answer`).
 
 A recipe without them searches for the prompt itself and shows pictures as decoded. Imports no torch.
 """
@@ -9,16 +9,100 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 import numpy as np
 
 from cm3core.document import Document, Text, text_of
 from cm3core.interfaces.component import ComponentConfig, broken, is_array, shown
+from cm3core.interfaces.retriever import Retrieved, Retriever, RetrieverConfig
 
 if TYPE_CHECKING:
     from cm3core.document import PixelArray
-    from cm3core.interfaces.retriever import Retrieved
+
+
+#: See `Answer`.
+Kind: TypeAlias = Literal["found", "restyled", "composed"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the memory has for a prompt, judged by its retriever's scores.
+
+    Args:
+        kind: "found": the thing in the hand that is asked for; "restyled": the thing, in other hands only; "composed":
+            only parts of it, or nothing near, so that a picture of it is a guess.
+        asked: the thing that the prompt names.
+        thing: the nearest thing of the memory.
+        score: their similarity, at most 1.
+        same_above: the least similarity at which they are the same thing.
+        unknown_below: a lower score means that the memory has nothing like it; None: not stated.
+        originals: with "found", the documents of the thing in the hand, best first.
+    """
+
+    kind: Kind
+    asked: str
+    thing: str
+    score: float
+    same_above: float
+    unknown_below: float | None = None
+    originals: tuple[Retrieved, ...] = ()
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether the memory has nothing like it."""
+        return self.unknown_below is not None and self.score < self.unknown_below
+
+
+@dataclass(kw_only=True)
+class AnsweringRetrieverConfig(RetrieverConfig):
+    """Base of the configs of retrievers that answer prompts."""
+
+    #: Keys that change nothing in training: a run can be resumed with other values.
+    only_in_generation: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def answers(self) -> bool:
+        """Whether prompts are answered (`Answer`), so that some are found instead of drawn."""
+        return True
+
+
+class AnsweringRetriever(Retriever):
+    """A retriever that can tell whether its memory has the thing that a prompt names, and in the hand that it names.
+
+    For prompts, `answer` is called instead of `retrieve`; it may also search in another way than in training.
+    """
+
+    @property
+    def answers(self) -> bool:
+        """Return whether to call `answer` for prompts."""
+        return True
+
+    @abstractmethod
+    def _answer(
+        self, queries: Sequence[Document], num_retrieved: int, exclude: Sequence[Collection[str]]
+    ) -> list[tuple[list[Retrieved], Answer | None]]:
+        """See `answer`."""
+
+    def answer(
+        self, queries: Sequence[Document], num_retrieved: int, exclude: Sequence[Collection[str]]
+    ) -> list[tuple[list[Retrieved], Answer | None]]:
+        """Return each query's results, as `retrieve` does, and what the memory has for it. None: it can't tell, such as
+        for a query without text.
+
+        Raises:
+            PluginError: `_answer` returned an invalid result.
+        """
+        banned = [frozenset(names) for names in exclude]
+        answered = self._answer(queries, num_retrieved, banned)
+        if not isinstance(answered, list) or len(answered) != len(queries):
+            cause = f"it answered {shown(answered)} to {len(queries)} queries"
+            raise broken(self, "a_batch_is_its_queries", cause)
+        for (results, answer), names in zip(answered, banned, strict=True):
+            self._check_found(results, num_retrieved, names)
+            originals = [] if answer is None else list(answer.originals)
+            self._check_found(originals, len(originals), names)
+        return answered
 
 
 @dataclass(frozen=True)
@@ -49,15 +133,17 @@ class Found:
         results: best first.
         query: the query text. It is shown to users if it differs from the prompt.
         subject: the part of the query that names the object to draw.
+        answer: what the memory has for it; None: the retriever does not tell.
     """
 
     results: list[Retrieved]
     query: str = ""
     subject: str = ""
+    answer: Answer | None = None
 
 
 #: Yields (query, number of results), receives the results, and returns what was found.
-Searching: TypeAlias = Generator[tuple[Document, int], "list[Retrieved]", Found]
+Searching: TypeAlias = Generator[tuple[Document, int], list[Retrieved], Found]
 
 
 @dataclass(kw_only=True)

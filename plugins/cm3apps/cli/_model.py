@@ -335,6 +335,12 @@ def show_choice(choice: Choice | None) -> None:
         )
 
 
+def show_answer(picture: GeneratedImage) -> None:
+    """Print whether a picture was found, restyled or composed, if the model tells."""
+    if picture.told:
+        print(f"  {printable(picture.told)}")
+
+
 FILE = "retrieved.png"
 #: Minimum size of a picture on the sheet, in pixels, and maximum length of its caption.
 TILE, LETTERS = 128, 120
@@ -380,10 +386,12 @@ def report_unlike(model: Model, picture: GeneratedImage) -> None:
 
     Of a retriever that compares by meaning, the scores decide (`report_found`); otherwise whether a text has a word of the
     subject. The text after a comma is the style. If a word is unknown, a note was printed already, and that may be
-    the reason.
+    the reason. A picture with an answer tells more (`show_answer`).
     """
     from cm3run.words import shares_a_word
 
+    if picture.answer is not None:
+        return
     if knows_meanings(model):
         report_found(model, picture)
         return
@@ -403,7 +411,7 @@ def report_unlike(model: Model, picture: GeneratedImage) -> None:
 
 def knows_meanings(model: Model) -> bool:
     """Whether the model's retriever finds things by other words than their names."""
-    return hasattr(model.recipe.retriever, "unknown_below")
+    return model.answers or hasattr(model.recipe.retriever, "unknown_below")
 
 
 def report_found(model: Model, picture: GeneratedImage) -> None:

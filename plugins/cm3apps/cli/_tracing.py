@@ -34,8 +34,11 @@ def svg_of_image(
     tokenizer: ImageTokenizer | None = None,
 ) -> str:
     """What the model wrote, if its codes are drawings; otherwise `svg_of` for a generated picture, or for its enlarged
-    version if there is one."""
-    drawing = None if tokenizer is None else tokenizer.svg(picture.codes.codes)
+    version if there is one. Of a picture that was found, its original if that is an SVG."""
+    if picture.original is not None and picture.original.suffix == ".svg":
+        return picture.original.content.decode("utf-8")
+    codes = picture.codes
+    drawing = None if tokenizer is None or codes is None else tokenizer.svg(codes.codes)
     if drawing is not None:
         return drawing
     large = picture.upscaled

@@ -23,6 +23,7 @@ from cm3apps.cli._model import (
     report_unknown_words,
     report_unlike,
     settings_of,
+    show_answer,
     show_choice,
     show_query,
     show_retrieved,
@@ -40,7 +41,7 @@ from cm3apps.cli._picture_files import (
     write_zip,
 )
 from cm3apps.cli._tracing import check_tracer, svg_of_image
-from cm3core.errors import CM3Error, FileError
+from cm3core.errors import CM3Error, FileError, GenerationError
 from cm3core.files import atomic_path, check_writable, held_folder, write_bytes
 
 if TYPE_CHECKING:
@@ -74,6 +75,12 @@ def configure(parser: ArgumentParser) -> None:
         help="append this to every prompt, after a comma, to draw several things in one style",
     )
     add_drawing_options(parser)
+    parser.add_argument(
+        "--draw",
+        action="store_true",
+        help="draw even what the memory has; without it, a prompt of a thing that the memory has in the style that is asked "
+        "for is answered with the original file, for models that find originals",
+    )
     parser.add_argument(
         "--preview",
         action="store_true",
@@ -120,7 +127,8 @@ def add_drawing_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--svg",
         action="store_true",
-        help="also write 000.svg, ...: the drawing as the model wrote it, or the picture traced, transparent around it",
+        help="also write 000.svg, ...: the drawing as the model wrote it, or the picture traced, transparent around it; of a "
+        "found picture, its original, with or without this option",
     )
     parser.add_argument(
         "--original",
@@ -147,7 +155,8 @@ def _add_numbers(parser: ArgumentParser) -> None:
         type=whole_number(1, 2**31 - 1),
         dest="num_images",
         metavar="N",
-        help="pictures per prompt (default: the model's recipe)",
+        help="pictures per prompt, originals before drawn ones (default: the model's recipe, or the originals alone if some "
+        "are found)",
     )
     parser.add_argument(
         "--codes",
@@ -201,9 +210,16 @@ def _run(args: Namespace, options: dict[str, Any]) -> int:
     if args.svg and not model.components.image_tokenizer.reads_drawings:
         check_tracer("cm3 generate --svg")
     things, args.prompt = args.prompt, styled(args.prompt, args.style)
+    if args.draw and not model.answers:
+        raise GenerationError(
+            "--draw",
+            "has no effect: this model draws every picture, because its retriever does not tell what its memory has",
+            "leave it out",
+        )
+    options["draw"] = args.draw
     report_unknown_words(model, args.prompt)
     each = model.recipe.generate.num_images if args.num_images is None else args.num_images
-    pictures = (_previewed if args.preview else _counted)(args, model, each, options)
+    pictures = (_previewed if args.preview else _counted)(args, model, options)
     is_set = args.style is not None or args.zip
     return write_pictures(
         args, model, pictures, Series(args.prompt, each, things=things if is_set else None)
@@ -224,17 +240,13 @@ def pictures_folder(folder: Path) -> Iterator[None]:
         yield
 
 
-def _counted(
-    args: Namespace, model: Model, each: int, options: dict[str, Any]
-) -> Iterator[GeneratedImage]:
+def _counted(args: Namespace, model: Model, options: dict[str, Any]) -> Iterator[GeneratedImage]:
     """Generate the pictures, with a progress bar of tokens."""
     with progress_bar("generating") as progress:
-        yield from model.stream(args.prompt, each, progress=progress, **options)
+        yield from model.stream(args.prompt, args.num_images, progress=progress, **options)
 
 
-def _previewed(
-    args: Namespace, model: Model, each: int, options: dict[str, Any]
-) -> Iterator[GeneratedImage]:
+def _previewed(args: Namespace, model: Model, options: dict[str, Any]) -> Iterator[GeneratedImage]:
     """Generate the pictures, with a live preview."""
     from cm3apps.cli._preview import LivePreview
     from cm3run.generation.engine import PictureGrown
@@ -242,7 +254,7 @@ def _previewed(
 
     live = LivePreview(model, args.out / "preview.png")
     try:
-        for event in model.events(args.prompt, each, **options):
+        for event in model.events(args.prompt, args.num_images, **options):
             if isinstance(event, PictureGrown):
                 live.grown(event)
             elif isinstance(event, ImageReady):
@@ -277,20 +289,22 @@ class _Written:
         #: For each picture, its files as (suffix, path).
         self.files: list[list[tuple[str, Path]]] = []
         self.credits: list[Sequence[Credit]] = []
+        self.marks: list[str] = []
         #: For each prompt, the first picture with each set of prepended documents.
         self.sources: list[dict[tuple[str, ...], GeneratedImage]] = []
 
-    def add(self, picture: GeneratedImage, candidate: int) -> None:
-        """Write a picture, the `candidate`-th of its prompt, and print the paths."""
+    def add(self, picture: GeneratedImage) -> None:
+        """Write a picture and print the paths."""
         from tqdm import tqdm
 
         from cm3run.attribution import png
+        from cm3run.model.facts import marked
 
         args = self.args
         if not self.count:
             remove_earlier_pictures(args.out)
         with tqdm.external_write_mode():
-            self._show(picture, candidate)
+            self._show(picture)
         facts = written_facts(self.model, args, picture).after(self.given)
         stem = f"{self.count:0{max(3, len(str(self.number - 1)))}d}"
         files = [(".png", png(picture.pixels, facts))]
@@ -299,7 +313,7 @@ class _Written:
             name = own if args.upscale is True else args.upscale
             files.append(("-large.png", png(picture.upscaled, facts.with_texts(upscaler=name))))
         files += cut_out(args, self.model, picture, facts)
-        if args.original:
+        if args.original or picture.original is not None:
             files += _original(self.model, picture)
         written = [(end, args.out / f"{stem}{end}") for end, _ in files]
         for (_, path), (_, content) in zip(written, files, strict=True):
@@ -307,13 +321,16 @@ class _Written:
             tqdm.write(str(path))
         with tqdm.external_write_mode():
             report_copy(written[0][1], picture, offers=not args.original)
+            show_answer(picture)
         if args.zip:
             self.files.append(written)
             self.credits.append(facts.credits)
+            self.marks.append(marked(picture))
         self.count += 1
 
-    def _show(self, picture: GeneratedImage, candidate: int) -> None:
+    def _show(self, picture: GeneratedImage) -> None:
         """Print the prepended documents, and how the candidate was chosen."""
+        candidate = picture.number
         if candidate == 0:
             self.sources.append({})
         documents = tuple(one.id for one in picture.retrieved)
@@ -338,7 +355,8 @@ class _Written:
             for name, own in zip(names, self.files, strict=True)
             for end, file in own
         ]
-        licences = licences_text(zip(names, self.credits, strict=True)).encode()
+        told = [name + mark for name, mark in zip(names, self.marks, strict=True)]
+        licences = licences_text(zip(told, self.credits, strict=True)).encode()
         with atomic_path(path) as temporary:
             write_zip(temporary, [*files, ("grid.png", grid.read_bytes()), (LICENCES, licences)])
         return path
@@ -373,11 +391,14 @@ def write_pictures(
     if edited is not None and (known := facts_of_file(args.picture)) is not None:
         written.given = known.credits
     shown: list[list[GeneratedImage]] = [[] for _ in prompts]
+    texts: list[str] = []
+    place = -1
     try:
         for picture in pictures:
-            place, candidate = divmod(written.count, series.each)
-            written.add(picture, candidate)
-            if candidate < SHEET:
+            place += picture.number == 0
+            written.add(picture)
+            texts.append((series.things or prompts)[place])
+            if picture.number < SHEET:
                 shown[place].append(picture)
     except KeyboardInterrupt:
         if isinstance(pictures, Generator):
@@ -408,15 +429,20 @@ def write_pictures(
     write_bytes(grid, png(sheet, facts))
     print(grid)
     if args.zip:
-        texts = [text for text in things or prompts for _ in range(series.each)]
         print(written.write_zip(texts, grid))
     return 0
 
 
 def _original(model: Model, picture: GeneratedImage) -> list[tuple[str, bytes]]:
-    """The own file of the document nearest to a picture, with its credits, as (suffix, content) pairs."""
+    """The own file of the document nearest to a picture, with its credits, as (suffix, content) pairs; of a picture that
+    was found, its own file."""
     from cm3run.attribution import Credit, original_files
+    from cm3run.model.facts import original_of
 
+    if picture.original is not None:
+        is_svg = picture.original.suffix == ".svg"
+        files = original_of(picture)
+        return [(end if is_svg else f"-original{end}", content) for end, content in files]
     found = picture.nearest
     original = None if found is None else model.original(found.document)
     if found is None or original is None:
@@ -440,7 +466,7 @@ def cut_out(
     made = []
     if args.transparent:
         made.append(("-transparent.png", png(without_background(_largest(picture)), facts)))
-    if args.svg:
+    if args.svg and (picture.original is None or picture.original.suffix != ".svg"):
         parts = model.components
         drawn = svg_of_image(picture, parts.finisher, parts.image_tokenizer)
         made.append((".svg", svg(drawn, facts).encode()))

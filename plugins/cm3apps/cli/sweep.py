@@ -88,7 +88,7 @@ def run(args: Namespace) -> int:
     model = open_model(args)
     report_unknown_words(model, args.prompt)
     cells = [
-        task_options(args) | own | other
+        task_options(args) | {"draw": True} | own | other
         for (_, own), (_, other) in itertools.product(values, other_values)
     ]
     planned = [model.image_jobs(args.prompt, args.num_images, **options) for options in cells]

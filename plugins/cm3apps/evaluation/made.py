@@ -131,7 +131,7 @@ def _make_pictures(
     def jobs() -> Iterator[Any]:
         for index in missing:
             own, _ = model.image_jobs(
-                [samples[index].prompt], 1, seed=seed + index, truncate=True, **options
+                [samples[index].prompt], 1, seed=seed + index, truncate=True, draw=True, **options
             )
             yield from own
 

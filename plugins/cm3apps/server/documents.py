@@ -18,7 +18,7 @@ from cm3apps.server.pictures import text_of_base64
 from cm3core.document import PixelArray
 from cm3core.interfaces.dataset import Original
 from cm3run.attribution import Credit, original_files, png, told_copy
-from cm3run.model.facts import facts_of_documents
+from cm3run.model.facts import answer_as_json, facts_of_documents
 from cm3run.model.results import GeneratedImage, InfilledImage, RetrievedDocument
 
 #: Maximum number of documents to remember; each takes about a KB.
@@ -98,7 +98,8 @@ class Naming:
         """The fields of a response about a picture's prepended documents."""
         told = told_copy(picture.credits)
         near = picture.nearest
-        return {
+        answer = answer_as_json(picture) if isinstance(picture, GeneratedImage) else None
+        return ({} if answer is None else {"answer": answer}) | {
             "documents": self.documents(picture.retrieved, picture.credits),
             "nearness": None if near is None else round(near.nearness, 3),
             "nearest": None if near is None else near.document.id,

@@ -105,6 +105,7 @@ def facts_of(loaded: AsyncModel, name: str, workshop: Workshop) -> dict[str, Any
         "rerankers": registry.names("reranker"),
         "upscaler": names.get("upscaler"),
         "retrieves": model.recipe.retriever is not None and model.recipe.retriever.retrieves,
+        "answers": model.answers,
         "candidates": model.recipe.generate.num_candidates,
         "styles": styles,
         "things": things_of(texts, styles),

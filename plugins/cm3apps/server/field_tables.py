@@ -128,6 +128,17 @@ def sampling_fields(limits: Limits) -> tuple[Field, ...]:
     )
 
 
+def draw_field() -> Field:
+    """The field of routes that draw prompts."""
+    return Field(
+        name="draw",
+        sort="flag",
+        ours=True,
+        help="draw even what the memory has; false: a thing that it has in the style that is asked for is answered with the "
+        "original, for models that find originals",
+    )
+
+
 def picture_fields(limits: Limits) -> tuple[Field, ...]:
     """The fields of both routes of the Images API."""
     return (
@@ -225,7 +236,7 @@ def generation_fields(limits: Limits) -> tuple[Field, ...]:
         required=True,
         help="what the picture shows, worded like the training captions",
     )
-    return (prompt, *condition_fields(), *picture_fields(limits))
+    return (prompt, draw_field(), *condition_fields(), *picture_fields(limits))
 
 
 def edit_fields(limits: Limits) -> tuple[Field, ...]:

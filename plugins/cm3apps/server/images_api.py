@@ -42,6 +42,7 @@ from cm3core.images import fit
 from cm3run.attribution import svg
 from cm3run.model.async_engine import in_thread
 from cm3run.model.facts import facts_of as picture_facts
+from cm3run.model.facts import original_of
 from cm3run.model.loaded import check_length
 from cm3run.model.results import GeneratedImage, InfilledImage
 
@@ -155,6 +156,9 @@ class Asked:
         async with workshop.pool.use(name) as loaded:  # its facts
             model = loaded.model
             check_sampling(model, options)
+            if "draw" in values and sort == "draw":
+                options["draw"] = values["draw"]
+                check_draws(model, draw=values["draw"])
             wish = Wish.of(values, model, limits)
         options = with_quality(options, wish.quality, model, number, limits)
         workshop.weight_of(model, number * max(1, len(texts)), options)
@@ -285,7 +289,7 @@ async def _answer(workshop: Workshop, asked: Asked, task: PictureTask, event: st
         "quality": wish.quality,
         "size": wish.size,
         "unknown_words": unknown,
-        "usage": reply.usage(number),
+        "usage": reply.usage(pictures),
     }
 
 
@@ -363,11 +367,15 @@ class Reply:
         return picture_facts(self.model, picture, sampler=options.get("sampler"), sampling=sampling)
 
     def svg(self, picture: GeneratedImage | InfilledImage) -> str:
-        """The picture as an SVG, traced unless the model wrote it as a drawing, with the metadata of its file."""
+        """The picture as an SVG, traced unless the model wrote it as a drawing, with the metadata of its file; the
+        original of a picture that was found."""
         from cm3apps.cli._tracing import svg_of, svg_of_image
 
         components = self.model.components
         if isinstance(picture, GeneratedImage):
+            if picture.original is not None and picture.original.suffix == ".svg":
+                [(_, content)] = original_of(picture)
+                return content.decode()
             drawn = svg_of_image(picture, components.finisher, components.image_tokenizer)
             return svg(drawn, self.facts(picture))
         traced = svg_of(picture.pixels, finisher=components.finisher)
@@ -383,7 +391,7 @@ class Reply:
                     yield await self.partial(one)
                 else:
                     item = await self.encoded(self.item, one.result)
-                    body = self.head(one.picture) | item | {"usage": self.usage(1)}
+                    body = self.head(one.picture) | item | {"usage": self.usage([one.result])}
                     yield Event(f"{self.event}.completed", body)
 
     def head(self, place: int) -> dict[str, Any]:
@@ -413,9 +421,10 @@ class Reply:
     def _preview(self, pixels: PixelArray) -> str:
         return text_of_base64(self.wish.output.preview(pixels))
 
-    def usage(self, number: int) -> dict[str, Any]:
+    def usage(self, pictures: Sequence[GeneratedImage | InfilledImage]) -> dict[str, Any]:
         """Tokens of the prompt and of the generated pictures, including candidates. Inpainting counts as a full
-        picture."""
+        picture, a found one as none."""
+        number = sum(getattr(one, "original", None) is None for one in pictures)
         text, codes = self.text_tokens, self.model.components.serializer.num_codes
         has_picture = self.task.picture is not None or "condition" in self.task.record
         own = codes if has_picture else 0
@@ -556,6 +565,16 @@ def _document(value: Any, place: str, limits: Limits) -> tuple[Upload, str]:
     text = Field(name=f"{place}.text", sort="text", most=limits.prompt_characters, help="")
     words = text.read(value["text"])
     return from_url(value["image_url"], f"{place}.image_url"), words
+
+
+def check_draws(model: Model, *, draw: bool) -> None:
+    """Raise `APIError` for `draw` where it has no effect."""
+    if draw and not model.answers:
+        raise invalid_value(
+            "draw",
+            "has no effect: this model draws every picture, because its retriever does not tell what its memory has. "
+            "Next: leave it out",
+        )
 
 
 def check_sampling(model: Model, options: Mapping[str, Any]) -> None:

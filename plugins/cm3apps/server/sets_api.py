@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cm3apps.cli._picture_files import LICENCES, file_names, sheet, styled, write_zip
 from cm3apps.server.errors import invalid_value
-from cm3apps.server.field_tables import sampling_fields
+from cm3apps.server.field_tables import draw_field, sampling_fields
 from cm3apps.server.fields import Field, shown
 from cm3apps.server.images_api import Answer, Asked, Reply, can_trace
 from cm3apps.server.intake import Intake
@@ -19,7 +19,7 @@ from cm3apps.server.pictures import Output, text_of_base64
 from cm3apps.server.sending import Event
 from cm3apps.server.tasks import Drawn, Partial, Workshop
 from cm3run.attribution import licences_text
-from cm3run.model.facts import facts_of_sheet
+from cm3run.model.facts import facts_of_sheet, marked
 
 if TYPE_CHECKING:
     from cm3apps.server.settings import Limits
@@ -75,8 +75,9 @@ def set_fields(limits: Limits) -> tuple[Field, ...]:
             name="return_svg",
             sort="flag",
             ours=True,
-            help="also return each picture traced as an SVG",
+            help="also return each picture traced as an SVG; of a found picture, its original",
         ),
+        draw_field(),
         *sampling_fields(limits),
     )
 
@@ -173,7 +174,7 @@ class _Set:
             "seed": self.reply.task.options["seed"],
             "size": self.reply.wish.size,
             "unknown_words": self.reply.unknown_words,
-            "usage": self.reply.usage(len(pictures)),
+            "usage": self.reply.usage(pictures),
         }
         yield Event("set.completed", self.whole)
 
@@ -190,8 +191,10 @@ class _Set:
         for name, picture in zip(self.files, pictures, strict=True):
             files += [(name + end, content) for end, content in self._formats(picture)]
         target = io.BytesIO()
-        own = zip(self.files, (one.credits for one in pictures), strict=True)
-        licences = licences_text(own).encode()
+        names = (name + marked(picture) for name, picture in zip(self.files, pictures, strict=True))
+        licences = licences_text(
+            zip(names, (one.credits for one in pictures), strict=True)
+        ).encode()
         write_zip(target, [*files, ("grid.png", grid), (LICENCES, licences)])
         return grid, target.getvalue()
 

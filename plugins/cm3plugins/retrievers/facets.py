@@ -6,8 +6,10 @@ Legend: M documents of the memory.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from typing import ClassVar
 
 import numpy as np
@@ -26,10 +28,14 @@ from cm3plugins.retrievers.bm25 import (
     indexed,
     words_of,
 )
+from cm3plugins.retrievers.hybrid import HybridRetriever, HybridRetrieverConfig
+from cm3run.prompting import Answer, AnsweringRetriever, AnsweringRetrieverConfig
+
+_Scores = npt.NDArray[np.float64]
 
 
 @dataclass(kw_only=True)
-class FacetsRetrieverConfig(RetrieverConfig):
+class FacetsRetrieverConfig(AnsweringRetrieverConfig):
     """Retrieves in turn the thing that a query names and the hand that it is to be drawn in.
 
     A caption such as "bell off, outline rounded, lucide" is the thing, a separator, and the hand. The first document is
@@ -40,86 +46,176 @@ class FacetsRetrieverConfig(RetrieverConfig):
     Args:
         separator: what stands between thing and hand, at its first occurrence.
         k1, b: see `bm25`; names are short, so their length counts little.
+        meanings: how prompts are compared with things and hands in generation, a retriever `hybrid`; its keys
+            `unknown_below` and `same_above` count, too. Training compares words all the same. None: so do prompts.
     """
 
+    not_in_outputs: ClassVar[tuple[str, ...]] = ("meanings",)
+    only_in_generation: ClassVar[tuple[str, ...]] = ("meanings",)
+    later_keys: ClassVar[tuple[str, ...]] = ("meanings",)
     outside: ClassVar[Mapping[str, Outside]] = {"separator": TEXT}
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"k1": (0, 1e6), "b": (0, 1)}
 
     k1: float = 1.5
     b: float = 0.75
     separator: str = ","
+    meanings: RetrieverConfig | None = None
+
+    @property
+    def answers(self) -> bool:
+        """Whether those of `meanings` are."""
+        return isinstance(self.meanings, HybridRetrieverConfig) and self.meanings.answers
 
     def check(self) -> None:
-        """Check the separator."""
+        """Check the separator and the inner retriever."""
         super().check()
+        if not isinstance(self.meanings, (HybridRetrieverConfig, type(None))):
+            raise RecipeError(
+                "retriever.meanings",
+                "is a retriever that does not compare things and hands",
+                "use {name: hybrid, encoder: minilm}",
+            )
         if not self.separator:
             raise RecipeError(
                 "retriever.separator", "is empty", "use what stands behind the thing, such as ','"
             )
 
     def build(self, memory: DocumentSource, embedder: Embedder | None) -> FacetsRetriever:
-        """Index the memory's texts; `embedder` is not used."""
-        return FacetsRetriever(self, memory)
+        """Index the memory's texts; `embedder` serves `meanings` only, where that has none of its own."""
+        self.check()
+        meanings = self.meanings
+        assert isinstance(meanings, (HybridRetrieverConfig, type(None)))
+        compares = None if meanings is None else meanings.build(memory, embedder)
+        return FacetsRetriever(self, memory, compares)
 
 
-class FacetsRetriever(QueryByQuery):
-    """See the config. Scores are 1 / (rank of its facet), since those of two facets are not comparable.
+class FacetsRetriever(QueryByQuery, AnsweringRetriever):
+    """See the config. Scores of `retrieve` are 1 / (rank of its facet), since those of two facets are not comparable;
+    those of `answer` are the similarity of the things.
 
     Args:
         config: BM25's parameters, and the separator.
         memory: M documents.
+        meanings: compares prompts; None: words do.
     """
 
-    def __init__(self, config: FacetsRetrieverConfig, memory: DocumentSource) -> None:
+    def __init__(
+        self,
+        config: FacetsRetrieverConfig,
+        memory: DocumentSource,
+        meanings: HybridRetriever | None = None,
+    ) -> None:
         super().__init__(memory)
-        self._separator = config.separator
-        things, hands = [], []
-        for index in range(len(memory)):
-            thing, hand = self._facets(memory.document(index))
-            things.append(thing)
-            hands.append(hand)
-        own = BM25RetrieverConfig(k1=config.k1, b=config.b)
-        self._things, self._hands = _Words(things, own), _Words(hands, own)
-        ids = (memory.id(index) for index in range(len(memory)))
-        self._marks_M = np.fromiter((_mark(one) for one in ids), np.uint64, len(memory))
+        self._config, self._meanings = config, meanings
+
+    @cached_property
+    def _indexed(self) -> tuple[_Words, _Words]:
+        """The words of all things, and of all hands."""
+        facets = [self._facets(self._memory.document(index)) for index in range(len(self._memory))]
+        own = BM25RetrieverConfig(k1=self._config.k1, b=self._config.b)
+        return _Words([thing for thing, _ in facets], own), _Words(
+            [hand for _, hand in facets], own
+        )
+
+    @cached_property
+    def _marks_M(self) -> npt.NDArray[np.uint64]:
+        ids = (self._memory.id(index) for index in range(len(self._memory)))
+        return np.fromiter((_mark(one) for one in ids), np.uint64, len(self._memory))
 
     def _facets(self, document: Document) -> tuple[list[str], list[str]]:
-        thing, _, hand = text_of(document).partition(self._separator)
+        thing, _, hand = text_of(document).partition(self._config.separator)
         return words_of(thing), words_of(hand)
 
     def _found(self, query: Document, number: int, exclude: Collection[str]) -> list[Retrieved]:
         thing, hand = self._facets(query)
-        thing_M, hand_M = self._things.scores(thing), self._hands.scores(hand)
+        things, hands = self._indexed
+        found = self._in_turn(
+            query,
+            (things.scores(thing), hands.scores(hand)),
+            lambda index: things.same(index, thing),
+            exclude,
+        )
+        return [
+            Retrieved(index, self._memory.id(index), 1 / rank)
+            for rank, index in islice(found, number)
+        ]
+
+    @property
+    def answers(self) -> bool:
+        """Whether prompts are compared by meaning."""
+        return self._meanings is not None
+
+    def _answer(
+        self, queries: Sequence[Document], num_retrieved: int, exclude: Sequence[Collection[str]]
+    ) -> list[tuple[list[Retrieved], Answer | None]]:
+        return [
+            self._answer_to(query, num_retrieved, names)
+            for query, names in zip(queries, exclude, strict=True)
+        ]
+
+    def _answer_to(
+        self, query: Document, number: int, exclude: Collection[str]
+    ) -> tuple[list[Retrieved], Answer | None]:
+        meanings = self._meanings
+        assert meanings is not None
+        compared = meanings.compared(text_of(query))
+        if compared is None:
+            return [], None
+        thing_M = compared.thing_M
+        hand_M = compared.hand_M if compared.reading.style else np.zeros_like(thing_M)
+        found = self._in_turn(
+            query,
+            (thing_M, hand_M),
+            lambda index: bool(thing_M[index] >= meanings.same_above),
+            exclude,
+        )
+        results = [
+            Retrieved(index, self._memory.id(index), float(thing_M[index]))
+            for _, index in islice(found, number)
+        ]
+        return results, meanings.answered(compared, exclude)
+
+    def _in_turn(
+        self,
+        query: Document,
+        scores: tuple[_Scores, _Scores],
+        is_thing: Callable[[int], bool],
+        exclude: Collection[str],
+    ) -> Iterator[tuple[int, int]]:
+        """Yield (rank in its facet, index) of the documents for the thing and for the hand by turns.
+
+        Args:
+            query: decides the order of equals.
+            scores: of all documents, for the thing and for the hand; 0 or less: it is not for it.
+            is_thing: whether a document shows the thing, and so is none of the other things in the hand.
+            exclude: ids and content keys.
+        """
         # Which of many equal ones comes first depends on the query, so that all are seen in training.
         drawn_M = self._marks_M * np.uint64(_mark(text_of(query)) | 1)
         taken: set[int] = set()
 
-        def best(
-            first_M: npt.NDArray[np.float64], second_M: npt.NDArray[np.float64], same: bool
-        ) -> Iterator[int]:
+        def best(first_M: _Scores, second_M: _Scores, same: bool) -> Iterator[int]:
             places = np.flatnonzero(first_M > 0)
             for index in _in_order(places, first_M[places], second_M[places], drawn_M[places]):
-                is_thing = self._things.same(index, thing)
                 if (
                     index not in taken
-                    and (same or not is_thing)
+                    and (same or not is_thing(index))
                     and not self.is_excluded(index, exclude)
                 ):
                     taken.add(index)
                     yield index
 
+        thing_M, hand_M = scores
         lists = [best(thing_M, hand_M, True), best(hand_M, thing_M, False)]
-        results: list[Retrieved] = []
         rank = 1
-        while lists and len(results) < number:
+        while lists:
             for one in tuple(lists):
                 index = next(one, None)
                 if index is None:
                     lists.remove(one)
-                elif len(results) < number:
-                    results.append(Retrieved(index, self._memory.id(index), 1 / rank))
+                else:
+                    yield rank, index
             rank += 1
-        return results
 
 
 class _Words:

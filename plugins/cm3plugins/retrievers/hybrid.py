@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -30,6 +30,7 @@ from cm3core.interfaces.dataset import DocumentSource
 from cm3core.interfaces.embedder import Embedder, EmbedderConfig, VectorArray
 from cm3core.interfaces.reach import READS, TEXT, Outside
 from cm3core.interfaces.retriever import Retrieved, Retriever, RetrieverConfig
+from cm3run.prompting import Answer, AnsweringRetriever, AnsweringRetrieverConfig, Kind
 from cm3run.words import words_of
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ _Scores = npt.NDArray[np.float64]
 
 
 @dataclass(kw_only=True)
-class HybridRetrieverConfig(RetrieverConfig):
+class HybridRetrieverConfig(AnsweringRetrieverConfig):
     """Retrieves documents whose text names the same subject, by meaning and by words, in the style that is asked for.
 
     For memories of short captions such as "bell off, outline, lucide": the subject stands before the first comma, the
@@ -70,6 +71,9 @@ class HybridRetrieverConfig(RetrieverConfig):
         unasked_loss: see `unless_asked_for`.
         unknown_below: if the best document for a prompt is less similar than this, the commands say that the memory
             has no such thing. None: never.
+        same_above: a subject that is at least as similar as this to the prompt's is the same thing. Prompts are then
+            answered: a document of the thing in the style that is asked for is returned itself instead of a drawing.
+            None: everything is drawn.
         pictures: retriever for queries without text, which reads the memory's pictures when the first comes; None: they
             find nothing.
     """
@@ -78,7 +82,9 @@ class HybridRetrieverConfig(RetrieverConfig):
         "vectors": Outside(READS, "vectors of texts", shipped="bundled:"),
         "unless_asked_for": TEXT,
     }
-    not_in_outputs: ClassVar[tuple[str, ...]] = ("unknown_below",)
+    not_in_outputs: ClassVar[tuple[str, ...]] = ("unknown_below", "same_above")
+    only_in_generation: ClassVar[tuple[str, ...]] = ("unknown_below", "same_above")
+    later_keys: ClassVar[tuple[str, ...]] = ("same_above",)
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
         "words_share": (0.0, 1.0),
         "style_share": (0.0, 1.0),
@@ -92,7 +98,13 @@ class HybridRetrieverConfig(RetrieverConfig):
     unless_asked_for: list[str] = field(default_factory=list)
     unasked_loss: float = 0.15
     unknown_below: float | None = None
+    same_above: float | None = None
     pictures: RetrieverConfig | None = None
+
+    @property
+    def answers(self) -> bool:
+        """Whether `same_above` tells when a subject is the same thing."""
+        return self.same_above is not None
 
     def check(self) -> None:
         """Reject unknown shipped files."""
@@ -128,7 +140,26 @@ class HybridRetrieverConfig(RetrieverConfig):
         return HybridRetriever(self, memory, TextVectors(encoder, path), embedder)
 
 
-class HybridRetriever(Retriever):
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """How a memory's M documents compare with a text, in the reading that fits best.
+
+    Args:
+        reading: the reading.
+        score_M: the documents' scores, float64.
+        thing_M: how similar their subjects are, at most 1, float64; -inf without a text.
+        hand_M: how well their styles fit, 0..1, float64.
+        in_hand_M: whether they have all words of style that are asked for.
+    """
+
+    reading: Reading
+    score_M: _Scores
+    thing_M: _Scores
+    hand_M: _Scores
+    in_hand_M: npt.NDArray[np.bool_]
+
+
+class HybridRetriever(AnsweringRetriever):
     """Searches the subjects of a memory's texts, then their styles.
 
     Args:
@@ -204,12 +235,9 @@ class HybridRetriever(Retriever):
     ) -> list[list[Retrieved]]:
         results: list[list[Retrieved]] = [[] for _ in queries]
         texts = {place: text for place, query in enumerate(queries) if (text := text_of(query))}
-        readings = {place: self._readings(text) for place, text in texts.items()}
-        subjects = list(dict.fromkeys(one.subject for own in readings.values() for one in own))
-        vectors = dict(zip(subjects, self._vectors.of_queries(subjects), strict=True))
-        for place, own in readings.items():
-            scores_M = self._scores(own, vectors)
-            results[place] = list(self._best(scores_M, num_retrieved, exclude[place]))
+        for place, scored in self._scored(texts).items():
+            best_M = np.max([one for one, _ in scored], axis=0)
+            results[place] = list(self.best(best_M, num_retrieved, exclude[place]))
         others = [place for place in range(len(queries)) if place not in texts]
         if others and self.pictures is not None:
             asked, banned = [queries[one] for one in others], [exclude[one] for one in others]
@@ -218,11 +246,92 @@ class HybridRetriever(Retriever):
                 results[place] = one
         return results
 
-    def _readings(self, text: str) -> list[Reading]:
+    @property
+    def answers(self) -> bool:
+        """Those of the config."""
+        return self._config.answers
+
+    @property
+    def same_above(self) -> float:
+        """The least similarity of the same thing; without one that of the same name."""
+        least = self._config.same_above
+        return 1 - 10**-_DIGITS if least is None else least
+
+    def _answer(
+        self, queries: Sequence[Document], num_retrieved: int, exclude: Sequence[Collection[str]]
+    ) -> list[tuple[list[Retrieved], Answer | None]]:
+        found = self._retrieve(queries, num_retrieved, exclude)
+        compared = (self.compared(text_of(query)) for query in queries)
+        answers = [
+            None if one is None else self.answered(one, names)
+            for one, names in zip(compared, exclude, strict=True)
+        ]
+        return list(zip(found, answers, strict=True))
+
+    def compared(self, text: str) -> Compared | None:
+        """Compare a text with all documents; None: it is empty, or none of them has a text."""
+        if not text or not self._words.num:
+            return None
+        scored = self._scored({0: text}, by_name=True)[0]
+        score_M, (reading, subject_S) = max(scored, key=lambda one: float(one[0].max()))
+        without = self._subject_M < 0
+        thing_M = np.where(without, -np.inf, subject_S[self._subject_M])
+        hand_H, whole_H = self._styles.scores(reading.style), self._styles.have(reading.style)
+        in_hand_M = whole_H[self._style_M] & ~without & (not reading.missing)
+        return Compared(reading, score_M, thing_M, hand_H[self._style_M], in_hand_M)
+
+    def answered(self, compared: Compared, exclude: Collection[str]) -> Answer | None:
+        """What the memory has for a compared text, without the documents of `exclude`."""
+        least, nearest = (
+            self._config.same_above,
+            next(self.best(compared.thing_M, 1, exclude), None),
+        )
+        if least is None or nearest is None:
+            return None
+        is_found = (compared.thing_M >= least) & compared.in_hand_M
+        number = int(is_found.sum())
+        originals = tuple(
+            replace(one, score=float(compared.thing_M[one.index]))
+            for one in self.best(np.where(is_found, compared.score_M, -np.inf), number, exclude)
+        )
+        thing = text_of(self._memory.document(nearest.index)).partition(",")[0]
+        kind: Kind = "restyled" if nearest.score >= least else "composed"
+        return Answer(
+            "found" if originals else kind,
+            compared.reading.subject,
+            thing,
+            nearest.score,
+            least,
+            self._config.unknown_below,
+            originals,
+        )
+
+    def _scored(
+        self, texts: Mapping[int, str], *, by_name: bool = False
+    ) -> dict[int, list[tuple[_Scores, tuple[Reading, _Scores]]]]:
+        """Return for each text, by its place, the documents' scores [M] of each of its readings, with the reading and
+        its subjects' similarities [S]. `by_name`: one of them leaves out the unknown words of a style, which may be its
+        name, such as that of another set."""
+        readings = {place: self._readings(text, by_name=by_name) for place, text in texts.items()}
+        subjects = list(dict.fromkeys(one.subject for own in readings.values() for one in own))
+        vectors = dict(zip(subjects, self._vectors.of_queries(subjects), strict=True))
+        return {
+            place: [self._of_reading(one, vectors[one.subject]) for one in own]
+            for place, own in readings.items()
+        }
+
+    def _readings(self, text: str, *, by_name: bool = False) -> list[Reading]:
         """Return the ways to read a query; unknown words of its style are the nearest style word by meaning ("coloured" is
         colour), or belong to the subject."""
-        unknown = self._styles.unknown(text)
-        return self._styles.readings(text, {word: self._nearest_style(word) for word in unknown})
+        nearest = {word: self._nearest_style(word) for word in self._styles.unknown(text)}
+        found = self._styles.readings(text, nearest)
+        missing = tuple(word for word, near in nearest.items() if near is None)
+        before, _, after = text.partition(",")
+        if by_name and missing and plain(before):
+            known = " ".join(word for word in words_of(after) if word not in missing)
+            first, *_ = self._styles.readings(f"{before},{known}", nearest)
+            found.append(replace(first, weight=_STYLE_IN_SUBJECT, missing=missing))
+        return found
 
     def _nearest_style(self, word: str) -> str | None:
         cosines = self._style_vectors @ self._vectors.of_queries([word])[0]
@@ -234,31 +343,28 @@ class HybridRetriever(Retriever):
     def _style_vectors(self) -> VectorArray:
         return self._vectors.of_queries(self._styles.words)
 
-    def _scores(self, readings: Sequence[Reading], vectors: Mapping[str, VectorArray]) -> _Scores:
-        """Return each document's score, the best of all readings, float64 [M]."""
+    def _of_reading(
+        self, one: Reading, vector: VectorArray
+    ) -> tuple[_Scores, tuple[Reading, _Scores]]:
+        """See `_scored`; of one reading, with its subject's vector."""
         by_words, by_style = self._config.words_share, self._config.style_share
-        best_M = np.full(len(self._memory), -np.inf)
-        for one in readings:
-            # one query at a time: products of several differ in the last bits
-            cosines_S = (self._vectors_SD @ vectors[one.subject]).astype(np.float64)
-            words_S = self._words.of(one.subject)
-            subject_S = (1 - by_words) * cosines_S + by_words * words_S
-            if not len(subject_S):
-                continue
-            style_H = by_style * self._styles.scores(one.style)
-            lost_H = self._styles.has_one_of({*self._config.unless_asked_for} - {*one.style})
-            same_S = words_S > 1 - 10**-_DIGITS
-            loss_S = self._config.unasked_loss * np.where(same_S, _SAME_SUBJECT, 1.0)
-            scores_M = (1 - by_style) * subject_S[self._subject_M] + style_H[self._style_M]
-            lost_M = loss_S[self._subject_M] * lost_H[self._style_M]
-            best_M = np.maximum(best_M, one.weight * scores_M - lost_M)
-        best_M[self._subject_M < 0] = -np.inf
-        rounded: _Scores = np.round(best_M, _DIGITS)
-        return rounded
+        # one query at a time: products of several differ in the last bits
+        cosines_S = (self._vectors_SD @ vector).astype(np.float64)
+        words_S = self._words.of(one.subject)
+        subject_S = (1 - by_words) * cosines_S + by_words * words_S
+        if not len(subject_S):
+            return np.full(len(self._memory), -np.inf), (one, subject_S)
+        style_H = by_style * self._styles.scores(one.style)
+        lost_H = self._styles.has_one_of({*self._config.unless_asked_for} - {*one.style})
+        same_S = words_S > 1 - 10**-_DIGITS
+        loss_S = self._config.unasked_loss * np.where(same_S, _SAME_SUBJECT, 1.0)
+        scores_M = (1 - by_style) * subject_S[self._subject_M] + style_H[self._style_M]
+        lost_M = loss_S[self._subject_M] * lost_H[self._style_M]
+        scores_M = one.weight * scores_M - lost_M
+        scores_M[self._subject_M < 0] = -np.inf
+        return np.round(scores_M, _DIGITS), (one, np.round(subject_S, _DIGITS))
 
-    def _best(
-        self, scores_M: _Scores, number: int, exclude: Collection[str]
-    ) -> Iterator[Retrieved]:
+    def best(self, scores_M: _Scores, number: int, exclude: Collection[str]) -> Iterator[Retrieved]:
         """Yield the best allowed documents; ties in the memory's order."""
         width = min(len(scores_M), number + len(exclude) + 64)
         while True:
@@ -297,11 +403,13 @@ class Reading:
         subject: what it names.
         style: words of its style.
         weight: factor of the scores.
+        missing: words of its style that no document has, and that are not searched for.
     """
 
     subject: str
     style: tuple[str, ...]
     weight: float
+    missing: tuple[str, ...] = ()
 
 
 def idf(num_documents: int, frequency: int) -> float:
@@ -321,22 +429,22 @@ class Overlap:
 
     def __init__(self, texts: Sequence[str]) -> None:
         features = [_features(text) for text in texts]
-        self._num = len(texts)
+        self.num = len(texts)
         self._frequencies = Counter(one for own in features for one in own)
         places: dict[str, list[int]] = {}
         for place, own in enumerate(features):
             for one in own:
                 places.setdefault(one, []).append(place)
         self._places = {one: np.asarray(own, np.int64) for one, own in places.items()}
-        weights = {one: idf(self._num, number) for one, number in self._frequencies.items()}
+        weights = {one: idf(self.num, number) for one, number in self._frequencies.items()}
         self._whole_S = np.asarray([sum(weights[one] for one in own) for own in features])
 
     def of(self, text: str) -> _Scores:
         """Return the overlap of a text with each, float64 [S]."""
-        shared_S = np.zeros(self._num)
+        shared_S = np.zeros(self.num)
         whole = 0.0
         for one in _features(text):
-            weight = idf(self._num, self._frequencies[one])
+            weight = idf(self.num, self._frequencies[one])
             whole += weight
             if one in self._places:
                 shared_S[self._places[one]] += weight
@@ -404,6 +512,10 @@ class Styles:
     def has_one_of(self, words: Collection[str]) -> npt.NDArray[np.bool_]:
         """Return whether each style has one of some words, bool [H]."""
         return np.asarray([not own.isdisjoint(words) for own in self._styles], np.bool_)
+
+    def have(self, words: Collection[str]) -> npt.NDArray[np.bool_]:
+        """Return whether each style has all of some words, bool [H]."""
+        return np.asarray([own.issuperset(words) for own in self._styles], np.bool_)
 
     def scores(self, asked: Collection[str]) -> _Scores:
         """Return how well each style fits words of style, float64 [H], at most 1: the weight of asked words that it

@@ -82,7 +82,9 @@ def check_recipe(folder: Path, stored: Recipe, recipe: Recipe) -> None:
     changed = [
         entry
         for entry in diff(stored, recipe)
-        if not _is_changeable(entry[0]) and not _names_the_same(entry[0], stored, recipe)
+        if not _is_changeable(entry[0])
+        and not _names_the_same(entry[0], stored, recipe)
+        and not _only_in_generation(entry[0], recipe)
     ]
     changed += [
         (f"{kind}'s plugin", *classes)
@@ -152,6 +154,13 @@ def _is_changeable(key: str) -> bool:
     return any(
         key == changeable or key.startswith(changeable + ".") for changeable in CHANGEABLE_KEYS
     )
+
+
+def _only_in_generation(key: str, recipe: Recipe) -> bool:
+    """Whether it is a key of the retriever that changes nothing in training."""
+    kind, _, name = key.partition(".")
+    keys = getattr(recipe.retriever, "only_in_generation", ())
+    return kind == "retriever" and name.partition(".")[0] in keys
 
 
 def _classes(kind: str, stored: Recipe, recipe: Recipe) -> tuple[str | None, str | None]:

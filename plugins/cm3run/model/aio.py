@@ -157,7 +157,7 @@ class AsyncModel:
         waiting, first = [], 0
         for job in jobs:
             waiting.append(asyncio.create_task(self._report(job, first, reports, details)))
-            first += len(job.requests)
+            first += job.reserved or len(job.requests)
         left = len(waiting)
         try:
             while left:
@@ -268,8 +268,8 @@ class AsyncModel:
             return jobs
         made = list(islice(jobs, self.model.max_pictures + 1))
         if len(made) > self.model.max_pictures:
-            codes = len(made[0].requests) * self.model.components.serializer.num_codes
-            check_kept(self.model, total // codes, "num_images", "use fewer")
+            codes = made[0].size * self.model.components.serializer.num_codes
+            check_kept(self.model, max(len(made), total // codes), "num_images", "use fewer")
         return made
 
     async def _result(self, job: Job[T]) -> T:

@@ -222,12 +222,12 @@ class Plan:
         requests = []
         turn = place if len(alternatives) > 1 else 0  # avoids changing seeds without need
         for index in range(place * self.num_candidates, (place + 1) * self.num_candidates):
-            seed = candidate_seed(alternatives[0][0].seed, index, turn)
-            request, _ = alternative_of(alternatives, seed)
+            seed = candidate_seed(alternatives[0].request.seed, index, turn)
+            request = alternative_of(alternatives, seed).request
             sampler = self.sampler.for_candidate(index)
             requests.append(replace(request, seed=seed, sampler=sampler))
         texts = [one.text for one in requests[0].document if isinstance(one, Text)]
-        shown = alternative_of(alternatives, requests[0].seed)[1]
+        shown = alternative_of(alternatives, requests[0].seed).retrieved
         pictures = [*given, *(one.pixels for one in shown if one.pixels is not None)]
 
         def finish(completions: Sequence[Completion]) -> T:
@@ -305,9 +305,10 @@ def _reranker_config(loaded: Loaded, name: str) -> RerankerConfig:
 
 def score(loaded: Loaded, picture: GeneratedImage, name: str | None) -> float:
     """A generated picture's score for its prompt, by the recipe's reranker or the named one."""
+    codes = loaded.encode([picture.pixels])[0] if picture.codes is None else picture.codes
     candidate = Candidate(
         (Text(picture.prompt), ImageHole()),
-        (Text(picture.prompt), picture.codes),
+        (Text(picture.prompt), codes),
         lambda _: picture.pixels,  # the pixels that were scored when it was chosen
         (),
         picture.log_probability,

@@ -319,7 +319,7 @@ class Chatting(Drawing, Writing):
             if shown:
                 jobs, _ = self.edit_jobs(_pixels_or_file(shown[-1]), text, 1, **options)
             else:
-                jobs, _ = self.image_jobs(text, 1, **options)
+                jobs, _ = self.image_jobs(text, 1, draw=True, **options)
             job = next(iter(jobs))
         elif not shown:
             raise GenerationError(
@@ -348,6 +348,7 @@ class Chatting(Drawing, Writing):
         made = job.finish(completions)
         part: str | ReplyPicture
         if isinstance(made, GeneratedImage):
+            assert made.codes is not None  # it was drawn
             part = ReplyPicture(made.pixels, made.codes, made.seed, made.log_probability)
         else:
             part = made.text

@@ -20,7 +20,7 @@ from cm3core.document import (
 )
 from cm3core.errors import GenerationError
 from cm3core.plugins.registry import marked
-from cm3run.generation.engine import Completion, Event, Request
+from cm3run.generation.engine import Completion, Event, Request, candidate_seed, turn_of
 from cm3run.model.candidates import Decode, GenerationOptions, Make, Plan, alternative_of, upscaler
 from cm3run.model.conditions import GivenCondition, with_condition
 from cm3run.model.crop import Box, CentreCrop, region
@@ -38,13 +38,14 @@ from cm3run.model.loaded import (
     seen,
     text_hole,
 )
-from cm3run.model.prepending import Augmented
+from cm3run.model.prepending import Augmented, originals
 from cm3run.model.results import (
     Choice,
     GeneratedImage,
     ImageReady,
     InfilledImage,
     InfillReady,
+    RetrievedDocument,
     Scored,
 )
 from cm3run.model.tasks import (
@@ -56,8 +57,10 @@ from cm3run.model.tasks import (
     serves,
     task_for,
 )
+from cm3run.prompting import Answer
 
 if TYPE_CHECKING:
+    from cm3core.interfaces.dataset import Original
     from cm3core.interfaces.task import Method, Record
     from cm3core.interfaces.upscaler import Upscaler
     from cm3core.plugins.registry import Registry
@@ -79,6 +82,7 @@ class Drawing(Loaded):
         task: Name | None = None,
         force: bool = False,
         condition: GivenCondition | None = None,
+        draw: bool = False,
         **options: Any,
     ) -> tuple[Iterator[Job[GeneratedImage]], int]:
         """The jobs of `generate`, one per picture, and the number of tokens they generate."""
@@ -107,16 +111,18 @@ class Drawing(Loaded):
             num_alternatives=1 if retriever is None else retriever.num_alternatives,
         )
         enlarger = upscaler(self, upscale)
-        jobs = (
-            plan.job(
-                alternatives,
-                _image_maker(plan, text, alternatives, enlarger),
-                place=place,
-            )
+        answered = [
+            _Answered(plan, text, alternatives, enlarger)
             for text, alternatives in zip(prompts, augmented, strict=True)
-            for place in range(number)
-        )
-        return jobs, len(prompts) * number * plan.num_candidates * plan.num_codes
+        ]
+        for one in answered:
+            if condition is None and not draw:
+                one.find(number, only=num_images is None)
+            elif condition is not None:
+                one.answer = None
+        drawn = sum(max(0, number - len(one.found)) for one in answered if not one.is_whole)
+        jobs = (job for one in answered for job in one.jobs(number))
+        return jobs, drawn * plan.num_candidates * plan.num_codes
 
     @checked(GenerationError)
     def edit_jobs(
@@ -159,9 +165,15 @@ class Drawing(Loaded):
         [alternatives] = plan.augmented(
             [Request(document, seed=seed, truncate=truncate)], [(Text(instruction),)]
         )
-        make = _image_maker(plan, instruction, alternatives, upscaler(self, upscale))
+        enlarger = upscaler(self, upscale)
         jobs = (
-            plan.job(alternatives, make, place=place, given=[source]) for place in range(number)
+            plan.job(
+                alternatives,
+                _image_maker(plan, instruction, alternatives, enlarger, number=place),
+                place=place,
+                given=[source],
+            )
+            for place in range(number)
         )
         return jobs, number * plan.num_candidates * plan.num_codes
 
@@ -210,10 +222,15 @@ class Drawing(Loaded):
         [alternatives] = plan.augmented(
             [Request(document, seed=seed, truncate=truncate)], [(Text(prompt),)]
         )
-        make = _image_maker(plan, prompt, alternatives, upscaler(self, upscale))
-        pictures = pictures_given(self, task, chosen, record)
+        enlarger, pictures = upscaler(self, upscale), pictures_given(self, task, chosen, record)
         jobs = (
-            plan.job(alternatives, make, place=place, given=pictures) for place in range(number)
+            plan.job(
+                alternatives,
+                _image_maker(plan, prompt, alternatives, enlarger, number=place),
+                place=place,
+                given=pictures,
+            )
+            for place in range(number)
         )
         return jobs, number * plan.num_candidates * plan.num_codes
 
@@ -251,7 +268,7 @@ class Drawing(Loaded):
             [Request((first, codes), seed=seed, truncate=truncate)],
             [() if text is None else (Text(text),)],
         )
-        [(_, retrieved)] = alternatives
+        [(_, retrieved, _)] = alternatives
         rows, columns = np.flatnonzero(region_HW.any(1)), np.flatnonzero(region_HW.any(0))
         around = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
@@ -297,7 +314,7 @@ class Drawing(Loaded):
             [Request((first, codes), seed=seed, truncate=truncate)],
             [() if text is None else (Text(text),)],
         )
-        [(_, retrieved)] = alternatives
+        [(_, retrieved, _)] = alternatives
 
         def make(
             completion: Completion, own_seed: int, choice: Choice | None, decode: Decode
@@ -355,6 +372,72 @@ def _without_part(loaded: Loaded, drawing: str | Path, part: int) -> Codes:
         )
     codes_c = np.concatenate([before, np.zeros(missing.sum(), np.int32), behind])
     return Codes(codes_c.astype(np.int32), tokenizer.grid, missing, any_length=True)
+
+
+class _Answered:
+    """The pictures of a prompt: those that the memory has, then drawn ones.
+
+    Args:
+        plan: of the call.
+        prompt: the prompt.
+        alternatives: its request with documents, and what the memory has for it.
+        enlarger: enlarges the pictures.
+    """
+
+    def __init__(
+        self, plan: Plan, prompt: str, alternatives: Sequence[Augmented], enlarger: Upscaler | None
+    ) -> None:
+        self.plan, self.prompt, self.enlarger = plan, prompt, enlarger
+        self.alternatives, self.answer = alternatives, alternatives[0].answer
+        self.found: list[tuple[RetrievedDocument, Original]] = []
+        #: Whether nothing is drawn besides what was found.
+        self.is_whole = False
+
+    def find(self, number: int, *, only: bool) -> None:
+        """Look up at most `number` originals, from the one on that the seed names; `only`: draw none, if there are
+        some."""
+        if self.answer is not None and self.answer.originals:
+            first = turn_of(self.alternatives[0].request.seed)
+            found = originals(self.plan.loaded, self.answer.originals, first + number)
+            self.found = found[first:]
+            self.is_whole = only and bool(self.found)
+
+    def jobs(self, number: int) -> Iterator[Job[GeneratedImage]]:
+        """The jobs of `number` pictures, or of the found ones alone."""
+        answer = self.answer
+        if answer is not None and answer.kind == "found":
+            answer = replace(answer, kind="restyled")
+        for place in range(len(self.found) if self.is_whole else number):
+            if place < len(self.found):
+                yield self._of_original(place)
+                continue
+            make = _image_maker(
+                self.plan, self.prompt, self.alternatives, self.enlarger, answer, place
+            )
+            yield self.plan.job(self.alternatives, make, place=place)
+
+    def _of_original(self, place: int) -> Job[GeneratedImage]:
+        """The job of an original: without requests."""
+        document, original = self.found[place]
+        asked = self.alternatives[0].request.seed
+        seed = candidate_seed(asked, place * self.plan.num_candidates, turn_of(asked) + place)
+
+        def finish(_: Sequence[Completion]) -> GeneratedImage:
+            assert document.pixels is not None
+            return GeneratedImage(
+                document.pixels,
+                self.prompt,
+                seed,
+                (document,),
+                None,
+                0.0,
+                upscaled=None if self.enlarger is None else self.enlarger.upscale(document.pixels),
+                number=place,
+                answer=self.answer,
+                original=original,
+            )
+
+        return Job((), finish, reserved=self.plan.num_candidates)
 
 
 #: The purpose of a sampler, named like the flag of `SamplerConfig`.
@@ -422,6 +505,8 @@ def _image_maker(
     prompt: str,
     alternatives: Sequence[Augmented],
     enlarger: Upscaler | None,
+    answer: Answer | None = None,
+    number: int = 0,
 ) -> Make[GeneratedImage]:
     """A function that makes a picture from its chosen completion."""
 
@@ -434,12 +519,14 @@ def _image_maker(
             pixels,
             prompt,
             seed,
-            alternative_of(alternatives, seed)[1],
+            alternative_of(alternatives, seed).retrieved,
             codes,
             completion.log_probability,
             choice,
             None if enlarger is None else enlarger.upscale(pixels),
             plan.sampler_name,
+            number=number,
+            answer=answer,
         )
 
     return make

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cm3core.config.schema import to_plain
-from cm3run.attribution import Credit, PictureFacts, together
+from cm3run.attribution import ORIGINAL, Credit, PictureFacts, original_files, together
 from cm3run.model.results import GeneratedImage, InfilledImage, RetrievedDocument
 
 if TYPE_CHECKING:
@@ -35,6 +35,12 @@ def facts_of(
         texts: additional entries, by key.
     """
     prompt = picture.prompt if isinstance(picture, GeneratedImage) else picture.text
+    if isinstance(picture, GeneratedImage) and picture.answer is not None:
+        texts = {"answer": json.dumps(answer_as_json(picture), ensure_ascii=False)} | texts
+        if picture.original is not None:
+            made = {"prompt": prompt, "seed": str(picture.seed), "model": model.name}
+            made |= {ORIGINAL: picture.retrieved[0].id}
+            return PictureFacts(made | texts, picture.credits)
     name = (picture.sampler if isinstance(picture, GeneratedImage) else "") or sampler or ""
     chosen: dict[str, str] = {}
     if (choice := picture.choice) is not None:
@@ -48,6 +54,37 @@ def facts_of(
     if picture.retrieved and retriever is not None and retriever.bank is not None:
         made["bank"] = retriever.bank
     return PictureFacts(chosen | made | texts, picture.credits)
+
+
+def answer_as_json(picture: GeneratedImage) -> dict[str, Any] | None:
+    """A picture's answer, as in files and the API; None: there is none."""
+    answer = picture.answer
+    if answer is None:
+        return None
+    found = None if picture.original is None else picture.retrieved[0].score
+    return {
+        "kind": answer.kind,
+        "asked": answer.asked,
+        "thing": answer.thing,
+        "similarity": round(answer.score if found is None else found, 3),
+        "same_above": answer.same_above,
+        "unknown_below": answer.unknown_below,
+        "guess": answer.kind == "composed",
+        "text": picture.told,
+    }
+
+
+def original_of(picture: GeneratedImage) -> list[tuple[str, bytes]]:
+    """The original of a picture that was found, with its credits, as (suffix, content) pairs; none: it was drawn."""
+    if picture.original is None:
+        return []
+    [credit] = picture.credits
+    return original_files(picture.original, credit)
+
+
+def marked(picture: GeneratedImage) -> str:
+    """What a list of licences says of a picture after its name."""
+    return "" if picture.original is None else " (an original, not generated)"
 
 
 def facts_of_reply(

@@ -40,12 +40,19 @@ class Job(Generic[T]):
     """One result.
 
     Args:
-        requests: its candidates, at least one.
+        requests: its candidates; none: nothing is drawn for it.
         finish: makes the result from their completions, in the same order.
+        reserved: the numbers that its candidates take in events; 0: as many as there are.
     """
 
     requests: Sequence[Request]
     finish: Callable[[Sequence[Completion]], T]
+    reserved: int = 0
+
+    @property
+    def size(self) -> int:
+        """The numbers that its candidates take in events."""
+        return max(self.reserved, len(self.requests))
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,19 +102,21 @@ def run(
     source, running = iter(jobs), deque[_Running[T]]()
     first, exhausted = 0, False
     while True:
-        while not exhausted and session.num_rows + len(session.waiting) < engine.batch_size:
+        while (
+            not exhausted
+            and not (running and running[0].ready)
+            and session.num_rows + len(session.waiting) < engine.batch_size
+        ):
             with contained("request"):
                 job = next(source, None)
             if job is None:
                 exhausted = True
                 break
             running.append(_Running(job, first, session))
-            first += len(job.requests)
-        if not session.busy:
+            first += job.size
+        if not running:
             return
-        with engine.threads():
-            events = session.step()
-        for event in events:
+        for event in _stepped(engine, session):
             owner = next(one for one in running if event.request in one.numbers)
             index = owner.numbers[event.request]
             if isinstance(event, Failed):
@@ -122,6 +131,14 @@ def run(
             with contained("result"):
                 result = done.job.finish([one for one in done.completions if one is not None])
             yield Done(done.first, result)
+
+
+def _stepped(engine: Engine, session: Session) -> Sequence[Event]:
+    """The events of the session's next step; none if it has nothing to do."""
+    if not session.busy:
+        return ()
+    with engine.threads():
+        return session.step()
 
 
 def results(

@@ -38,6 +38,7 @@ from cm3run.checkpoint.tasks import TunedTasks
 from cm3run.generation.engine import Engine, EngineOptions
 from cm3run.generation.prepare import MAX_THREADS, SHORTEN_OR_TRUNCATE, too_long
 from cm3run.model.precision import arranged, held_out
+from cm3run.prompting import AnsweringRetrieverConfig
 
 if TYPE_CHECKING:
     from cm3core.interfaces.dataset import Original
@@ -123,6 +124,12 @@ class Loaded:
     def known_words(self) -> frozenset[str] | None:
         """The words of the training texts, lower case; None: unknown."""
         return None if self.words is None else self.words.words
+
+    @property
+    def answers(self) -> bool:
+        """Whether pictures carry what the memory has for their prompt, and some are found instead of drawn."""
+        config = self.recipe.retriever
+        return isinstance(config, AnsweringRetrieverConfig) and config.answers
 
     @cached_property
     def recipe_hash(self) -> str:

@@ -244,10 +244,16 @@ class Model(Chatting):
                 `("canny", "photo.png")`, `("boxes", "bell at (10, 12) -> (40, 44)")`, or with settings
                 as a third item; for models tuned on structures. Documents are then retrieved only if
                 `num_retrieved` is given, and the default sampler is one made for structures if a
-                plugin provides it (bundled: `structure_cfg`).
+                plugin provides it (bundled: `structure_cfg`). draw: draw even if the memory has the
+                picture.
+
+        If the model's retriever tells what its memory has (`Answer`), a prompt of a thing that it has in the hand that
+        is asked for is answered with the documents themselves (`GeneratedImage.original`), best first, and the model
+        draws only what they lack to `num_images`; with None, nothing.
 
         Returns:
-            `num_images` pictures for each prompt, in order; notebooks show the list as a sheet.
+            `num_images` pictures for each prompt, in order; with None, of a prompt with found pictures only these, at
+            most the recipe's number. Notebooks show the list as a sheet.
 
         Raises:
             GenerationError: the prompt is empty or too long, a seed or count is invalid, or there

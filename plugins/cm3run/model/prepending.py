@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 from tqdm import tqdm
@@ -20,14 +20,22 @@ from cm3run.generation.engine import Request
 from cm3run.model.loaded import Loaded, known_by_codes
 from cm3run.model.results import RetrievedDocument
 from cm3run.prepending import prepended
-from cm3run.prompting import Asked, Found
+from cm3run.prompting import Answer, AnsweringRetriever, Asked, Found
 
 if TYPE_CHECKING:
+    from cm3core.interfaces.dataset import Original
     from cm3core.interfaces.retriever import Region, Retrieved
 
 
-#: A request with its documents prepended, and these documents as shown in results.
-Augmented: TypeAlias = tuple[Request, tuple[RetrievedDocument, ...]]
+class Augmented(NamedTuple):
+    """A request with its documents prepended, these documents as shown in results, and what the memory has for the
+    prompt; None: its retriever does not tell."""
+
+    request: Request
+    retrieved: tuple[RetrievedDocument, ...]
+    answer: Answer | None = None
+
+
 #: A prepended document, as codes and as shown in results.
 _Prepended: TypeAlias = tuple[Document, RetrievedDocument]
 
@@ -90,12 +98,12 @@ class Retrieval:
             looked_for = "" if found.query == text_of(query) else found.query
             for first in self._firsts(query, found, num_alternatives):
                 in_order = [*results[first : first + 1], *results[:first], *results[first + 1 :]]
-                (one, shown), without = self._with(request, by_hand, in_order, number)
+                (one, shown, _), without = self._with(request, by_hand, in_order, number)
                 shown = tuple(
                     document if document.score is None else replace(document, looked_for=looked_for)
                     for document in shown
                 )
-                alternatives.append((one, shown))
+                alternatives.append(Augmented(one, shown, found.answer))
                 left_out = max(left_out, (without, min(number, len(in_order))))
             result.append(alternatives)
         if left_out[0]:
@@ -130,7 +138,7 @@ class Retrieval:
                 chosen.pop()
                 left_out = min(len(found), number) - rank
                 break
-        return (
+        return Augmented(
             replace(request, retrieved=[document for document, _ in chosen]),
             tuple(shown for _, shown in chosen),
         ), left_out
@@ -204,16 +212,10 @@ class Retrieval:
             found.id,
             found.score,
             text_of(document),
-            self._shown(picture),
+            _pixels(self.loaded, picture),
             retriever.memory.provenance(found.index),
             index=found.index,
         )
-
-    def _shown(self, picture: Image | Codes | None) -> PixelArray | None:
-        """Pixels of a picture in the memory; a bank's pictures are decoded from their codes."""
-        if isinstance(picture, Codes):
-            return known_by_codes(self.loaded, picture)
-        return None if picture is None else images.fit(picture.load(), self.loaded.image_size)
 
     def _number(self, asked: int | None, has_context: bool) -> int:
         """The number of documents to retrieve; `asked`: the caller's number (None: not given)."""
@@ -238,6 +240,40 @@ class Retrieval:
         return asked
 
 
+def originals(
+    loaded: Loaded, found: Sequence[Retrieved], number: int
+) -> list[tuple[RetrievedDocument, Original]]:
+    """The first `number` of some documents of the memory that have a picture and its original file, each drawing
+    once."""
+    chosen: list[tuple[RetrievedDocument, Original]] = []
+    retriever, seen = loaded.components.retriever, set[bytes]()
+    assert retriever is not None
+    memory = retriever.memory
+    for one in found:
+        if len(chosen) == number:
+            break
+        try:
+            document, original = memory.document(one.index), memory.original(one.index)
+            picture = next((part for part in document if isinstance(part, (Image, Codes))), None)
+            pixels = _pixels(loaded, picture)
+        except DataError:  # reported when it is to be prepended
+            continue
+        if original is None or pixels is None or original.content in seen:
+            continue
+        seen.add(original.content)
+        provenance, text = memory.provenance(one.index), text_of(document)
+        own = RetrievedDocument(one.id, one.score, text, pixels, provenance, index=one.index)
+        chosen.append((own, original))
+    return chosen
+
+
+def _pixels(loaded: Loaded, picture: Image | Codes | None) -> PixelArray | None:
+    """Pixels of a picture in the memory; a bank's pictures are decoded from their codes."""
+    if isinstance(picture, Codes):
+        return known_by_codes(loaded, picture)
+    return None if picture is None else images.fit(picture.load(), loaded.image_size)
+
+
 def search(
     loaded: Loaded,
     queries: Sequence[Document],
@@ -257,20 +293,28 @@ def search(
     searching = [rewriter.search(asked_for(loaded, query, number)) for query in queries]
     found = [Found([]) for _ in queries]
     asked = {place: next(one) for place, one in enumerate(searching)}
+    answers: dict[int, Answer | None] = {}
     while asked:
         results: dict[int, list[Retrieved]] = {}
         for depth in sorted({depth for _, depth in asked.values()}):
             places = [place for place, (_, one) in asked.items() if one == depth]
-            batch = retriever.retrieve(
-                [asked[place][0] for place in places], depth, [exclude[place] for place in places]
-            )
+            texts = [asked[place][0] for place in places]
+            own = [exclude[place] for place in places]
+            if isinstance(retriever, AnsweringRetriever) and retriever.answers:
+                answered = retriever.answer(texts, depth, own)
+                answers |= {
+                    place: answer for place, (_, answer) in zip(places, answered, strict=True)
+                }
+                batch = [one for one, _ in answered]
+            else:
+                batch = retriever.retrieve(texts, depth, own)
             results.update(zip(places, batch, strict=True))
         asked = {}
         for place in sorted(results):
             try:
                 asked[place] = searching[place].send(results[place])
             except StopIteration as end:
-                found[place] = end.value
+                found[place] = replace(end.value, answer=answers.get(place))
     return found
 
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from cm3core.document import Codes, PixelArray
-from cm3core.interfaces.dataset import Provenance
+from cm3core.interfaces.dataset import Original, Provenance
 from cm3run.attribution import Credit, PictureFacts, png, together, told_copy
 from cm3run.generation.engine import Event
 from cm3run.model.crop import Box
 from cm3run.nearness import NEARLY_A_COPY, nearness
+from cm3run.prompting import Answer
 from cm3run.sheets import grid
 
 
@@ -106,36 +107,50 @@ class Choice:
 
 @dataclass(frozen=True, eq=False)
 class GeneratedImage:
-    """A picture generated for a prompt.
+    """A picture generated for a prompt, or found in the memory (`original`).
 
     Args:
         pixels: uint8 [height, width, 3], the image tokenizer's size.
         prompt: the prompt.
         seed: of this picture alone: `generate(prompt, num_images=1, seed=seed, num_candidates=1)`
-            reproduces it.
-        retrieved: the documents prepended to the prompt, in order.
-        codes: the picture's codes.
-        log_probability: nats, see `Completion`.
+            reproduces it; with `draw=True`, if it was drawn although there are found ones.
+        retrieved: the documents prepended to the prompt, in order; or the one that was found.
+        codes: the picture's codes; None: it was found.
+        log_probability: nats, see `Completion`; 0: it was found.
         choice: how it was chosen; None when it was the only candidate.
         upscaled: the enlarged picture, uint8; None when not requested.
         sampler: name of the sampler that drew it: the requested one, the default for edits or structures, or the
-            model's.
+            model's; "": none.
+        number: its place among the pictures of its prompt.
+        answer: what the memory has for the prompt; None: its retriever does not tell.
+        original: the file of a picture that was found, as published; None: it was drawn.
     """
 
     pixels: PixelArray
     prompt: str
     seed: int
     retrieved: tuple[RetrievedDocument, ...]
-    codes: Codes
+    codes: Codes | None
     log_probability: float
     choice: Choice | None = None
     upscaled: PixelArray | None = None
     sampler: str = ""
+    number: int = 0
+    answer: Answer | None = None
+    original: Original | None = None
 
     @cached_property
     def credits(self) -> tuple[Credit, ...]:
-        """Credits of the prepended documents, in order."""
+        """Credits of the prepended documents, in order; of a picture that was found, without a nearness: it is the
+        document's own."""
+        if self.original is not None:
+            return tuple(Credit(one.id, one.provenance) for one in self.retrieved)
         return credits_of(self.pixels, self.retrieved)
+
+    @property
+    def told(self) -> str:
+        """The answer in words: found, restyled or composed, and of which document; "" if there is none."""
+        return "" if self.answer is None else told_answer(self)
 
     @property
     def nearest(self) -> Nearest | None:
@@ -146,6 +161,33 @@ class GeneratedImage:
         """The picture, enlarged if it was, for display in notebooks."""
         pixels = self.pixels if self.upscaled is None else self.upscaled
         return png(pixels, PictureFacts({"prompt": self.prompt}, self.credits))
+
+
+def told_answer(picture: GeneratedImage) -> str:
+    """See `GeneratedImage.told`."""
+    answer, near = picture.answer, picture.nearest
+    assert answer is not None
+    if picture.original is not None:
+        [credit], [document] = picture.credits, picture.retrieved
+        similar = f"similarity {document.score or 0:.2f}"
+        return f"found: {credit.named} is {document.text!r}, {similar}; this is its original"
+    after = (
+        "" if near is None else f"; drawn after {near.document.id}, nearness {near.nearness:.2f}"
+    )
+    if answer.kind == "restyled":
+        if answer.originals:
+            return f"restyled: the memory has {answer.thing!r} in this hand, too: {answer.originals[0].id}{after}"
+        return f"restyled: the memory has {answer.thing!r} in other hands only{after}"
+    near_by = f"{answer.thing!r}, similarity {answer.score:.2f}"
+    if answer.is_unknown:
+        return (
+            f"composed: the memory has no {answer.asked!r}; the nearest is {near_by} (below {answer.unknown_below:g} it "
+            f"means little); this is a guess{after}"
+        )
+    return (
+        f"composed: a guess; the nearest thing in the memory is {near_by} (the same thing: {answer.same_above:g} or more); "
+        f"ask for it by that name if you mean it{after}"
+    )
 
 
 class GeneratedImages(list[GeneratedImage]):

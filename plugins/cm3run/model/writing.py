@@ -121,7 +121,7 @@ def _text_jobs(
     [response] = task.responses
 
     def job(record: dict[str, Any], alternatives: Sequence[Augmented]) -> Job[GeneratedText]:
-        [(_, retrieved)] = alternatives
+        [(_, retrieved, _)] = alternatives
 
         def make(
             completion: Completion, seed: int, choice: Choice | None, _: Decode

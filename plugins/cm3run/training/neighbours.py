@@ -47,7 +47,8 @@ def retriever_fingerprint(
     config: RetrieverConfig, embedder: Embedder | None, memory: DocumentSource
 ) -> str:
     """Hash of everything that determines a retriever's results, except their number."""
-    settings = {key: value for key, value in asdict(config).items() if key not in _NOT_RESULTS}
+    left_out = (*_NOT_RESULTS, *getattr(config, "only_in_generation", ()))
+    settings = {key: value for key, value in asdict(config).items() if key not in left_out}
     kind = f"{type(config).__module__}.{type(config).__qualname__}"
     parts = [
         kind,

@@ -30,7 +30,7 @@ import cm3core
 model = cm3core.load(*filter(None, sys.argv[1:2]), device="cpu")
 ends = [0.0, time.process_time()]
 for seed in range(2):
-    model.generate(sys.argv[2], seed=seed)
+    model.generate(sys.argv[2], seed=seed, draw=True)
     ends.append(time.process_time())
 print(json.dumps([end - start for start, end in zip(ends, ends[1:])]))
 """

@@ -22,6 +22,7 @@ export function linkOf(request) {
     if (request[key] !== undefined) query.set(key, request[key]);
   query.set("candidates", 1);  // the seed belongs to the chosen candidate
   if (request.sampling?.temperature !== undefined) query.set("temperature", request.sampling.temperature);
+  if (request.draw) query.set("draw", "true");
   if (request.boxes) query.set("boxes", JSON.stringify(request.boxes));
   return `${location.origin}/#draw?${query}`;
 }
@@ -54,6 +55,7 @@ export function commandOf(entry) {
   if (sort === "fill") return command("infill", ["--mask mask.png", ...(request.prompt ? [option("--text", request.prompt)] : []), ...how, "-o filled.png"], "picture.png");
   if (request.size && state.facts?.upscaler) how.push("--upscale");
   if (sort === "draw" && request.background === "transparent") how.push("--transparent");
+  if (request.draw) how.push("--draw");
   how.unshift("--n 1");
   how.push("-o out/");
   return sort === "draw" ? command("generate", how, request.prompt) : command("edit", how, "picture.png", request.prompt);
@@ -78,6 +80,7 @@ export function pythonOf(entry) {
   keys.push("num_candidates=1");
   if (request.num_retrieved !== undefined) keys.push(`num_retrieved=${request.num_retrieved}`);
   if (request.documents?.length) keys.push(`context=[${request.documents.map((one, place) => `("document-${place}.png", ${python(one.text)})`).join(", ")}]`);
+  if (request.draw) keys.push("draw=True");
   keys.push(...settings);
   const call = entry.sort === "draw" ? `model.generate(${python(request.prompt)}, 1, ${keys.join(", ")})[0]`
     : entry.sort === "fill" ? `model.infill("picture.png", text=${request.prompt ? python(request.prompt) : "None"}, mask="mask.png", ${keys.join(", ")})`

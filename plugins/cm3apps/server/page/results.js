@@ -13,11 +13,11 @@ export function element(name, properties = {}, ...children) {
 
 export function download(source, name) { element("a", { href: source, download: name }).click(); }
 
-// The facts of a response that are kept with the picture: the prepended documents, and whether it
-// is nearly a copy of one.
+// The facts of a response that are kept with the picture: the prepended documents, whether it is
+// nearly a copy of one, and whether it was found, restyled or composed.
 export function saidOf(answer) {
   const documents = answer.documents?.map(({ b64_json: _, ...one }) => one);
-  return { documents, copyOf: answer.copy_of, svg: answer.svg };
+  return { documents, copyOf: answer.copy_of, svg: answer.svg, answer: answer.answer };
 }
 
 // A link if its address is http or https, else text: a data set's documents come from anyone.
@@ -55,9 +55,10 @@ function sourceOf(one) {
 
 // The credits of a picture.
 function sourcesOf(entry) {
-  const parts = [];
+  const parts = [], { answer } = entry;
+  if (answer?.kind) parts.push(element("p", { className: "told", textContent: `${answer.text[0].toUpperCase()}${answer.text.slice(1)}` }));
   if (entry.copyOf) parts.push(element("p", { className: "copy", textContent: `${entry.copyOf[0].toUpperCase()}${entry.copyOf.slice(1)}` }));
-  if (entry.documents?.length) parts.push(element("div", { className: "sources" }, element("span", { textContent: "Drawn from" }), element("ul", {}, ...entry.documents.map(sourceOf))));
+  if (entry.documents?.length) parts.push(element("div", { className: "sources" }, element("span", { textContent: answer?.kind === "found" ? "Original" : "Drawn from" }), element("ul", {}, ...entry.documents.map(sourceOf))));
   return parts;
 }
 
@@ -92,7 +93,7 @@ export class Card {
     const name = `${(entry.words || "picture").replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 40)}-${entry.seed}`;
     const buttons = [
       ["Download", () => download(entry.source, `${name}.${extension}`)],
-      ...(entry.svg ? [["SVG", () => download(`data:image/svg+xml;charset=utf-8,${encodeURIComponent(entry.svg)}`, `${name}.svg`)]] : []),
+      ...(entry.svg ? [[entry.answer?.kind === "found" ? "Original SVG" : "SVG", () => download(`data:image/svg+xml;charset=utf-8,${encodeURIComponent(entry.svg)}`, `${name}.svg`)]] : []),
       ["Repeat…", () => showRepeat(entry)],
       ["Edit", () => actions.edit(entry)],
       ["Describe", () => actions.look(entry)],

@@ -33,7 +33,7 @@ async function draw(event, actions) {
   run({
     path: SETS, body: { ...body, partial_images: 64, ...(state.facts.svg ? { return_svg: true } : {}) }, words: things, actions, kept: EMPTY,
     view: { status, cards: $("set-cards"), button: $("draw-set"), stopper: $("set-stop") },
-    entryOf: (picture) => ({ sort: "draw", words: picture.prompt, request: { ...rest, prompt: picture.prompt } }),
+    entryOf: (picture) => ({ sort: "draw", words: picture.prompt, request: { ...rest, prompt: picture.prompt, ...(picture.answer && picture.answer.kind !== "found" ? { draw: true } : {}) } }),
     onevent: (one) => {
       if (!isTold) tellWords($("set-words"), one.unknown_words, $("things"));
       isTold = true;

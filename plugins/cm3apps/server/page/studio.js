@@ -50,6 +50,7 @@ async function useModel(name) {
     $(id).disabled = sampler.keys[key] === undefined;
     $(id).placeholder = sampler.keys[key] ?? "";
   }
+  $("always-draw-field").hidden = !facts.answers;
   $("retrieved").disabled = !facts.retrieves;
   $("retrieved").placeholder = facts.retrieves ? "the model's default" : "no memory";
   $("prompt").maxLength = $("edit-text").maxLength = limits.prompt_characters;
@@ -88,6 +89,7 @@ function drawRequest() {
   if ($("size").selectedIndex > 0) body.size = $("size").value;
   if ($("candidates").value !== String(state.facts.candidates)) body.candidates = Number($("candidates").value);
   if ($("transparent").checked) body.background = "transparent";
+  if (state.facts.answers && $("always-draw").checked) body.draw = true;
   if (byHand) { body.documents = byHand; body.num_retrieved = 0; } else if ($("retrieved").value !== "") body.num_retrieved = $("retrieved").valueAsNumber;
   return body;
 }
@@ -120,7 +122,8 @@ async function drawWith(path, body, sort, view, kept, words, field) {
   let isFirst = true, isTold = false;
   run({
     path, body: { ...body, partial_images: 64, return_documents: true, ...(state.facts.svg ? { return_svg: true } : {}) }, words: Array(body.n).fill(body.prompt), view, kept, actions,
-    entryOf: (picture) => ({ sort, ...own, words: body.prompt || picture.revised_prompt || "", ...(picture.task ? { task: picture.task, record: picture.record } : {}) }),
+    // A drawn picture of a prompt that might be answered with an original is repeated by drawing.
+    entryOf: (picture) => ({ sort, ...own, ...(picture.answer && picture.answer.kind !== "found" ? { request: { ...own.request, draw: true } } : {}), words: body.prompt || picture.revised_prompt || "", ...(picture.task ? { task: picture.task, record: picture.record } : {}) }),
     onevent: (one) => {
       if (!isTold) tellWords(words, one.unknown_words, field);  // only once: a later event would show replaced words again
       isTold = true;
@@ -224,6 +227,7 @@ function readLink() {
   chooseStyle("");
   $("more").open = true;
   $("transparent").checked = values.get("background") === "transparent";
+  $("always-draw").checked = values.get("draw") === "true";
   $("number").value = "1";
   try { if (values.has("boxes") && can("boxes")) putBoxes(JSON.parse(values.get("boxes"))); } catch { refuse("The boxes of this link can't be read.", $("draw-status")); }
 }

@@ -220,7 +220,7 @@ def edges(setting: Setting, split: str) -> Measured:
         for place, (caption, picture) in enumerate(zip(captions, true, strict=True))
     ]
     alone = [
-        partial(model.image_jobs, caption, seed=setting.seed + place, **setting.options)
+        partial(model.image_jobs, caption, seed=setting.seed + place, draw=True, **setting.options)
         for place, caption in enumerate(captions)
     ]
     drawn = setting.keep(f"edges-{split}", lambda: asking.pictures(model, f"edges, {split}", calls))

@@ -1,0 +1,91 @@
+"""`cm3 generate` says of each picture whether it was found, restyled or composed, and writes the original of what it
+found."""
+
+from __future__ import annotations
+
+import zipfile
+
+import pytest
+
+from cm3apps.cli import main as cli
+from cm3run.attribution import facts_in
+from messages import tells
+from toy_finder import finder
+from toy_model import toy_model
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """`cm3 ...` with a model that tells what its memory has."""
+    own = finder()
+    monkeypatch.setattr("cm3run.model.model.load", lambda *_, **__: own)
+    return lambda *arguments: cli.main([str(argument) for argument in arguments])
+
+
+def test_an_original_is_written_for_what_is_found(run, tmp_path, capsys):
+    assert run("generate", "bell, lucide", "plug, tabler", "-o", tmp_path) == 0
+    written = sorted(path.name for path in tmp_path.iterdir())
+    assert written == ["000.png", "000.svg", "001.png", "002.png", "grid.png"]
+    content = (tmp_path / "000.svg").read_bytes()
+    assert b'<path d="M0 2h4"/>' in content
+    assert facts_in(content, "000.svg").texts["original"] == "lucide/bell"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:4] == [
+        str(tmp_path / "000.svg"),
+        "  found: lucide/bell (ISC) is 'bell, outline rounded, lucide', similarity 1.00; this is its original",
+        str(tmp_path / "001.png"),
+    ]
+    assert lines[4].startswith("  restyled: the memory has 'plug' in other hands only; drawn after")
+
+
+def test_a_number_is_filled_by_drawing(run, tmp_path, capsys):
+    assert run("generate", "bell, lucide", "bell, mdi", "--n", 2, "-o", tmp_path) == 0
+    written = {path.name for path in tmp_path.iterdir()}
+    assert {"000.svg", "002.svg"} <= written
+    assert not {"001.svg", "003.svg"} & written
+    assert capsys.readouterr().out.count("  found: ") == 2
+
+
+def test_earlier_originals_are_replaced(run, tmp_path):
+    assert run("generate", "bell, lucide", "-o", tmp_path) == 0
+    assert run("generate", "zebra", "--n", 1, "-o", tmp_path) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000.png", "grid.png"]
+
+
+def test_a_zip_tells_originals_from_drawings(run, tmp_path, capsys):
+    assert (
+        run("generate", "bell", "zebra", "--style", "lucide", "--n", 1, "--zip", "-o", tmp_path)
+        == 0
+    )
+    with zipfile.ZipFile(tmp_path / "set.zip") as archive:
+        assert {"bell.png", "bell.svg", "zebra.png"} <= set(archive.namelist())
+        licences = archive.read("LICENSES").decode()
+    assert "\nbell (an original, not generated)\n  lucide/bell: " in licences
+    assert "\nzebra\n  " in licences
+
+
+def test_other_files_are_written_beside(monkeypatch, tmp_path):
+    own = finder(".jpg")
+    monkeypatch.setattr("cm3run.model.model.load", lambda *_, **__: own)
+    assert cli.main(["generate", "bell, lucide", "--original", "-o", str(tmp_path)]) == 0
+    written = sorted(path.name for path in tmp_path.iterdir())
+    assert written == ["000-original.jpg", "000-original.jpg.license", "000.png", "grid.png"]
+
+
+def test_drawing_can_be_insisted_on(run, tmp_path, capsys, monkeypatch):
+    assert run("generate", "bell, lucide", "--draw", "--n", 1, "-o", tmp_path) == 0
+    assert not (tmp_path / "000.svg").exists()
+    out = capsys.readouterr().out
+    assert "  restyled: the memory has 'bell' in this hand, too: lucide/bell" in out
+    own = toy_model()
+    monkeypatch.setattr("cm3run.model.model.load", lambda *_, **__: own)
+    assert run("generate", "red", "--draw", "-o", tmp_path / "other") == 2
+    assert tells(capsys.readouterr().err, "... --draw: has no effect: ... leave it out")
+
+
+def test_a_model_that_does_not_tell_says_nothing(monkeypatch, tmp_path, capsys):
+    own = toy_model()
+    monkeypatch.setattr("cm3run.model.model.load", lambda *_, **__: own)
+    assert cli.main(["generate", "red", "--n", "1", "-o", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / '000.png'}\n{tmp_path / 'grid.png'}\n"
+    assert "answer" not in facts_in((tmp_path / "000.png").read_bytes(), "000.png").texts
