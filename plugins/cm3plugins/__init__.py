@@ -301,6 +301,7 @@ def cm3_datasets() -> Mapping[str, type[DocumentSourceConfig]]:
     from cm3plugins.datasets.jsonl import JSONLSourceConfig
     from cm3plugins.datasets.mixture import MixtureConfig
     from cm3plugins.datasets.picture_pairs import PicturePairsConfig
+    from cm3plugins.datasets.svg_folder import SvgFolderConfig
     from cm3plugins.datasets.table import TableSourceConfig
     from cm3plugins.datasets.tokens import TokensSourceConfig
     from cm3plugins.datasets.tuxpaint import TuxPaintSourceConfig
@@ -320,6 +321,7 @@ def cm3_datasets() -> Mapping[str, type[DocumentSourceConfig]]:
         "picture_pairs": PicturePairsConfig,
         "table": TableSourceConfig,
         "tokens": TokensSourceConfig,
+        "svg_folder": SvgFolderConfig,
         "tuxpaint": TuxPaintSourceConfig,
         "vqa": VQAConfig,
         "webdataset": WebDatasetSourceConfig,

@@ -58,6 +58,7 @@ NOT_BY_DEFAULT = {
     ("dataset", "conversations"): "has neither a default nor a value",
     ("dataset", "picture_pairs"): "has neither a default nor a value",
     ("dataset", "vqa"): "has neither a default nor a value",
+    ("dataset", "svg_folder"): "has neither a default nor a value",
     ("dataset", "table"): "has neither a default nor a value",
     ("dataset", "mixture"): "has neither a default nor a value",
     ("dataset", "webdataset"): "has neither a default nor a value",
