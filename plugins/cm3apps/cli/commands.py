@@ -24,6 +24,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "write a run's model as a folder to share: its weights, without the optimiser",
     ),
     "generate": ("cm3apps.cli.generate", "generate pictures for a prompt"),
+    "complete": (
+        "cm3apps.cli.complete",
+        "draw the icons that a set lacks, in its own hand, as SVG files",
+    ),
     "caption": ("cm3apps.cli.caption", "caption a picture"),
     "infill": ("cm3apps.cli.infill", "inpaint part of a picture"),
     "edit": ("cm3apps.cli.edit", "edit a picture by an instruction"),

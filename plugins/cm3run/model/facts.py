@@ -99,6 +99,21 @@ def facts_of_reply(
     return PictureFacts(_made_by(model, prompt, picture.seed, sampler or "", sampling or {}), ())
 
 
+def facts_of_drawing(
+    model: Model,
+    prompt: str,
+    seed: int,
+    credits: Iterable[Credit],
+    *,
+    sampler: str | None = None,
+    sampling: Mapping[str, Any] | None = None,
+) -> PictureFacts:
+    """The metadata of a drawing that was made after documents of the caller's choice."""
+    return PictureFacts(
+        _made_by(model, prompt, seed, sampler or "", sampling or {}), tuple(credits)
+    )
+
+
 def facts_of_sheet(
     model: Model, pictures: Iterable[GeneratedImage | InfilledImage], **texts: str
 ) -> PictureFacts:

@@ -1,0 +1,203 @@
+"""`cm3 complete`: draw the icons that a set lacks."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, Namespace
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cm3apps.cli import MAX_MINUTES, real_number, whole_number
+from cm3apps.cli._model import add_loading_options, open_model, progress_bar, settings_of
+from cm3core.errors import CM3Error
+from cm3run.printing import printable
+
+if TYPE_CHECKING:
+    from cm3apps.complete.completing import Completing, Settings
+    from cm3apps.complete.sets import OwnSet
+    from cm3run.model.model import Model
+
+HELP = "draw the icons that a set lacks, in its own hand, as SVG files"
+EXAMPLE = """  cm3 complete my-icons "bell off" plug "credit card" --model runs/icons-svg -o new-icons
+  cm3 complete lucide violin --model runs/icons-svg --n 8
+  cm3 complete my-icons house --draw --model runs/icons-svg      (beside your own house)
+The same command resumes an interrupted call."""
+#: Skipped files that are listed on the terminal; the report has all.
+_NUM_SHOWN = 5
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Add the set, the names and the options."""
+    parser.add_argument(
+        "set",
+        metavar="SET",
+        help="a folder of SVG files in one hand, or a set of the model's memory, such as lucide",
+    )
+    parser.add_argument("names", nargs="+", metavar="NAME", help="what to draw, such as 'bell off'")
+    parser.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        default=Path("cm3-complete"),
+        metavar="FOLDER",
+        help="folder for NAME.svg, all candidates, sheet.png, report.json and LICENSES; results of an earlier call "
+        "with the same settings are kept, those with other settings are replaced (default: %(default)s)",
+    )
+    parser.add_argument(
+        "-n",
+        "--n",
+        type=whole_number(1, 64),
+        default=4,
+        dest="number",
+        metavar="N",
+        help="candidates for each name, drawn after different documents (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--draw",
+        action="store_true",
+        help="also draw what the set has already; its own drawing is not shown to the model",
+    )
+    parser.add_argument(
+        "--style",
+        metavar="WORDS",
+        help="style words for captions, such as 'outline rounded' (default: as the set is drawn)",
+    )
+    parser.add_argument(
+        "--title",
+        metavar="TEXT",
+        help="name of the set in captions (default: the folder's name, or the set's)",
+    )
+    parser.add_argument(
+        "--clean",
+        action="store_true",
+        help="write SVG files without metadata; LICENSES then has the only credits",
+    )
+    parser.add_argument(
+        "--tune",
+        type=real_number(0, MAX_MINUTES, above=True),
+        metavar="MINUTES",
+        help="first tune the model on the set's own drawings for so long, and use it if it then reads drawings better "
+        "that were left out; FOLDER/tuned keeps it for the next call",
+    )
+    add_loading_options(parser)
+    parser.set_defaults(bank=None, retriever=None)
+
+
+def run(args: Namespace) -> int:
+    """Draw, write the files, print a table."""
+    from cm3apps.complete.completing import Completing, Settings, name_of
+    from cm3apps.complete.folder import results_folder
+    from cm3apps.complete.sets import open_set
+
+    names = list(dict.fromkeys(name_of(one) for one in args.names))
+    folder = Path(args.set) if Path(args.set).is_dir() else None
+    with results_folder(args.out, folder):
+        model = open_model(args)
+        _check_draws(model)
+        dataset = model.recipe.dataset
+        memory = None if dataset is None else dataset.memory_config()
+        own = open_set(args.set, memory, args.style, args.title)
+        _report_set(own)
+        settings = Settings(
+            number=args.number,
+            seed=args.seed,
+            draw=args.draw,
+            clean=args.clean,
+            sampler=args.sampler,
+            sampling=settings_of(args.settings, "sampler"),
+        )
+        if args.tune is None:
+            return _complete(Completing(model, own, args.out, settings), names, args.out)
+        return _tuned(model, own, args, settings, names)
+
+
+def _tuned(model: Model, own: OwnSet, args: Namespace, settings: Settings, names: list[str]) -> int:
+    """Tune the model, compare it, and draw with the better of the two; return the exit code."""
+    from cm3apps.complete.completing import Completing
+    from cm3apps.complete.drawing import Completer
+    from cm3apps.complete.tuning import compared, tuned
+    from cm3run.training import TrainingInterrupted
+
+    try:
+        other = tuned(model, own, args.out, args.tune)
+    except TrainingInterrupted as stopped:
+        print(stopped, file=sys.stderr)
+        return 130
+    found = compared(model, other, Completer(model, own, settings.sampler, dict(settings.sampling)))
+    print(found.told)
+    better = other if found.helps else model
+    completing = Completing(better, own, args.out, settings, memory=model)
+    completing.results.notes["tuned"] = {"minutes": args.tune, "used": found.helps} | asdict(found)
+    return _complete(completing, names, args.out)
+
+
+def _check_draws(model: Model) -> None:
+    """Raise `CM3Error` for a model whose pictures are not drawings."""
+    if not model.components.image_tokenizer.reads_drawings:
+        raise CM3Error(
+            f"--model {model.name}",
+            "draws pixels, and SVG files need a model that writes drawings; none is bundled yet",
+            "train one (cm3 train icons-svg -o runs/icons-svg) and name its folder: --model runs/icons-svg",
+        )
+
+
+def _report_set(own: OwnSet) -> None:
+    hand = own.hand
+    lines = f"lines {', '.join(f'{one:g}' for one in hand.widths)}" if hand.widths else "no lines"
+    grid = "no grid" if hand.step is None else f"grid {hand.step:g}"
+    box = " ".join(f"{one:g}" for one in hand.box)
+    print(
+        f"{own.place}: {len(own.source):,} drawings, {own.style or 'no style'}, canvas {box}, {grid}, {lines}"
+    )
+    if own.note:
+        print(f"note: {own.note}", file=sys.stderr)
+    for one in own.skipped[:_NUM_SHOWN]:
+        print(f"note: {printable(one.place)} is skipped: {one.cause}", file=sys.stderr)
+    if (more := len(own.skipped) - _NUM_SHOWN) > 0:
+        print(f"note: {more:,} more files are skipped; the report lists them", file=sys.stderr)
+
+
+def _complete(completing: Completing, names: list[str], out: Path) -> int:
+    """Draw all names; return the exit code."""
+    done = 0
+    if number := completing.results.num_replaced:
+        things = "1 thing" if number == 1 else f"{number} things"
+        print(
+            f"note: {out}: {things} of an earlier call with other settings are replaced",
+            file=sys.stderr,
+        )
+    try:
+        with progress_bar("drawing") as progress:
+            for entry in completing.run(names, progress):
+                done += 1
+                _note(entry)
+    except KeyboardInterrupt:
+        print(
+            f"interrupted: {done} of {len(names)} things are done; the same command resumes",
+            file=sys.stderr,
+        )
+        return 130
+    print()
+    for line in completing.table(names):
+        print(line)
+    print(completing.sheet())
+    print(out / "report.json")
+    return 0
+
+
+def _note(entry: dict[str, Any]) -> None:
+    from tqdm import tqdm
+
+    if entry["kind"] == "composed" and entry["thing"]:
+        text = f"the memory has no {entry['name']!r}; the nearest is {entry['thing']!r}: what is drawn is a guess"
+        tqdm.write(f"note: {text}", file=sys.stderr)
+    elif entry["kind"] == "composed":
+        tqdm.write(
+            f"note: the memory has nothing like {entry['name']!r}: what is drawn is a guess",
+            file=sys.stderr,
+        )
+    best = next(iter(entry["candidates"]), None)
+    if best is not None and best["copy"]:
+        text = f"all candidates for {entry['name']!r} are nearly copies of a document"
+        tqdm.write(f"note: {text}", file=sys.stderr)

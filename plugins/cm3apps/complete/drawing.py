@@ -1,0 +1,280 @@
+"""Draws what a set lacks: documents for the thing from the memory and for the hand from the set, candidates after
+different pairs of them, and their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from cm3apps.complete.sets import OwnSet
+from cm3core.document import Codes, Document, Image, ImageHole, PixelArray, Text, text_of
+from cm3core.errors import DataError
+from cm3plugins.retrievers.facets import FacetsRetrieverConfig
+from cm3run.attribution import Credit
+from cm3run.generation.engine import Completion, Request, candidate_seed
+from cm3run.model.jobs import Job
+from cm3run.model.loaded import sampler_of
+from cm3run.nearness import NEARLY_A_COPY, nearness
+from cm3run.prompting import AnsweringRetriever
+from cm3run.words import words_of
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.dataset import DocumentSource
+    from cm3core.interfaces.retriever import Retriever
+    from cm3run.model.model import Model
+
+#: Documents of the memory that are searched for a thing: its versions in all sets.
+_SEARCHED = 96
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """A document that may be prepended.
+
+    Args:
+        id, text: its name in its source, and its caption.
+        document: with its picture as codes.
+        pixels: its picture.
+        credit: its licence and source; None: a user's own.
+    """
+
+    id: str
+    text: str
+    document: Document
+    pixels: PixelArray
+    credit: Credit | None
+
+    @property
+    def thing(self) -> str:
+        """What it shows."""
+        return thing_of(self.text)
+
+
+@dataclass(frozen=True, eq=False)
+class Documents:
+    """The documents for a thing.
+
+    Args:
+        name: the thing.
+        kind: "restyled": the memory has it in other hands; "composed": it has parts of it, or nothing.
+        things: of the thing, from the memory; those nearest in hand first.
+        hands: of the set, which show other things; the most similar first.
+    """
+
+    name: str
+    kind: str
+    things: Sequence[Shown]
+    hands: Sequence[Shown]
+
+    def pairs(self, number: int) -> list[tuple[Shown, ...]]:
+        """Documents for so many candidates: each with a version of the thing and a drawing in the hand, as different
+        as there are some; without the thing, two in the hand."""
+        things, hands = self.things[:number], self.hands
+        pairs: list[tuple[Shown, ...]] = []
+        for place in range(number):
+            first = things or hands[1:]
+            own = [first[place % len(first)]] if first else []
+            own += [hands[place % len(hands)]] if hands else []
+            pairs.append(tuple(dict.fromkeys(own)))
+        return pairs
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """A candidate.
+
+    Args:
+        svg: as the model wrote it.
+        pixels: rendered.
+        seed: of the candidate.
+        documents: that were prepended.
+        nats: negative log-likelihood for each token, given the prompt and the documents.
+        paint: share of its elements that are painted as the set paints.
+        nearness: to the nearest of the documents and of the memory's versions of the thing.
+    """
+
+    svg: str
+    pixels: PixelArray
+    seed: int
+    documents: tuple[Shown, ...]
+    nats: float
+    paint: float
+    nearness: float
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether it is nearly a copy of one of them."""
+        return self.nearness >= NEARLY_A_COPY
+
+    @property
+    def credits(self) -> tuple[Credit, ...]:
+        """Credits of its documents, each with its nearness; a user's own drawings need none."""
+        return tuple(
+            replace(one.credit, nearness=nearness(self.pixels, one.pixels))
+            for one in self.documents
+            if one.credit is not None
+        )
+
+    @property
+    def rank(self) -> tuple[bool, float, float]:
+        """Sorts candidates, the best first: copies last, then by paint, then by likelihood."""
+        return self.is_copy, -round(self.paint, 1), self.nats
+
+
+def thing_of(text: str) -> str:
+    """What a caption names, before its style and set."""
+    return text.partition(",")[0].strip()
+
+
+class Completer:
+    """Finds documents for things, and draws them.
+
+    Args:
+        model: draws drawings.
+        own: the set.
+        sampling: keys of the sampler to change.
+        sampler: its name; None: the recipe's.
+        memory: the model whose memory has the things; None: the same.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        own: OwnSet,
+        sampler: str | None,
+        sampling: dict[str, object],
+        memory: Model | None = None,
+    ) -> None:
+        self.model, self.own, self._memory = model, own, model if memory is None else memory
+        self._sampler = sampler_of(model, sampler, **sampling)
+        self._hands = FacetsRetrieverConfig().build(own.source, None)
+        self._own_ids = frozenset(own.source.id(index) for index in range(len(own.source)))
+
+    @cached_property
+    def _retriever(self) -> Retriever | None:
+        return self._memory.components.retriever
+
+    def documents(self, name: str, number: int) -> Documents:
+        """The documents for a thing, for so many candidates. The set's own drawing of it, and copies of that, are left
+        out."""
+        own = self.own
+        place = own.index(name)
+        banned = frozenset() if place is None else own.source.content_keys(place)
+        things, known = self._things(name, number, banned)
+        [found] = self._hands.retrieve([(Text(own.caption(name)),)], 4 * number, [banned])
+        hands = [one.index for one in found if own.source.group(one.index) != name]
+        return Documents(
+            name,
+            "restyled" if known else "composed",
+            things,
+            list(self._shown(own.source, hands, number)),
+        )
+
+    def _things(self, name: str, number: int, banned: frozenset[str]) -> tuple[list[Shown], bool]:
+        """Versions of a thing from the memory, and whether they show just that, by the retriever's meanings or else by
+        words."""
+        retriever = self._retriever
+        if retriever is None:
+            return [], False
+        others = banned if self.own.folder is not None else banned | self._own_ids
+        query: Document = (Text(name),)
+        answer = None
+        if isinstance(retriever, AnsweringRetriever) and retriever.answers:
+            [(found, answer)] = retriever.answer([query], _SEARCHED, [others])
+        else:
+            [found] = retriever.retrieve([query], _SEARCHED, [others])
+        asked = tuple(words_of(name))
+        texts = [(one.index, text_of(retriever.memory.document(one.index))) for one in found]
+        things = list(self._shown(retriever.memory, self._in_order(asked, texts), number))
+        if answer is not None:
+            return things, bool(things) and answer.kind != "composed"
+        return things, bool(things) and set(words_of(things[0].thing)) == set(asked)
+
+    def _in_order(self, asked: Sequence[str], found: Sequence[tuple[int, str]]) -> list[int]:
+        """The versions of the nearest thing, or of those that have exactly the words asked for; nearest in hand first,
+        each drawing of a set only once."""
+        if not found:
+            return []
+        exact = [one for one in found if set(words_of(thing_of(one[1]))) == set(asked)]
+        first = set(words_of(thing_of(found[0][1])))
+        chosen = exact or [one for one in found if set(words_of(thing_of(one[1]))) == first]
+        wanted = set(words_of(self.own.style))
+
+        def unlike(one: tuple[int, str]) -> int:
+            return len(wanted ^ (set(words_of(one[1].partition(",")[2].rpartition(",")[0]))))
+
+        return [index for index, _ in sorted(chosen, key=unlike)]
+
+    def _shown(self, source: DocumentSource, places: Sequence[int], number: int) -> Iterator[Shown]:
+        """Yield the first documents that can be written in the model's codes."""
+        for place in places:
+            if number == 0:
+                return
+            document = source.document(place)
+            picture = next((one for one in document if isinstance(one, Image)), None)
+            try:
+                coded = self.model.coded(document)
+            except DataError:
+                continue  # such as a drawing with more codes than a picture may have
+            codes = next((one for one in coded if isinstance(one, Codes)), None)
+            if picture is None or codes is None:
+                continue
+            name = source.id(place)
+            [pixels] = self.model.decode([codes])
+            is_own = source is self.own.source and self.own.folder is not None
+            credit = None if is_own else Credit(name, source.provenance(place))
+            yield Shown(name, text_of(document), coded, pixels, credit)
+            number -= 1
+
+    def job(self, documents: Documents, number: int, seed: int) -> Job[list[Drawn]]:
+        """The job that draws so many candidates of a thing, the best first."""
+        prompt = self.own.caption(documents.name)
+        asked = Request((Text(prompt), ImageHole()), sampler=self._sampler, truncate=True)
+        pairs = [self._fitting(asked, pair) for pair in documents.pairs(number)]
+        requests = [
+            replace(
+                asked,
+                retrieved=[one.document for one in pair],
+                seed=candidate_seed(seed, place),
+                sampler=self._sampler.for_candidate(place),
+            )
+            for place, pair in enumerate(pairs)
+        ]
+
+        def finish(completions: Sequence[Completion]) -> list[Drawn]:
+            drawn = [
+                self._drawn(completion, request.seed, pair, documents)
+                for completion, request, pair in zip(completions, requests, pairs, strict=True)
+            ]
+            return sorted(drawn, key=lambda one: one.rank)
+
+        return Job(requests, finish)
+
+    def _fitting(self, asked: Request, pair: tuple[Shown, ...]) -> tuple[Shown, ...]:
+        """The documents that fit the decoder's context with the prompt; the first ones go first."""
+        while pair and not self.model.engine.fits(
+            replace(asked, retrieved=[one.document for one in pair])
+        ):
+            pair = pair[:-1]
+        return pair
+
+    def _drawn(
+        self, completion: Completion, seed: int, pair: tuple[Shown, ...], documents: Documents
+    ) -> Drawn:
+        codes = next(one for one in reversed(completion.document) if isinstance(one, Codes))
+        svg = self.model.components.image_tokenizer.svg(codes.codes)
+        assert svg is not None  # checked when the model is opened
+        [pixels] = self.model.decode([codes])
+        others = {id(one): one for one in (*pair, *documents.things)}.values()
+        return Drawn(
+            svg,
+            pixels,
+            seed,
+            pair,
+            -completion.log_probability / max(1, completion.num_tokens),
+            self.own.hand.paint_share(svg),
+            max((nearness(pixels, one.pixels) for one in others), default=0.0),
+        )

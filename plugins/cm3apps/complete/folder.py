@@ -1,0 +1,190 @@
+"""The folder that `cm3 complete` writes: a file for each thing, all candidates, the licences and the report.
+
+    bell-off.svg                  the best candidate, as a file of the set
+    candidates/bell-off-1.svg     all of them, the best first
+    sheet.png                     documents and candidates, a row for each thing
+    report.json                   how each was made and judged
+    LICENSES                      the documents that each adapts
+
+The report is written after each thing, so an interrupted call goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from cm3core.errors import CM3Error, FileError
+from cm3core.files import (
+    check_writable,
+    held_folder,
+    make_folder,
+    open_regular,
+    write_bytes,
+    write_text,
+)
+from cm3run.attribution import Credit, credit_in, licences_text
+
+REPORT, SHEET, LICENCES, CANDIDATES = "report.json", "sheet.png", "LICENSES", "candidates"
+#: Form of the report; a report in another form is replaced.
+FORM = 1
+_MOST_BYTES = 1 << 26
+_FILE = re.compile(r"(candidates/)?[^/\\]{1,250}\.svg")
+
+Entry = dict[str, Any]
+
+
+class Results:
+    """The report and the files of a folder.
+
+    Args:
+        folder: exists.
+        settings: what the results depend on; results of other settings are replaced.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.settings = json.loads(json.dumps(settings))
+        before = _read(folder / REPORT)
+        self._known = set(_files(before))
+        is_same = before.get("settings") == self.settings
+        #: Thing -> its entry in the report.
+        self.entries: dict[str, Entry] = {}
+        #: Number of things of an earlier call with other settings, which are replaced.
+        self.num_replaced = 0
+        for entry in before.get("things", ()):
+            if is_same and self._is_whole(entry):
+                self.entries[entry["name"]] = entry
+            else:
+                self.num_replaced += 1
+        self._writing: list[str] = []
+        #: Further facts for the report.
+        self.notes: dict[str, Any] = {}
+        self._gone = self._known - set(_files({"things": list(self.entries.values())}))
+
+    def _is_whole(self, entry: Entry) -> bool:
+        return all((self.folder / name).is_file() for name in _files({"things": [entry]}))
+
+    def file_name(self, stem: str) -> str:
+        """The name of a thing's file.
+
+        Raises:
+            FileError: a file of this name is there, and is not of this command.
+        """
+        name = f"{stem}.svg"
+        if (self.folder / name).exists() and name not in self._known:
+            raise FileError(
+                str(self.folder / name),
+                "is there already, and not written by cm3 complete",
+                "move it, or name another folder (-o)",
+            )
+        return name
+
+    def clear(self) -> None:
+        """Remove the files of an earlier call with other settings."""
+        for name in self._gone:
+            with suppress(FileNotFoundError, IsADirectoryError):
+                (self.folder / name).unlink()
+        self._gone = set()
+
+    def add(self, entry: Entry, files: Mapping[str, str]) -> None:
+        """Write a thing's files, then the report."""
+        self.clear()
+        self._writing = sorted(files)
+        self.write()  # an interruption leaves files that the next call knows
+        make_folder(self.folder / CANDIDATES)
+        for name, text in files.items():
+            write_text(self.folder / name, text)
+        for name in set(_files({"things": [self.entries.get(entry["name"], {})]})) - set(files):
+            with suppress(FileNotFoundError):
+                (self.folder / name).unlink()
+        self._known |= set(files)
+        self._writing = []
+        self.entries[entry["name"]] = entry
+        self.write()
+
+    def write(self) -> None:
+        """Write the report and the licences."""
+        things = list(self.entries.values())
+        report: dict[str, Any] = {"form": FORM, "settings": self.settings, "things": things}
+        report |= self.notes
+        if self._writing:
+            report["writing"] = self._writing
+        write_text(self.folder / REPORT, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+        credited = [
+            (one["file"], [credit_in(own) for own in one["credits"]])
+            for one in things
+            if one.get("file")
+        ]
+        write_text(self.folder / LICENCES, licences_text(credited))
+
+    def picture(self, name: str, content: bytes) -> Path:
+        """Write a picture; return its path."""
+        path = self.folder / name
+        write_bytes(path, content)
+        return path
+
+
+@contextmanager
+def results_folder(folder: Path, own: Path | None) -> Iterator[None]:
+    """Context in which no other command completes into the folder.
+
+    Args:
+        folder: made if it is missing.
+        own: the set's folder, which must not be it or around it; None: the set has none.
+
+    Raises:
+        FileError: the folder is not writable, or is inside the set's folder.
+    """
+    if own is not None and folder.absolute().resolve().is_relative_to(own.resolve()):
+        raise FileError(
+            str(folder),
+            f"is inside the set {own}, which would then have the results, too",
+            "name a folder elsewhere (-o)",
+        )
+    check_writable(folder, folder=True)
+    busy = CM3Error(
+        str(folder),
+        "another process is completing a set into this folder",
+        "wait for it, or name another folder (-o)",
+    )
+    with held_folder(folder, busy):
+        yield
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """An earlier report; {} if there is none that can be used."""
+    try:
+        with open_regular(path) as file:
+            content = file.read(_MOST_BYTES)
+        report = json.loads(content)
+        if report["form"] != FORM:
+            return {}
+        for entry in report["things"]:
+            if not isinstance(entry["name"], str):
+                return {}
+            for credit in entry["credits"]:
+                credit_in(credit)
+        list(_files(report))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return {}
+    return dict(report)
+
+
+def _files(report: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the files that a report names, as far as they are names of files in the folder."""
+    every = list(report.get("writing", ()))
+    for entry in report.get("things", ()):
+        every += [entry.get("file"), *(one["file"] for one in entry.get("candidates", ()))]
+    for name in every:
+        if isinstance(name, str) and _FILE.fullmatch(name) and ".." not in name:
+            yield name
+
+
+def credits_json(credits: list[Credit]) -> list[dict[str, Any]]:
+    """Credits as they stand in the report."""
+    return [one.as_json() for one in credits]

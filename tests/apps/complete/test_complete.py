@@ -1,0 +1,296 @@
+"""`cm3 complete`: a set of own icons by an untrained model, what is found, kept and replaced, and wrong input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cm3apps.cli.main import main
+from cm3apps.complete.drawing import Completer
+from cm3apps.complete.folder import Results
+from cm3apps.complete.sets import open_set
+from cm3core.plugins.discovery import load_registry
+from cm3core.recipe.merge import compose
+from cm3plugins.datasets.svg_folder.reading import parsed
+from cm3plugins.svg import render_svg
+from cm3run.attribution import facts_of_file
+from cm3run.model.model import load
+from cm3run.training import train
+from messages import tells
+
+OWN = Path(__file__).parents[2] / "fixtures" / "own_icons"
+SMALL = (
+    "decoder.num_layers=1",
+    "decoder.d_model=24",
+    "decoder.num_heads=2",
+    "decoder.num_key_heads=2",
+    "decoder.d_ff=32",
+    "image_tokenizer.most_codes=96",
+    "text_tokenizer.vocab_size=300",
+    "dataset.sets=[lucide,tabler]",
+    "dataset.things_share=0.02",
+    "train.steps=1",
+    "train.precision=fp32",
+    "train.num_threads=1",
+    "train.validation_splits=[]",
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one step, with some forty things of two sets as its memory."""
+    folder = tmp_path_factory.mktemp("runs") / "svg"
+    registry = load_registry()
+    own = f"data.cache_dir={folder.parent / 'cache'}"
+    train(compose("icons-svg", [*SMALL, own], registry=registry), folder, registry, progress=False)
+    return folder
+
+
+@pytest.fixture
+def things(run: Path) -> list[str]:
+    """Names that the memory has in some hand, and the own icons lack."""
+    model = load(run)
+    source = model.components.source
+    return sorted({source.group(index) for index in range(len(source))})
+
+
+def complete(run: Path, *arguments: str) -> int:
+    return main(["complete", *arguments, "--model", str(run), "--threads", "1"])
+
+
+def report(folder: Path) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads((folder / "report.json").read_text())
+    return read
+
+
+def test_an_own_set_is_completed(
+    run: Path, things: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All candidates are files of the set, of the documents that the report names; what the set has is found."""
+    thing, out = things[0], tmp_path / "out"
+    names = [thing, "zzyzx bell", "Bell", "bar-chart"]
+    assert complete(run, str(OWN), *names, "-o", str(out), "-n", "3") == 0
+    told = capsys.readouterr()
+    assert "own icons: " not in told.out
+    assert tells(told.out, "... 12 drawings, outline, canvas 0 0 20 20, grid 0.5, lines 1.5")
+    assert tells(told.err, "... note: the memory has ... 'zzyzx bell' ... what is drawn is a guess")
+    entries = {one["name"]: one for one in report(out)["things"]}
+    assert {name: one["kind"] for name, one in entries.items()} == {
+        thing: "restyled",
+        "zzyzx bell": "composed",
+        "bell": "found",
+        "bar chart": "found",
+    }
+    stem = entries[thing]["file"]
+    for one in entries[thing]["candidates"]:
+        content = (out / one["file"]).read_bytes()
+        file = parsed(content)  # one paint in one canvas
+        assert (file.box, file.paint) == ((0, 0, 20, 20), "#2b5d9c")
+        render_svg(file.svg, 32)
+        of_memory, of_set = one["documents"]
+        assert of_memory["id"].startswith(("lucide/", "tabler/"))
+        assert of_set["id"].startswith("ico_")
+        facts = facts_of_file(out / one["file"])
+        assert facts is not None
+        assert [credit.id for credit in facts.credits] == [of_memory["id"]]
+    assert len({one["documents"][1]["id"] for one in entries[thing]["candidates"]}) == 3
+    best = entries[thing]["candidates"][0]["file"]
+    assert (out / stem).read_bytes() == (out / best).read_bytes()
+    assert stem in (out / "LICENSES").read_text()
+    assert (out / "sheet.png").stat().st_size > 0
+    assert not list(out.glob("bell*"))
+
+
+def test_the_same_command_keeps_and_another_replaces(
+    run: Path, things: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    first, second = things[:2]
+    command = (str(OWN), "-o", str(out), "-n", "1")
+    assert complete(run, *command[:1], first, *command[1:]) == 0
+    [before] = report(out)["things"]
+    changed = (out / before["file"]).stat().st_mtime_ns
+    assert complete(run, *command[:1], second, first, *command[1:]) == 0
+    assert [one["name"] for one in report(out)["things"]] == [first, second]
+    assert (out / before["file"]).stat().st_mtime_ns == changed
+    capsys.readouterr()
+    assert complete(run, *command[:1], second, *command[1:], "--seed", "3", "--clean") == 0
+    assert tells(capsys.readouterr().err, "note: ... 2 things of an earlier call ... are replaced")
+    [entry] = report(out)["things"]
+    assert entry["name"] == second
+    assert not (out / before["file"]).exists()
+    assert "<metadata>" not in (out / entry["file"]).read_text()
+    assert sorted(path.name for path in (out / "candidates").iterdir()) == [
+        Path(entry["candidates"][0]["file"]).name
+    ]
+
+
+def test_an_interrupted_call_goes_on(
+    run: Path,
+    things: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Between the files of the second thing and the report: the first is kept, the second drawn again, as without the
+    interruption."""
+    names, whole, out = things[:2], tmp_path / "whole", tmp_path / "out"
+    assert complete(run, str(OWN), *names, "-o", str(whole), "-n", "1") == 0
+    with monkeypatch.context() as patch:
+        write = Results.write
+
+        def interrupted(self: Results) -> None:
+            if len(self.entries) == 2:
+                raise KeyboardInterrupt
+            write(self)
+
+        patch.setattr(Results, "write", interrupted)
+        assert complete(run, str(OWN), *names, "-o", str(out), "-n", "1") == 130
+    assert tells(capsys.readouterr().err, "... interrupted: 1 of 2 things are done")
+    [first] = report(out)["things"]
+    kept = (out / first["file"]).stat().st_mtime_ns
+    (out / "notes.txt").write_text("mine")
+    assert complete(run, str(OWN), *names, "-o", str(out), "-n", "1") == 0
+    assert (out / first["file"]).stat().st_mtime_ns == kept
+    assert (out / "notes.txt").read_text() == "mine"
+    (out / "notes.txt").unlink()
+    files = {
+        path.relative_to(whole): path.read_bytes() for path in whole.rglob("*") if path.is_file()
+    }
+    assert files == {
+        path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()
+    }
+
+
+def test_what_the_set_has_is_drawn_on_request_without_its_own(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = ("bell", "-o", str(out), "-n", "2")
+    assert complete(run, str(OWN), *command) == 0
+    assert complete(run, str(OWN), *command, "--draw") == 0
+    [entry] = report(out)["things"]
+    documents = {one["id"] for each in entry["candidates"] for one in each["documents"]}
+    assert documents
+    assert "ico_bell_20" not in documents
+
+
+def test_a_set_of_the_memory(run: Path, things: list[str], tmp_path: Path) -> None:
+    """Its originals are found with their licence, also those that are held out; what it lacks gets documents of the
+    other set and of its own."""
+    model = load(run)
+    own = open_set("lucide", model.recipe.dataset.memory_config(), None, None)  # type: ignore[union-attr]
+    lacking = next(one for one in things if not own.has(one))
+    out = tmp_path / "out"
+    has = next(own.source.group(index) for index in range(len(own.source)))
+    assert complete(run, "lucide", has, lacking, "-o", str(out), "-n", "1") == 0
+    entries = {one["name"]: one for one in report(out)["things"]}
+    assert entries[has]["kind"] == "found"
+    facts = facts_of_file(out / entries[has]["file"])
+    assert facts is not None
+    assert [one.provenance.licence for one in facts.credits] == ["ISC"]
+    [candidate] = entries[lacking]["candidates"]
+    assert [one["id"].split("/")[0] for one in candidate["documents"]] == ["tabler", "lucide"]
+    assert own.hand.ends == (("round", "round"),)
+
+
+def test_a_model_is_tuned_on_the_set_and_compared(
+    run: Path, things: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The drawings that were left out decide which model draws; the next call uses the tuned one again."""
+    own, out = tmp_path / "own", tmp_path / "out"
+    shutil.copytree(OWN, own)
+    for number, name in enumerate(things[1:16]):
+        (own / f"ico_{name}_20.svg").write_text(
+            '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 20 20" fill="none" stroke="#2b5d9c">'
+            f'<path d="M{number + 1} 2v16"/></svg>'
+        )
+    command = (str(own), things[0], "-o", str(out), "-n", "1", "--tune", "0.01")
+    assert complete(run, *command) == 0
+    told = capsys.readouterr().out
+    assert tells(told, "... tuned: ... nats a code on ... drawings that were left out, untuned: ")
+    tuned = report(out)["tuned"]
+    assert tuned["used"] == (tuned["after"] < tuned["before"])
+    assert report(out)["settings"]["model"].startswith(str(out if tuned["used"] else run))
+    [entry] = report(out)["things"]
+    assert entry["candidates"][0]["documents"][0]["id"].startswith(("lucide/", "tabler/"))
+    before = sorted((out / "tuned").rglob("*.safetensors"))
+    assert complete(run, *command) == 0
+    assert report(out)["tuned"] == tuned
+    assert sorted((out / "tuned").rglob("*.safetensors")) == before
+
+
+def test_documents_differ_as_far_as_there_are_some(run: Path, things: list[str]) -> None:
+    model = load(run)
+    own = open_set(str(OWN), None, None, None)
+    documents = Completer(model, own, None, {}).documents(things[0], 4)
+    pairs = documents.pairs(4)
+    assert len({pair[-1].id for pair in pairs}) == 4
+    assert len({pair[0].id for pair in pairs}) == min(4, len(documents.things))
+
+
+class TestWrongInput:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ((str(OWN), ",,"), "error: NAME ',,': has no words"),
+            ((str(OWN), "bell, filled"), "error: NAME 'bell, filled': has a comma"),
+            ((str(OWN), "a " * 13), "error: NAME ... has 13 words"),
+            ((str(OWN), "bell off", "--tune", "1"), "error: --tune: needs 20 drawings ... has 12"),
+            (("lucide", "violin", "--tune", "1"), "error: --tune: tunes on a folder's drawings"),
+            (("lucid", "bell"), "error: SET lucid: is neither a folder nor a set ... 'lucide'"),
+            (
+                ("tabler", "bell", "--style", "blue"),
+                "error: SET tabler: has no drawings in the style",
+            ),
+        ],
+    )
+    def test_names_and_sets(
+        self,
+        run: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        arguments: tuple[str, ...],
+        message: str,
+    ) -> None:
+        assert complete(run, *arguments, "-o", str(tmp_path / "out")) == 2
+        assert tells(capsys.readouterr().err, message)
+
+    def test_a_model_of_pixels(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["complete", str(OWN), "bell", "-o", str(tmp_path / "out")]) == 2
+        assert tells(capsys.readouterr().err, "error: --model ... draws pixels ... --model")
+
+    def test_folders(self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        empty, few, bad = (tmp_path / name for name in ("empty", "few", "bad"))
+        for folder in (empty, few, bad):
+            folder.mkdir()
+        for path in sorted(OWN.glob("*.svg"))[:3]:
+            shutil.copy(path, few)
+        for number in range(6):
+            (bad / f"{number}.svg").write_text(
+                '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9">'
+                '<path fill="red" d="M0 0h1z"/><path d="M0 0h1z"/></svg>'
+            )
+        for folder, message in (
+            (empty, "error: dataset.path ... holds no SVG file"),
+            (few, "error: SET ... has 3 drawings that can be used, and a hand shows in 5 or more"),
+            (bad, "error: SET ... has no drawing ... 6 files were skipped ... has 2 colours"),
+        ):
+            assert complete(run, str(folder), "bell off", "-o", str(tmp_path / "out")) == 2
+            assert tells(capsys.readouterr().err, message)
+
+    def test_results_where_they_do_not_belong(
+        self, run: Path, things: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        own, out = tmp_path / "own", tmp_path / "out"
+        shutil.copytree(OWN, own)
+        assert complete(run, str(own), "violin", "-o", str(own / "new")) == 2
+        assert tells(capsys.readouterr().err, "error: ... is inside the set ... (-o)")
+        assert not (own / "new").exists()
+        out.mkdir()
+        (out / "violin.svg").write_text("mine")
+        assert complete(run, str(own), "violin", "-o", str(out)) == 2
+        assert tells(capsys.readouterr().err, "error: ... is there already, and not written by")
+        assert (out / "violin.svg").read_text() == "mine"
