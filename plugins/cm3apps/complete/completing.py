@@ -205,9 +205,8 @@ class Completing:
 
     def _file(self, name: str, one: Drawn) -> str:
         """A candidate as a file of the set, with its metadata unless it is to be clean."""
-        text = self.own.hand.written(one.svg)
         if self.settings.clean:
-            return text
+            return one.svg
         facts = facts_of_drawing(
             self.model,
             self.own.caption(name),
@@ -216,7 +215,7 @@ class Completing:
             sampler=self.settings.sampler,
             sampling=self.settings.sampling,
         )
-        return svg(text, facts)
+        return svg(one.svg, facts)
 
     # ---- for the reader
 
@@ -248,43 +247,43 @@ class Completing:
         ]
 
     def sheet(self) -> Path:
-        """Write the sheet of all things in the report: the documents, then the candidates, the best first."""
+        """Write the sheet of all things in the report: the documents, the set's own drawing where it has one, and the
+        candidates, the best first."""
+        entries = list(self.results.entries.values())
+        own = [self._own(entry["name"]) for entry in entries]
+        with_own = any(one is not None for one in own)
         rows: list[list[PixelArray | None]] = []
         captions: list[list[str]] = []
-        labels: list[str] = []
-        documents: list[Shown] = []
-        for entry in self.results.entries.values():
+        credits: list[Credit] = []
+        for entry, drawing in zip(entries, own, strict=True):
             found = self.documents(entry["name"])
             pixels: list[PixelArray | None] = []
             texts: list[str] = []
             for shown in (found.things[:SHOWN], found.hands[:SHOWN]):
                 pixels += [self._document(one) for one in shown] + [None] * (SHOWN - len(shown))
                 texts += [one.id for one in shown] + [""] * (SHOWN - len(shown))
-            documents += [*found.things[:SHOWN], *found.hands[:SHOWN]]
-            if entry["kind"] == "found":
-                pixels.append(self._own(entry))
-                texts.append("the set's own")
+                credits += [one.credit for one in shown if one.credit is not None]
+            if with_own:
+                pixels.append(drawing)
+                texts.append("")
             for one in entry["candidates"]:
                 pixels.append(self._picture((self.results.folder / one["file"]).read_bytes()))
-                copy = ", copy" if one["copy"] else ""
-                texts.append(f"paint {one['paint']:.2f}, nearest {one['nearness']:.2f}{copy}")
+                texts.append(_judged(one))
             rows.append(pixels)
             captions.append(texts)
-            labels.append(f"{entry['name']}\n{entry['kind']}")
+        headings = ["the thing"] * SHOWN + ["the hand"] * SHOWN + ["the set's own"] * with_own
         widest = max(map(len, rows))
-        headings = ["the thing"] * SHOWN + ["the hand"] * SHOWN + ["result"]
-        headings += [f"candidate {place}" for place in range(2, widest - len(headings) + 2)]
+        headings += [f"candidate {place}" for place in range(1, widest - len(headings) + 1)]
         picture = grid(
             [row + [None] * (widest - len(row)) for row in rows],
             captions=[row + [""] * (widest - len(row)) for row in captions],
-            row_labels=labels,
+            row_labels=[f"{entry['name']}\n{entry['kind']}" for entry in entries],
             column_labels=headings,
             scale=1,
             label_width=140,
         )
-        credits = [[one.credit] for one in documents if one.credit is not None]
         facts = facts_of_documents((), model=self.model.name)
-        return self.results.picture(SHEET, png(picture, facts.after(together(credits))))
+        return self.results.picture(SHEET, png(picture, facts.after(credits)))
 
     def _document(self, shown: Shown) -> PixelArray:
         drawing = self.model.components.image_tokenizer.svg(
@@ -293,11 +292,17 @@ class Completing:
         assert drawing is not None
         return render_svg(drawing, SIDE)
 
-    def _own(self, entry: Entry) -> PixelArray | None:
-        """The set's own drawing; None: its file can't be used."""
-        index = self.own.index(entry["name"])
+    def _own(self, name: str) -> PixelArray | None:
+        """The set's own drawing; None: it has none, or its file can't be used."""
+        index = self.own.index(name)
         original = None if index is None else self.own.source.original(index)
         return None if original is None else self._picture(original.content)
 
     def _picture(self, content: bytes) -> PixelArray:
         return render_svg(parsed(content, one_paint=False).svg, SIDE)
+
+
+def _judged(candidate: Mapping[str, Any]) -> str:
+    """A candidate's caption on the sheet."""
+    copy = ", copy" if candidate["copy"] else ""
+    return f"paint {candidate['paint']:.2f}, nearest {candidate['nearness']:.2f}{copy}"

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 from cm3apps.complete.sets import OwnSet
 from cm3core.document import Codes, Document, Image, ImageHole, PixelArray, Text, text_of
 from cm3core.errors import DataError
+from cm3plugins.datasets.svg_folder.reading import parsed
 from cm3plugins.retrievers.facets import FacetsRetrieverConfig
+from cm3plugins.svg import render_svg
 from cm3run.attribution import Credit
 from cm3run.generation.engine import Completion, Request, candidate_seed
 from cm3run.model.jobs import Job
@@ -87,8 +89,8 @@ class Drawn:
     """A candidate.
 
     Args:
-        svg: as the model wrote it.
-        pixels: rendered.
+        svg: as a file of the set.
+        pixels: rendered, in black.
         seed: of the candidate.
         documents: that were prepended.
         nats: negative log-likelihood for each token, given the prompt and the documents.
@@ -267,10 +269,12 @@ class Completer:
         codes = next(one for one in reversed(completion.document) if isinstance(one, Codes))
         svg = self.model.components.image_tokenizer.svg(codes.codes)
         assert svg is not None  # checked when the model is opened
-        [pixels] = self.model.decode([codes])
+        written = self.own.hand.written(svg)
+        side = self.model.components.image_tokenizer.image_size[0]
+        pixels = render_svg(parsed(written.encode()).svg, side)
         others = {id(one): one for one in (*pair, *documents.things)}.values()
         return Drawn(
-            svg,
+            written,
             pixels,
             seed,
             pair,

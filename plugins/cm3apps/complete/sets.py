@@ -78,12 +78,12 @@ def open_set(
     Raises:
         DataError: there is neither such a folder nor such a set, or it has too few usable drawings.
     """
-    icons = memory if isinstance(memory, IconSourceConfig) else None
-    known = all_sets() if icons is not None and icons.path is None else {}
+    # the bundled sets alone: a stranger's model may name any path for its corpus
+    known = all_sets() if isinstance(memory, IconSourceConfig) else {}
     if Path(name).is_dir():
         found = _of_folder(name, style, title)
-    elif icons is not None and (name in known or icons.path is not None):
-        found = _of_memory(name, icons, style, title)
+    elif name in known:
+        found = _of_memory(name, style, title)
     else:
         cause = "is neither a folder nor a set of the model's memory"
         hint = f"; {close_match(name, known)}" if known else ""
@@ -124,9 +124,9 @@ def _check_number(name: str, number: int, skipped: Sequence[SkippedRecord]) -> N
     raise DataError(f"SET {name}", cause, "name a folder with more plain SVG files in one colour")
 
 
-def _of_memory(name: str, memory: IconSourceConfig, style: str | None, title: str | None) -> OwnSet:
+def _of_memory(name: str, style: str | None, title: str | None) -> OwnSet:
     """A set of the memory in one style: the asked one, else the most frequent."""
-    config = replace(memory, split="all", sets=[name], styles=[])
+    config = IconSourceConfig(split="all", sets=[name])
     every = config.build()
     styles = Counter(every.entry(index).style for index in range(len(every)))
     plain = Counter({one: number for one, number in styles.items() if "colour" not in one.split()})

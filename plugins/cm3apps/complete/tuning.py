@@ -16,6 +16,7 @@ from cm3core.document import Codes, Document, ImageHole, Text
 from cm3core.errors import CM3Error, DataError
 from cm3core.files import make_folder, write_text
 from cm3plugins.datasets.file_source import split_of
+from cm3plugins.datasets.icons import IconSourceConfig
 from cm3run.model.model import Model, load
 from cm3run.training import train
 
@@ -98,9 +99,14 @@ def _sections(model: Model, own: OwnSet, minutes: float) -> dict[str, Any]:
             "style": own.style,
             "title": own.title,
             "valid": VALID,
-            "things": stored.get("dataset"),
+            "things": _things(model),
         },
-        "retriever": stored.get("retriever"),
+        "retriever": {
+            "name": "facets",
+            "num_retrieved": 2,
+            "random_num_retrieved": True,
+            "num_ranks": 8,
+        },
         "train": {
             "minutes": minutes,
             "batch_rows": stored["train"]["batch_rows"],
@@ -115,6 +121,16 @@ def _sections(model: Model, own: OwnSet, minutes: float) -> dict[str, Any]:
             "validation_splits": [],
         },
     }
+
+
+def _things(model: Model) -> dict[str, Any] | None:
+    """The icons that the model learnt from; None if its data are others, which a stranger's model may not name here."""
+    dataset = model.recipe.dataset
+    icons = None if dataset is None else dataset.memory_config()
+    if not isinstance(icons, IconSourceConfig) or icons.path is not None:
+        return None
+    own = {key: getattr(icons, key) for key in ("held_out", "sets", "styles", "things_share")}
+    return {"name": "icons", "split": "train", **own}
 
 
 def compared(model: Model, other: Model, completer: Completer) -> Comparison:

@@ -276,6 +276,7 @@ def test_links_within_a_model_and_those_of_the_hub_are_files_of_it(
 #: By command that takes a model: arguments, with "{model}" for it.
 ATTACKED: dict[str, tuple[str, ...]] = {
     "generate": ("red", "--n", "1", "--upscale", "-o", "out", "--model", "{model}"),
+    "complete": ("lucide", "red", "-o", "out", "--model", "{model}"),
     "caption": ("a.png", "--model", "{model}"),
     "infill": ("a.png", "--box", "0,0,8,8", "--text", "red", "-o", "o.png", "--model", "{model}"),
     "edit": ("a.png", "red", "--force", "-o", "out", "--model", "{model}"),
