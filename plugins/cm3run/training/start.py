@@ -378,6 +378,10 @@ def _placed(components: Components, origin: Origin, place: _Place) -> OptimizerG
     drawn_on = place.parallel.build_device(place.device)
     if recipe.train.start_from_codebook and origin.folder is None and drawn_on.type != "meta":
         _start_from_codebook(components, drawn_on)
+    if recipe.train.compile and place.device.type == "cpu":
+        # Documents are attended to one by one on the CPU, which compiled code can't: it attends to whole rows.
+        attention = components.attention
+        attention.attend = torch.compiler.disable(attention.attend)  # type: ignore[method-assign]
     place.parallel.place(components.decoder, place.device, compiled=recipe.train.compile)
     origin.set_weights(decoder)
     rows = select_parameters(

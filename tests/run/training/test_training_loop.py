@@ -366,6 +366,7 @@ def test_blocks_are_compiled_once_and_train_the_same(
         losses.append([line["train/loss"] for line in lines if "train/loss" in line])
     assert len(losses[0]) == 3
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    assert not counters["graph_break"]
-    # in training and in validation, first for one shape and then for any: not one for each of six blocks
-    assert counters["stats"]["unique_graphs"] < 6
+    # attention is called apart: on the CPU, documents are attended to one by one
+    assert len(counters["graph_break"]) == 1
+    # before and behind it, in training and in validation, first for one shape and then for any: not for each of six blocks
+    assert counters["stats"]["unique_graphs"] < 12
