@@ -74,6 +74,7 @@ CHANGEABLE_KEYS = (
     "train.sample_every_steps",
     "train.trackers",
     "train.num_threads",
+    "train.compile",
 )
 
 
