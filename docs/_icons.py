@@ -21,6 +21,7 @@ COMMAND = "python docs/_icons.py"
 PICTURE = Path(__file__).parent / "images" / "icons-corpus.png"
 HELD_OUT = Path(__file__).parent / "figures" / "held-out.json"
 COPIED = Path(__file__).parent / "figures" / "closed.json"
+ANSWERS = Path(__file__).parent / "figures" / "answers.json"
 SIZE = 64
 NUM_COLUMNS = 9
 THING = "lock"
@@ -33,6 +34,7 @@ def tables() -> dict[str, list[str]]:
     return {
         "closed splits": _closed_splits(),
         "copied": _copied(),
+        "answers": _answers(),
         "splits": _splits(corpus),
         "held out": _held_out(),
         "styles": _styles(corpus),
@@ -76,6 +78,32 @@ def _closed_splits() -> list[str]:
         f"| `{split}` | {number[split]:,} | {len(things[split]):,} | {meaning[split]} |"
         for split in CLOSED_SPLITS
     ]
+
+
+#: What is right for the prompts of docs/figures/answers.json.
+_RIGHT = {
+    "train": "found",
+    "restyle": "restyled",
+    "variant": "restyled or composed",
+    "strangers": "restyled or composed",
+    "unseen": "composed",
+    "compose": "composed",
+    "everyday": "of 60 everyday prompts, in other words than the names",
+}
+
+
+def _answers() -> list[str]:
+    """What captions of each split are answered with."""
+    counts = json.loads(ANSWERS.read_text(encoding="utf-8"))["counts"]
+    rows = [
+        "| captions of | right | found | restyled | composed |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for split, own in counts.items():
+        told = " | ".join(str(own.get(kind, 0)) for kind in ("found", "restyled", "composed"))
+        name = f"`{split}`" if split != "everyday" else "(everyday)"
+        rows.append(f"| {name} | {_RIGHT[split]} | {told} |")
+    return rows
 
 
 def _copied() -> list[str]:

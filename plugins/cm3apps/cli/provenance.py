@@ -167,6 +167,8 @@ def _of_picture(args: Namespace, facts: FileFacts) -> dict[str, Any]:
     from cm3run.attribution import nearest
 
     found: dict[str, Any] = {key: facts.texts[key] for key in _SHOWN if key in facts.texts}
+    if "answer" in facts.texts:
+        found["answer"] = _answer(facts.texts["answer"])
     if facts.is_credited:
         near = nearest(facts.credits)
         if near is not None:
@@ -188,6 +190,14 @@ def _of_picture(args: Namespace, facts: FileFacts) -> dict[str, Any]:
         for name in ids
     ]
     return found
+
+
+def _answer(stored: str) -> object:
+    """What the memory had for the prompt, as the file says it."""
+    try:
+        return json.loads(stored)
+    except (ValueError, RecursionError):  # from anyone's file
+        return stored
 
 
 def _from_model(
@@ -217,6 +227,8 @@ def _lines(found: dict[str, Any]) -> list[str]:
     for key, value in found.items():
         if key == "files":
             lines += [line for one in value for line in ["", *_lines(one)]][1:]
+        elif key == "answer" and isinstance(value, dict):
+            lines.append(f"answer: {printable(str(value.get('text', '')))}")
         elif isinstance(value, list):
             lines.append(f"{key}:" if value else f"{key}: nothing")
             lines += [f"  {printable(_row(one))}" for one in value]

@@ -83,10 +83,7 @@ class FacetsRetrieverConfig(AnsweringRetrieverConfig):
     def build(self, memory: DocumentSource, embedder: Embedder | None) -> FacetsRetriever:
         """Index the memory's texts; `embedder` serves `meanings` only, where that has none of its own."""
         self.check()
-        meanings = self.meanings
-        assert isinstance(meanings, (HybridRetrieverConfig, type(None)))
-        compares = None if meanings is None else meanings.build(memory, embedder)
-        return FacetsRetriever(self, memory, compares)
+        return FacetsRetriever(self, memory, embedder)
 
 
 class FacetsRetriever(QueryByQuery, AnsweringRetriever):
@@ -94,19 +91,26 @@ class FacetsRetriever(QueryByQuery, AnsweringRetriever):
     those of `answer` are the similarity of the things.
 
     Args:
-        config: BM25's parameters, and the separator.
+        config: BM25's parameters, the separator, and how prompts are compared.
         memory: M documents.
-        meanings: compares prompts; None: words do.
+        embedder: the recipe's, for prompts.
     """
 
     def __init__(
         self,
         config: FacetsRetrieverConfig,
         memory: DocumentSource,
-        meanings: HybridRetriever | None = None,
+        embedder: Embedder | None = None,
     ) -> None:
         super().__init__(memory)
-        self._config, self._meanings = config, meanings
+        self._config, self._embedder = config, embedder
+
+    @cached_property
+    def _meanings(self) -> HybridRetriever:
+        """Compares prompts; training has no use for it."""
+        config = self._config.meanings
+        assert isinstance(config, HybridRetrieverConfig)
+        return config.build(self._memory, self._embedder)
 
     @cached_property
     def _indexed(self) -> tuple[_Words, _Words]:
@@ -143,7 +147,7 @@ class FacetsRetriever(QueryByQuery, AnsweringRetriever):
     @property
     def answers(self) -> bool:
         """Whether prompts are compared by meaning."""
-        return self._meanings is not None
+        return self._config.meanings is not None
 
     def _answer(
         self, queries: Sequence[Document], num_retrieved: int, exclude: Sequence[Collection[str]]
@@ -157,7 +161,6 @@ class FacetsRetriever(QueryByQuery, AnsweringRetriever):
         self, query: Document, number: int, exclude: Collection[str]
     ) -> tuple[list[Retrieved], Answer | None]:
         meanings = self._meanings
-        assert meanings is not None
         compared = meanings.compared(text_of(query))
         if compared is None:
             return [], None

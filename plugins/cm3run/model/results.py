@@ -176,8 +176,8 @@ def told_answer(picture: GeneratedImage) -> str:
     )
     if answer.kind == "restyled":
         if answer.originals:
-            return f"restyled: the memory has {answer.thing!r} in this hand, too: {answer.originals[0].id}{after}"
-        return f"restyled: the memory has {answer.thing!r} in other hands only{after}"
+            return f"restyled: the memory has {answer.thing!r} in this style, too: {answer.originals[0].id}{after}"
+        return f"restyled: the memory has {answer.thing!r} in other styles or sets only{after}"
     near_by = f"{answer.thing!r}, similarity {answer.score:.2f}"
     if answer.is_unknown:
         return (

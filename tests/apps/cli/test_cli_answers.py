@@ -3,6 +3,7 @@ found."""
 
 from __future__ import annotations
 
+import json
 import zipfile
 
 import pytest
@@ -35,7 +36,20 @@ def test_an_original_is_written_for_what_is_found(run, tmp_path, capsys):
         "  found: lucide/bell (ISC) is 'bell, outline rounded, lucide', similarity 1.00; this is its original",
         str(tmp_path / "001.png"),
     ]
-    assert lines[4].startswith("  restyled: the memory has 'plug' in other hands only; drawn after")
+    assert lines[4].startswith(
+        "  restyled: the memory has 'plug' in other styles or sets only; drawn after"
+    )
+
+
+def test_its_metadata_say_it(run, tmp_path, capsys):
+    assert run("generate", "bell, lucide", "-o", tmp_path) == 0
+    capsys.readouterr()
+    assert run("provenance", tmp_path / "000.png") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "original: lucide/bell" in lines
+    assert any(line.startswith("answer: found: lucide/bell (ISC) is 'bell, ") for line in lines)
+    assert run("provenance", tmp_path / "000.png", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["answer"]["kind"] == "found"
 
 
 def test_a_number_is_filled_by_drawing(run, tmp_path, capsys):
@@ -76,7 +90,7 @@ def test_drawing_can_be_insisted_on(run, tmp_path, capsys, monkeypatch):
     assert run("generate", "bell, lucide", "--draw", "--n", 1, "-o", tmp_path) == 0
     assert not (tmp_path / "000.svg").exists()
     out = capsys.readouterr().out
-    assert "  restyled: the memory has 'bell' in this hand, too: lucide/bell" in out
+    assert "  restyled: the memory has 'bell' in this style, too: lucide/bell" in out
     own = toy_model()
     monkeypatch.setattr("cm3run.model.model.load", lambda *_, **__: own)
     assert run("generate", "red", "--draw", "-o", tmp_path / "other") == 2

@@ -101,6 +101,7 @@ def test_prompts_are_compared_by_meaning_and_training_by_words():
     by_words = FacetsRetrieverConfig().build(memory, None)
     query = (Text("padlock on a folder"),)
     assert with_meanings.retrieve([query], 3) == by_words.retrieve([query], 3)
+    assert "_meanings" not in vars(with_meanings), "training opens no encoder"
     [(results, _)] = with_meanings.answer([query], 1, [()])
     assert text_of(memory.document(results[0].index)) == texts[0]
 

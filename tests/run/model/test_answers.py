@@ -51,7 +51,7 @@ def test_a_number_is_filled_with_further_originals_then_with_drawings(model):
     assert kinds(pictures) == ["found", "found", "restyled", "restyled"]
     assert [one.number for one in pictures] == [0, 1, 2, 3]
     assert pictures[2].told.startswith(
-        "restyled: the memory has 'bell' in this hand, too: tabler/bell"
+        "restyled: the memory has 'bell' in this style, too: tabler/bell"
     )
     # the first are the same for any number
     assert ids(model.generate("bell, outline", 1, seed=1)) == ["tabler/bell"]
@@ -81,7 +81,9 @@ def test_drawing_can_be_insisted_on(model):
 
 def test_restyled_and_composed_pictures_say_after_what(model):
     [one, _] = model.generate("plug, outline, tabler", seed=1)
-    assert one.told.startswith("restyled: the memory has 'plug' in other hands only; drawn after ")
+    assert one.told.startswith(
+        "restyled: the memory has 'plug' in other styles or sets only; drawn after "
+    )
     assert one.retrieved[0].text.startswith("plug")
     [one, _] = model.generate("zebra, lucide", seed=1)
     assert one.told.startswith("composed: the memory has no 'zebra'; the nearest is ")

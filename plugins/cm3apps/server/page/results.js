@@ -53,10 +53,16 @@ function sourceOf(one) {
   return item;
 }
 
-// The credits of a picture.
+// Whether a picture was found, restyled or composed, and of which document.
+function toldOf({ kind, text }) {
+  const label = `${kind[0].toUpperCase()}${kind.slice(1)}`;
+  return element("p", { className: "told" }, element("b", { textContent: label }), text.slice(kind.length));
+}
+
+// What a picture is, and its credits.
 function sourcesOf(entry) {
   const parts = [], { answer } = entry;
-  if (answer?.kind) parts.push(element("p", { className: "told", textContent: `${answer.text[0].toUpperCase()}${answer.text.slice(1)}` }));
+  if (answer?.kind) parts.push(toldOf(answer));
   if (entry.copyOf) parts.push(element("p", { className: "copy", textContent: `${entry.copyOf[0].toUpperCase()}${entry.copyOf.slice(1)}` }));
   if (entry.documents?.length) parts.push(element("div", { className: "sources" }, element("span", { textContent: answer?.kind === "found" ? "Original" : "Drawn from" }), element("ul", {}, ...entry.documents.map(sourceOf))));
   return parts;

@@ -128,8 +128,9 @@ async function drawWith(path, body, sort, view, kept, words, field) {
       if (!isTold) tellWords(words, one.unknown_words, field);  // only once: a later event would show replaced words again
       isTold = true;
       if (sort !== "draw" || !one.documents) return;
-      if (isFirst) { if (one.task) $("documents").hidden = true; else showDocuments(one.documents); }
       if (one.index === 0) lastSeed = one.seed;
+      if (one.answer?.kind === "found") { if (isFirst) $("documents").hidden = true; return; }  // nothing was prepended
+      if (isFirst) { if (one.task) $("documents").hidden = true; else showDocuments(one.documents); }
       isFirst = false;
     },
   });
