@@ -91,9 +91,7 @@ class RetrieverConfig(ComponentConfig):
 
 @dataclass(frozen=True)
 class Retrieved:
-    """One result: `index` into the memory, the document's `id`, and the similarity `score`.
-
-    A higher score is nearer."""
+    """One result: `index` into the memory, the document's `id`, and the similarity `score`; higher is nearer."""
 
     index: int
     id: str
@@ -106,6 +104,8 @@ class Retrieved:
     preferred: bool = field(default=True, compare=False)
     #: The part of the query's picture that found it; None: the whole query.
     region: Region | None = field(default=None, compare=False)
+    #: The facet of the query that it is for; if it can't be used, the next one of this facet takes its place.
+    facet: int = field(default=0, compare=False)
 
 
 class Retriever(ABC):

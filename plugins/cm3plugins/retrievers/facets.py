@@ -140,8 +140,8 @@ class FacetsRetriever(QueryByQuery, AnsweringRetriever):
             exclude,
         )
         return [
-            Retrieved(index, self._memory.id(index), 1 / rank)
-            for rank, index in islice(found, number)
+            Retrieved(index, self._memory.id(index), 1 / rank, facet=facet)
+            for rank, facet, index in islice(found, number)
         ]
 
     @property
@@ -173,8 +173,8 @@ class FacetsRetriever(QueryByQuery, AnsweringRetriever):
             exclude,
         )
         results = [
-            Retrieved(index, self._memory.id(index), float(thing_M[index]))
-            for _, index in islice(found, number)
+            Retrieved(index, self._memory.id(index), float(thing_M[index]), facet=facet)
+            for _, facet, index in islice(found, number)
         ]
         return results, meanings.answered(compared, exclude)
 
@@ -184,8 +184,8 @@ class FacetsRetriever(QueryByQuery, AnsweringRetriever):
         scores: tuple[_Scores, _Scores],
         is_thing: Callable[[int], bool],
         exclude: Collection[str],
-    ) -> Iterator[tuple[int, int]]:
-        """Yield (rank in its facet, index) of the documents for the thing and for the hand by turns.
+    ) -> Iterator[tuple[int, int, int]]:
+        """Yield (rank in its facet, facet, index) of the documents for the thing (0) and for the hand (1) by turns.
 
         Args:
             query: decides the order of equals.
@@ -209,15 +209,15 @@ class FacetsRetriever(QueryByQuery, AnsweringRetriever):
                     yield index
 
         thing_M, hand_M = scores
-        lists = [best(thing_M, hand_M, True), best(hand_M, thing_M, False)]
+        lists = {0: best(thing_M, hand_M, True), 1: best(hand_M, thing_M, False)}
         rank = 1
         while lists:
-            for one in tuple(lists):
+            for facet, one in tuple(lists.items()):
                 index = next(one, None)
                 if index is None:
-                    lists.remove(one)
+                    del lists[facet]
                 else:
-                    yield rank, index
+                    yield rank, facet, index
             rank += 1
 
 

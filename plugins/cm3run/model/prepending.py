@@ -118,18 +118,21 @@ class Retrieval:
     def _with(
         self, request: Request, by_hand: list[_Prepended], found: list[Retrieved], number: int
     ) -> tuple[Augmented, int]:
-        """The request with the first documents that fit, and how many of `number` did not fit."""
+        """The request with the first documents that fit, and how many of `number` did not fit. In place of a document
+        that can't be used comes the next one of its facet."""
         of_parts = bool(found) and found[0].region is not None
         most = len(by_hand) + (len(found) if of_parts else number)
         chosen, left_out = list(by_hand), 0
         asked = _pictures(request.document)
-        for rank, one in enumerate(found):
-            if len(chosen) == most:
-                break
-            if (prepended := self._retrieved(one)) is None:
-                continue
+        waiting = list(found)
+        while waiting and len(chosen) < most:
+            rank, one = len(found) - len(waiting), waiting.pop(0)
+            prepended = self._retrieved(one)
             # a memory of pictures identifies them by other keys than their codes
-            if any(_shows(prepended[0], picture) for picture in asked):
+            if prepended is None or any(_shows(prepended[0], picture) for picture in asked):
+                alike = (place for place, other in enumerate(waiting) if other.facet == one.facet)
+                if place := next(alike, 0):
+                    waiting.insert(0, waiting.pop(place))
                 continue
             chosen.append(prepended)
             if not self.loaded.engine.fits(

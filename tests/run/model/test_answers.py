@@ -7,11 +7,14 @@ import json
 
 import pytest
 
+from cm3core.errors import DataError
 from cm3run.attribution import facts_in, png
 from cm3run.generation.engine import Session
 from cm3run.model.aio import AsyncModel
 from cm3run.model.facts import facts_of, original_of
+from cm3run.model.prepending import Retrieval
 from cm3run.model.results import GeneratedImage, ImageReady
+from cm3run.prompting import AsItStands
 from toy_finder import Drawings, finder
 from toy_model import picture, toy_model
 
@@ -93,6 +96,24 @@ def test_restyled_and_composed_pictures_say_after_what(model):
     assert one.told.startswith(
         "composed: a guess; the nearest thing in the memory is 'bell ring', similarity 0."
     )
+
+
+def test_the_thing_is_prepended_even_if_its_best_document_cant_be(monkeypatch):
+    """Such as a drawing that has too many codes; tokenizers of drawings retrieve some spare documents."""
+    monkeypatch.setattr(AsItStands, "spare", 4)
+    first, second = finder().generate("plug, outline, tabler", 1, seed=1)[0].retrieved
+    read = Retrieval._document
+
+    def document(self, found):
+        if found.id == first.id:
+            raise DataError("SVG", "needs 300 codes", "use another")
+        return read(self, found)
+
+    monkeypatch.setattr(Retrieval, "_document", document)
+    third, same = finder().generate("plug, outline, tabler", 1, seed=1)[0].retrieved
+    assert third.text.startswith("plug")
+    assert third.id != first.id
+    assert same.id == second.id
 
 
 def test_prompts_of_one_call_have_their_own_answers(model):
