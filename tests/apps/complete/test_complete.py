@@ -15,6 +15,7 @@ from cm3apps.complete.folder import Results
 from cm3apps.complete.sets import open_set
 from cm3core.plugins.discovery import load_registry
 from cm3core.recipe.merge import compose
+from cm3plugins.datasets.icons import IconSourceConfig
 from cm3plugins.datasets.svg_folder.reading import parsed
 from cm3plugins.svg import render_svg
 from cm3run.attribution import facts_of_file
@@ -229,6 +230,22 @@ def test_documents_differ_as_far_as_there_are_some(run: Path, things: list[str])
     pairs = documents.pairs(4)
     assert len({pair[-1].id for pair in pairs}) == 4
     assert len({pair[0].id for pair in pairs}) == min(4, len(documents.things))
+
+
+@pytest.mark.slow
+def test_things_of_the_whole_corpus(run: Path) -> None:
+    """Versions of just the thing, in the set's style first, and a drawing of the set that shares a word."""
+    model = load(run)
+    model.components.memory = IconSourceConfig(styles=["-colour"]).build()
+    own = open_set(str(OWN), None, "outline", None)
+    completer = Completer(model, own, None, {})
+    for name in ("bell off", "plug", "credit card"):
+        found = completer.documents(name, 3)
+        assert found.kind == "restyled"
+        assert {one.thing for one in found.things} == {name}
+        assert all("outline" in one.text for one in found.things)
+    assert completer.documents("bell off", 1).hands[0].id == "ico_bell_20"
+    assert completer.documents("zzyzx", 1).kind == "composed"
 
 
 class TestWrongInput:

@@ -100,6 +100,15 @@ def test_greys_stay_beside_black() -> None:
     assert '"#888"' in parsed(svg(BODY + '<path d="M0 0h1v1z" fill="#888"/>').encode()).svg
 
 
+def test_nearly_equal_colours_are_one() -> None:
+    """As in Adwaita's symbolic icons."""
+    one = parsed(
+        svg('<path d="M0 0h1v1z" fill="#2e3434"/><path d="M1 1h1v1z" fill="#2e3436"/>').encode()
+    )
+    assert one.svg.count("currentColor") == 2
+    assert one.paint == "#2e3434"
+
+
 @pytest.mark.parametrize(
     ("content", "cause"),
     [

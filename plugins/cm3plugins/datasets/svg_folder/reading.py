@@ -5,7 +5,7 @@ attributes are taken over, nothing that it names is opened, and what can't be ta
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -279,20 +279,41 @@ def _one_paint(plain: ElementTree.Element) -> str:
             else:
                 used.setdefault(paint, written)
     others = [one for one in used if one]
-    if not others or (len(used) > 1 and all(map(_is_grey, others))):
-        return used.get("", used[others[0]] if others else "")
-    if len(used) > 1:
-        raise _refused(f"has {len(used)} colours; drawings in several colours are not possible yet")
-    for element in plain.iter():
-        for key in ("fill", "stroke"):
-            if element.get(key, "").lower() == others[0]:
-                element.set(key, "currentColor")
-    return used[others[0]]
+    if not others:
+        return used.get("", "")
+    colours = [_rgb(one) for one in others]
+    if "" not in used and _are_one(colours):
+        for element in plain.iter():
+            for key in ("fill", "stroke"):
+                if element.get(key, "").lower() in others:
+                    element.set(key, "currentColor")
+        return used[others[0]]
+    if all(one is not None and max(one) - min(one) <= _NEAR for one in colours):
+        return used.get("", used[others[0]])  # greys
+    number = len(used)
+    raise _refused(f"has {number} colours; drawings in several colours are not possible yet")
 
 
-def _is_grey(paint: str) -> bool:
+#: Greatest difference of channels, of 255, between colours that count as one, and within a grey.
+_NEAR = 16
+_NAMED = {"white": (255,) * 3, "silver": (192,) * 3, "gray": (128,) * 3, "grey": (128,) * 3}
+
+
+def _rgb(paint: str) -> tuple[int, ...] | None:
+    """The channels of a colour in hexadecimal digits, or of a named grey; None for others."""
     digits = paint.removeprefix("#")
-    if not paint.startswith("#") or len(digits) not in (3, 6):
-        return paint in ("white", "silver", "gray", "grey")
+    if not paint.startswith("#") or not re.fullmatch("[0-9a-f]{3}|[0-9a-f]{6}", digits):
+        return _NAMED.get(paint)
     width = len(digits) // 3
-    return len({digits[at : at + width] for at in range(0, len(digits), width)}) == 1
+    return tuple(
+        int(digits[at : at + width] * (3 - width), 16) for at in range(0, len(digits), width)
+    )
+
+
+def _are_one(colours: Sequence[tuple[int, ...] | None]) -> bool:
+    """Whether colours are one colour, which a set may have written in several ways."""
+    if len(colours) == 1:
+        return True
+    known = [one for one in colours if one is not None]
+    channels = zip(*known, strict=True)
+    return len(known) == len(colours) and all(max(one) - min(one) <= _NEAR for one in channels)
