@@ -93,9 +93,10 @@ class Completing:
         settings: Settings,
         memory: Model | None = None,
     ) -> None:
-        self.model, self.own, self.settings = model, own, settings
+        self.own, self.settings = own, settings
         sampling = dict(settings.sampling)
         self.completer = Completer(model, own, settings.sampler, sampling, memory)
+        self.model = self.completer.model
         self.results = Results(folder, self._facts())
         self.documents = cache(self._documents)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from cm3apps.complete.paint import in_paint_of
 from cm3apps.complete.sets import OwnSet
 from cm3core.document import Codes, Document, Image, ImageHole, PixelArray, Text, text_of
 from cm3core.errors import DataError
@@ -150,7 +151,8 @@ class Completer:
         sampling: dict[str, object],
         memory: Model | None = None,
     ) -> None:
-        self.model, self.own, self._memory = model, own, model if memory is None else memory
+        self.model, self.own = in_paint_of(model, own.hand), own
+        self._memory = model if memory is None else memory
         self._sampler = sampler_of(model, sampler, **sampling)
         self._hands = FacetsRetrieverConfig().build(own.source, None)
         self._own_ids = frozenset(own.source.id(index) for index in range(len(own.source)))

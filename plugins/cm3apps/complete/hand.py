@@ -57,6 +57,7 @@ class Hand:
         widths: of its lines.
         ends: the pairs of line cap and line join that it uses, the usual one first.
         kinds: what its elements are: "fill", "stroke", "both".
+        shaded: whether it uses greys or opacity.
     """
 
     box: Box
@@ -67,6 +68,7 @@ class Hand:
     widths: tuple[float, ...]
     ends: tuple[tuple[str, str], ...]
     kinds: frozenset[str]
+    shaded: bool = False
 
     @classmethod
     def of(cls, files: Sequence[SvgFile]) -> Hand:
@@ -77,11 +79,13 @@ class Hand:
         widths: Counter[float] = Counter()
         ends: Counter[tuple[str, str]] = Counter()
         kinds: Counter[str] = Counter()
+        shades: Counter[bool] = Counter()
         points: list[float] = []
         for file in files:
             for element in _shapes(ElementTree.fromstring(file.svg)):
                 style = _style(element)
                 kinds[_kind(style)] += 1
+                shades[_is_shaded(element, style)] += 1
                 if style["stroke"] != "none":
                     scale = max(box[2:]) / max(file.box[2:])
                     widths[round(_number(style["stroke-width"]) * scale, 3)] += 1
@@ -97,6 +101,7 @@ class Hand:
             tuple(_usual(widths)),
             tuple(_usual(ends)),
             frozenset(_usual(kinds)),
+            True in _usual(shades),
         )
 
     @property
@@ -297,6 +302,13 @@ def _style(element: ElementTree.Element) -> dict[str, str]:
     style = {key: element.get(key, default) for key, default in _DEFAULTS.items()}
     style["fill"] = style["fill"] or "currentColor"
     return style
+
+
+def _is_shaded(element: ElementTree.Element, style: Mapping[str, str]) -> bool:
+    faint = any(
+        element.get(key, "1") != "1" for key in ("opacity", "fill-opacity", "stroke-opacity")
+    )
+    return faint or style["fill"].startswith("#") or style["stroke"].startswith("#")
 
 
 def _kind(style: Mapping[str, str]) -> str:

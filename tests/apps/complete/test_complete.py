@@ -92,6 +92,7 @@ def test_an_own_set_is_completed(
         file = parsed(content)  # one paint in one canvas
         assert (file.box, file.paint) == ((0, 0, 20, 20), "#2b5d9c")
         render_svg(file.svg, 32)
+        assert one["paint"] == 1  # the rules allow no other
         of_memory, of_set = one["documents"]
         assert of_memory["id"].startswith(("lucide/", "tabler/"))
         assert of_set["id"].startswith("ico_")

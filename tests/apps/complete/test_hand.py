@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from cm3apps.complete.hand import Hand, read_drawing
+from cm3apps.complete.paint import rules_of
 from cm3core.errors import DataError
 from cm3plugins.datasets.icons.corpus import IconCorpus
 from cm3plugins.datasets.svg_folder import SvgFolderConfig
 from cm3plugins.datasets.svg_folder.reading import parsed
+from cm3plugins.image_tokenizers.svg.alphabet import CAPS, JOINS, alphabet
 from cm3plugins.svg import render_svg
 
 OWN = Path(__file__).parents[2] / "fixtures" / "own_icons"
@@ -80,6 +82,26 @@ def test_how_much_is_painted_as_the_set_paints(own: Hand) -> None:
     ]
     assert own.paint_share(svg("".join(parts), "")) == 0.25
     assert own.paint_share(svg("", "")) == 0
+
+
+def test_rules_of_the_paint(own: Hand) -> None:
+    """Of 1.5 of 20 units, the nearest width is 14 eighths of 24; everything else is as before."""
+    table = alphabet()
+    rules = rules_of(own)
+    never = rules.follows.shape[1] - 1
+    allowed = {one for code, one in enumerate(table.named()) if rules.class_of[code] != never}
+    for kind, values in {
+        "paint": {2},
+        "width": {14},
+        "ends": {CAPS.index("square") * 3 + JOINS.index("miter")},
+        "tone": set(),
+        "opacity": set(),
+        "M": {0},
+    }.items():
+        assert {value for name, value in allowed if name == kind} == values
+    assert (rules.follows[:, never] < 0).all()
+    steps = table.kinds["step"]
+    assert sum(name == "step" for name, _ in allowed) == steps.number
 
 
 def test_a_set_of_areas_on_another_canvas() -> None:
