@@ -230,6 +230,8 @@ class Decoder(ABC):
     #: Ids (adjacent) whose logits come from a separate head, such as Janus' image codes. None: all ids
     #: share one head. A loss covers the ids of the target's head, and so does a draw.
     own_head: range | None = None
+    #: Ids that a loss covers apart: of the codes of a slot, which the rules keep apart, only those.
+    slots: tuple[range, ...] = ()
 
     @property
     def module(self) -> nn.Module:

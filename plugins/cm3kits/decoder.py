@@ -382,7 +382,7 @@ class DecoderContract(ConfigLaws[Decoder]):
 
     def law_loss_is_that_of_the_logits(self, data: st.DataObject) -> None:
         """`loss_sums` equals the logits' weighted cross entropy with z loss, groups and gradients, over the ids
-        that share the target's head."""
+        that share the target's head, and its slot."""
         hidden_NE = self.plain(self.tokens(data, 1, 9))[0].detach().requires_grad_()
         generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99), label="targets"))
         targets_N = torch.randint(0, self.vocabulary.size, (9,), generator=generator)
@@ -390,12 +390,12 @@ class DecoderContract(ConfigLaws[Decoder]):
         groups_N = torch.tensor([0, 1, 2] * 3, dtype=torch.int8)
         z_loss = data.draw(st.sampled_from([0.0, 0.01]), label="z_loss")
         logits_NV = self.decoder.logits(hidden_NE)
-        if (own := self.decoder.own_head) is not None:
-            ids_V = torch.arange(self.vocabulary.size)
-            is_own_N, is_own_V = (
-                (ids >= own.start) & (ids < own.stop) for ids in (targets_N, ids_V)
-            )
-            logits_NV = logits_NV.masked_fill(is_own_N[:, None] != is_own_V, -torch.inf)
+        apart = self.decoder.slots or (self.decoder.own_head or range(0),)
+        head_N, head_V = (
+            sum((1 + n) * ((ids >= own.start) & (ids < own.stop)) for n, own in enumerate(apart))
+            for ids in (targets_N, torch.arange(self.vocabulary.size))
+        )
+        logits_NV = logits_NV.masked_fill(head_N[:, None] != head_V, -torch.inf)
         nll_N = nn.functional.cross_entropy(logits_NV, targets_N, reduction="none")
         expected = (weights_N * (nll_N + z_loss * logits_NV.logsumexp(1).square())).sum()
         head = self.decoder.head_weight()

@@ -126,12 +126,14 @@ def cm3_image_tokenizers() -> Mapping[str, type[ImageTokenizerConfig]]:
     from cm3plugins.image_tokenizers.ordered import OrderedTokenizerConfig
     from cm3plugins.image_tokenizers.outlines import OutlinesConfig
     from cm3plugins.image_tokenizers.patches import PatchTokenizerConfig
+    from cm3plugins.image_tokenizers.product import ProductTokenizerConfig
     from cm3plugins.image_tokenizers.residual import ResidualTokenizerConfig
     from cm3plugins.image_tokenizers.svg import SvgConfig
     from cm3plugins.image_tokenizers.vqgan import VQGANConfig
 
     return {
         "bitwise": BitwiseTokenizerConfig,
+        "product": ProductTokenizerConfig,
         "ordered": OrderedTokenizerConfig,
         "outlines": OutlinesConfig,
         "patches": PatchTokenizerConfig,

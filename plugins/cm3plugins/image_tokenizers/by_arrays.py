@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from cm3core.document import PixelArray
+from cm3core.document import IntArray, PixelArray
 from cm3core.errors import CheckpointError, DataError, RecipeError
 from cm3core.files import atomic_path, make_folder, write_text
 from cm3core.interfaces.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
@@ -43,6 +43,8 @@ SAVED = "model.safetensors"
 NUM_SQUARES = 60_000
 #: Largest whole number of a direction.
 _LARGEST = 2**15 - 1
+#: Numbers in a table of distances.
+_CHUNK = 2**22
 #: Codes of a picture at most.
 _MOST = 2**16
 #: Directions that are followed beyond those asked for: rounds converge faster.
@@ -64,6 +66,8 @@ class ArrayTokenizerConfig(ImageTokenizerConfig):
     outside: ClassVar[Mapping[str, Outside]] = {"weights": Outside(READS, "its arrays")}
     #: The component's name, written into its files.
     label: ClassVar[str]
+    #: Weights that come with the package, by name.
+    bundled: ClassVar[Mapping[str, Path]] = {}
 
     resolution: int = 32
     weights: str | None = None
@@ -100,7 +104,9 @@ class ArrayTokenizerConfig(ImageTokenizerConfig):
         """
         self.check()
         place = {"section": "image_tokenizer", "component": "tokenizer"}
-        path = weights_path(self.weights, {}, trainer="cm3 tokenizer train-image", **place)
+        path = weights_path(
+            self.weights, self.bundled, trainer="cm3 tokenizer train-image", **place
+        )
         return self.of_arrays(read_arrays(path, self.label, self.sizes, self.shapes))
 
     def load(self, folder: Path) -> ArrayTokenizer:
@@ -265,6 +271,63 @@ def principal_directions(
     largest = np.abs(directions).argmax(1)
     signs = np.sign(directions[np.arange(width), largest])
     return mean_d, (directions * signs[:, None])[:number]
+
+
+def nearest(rows_Pd: FloatArray, centres_Kd: FloatArray) -> IntArray:
+    """The nearest centre of each row, the first on a tie; exact for whole numbers."""
+    half_K = (centres_Kd**2).sum(1) / 2
+    size = max(1, _CHUNK // len(centres_Kd))
+    codes = [
+        np.argmin(half_K - rows_Pd[start : start + size] @ centres_Kd.T, axis=1)
+        for start in range(0, len(rows_Pd), size)
+    ]
+    return np.concatenate(codes).astype(np.int32) if codes else np.zeros(0, np.int32)
+
+
+def centres_of(
+    rows_Pd: FloatArray,
+    number: int,
+    rounds: Iterator[int],
+    rng: np.random.Generator,
+    weights_P: FloatArray | None = None,
+    fixed_Fd: FloatArray | None = None,
+) -> FloatArray:
+    """k-means of rows of whole numbers, rounded to whole numbers; a centre that no row is nearest to moves to a row
+    that is far from its own.
+
+    Args:
+        rows_Pd: at least `number`.
+        number: of centres.
+        rounds: of the training.
+        rng: chooses the first centres.
+        weights_P: whole numbers, how often each row counts. None: once.
+        fixed_Fd: centres that never move; the first ones of the result.
+    """
+    times_P = np.ones(len(rows_Pd)) if weights_P is None else weights_P
+    fixed_Fd = rows_Pd[:0] if fixed_Fd is None else fixed_Fd
+    moving = number - len(fixed_Fd)
+    centres_Kd = np.concatenate([fixed_Fd, rows_Pd[rng.permutation(len(rows_Pd))[:moving]]])
+    for _ in rounds:
+        codes_P = nearest(rows_Pd, centres_Kd)
+        counts_K, weight_K = (
+            np.bincount(codes_P, minlength=number),
+            np.bincount(codes_P, times_P, number),
+        )
+        # sums of whole numbers: their order does not matter
+        used, starts = counts_K > 0, np.cumsum(counts_K) - counts_K
+        sums_Kd = np.zeros_like(centres_Kd)
+        order_P = np.argsort(codes_P)
+        weighted_Pd = rows_Pd[order_P] * times_P[order_P, None]
+        sums_Kd[used] = np.add.reduceat(weighted_Pd, starts[used])
+        found_Kd = sums_Kd / np.maximum(weight_K, 1)[:, None]
+        empty = np.flatnonzero(counts_K == 0)
+        error_P = ((rows_Pd - centres_Kd[codes_P]) ** 2).sum(1) * times_P
+        found_Kd[empty] = rows_Pd[np.argsort(-error_P, kind="stable")[: len(empty)]]
+        found_Kd[: len(fixed_Fd)] = fixed_Fd
+        same, centres_Kd = np.array_equal(found_Kd, centres_Kd), found_Kd
+        if same:
+            break
+    return np.rint(centres_Kd)
 
 
 def whole_numbers(rows_kd: FloatArray) -> npt.NDArray[np.int16]:

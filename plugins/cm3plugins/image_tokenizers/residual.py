@@ -19,10 +19,11 @@ from cm3plugins.image_tokenizers.by_arrays import (
     NUM_SQUARES,
     Arrays,
     ArrayTokenizer,
-    FloatArray,
     PatchArraysConfig,
     Rounds,
     Shapes,
+    centres_of,
+    nearest,
     pictures_of,
     squares_of,
     to_pixels,
@@ -30,9 +31,6 @@ from cm3plugins.image_tokenizers.by_arrays import (
 
 if TYPE_CHECKING:
     import torch
-
-#: Numbers in a table of distances.
-_CHUNK = 2**22
 
 
 @dataclass(kw_only=True)
@@ -117,42 +115,10 @@ class ResidualTokenizerConfig(PatchArraysConfig):
         left_Pd = squares_Pd[chosen].astype(np.float64)
         stages = []
         for _ in range(self.depth):
-            centres_Kd = _centres(left_Pd, self.stage_size, rounds(1 / self.depth), rng)
+            centres_Kd = centres_of(left_Pd, self.stage_size, rounds(1 / self.depth), rng)
             left_Pd = left_Pd - centres_Kd[nearest(left_Pd, centres_Kd)]
             stages.append(centres_Kd.astype(np.int16))
         return {"centres": np.stack(stages)}
-
-
-def nearest(rows_Pd: FloatArray, centres_Kd: FloatArray) -> IntArray:
-    """The nearest centre of each row, the first on a tie; exact for whole numbers."""
-    half_K = (centres_Kd**2).sum(1) / 2
-    size = max(1, _CHUNK // len(centres_Kd))
-    codes = [
-        np.argmin(half_K - rows_Pd[start : start + size] @ centres_Kd.T, axis=1)
-        for start in range(0, len(rows_Pd), size)
-    ]
-    return np.concatenate(codes).astype(np.int32) if codes else np.zeros(0, np.int32)
-
-
-def _centres(rows_Pd: FloatArray, number: int, rounds: Any, rng: np.random.Generator) -> FloatArray:
-    """k-means of rows, rounded to whole numbers; a centre that no row is nearest to moves to a row that is far from
-    its own."""
-    centres_Kd = rows_Pd[rng.permutation(len(rows_Pd))[:number]]
-    for _ in rounds:
-        codes_P = nearest(rows_Pd, centres_Kd)
-        counts_K = np.bincount(codes_P, minlength=number)
-        # sums of whole numbers: their order does not matter
-        used, starts = counts_K > 0, np.cumsum(counts_K) - counts_K
-        sums_Kd = np.zeros_like(centres_Kd)
-        sums_Kd[used] = np.add.reduceat(rows_Pd[np.argsort(codes_P)], starts[used])
-        found_Kd = sums_Kd / np.maximum(counts_K, 1)[:, None]
-        empty = np.flatnonzero(counts_K == 0)
-        error_P = ((rows_Pd - centres_Kd[codes_P]) ** 2).sum(1)
-        found_Kd[empty] = rows_Pd[np.argsort(-error_P, kind="stable")[: len(empty)]]
-        same, centres_Kd = np.array_equal(found_Kd, centres_Kd), found_Kd
-        if same:
-            break
-    return np.rint(centres_Kd)
 
 
 class ResidualTokenizer(ArrayTokenizer):

@@ -36,6 +36,18 @@ class TestPlacesOfShiftedTokens(DecoderContract):
     config = PlacesConfig(**{**SIZES, "context_length": 32}, codes_per_place=2, token_shift=True)
 
 
+class TestPlacesWhoseCodesSeeEachOther(DecoderContract):
+    config = PlacesConfig(
+        **{**SIZES, "context_length": 32}, codes_per_place=2, place_units=24, grid_positions=True
+    )
+
+
+class TestPlacesWithALossByTheSlot(DecoderContract):
+    config = PlacesConfig(
+        **{**SIZES, "context_length": 32}, codes_per_place=2, place_units=24, slot_codes=[6, 10]
+    )
+
+
 def test_folding_by_hand():
     # text, text, a place of 3 codes, one that is cut after its first code, text, the rest of that place
     tokens = torch.tensor([[1, 2, 10, 20, 30, 11, 3, 21, 31]])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, ClassVar
 
 from cm3core.errors import RecipeError
@@ -24,21 +25,37 @@ class PlacesConfig(CM3LeonConfig):
     "parallel" pattern of MusicGen (Copet et al. 2023, arXiv:2306.05284, section 2.2), as the factorised heads of bitwise
     tokenizers do (Infinity, arXiv:2412.04431, section 3.2). A picture of R x C places with k codes each costs R * C
     forwards instead of R * C * k. Codes of one place do not see each other, so the decoder can't represent their
-    dependence within a place; `cm3leon` predicts them one after the other.
+    dependence within a place, unless `place_units` adds a small network that reads them; `cm3leon` predicts them one
+    after the other.
 
     Each slot of a place needs codes of its own (`CodeRules.by_slot`), because the rows of the head that belong to a
     slot's codes are its own head.
 
     Args:
         codes_per_place: codes of a place, the image tokenizer's depth.
+        place_units: width of the hidden layer of a network through which a code sees those before it in its place: two
+            layers, whose inputs are the state that predicts the place and the sum of the embeddings of those codes.
+            RQ-Transformer (Lee et al. 2022, arXiv:2203.01941) has a transformer there. 0: they do not see each other.
+        slot_codes: number of codes of each slot, see `cm3 describe image_tokenizer`: the loss of a code then covers its
+            slot alone, among which it is drawn, and the head costs less. Empty: the loss covers all ids.
     """
 
+    training_keys: ClassVar[tuple[str, ...]] = (*CM3LeonConfig.training_keys, "slot_codes")
+    later_keys: ClassVar[tuple[str, ...]] = (
+        *CM3LeonConfig.later_keys,
+        "place_units",
+        "slot_codes",
+    )
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
         **CM3LeonConfig.ranges,
         "codes_per_place": (1, 1024),
+        "place_units": (0, 2**20),
+        "slot_codes": (1, 2**24),
     }
 
     codes_per_place: int = 4
+    place_units: int = 0
+    slot_codes: list[int] = field(default_factory=list)
 
     @property
     def codes_together(self) -> int:  # type: ignore[override]  # each config has its own
@@ -55,6 +72,28 @@ class PlacesConfig(CM3LeonConfig):
             "leave it out, or use the decoder cm3leon",
             must_be="empty: a place has one input for all of its codes",
         )
+        check_value(
+            "decoder.slot_codes",
+            self.slot_codes,
+            len(self.slot_codes) in (0, self.codes_per_place),
+            "give a number for each code of a place, or leave it out",
+            must_be=f"{self.codes_per_place} numbers, as decoder.codes_per_place",
+        )
+
+    def slots(self, vocabulary: Vocabulary) -> tuple[range, ...]:
+        """Ids of each slot, none without `slot_codes`; raises `RecipeError` if they are not those of the vocabulary."""
+        if not self.slot_codes:
+            return ()
+        if sum(self.slot_codes) != vocabulary.num_image or not vocabulary.codes_in_order:
+            raise RecipeError(
+                "decoder.slot_codes",
+                f"are {self.slot_codes}, {sum(self.slot_codes):,} in all, and pictures have "
+                f"{vocabulary.num_image:,} codes"
+                + ("" if vocabulary.codes_in_order else ", whose ids are in another order"),
+                "give the sizes of the image tokenizer's slots, or leave it out",
+            )
+        ends = list(accumulate(self.slot_codes, initial=vocabulary.image.start))
+        return tuple(range(start, stop) for start, stop in pairwise(ends))
 
     def places(self, grid: tuple[int, int]) -> tuple[int, int]:
         """(rows, columns) of places of a grid of (rows, codes per row); raises `RecipeError` if they don't divide."""
@@ -68,7 +107,8 @@ class PlacesConfig(CM3LeonConfig):
 
     def num_parameters(self, vocabulary: Vocabulary, grid: tuple[int, int]) -> int:
         """Number of parameters of the decoder that `build` returns, by arithmetic."""
-        return super().num_parameters(vocabulary, self.places(grid))
+        place = 3 * self.d_model * self.place_units
+        return super().num_parameters(vocabulary, self.places(grid)) + place
 
     def build(
         self, vocabulary: Vocabulary, attention: AttentionBackend, grid: tuple[int, int]
@@ -78,5 +118,5 @@ class PlacesConfig(CM3LeonConfig):
 
         self.check()
         return PlacesDecoder(
-            self, vocabulary.size, attention, self.places(grid), self.codes_per_place
+            self, vocabulary.size, attention, self.places(grid), self.slots(vocabulary)
         )

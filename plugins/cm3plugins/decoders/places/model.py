@@ -15,16 +15,23 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from cm3core.errors import GenerationError
 from cm3core.interfaces.decoder import InferenceDecoder, KVCache
-from cm3plugins.decoders.cm3leon.model import CM3LeonDecoder, CM3LeonInference
+from cm3kernels import linear_cross_entropy
+from cm3plugins.decoders.cm3leon.model import (
+    CM3LeonDecoder,
+    CM3LeonInference,
+    layer_norm,
+    truncated_normal_,
+)
 
 if TYPE_CHECKING:
     from cm3core.interfaces.attention import AttentionBackend
     from cm3plugins.decoders.cache import CM3LeonCache
-    from cm3plugins.decoders.cm3leon.settings import CM3LeonSettings
+    from cm3plugins.decoders.places import PlacesConfig
 
 #: In folded tokens: a slot without a code.
 NOTHING = -1
@@ -39,12 +46,14 @@ class Folded:
         cells_BP: int64; the place's number in its picture, -1 elsewhere.
         position_BT: int64; the position of each token.
         waits_BT: bool; whether a token's place is incomplete after it.
+        slot_BT: int64; the slot of each token.
     """
 
     tokens_BPk: Tensor
     cells_BP: Tensor
     position_BT: Tensor
     waits_BT: Tensor
+    slot_BT: Tensor
 
     @property
     def predicts_BT(self) -> Tensor:
@@ -84,7 +93,31 @@ def folded(
         cells_BP,
         position_BT,
         is_code_BT & (slot_BT < depth - 1),
+        slot_BT,
     )
+
+
+class CodesBefore(nn.Module):
+    """What the codes before a code in its place add to the state that predicts the place.
+
+    Args:
+        width: of the states.
+        units: of the hidden layer.
+        init_std: of the first layer; the second one starts at zero.
+    """
+
+    def __init__(self, width: int, units: int, init_std: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(2 * width, units, bias=False)
+        self.fc2 = nn.Linear(units, width, bias=False)
+        truncated_normal_(self.fc1.weight, init_std)
+        nn.init.zeros_(self.fc2.weight)
+
+    def forward(self, state_nE: Tensor, seen_nE: Tensor) -> Tensor:
+        """Returns [n, E] of states and sums of embeddings, both [n, E]."""
+        both_n2E = torch.cat([state_nE, layer_norm(seen_nE.to(state_nE.dtype))], dim=-1)
+        weight, out = self.fc1.weight.to(both_n2E.dtype), self.fc2.weight.to(both_n2E.dtype)
+        return F.linear(F.gelu(F.linear(both_n2E, weight)), out)
 
 
 class PlacesDecoder(CM3LeonDecoder):
@@ -95,19 +128,22 @@ class PlacesDecoder(CM3LeonDecoder):
         vocab_size: number of ids.
         attention: attention backend.
         places: (rows, columns) of places of a picture.
-        depth: codes of a place.
+        slots: ids of each slot, whose loss covers them alone; or none.
     """
 
     def __init__(
         self,
-        config: CM3LeonSettings,
+        config: PlacesConfig,
         vocab_size: int,
         attention: AttentionBackend,
         places: tuple[int, int],
-        depth: int,
+        slots: tuple[range, ...] = (),
     ) -> None:
         super().__init__(config, vocab_size, attention, places)
-        self.depth = depth
+        self.depth, self.slots = config.codes_per_place, slots
+        self.place: CodesBefore | None = None
+        if config.place_units:
+            self.place = CodesBefore(config.d_model, config.place_units, config.init_std)
 
     def embed_ids(self, tokens_BT: Tensor) -> Tensor:
         """The embedding of each token; of folded tokens [B, P, k] the sum of a position's."""
@@ -147,10 +183,71 @@ class PlacesDecoder(CM3LeonDecoder):
             kv_start_BT=None if kv_start_BT is None else start_BP,
         )
         # before the first place of a document there is nothing
-        return _at(out_BPE, torch.where(fold.predicts_BT < starts_BT, -1, fold.predicts_BT))
+        own_BTE = _at(out_BPE, torch.where(fold.predicts_BT < starts_BT, -1, fold.predicts_BT))
+        return self.after_codes(own_BTE, fold)
+
+    def after_codes(self, own_BTE: Tensor, fold: Folded, index_BT: Tensor | None = None) -> Tensor:
+        """States of tokens that see the codes before them in their place, too.
+
+        Args:
+            own_BTE: the states that predict their places.
+            fold: the tokens' rows, folded.
+            index_BT: which of the rows' tokens these are. None: all.
+        """
+        if self.place is None:
+            return own_BTE
+        waits_BT = fold.waits_BT if index_BT is None else fold.waits_BT.gather(1, index_BT)
+        row_n, token_n = waits_BT.nonzero(as_tuple=True)
+        if not len(row_n):
+            return own_BTE
+        index_n = token_n if index_BT is None else index_BT[row_n, token_n]
+        codes_nk = fold.tokens_BPk[row_n, fold.position_BT[row_n, index_n]]
+        slot_n = fold.slot_BT[row_n, index_n]
+        later_nk = torch.arange(self.depth, device=slot_n.device) > slot_n[:, None]
+        seen_nE = self.embed_ids(codes_nk.masked_fill(later_nk, NOTHING)[:, None])[:, 0]
+        own_BTE = own_BTE.to(torch.promote_types(own_BTE.dtype, seen_nE.dtype))
+        added_nE = self.place(own_BTE[row_n, token_n], seen_nE)
+        return own_BTE.index_put((row_n, token_n), added_nE.to(own_BTE.dtype), accumulate=True)
+
+    def loss_sums(
+        self,
+        hidden_NE: Tensor,
+        targets_N: Tensor,
+        weights_N: Tensor,
+        groups_N: Tensor,
+        *,
+        num_groups: int = 4,
+        z_loss: float = 0.0,
+    ) -> tuple[Tensor, Tensor]:
+        if not self.slots:
+            return super().loss_sums(
+                hidden_NE, targets_N, weights_N, groups_N, num_groups=num_groups, z_loss=z_loss
+            )
+        head_VE, first, last = self.head_weight(), self.slots[0].start, self.slots[-1].stop
+        is_code_N = (targets_N >= first) & (targets_N < last)
+        others_VE = torch.cat([head_VE[:first], head_VE[last:]])
+        places_N = torch.where(targets_N < last, targets_N, targets_N - (last - first))
+        parts = [(~is_code_N, others_VE, places_N)]
+        for slot in self.slots:
+            is_own_N = (targets_N >= slot.start) & (targets_N < slot.stop)
+            parts.append((is_own_N, head_VE[slot.start : slot.stop], targets_N - slot.start))
+        found = [
+            linear_cross_entropy(
+                hidden_NE[chosen_N],
+                rows_VE,
+                targets[chosen_N],
+                weights_N[chosen_N],
+                groups_N[chosen_N],
+                num_groups=num_groups,
+                z_loss=z_loss,
+            )
+            for chosen_N, rows_VE, targets in parts
+        ]
+        losses, sums = zip(*found, strict=True)
+        return torch.stack(losses).sum(), torch.stack(sums).sum(0)
 
     def arranged(self, precision: str) -> InferenceDecoder:  # type: ignore[override]  # the engine's own kind
-        return PlacesInference(CM3LeonInference(self, precision), self.depth)
+        return PlacesInference(self, CM3LeonInference(self, precision))
 
 
 def _at(out_BPE: Tensor, position_BT: Tensor) -> Tensor:
@@ -254,12 +351,12 @@ class PlacesInference(InferenceDecoder):
     """`PlacesDecoder` for generation.
 
     Args:
+        decoder: the decoder that owns the weights.
         inner: reads folded positions.
-        depth: codes of a place.
     """
 
-    def __init__(self, inner: CM3LeonInference, depth: int) -> None:
-        self.inner, self.depth = inner, depth
+    def __init__(self, decoder: PlacesDecoder, inner: CM3LeonInference) -> None:
+        self.decoder, self.inner, self.depth = decoder, inner, decoder.depth
         self.context_length, self.vocab_size = inner.context_length, inner.vocab_size
 
     @property
@@ -321,7 +418,7 @@ class PlacesInference(InferenceDecoder):
             own_BTE = _at(out_BPE, predicts_BT)
             before_BTE = torch.where((predicts_BT >= 0)[..., None], own_BTE, before_BTE.to(own_BTE))
         cache.read = fold, out_BPE, whole_BT, whole_cells_BT, first
-        return before_BTE
+        return self.decoder.after_codes(before_BTE, fold, place_BT)
 
     def logits(self, hidden: Tensor, ids: range | None = None) -> Tensor:
         """The inner decoder's."""
