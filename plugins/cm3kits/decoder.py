@@ -391,11 +391,12 @@ class DecoderContract(ConfigLaws[Decoder]):
         z_loss = data.draw(st.sampled_from([0.0, 0.01]), label="z_loss")
         logits_NV = self.decoder.logits(hidden_NE)
         apart = self.decoder.slots or (self.decoder.own_head or range(0),)
-        head_N, head_V = (
-            sum((1 + n) * ((ids >= own.start) & (ids < own.stop)) for n, own in enumerate(apart))
-            for ids in (targets_N, torch.arange(self.vocabulary.size))
-        )
-        logits_NV = logits_NV.masked_fill(head_N[:, None] != head_V, -torch.inf)
+        ids_V = torch.arange(self.vocabulary.size)
+        for ids in apart:
+            is_own_N, is_own_V = (
+                (one >= ids.start) & (one < ids.stop) for one in (targets_N, ids_V)
+            )
+            logits_NV = logits_NV.masked_fill(is_own_N[:, None] != is_own_V, -torch.inf)
         nll_N = nn.functional.cross_entropy(logits_NV, targets_N, reduction="none")
         expected = (weights_N * (nll_N + z_loss * logits_NV.logsumexp(1).square())).sum()
         head = self.decoder.head_weight()

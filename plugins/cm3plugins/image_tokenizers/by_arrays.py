@@ -327,7 +327,8 @@ def centres_of(
         same, centres_Kd = np.array_equal(found_Kd, centres_Kd), found_Kd
         if same:
             break
-    return np.rint(centres_Kd)
+    whole_Kd: FloatArray = np.rint(centres_Kd)
+    return whole_Kd
 
 
 def whole_numbers(rows_kd: FloatArray) -> npt.NDArray[np.int16]:

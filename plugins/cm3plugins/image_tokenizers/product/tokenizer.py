@@ -83,12 +83,13 @@ def tints_of(fits_P7: FloatArray, tints_C4: FloatArray) -> IntArray:
             red_light**2 + blue_light**2,
         ]
     )
-    return np.argmin(fits_P7 @ terms_7C, axis=1).astype(np.int32)
+    tints_P: IntArray = np.argmin(fits_P7 @ terms_7C, axis=1).astype(np.int32)
+    return tints_P
 
 
 def distinct_rows(
     rows_Qd: npt.NDArray[np.uint8],
-) -> tuple[npt.NDArray[np.uint8], IntArray, IntArray]:
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
     """The different rows in ascending order, the place of each row among them, and how often each one is there."""
     rows_Qd = np.ascontiguousarray(rows_Qd)
     texts_Q = rows_Qd.view(np.dtype((np.void, rows_Qd.shape[1]))).reshape(-1)
@@ -156,10 +157,9 @@ class ProductTokenizer(ArrayTokenizer):
         pixels_NHWC: PixelArray = np.repeat(bright_NHW[..., None], 3, axis=3)
         if not self._colour:
             return pixels_NHWC
-        tints_P = codes_Pk[:, num_parts] - num_parts * size
-        for picture in np.flatnonzero((tints_P.reshape(len(codes_Nc), -1) != GREY).any(1)):
-            own = tints_P.reshape(len(codes_Nc), *self._places)[picture]
-            pixels_NHWC[picture] = self._tinted(bright_NHW[picture], own)
+        tints_NRC = codes_Pk[:, num_parts].reshape(-1, *self._places) - num_parts * size
+        for picture in np.flatnonzero((tints_NRC != GREY).any((1, 2))):
+            pixels_NHWC[picture] = self._tinted(bright_NHW[picture], tints_NRC[picture])
         return pixels_NHWC
 
     def _tinted(self, bright_HW: npt.NDArray[np.uint8], tints: IntArray) -> PixelArray:

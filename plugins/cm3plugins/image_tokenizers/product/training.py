@@ -12,7 +12,13 @@ import numpy.typing as npt
 
 from cm3core.document import PixelArray
 from cm3core.errors import DataError
-from cm3plugins.image_tokenizers.by_arrays import NUM_SQUARES, FloatArray, Rounds, centres_of
+from cm3plugins.image_tokenizers.by_arrays import (
+    NUM_SQUARES,
+    Arrays,
+    FloatArray,
+    Rounds,
+    centres_of,
+)
 from cm3plugins.image_tokenizers.product.tokenizer import (
     ProductTokenizer,
     brightness,
@@ -45,7 +51,7 @@ def learnt(
     tints_C4 = np.zeros((config.colours, 4), np.int16)
     coloured_NHWC = images_NHWC[~is_grey_N]
     if len(coloured_NHWC) and config.colours > 1:
-        weights = {"parts": parts_Kd, "tints": tints_C4}
+        weights: Arrays = {"parts": parts_Kd, "tints": tints_C4}
         ink = ProductTokenizer(config, weights)
         bright_NHW = ink.decode_parts(ink.encode_parts(coloured_NHWC))
         fits_P7 = fits_of(coloured_NHWC, bright_NHW, config.patch_size)
