@@ -42,6 +42,7 @@ NOT_BY_DEFAULT = {
     ("text_tokenizer", "tiktoken"): "is null",
     ("image_tokenizer", "bitwise"): "is null: there are no weights to use",
     ("image_tokenizer", "ordered"): "is null: there are no weights to use",
+    ("image_tokenizer", "product"): "is null: there are no weights to use",
     ("image_tokenizer", "residual"): "is null: there are no weights to use",
     ("metric", "lpips"): "has neither a default nor a value",
     ("metric", "spice"): "has neither a default nor a value",

@@ -91,8 +91,9 @@ def parts(config: CM3LeonConfig) -> Engine:
     return Engine(decoder, serializer, sampler, VOCABULARY, EngineOptions())
 
 
-def test_a_place_is_one_forward_and_its_codes_are_those_of_teacher_forcing():
-    engine = parts(PlacesConfig(**SIZES, codes_per_place=3, grid_positions=True))
+@pytest.mark.parametrize("own", [{}, {"place_units": 24, "slot_codes": [2, 3, 4]}])
+def test_a_place_is_one_forward_and_its_codes_are_those_of_teacher_forcing(own):
+    engine = parts(PlacesConfig(**SIZES, codes_per_place=3, grid_positions=True, **own))
     inference = engine.preparer.inference
     assert isinstance(inference, PlacesInference)
     forwards = []
@@ -121,8 +122,9 @@ def test_a_place_is_one_forward_and_its_codes_are_those_of_teacher_forcing():
         assert int(row.argmax()) == code
 
 
-def test_requests_together_are_those_alone():
-    engine = parts(PlacesConfig(**SIZES, codes_per_place=3))
+@pytest.mark.parametrize("place_units", [0, 24])
+def test_requests_together_are_those_alone(place_units):
+    engine = parts(PlacesConfig(**SIZES, codes_per_place=3, place_units=place_units))
     asked = [
         Request((Text(text), ImageHole()), seed=seed)
         for seed, text in enumerate(("a", "bad", "a bad cab", "dig a"))
@@ -139,8 +141,50 @@ def test_another_number_of_codes_is_refused():
     assert tells(info.value, "decoder.codes_per_place: is 4 ... 6 codes per row")
 
 
+def test_slots_that_are_not_those_of_the_codes_are_refused():
+    with pytest.raises(RecipeError) as info:
+        parts(PlacesConfig(**SIZES, codes_per_place=3, slot_codes=[2, 3, 5]))
+    assert tells(info.value, "decoder.slot_codes: are [2, 3, 5], 10 in all ... 9 codes")
+    with pytest.raises(RecipeError) as short:
+        PlacesConfig(**SIZES, codes_per_place=3, slot_codes=[9]).check()
+    assert tells(short.value, "decoder.slot_codes: is [9] ... 3 numbers")
+
+
+def test_a_code_sees_those_before_it_in_its_place():
+    """Another first code changes what is predicted for the second one, and not what the first was predicted from."""
+    config = PlacesConfig(**SIZES, codes_per_place=3, place_units=24)
+    decoder = parts(config).preparer.decoder
+    codes = torch.from_numpy(VOCABULARY.of_codes(np.array([[0, 2, 5], [1, 2, 5]])))
+    tokens = torch.cat([torch.full((2, 1), 5), codes], dim=1)
+    with torch.inference_mode():
+        states = decoder.hidden_states(tokens, cells_BT=torch.tensor([[-1, 0, 1, 2]] * 2))
+    assert torch.equal(states[0, 0], states[1, 0])
+    assert not torch.allclose(states[0, 1], states[1, 1])
+    assert not torch.allclose(states[0, 2], states[1, 2])
+
+
+def test_the_loss_of_a_code_covers_its_slot_by_hand():
+    """Two slots of two codes, states that are the logits: log(1 + e^-1) of 1 against 0, whatever the other slot's are."""
+    config = PlacesConfig(
+        **{**SIZES, "d_model": 4, "num_heads": 2}, codes_per_place=2, slot_codes=[2, 2]
+    )
+    vocabulary = CM3LeonVocabulary(num_text=8, num_image=4, num_sentinels=2)
+    decoder = config.build(vocabulary, SDPAAttentionConfig().build(), (1, 2))
+    start = vocabulary.image.start
+    with torch.no_grad():
+        decoder.head_weight().zero_()
+        decoder.head_weight()[start : start + 4] = torch.eye(4)
+    hidden = torch.tensor([[1.0, 0.0, 9.0, 9.0], [9.0, 9.0, 0.0, 1.0]])
+    ones, groups = torch.ones(2), torch.tensor([0, 1])
+    loss, sums = decoder.loss_sums(
+        hidden, torch.tensor([start, start + 3]), ones, groups, num_groups=2
+    )
+    assert loss.item() == pytest.approx(2 * np.log(1 + np.exp(-1)), rel=1e-6)
+    assert sums[:, 1].tolist() == [1.0, 1.0]
+
+
 def test_parameters_are_counted_without_building():
-    config = PlacesConfig(**SIZES, codes_per_place=3, grid_positions=True)
+    config = PlacesConfig(**SIZES, codes_per_place=3, grid_positions=True, place_units=24)
     decoder = config.build(VOCABULARY, SDPAAttentionConfig().build(), FORM.grid)
     assert config.num_parameters(VOCABULARY, FORM.grid) == sum(
         parameter.numel() for parameter in decoder.parameters()

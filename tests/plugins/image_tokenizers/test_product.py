@@ -20,9 +20,12 @@ from cm3core.images import save_png
 from cm3core.picture_form import CodeRules
 from cm3kits.image_tokenizer import ImageTokenizerContract
 from cm3plugins.image_tokenizers.by_arrays import Arrays, Rounds, psnr
-from cm3plugins.image_tokenizers.product import ProductTokenizerConfig
-from cm3plugins.image_tokenizers.product.tokenizer import ProductTokenizer, brightness
-from cm3plugins.image_tokenizers.product.training import best_tints
+from cm3plugins.image_tokenizers.product import (
+    ProductTokenizer,
+    ProductTokenizerConfig,
+    best_tints,
+    brightness,
+)
 from cm3plugins.trained.training_run import RunOptions
 from messages import tells
 from small_pictures import drawn_shapes

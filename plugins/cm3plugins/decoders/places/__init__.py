@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, ClassVar
 
@@ -11,6 +11,7 @@ from cm3core.errors import RecipeError
 from cm3core.interfaces.component import check_value
 from cm3core.vocab import Vocabulary
 from cm3plugins.decoders.cm3leon import CM3LeonConfig
+from cm3plugins.decoders.places.settings import PlacesSettings
 
 if TYPE_CHECKING:
     from cm3core.interfaces.attention import AttentionBackend
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class PlacesConfig(CM3LeonConfig):
+class PlacesConfig(PlacesSettings, CM3LeonConfig):
     """The decoder `cm3leon`, with one position for all codes of a place of a picture.
 
     The input of a place is the sum of its codes' embeddings, and its output predicts all codes of the next place: the
@@ -30,14 +31,6 @@ class PlacesConfig(CM3LeonConfig):
 
     Each slot of a place needs codes of its own (`CodeRules.by_slot`), because the rows of the head that belong to a
     slot's codes are its own head.
-
-    Args:
-        codes_per_place: codes of a place, the image tokenizer's depth.
-        place_units: width of the hidden layer of a network through which a code sees those before it in its place: two
-            layers, whose inputs are the state that predicts the place and the sum of the embeddings of those codes.
-            RQ-Transformer (Lee et al. 2022, arXiv:2203.01941) has a transformer there. 0: they do not see each other.
-        slot_codes: number of codes of each slot, see `cm3 describe image_tokenizer`: the loss of a code then covers its
-            slot alone, among which it is drawn, and the head costs less. Empty: the loss covers all ids.
     """
 
     training_keys: ClassVar[tuple[str, ...]] = (*CM3LeonConfig.training_keys, "slot_codes")
@@ -52,10 +45,6 @@ class PlacesConfig(CM3LeonConfig):
         "place_units": (0, 2**20),
         "slot_codes": (1, 2**24),
     }
-
-    codes_per_place: int = 4
-    place_units: int = 0
-    slot_codes: list[int] = field(default_factory=list)
 
     @property
     def codes_together(self) -> int:  # type: ignore[override]  # each config has its own

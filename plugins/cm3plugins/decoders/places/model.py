@@ -31,7 +31,7 @@ from cm3plugins.decoders.cm3leon.model import (
 if TYPE_CHECKING:
     from cm3core.interfaces.attention import AttentionBackend
     from cm3plugins.decoders.cache import CM3LeonCache
-    from cm3plugins.decoders.places import PlacesConfig
+    from cm3plugins.decoders.places.settings import PlacesSettings
 
 #: In folded tokens: a slot without a code.
 NOTHING = -1
@@ -133,7 +133,7 @@ class PlacesDecoder(CM3LeonDecoder):
 
     def __init__(
         self,
-        config: PlacesConfig,
+        config: PlacesSettings,
         vocab_size: int,
         attention: AttentionBackend,
         places: tuple[int, int],
