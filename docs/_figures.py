@@ -576,6 +576,29 @@ def _training_memory() -> list[str]:
     )
 
 
+def _usable() -> list[str]:
+    """What real drawings and copies score, as `docs/_usable.py` measured it."""
+    shown = (
+        "usable",
+        "thing",
+        "thing_top5",
+        "in_hand",
+        "copied",
+        "thing_in_hand",
+        "neighbours",
+        "r5",
+    )
+    lines = [
+        "| split | | usable | thing | first five | hand | copy | thing and hand | neighbours | R@5 |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for split, rows in stored("usable.json").items():
+        for name, scores in rows.items():
+            cells = [f"{scores[one]['value']:.1f} ± {scores[one]['spread']:.1f}" for one in shown]
+            lines.append(f"| `{split}` | {name} | {' | '.join(cells)} |")
+    return lines
+
+
 def tables() -> dict[str, dict[str, list[str]]]:
     """The tables of the pages, by name."""
     icons = ("icons-comp", "icons-compose", "icons-unseen")
@@ -603,6 +626,7 @@ def tables() -> dict[str, dict[str, list[str]]]:
             "upscalers": _upscalers(),
         },
         "models.md": {"large model": _large_model()},
+        "evaluation.md": {"usable": _usable()},
         "recipes.md": {"training memory": _training_memory()},
         "tuning.md": {"tasks": _tasks(), "ways": _ways()},
         "quickstart.md": {"nearness": _sheets(*quickstart), **stored("quickstart.json")},

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from cm3plugins.datasets.icons.comparison import NEAR, shrink
 from cm3plugins.datasets.icons.corpus import IconCorpus, IconEntry
 from cm3plugins.datasets.icons.splits import parts, thing_of
-from cm3run.nearness import _ink, _placed
+from cm3run.nearness import _placed, ink_of
 
 FILE = Path(__file__).parent / "figures" / "held-out.json"
 SIZE = 64
@@ -120,7 +120,7 @@ def _unit(pictures: Iterable[NDArray[np.uint8]]) -> NDArray[np.float32]:
     """Inks in the same place and size, of mean 0 and length 1: products are correlations."""
     rows = []
     for pixels in pictures:
-        ink = _placed(_ink(pixels))
+        ink = _placed(ink_of(pixels))
         row = np.zeros(36 * 36) if ink is None else ink.ravel() - ink.mean()
         rows.append((row / max(float(np.linalg.norm(row)), 1e-9)).astype(np.float32))
     return np.stack(rows)

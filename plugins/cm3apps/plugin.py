@@ -35,10 +35,13 @@ def cm3_metrics() -> Mapping[str, type[MetricConfig]]:
     from cm3apps.evaluation.copy_metric import CopyConfig
     from cm3apps.evaluation.icon_style_metric import HandConfig, IconStyleConfig
     from cm3apps.evaluation.scene_metric import ScenesConfig
+    from cm3apps.evaluation.usable_metric import ThingConfig, UsableConfig
 
     return {
         "copy": CopyConfig,
         "hand": HandConfig,
         "icon_style": IconStyleConfig,
         "scenes": ScenesConfig,
+        "thing": ThingConfig,
+        "usable": UsableConfig,
     }

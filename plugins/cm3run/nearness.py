@@ -52,10 +52,31 @@ def nearness(first: PixelArray, second: PixelArray) -> float:
     >>> nearness(square, square[1:, 1:]), round(nearness(square, wide), 1)
     (1.0, 0.1)
     """
-    one, other = _placed(_ink(first)), _placed(_ink(second))
+    one, other = _placed(ink_of(first)), _placed(ink_of(second))
     if one is None or other is None:
         return float(one is None and other is None)
     return min(_shared(one, other), _shared(_contours(one), _contours(other)))
+
+
+def placed_ink(pixels: PixelArray, side: int) -> NDArray[np.uint8]:
+    """Return a picture's ink with its bounding box fitted into the middle of a square, as `nearness` compares it.
+
+    Args:
+        pixels: uint8 [height, width, 3], of any size.
+        side: of the square, in pixels; 2 on each side stay free.
+
+    Returns:
+        uint8 [side, side], 255 where the ink is strongest; all zeros for a blank picture.
+
+    >>> page = np.full((8, 8, 3), 255, np.uint8)
+    >>> page[1:3, 1:3] = 200
+    >>> placed_ink(page, 8)[3:5, 3:5].tolist(), int(placed_ink(page, 8)[0].max())
+    ([[255, 255], [255, 255]], 0)
+    """
+    placed = _placed(ink_of(pixels), side - 2 * _AROUND)
+    if placed is None:
+        return np.zeros((side, side), np.uint8)
+    return (placed * 255 // max(1, int(placed.max()))).astype(np.uint8)
 
 
 def background(pixels: PixelArray) -> NDArray[np.int16]:
@@ -88,14 +109,15 @@ def _contours(ink: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.stack([np.maximum(more, 0), np.maximum(-more, 0)])
 
 
-def _ink(pixels: PixelArray) -> NDArray[np.uint8]:
+def ink_of(pixels: PixelArray) -> NDArray[np.uint8]:
     """Distance of each pixel from the background, [height, width]: 0, or more than `FAINT`, up to 255."""
     far = np.abs(pixels.astype(np.int16) - background(pixels)).max(axis=2)
     return np.where(far > FAINT, far, 0).astype(np.uint8)
 
 
-def _placed(ink: NDArray[np.uint8]) -> NDArray[np.int64] | None:
-    """The ink with its bounding box fitted into the middle of the square; None: no ink.
+def _placed(ink: NDArray[np.uint8], inner: int = _SIDE) -> NDArray[np.int64] | None:
+    """The ink with its bounding box fitted into the middle of the square, whose side is `inner` and the margins;
+    None: no ink.
 
     Uses integers, so that sums don't depend on their order.
     """
@@ -103,12 +125,12 @@ def _placed(ink: NDArray[np.uint8]) -> NDArray[np.int64] | None:
         return None
     full = int(ink.max())
     (top, bottom), (left, right) = _ends(ink.max(axis=1), full), _ends(ink.max(axis=0), full)
-    half = max(bottom - top, right - left) / 2 * (1 + 2 * _AROUND / _SIDE)
+    half = max(bottom - top, right - left) / 2 * (1 + 2 * _AROUND / inner)
     row, column = (top + bottom) / 2, (left + right) / 2
     beyond = max(half - row, half - column, row + half - ink.shape[0], column + half - ink.shape[1])
     pad = max(0, math.ceil(beyond))
     box = (column - half + pad, row - half + pad, column + half + pad, row + half + pad)
-    side = _SIDE + 2 * _AROUND
+    side = inner + 2 * _AROUND
     picture = Image.fromarray(np.pad(ink, pad))
     placed = picture.resize((side, side), Image.Resampling.BILINEAR, box=box)
     return np.asarray(placed).astype(np.int64)

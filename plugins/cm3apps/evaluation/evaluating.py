@@ -5,6 +5,7 @@ scores.json      scores with their dependencies; the model's keys; leakage check
 samples.jsonl    a line per sample: prompt, result, prepended documents, and its own scores
 environment.json versions, machine, date, wall time: no score depends on them
 pictures/        the results
+verdicts.png     with the metric `usable`: all cases with their documents, the real drawing, and the verdict
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from cm3core._version import OUR_DISTRIBUTIONS
 from cm3core.config.schema import to_plain
 from cm3core.errors import CM3Error, DataError, MissingPackageError
 from cm3core.files import check_links, held_folder, write_text
+from cm3core.images import save_png
 from cm3core.interfaces import Extractor, Metric, MetricConfig, Score
 from cm3core.plugins.registry import Registry
 from cm3run.evaluation.features import picture_hash
@@ -42,6 +44,7 @@ from cm3run.evaluation.protocol import (
 from cm3run.model import Model
 
 FORMAT = "cm3 scores 1"
+SHEET = "verdicts.png"
 
 
 @dataclass
@@ -56,6 +59,7 @@ class Scored:
     skipped: str = ""
     floor: dict[str, float] = field(default_factory=dict)
     beside: dict[str, dict[str, float]] = field(default_factory=dict)
+    beside_spread: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def metric(self) -> Metric:
@@ -131,7 +135,8 @@ class Evaluation:
 
     def _run(self) -> dict[str, Any]:
         start = time.perf_counter()
-        check_links(self.out, "protocol.json", "scores.json", "samples.jsonl", "environment.json")
+        files = ("protocol.json", "scores.json", "samples.jsonl", "environment.json", SHEET)
+        check_links(self.out, *files)
         model_facts = self._model_facts()
         identity = {
             "protocol": self.protocol.values,
@@ -158,6 +163,7 @@ class Evaluation:
         self._check_not_the_references(made)
         self._score(scored, made)
         self._bound(scored, made)
+        self._show(scored, made)
         return self._write(scored, made, model_facts, checks, time.perf_counter() - start)
 
     def _model_facts(self) -> dict[str, Any]:
@@ -270,16 +276,31 @@ class Evaluation:
             return
         size = self.protocol.size
         assert size is not None
-        for name, pictures in bounding_pictures(made, size, self.model):
+        for bound in bounding_pictures(made, size, self.model):
             for one in bounded:
-                metric = one.config.build()
+                metric, pictures = one.config.build(), bound.pictures
                 if one.extractor is None:
-                    measured.feed_samples([metric], made, size, self.model, pictures)
+                    documents = bound.documents
+                    measured.feed_samples([metric], made, size, self.model, pictures, documents)
                 else:
                     seen = measured.Seen(one.extractor, size, getattr(one.config, "prefix", ""))
                     measured.feed_features([metric], seen, made, pictures)
                 for score in metric.result():
-                    one.beside.setdefault(score.name, {})[name] = score.value
+                    one.beside.setdefault(score.name, {})[bound.name] = score.value
+                    if score.spread is not None:
+                        spreads = one.beside_spread.setdefault(score.name, {})
+                        spreads[bound.name] = score.spread
+
+    def _show(self, scored: list[Scored], made: Made) -> None:
+        """Write a sheet of all cases with their verdicts, if they are judged."""
+        from cm3apps.evaluation.usable_metric import UsableMetric
+
+        for one in scored:
+            if isinstance(one.built, UsableMetric) and not one.skipped and self.protocol.size:
+                from cm3apps.evaluation.icons.verdict_sheet import verdict_sheet
+
+                shown = measured.shown_with(made, self.protocol.size, self.model)
+                save_png(self.out / SHEET, verdict_sheet(shown, one.built.verdicts))
 
     def _write(
         self,
@@ -319,6 +340,7 @@ class Evaluation:
                     row["real_against_real"] = one.floor[score.name]
                 if score.name in one.beside:
                     row["beside"] = one.beside[score.name]
+                    row["beside_spread"] = one.beside_spread.get(score.name, {})
                 rows.append(row)
                 for index, value in score.per_sample.items():
                     sample = samples.setdefault(index, self._line(index))

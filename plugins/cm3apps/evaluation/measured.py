@@ -1,5 +1,6 @@
 """Columns for metrics, sample by sample: features, pictures, texts, and the model's own likelihoods; and the pictures for
-comparison: real pictures, their reconstructions by the image tokenizer, and copies of the first prepended document.
+comparison: real pictures, their reconstructions by the image tokenizer, copies of the first prepended document, and the
+real pictures that the task names as baselines.
 """
 
 from __future__ import annotations
@@ -142,8 +143,16 @@ def feed_samples(
     size: int | None,
     model: Model | None,
     pictures: Sequence[Load] | None = None,
+    documents: Sequence[Sequence[Load]] | None = None,
 ) -> None:
-    """Give metrics everything but features. `pictures`: see `feed_features`."""
+    """Give metrics everything but features.
+
+    Args:
+        metrics, made, pictures: see `feed_features`.
+        size: side of the pictures, in pixels.
+        model: the model; None for pictures from elsewhere.
+        documents: the documents before each prompt, instead of the model's.
+    """
     columns = needed(metrics)
     samples = made.task.samples
     likelihoods = columns & OF_MODEL
@@ -155,6 +164,8 @@ def feed_samples(
             for name in columns - OF_MODEL:
                 if name == "pictures" and pictures is not None:
                     given[name] = [pictures[place]() for place in places]
+                elif name == "documents" and documents is not None:
+                    given[name] = [[load() for load in documents[place]] for place in places]
                 elif name == "documents" and before is not None:
                     given[name] = [before.of(place) for place in places]
                 else:
@@ -280,18 +291,33 @@ def _image(sample: Sample) -> Image:
 
 
 REAL, RECONSTRUCTED, COPIED = "real", "reconstructed", "copied"
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Pictures whose score is compared with the model's.
+
+    Args:
+        name: in tables.
+        pictures: one of each sample.
+        documents: those before each prompt; None: the model's.
+    """
+
+    name: str
+    pictures: Sequence[Load]
+    documents: Sequence[Sequence[Load]] | None = None
+
+
 _CODED_AT_ONCE = 64
 
 
-def bounding_pictures(
-    made: Made, size: int, model: Model | None
-) -> Iterator[tuple[str, list[Load]]]:
-    """Yield (name, a picture of each sample) for the comparisons.
+def bounding_pictures(made: Made, size: int, model: Model | None) -> Iterator[Bound]:
+    """Yield the pictures for the comparisons.
 
     Args:
         made: the samples and their results.
         size: side of the pictures, in pixels.
-        model: the model; None for pictures from elsewhere: only the real ones are yielded.
+        model: the model; None for pictures from elsewhere: only real ones are yielded.
 
     Raises:
         DataError: a sample has no reference picture.
@@ -305,16 +331,26 @@ def bounding_pictures(
                 "remove the metric from the protocol",
             )
         real.append(sample.picture)
-    yield REAL, real
+    yield Bound(REAL, real)
+    yield from _baselines(made.task.samples)
     if model is None:
         return
     kept: list[PixelArray] = []
     for start in range(0, len(real), _CODED_AT_ONCE):
         pixels = [fit(load(), model.image_size) for load in real[start : start + _CODED_AT_ONCE]]
         kept += model.decode(model.encode(pixels))
-    yield RECONSTRUCTED, [partial(_scaled, pixels, size) for pixels in kept]
+    yield Bound(RECONSTRUCTED, [partial(_scaled, pixels, size) for pixels in kept])
     if copied := _copied(made, size, model):
-        yield COPIED, copied
+        yield Bound(COPIED, copied)
+
+
+def _baselines(samples: Sequence[Sample]) -> Iterator[Bound]:
+    """What could be copied instead of drawing, if the task names it: each with all of these as the documents."""
+    found = [sample.baselines() for sample in samples if sample.baselines is not None]
+    if found and len(found) == len(samples):
+        documents = [list(one.values()) for one in found]
+        for name in found[0]:
+            yield Bound(name, [one[name] for one in found], documents)
 
 
 def _copied(made: Made, size: int, model: Model) -> list[Load]:
@@ -327,6 +363,34 @@ def _copied(made: Made, size: int, model: Model) -> list[Load]:
         if before.found
         else []
     )
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A case for a sheet.
+
+    Args:
+        prompt: its prompt.
+        drawn: the result.
+        documents: those before the prompt.
+        real: the reference picture.
+    """
+
+    prompt: str
+    drawn: PixelArray
+    documents: Sequence[PixelArray]
+    real: PixelArray
+
+
+def shown_with(made: Made, size: int, model: Model | None) -> list[Shown]:
+    """All cases, with the pictures at one size."""
+    before = None if model is None else _Prepended(made, size, model)
+    found = []
+    for place, sample in enumerate(made.task.samples):
+        documents = [] if before is None else before.of(place)
+        real = _reference(made, place)()
+        found.append(Shown(sample.prompt, made.load(place, size), documents, real))
+    return found
 
 
 class _Prepended:

@@ -25,6 +25,9 @@ from cm3core.files import atomic_path, new_place, write_text
 from cm3core.images import open_image, save_png
 from cm3run.evaluation.protocol import differences
 
+#: Comparisons of a score that are printed in its line; with more, they are in a table below.
+_MOST_IN_LINE = 3
+_MODEL = "the model"
 #: Maximum number of differing keys that an error names.
 _MOST_NAMED = 5
 #: Zero-shot FID on COCO, lower is better (CM3leon paper, Table 1), with the known facts about each
@@ -73,7 +76,7 @@ def read_scores(folder: Path) -> dict[str, Any]:
 
 
 def lines(scores: Mapping[str, Any]) -> list[str]:
-    """A line per score: name, value, spread, number, protocol and hash."""
+    """A line per score: name, value, spread, number, protocol and hash; and a table of the scores with many comparisons."""
     protocol = scores["protocol"]["name"]
     rows = []
     for one in scores["scores"]:
@@ -86,12 +89,44 @@ def lines(scores: Mapping[str, Any]) -> list[str]:
         note = f"n={one['num']}, {arrow}"
         if floor is not None:
             note += f", real against real {floor:.4g}"
-        for name, value in one.get("beside", {}).items():
-            note += f", {name} {value:.4g}"
+        if not _in_table(one):
+            for name, value in one.get("beside", {}).items():
+                note += f", {name} {value:.4g}"
         if one.get("note"):
             note += f"; {one['note']}"
         rows.append((one["name"], f"{one['value']:.4g}{spread}", note, f"{protocol}#{one['hash']}"))
-    return aligned(rows)
+    return [*aligned(rows), *_table(scores)]
+
+
+def _in_table(one: Mapping[str, Any]) -> bool:
+    """Whether a score's comparisons are too many for its line."""
+    return len(one.get("beside", {})) > _MOST_IN_LINE
+
+
+def _table(scores: Mapping[str, Any]) -> list[str]:
+    """A table of the scores with many comparisons: a row for the model, and one for each comparison."""
+    own = [one for one in scores["scores"] if _in_table(one)]
+    if not own:
+        return []
+    rows = [("", *(one["name"] for one in own))]
+    rows.append((_MODEL, *(_cell(one["value"], one.get("spread")) for one in own)))
+    for name in dict.fromkeys(name for one in own for name in one["beside"]):
+        rows.append(
+            (
+                name,
+                *(
+                    _cell(one["beside"].get(name), one.get("beside_spread", {}).get(name))
+                    for one in own
+                ),
+            )
+        )
+    return ["", *aligned(rows)]
+
+
+def _cell(value: float | None, spread: float | None) -> str:
+    if value is None:
+        return "n/a"
+    return f"{value:.3g}" if spread is None else f"{value:.3g} \u00b1 {spread:.2g}"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

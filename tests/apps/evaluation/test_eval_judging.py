@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cm3apps.evaluation import icon_style_metric
+from cm3apps.evaluation import icon_style_metric, usable_metric
 from cm3apps.evaluation.copy_metric import CopyConfig
 from cm3apps.evaluation.evaluating import Evaluation
 from cm3apps.evaluation.icon_style_metric import HandConfig, IconStyleConfig
 from cm3apps.evaluation.icons import style_classifier
+from cm3apps.evaluation.icons.usable import Verdict
 from cm3apps.evaluation.made import Made
 from cm3apps.evaluation.measured import bounding_pictures
 from cm3apps.evaluation.reading import lines
@@ -106,6 +107,28 @@ def test_nothing_prepended_is_nothing_copied(tmp_path: Path) -> None:
     assert theirs["scores"][0]["hash"] == first["hash"]
 
 
+def test_what_could_be_copied_is_scored_beside_in_a_table(tmp_path: Path) -> None:
+    samples = [
+        replace(one, baselines=partial(dict, right=one.picture, wrong=partial(reference, 0)))
+        for one in TASK.samples
+    ]
+    task = Task("documents", "pictures", samples, {})
+    scores = evaluate(tmp_path / "a", task)
+    first = scores["scores"][0]
+    names = {"real", "right", "wrong", "reconstructed", "copied"}
+    assert set(first["beside"]) == set(first["beside_spread"]) == names
+    assert first["beside"]["right"] == 100
+    assert first["beside"]["wrong"] == pytest.approx(100 / NUM)
+    # one of twelve is right: 100 * sqrt(1/12 * 11/12 / 11)
+    assert first["beside_spread"]["wrong"] == pytest.approx(100 / NUM)
+    assert first["hash"] == evaluate(tmp_path / "b")["scores"][0]["hash"]
+    printed = lines(scores)
+    assert "real" not in printed[0]
+    assert printed[3].split() == ["judge_r1-blurred8", "judge_r5-blurred8"]
+    assert printed[6].startswith("right")
+    assert "100 ± 0" in printed[6]
+
+
 def test_other_candidates_are_another_measurement(tmp_path: Path) -> None:
     fewer = Task(
         "documents",
@@ -168,16 +191,11 @@ def test_protocols_of_icons_rank_and_classify() -> None:
         if name.startswith("icons-"):
             metrics = [score["metric"]["name"] for score in find_protocol(name).scores]
             assert metrics.count("judge") == 2
-            assert ("hand" if "-closed-" in name else "icon_style") in metrics
+            closed = "usable" if name.endswith("-v2") else "hand"
+            assert (closed if "-closed-" in name else "icon_style") in metrics
 
 
-@pytest.mark.slow
-def test_a_model_of_icons_is_ranked_and_classified(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The protocol icons-comp-v1, of few icons, by a tiny model that was not trained."""
-    for name, value in {"NUM_TRAINED": 64, "NUM_HELD_OUT": 8, "EPOCHS": 1}.items():
-        monkeypatch.setattr(style_classifier, name, value)
+def tiny_model_of_icons() -> Model:
     tiny = [
         "dataset.things_share=0.005",
         "image_tokenizer=patches",
@@ -191,6 +209,16 @@ def test_a_model_of_icons_is_ranked_and_classified(
     recipe = compose("icons", tiny, registry=REGISTRY)
     components = build(recipe, REGISTRY, stage="train")
     components.decoder.module.eval()
+    return Model(recipe, components, name="tiny", step=7)
+
+
+@pytest.mark.slow
+def test_a_model_of_icons_is_ranked_and_classified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The protocol icons-comp-v1, of few icons, by a tiny model that was not trained."""
+    for name, value in {"NUM_TRAINED": 64, "NUM_HELD_OUT": 8, "EPOCHS": 1}.items():
+        monkeypatch.setattr(style_classifier, name, value)
     values = find_protocol("icons-comp-v1").values
     kept = [one for one in values["scores"] if one["metric"]["name"] in ("judge", "icon_style")]
     values |= {
@@ -198,7 +226,7 @@ def test_a_model_of_icons_is_ranked_and_classified(
         "task": values["task"] | {"num": 2},
         "scores": [kept[0], kept[-1], COPY],
     }
-    protocol, model = protocol_of(values, "few"), Model(recipe, components, name="tiny", step=7)
+    protocol, model = protocol_of(values, "few"), tiny_model_of_icons()
     task = open_task(protocol.task, size=64, data=None, model=model, registry=REGISTRY)
     options = {"num_retrieved": 1}
     rows = Evaluation(protocol, task, REGISTRY, tmp_path / "a", model=model, options=options).run()[
@@ -222,7 +250,43 @@ def test_a_model_of_icons_is_ranked_and_classified(
     )
 
 
+@pytest.mark.slow
+def test_a_model_without_documents_is_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The protocol icons-variant-closed-v2, of few icons; the judge is a pretended one, which reads nothing."""
+    monkeypatch.setattr(usable_metric, "_judge", FakeJudge)
+    model = tiny_model_of_icons()
+    values = find_protocol("icons-variant-closed-v2").values
+    values |= {"name": "few", "task": values["task"] | {"num": 2}, "scores": values["scores"][:1]}
+    protocol = protocol_of(values, "few")
+    task = open_task(protocol.task, size=64, data=None, model=model, registry=REGISTRY)
+    options = {"num_retrieved": 0}
+    scores = Evaluation(
+        protocol, task, REGISTRY, tmp_path / "a", model=model, options=options
+    ).run()
+    names = [row["name"] for row in scores["scores"]]
+    assert names[0] == "usable"
+    copies = {"thing copied", "hand copied", "random of the hand"}
+    assert set(scores["scores"][0]["beside"]) == {"real", "reconstructed"} | copies
+    assert (tmp_path / "a" / "verdicts.png").is_file()
+    assert lines(scores)[-1].startswith("reconstructed")
+    theirs = Evaluation(
+        protocol, task, REGISTRY, tmp_path / "b", pictures=tmp_path / "a" / "pictures", label="x"
+    ).run()
+    assert theirs["scores"][0]["skipped"] == "needs the model itself"
+
+
 COPY = {"metric": {"name": "copy"}}
+
+
+class FakeJudge:
+    """Finds every drawing usable."""
+
+    fingerprint = "fake"
+
+    def judge(self, pictures: Any, asked: Any, documents: Any) -> list[Verdict]:
+        return [Verdict(1, "it", True, 0.0, "", True)] * len(pictures)
 
 
 class Classifier:

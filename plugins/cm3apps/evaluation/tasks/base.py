@@ -16,6 +16,8 @@ Makes = Literal["pictures", "captions", "answers"]
 #: The real pictures of a ranking, the right one first: the name of each, and a function that loads
 #: it.
 Candidates: TypeAlias = Sequence[tuple[str, Callable[[], PixelArray]]]
+#: Real pictures that could be copied instead of drawing: by name, a function that loads each.
+Baselines: TypeAlias = Mapping[str, Callable[[], PixelArray]]
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Sample:
         references: captions or answers written by people.
         target: the expected content of the picture, in the task's own terms.
         candidates: returns the real pictures of its ranking; None if there are none.
+        baselines: returns what could be copied instead of drawing; None if there is nothing.
         choices: texts to rank by likelihood: captions, the right one first; or answers to a
             question, of which the most probable one is the model's.
     """
@@ -42,6 +45,7 @@ class Sample:
     references: tuple[str, ...] = ()
     target: Mapping[str, Any] = field(default_factory=dict)
     candidates: Callable[[], Candidates] | None = None
+    baselines: Callable[[], Baselines] | None = None
     choices: tuple[str, ...] = ()
 
 
@@ -129,6 +133,9 @@ TASKS: Mapping[str, tuple[str, Mapping[str, TaskKey]]] = {
             "num": TaskKey(None, "documents, the first ones by a hash of their ids; null: all"),
             "one_of_a_group": TaskKey(
                 True, "only the first document of each group (versions of one icon)"
+            ),
+            "baselines": TaskKey(
+                False, "also score real icons that could be copied instead of drawing"
             ),
         },
     ),

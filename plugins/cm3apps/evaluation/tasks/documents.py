@@ -18,9 +18,17 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from cm3apps.evaluation.icons.copied import Copied
 from cm3apps.evaluation.icons.ranking import NUM_CANDIDATES, RealPictures
 from cm3apps.evaluation.judging import first_picture, order_of_groups
-from cm3apps.evaluation.tasks.base import Candidates, Sample, Task, enough, known_keys
+from cm3apps.evaluation.tasks.base import (
+    Baselines,
+    Candidates,
+    Sample,
+    Task,
+    enough,
+    known_keys,
+)
 from cm3core.document import Image, PixelArray, text_of
 from cm3core.errors import DataError
 from cm3core.images import fit
@@ -105,7 +113,7 @@ def open_documents(
     writer: Writer = ANYONE,
 ) -> Task:
     """See `open_task`. `dataset` is a recipe's section, or null for the model's own; `num` is the number of
-    documents, or null for all; `one_of_a_group` keeps only the first document of each group."""
+    documents, or null for all; `one_of_a_group` keeps only the first document of each group; `baselines`: for icons."""
     keys = known_keys("documents", values)
     for key, kind in (("split", str), ("num", int)):
         if not isinstance(keys[key], kind) and not (key == "num" and keys[key] is None):
@@ -118,6 +126,7 @@ def open_documents(
         raise DataError("protocol: size", "is null, but pictures are compared", "give a number")
     source, config, rule = _source(keys, data, model, registry, writer)
     find = candidates_of(source, config, size)
+    copied = _copied(source, config, size) if keys["baselines"] else None
     chosen: dict[str, int] = {}
     for index in sorted(range(len(source)), key=lambda index: order(source.id(index))):
         group = source.group(index) if keys["one_of_a_group"] else ""
@@ -125,10 +134,31 @@ def open_documents(
         if len(chosen) == keys["num"]:
             break
     samples = [
-        sample for index in chosen.values() if (sample := _sample(source, index, size, find))
+        replace(sample, baselines=None if copied is None else partial(copied, index))
+        for index in chosen.values()
+        if (sample := _sample(source, index, size, find))
     ]
     enough(f"split {keys['split']!r}", len(samples), keys["num"])
     return Task("documents", "pictures", samples, {**rule, "split": keys["split"], "size": size})
+
+
+def _copied(
+    source: DocumentSource, config: DocumentSourceConfig, size: int
+) -> Callable[[int], Baselines]:
+    """Icon -> the real drawings that could be copied instead of drawing it."""
+    if not isinstance(source, IconSource) or not isinstance(config, IconSourceConfig):
+        raise DataError(
+            "protocol: task.baselines",
+            "is true, but the data set has no icons",
+            "set it to false",
+        )
+    real, copied = _real_icons(source, config, size), Copied(source.corpus)
+
+    def find(index: int) -> Baselines:
+        found = copied.of(source.entry(index))
+        return {name: partial(real().__getitem__, place) for name, place in found.items()}
+
+    return find
 
 
 def order(key: str) -> str:
@@ -183,11 +213,11 @@ def _sample(source: DocumentSource, index: int, size: int, find: Find) -> Sample
 
 
 def _target(source: DocumentSource, index: int) -> dict[str, str]:
-    """The object that the picture shows; for an icon also its set and style."""
+    """The object that the picture shows; for an icon also its set, style and id."""
     target = {"group": source.group(index)}
     if isinstance(source, IconSource):
         entry = source.entry(index)
-        target |= {"set": entry.set_name, "style": entry.style}
+        target |= {"set": entry.set_name, "style": entry.style, "id": entry.id}
     return target
 
 
