@@ -58,6 +58,26 @@ def configure(parser: ArgumentParser) -> None:
         action="store_true",
         help="also draw what the set has already; its own drawing is not shown to the model",
     )
+    _add_form(parser)
+    parser.add_argument(
+        "--judge",
+        action="store_true",
+        help="judge each candidate (is it the thing, in the set's hand, and no copy), and sort by that; the first use "
+        "reads all bundled icons, which takes some minutes",
+    )
+    parser.add_argument(
+        "--tune",
+        type=real_number(0, MAX_MINUTES, above=True),
+        metavar="MINUTES",
+        help="first tune the model on the set's own drawings for so long, and use it if it then reads drawings better "
+        "that were left out; FOLDER/tuned keeps it for the next call",
+    )
+    add_loading_options(parser)
+    parser.set_defaults(bank=None, retriever=None)
+
+
+def _add_form(parser: ArgumentParser) -> None:
+    """Add the options for captions and files."""
     parser.add_argument(
         "--style",
         metavar="WORDS",
@@ -73,15 +93,6 @@ def configure(parser: ArgumentParser) -> None:
         action="store_true",
         help="write SVG files without metadata; LICENSES then has the only credits",
     )
-    parser.add_argument(
-        "--tune",
-        type=real_number(0, MAX_MINUTES, above=True),
-        metavar="MINUTES",
-        help="first tune the model on the set's own drawings for so long, and use it if it then reads drawings better "
-        "that were left out; FOLDER/tuned keeps it for the next call",
-    )
-    add_loading_options(parser)
-    parser.set_defaults(bank=None, retriever=None)
 
 
 def run(args: Namespace) -> int:
@@ -104,6 +115,7 @@ def run(args: Namespace) -> int:
             seed=args.seed,
             draw=args.draw,
             clean=args.clean,
+            judge=args.judge,
             sampler=args.sampler,
             sampling=settings_of(args.settings, "sampler"),
         )

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from cm3apps.cli._picture_files import file_names
 from cm3apps.complete.drawing import Completer, Documents, Drawn, Shown
 from cm3apps.complete.folder import CANDIDATES, SHEET, Entry, Results, credits_json
+from cm3apps.complete.judging import SetJudge, ordered
+from cm3apps.complete.judging import told as verdict_told
 from cm3core.errors import CM3Error
 from cm3plugins.datasets.svg_folder.reading import parsed
 from cm3plugins.svg import render_svg
@@ -22,6 +24,7 @@ from cm3run.words import words_of
 
 if TYPE_CHECKING:
     from cm3apps.complete.sets import OwnSet
+    from cm3apps.evaluation.icons.usable import Verdict
     from cm3core.document import PixelArray
     from cm3run.generation.engine import Progress
     from cm3run.model.model import Model
@@ -40,6 +43,7 @@ class Settings:
         seed: as in `cm3 generate`.
         draw: also what the set has.
         clean: files without metadata.
+        judge: sort and report candidates by the judge's verdicts.
         sampler, sampling: name of a sampler, and its changed keys.
     """
 
@@ -47,6 +51,7 @@ class Settings:
     seed: int = 0
     draw: bool = False
     clean: bool = False
+    judge: bool = False
     sampler: str | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
 
@@ -99,6 +104,7 @@ class Completing:
         self.model = self.completer.model
         self.results = Results(folder, self._facts())
         self.documents = cache(self._documents)
+        self._judge = SetJudge(own) if settings.judge else None
 
     def _facts(self) -> dict[str, Any]:
         """All that the results depend on, as the report has it."""
@@ -177,8 +183,11 @@ class Completing:
     def _drawn(self, documents: Documents, candidates: Sequence[Drawn], stem: str) -> Entry:
         """Write the candidates, the best of them once more as the thing's file; return the entry."""
         files: dict[str, str] = {}
+        judged: list[tuple[Drawn, Verdict | None]] = [(one, None) for one in candidates]
+        if self._judge is not None:
+            judged = [*ordered(candidates, self._judge.verdicts(documents, candidates))]
         told: list[dict[str, Any]] = []
-        for place, one in enumerate(candidates, 1):
+        for place, (one, verdict) in enumerate(judged, 1):
             name = f"{CANDIDATES}/{stem}-{place}.svg"
             files[name] = self._file(documents.name, one)
             told.append(
@@ -190,6 +199,7 @@ class Completing:
                     "nearness": round(one.nearness, 3),
                     "copy": one.is_copy,
                     "nats": round(one.nats, 4),
+                    **({} if verdict is None else {"verdict": verdict_told(verdict)}),
                 }
             )
         files[f"{stem}.svg"] = files[told[0]["file"]]
@@ -222,7 +232,7 @@ class Completing:
 
     def table(self, names: Sequence[str]) -> list[str]:
         """Lines of a table: of each thing its answer, the documents and the judgement of its best candidate."""
-        rows = [("thing", "answer", "documents", "paint", "nearest", "file")]
+        rows = [("thing", "answer", "documents", "nearest", "verdict", "file")]
         for entry in (self.results.entries[name] for name in names):
             best = next(iter(entry["candidates"]), None)
             shown = (
@@ -236,8 +246,8 @@ class Completing:
                     entry["name"],
                     entry["kind"],
                     shown,
-                    f"{best['paint']:.2f}" if best else "",
                     f"{best['nearness']:.2f}{' copy' if best['copy'] else ''}" if best else "",
+                    _verdict(best) if best else "",
                     "" if file is None else str(self.results.folder / file),
                 )
             )
@@ -306,4 +316,21 @@ class Completing:
 def _judged(candidate: Mapping[str, Any]) -> str:
     """A candidate's caption on the sheet."""
     copy = ", copy" if candidate["copy"] else ""
-    return f"paint {candidate['paint']:.2f}, nearest {candidate['nearness']:.2f}{copy}"
+    return "\n".join(
+        filter(None, (f"nearest {candidate['nearness']:.2f}{copy}", _verdict(candidate)))
+    )
+
+
+def _verdict(candidate: Mapping[str, Any]) -> str:
+    """What the judge says of a candidate in a few words; "" if it was not asked."""
+    verdict = candidate.get("verdict")
+    if verdict is None:
+        return ""
+    if verdict["usable"]:
+        return "usable"
+    faults = [
+        *([] if verdict["thing"] else [f"reads as {verdict['read_as']}"]),
+        *([] if verdict["hand"] else ["another hand"]),
+        *(["copy"] if verdict["copy"] else []),
+    ]
+    return ", ".join(faults)

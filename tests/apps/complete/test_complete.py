@@ -13,6 +13,8 @@ from cm3apps.cli.main import main
 from cm3apps.complete.drawing import Completer
 from cm3apps.complete.folder import Results
 from cm3apps.complete.sets import open_set
+from cm3apps.evaluation.icons import usable
+from cm3apps.evaluation.icons.usable import Verdict
 from cm3core.plugins.discovery import load_registry
 from cm3core.recipe.merge import compose
 from cm3plugins.datasets.icons import IconSourceConfig
@@ -231,6 +233,41 @@ def test_documents_differ_as_far_as_there_are_some(run: Path, things: list[str])
     pairs = documents.pairs(4)
     assert len({pair[-1].id for pair in pairs}) == 4
     assert len({pair[0].id for pair in pairs}) == min(4, len(documents.things))
+
+
+def test_verdicts_decide_the_order(
+    run: Path,
+    things: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The judge is given the set's own drawings and names, and the documents; its usable candidate comes first."""
+    asked: list[tuple[Any, Any]] = []
+
+    class Judge:
+        def judge(self, pictures: Any, own: Any, documents: Any) -> list[Verdict]:
+            asked.append((own[0], documents[0]))
+            last = len(pictures) - 1
+            return [
+                Verdict(1 if place == last else 7, "bus", True, 0.3, "ph/bus", False)
+                for place in range(len(pictures))
+            ]
+
+    monkeypatch.setattr(usable, "icon_judge", Judge)
+    out = tmp_path / "out"
+    command = (str(OWN), things[0], "-o", str(out), "-n", "3")
+    assert complete(run, *command) == 0
+    [before] = report(out)["things"]
+    assert complete(run, *command, "--judge") == 0
+    [entry] = report(out)["things"]
+    seeds = [one["seed"] for one in before["candidates"]]
+    assert [one["seed"] for one in entry["candidates"]] == [seeds[2], *seeds[:2]]
+    assert [one["verdict"]["usable"] for one in entry["candidates"]] == [True, False, False]
+    [(own, documents)] = asked
+    assert (own.thing, len(own.drawings), "bar chart" in own.names) == (things[0], 12, True)
+    assert len(documents) >= 4
+    assert " usable " in capsys.readouterr().out
 
 
 @pytest.mark.slow
