@@ -195,11 +195,21 @@ def test_hands_by_hand(judge: IconJudge) -> None:
     assert tells(caught.value, "set 'nobody': has 0 real drawings")
 
 
-def test_a_users_own_set(judge: IconJudge) -> None:
+def test_a_users_own_set_is_read_once(judge: IconJudge, monkeypatch: pytest.MonkeyPatch) -> None:
     own = [drawing(thing, 2) for thing in THINGS[2:12]]
     asked = Asked("bell off", drawings=own, names=THINGS)
+    numbers = []
+    read = Pretended.read
+
+    def counted(self: Pretended, pictures: Any) -> Any:
+        numbers.append(len(pictures))
+        return read(self, pictures)
+
+    _ = judge.real.hands_ME
+    monkeypatch.setattr(Pretended, "read", counted)
     found = judge.judge([drawing("bell off", 2), drawing("bell off", 0)], [asked] * 2, [own, own])
     assert [one.usable for one in found] == [True, False]
+    assert numbers.count(len(own)) == 1
 
 
 def test_real_drawings_are_read_once(

@@ -43,6 +43,8 @@ class HandJudge:
             self._of_set.setdefault(hand[0], []).append(row)
         self._learned, self._near = real.of_split("train"), real.of_split("near")
         self._limits: dict[Hand, float] = {}
+        #: The pictures of the last `is_like`, their mean and limit: a whole set is read once.
+        self._last: tuple[Sequence[PixelArray], Floats, float] | None = None
 
     def is_in(self, drawing_E: Floats, hand: Hand, but: int | None = None) -> bool:
         """Whether a drawing is in a hand of the corpus.
@@ -78,9 +80,11 @@ class HandJudge:
         if len(pictures) < LEAST:
             cause = f"has {len(pictures)} drawings, but a hand is judged by at least {LEAST}"
             raise DataError("the hand", cause, "give more drawings of the set")
-        vectors = self._real.hands.read(pictures)
-        limit = self._limit(self._own_margins(vectors, None))
-        return bool(self._margins(drawing_E[None], _mean(vectors), None)[0] >= limit - _ROUNDING)
+        if self._last is None or self._last[0] is not pictures:
+            vectors = self._real.hands.read(pictures)
+            self._last = pictures, _mean(vectors), self._limit(self._own_margins(vectors, None))
+        _, mean_E, limit = self._last
+        return bool(self._margins(drawing_E[None], mean_E, None)[0] >= limit - _ROUNDING)
 
     def _rows(self, hand: Hand) -> list[int]:
         """The hand's real drawings; those of its set in all styles if there are too few."""
