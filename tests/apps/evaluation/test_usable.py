@@ -183,6 +183,8 @@ def test_hands_by_hand(judge: IconJudge) -> None:
     own = real.hands_ME[0]
     assert hands.is_in(own, HANDS[0])
     assert not hands.is_in(own, HANDS[1])
+    assert hands.is_in(own, ("lucide", "new"))  # an unknown style of a set: all its drawings
+    assert not hands.is_in(own, ("mdi", "new"))
     assert hands.is_in(real.hands.read([drawing("bell", 2)])[0], HANDS[2], but=None)
     pictures = [drawing(thing, 1) for thing in THINGS[:5]]
     assert hands.is_like(real.hands_ME[len(THINGS)], pictures)

@@ -60,7 +60,8 @@ class HandJudge:
         rows = self._rows(hand)
         trained = [row for row in rows if self._learned[row]]
         if len(trained) >= LEAST:
-            mean_E = self._means[hand]
+            known = self._means.get(hand)
+            mean_E = _mean(self._vectors(trained)) if known is None else known
             if hand not in self._limits:
                 near = [row for row in rows if self._near[row]]
                 self._limits[hand] = self._limit(self._margins(self._vectors(near), mean_E, hand))
@@ -124,7 +125,11 @@ class HandJudge:
 
     def _nearest_other(self, vectors_NE: Floats, hand: Hand | None) -> Floats:
         """The greatest cosine with another hand's mean, [N]; -1 if there is no other."""
-        others = [own for name, own in self._means.items() if name != hand]
+        # a style of a set that has too few drawings is not compared with the set's other styles
+        own_set = None if hand is None or hand in self._means else hand[0]
+        others = [
+            mean_E for name, mean_E in self._means.items() if name != hand and name[0] != own_set
+        ]
         if not others:
             return np.full(len(vectors_NE), -1, np.float32)
         cosines: Floats = (vectors_NE @ np.stack(others).T).max(1)
