@@ -147,8 +147,8 @@ def find(
         )
     known = [recipe.name for recipe in list_recipes()]
     raise RecipeError(
-        place or f"recipe {name_or_path!r}",
-        f"no shipped recipe is called {name_or_path!r}",
+        place or f"recipe {name_or_path[:200]!r}",
+        f"no shipped recipe is called {name_or_path[:200]!r}",
         close_match(name_or_path, known) + "; name a file by its path (./mine.yaml)",
     )
 
