@@ -37,7 +37,7 @@ def svg_of_image(
     version if there is one. Of a picture that was found, its original if that is an SVG."""
     if picture.original is not None and picture.original.suffix == ".svg":
         return picture.original.content.decode("utf-8")
-    codes = picture.codes
+    codes = picture.drawn
     drawing = None if tokenizer is None or codes is None else tokenizer.svg(codes.codes)
     if drawing is not None:
         return drawing

@@ -305,7 +305,7 @@ def _reranker_config(loaded: Loaded, name: str) -> RerankerConfig:
 
 def score(loaded: Loaded, picture: GeneratedImage, name: str | None) -> float:
     """A generated picture's score for its prompt, by the recipe's reranker or the named one."""
-    codes = loaded.encode([picture.pixels])[0] if picture.codes is None else picture.codes
+    codes = loaded.encode([picture.pixels])[0] if picture.drawn is None else picture.drawn
     candidate = Candidate(
         (Text(picture.prompt), ImageHole()),
         (Text(picture.prompt), codes),

@@ -348,7 +348,6 @@ class Chatting(Drawing, Writing):
         made = job.finish(completions)
         part: str | ReplyPicture
         if isinstance(made, GeneratedImage):
-            assert made.codes is not None  # it was drawn
             part = ReplyPicture(made.pixels, made.codes, made.seed, made.log_probability)
         else:
             part = made.text

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from cm3core.document import Codes, PixelArray
+from cm3core.errors import GenerationError
 from cm3core.interfaces.dataset import Original, Provenance
 from cm3run.attribution import Credit, PictureFacts, png, together, told_copy
 from cm3run.generation.engine import Event
@@ -115,7 +116,7 @@ class GeneratedImage:
         seed: of this picture alone: `generate(prompt, num_images=1, seed=seed, num_candidates=1)`
             reproduces it; with `draw=True`, if it was drawn although there are found ones.
         retrieved: the documents prepended to the prompt, in order; or the one that was found.
-        codes: the picture's codes; None: it was found.
+        drawn: the picture's codes; None: it was found.
         log_probability: nats, see `Completion`; 0: it was found.
         choice: how it was chosen; None when it was the only candidate.
         upscaled: the enlarged picture, uint8; None when not requested.
@@ -130,7 +131,7 @@ class GeneratedImage:
     prompt: str
     seed: int
     retrieved: tuple[RetrievedDocument, ...]
-    codes: Codes | None
+    drawn: Codes | None
     log_probability: float
     choice: Choice | None = None
     upscaled: PixelArray | None = None
@@ -138,6 +139,17 @@ class GeneratedImage:
     number: int = 0
     answer: Answer | None = None
     original: Original | None = None
+
+    @property
+    def codes(self) -> Codes:
+        """The codes that were drawn; raises `GenerationError` for a picture that was found."""
+        if self.drawn is None:
+            raise GenerationError(
+                "codes",
+                "the picture was found in the memory, and has none",
+                "ask for drawn pictures (draw=True), or encode its pixels",
+            )
+        return self.drawn
 
     @cached_property
     def credits(self) -> tuple[Credit, ...]:

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from cm3core.errors import DataError
+from cm3core.errors import DataError, GenerationError
 from cm3run.attribution import facts_in, png
 from cm3run.generation.engine import Session
 from cm3run.model.aio import AsyncModel
@@ -15,6 +15,7 @@ from cm3run.model.facts import facts_of, original_of
 from cm3run.model.prepending import Retrieval
 from cm3run.model.results import GeneratedImage, ImageReady
 from cm3run.prompting import AsItStands
+from messages import tells
 from toy_finder import Drawings, finder
 from toy_model import picture, toy_model
 
@@ -38,7 +39,10 @@ def test_what_the_memory_has_is_returned_undrawn(model, monkeypatch):
     [one] = model.generate("bell, lucide", seed=3)
     assert one.original == Drawings().original(0)
     assert (one.pixels == 20).all()
-    assert (one.codes, one.log_probability, one.choice, one.seed) == (None, 0.0, None, 3)
+    assert (one.drawn, one.log_probability, one.choice, one.seed) == (None, 0.0, None, 3)
+    with pytest.raises(GenerationError) as caught:
+        _ = one.codes
+    assert tells(caught.value, "codes: the picture was found in the memory, and has none")
     assert one.retrieved[0].provenance.licence == "ISC"
     assert one.retrieved[0].score == pytest.approx(one.answer.score, abs=1e-6)
     assert (
@@ -173,7 +177,7 @@ def test_what_retrieves_nothing_has_no_answer(model):
 
 def test_a_conversation_draws(model):
     reply = model.chat("bell, lucide", answer="image", force=True)
-    assert reply.pictures[0].codes is not None
+    assert len(reply.pictures[0].codes.codes) == 16
 
 
 def test_files_say_it(model):
