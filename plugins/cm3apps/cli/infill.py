@@ -27,7 +27,10 @@ from cm3core.errors import GenerationError
 from cm3core.files import check_not_input, write_bytes
 
 if TYPE_CHECKING:
+    from cm3run.attribution import PictureFacts
     from cm3run.model.crop import Box
+    from cm3run.model.model import Model
+    from cm3run.model.results import InfilledImage
 
 #: Largest coordinate of a pixel; no picture is larger.
 COORDINATE = re.compile(r"-?[0-9]{1,9}")
@@ -103,7 +106,7 @@ def configure(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Inpaint, write, print the paths."""
     from cm3core import images
-    from cm3run.attribution import facts_of_file, png
+    from cm3run.attribution import png
 
     if args.path is not None:
         return _redraw(args)
@@ -133,7 +136,20 @@ def run(args: Namespace) -> int:
                 args.picture, boxes or None, args.text, mask=args.mask, progress=progress, **options
             )
     box = " ".join(args.box or [",".join(map(str, result.box))])
-    facts = written_facts(model, args, result, box=box)
+    facts = _told(args, model, result, box=box)
+    for path, pixels in ((args.out, result.pixels), (args.decoded, result.decoded)):
+        if path is not None:
+            write_bytes(path, png(pixels, facts))
+            print(path)
+    report_copy(args.out, result)
+    return 0
+
+
+def _told(args: Namespace, model: Model, result: InfilledImage, **settings: str) -> PictureFacts:
+    """Print what was generated after what; return what the files are to say."""
+    from cm3run.attribution import facts_of_file
+
+    facts = written_facts(model, args, result, **settings)
     if (given := facts_of_file(args.picture)) is not None:
         facts = facts.after(given.credits)
     if args.text is None:
@@ -145,18 +161,13 @@ def run(args: Namespace) -> int:
         write_retrieved(
             args.out.parent, [Retrieval(result.text, query, result.retrieved, "", result.decoded)]
         )
-    for path, pixels in ((args.out, result.pixels), (args.decoded, result.decoded)):
-        if path is not None:
-            write_bytes(path, png(pixels, facts))
-            print(path)
-    report_copy(args.out, result)
-    return 0
+    return facts
 
 
 def _redraw(args: Namespace) -> int:
     """Draw a path again, write the SVG, and the picture with --decoded."""
     from cm3core import images
-    from cm3run.attribution import facts_of_file, png, svg
+    from cm3run.attribution import png, svg
 
     args.out = args.out or Path("infilled.svg")
     check_not_input(args.out, args.picture)
@@ -171,14 +182,7 @@ def _redraw(args: Namespace) -> int:
     report_unknown_words(model, [args.text])
     with progress_bar("generating") as progress:
         result = model.redraw(args.picture, args.path, args.text, progress=progress, **options)
-    facts = written_facts(model, args, result, path=str(args.path))
-    if (given := facts_of_file(args.picture)) is not None:
-        facts = facts.after(given.credits)
-    if args.text is None:
-        print(f"text: {printable(result.text)}")
-    show_choice(result.choice)
-    if args.show_retrieved:
-        show_retrieved(result.retrieved)
+    facts = _told(args, model, result, path=str(args.path))
     drawing = model.components.image_tokenizer.svg(result.codes.codes)
     assert drawing is not None
     write_bytes(args.out, svg(drawing, facts).encode())

@@ -146,7 +146,7 @@ def picture_fields(limits: Limits) -> tuple[Field, ...]:
             name="return_svg",
             sort="flag",
             ours=True,
-            help="also return each picture traced as an SVG",
+            help="also return each picture as an SVG: the drawing that the model wrote, or the picture traced",
         ),
         Field(name="model", sort="text", most=300, help="one of /v1/models; the first by default"),
         Field(

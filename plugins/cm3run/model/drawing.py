@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -14,6 +14,7 @@ from cm3core.document import (
     BoolArray,
     Codes,
     Document,
+    PixelArray,
     Segment,
     Text,
     text_of,
@@ -259,39 +260,16 @@ class Drawing(Loaded):
         region_HW, missing = region(crop, (form.rows, form.columns), box, mask)
         missing = np.repeat(missing, form.depth)
         codes = replace(self.encode([seen(self, whole)])[0], missing=missing)
-        if text is not None:
-            check_text(self, "text", text, truncate=truncate)
-        first: Segment = text_hole(self.recipe, None) if text is None else Text(text)
-        given = GenerationOptions.of({**options, "seed": seed})
-        plan = Plan.of(self, given, truncate=truncate)
-        [alternatives] = plan.augmented(
-            [Request((first, codes), seed=seed, truncate=truncate)],
-            [() if text is None else (Text(text),)],
-        )
-        [(_, retrieved, _)] = alternatives
         rows, columns = np.flatnonzero(region_HW.any(1)), np.flatnonzero(region_HW.any(0))
         around = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-
-        def make(
-            completion: Completion, own_seed: int, choice: Choice | None, decode: Decode
-        ) -> InfilledImage:
-            filled = _picture_of(completion.document)
-            decoded = decode(filled)
-            return InfilledImage(
-                crop.pasted(whole, decoded, region_HW),
-                decoded,
-                filled,
-                around,
-                text_of(completion.document),
-                own_seed,
-                retrieved,
-                completion.log_probability,
-                choice,
-            )
-
-        num_text_tokens = 0 if text is not None else text_hole(self.recipe, None).max_tokens or 0
-        total = plan.num_candidates * (int(missing.sum()) + num_text_tokens)
-        return plan.job(alternatives, make, given=[whole]), total
+        return _filling_job(
+            self,
+            (codes, text),
+            lambda decoded: (crop.pasted(whole, decoded, region_HW), around),
+            GenerationOptions.of({**options, "seed": seed}),
+            truncate=truncate,
+            given=[whole],
+        )
 
     @checked(GenerationError)
     def redraw_job(
@@ -305,38 +283,68 @@ class Drawing(Loaded):
         **options: Any,
     ) -> tuple[Job[InfilledImage], int]:
         """The job of `redraw`, and the maximum number of tokens it generates."""
-        codes = _without_part(self, drawing, part)
-        if text is not None:
-            check_text(self, "text", text, truncate=truncate)
-        first: Segment = text_hole(self.recipe, None) if text is None else Text(text)
-        plan = Plan.of(self, GenerationOptions.of({**options, "seed": seed}), truncate=truncate)
-        [alternatives] = plan.augmented(
-            [Request((first, codes), seed=seed, truncate=truncate)],
-            [() if text is None else (Text(text),)],
+        return _filling_job(
+            self,
+            (_without_part(self, drawing, part), text),
+            lambda decoded: (decoded, (0, 0, decoded.shape[1], decoded.shape[0])),
+            GenerationOptions.of({**options, "seed": seed}),
+            truncate=truncate,
         )
-        [(_, retrieved, _)] = alternatives
 
-        def make(
-            completion: Completion, own_seed: int, choice: Choice | None, decode: Decode
-        ) -> InfilledImage:
-            filled = _picture_of(completion.document)
-            decoded = decode(filled)
-            return InfilledImage(
-                decoded,
-                decoded,
-                filled,
-                (0, 0, decoded.shape[1], decoded.shape[0]),
-                text_of(completion.document),
-                own_seed,
-                retrieved,
-                completion.log_probability,
-                choice,
-            )
 
-        assert codes.missing is not None
-        num_text_tokens = 0 if text is not None else text_hole(self.recipe, None).max_tokens or 0
-        total = plan.num_candidates * (int(codes.missing.sum()) + num_text_tokens)
-        return plan.job(alternatives, make), total
+def _filling_job(
+    loaded: Loaded,
+    query: tuple[Codes, str | None],
+    shows: Callable[[PixelArray], tuple[PixelArray, Box]],
+    options: GenerationOptions,
+    *,
+    truncate: bool,
+    given: Sequence[PixelArray] = (),
+) -> tuple[Job[InfilledImage], int]:
+    """The job that fills what is missing of a picture, and the maximum number of tokens it generates.
+
+    Args:
+        loaded: the model.
+        query: the picture, and its text; None: the model writes one first.
+        shows: from the decoded picture to the picture as it is returned, and the box that was filled.
+        options: of the call.
+        truncate: whether to cut a text that is too long.
+        given: pictures whose colours the filled one may use.
+    """
+    codes, text = query
+    if text is not None:
+        check_text(loaded, "text", text, truncate=truncate)
+    hole = text_hole(loaded.recipe, None)
+    first: Segment = hole if text is None else Text(text)
+    plan = Plan.of(loaded, options, truncate=truncate)
+    [alternatives] = plan.augmented(
+        [Request((first, codes), seed=options.seed, truncate=truncate)],
+        [() if text is None else (Text(text),)],
+    )
+    [(_, retrieved, _)] = alternatives
+
+    def make(
+        completion: Completion, seed: int, choice: Choice | None, decode: Decode
+    ) -> InfilledImage:
+        filled = _picture_of(completion.document)
+        decoded = decode(filled)
+        pixels, box = shows(decoded)
+        return InfilledImage(
+            pixels,
+            decoded,
+            filled,
+            box,
+            text_of(completion.document),
+            seed,
+            retrieved,
+            completion.log_probability,
+            choice,
+        )
+
+    assert codes.missing is not None
+    num_text_tokens = 0 if text is not None else hole.max_tokens or 0
+    total = plan.num_candidates * (int(codes.missing.sum()) + num_text_tokens)
+    return plan.job(alternatives, make, given=given), total
 
 
 def _without_part(loaded: Loaded, drawing: str | Path, part: int) -> Codes:

@@ -381,7 +381,7 @@ def _placed(components: Components, origin: Origin, place: _Place) -> OptimizerG
     if recipe.train.compile and place.device.type == "cpu":
         # Documents are attended to one by one on the CPU, which compiled code can't: it attends to whole rows.
         attention = components.attention
-        attention.attend = torch.compiler.disable(attention.attend)  # type: ignore[method-assign]
+        attention.attend = torch.compiler.disable(attention.attend)  # type: ignore[method-assign]  # of this one alone
     place.parallel.place(components.decoder, place.device, compiled=recipe.train.compile)
     origin.set_weights(decoder)
     rows = select_parameters(

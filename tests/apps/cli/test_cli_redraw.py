@@ -61,6 +61,14 @@ def test_one_path_is_drawn_again(cm3, model, drawing, tmp_path, capsys, number, 
     assert len(lengths) > 1
 
 
+def test_what_was_retrieved_is_shown(cm3, model, drawing, tmp_path, capsys):
+    out = tmp_path / "new.svg"
+    asked = "infill", drawing, "--path", 1, "--text", "red", "--num-retrieved", 1
+    assert cm3(*asked, "--show-retrieved", "-o", out) == 0
+    assert "retrieved 1: red" in capsys.readouterr().out
+    assert (tmp_path / "retrieved.png").exists()
+
+
 def test_what_cannot_be_drawn_again_is_refused(model, drawing, tmp_path):
     (tmp_path / "wrong.svg").write_text('<svg viewBox="0 0 24 24"><text/></svg>')
     (tmp_path / "bytes.svg").write_bytes(b"\xff\xfe<svg/>")

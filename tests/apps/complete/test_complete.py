@@ -185,7 +185,8 @@ def test_a_set_of_the_memory(run: Path, things: list[str], tmp_path: Path) -> No
     """Its originals are found with their licence, also those that are held out; what it lacks gets documents of the
     other set and of its own."""
     model = load(run)
-    own = open_set("lucide", model.recipe.dataset.memory_config(), None, None)  # type: ignore[union-attr]
+    assert model.recipe.dataset is not None
+    own = open_set("lucide", model.recipe.dataset.memory_config(), None, None)
     lacking = next(one for one in things if not own.has(one))
     out = tmp_path / "out"
     has = next(own.source.group(index) for index in range(len(own.source)))
