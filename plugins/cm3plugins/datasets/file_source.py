@@ -2,7 +2,8 @@
 
 Bad records are skipped with a reason. A scan yields `FoundRecord`s and `SkippedRecord`s. This module
 makes ids unique and assigns records to "train" or "valid" by a hash of the id (or of the group, or of
-the picture) alone, so a record stays in its split whatever other records are added or removed.
+the picture) alone, so a record stays in its split whatever other records are added or removed. Only with
+`split_by: look` a new record can move those that look like it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SPLITS = ("train", "valid", "all")
-SPLIT_BY = ("id", "picture")
+SPLIT_BY = ("id", "picture", "look")
 #: Longer texts are not captions but other files.
 MAX_TEXT_BYTES = 1 << 20
 
@@ -49,8 +50,8 @@ class FileSourceConfig(DocumentSourceConfig):
         split: "train", "valid" (a fraction of the records, chosen by a hash of their ids), or
             "all".
         valid: fraction of the records in "valid", 0..1.
-        split_by: what is hashed to split: "id", or "picture" (its bytes, so that copies of a picture are in
-            the same split).
+        split_by: what is hashed to split: "id", "picture" (its bytes, so that copies of a picture are in
+            the same split), or "look" (so that pictures that look alike are, too).
         cache_dir: folder for the index of pictures; None: ``CM3_CACHE`` or, if unset, the user's cache
             folder.
     """
@@ -108,7 +109,10 @@ class FileSourceConfig(DocumentSourceConfig):
         self.check()
         path = index_path(self.cache_dir)
         with PictureIndex.open(path) as index:
-            return FileSource(self, self.scan(index))
+            records = self.scan(index)
+            if self.split_by == "look":
+                records = in_groups_of_looks(records, index)
+            return FileSource(self, records)
 
 
 class Picture(Protocol):
@@ -133,6 +137,7 @@ class FoundRecord:
         responses: indices of the parts that are answers of a conversation.
         turns: indices of the parts that start a turn of a conversation.
         group: records of one group, such as questions about a picture, are in the same split; "": none.
+        look: what decides the split of all records whose pictures look alike; "": not compared.
     """
 
     id: str
@@ -143,10 +148,16 @@ class FoundRecord:
     responses: frozenset[int] = frozenset()
     turns: frozenset[int] = frozenset()
     group: str = ""
+    look: str = ""
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """The parts that are pictures."""
+        return [part for part in self.parts if not isinstance(part, tuple)]
 
     def name_in_splits(self, split_by: str) -> str:
         """Return the name that decides the split without a group: the first picture's key for "picture", otherwise the id."""
-        keys = (part.key for part in self.parts if not isinstance(part, tuple))
+        keys = (part.key for part in self.pictures)
         return next(keys, self.id) if split_by == "picture" else self.id
 
 
@@ -181,7 +192,7 @@ class FileSource(DocumentSource):
                 )
             else:
                 seen[record.id] = record.place
-                name = record.group or record.name_in_splits(config.split_by)
+                name = record.look or record.group or record.name_in_splits(config.split_by)
                 if config.split in ("all", split_of(name, config.valid)):
                     self._records.append(record)
         self._fingerprint = _fingerprint(self._records)
@@ -203,7 +214,7 @@ class FileSource(DocumentSource):
 
     def original(self, index: int) -> Original | None:
         """The unchanged file of the record's last picture; for a picture drawn when it is loaded, a PNG."""
-        pictures = [part for part in self._records[index].parts if not isinstance(part, tuple)]
+        pictures = self._records[index].pictures
         if not pictures or not isinstance(stored := pictures[-1], StoredPicture):
             return super().original(index)
         content = stored.content()
@@ -251,6 +262,81 @@ class FileSource(DocumentSource):
             text = part[0] if rng is None else part[int(rng.integers(len(part)))]
             segments.append(Text(text, ((0, len(text)),) if asked else (), starts))
         return tuple(segments)
+
+
+def in_groups_of_looks(
+    records: Iterable[FoundRecord | SkippedRecord], index: PictureIndex
+) -> Iterator[FoundRecord | SkippedRecord]:
+    """Yield the records, those of a group or whose pictures look alike (`looks.look_alikes`) with the same `look`: the
+    smallest key of a picture among them. Pictures are decoded the first time; records of bad ones become skipped.
+
+    A record without a picture or a group keeps an empty `look`.
+    """
+    from cm3plugins.datasets.looks import look_alikes
+
+    scanned = list(records)
+    loaders = {
+        picture.key: picture.load
+        for record in scanned
+        if isinstance(record, FoundRecord)
+        for picture in record.pictures
+    }
+    looks = index.looks(loaders)
+    keys = [key for key, look in looks.items() if isinstance(look, bytes)]
+    groups = Groups(keys)
+    for first, second in look_alikes([look for look in looks.values() if isinstance(look, bytes)]):
+        groups.join(keys[first], keys[second])
+    good: list[FoundRecord | SkippedRecord] = []
+    firsts: dict[str, str] = {}  # group of records -> the key of one of its pictures
+    for record in scanned:
+        if isinstance(record, SkippedRecord):
+            good.append(record)
+            continue
+        own = [picture.key for picture in record.pictures]
+        found = (looks[key] for key in own)
+        if (error := next((one for one in found if isinstance(one, DataError)), None)) is not None:
+            good.append(SkippedRecord(record.place, error.cause, error.next_step))
+            continue
+        good.append(record)
+        if own and record.group:
+            own.append(firsts.setdefault(record.group, own[0]))
+        for key in own[1:]:
+            groups.join(own[0], key)
+    for record in good:
+        if isinstance(record, FoundRecord):
+            one = next((picture.key for picture in record.pictures), firsts.get(record.group))
+            record = record if one is None else replace(record, look=groups.first(one))
+        yield record
+
+
+class Groups:
+    """Sets of names, joined by pairs.
+
+    Args:
+        names: each is alone at first.
+
+    >>> groups = Groups("abcd")
+    >>> groups.join("d", "b")
+    >>> groups.join("d", "c")
+    >>> [groups.first(name) for name in "abcd"]
+    ['a', 'b', 'b', 'b']
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._before = {name: name for name in names}
+
+    def first(self, name: str) -> str:
+        """Return the smallest name of its set."""
+        before = self._before
+        while before[name] != name:
+            before[name] = before[before[name]]
+            name = before[name]
+        return name
+
+    def join(self, one: str, other: str) -> None:
+        """Unite the sets of two names."""
+        first, second = sorted((self.first(one), self.first(other)))
+        self._before[second] = first
 
 
 def split_of(record_id: str, valid: float) -> str:

@@ -18,7 +18,7 @@ import json
 import sqlite3
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -194,6 +194,7 @@ CREATE TABLE IF NOT EXISTS files
     (path TEXT PRIMARY KEY, size INT, mtime_ns INT, key TEXT, width INT, height INT, cause TEXT, step TEXT);
 CREATE TABLE IF NOT EXISTS shards (path TEXT PRIMARY KEY, size INT, mtime_ns INT, content TEXT);
 CREATE TABLE IF NOT EXISTS undecodable (key TEXT PRIMARY KEY, cause TEXT);
+CREATE TABLE IF NOT EXISTS looks (key TEXT PRIMARY KEY, version INT, look BLOB);
 """
 
 
@@ -357,6 +358,41 @@ class PictureIndex:
         )
         self._connection.commit()
         return content
+
+    def looks(
+        self, loaders: Mapping[str, Callable[[], PixelArray]]
+    ) -> dict[str, bytes | DataError]:
+        """Return key -> look (`looks.look_of`) of pictures, or why one can't be decoded; each is decoded only once.
+
+        Args:
+            loaders: key -> what decodes the picture, which may open the index itself.
+        """
+        from cm3plugins.datasets.looks import VERSION as LOOKS_VERSION
+        from cm3plugins.datasets.looks import look_of
+        from cm3run.progress import make_bar
+
+        rows = self._connection.execute(
+            "SELECT key, look FROM looks WHERE version = ?", (LOOKS_VERSION,)
+        )
+        found: dict[str, bytes | DataError] = {key: look for key, look in rows if key in loaders}
+        new = [(key, load) for key, load in loaders.items() if key not in found]
+        # no transaction stays open while a picture is decoded: a bad one is recorded by another connection
+        self._connection.commit()
+        unsaved: list[tuple[str, int, bytes]] = []
+        try:
+            for key, load in make_bar(
+                new, desc="comparing looks", unit=" pictures", delay=2, leave=False
+            ):
+                try:
+                    look = look_of(load())
+                except DataError as error:
+                    found[key] = error
+                    continue
+                found[key] = look
+                unsaved.append((key, LOOKS_VERSION, look))
+        finally:
+            self._connection.executemany("INSERT OR REPLACE INTO looks VALUES (?, ?, ?)", unsaved)
+        return found
 
     def mark_undecodable(self, key: str, cause: str) -> None:
         """Record that the picture's header is valid but its pixels can't be decoded."""

@@ -21,8 +21,9 @@ from cm3core.plugins import load_registry
 from cm3core.plugins.registry import ANYONE
 from cm3core.recipe import compose
 from cm3core.recipe.merge import stored_recipe
+from cm3plugins.datasets import looks
 from cm3plugins.datasets.icon_tasks import IconTasksConfig
-from cm3plugins.datasets.icons import SPLITS_OF, IconSourceConfig, looks
+from cm3plugins.datasets.icons import SPLITS_OF, IconSourceConfig
 from cm3plugins.datasets.icons import corpus as corpus_module
 from cm3plugins.datasets.icons.closed import (
     CLOSED_SPLITS,

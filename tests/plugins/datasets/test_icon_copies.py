@@ -11,7 +11,7 @@ from cm3core.errors import DataError
 from cm3plugins.datasets.icons import IconSourceConfig
 from cm3plugins.datasets.icons.copies import FILE, read_copies, written
 from cm3plugins.datasets.icons.copies_build import grouped
-from cm3plugins.datasets.icons.looks import Alike
+from cm3plugins.datasets.looks import Alike
 from cm3plugins.retrievers import FacetsRetrieverConfig
 from messages import tells
 

@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from cm3plugins.datasets.icons import looks
+from cm3plugins.datasets import looks
 from cm3plugins.datasets.icons.closed import (
     JUDGED,
     Closed,

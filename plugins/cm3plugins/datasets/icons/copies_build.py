@@ -15,8 +15,8 @@ from cm3core.files import write_bytes
 from cm3plugins.datasets.icons.closed_build import looks_of
 from cm3plugins.datasets.icons.copies import FILE, written
 from cm3plugins.datasets.icons.corpus import IconCorpus
-from cm3plugins.datasets.icons.looks import Alike
 from cm3plugins.datasets.icons.sets import ASSETS
+from cm3plugins.datasets.looks import Alike
 
 #: Least correlation of two copies (`looks.py`). Sheets show above it the same drawing with another detail or corner, and
 #: below it drawings of one thing that two hands made.

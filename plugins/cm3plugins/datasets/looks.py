@@ -1,5 +1,8 @@
 """Looks of drawings, compared without their place and size: which drawings show nearly the same.
 
+Used by the closed splits of the icons, and by data sets of a user's own pictures to keep look-alikes in one split
+(`file_source`, `split_by: look`).
+
 The ink of a drawing is cut out, scaled to 24 pixels and compared in two renderings by correlation: `sharp`, the ink
 itself, and `soft`, blurred to 12 pixels with its darkest spot at full ink, in which lines of different weight and
 small shifts count less. The values are whole numbers up to `LEVELS`, so every sum is exact and the result does not
@@ -8,12 +11,14 @@ depend on the machine.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pillow
+
+from cm3core.document import PixelArray
 
 SIDE = 24
 LEVELS = 15
@@ -25,6 +30,14 @@ _CANDIDATE = 0.88
 _MIN_INK = 32
 _BLUR = (1, 4, 6, 4, 1)
 _BLOCK = 512
+#: Pixels per side in which colours are compared, and the greatest root mean square of their differences, of 255 levels.
+#: Of pairs with alike ink in four collections of coloured pictures, sheets show: below, one drawing in other details or
+#: shades; above, different things of one outline, such as two flags.
+COLOUR_SIDE, COLOUR = 12, 40.0
+#: Larger pictures are reduced first, which is faster.
+_LARGE = 4 * SIDE
+#: Changes with the bytes that `look_of` returns.
+VERSION = 1
 
 
 def cut_out(picture_HW3: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -37,17 +50,63 @@ def cut_out(picture_HW3: NDArray[np.uint8]) -> NDArray[np.uint8]:
         uint8 [24, 24], 255 is black; all zeros for an empty picture.
     """
     ink_HW = 255 - picture_HW3.min(2)
+    if (box := _inked(ink_HW)) is None:
+        return np.zeros((SIDE, SIDE), np.uint8)
+    return _in_square(ink_HW[box], SIDE, around=0)
+
+
+def look_of(picture_HW3: PixelArray) -> bytes:
+    """Return what `look_alikes` compares of a coloured picture: its ink, as `cut_out` returns it, and its colours.
+
+    Args:
+        picture_HW3: of any size, usually on white.
+    """
+    if (factor := max(picture_HW3.shape) // _LARGE) > 1:
+        picture_HW3 = np.asarray(Pillow.fromarray(picture_HW3).reduce(factor))
+    ink_HW = 255 - picture_HW3.min(2)
+    if (box := _inked(ink_HW)) is None:
+        return bytes(SIDE**2) + bytes([255]) * (3 * COLOUR_SIDE**2)
+    ink = _in_square(ink_HW[box], SIDE, around=0)
+    return ink.tobytes() + _in_square(picture_HW3[box], COLOUR_SIDE, around=255).tobytes()
+
+
+def look_alikes(looks: Sequence[bytes]) -> Iterator[tuple[int, int]]:
+    """Yield the pairs (i, j), i < j, of pictures that look alike: their ink does, and their colours are near.
+
+    Args:
+        looks: results of `look_of`.
+    """
+    if not looks:
+        return
+    both_NB = np.stack([np.frombuffer(look, np.uint8) for look in looks])
+    colours_ND = both_NB[:, SIDE**2 :].astype(np.float32)
+    drawings, every = Looks(both_NB[:, : SIDE**2].reshape(-1, SIDE, SIDE)), np.arange(len(looks))
+    for start in range(0, len(looks), _BLOCK):
+        for first_M, second_M in drawings.pairs(every[start : start + _BLOCK], every[start:]):
+            first_M, second_M = (one[first_M < second_M] for one in (first_M, second_M))
+            for part in np.array_split(np.arange(len(first_M)), len(first_M) // 10_000 + 1):
+                i, j = first_M[part], second_M[part]
+                near = np.square(colours_ND[i] - colours_ND[j]).mean(1) <= COLOUR**2
+                yield from zip(i[near].tolist(), j[near].tolist(), strict=True)
+
+
+def _inked(ink_HW: NDArray[np.uint8]) -> tuple[slice, slice] | None:
+    """The box of the ink; None if there is none."""
     rows, columns = (np.flatnonzero((ink_HW > _MIN_INK).any(axis)) for axis in (1, 0))
     if not len(rows):
-        return np.zeros((SIDE, SIDE), np.uint8)
-    cut_HW = ink_HW[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    height, width = cut_HW.shape
+        return None
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+
+
+def _in_square(cut: NDArray[np.uint8], size: int, around: int) -> NDArray[np.uint8]:
+    """Put a cut into the middle of a square of its longer side, and scale that."""
+    height, width = cut.shape[:2]
     side = max(height, width)
     top, left = (side - height) // 2, (side - width) // 2
-    square_HW = np.zeros((side, side), np.uint8)
-    square_HW[top : top + height, left : left + width] = cut_HW
-    scaling = Pillow.Resampling.BOX if side >= SIDE else Pillow.Resampling.BILINEAR
-    return np.asarray(Pillow.fromarray(square_HW).resize((SIDE, SIDE), scaling))
+    square = np.full((side, side, *cut.shape[2:]), around, np.uint8)
+    square[top : top + height, left : left + width] = cut
+    scaling = Pillow.Resampling.BOX if side >= size else Pillow.Resampling.BILINEAR
+    return np.asarray(Pillow.fromarray(square).resize((size, size), scaling))
 
 
 @dataclass(frozen=True)
