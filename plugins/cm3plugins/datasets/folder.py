@@ -6,7 +6,8 @@
                                                                 cat.jpg,a cat asleep
                                                                 dogs/rex.png,"Rex, a dog"
 
-Subfolders are searched too. Several lines of a `.txt`, several rows for one picture, or a list of
+Subfolders are searched too. With `names_as_captions`, a picture without a caption is named by its file and folder; with
+`svg_size`, SVG files are drawn. Several lines of a `.txt`, several rows for one picture, or a list of
 texts are alternative captions: the first is the canonical one, and training draws one at random.
 `docs/data.md` describes all formats of the captions file. Rows or files may state licences, see
 `stated_licences`.
@@ -15,12 +16,14 @@ texts are alternative captions: the first is the canonical one, and training dra
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from cm3core.errors import DataError
 from cm3core.interfaces.dataset import FOLDER, Provenance, SkippedRecord
@@ -45,10 +48,17 @@ from cm3plugins.datasets.stated_licences import LicenceFiles, stated
 from cm3plugins.datasets.table import METADATA, check_separator
 from cm3run.json_text import parse_json
 
+if TYPE_CHECKING:
+    from cm3core.document import PixelArray
+    from cm3plugins.datasets.file_source import Picture
+
 CAPTION_FILES = ("captions.jsonl", "captions.json", "captions.csv", "captions.tsv")
 ADD_CAPTIONS = (
     "write NAME.txt next to each NAME.png, or one captions.csv with the header image,text"
 )
+_SVG = ".svg"
+_DRAW_SVG = "set dataset.svg_size to the pixels per side to draw it at, such as 256"
+_WORD = re.compile(r"[^\W\d_]+|\d+")
 _COLUMNS = "dataset.columns='{image: COLUMN, caption: COLUMN}'"
 
 
@@ -60,6 +70,9 @@ class FolderSourceConfig(FileSourceConfig):
         path: the folder.
         allow_outside: read pictures and captions outside the folder that links in it point to; false:
             skip their records.
+        names_as_captions: caption a picture that has no written caption by the words of its file's and its folder's
+            names, such as `folder red, places` for `places/64/folder-red.png`; false: skip it.
+        svg_size: pixels per side at which SVG files are drawn, on white; null: skip them.
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {
@@ -67,8 +80,12 @@ class FolderSourceConfig(FileSourceConfig):
     }
 
     reads: ClassVar[tuple[str, ...]] = (FOLDER,)
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"svg_size": (1, 2**12)}
+    later_keys: ClassVar[tuple[str, ...]] = ("names_as_captions", "svg_size")
     path: str
     allow_outside: bool = False
+    names_as_captions: bool = False
+    svg_size: int | None = None
 
     def scan(self, index: PictureIndex) -> Iterator[FoundRecord | SkippedRecord]:
         """Yield folders that are not searched, pictures in the order of their paths, then problems of the captions
@@ -76,13 +93,16 @@ class FolderSourceConfig(FileSourceConfig):
         folder = existing(self.path, folder=True)
         unsearched: list[DataError] = []
         names = sorted(_picture_names(folder, unsearched))
-        if not any(name.lower().endswith(SUFFIXES) for name in names):
+        read = SUFFIXES if self.svg_size is None else (*SUFFIXES, _SVG)
+        if not any(name.lower().endswith(read) for name in names):
             if unsearched:
                 raise unsearched[0]
             raise DataError(
                 f"dataset.path {folder}",
-                f"holds no picture ({', '.join(SUFFIXES)})",
-                _other_reader(folder) or "correct dataset.path",
+                f"holds no picture ({', '.join(read)})",
+                (_DRAW_SVG if any(name.lower().endswith(_SVG) for name in names) else None)
+                or _other_reader(folder)
+                or "correct dataset.path",
             )
         yield from map(skipped, unsearched)
         found = [name for name in CAPTION_FILES if (folder / name).is_file()]
@@ -90,20 +110,137 @@ class FolderSourceConfig(FileSourceConfig):
             raise DataError(
                 f"dataset.path {folder}", f"holds {' and '.join(found)}", "keep one captions file"
             )
-        inside = boundary(folder, self.allow_outside)
+        named = named_by_files(names) if self.names_as_captions else {}
+        reading = _Reading(
+            folder, index, boundary(folder, self.allow_outside), self.svg_size, named
+        )
         if found:
-            check_inside(folder / found[0], inside, str(folder / found[0]))
-            yield from _with_captions_file(folder, names, folder / found[0], index, inside)
+            check_inside(folder / found[0], reading.inside, str(folder / found[0]))
+            yield from _with_captions_file(reading, names, folder / found[0])
         else:
-            if not any((folder / name).with_suffix(".txt").exists() for name in names) and (
-                reader := _other_reader(folder)
+            if (
+                not named
+                and not any((folder / name).with_suffix(".txt").exists() for name in names)
+                and (reader := _other_reader(folder))
             ):
                 raise DataError(
                     f"dataset.path {folder}",
                     "no picture in it has a caption in a .txt next to it",
                     reader,
                 )
-            yield from _with_texts_beside(folder, names, index, inside)
+            yield from _with_texts_beside(reading, names)
+
+
+@dataclass(frozen=True)
+class DrawnSvg:
+    """The picture of an SVG file.
+
+    Args:
+        key: of its drawing, size and renderer.
+        path: the file.
+        svg: its plain elements, as `svg_folder` takes them over.
+        size: pixels per side.
+    """
+
+    key: str
+    path: Path
+    svg: str
+    size: int
+
+    def load(self) -> PixelArray:
+        """Return RGB pixels uint8 [size, size, 3].
+
+        Raises:
+            DataError: it can't be drawn.
+        """
+        from cm3plugins.svg import render_svg
+
+        try:
+            return render_svg(self.svg, self.size)
+        except ValueError as error:
+            raise DataError(
+                str(self.path), f"can't be drawn ({error})", "correct it, or leave it out"
+            ) from error
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """How pictures are read: see `FolderSourceConfig`; `named`: picture -> caption by its names, if those are used."""
+
+    folder: Path
+    index: PictureIndex
+    inside: Path | None
+    svg_size: int | None
+    named: Mapping[str, str]
+
+    def record(self, name: str, captions: tuple[str, ...], provenance: Provenance) -> FoundRecord:
+        """The record of a picture."""
+        place = str(self.folder / name)
+        if not is_unicode(name):
+            raise DataError(_shown(place), "its file name is not valid UTF-8", "rename it")
+        check_inside(self.folder / name, self.inside, place)
+        return FoundRecord(name, place, (captions, self._picture(name, place)), provenance)
+
+    def caption_of(self, name: str) -> tuple[str, ...]:
+        """The caption of a picture by its names."""
+        return captions_of(self.named[name], str(self.folder / name))
+
+    def _picture(self, name: str, place: str) -> Picture:
+        path = self.folder / name
+        if not name.lower().endswith(_SVG):
+            return self.index.picture(path, place)
+        from cm3plugins.datasets.svg_folder.reading import read_svg
+        from cm3plugins.svg import renderer_version
+
+        assert self.svg_size is not None
+        svg = read_svg(path, one_paint=False).svg
+        digest = hashlib.sha256(svg.encode()).hexdigest()[:32]
+        key = f"svg-{renderer_version()}-{self.svg_size}px/{digest}"
+        return DrawnSvg(key, path, svg, self.svg_size)
+
+    def check_kind(self, name: str) -> None:
+        """Raise `DataError` for a picture of a kind that is not read."""
+        if name.lower().endswith(_SVG):
+            if self.svg_size is None:
+                raise DataError(str(self.folder / name), "is an SVG file", _DRAW_SVG)
+        elif name.lower().endswith(UNREAD_SUFFIXES):
+            raise DataError(
+                str(self.folder / name),
+                f"pictures of type {Path(name).suffix} are not supported",
+                "convert it to PNG or JPEG",
+            )
+
+
+def named_by_files(names: Sequence[str]) -> dict[str, str]:
+    """Captions of pictures by the words of their files' names and of the nearest folder whose name has some.
+
+    >>> list(named_by_files(["places/64/folder-red.png", "a/cats/001.png", "red_fox_01.jpg"]).values())
+    ['folder red, places', 'cats', 'red fox']
+    """
+    from cm3plugins.datasets.svg_folder.names import names_of
+
+    things = names_of([Path(name).stem for name in names])
+    found = {}
+    for name, thing in zip(names, things, strict=True):
+        folders = (_worded(folder) for folder in reversed(Path(name).parts[:-1]))
+        place = next((words for words in folders if _letters(words)), "")
+        words = _worded(thing)
+        own = words if _letters(words) or not place else ""
+        found[name] = ", ".join(filter(None, (own, place)))
+    return found
+
+
+def _worded(text: str) -> str:
+    """The words of a name, without a number at its end that only counts, such as the 01 of `fox_01`."""
+    words = _WORD.findall(text.lower())
+    while len(words) > 1 and words[-1].isdigit() and words[-1].startswith("0"):
+        words.pop()
+    return " ".join(words)
+
+
+def _letters(text: str) -> bool:
+    """Whether a name has a word of two letters, so that it is more than a number or a size."""
+    return any(sum(map(str.isalpha, word)) > 1 for word in text.split())
 
 
 def _other_reader(folder: Path) -> str | None:
@@ -173,58 +310,37 @@ def _shown(path: str | Path) -> str:
     return str(path).encode(errors="replace").decode()
 
 
-def _record(
-    folder: Path,
-    name: str,
-    captions: tuple[str, ...],
-    index: PictureIndex,
-    inside: Path | None,
-    provenance: Provenance,
-) -> FoundRecord:
-    place = str(folder / name)
-    if not is_unicode(name):
-        raise DataError(_shown(place), "its file name is not valid UTF-8", "rename it")
-    check_inside(folder / name, inside, place)
-    return FoundRecord(name, place, (captions, index.picture(folder / name, place)), provenance)
-
-
-def _check_kind(folder: Path, name: str) -> None:
-    if name.lower().endswith(UNREAD_SUFFIXES):
-        raise DataError(
-            str(folder / name),
-            f"pictures of type {Path(name).suffix} are not supported",
-            "convert it to PNG or JPEG",
-        )
-
-
 def _with_texts_beside(
-    folder: Path, names: list[str], index: PictureIndex, inside: Path | None
+    reading: _Reading, names: list[str]
 ) -> Iterator[FoundRecord | SkippedRecord]:
-    licences = LicenceFiles(folder, inside)
+    folder, licences = reading.folder, LicenceFiles(reading.folder, reading.inside)
 
     def find(name: str) -> FoundRecord:
-        _check_kind(folder, name)
+        reading.check_kind(name)
         text_path = (folder / name).with_suffix(".txt")
         if not text_path.is_file():
-            raise DataError(
-                str(folder / name),
-                f"has no caption: there is no {text_path.name} next to it",
-                ADD_CAPTIONS,
-            )
-        check_inside(text_path, inside, str(text_path))
+            if name not in reading.named:
+                raise DataError(
+                    str(folder / name),
+                    f"has no caption: there is no {text_path.name} next to it",
+                    ADD_CAPTIONS,
+                )
+            return reading.record(name, reading.caption_of(name), licences.of(name))
+        check_inside(text_path, reading.inside, str(text_path))
         text = read_utf8(text_path, str(text_path), MAX_TEXT_BYTES)
         captions = captions_of(text.splitlines(), str(text_path))
-        return _record(folder, name, captions, index, inside, licences.of(name))
+        return reading.record(name, captions, licences.of(name))
 
     return found_or_skipped(names, find)
 
 
 def _with_captions_file(
-    folder: Path, names: list[str], path: Path, index: PictureIndex, inside: Path | None
+    reading: _Reading, names: list[str], path: Path
 ) -> Iterator[FoundRecord | SkippedRecord]:
     captions: dict[str, list[str]] = {}
     places: dict[str, str] = {}
-    licences, stating = LicenceFiles(folder, inside), dict[str, Provenance]()
+    folder = reading.folder
+    licences, stating = LicenceFiles(folder, reading.inside), dict[str, Provenance]()
     # pictures with only bad rows: the rows are reported, so the picture need not be
     reported: set[str] = set()
     for row in _rows(path):
@@ -247,16 +363,18 @@ def _with_captions_file(
             yield skipped(error)
     for name in names:
         try:
-            _check_kind(folder, name)
-            if captions.get(name):
+            reading.check_kind(name)
+            if texts := tuple(captions.get(name, ())):
                 own = stating.get(name) or licences.of(name)
-                yield _record(folder, name, tuple(captions[name]), index, inside, own)
+                yield reading.record(name, texts, own)
             elif name not in reported:
-                raise DataError(
-                    str(folder / name),
-                    f"has no caption: it is not in {path.name}",
-                    f"add a row to {path.name}",
-                )
+                if name not in reading.named:
+                    raise DataError(
+                        str(folder / name),
+                        f"has no caption: it is not in {path.name}",
+                        f"add a row to {path.name}",
+                    )
+                yield reading.record(name, reading.caption_of(name), licences.of(name))
         except DataError as error:
             yield skipped(error)
     for name in sorted(places.keys() - set(names)):

@@ -61,8 +61,8 @@ class SvgFile:
     paint: str
 
 
-def read_svg(path: Path) -> SvgFile:
-    """Read a file.
+def read_svg(path: Path, *, one_paint: bool = True) -> SvgFile:
+    """Read a file; `one_paint` as in `parsed`.
 
     Raises:
         DataError: it can't be read, is too large, is no SVG, or has what can't be taken over.
@@ -79,7 +79,7 @@ def read_svg(path: Path) -> SvgFile:
     if len(content) > MOST_BYTES:
         raise DataError(place, f"has more than {MOST_BYTES:,} bytes", _NEXT)
     try:
-        return parsed(content)
+        return parsed(content, one_paint=one_paint)
     except DataError as error:
         raise DataError(place, error.cause, _NEXT) from error
 
