@@ -18,17 +18,16 @@ from cm3core.errors import DataError, RecipeError, close_match
 from cm3core.files import user_path
 from cm3core.interfaces.dataset import TaskSource
 from cm3core.plugins.registry import built
+from cm3run.picture_arrays import spread
 
 if TYPE_CHECKING:
-    from cm3core.document import Image, IntArray, PixelArray
+    from cm3core.document import IntArray, PixelArray
     from cm3core.interfaces.dataset import DocumentSource, DocumentSourceConfig
     from cm3core.interfaces.image_tokenizer import ImageTokenizer
     from cm3core.interfaces.task import TaskConfig
     from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
 
-#: Maximum bytes of pictures in memory; larger arrays are kept on disk.
-MAX_IN_MEMORY = 2 << 30
 #: What differs between reasons of one sort.
 _NUMBER = re.compile(r"-?[\d.]+")
 
@@ -199,39 +198,6 @@ def limit_threads(recipe: Recipe) -> None:
         torch.set_num_threads(recipe.train.num_threads)
 
 
-def pictures_of(
-    source: DocumentSource, size: tuple[int, int], num: int | None = None
-) -> PixelArray:
-    """All distinct pictures of a source, or `num` spread over it, at `size` = (height, width).
-
-    Returns uint8 [N, height, width, 3].
-
-    Raises:
-        DataError: no picture can be read.
-    """
-    from tqdm import tqdm
-
-    from cm3core.images import fit
-    from cm3run.progress import make_bar
-
-    chosen = _spread(source, num)
-    images_NHWC = _empty((len(chosen), *size, 3))
-    num_read = 0
-    for picture in make_bar(chosen, desc="pictures", unit="", disable=None, leave=False):
-        try:
-            images_NHWC[num_read] = fit(picture.load(), size)
-            num_read += 1
-        except DataError as error:
-            tqdm.write(f"skipped: {error}")
-    if num_read == 0:
-        raise DataError(
-            "the data set",
-            f"has no picture that can be read ({len(source.skipped)} bad records)",
-            "run 'cm3 data validate'",
-        )
-    return images_NHWC[:num_read]
-
-
 def drawings_of(
     source: DocumentSource, tokenizer: ImageTokenizer, num: int | None = None
 ) -> tuple[PixelArray, IntArray, dict[str, int]]:
@@ -248,7 +214,7 @@ def drawings_of(
 
     pixels, codes, reasons = [], [], Counter[str]()
     for picture in make_bar(
-        _spread(source, num), desc="pictures", unit="", disable=None, leave=False
+        spread(source, num), desc="pictures", unit="", disable=None, leave=False
     ):
         try:
             codes.append(tokenizer.encode_image(picture))
@@ -261,43 +227,3 @@ def drawings_of(
             "the data set", f"no picture can be encoded: {reason}", "use another tokenizer"
         )
     return np.stack(pixels), np.stack(codes), dict(reasons.most_common())
-
-
-def _spread(source: DocumentSource, num: int | None) -> list[Image]:
-    """All distinct pictures of a source, or `num` spread over it."""
-    import numpy as np
-
-    from cm3core.document import Image
-
-    found: dict[str, Image] = {}
-    for index in range(len(source)):
-        found |= {
-            segment.key: segment for segment in source.document(index) if isinstance(segment, Image)
-        }
-    chosen = list(found.values())
-    if num is not None and num < len(chosen):
-        chosen = [chosen[index] for index in np.linspace(0, len(chosen) - 1, num).astype(int)]
-    return chosen
-
-
-def _empty(shape: tuple[int, ...]) -> PixelArray:
-    """An array of bytes, in memory or, if it is large, in an unnamed temporary file."""
-    import math
-    import tempfile
-
-    import numpy as np
-
-    from cm3run.npy import allocate
-
-    if math.prod(shape) < MAX_IN_MEMORY:
-        return np.empty(shape, np.uint8)
-    try:
-        with tempfile.TemporaryFile() as file:
-            allocate(file.fileno(), 0, math.prod(shape))
-            return np.memmap(file, np.uint8, "w+", shape=shape)
-    except OSError as error:
-        raise DataError(
-            tempfile.gettempdir(),
-            f"has no room for {math.prod(shape) / 1e9:.1f} GB of pictures: {error.strerror}",
-            "set TMPDIR to a folder with room",
-        ) from error

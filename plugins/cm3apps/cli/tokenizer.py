@@ -17,7 +17,6 @@ from cm3apps.cli._dataset import (
     drawings_of,
     is_override,
     limit_threads,
-    pictures_of,
 )
 from cm3apps.cli._training import (
     RECIPE_FILE,
@@ -34,6 +33,7 @@ from cm3apps.cli._training import (
 from cm3core.errors import DataError, TokenizerError
 from cm3core.files import check_links, check_writable, make_folder
 from cm3core.plugins.registry import default_name
+from cm3run.picture_arrays import pictures_of
 
 if TYPE_CHECKING:
     from cm3core.document import IntArray, PixelArray

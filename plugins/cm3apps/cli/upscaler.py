@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cm3apps.cli import registry_of
-from cm3apps.cli._dataset import data_source, limit_threads, pictures_of
+from cm3apps.cli._dataset import data_source, limit_threads
 from cm3apps.cli._training import (
     RECIPE_FILE,
     action_adder,
@@ -27,6 +27,7 @@ from cm3core.document import Image
 from cm3core.errors import DataError, RecipeError
 from cm3core.files import check_links, check_writable
 from cm3core.interfaces.dataset import DocumentSource
+from cm3run.picture_arrays import pictures_of
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
@@ -196,6 +196,11 @@ class FileSource(DocumentSource):
                 if config.split in ("all", split_of(name, config.valid)):
                     self._records.append(record)
         self._fingerprint = _fingerprint(self._records)
+
+    @property
+    def records(self) -> Sequence[FoundRecord]:
+        """The records of the documents, in order."""
+        return self._records
 
     def __len__(self) -> int:
         return len(self._records)

@@ -60,8 +60,12 @@ class ArrayTokenizerConfig(ImageTokenizerConfig):
         weights: the path of a file that `cm3 tokenizer train-image` wrote, or None for none yet. A checkpoint holds a
             copy.
         seed: for training.
+        train_minutes: with `weights: null`, `cm3 train` first trains the tokenizer this long on the recipe's pictures;
+            null: it asks for weights.
     """
 
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"train_minutes": (1e-3, 1e7)}
+    later_keys: ClassVar[tuple[str, ...]] = ("train_minutes",)
     has_codebook: ClassVar[bool] = False
     outside: ClassVar[Mapping[str, Outside]] = {"weights": Outside(READS, "its arrays")}
     #: The component's name, written into its files.
@@ -72,6 +76,7 @@ class ArrayTokenizerConfig(ImageTokenizerConfig):
     resolution: int = 32
     weights: str | None = None
     seed: int = 0
+    train_minutes: float | None = None
 
     @property
     def image_size(self) -> tuple[int, int]:

@@ -297,7 +297,7 @@ def start(
     base = {f"base {name}": value for name, value in origin.base.items()}
     processes.check_same({"checkpoint": str(origin.folder), **base})
     place = _Place.chosen(recipe, registry, options)
-    preparation = _prepared(recipe, registry, origin, place, options)
+    preparation = _prepared(recipe, out_dir, registry, origin, place, options)
     components, done = preparation.components, origin.counters
     optimizer = _placed(components, origin, place)
     loader = preparation.loader(processes)
@@ -341,12 +341,28 @@ def start(
     )
 
 
+def _trains_codes(recipe: Recipe) -> bool:
+    """Whether the image tokenizer is to be trained first: it has no weights, but minutes."""
+    tokenizer = recipe.image_tokenizer
+    minutes = getattr(tokenizer, "train_minutes", None)
+    return minutes is not None and getattr(tokenizer, "weights", "") is None
+
+
 def _prepared(
-    recipe: Recipe, registry: Registry, origin: Origin, place: _Place, options: RunOptions
+    recipe: Recipe,
+    out_dir: Path,
+    registry: Registry,
+    origin: Origin,
+    place: _Place,
+    options: RunOptions,
 ) -> Preparation:
     """The components, and the data prepared with them; the same in all processes."""
-    processes = options.processes
+    processes, codes = options.processes, origin.image_tokenizer_folder
     with processes.in_turn():  # the first process fills the caches
+        if codes is None and _trains_codes(recipe):
+            from cm3run.training.own_codes import trained_codes
+
+            codes = trained_codes(recipe, out_dir, registry, progress=options.progress)
         try:
             components = build(
                 recipe,
@@ -354,7 +370,7 @@ def _prepared(
                 stage="train",
                 stored=Stored(
                     text_tokenizer=origin.tokenizer_folder,
-                    image_tokenizer=origin.image_tokenizer_folder,
+                    image_tokenizer=codes,
                 ),
                 device=place.device,
                 decoder_device=place.parallel.build_device(place.device),

@@ -34,6 +34,8 @@ class VQGANConfig(VQGANArchitecture, ImageTokenizerConfig):
             `attn_resolutions` is empty. A checkpoint holds a copy of weights that are not bundled,
             and reads that.
         weights_sha256: expected SHA-256 of the file, if given.
+        train_minutes: with `weights: null`, `cm3 train` first trains the tokenizer this long on the recipe's pictures;
+            null: it asks for weights.
         training: see `VQGANTraining`.
     """
 
@@ -45,10 +47,12 @@ class VQGANConfig(VQGANArchitecture, ImageTokenizerConfig):
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
         f"training.{key}": limits for key, limits in TRAINING_RANGES.items()
-    } | {"chroma_weight": (1e-3, 1e3)}
+    } | {"chroma_weight": (1e-3, 1e3), "train_minutes": (1e-3, 1e7)}
+    later_keys: ClassVar[tuple[str, ...]] = ("train_minutes",)
 
     weights: str | None = BUNDLED + "emoji64"
     weights_sha256: str | None = None
+    train_minutes: float | None = None
     training: VQGANTraining = field(default_factory=VQGANTraining)
 
     @property
