@@ -66,6 +66,7 @@ class ArrayTokenizerConfig(ImageTokenizerConfig):
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"train_minutes": (1e-3, 1e7)}
     later_keys: ClassVar[tuple[str, ...]] = ("train_minutes",)
+    not_in_outputs: ClassVar[tuple[str, ...]] = ("train_minutes",)
     has_codebook: ClassVar[bool] = False
     outside: ClassVar[Mapping[str, Outside]] = {"weights": Outside(READS, "its arrays")}
     #: The component's name, written into its files.

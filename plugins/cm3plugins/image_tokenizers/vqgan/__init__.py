@@ -49,6 +49,7 @@ class VQGANConfig(VQGANArchitecture, ImageTokenizerConfig):
         f"training.{key}": limits for key, limits in TRAINING_RANGES.items()
     } | {"chroma_weight": (1e-3, 1e3), "train_minutes": (1e-3, 1e7)}
     later_keys: ClassVar[tuple[str, ...]] = ("train_minutes",)
+    not_in_outputs: ClassVar[tuple[str, ...]] = ("train_minutes",)
 
     weights: str | None = BUNDLED + "emoji64"
     weights_sha256: str | None = None
