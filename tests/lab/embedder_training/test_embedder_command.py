@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 
 import numpy as np
 import pytest
 
 from cm3apps.cli.main import main
+from cm3lab.embedder_training.contrastive import Steps
 from cm3plugins.datasets.emoji import corpus as emoji
 from cm3plugins.datasets.icons import corpus as icons
 from cm3plugins.datasets.icons.corpus import IconEntries
@@ -82,6 +84,21 @@ def test_train_then_measure(tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_a_training_of_minutes(monkeypatch):
+    """By the clock alone: ten seconds in steps of one; the rate falls as the cosine of the time, as with ten steps."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    by_clock, by_steps = Steps(3, minutes=1 / 6), Steps(10)
+    falls = []
+    for step, _ in enumerate(by_clock.over("training", quiet=True)):
+        falls.append(by_clock.cosine(step))
+        now[0] += 1
+    assert falls == pytest.approx([by_steps.cosine(step) for step in range(10)])
+    assert len(list(by_steps.over("training", quiet=True))) == 10
+    rises = [Steps(200).rise(step) for step in range(3)]
+    assert rises == pytest.approx([0.1, 0.2, 0.3])
+
+
 def test_fit_looks_then_measure(tmp_path, capsys):
     out = str(tmp_path / "looks.safetensors")
     assert main(["embedder", "train", "looks", "-o", out, "--quiet"]) == 0
@@ -103,6 +120,10 @@ def test_fit_looks_then_measure(tmp_path, capsys):
         (
             ["train", "light_encoder", "-o", "x", "--steps", "0"],
             "error: cm3 embedder train: argument --steps: is '0'",
+        ),
+        (
+            ["train", "looks", "-o", "x", "--minutes", "5"],
+            "error: --minutes: looks is fitted in closed form",
         ),
         (
             ["train", "looks", "-o", "x", "--steps", "5"],

@@ -11,7 +11,6 @@ concepts per step, E dimension.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from cm3core.files import atomic_path, cache_folder
 from cm3lab.embedder_training.contrastive import (
+    Steps,
     augment,
     by_concept,
     contrast,
@@ -52,7 +52,13 @@ _BLOCK = 256
 
 
 def train_on_corpus(
-    corpus: EmojiCorpus, path: Path, *, steps: int | None, seed: int, quiet: bool
+    corpus: EmojiCorpus,
+    path: Path,
+    *,
+    steps: int | None,
+    seed: int,
+    minutes: float | None = None,
+    quiet: bool,
 ) -> None:
     """Train on the corpus's train split, and write the heads.
 
@@ -74,7 +80,8 @@ def train_on_corpus(
     captions = captions_of(entries, _NUM_CAPTIONS, seed)
     texts_CKF = text_features(networks, captions, folder, quiet=quiet)
     examples = Examples(features_VNF, by_concept(entries), texts_CKF)
-    heads = train_heads(examples, HeadTraining(steps or _NUM_STEPS, seed=seed), quiet=quiet)
+    how = HeadTraining(steps or _NUM_STEPS, seed=seed, minutes=minutes)
+    heads = train_heads(examples, how, quiet=quiet)
     save_heads(heads, networks.fingerprint, path)
 
 
@@ -215,6 +222,7 @@ class HeadTraining:
         sizes: sizes of the heads; None: those of the features, and the defaults.
         picture_dropout, text_dropout, learning_rate: settings of the heads.
         seed: seed of weights and batches.
+        minutes: the length, instead of the steps.
     """
 
     num_steps: int
@@ -224,6 +232,7 @@ class HeadTraining:
     text_dropout: float = 0.1
     learning_rate: float = 1e-3
     seed: int = 0
+    minutes: float | None = None
 
 
 def train_heads(examples: Examples, how: HeadTraining, *, quiet: bool = False) -> Heads:
@@ -240,14 +249,10 @@ def train_heads(examples: Examples, how: HeadTraining, *, quiet: bool = False) -
     optimizer = torch.optim.AdamW(
         heads.train().parameters(), lr=how.learning_rate, weight_decay=0.05
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: 0.5 + 0.5 * math.cos(math.pi * step / how.num_steps)
-    )
-    bar = make_bar(
-        range(how.num_steps), desc="training the heads", unit="step", mininterval=2, disable=quiet
-    )
+    steps = Steps(how.num_steps, how.minutes)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, steps.cosine)
     num_concepts = min(how.batch_concepts, len(examples.members))
-    for _ in bar:
+    for bar in steps.over("training the heads", quiet=quiet):
         pictures, texts = examples.drawn(rng, num_concepts)
         loss, crossed = _loss(heads, pictures.to(device), texts.to(device))
         optimizer.zero_grad(set_to_none=True)

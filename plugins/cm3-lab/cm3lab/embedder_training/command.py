@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cm3apps.cli import (
+    MAX_MINUTES,
     add_device,
     add_overrides,
+    real_number,
     registry_of,
     whole_number,
 )
@@ -50,11 +52,7 @@ def configure(parser: ArgumentParser) -> None:
         metavar="FILE.safetensors",
         help="file of weights to write",
     )
-    train.add_argument(
-        "--steps",
-        type=whole_number(1, 2**31 - 1),
-        help="optimiser steps (default: as for the shipped weights)",
-    )
+    _add_length(train)
     train.add_argument(
         "--seed", type=whole_number(0, 2**63 - 1), default=0, help="default: %(default)s"
     )
@@ -88,6 +86,21 @@ def configure(parser: ArgumentParser) -> None:
     evaluate.set_defaults(run=_evaluate)
 
 
+def _add_length(train: ArgumentParser) -> None:
+    length = train.add_mutually_exclusive_group()
+    length.add_argument(
+        "--minutes",
+        type=real_number(0, MAX_MINUTES, above=True),
+        metavar="M",
+        help="minutes to train, after the pictures are prepared, instead of so many steps",
+    )
+    length.add_argument(
+        "--steps",
+        type=whole_number(1, 2**31 - 1),
+        help="optimiser steps (default: as for the shipped weights)",
+    )
+
+
 def _train(args: Namespace) -> int:
     if args.name not in TRAINABLE:
         raise CM3Error(
@@ -95,10 +108,11 @@ def _train(args: Namespace) -> int:
             "can't be trained with this command",
             close_match(args.name, TRAINABLE),
         )
-    if args.name == "looks" and args.steps is not None:
-        raise CM3Error("--steps", "looks is fitted in closed form, without steps", "leave it out")
+    if args.name == "looks" and (args.steps, args.minutes) != (None, None):
+        given = "--minutes" if args.steps is None else "--steps"
+        raise CM3Error(given, "looks is fitted in closed form, without steps", "leave it out")
     check_writable(args.out)
-    options = {"steps": args.steps, "seed": args.seed, "quiet": args.quiet}
+    options = {"steps": args.steps, "minutes": args.minutes, "seed": args.seed, "quiet": args.quiet}
     if args.name == "light_encoder":
         from cm3lab.embedder_training import light_encoder
         from cm3plugins.datasets.icons.corpus import IconCorpus

@@ -1,4 +1,4 @@
-"""Captions, augmentation and loss for contrastive training on the bundled corpus.
+"""Length, captions, augmentation and loss for contrastive training on the bundled corpus.
 
 Legend: N pictures, B rows per batch, R side of a picture in pixels, E dimension of the shared
 space.
@@ -6,15 +6,74 @@ space.
 
 from __future__ import annotations
 
+import math
+import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 from cm3plugins.datasets.emoji.corpus import STYLES, EmojiEntry
+from cm3run.progress import make_bar
+
+
+class Steps:
+    """The steps of a training, with a bar: so many, or as many as fit into the minutes.
+
+    Args:
+        number: of steps.
+        minutes: the length, whatever the number; None: the number.
+    """
+
+    def __init__(self, number: int, minutes: float | None = None) -> None:
+        self._number, self._seconds = number, None if minutes is None else 60 * minutes
+        self._begin = time.monotonic()
+
+    def over(self, what: str, *, quiet: bool) -> Iterator[tqdm]:
+        """Yield the bar at each step, which may show values."""
+        self._begin = time.monotonic()
+        total = self._number if self._seconds is None else self._seconds
+        with make_bar(
+            total=total,
+            desc=what,
+            unit="step" if self._seconds is None else "s",
+            mininterval=2,
+            disable=quiet,
+        ) as bar:
+            step = 0
+            while self._done(step)[0] < total:
+                yield bar
+                step += 1
+                bar.update(min(self._done(step)[0], total) - bar.n)
+
+    def _done(self, step: int) -> tuple[float, float]:
+        """What is done before a step, and the whole of it."""
+        if self._seconds is None:
+            return step, self._number
+        return time.monotonic() - self._begin, self._seconds
+
+    def cosine(self, step: int) -> float:
+        """A learning rate that falls from 1 to 0.
+
+        >>> Steps(4).cosine(0), round(Steps(4).cosine(2), 6), Steps(4).cosine(4)
+        (1.0, 0.5, 0.0)
+        """
+        done, whole = self._done(step)
+        return 0.5 + 0.5 * math.cos(math.pi * min(done, whole) / whole)
+
+    def rise(self, step: int) -> float:
+        """A learning rate that reaches 1 after a twentieth of the length.
+
+        >>> [Steps(40).rise(step) for step in range(3)]
+        [0.5, 1.0, 1.5]
+        """
+        if self._seconds is None:
+            return (step + 1) / max(1, self._number // 20)
+        return max(20 * self._done(step)[0] / self._seconds, (step + 1) / 1000)
 
 
 def random_caption(entry: EmojiEntry, rng: np.random.Generator) -> str:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from cm3core.document import PixelArray
 from cm3core.errors import CM3Error
-from cm3lab.embedder_training.contrastive import augment, contrast
+from cm3lab.embedder_training.contrastive import Steps, augment, contrast
 from cm3plugins.datasets.icons.captions import DEFAULT_TEMPLATES, caption
 from cm3plugins.datasets.icons.corpus import IconCorpus, IconEntry
 from cm3plugins.datasets.vector.captions import CaptionTemplate
@@ -275,6 +275,7 @@ class TowerTraining:
         num_captions: further objects, whose caption is searched for.
         learning_rate: peak learning rate.
         seed: seed of weights, batches and augmentation.
+        minutes: the length, instead of the steps.
     """
 
     sizes: TowerSizes
@@ -283,15 +284,14 @@ class TowerTraining:
     num_captions: int = 768
     learning_rate: float = 3e-3
     seed: int = 0
+    minutes: float | None = None
 
-    def schedule(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
+    def schedule(
+        self, optimizer: torch.optim.Optimizer, steps: Steps
+    ) -> torch.optim.lr_scheduler.LambdaLR:
         """Return the schedule of the learning rate."""
-        warmup = max(1, self.num_steps // 20)
         return torch.optim.lr_scheduler.LambdaLR(
-            optimizer,
-            lambda step: min(
-                (step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * step / self.num_steps)
-            ),
+            optimizer, lambda step: min(steps.rise(step), steps.cosine(step))
         )
 
 
@@ -319,15 +319,9 @@ def train(
         weight_decay=0.05,
         betas=(0.9, 0.98),
     )
-    schedule = how.schedule(optimizer)
-    bar = make_bar(
-        range(how.num_steps),
-        desc="training the light encoder",
-        unit="step",
-        mininterval=2,
-        disable=quiet,
-    )
-    for _ in bar:
+    steps = Steps(how.num_steps, how.minutes)
+    schedule = how.schedule(optimizer, steps)
+    for bar in steps.over("training the light encoder", quiet=quiet):
         rows = batches.rows(how.num_documents)
         others = [batches.other_version(row) for row in rows]
         pixels = augment(pictures_N3RR[[*rows, *others]].float() / 255, generator).to(device)
@@ -429,7 +423,13 @@ def small_pictures(
 
 
 def train_on_corpus(
-    corpus: IconCorpus, path: Path, *, steps: int | None, seed: int, quiet: bool = False
+    corpus: IconCorpus,
+    path: Path,
+    *,
+    steps: int | None,
+    seed: int,
+    minutes: float | None = None,
+    quiet: bool = False,
 ) -> None:
     """Train on the corpus's train split, and write the weights."""
     rows = [row for row, entry in enumerate(corpus.entries) if entry.split == "train"]
@@ -437,7 +437,7 @@ def train_on_corpus(
     towers = train(
         [corpus.entries[row] for row in rows],
         small_pictures(corpus.pictures(_PIXELS).__getitem__, rows, sizes.resolution, quiet=quiet),
-        TowerTraining(sizes, steps or _NUM_STEPS, seed=seed),
+        TowerTraining(sizes, steps or _NUM_STEPS, seed=seed, minutes=minutes),
         quiet=quiet,
     )
     save_towers(towers, path)
