@@ -28,6 +28,7 @@ COLUMNS: Mapping[str, str] = {
     "pictures": "uint8 [H, W, 3]: the picture",
     "reference_pictures": "uint8 [H, W, 3]: the reference picture",
     "documents": "list of uint8 [H, W, 3]: pictures of the documents before the prompt",
+    "training_nearness": "float: nearness of the picture to the nearest one of the training data",
     "prompts": "str: what the picture should show",
     "texts": "str: the text that a model wrote",
     "references": "list of str: texts that people wrote",

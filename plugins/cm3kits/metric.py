@@ -567,6 +567,8 @@ def _column(name: str, num: int, rng: np.random.Generator) -> Any:
         return rng.uniform(1, 9, num).tolist()
     if name.endswith("_tokens"):
         return rng.integers(1, 9, num).tolist()
+    if name.endswith("_nearness"):
+        return rng.uniform(0, 1, num).tolist()
     if name == "codes":
         return [rng.integers(0, 16, 9) for _ in range(num)]
     assert name == "targets"

@@ -20,6 +20,7 @@ filled icons of one set that both have a circle or a square, 1.8% are; of pairs 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +57,41 @@ def nearness(first: PixelArray, second: PixelArray) -> float:
     if one is None or other is None:
         return float(one is None and other is None)
     return min(_shared(one, other), _shared(_contours(one), _contours(other)))
+
+
+class Nearest:
+    """Finds the greatest nearness of a picture to any of many, which `nearness` would find one by one.
+
+    Args:
+        pictures: uint8 [height, width, 3] each, of any sizes.
+
+    >>> square, wide = np.full((8, 8, 3), 255, np.uint8), np.full((20, 20, 3), 255, np.uint8)
+    >>> square[2:6, 2:6], wide[1:9, 3:19] = 0, 0
+    >>> Nearest([square, wide])(square[1:, 1:]), Nearest([])(square)
+    (1.0, 0.0)
+    """
+
+    def __init__(self, pictures: Iterable[PixelArray]) -> None:
+        placed = [_placed(ink_of(one)) for one in pictures]
+        drawn = [one for one in placed if one is not None]
+        self._has_blank = len(drawn) < len(placed)
+        rows = [[one.ravel() for one in drawn], [_contours(one).ravel() for one in drawn]]
+        # values are 0 to 255: bytes, of which thousands of pictures fit
+        self._rows = [np.stack(own).astype(np.uint8) for own in rows] if drawn else []
+        self._sums = [own.sum(axis=1, dtype=np.int64) for own in self._rows]
+
+    def __call__(self, picture: PixelArray) -> float:
+        """Of a picture uint8 [height, width, 3]; 0 if there are none."""
+        one = _placed(ink_of(picture))
+        if one is None or not self._rows:
+            return float(one is None and self._has_blank)
+        shares = []
+        for rows, sums, own in zip(self._rows, self._sums, (one, _contours(one)), strict=True):
+            flat = own.ravel().astype(np.uint8)
+            both = np.minimum(rows, flat).sum(axis=1, dtype=np.int64)
+            either = sums + int(own.sum()) - both
+            shares.append(np.where(either > 0, both / np.maximum(either, 1), 1.0))
+        return float(np.minimum(*shares).max())
 
 
 def placed_ink(pixels: PixelArray, side: int) -> NDArray[np.uint8]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageDraw
 
-from cm3run.nearness import NEARLY_A_COPY, nearness
+from cm3run.nearness import NEARLY_A_COPY, Nearest, nearness
 
 PICTURES = st.tuples(st.integers(1, 24), st.integers(1, 24)).flatmap(
     lambda size: arrays(np.uint8, (*size, 3))
@@ -179,3 +179,17 @@ def test_a_line_that_the_square_is_too_coarse_for():
     line[20, 5:3990] = 0
     assert nearness(line, line) == 1
     assert nearness(line, drawn("disc")) < 0.1
+
+
+@given(st.lists(PICTURES, max_size=4), PICTURES)
+def test_the_nearest_of_many_is_that_of_each(pictures: list[np.ndarray], one: np.ndarray) -> None:
+    assert Nearest(pictures)(one) == max((nearness(one, other) for other in pictures), default=0.0)
+
+
+def test_the_nearest_of_drawings() -> None:
+    nearest = Nearest(map(drawn, DRAWINGS))
+    moved = drawn("ring", place=(0, 4), side=40)
+    assert nearest(moved) == max(nearness(moved, drawn(what)) for what in DRAWINGS)
+    assert nearest(moved) == nearness(moved, drawn("ring")) > NEARLY_A_COPY
+    blank = np.zeros((8, 8, 3), np.uint8)
+    assert (nearest(blank), Nearest([blank])(blank), Nearest([blank])(moved)) == (0.0, 1.0, 0.0)

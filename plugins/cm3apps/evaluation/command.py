@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
@@ -15,10 +16,14 @@ from cm3core.errors import CM3Error
 
 if TYPE_CHECKING:
     from cm3core.plugins.registry import Registry
+    from cm3run.evaluation.protocol import Protocol
     from cm3run.model import Model
 
+#: In the folder of an evaluation on the user's folder: its protocol, for other models.
+FOLDER_PROTOCOL = "folder-protocol.json"
 EXAMPLE = """examples:
   cm3 eval bundled:emoji64 emoji-comp-v1
+  cm3 eval runs/mine my/pictures
   cm3 eval runs/mine coco5k-v1 --data COCO --inception pt_inception-2015-12-05-6726825d.pth
   cm3 eval --from PICTURES coco30k-v1 --data COCO --inception FILE --label "another model"
   cm3 eval score PICTURES OTHERS --metric kid --extractor lite1
@@ -191,15 +196,20 @@ def _task_options(parser: ArgumentParser) -> None:
 
 def _run(args: Namespace) -> int:
     from cm3apps.evaluation.evaluating import Evaluation
+    from cm3apps.evaluation.own_folder import folder_protocol, without_held_out
     from cm3apps.evaluation.reading import lines
-    from cm3apps.evaluation.shipped import find_protocol
     from cm3apps.evaluation.tasks import open_task
+    from cm3core.files import write_text
 
     _check_names(args)
-    protocol, registry = find_protocol(args.names[-1]), registry_of(args)
+    folder, registry = Path(args.names[-1]), registry_of(args)
+    named = None if folder.is_dir() else _named_protocol(args)
     model = None if args.pictures else _model_of(args, registry)
     if model is not None:
         registry = model.components.registry  # with the trusted plugin files of the checkpoint
+        if named is None and args.bank is None and args.memory_split is None:
+            model = without_held_out(model, folder)
+    protocol = named or folder_protocol(folder, registry, model, args.num)
     label = args.label or (args.pictures.name if args.pictures else args.names[0])
     out = args.out or Path("eval") / f"{protocol.name}-{_slug(label)}"
     evaluation = Evaluation(
@@ -230,7 +240,20 @@ def _run(args: Namespace) -> int:
         return 130
     print("\n".join(lines(scores)))
     print(f"{out}/scores.json")
+    if named is None:
+        write_text(out / FOLDER_PROTOCOL, protocol.text())
+        print(
+            f"evaluate another model alike: cm3 eval MODEL {shlex.quote(str(out / FOLDER_PROTOCOL))}"
+        )
     return 0
+
+
+def _named_protocol(args: Namespace) -> Protocol:
+    from cm3apps.evaluation.shipped import find_protocol
+
+    if args.num is not None:
+        raise CM3Error("--num", "is given, but the protocol states the number", "leave it out")
+    return find_protocol(args.names[-1])
 
 
 def _check_names(args: Namespace) -> None:
@@ -240,7 +263,9 @@ def _check_names(args: Namespace) -> None:
         raise CM3Error(
             "cm3 eval run",
             f"{len(args.names)} names are given",
-            "give PROTOCOL alone with --from" if args.pictures else "give MODEL and PROTOCOL",
+            "give PROTOCOL alone with --from"
+            if args.pictures
+            else "give MODEL and PROTOCOL or FOLDER",
         )
     if args.pictures is not None and not args.pictures.is_dir():
         raise CM3Error(str(args.pictures), "is not a folder", "name the folder of the pictures")

@@ -1,4 +1,5 @@
-"""Metric `copy`: how many pictures are nearly copies of a document before their prompt."""
+"""Metrics `copy` and `copy_of_training`: how many pictures are nearly copies of a document before their prompt, or of any
+training picture."""
 
 from __future__ import annotations
 
@@ -28,10 +29,27 @@ class CopyConfig(MetricConfig):
         return CopyMetric(self.least)
 
 
+@dataclass(kw_only=True)
+class TrainingCopyConfig(CopyConfig):
+    """How many pictures are nearly copies of a picture of the data set's training split, in percent, and the mean of
+    each picture's nearness to the nearest of them, see `cm3run.nearness`. Real held-out pictures show what is
+    inevitable: the data's own near-duplicates.
+
+    Args:
+        least: nearness from which a picture counts as a copy.
+    """
+
+    def build(self) -> Metric:
+        """A metric without samples."""
+        self.check()
+        return TrainingCopyMetric(self.least)
+
+
 class CopyMetric(Metric):
     """The nearness of each sample to the nearest of its documents."""
 
     needs: ClassVar[tuple[Group, ...]] = (("pictures", "documents"),)
+    _names: ClassVar[tuple[str, str]] = ("copies", "nearness")
 
     def __init__(self, least: float) -> None:
         self._least = least
@@ -56,6 +74,16 @@ class CopyMetric(Metric):
         near = dict(sorted(self._nearness.items()))
         copies = {index: 100.0 * (value >= self._least) for index, value in near.items()}
         return [
-            mean_score("copies", copies, higher_is_better=False),
-            mean_score("nearness", near, higher_is_better=False),
+            mean_score(self._names[0], copies, higher_is_better=False),
+            mean_score(self._names[1], near, higher_is_better=False),
         ]
+
+
+class TrainingCopyMetric(CopyMetric):
+    """The nearness of each sample to the nearest training picture, which the evaluation finds."""
+
+    needs: ClassVar[tuple[Group, ...]] = (("training_nearness",),)
+    _names: ClassVar[tuple[str, str]] = ("training_copies", "training_nearness")
+
+    def _update(self, group: Group, indices: Sequence[int], columns: Mapping[str, Any]) -> None:
+        self._nearness |= dict(zip(indices, map(float, columns["training_nearness"]), strict=True))

@@ -85,6 +85,8 @@ class Scored:
             }
         if "candidate_features" in measured.needed([self.metric]):
             found["candidates_sha256"] = task.candidates_sha256
+        if "training_nearness" in measured.needed([self.metric]) and task.training is not None:
+            found["training"] = task.training().fingerprint
         if model is not None:
             found |= measured.units([self.metric], model)
         return found

@@ -4,29 +4,20 @@ and a metric's network that also chose the pictures."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image as Pillow
-
+from cm3apps.evaluation.looks import MOST_LOOKED_AT, Looks
 from cm3apps.evaluation.made import num_retrieved
 from cm3apps.evaluation.tasks.base import Task
-from cm3core.document import Codes, Image, PixelArray, content_keys
+from cm3core.document import Codes, Image, content_keys
 from cm3core.errors import DataError
 from cm3core.interfaces import DocumentSourceConfig, Extractor
 from cm3run.model import Model
 from cm3run.progress import make_bar
 
-#: Maximum number of pictures in a memory that is compared by appearance, which reads each picture.
-MOST_LOOKED_AT = 20_000
-_SIDE = 16
 #: Maximum number of references that a message names.
 _MOST_NAMED = 3
-#: Maximum root mean square difference of two small versions that look the same, in grey levels (0
-#: to 255).
-_SAME_LOOK = 4
 
 
 def check_memory(
@@ -139,33 +130,6 @@ def check_extractors(
                 "measure with another network, generate without candidates and documents, or give "
                 "--allow-reranker",
             )
-
-
-class Looks:
-    """The appearance of the references, as versions of 16 x 16 pixels.
-
-    Args:
-        pictures: (key, pixels) of each reference.
-    """
-
-    def __init__(self, pictures: Iterable[tuple[str, PixelArray]]) -> None:
-        found = [(key, _look(pixels)) for key, pixels in pictures]
-        self._keys = [key for key, _ in found]
-        self._looks_ND = np.stack([small for _, small in found])
-        self._squares_N = (self._looks_ND**2).sum(1)
-
-    def like(self, pixels_HWC: PixelArray) -> str | None:
-        """The key of a reference that looks the same, even after scaling or saving it again, or
-        None."""
-        own_D = _look(pixels_HWC)
-        squared_N = (self._squares_N + own_D @ own_D - 2 * self._looks_ND @ own_D) / len(own_D)
-        nearest = int(squared_N.argmin())
-        return self._keys[nearest] if squared_N[nearest] <= _SAME_LOOK**2 else None
-
-
-def _look(pixels_HWC: PixelArray) -> NDArray[np.float32]:
-    small = Pillow.fromarray(pixels_HWC).resize((_SIDE, _SIDE), Pillow.Resampling.BOX)
-    return np.asarray(small, np.float32).ravel()
 
 
 def _codes(model: Model, task: Task) -> dict[str, str]:

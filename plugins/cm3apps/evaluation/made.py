@@ -30,6 +30,7 @@ from cm3run.model import Model
 from cm3run.model.facts import facts_of
 from cm3run.model.jobs import results
 from cm3run.model.tasks import record_of, task_for
+from cm3run.nearness import Nearest
 from cm3run.progress import make_bar
 
 PICTURES, LOG = "pictures", "made.jsonl"
@@ -49,6 +50,8 @@ class Made:
         self.folder, self.task = folder, task
         check_links(folder, LOG, PICTURES)
         self.rows: dict[int, dict[str, Any]] = self._read()
+        #: Finds the nearest training picture of the task, once a metric needs it.
+        self.nearest: Nearest | None = None
 
     def missing(self) -> list[int]:
         """Numbers of the samples that are not finished."""

@@ -20,6 +20,7 @@ from cm3core.images import fit
 from cm3core.interfaces import Extractor, Metric, MetricBatch
 from cm3run.evaluation.features import CHUNK, Load, features_in_chunks
 from cm3run.model import Model
+from cm3run.nearness import Nearest
 from cm3run.progress import make_bar
 
 #: Columns that only the model itself can give.
@@ -156,6 +157,7 @@ def feed_samples(
     columns = needed(metrics)
     samples = made.task.samples
     likelihoods = columns & OF_MODEL
+    trained = _nearest_training(made) if "training_nearness" in columns else None
     before = _Prepended(made, size, model) if model is not None and "documents" in columns else None
     with make_bar(desc="measuring", total=len(samples), unit="sample") as bar:
         for start in range(0, len(samples), CHUNK):
@@ -164,6 +166,11 @@ def feed_samples(
             for name in columns - OF_MODEL:
                 if name == "pictures" and pictures is not None:
                     given[name] = [pictures[place]() for place in places]
+                elif name == "training_nearness" and trained is not None:
+                    shown = pictures or [
+                        partial(made.load, one, size or 0) for one in range(len(samples))
+                    ]
+                    given[name] = [trained(shown[place]()) for place in places]
                 elif name == "documents" and documents is not None:
                     given[name] = [[load() for load in documents[place]] for place in places]
                 elif name == "documents" and before is not None:
@@ -175,6 +182,20 @@ def feed_samples(
             else:
                 bar.update(len(places))
             _update(metrics, places, given)
+
+
+def _nearest_training(made: Made) -> Nearest:
+    """Finds the nearest training picture, which each comparison asks for again."""
+    if made.nearest is None:
+        if made.task.training is None:
+            raise DataError(
+                f"task {made.task.name!r}",
+                "knows no training pictures",
+                "remove the metric copy_of_training",
+            )
+        pictures = make_bar(made.task.training().loads, desc="training pictures", unit="picture")
+        made.nearest = Nearest(load() for load in pictures)
+    return made.nearest
 
 
 def _update(metrics: Sequence[Metric], places: Sequence[int], given: dict[str, Any]) -> None:

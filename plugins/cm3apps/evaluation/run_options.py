@@ -22,7 +22,14 @@ def _what_to_score(parser: ArgumentParser) -> None:
         "names",
         nargs="+",
         metavar="MODEL PROTOCOL",
-        help="a run's folder, a checkpoint or PLUGIN:NAME; then a name of `cm3 eval protocols`, or a file",
+        help="a run's folder, a checkpoint or PLUGIN:NAME; then a name of `cm3 eval protocols`, or a file, "
+        "or a folder of captioned pictures, of which those that are held out are drawn",
+    )
+    add(
+        "--num",
+        type=whole_number(1, 2**20),
+        metavar="N",
+        help="with a folder: pictures to draw at most (default: 100)",
     )
     add(
         "--from",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cm3apps.evaluation import icon_style_metric, usable_metric
-from cm3apps.evaluation.copy_metric import CopyConfig
+from cm3apps.evaluation.copy_metric import CopyConfig, TrainingCopyConfig
 from cm3apps.evaluation.evaluating import Evaluation
 from cm3apps.evaluation.icon_style_metric import HandConfig, IconStyleConfig
 from cm3apps.evaluation.icons import style_classifier
@@ -346,6 +346,14 @@ class TestCopy(MetricContract):
 
     def test_its_default_is_that_of_what_is_told_elsewhere(self) -> None:
         assert CopyConfig().least == NEARLY_A_COPY
+
+
+class TestTrainingCopy(MetricContract):
+    config = TrainingCopyConfig()
+
+    def known_answers(self) -> Any:
+        sample = MetricBatch(range(4), {"training_nearness": [1.0, 0.8, 0.75, 0.05]})
+        return [([sample], {"training_copies": 50.0, "training_nearness": 0.65})]
 
 
 def test_style_needs_a_style(monkeypatch: pytest.MonkeyPatch) -> None:

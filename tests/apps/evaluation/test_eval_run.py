@@ -16,7 +16,8 @@ import pytest
 from cm3apps.cli.main import main
 from cm3apps.evaluation import made as making
 from cm3apps.evaluation.evaluating import Evaluation
-from cm3apps.evaluation.leakage import Looks, check_extractors, check_memory
+from cm3apps.evaluation.leakage import check_extractors, check_memory
+from cm3apps.evaluation.looks import Looks
 from cm3apps.evaluation.reading import beside_paper, compare, lines, read_scores
 from cm3apps.evaluation.tasks.base import Sample, Task
 from cm3core.document import Image, Text

@@ -49,6 +49,13 @@ class Sample:
     choices: tuple[str, ...] = ()
 
 
+class TrainingPictures(NamedTuple):
+    """The training data's pictures: functions that load them, and what identifies them."""
+
+    loads: Sequence[Callable[[], PixelArray]]
+    fingerprint: str
+
+
 @dataclass(frozen=True)
 class Task:
     """The samples of a protocol.
@@ -58,12 +65,14 @@ class Task:
         makes: the model's result for each sample.
         samples: the samples, in the order of their numbers.
         rule: the rule that selects these samples, as JSON values.
+        training: returns the training pictures; None if the task knows none.
     """
 
     name: str
     makes: Makes
     samples: Sequence[Sample]
     rule: Mapping[str, Any]
+    training: Callable[[], TrainingPictures] | None = None
 
     @cached_property
     def candidates(self) -> Sequence[Candidates]:
@@ -134,8 +143,11 @@ TASKS: Mapping[str, tuple[str, Mapping[str, TaskKey]]] = {
             "one_of_a_group": TaskKey(
                 True, "only the first document of each group (versions of one icon)"
             ),
+            "apart": TaskKey(
+                False, "leave out documents whose picture is, or looks like, one of the split train"
+            ),
             "baselines": TaskKey(
-                False, "also score real icons that could be copied instead of drawing"
+                False, "also score real pictures that could be copied instead of drawing"
             ),
         },
     ),

@@ -21,23 +21,31 @@ from typing import Any
 from cm3apps.evaluation.icons.copied import Copied
 from cm3apps.evaluation.icons.ranking import NUM_CANDIDATES, RealPictures
 from cm3apps.evaluation.judging import first_picture, order_of_groups
+from cm3apps.evaluation.looks import MOST_LOOKED_AT, Looks
 from cm3apps.evaluation.tasks.base import (
     Baselines,
     Candidates,
     Sample,
     Task,
+    TrainingPictures,
     enough,
     known_keys,
 )
-from cm3core.document import Image, PixelArray, text_of
+from cm3core.document import Document, Image, PixelArray, Text, text_of
 from cm3core.errors import DataError
 from cm3core.images import fit
 from cm3core.interfaces.dataset import DocumentSource, DocumentSourceConfig
+from cm3core.interfaces.retriever import Retriever
 from cm3core.plugins.registry import ANYONE, Writer
 from cm3core.recipe.merge import stored_recipe
 from cm3plugins.datasets.icons import IconSourceConfig
 from cm3plugins.datasets.icons.source import IconSource
+from cm3run.progress import make_bar
 
+#: Names of the training pictures that could be copied, for data that are no icons.
+NEAREST, RANDOM = "nearest caption copied", "random copied"
+#: The first of so many nearest captions that has a picture.
+_MOST_NEAREST = 8
 #: Document -> its candidates.
 Find = Callable[[int], Candidates]
 
@@ -76,9 +84,7 @@ def _others(
     """(group, id, picture) of one training document of each group, in a fixed random order."""
 
     def find() -> list[tuple[str, str, Callable[[], PixelArray]]]:
-        train = source
-        if "train" in config.splits and config.split != "train":
-            train = replace(config, split="train").build()
+        train = _training(source, config)
         return [
             (group, train.id(index), cache(partial(_picture, train, index, size)))
             for group, index in order_of_groups(train)
@@ -113,7 +119,8 @@ def open_documents(
     writer: Writer = ANYONE,
 ) -> Task:
     """See `open_task`. `dataset` is a recipe's section, or null for the model's own; `num` is the number of
-    documents, or null for all; `one_of_a_group` keeps only the first document of each group; `baselines`: for icons."""
+    documents, or null for all; `one_of_a_group` keeps only the first document of each group; `baselines`: what copying
+    would score."""
     keys = known_keys("documents", values)
     for key, kind in (("split", str), ("num", int)):
         if not isinstance(keys[key], kind) and not (key == "num" and keys[key] is None):
@@ -128,7 +135,8 @@ def open_documents(
     find = candidates_of(source, config, size)
     copied = _copied(source, config, size) if keys["baselines"] else None
     chosen: dict[str, int] = {}
-    for index in sorted(range(len(source)), key=lambda index: order(source.id(index))):
+    own = apart(source, _training(source, config)) if keys["apart"] else range(len(source))
+    for index in sorted(own, key=lambda index: order(source.id(index))):
         group = source.group(index) if keys["one_of_a_group"] else ""
         chosen.setdefault(group or source.id(index), index)
         if len(chosen) == keys["num"]:
@@ -139,19 +147,31 @@ def open_documents(
         if (sample := _sample(source, index, size, find))
     ]
     enough(f"split {keys['split']!r}", len(samples), keys["num"])
-    return Task("documents", "pictures", samples, {**rule, "split": keys["split"], "size": size})
+    rule |= {"split": keys["split"], "size": size}
+    return Task("documents", "pictures", samples, rule, training=_pictures(source, config, size))
+
+
+def _pictures(
+    source: DocumentSource, config: DocumentSourceConfig, size: int
+) -> Callable[[], TrainingPictures]:
+    """The training pictures, in order; their data set is opened on first use."""
+
+    @cache
+    def find() -> TrainingPictures:
+        train = _training(source, config)
+        found = [i for i in range(len(train)) if _has_picture(train.document(i))]
+        loads = [partial(_picture, train, index, size) for index in found]
+        return TrainingPictures(loads, train.content_fingerprint)
+
+    return find
 
 
 def _copied(
     source: DocumentSource, config: DocumentSourceConfig, size: int
 ) -> Callable[[int], Baselines]:
-    """Icon -> the real drawings that could be copied instead of drawing it."""
+    """Document -> the real pictures that could be copied instead of drawing it."""
     if not isinstance(source, IconSource) or not isinstance(config, IconSourceConfig):
-        raise DataError(
-            "protocol: task.baselines",
-            "is true, but the data set has no icons",
-            "set it to false",
-        )
+        return _copied_documents(source, config, size)
     real, copied = _real_icons(source, config, size), Copied(source.corpus)
 
     def find(index: int) -> Baselines:
@@ -159,6 +179,65 @@ def _copied(
         return {name: partial(real().__getitem__, place) for name, place in found.items()}
 
     return find
+
+
+def _copied_documents(
+    source: DocumentSource, config: DocumentSourceConfig, size: int
+) -> Callable[[int], Baselines]:
+    """Document -> the training document whose caption is nearest in words (BM25; any, if none shares a word), and any
+    training document. No model takes part, so every model is compared with the same pictures."""
+    from cm3plugins.retrievers.bm25 import BM25RetrieverConfig
+
+    train = _training(source, config)
+
+    @cache
+    def usable() -> list[int]:  # opens every document, so only once
+        return [index for index in range(len(train)) if _has_picture(train.document(index))]
+
+    @cache
+    def nearest() -> Retriever:
+        return BM25RetrieverConfig().build(train, None)
+
+    def find(index: int) -> Baselines:
+        key = source.id(index)
+        random = min(usable(), key=lambda one: order(f"random {key} {train.id(one)}"))
+        asked = (Text(text_of(source.document(index))),)
+        found = [one.index for one in nearest().retrieve([asked], _MOST_NEAREST)[0]]
+        near = next((one for one in found if _has_picture(train.document(one))), random)
+        places = {NEAREST: near, RANDOM: random}
+        return {name: partial(_picture, train, place, size) for name, place in places.items()}
+
+    return find
+
+
+def apart(source: DocumentSource, train: DocumentSource) -> list[int]:
+    """The documents of a split whose pictures are not in the training split, not even scaled or saved again."""
+    known = {key for index in range(len(train)) for key in train.content_keys(index)}
+    left = [index for index in range(len(source)) if not known & set(source.content_keys(index))]
+    pictured = [index for index in left if _has_picture(source.document(index))]
+    if len(train) > MOST_LOOKED_AT or not pictured:
+        return left
+    looks = Looks((str(one), first_picture(source.document(one)).load()) for one in pictured)
+    trained = (train.document(index) for index in range(len(train)))
+    bar = make_bar(trained, desc="comparing looks", total=len(train), unit="picture")
+    alike = {
+        name
+        for one in bar
+        if _has_picture(one)
+        for name in looks.all_like(first_picture(one).load())
+    }
+    return [index for index in left if str(index) not in alike]
+
+
+def _has_picture(document: Document) -> bool:
+    return any(isinstance(segment, Image) for segment in document)
+
+
+def _training(source: DocumentSource, config: DocumentSourceConfig) -> DocumentSource:
+    """The training documents of a data set, of which `source` is a split."""
+    if "train" in config.splits and config.split != "train":
+        return replace(config, split="train").build()
+    return source
 
 
 def order(key: str) -> str:

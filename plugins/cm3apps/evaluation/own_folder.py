@@ -1,0 +1,119 @@
+"""A protocol made from a folder of captioned pictures: `cm3 eval MODEL FOLDER`.
+
+The pictures are those that the folder's data set holds out. A model that was trained on this folder states the split, so
+that it is asked for what it has not seen; any other model is asked for the data set `folder`'s own split. Scores stand
+beside those of copying a training picture: a model that copies is near to them, and its pictures are near to training
+pictures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cm3apps.evaluation.tasks.documents import apart
+from cm3core.config.schema import to_plain
+from cm3core.errors import DataError
+from cm3core.files import user_path
+from cm3core.interfaces.dataset import DocumentSourceConfig
+from cm3core.plugins.registry import ANYONE
+from cm3core.recipe.merge import stored_recipe
+from cm3plugins.metrics.ranking import LEAST_CANDIDATES
+from cm3run.evaluation.protocol import Protocol, canonical
+
+if TYPE_CHECKING:
+    from cm3core.plugins.registry import Registry
+    from cm3run.model import Model
+
+#: The split that holds pictures out, and the most that are drawn unless the user says otherwise.
+SPLIT, NUM = "valid", 100
+
+
+def folder_protocol(
+    folder: Path, registry: Registry, model: Model | None, num: int | None = None
+) -> Protocol:
+    """The protocol.
+
+    Args:
+        folder: of pictures and captions, as the data set `folder` reads them.
+        registry: has the data sets.
+        model: the model to evaluate; None for pictures from another model.
+        num: pictures to draw at most; None: `NUM`.
+
+    Raises:
+        DataError: the folder holds no picture out.
+    """
+    section = _section(folder, model)
+    text = canonical({"dataset": section})
+    recipe = stored_recipe(text, registry, label=f"folder {folder}", writer=ANYONE)
+    config = recipe.dataset
+    assert isinstance(config, DocumentSourceConfig)
+    held, train = (replace(config, split=split).build() for split in (SPLIT, "train"))
+    own = apart(held, train)
+    groups = len({held.group(index) or held.id(index) for index in own})
+    if not groups:
+        alike = f" or look like one of these ({len(held)})" if len(held) else ""
+        raise DataError(
+            str(folder),
+            f"holds out no picture: all are in the split train ({len(train)}){alike}",
+            f"add pictures, or train with a larger dataset.{SPLIT}, the share that is held out",
+        )
+    scores: list[dict[str, Any]] = [
+        {"metric": {"name": "nats", "modality": "image"}},
+        {"metric": {"name": "copy_of_training"}},
+    ]
+    if len(train) > LEAST_CANDIDATES:
+        extractor = {"name": "pixels", "side": 32, "blur": True}
+        scores.append({"metric": {"name": "judge"}, "extractor": extractor})
+    number = min(groups, NUM if num is None else num)
+    return Protocol(
+        f"{_word(folder.resolve().name)}-{SPLIT}-{number}",
+        f"{number} held-out pictures of the folder {folder.resolve().name}",
+        {
+            "name": "documents",
+            "dataset": section,
+            "split": SPLIT,
+            "num": number,
+            "apart": True,
+            "baselines": True,
+        },
+        scores,
+        size=64 if model is None else min(model.image_size),
+    )
+
+
+def reads(model: Model, folder: Path) -> bool:
+    """Whether the model's data set is this folder, with pictures held out."""
+    own = model.recipe.dataset
+    path = getattr(own, "path", None)
+    if not isinstance(path, str) or not isinstance(own, DocumentSourceConfig):
+        return False
+    return user_path(path).resolve() == folder.resolve() and SPLIT in own.splits
+
+
+def without_held_out(model: Model, folder: Path) -> Model:
+    """The model, retrieving from the folder's training split alone if it retrieves from the folder: its own memory may
+    hold the pictures that are drawn."""
+    config = model.recipe.retriever
+    if config is None or not config.retrieves or config.bank or not reads(model, folder):
+        return model
+    return model.with_memory(split="train")
+
+
+def _section(folder: Path, model: Model | None) -> dict[str, Any]:
+    """The data set: the model's own if it reads this folder, with its split."""
+    if model is None or not reads(model, folder):
+        return {"name": "folder", "path": str(folder.resolve())}
+    keys = {key: value for key, value in to_plain(model.recipe.dataset).items() if key != "split"}
+    return {"name": model.recipe.component_names["dataset"], **keys}
+
+
+def _word(text: str) -> str:
+    """A protocol's name from a folder's.
+
+    >>> _word("My Pictures (2)"), _word("...")
+    ('my-pictures-2', 'folder')
+    """
+    kept = "".join(one if one.isascii() and one.isalnum() else "-" for one in text.lower())
+    return "-".join(filter(None, kept.split("-"))) or "folder"
