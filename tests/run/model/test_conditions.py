@@ -26,11 +26,17 @@ from cm3plugins.samplers.cfg import (
 )
 from cm3plugins.tasks.bundled import CaptionConfig, EditConfig, StructureConfig
 from cm3run.checkpoint.tasks import TunedTasks
-from cm3run.model import Model
-from cm3run.model.conditions import condition_config
+from cm3run.model import Model, conditions
+from cm3run.model.conditions import LEAST_STRUCTURE, _what_works, condition_config
 from cm3run.model.jobs import results
 from messages import tells
 from toy_model import picture, toy_model
+
+
+@pytest.fixture(autouse=True)
+def whatever_the_codes_keep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The toy's sixteen codes keep little of any structure, which two tests are about."""
+    monkeypatch.setattr(conditions, "LEAST_STRUCTURE", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -233,3 +239,46 @@ def test_a_prompt_that_is_too_long_is_refused() -> None:
     short = toy_model(max_text_tokens=12)
     with pytest.raises(GenerationError, match="task structure"):
         asked(short, ("canny", picture()))
+
+
+def square(side: int) -> np.ndarray:
+    """A black square in the middle of a white picture of 32 pixels."""
+    pixels = np.full((32, 32, 3), 255, np.uint8)
+    start = 16 - side // 2
+    pixels[start : start + side, start : start + side] = 0
+    return pixels
+
+
+def test_a_structure_that_the_codes_lose_is_refused(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The toy's codes are squares of one grey: a large shape stays, a chequered one is gone. What would work is found by
+    the same measure, and forced drawing says what it is."""
+    monkeypatch.setattr(conditions, "LEAST_STRUCTURE", LEAST_STRUCTURE)
+    assert isinstance(asked(model, ("as_is", square(16)))[1], Codes)
+    chequered = square(0)
+    chequered[4:28:8, 4:28] = chequered[4:28, 4:28:8] = 0
+    with pytest.raises(GenerationError) as caught:
+        asked(model, ("as_is", chequered))
+    assert caught.value.place == "condition 'as_is'"
+    assert caught.value.next_step.endswith(
+        "or a model with finer codes; force=True (--force) draws anyway"
+    )
+    told: list[str] = []
+    model.told = told.append  # type: ignore[method-assign]  # for one test
+    try:
+        assert isinstance(asked(model, ("as_is", chequered), force=True)[1], Codes)
+    finally:
+        del model.told
+    assert told == [f"condition 'as_is': {caught.value.cause}"]
+
+
+def test_what_would_work_is_named(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thin lines are lost, broad ones stay; a condition that needs a file, and a text, are no advice."""
+    monkeypatch.setattr(conditions, "LEAST_STRUCTURE", LEAST_STRUCTURE)
+    step = _what_works(model, "canny", square(16))
+    assert step.startswith("use the condition ")
+    assert "as_is (" in step
+    assert not any(f"{name} (" in step for name in ("canny", "boxes", "hed"))
+    blank = _what_works(model, "canny", square(0))
+    assert blank.startswith("use a picture with fewer and broader lines, or a model")
