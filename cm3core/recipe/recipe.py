@@ -30,6 +30,7 @@ from cm3core.recipe.layers import STORED
 from cm3core.recipe.sections import (
     FIXED_SECTIONS,
     UNHASHED,
+    UNSHOWN,
     DataSection,
     GenerateSection,
     TrainSection,
@@ -442,12 +443,12 @@ def _flatten(values: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def _shown(section: str, config: Any) -> dict[str, Any]:
-    """Return a fixed section's keys and values; `UNHASHED` keys only where they are not the default."""
+    """Return a fixed section's keys and values; `UNSHOWN` keys only where they are not the default."""
     usual = defaults(type(config))
     return {
         key: value
         for key, value in to_plain(config).items()
-        if (section, key) not in UNHASHED or value != to_plain(usual[key])
+        if (section, key) not in UNSHOWN or value != to_plain(usual[key])
     }
 
 

@@ -40,8 +40,11 @@ TRAIN_RANGES: Mapping[str, tuple[float, float]] = {
     "keep_checkpoints": (1, _INT64),
     "log_every_steps": (1, _INT64),
     "validate_every_steps": (1, _INT64),
+    "validate_every_minutes": (0, 10_000_000),
     "validation_documents": (1, _INT64),
     "sample_every_steps": (1, _INT64),
+    "sample_every_minutes": (0, 10_000_000),
+    "patience": (0, _INT64),
     "num_threads": (1, 4096),
 }
 #: A rank is also limited by the smaller side of each matrix, which only the decoder knows.
@@ -128,10 +131,13 @@ class TrainSection:
             machine's memory must hold weights and optimiser state once more.
         log_every_steps: steps between two lines of metrics.
         validate_every_steps: steps between two validations.
+        validate_every_minutes: also at the start and this often, in at most a fifth of the time; null is off.
         validation_splits: the data set's splits to validate on. If it has none of them, its split
             "valid" is used, provided that it exists and is not trained on.
         validation_documents: maximum number of documents of each split.
         sample_every_steps: steps between two grids of sample pictures; null is off.
+        sample_every_minutes: also at the start, at the end, and as often as `validate_every_minutes`; null is off.
+        patience: stop after this many validations without a lower loss, with the checkpoint of the lowest; 0 is off.
         compile: torch.compile the decoder's blocks separately: equal blocks are compiled once.
         num_threads: torch's CPU threads; null: as many as the machine has.
         licences: the licences (SPDX names) allowed for documents; documents with another or an
@@ -167,9 +173,12 @@ class TrainSection:
     save_in_background: bool = False
     log_every_steps: int = 20
     validate_every_steps: int = 500
+    validate_every_minutes: float | None = None
     validation_splits: list[str] = field(default_factory=list)
     validation_documents: int = 128
     sample_every_steps: int | None = None
+    sample_every_minutes: float | None = None
+    patience: int = 0
     compile: bool = False
     num_threads: int | None = None
     licences: list[str] = field(default_factory=list)
@@ -189,33 +198,19 @@ class TrainSection:
                 f"exactly one decides the length, {given}",
                 "give one, and set the other to null",
             )
-        for key in (
-            "steps",
-            "minutes",
-            "checkpoint_every_steps",
-            "sample_every_steps",
-            "num_threads",
-        ):
+        optional = "steps minutes checkpoint_every_steps sample_every_steps num_threads"
+        for key in f"{optional} validate_every_minutes sample_every_minutes".split():
             value = getattr(self, key)
             check_value(
                 f"train.{key}", value, value is None or value > 0, must_be="null or greater than 0"
             )
-        for key in (
-            "batch_rows",
-            "accumulate",
-            "learning_rate",
-            "muon_learning_rate",
-            "eps",
-            "checkpoint_every_minutes",
-            "keep_checkpoints",
-            "log_every_steps",
-            "validate_every_steps",
-            "validation_documents",
-        ):
+        rates = "batch_rows accumulate learning_rate muon_learning_rate eps"
+        counts = "keep_checkpoints log_every_steps validate_every_steps validation_documents"
+        for key in f"{rates} checkpoint_every_minutes {counts}".split():
             check_value(
                 f"train.{key}", getattr(self, key), getattr(self, key) > 0, must_be="greater than 0"
             )
-        for key in ("seed", "warmup_steps", "weight_decay", "clip_norm", "z_loss"):
+        for key in ["seed", "warmup_steps", "weight_decay", "clip_norm", "z_loss", "patience"]:
             check_value(
                 f"train.{key}", getattr(self, key), getattr(self, key) >= 0, must_be="0 or more"
             )
@@ -365,7 +360,10 @@ class GenerateSection:
 
 #: (section, key) pairs that change no result of a run: left out of a recipe's hash, and shown only
 #: where they are not the default.
-UNHASHED: tuple[tuple[str, str], ...] = (("train", "trackers"), ("generate", "parallel"))
+_QUIET = ("trackers", "validate_every_minutes", "sample_every_minutes")
+UNHASHED = (*(("train", key) for key in _QUIET), ("generate", "parallel"))
+#: Keys that are shown, and hashed, only where they are not the default: older recipes keep their hashes.
+UNSHOWN = (*UNHASHED, ("train", "patience"))
 
 #: Name -> class of the sections that every recipe has.
 FIXED_SECTIONS: dict[

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from statistics import median
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -20,6 +22,8 @@ from cm3run.printing import printable, raw_stream
 T = TypeVar("T")
 #: Seconds between two lines where there is no bar; what is done sooner writes none.
 SECONDS_BETWEEN_LINES = 60.0
+#: Something that takes more than this many medians of its recent durations was paused.
+ATYPICAL = 5.0
 _silenced = 0
 
 
@@ -48,6 +52,8 @@ class _Lines(tqdm):  # type: ignore[misc]  # tqdm comes without types
 
     monitor_interval = 0  # no thread: a line is late by no more than one step of the work
     _written = 0.0
+    #: Time and count at the last look at the clock, and the recent (seconds, count) between two looks.
+    _seen = (0.0, 0.0)
 
     @staticmethod
     def rate() -> dict[str, float]:
@@ -56,6 +62,8 @@ class _Lines(tqdm):  # type: ignore[misc]  # tqdm comes without types
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self._written = self._started = time.monotonic()
+        self._seen = (self._started, float(options.get("initial") or 0))
+        self._recent: deque[tuple[float, float]] = deque(maxlen=50)
         super().__init__(*args, **options)
         self._time = time.monotonic
         if not self.disable:
@@ -63,23 +71,36 @@ class _Lines(tqdm):  # type: ignore[misc]  # tqdm comes without types
 
     def display(self, *_: Any, **__: Any) -> None:
         """Write a line, if it is time for one."""
-        now = time.monotonic()
+        now, (before, done) = time.monotonic(), self._seen
+        if self.n > done:
+            self._recent.append((now - before, self.n - done))
+            self._seen = (now, self.n)
         if now - self._written < SECONDS_BETWEEN_LINES:
             return
         self._written = now
-        self.fp.write(f"{self._line(now - self._started)}\n")
+        self.fp.write(f"{self._line()}\n")
         self.fp.flush()
 
     def clear(self, *_: Any, **__: Any) -> None:
         """Nothing: `tqdm.write` clears a bar before a note, and would write a carriage return."""
 
-    def _line(self, elapsed_s: float) -> str:
+    def _seconds_left(self) -> float | None:
+        """By the recent speed, without pauses: a process that was stopped for an hour goes on as before."""
+        if not self._recent:
+            return None
+        most = ATYPICAL * median(seconds for seconds, _ in self._recent)
+        kept = [one for one in self._recent if one[0] <= most]
+        seconds, done = (sum(values) for values in zip(*kept, strict=True))
+        left: float = seconds / done * (self.total - self.n)
+        return left
+
+    def _line(self) -> str:
         """As in "neighbours: 130,048 of 641,612, 20%, 12:10 left"."""
         parts = [f"{self.n:,.0f}"]
         if self.total:
             parts = [f"{self.n:,.0f} of {self.total:,.0f}", f"{100 * self.n / self.total:.0f}%"]
-            if done := self.n - self.initial:
-                left = max(0, round(elapsed_s * (self.total - self.n) / done))
+            if (seconds := self._seconds_left()) is not None:
+                left = max(0, round(seconds))
                 parts.append(f"{left // 60}:{left % 60:02d} left")
         if self.postfix:
             parts.append(str(self.postfix))

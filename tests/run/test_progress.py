@@ -53,6 +53,22 @@ def test_a_file_gets_a_line_a_minute(clock: list[float]) -> None:
     ]
 
 
+def test_a_pause_changes_no_estimate(clock: list[float]) -> None:
+    """Stopped for two hours after 500; the first tenth was four times as slow, which recent steps don't show."""
+    file = io.StringIO()
+    with make_bar(total=3000, desc="codes", file=file) as bar:
+        for place in range(230):
+            clock[0] += 8 if place < 10 else 7200 if place == 50 else 2
+            bar.update(10)
+    left = [line.rpartition(", ")[2] for line in file.getvalue().splitlines()]
+    done = [int(line.split()[1].replace(",", "")) for line in file.getvalue().splitlines()]
+    estimated = [
+        60 * int(one.split(":")[0]) + int(one.removesuffix(" left").split(":")[1]) for one in left
+    ]
+    for number, seconds in list(zip(done, estimated, strict=True))[3:]:
+        assert abs(seconds - (3000 - number) / 5) <= 0.2 * (3000 - number) / 5
+
+
 def test_lines_of_an_iterable_of_no_length(clock: list[float]) -> None:
     file = io.StringIO()
     for _ in make_bar(iter(range(4)), unit=" texts", file=file, disable=None):

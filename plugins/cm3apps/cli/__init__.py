@@ -84,6 +84,7 @@ def real_number(least: float, most: float, *, above: bool = False) -> NumberRang
 __all__ = [
     "OVERRIDE",
     "add_device",
+    "add_length",
     "add_overrides",
     "add_parallel",
     "add_precision",
@@ -92,6 +93,7 @@ __all__ = [
     "fitted",
     "real_number",
     "registry_of",
+    "training_length",
     "training_precision",
     "whole_number",
     "window",
@@ -162,6 +164,40 @@ def add_training_precision(parser: ArgumentParser) -> None:
 def training_precision(args: Namespace) -> list[str]:
     """The recipe override for the option of `add_training_precision`."""
     return [] if args.precision is None else [f"train.precision={args.precision}"]
+
+
+def add_length(parser: ArgumentParser) -> None:
+    """Add `--minutes` and `--steps` of a command that trains by a recipe."""
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument(
+        "--minutes",
+        type=real_number(0, MAX_MINUTES, above=True),
+        metavar="M",
+        help="minutes to train (default: the recipe's train.minutes)",
+    )
+    length.add_argument(
+        "--steps",
+        type=whole_number(1, MAX_STEPS),
+        metavar="N",
+        help="steps to train (default: the recipe's train.steps)",
+    )
+
+
+def training_length(args: Namespace) -> list[str]:
+    """The recipe overrides for the options of `add_length`.
+
+    Raises:
+        RecipeError: the length is given by an override, too.
+    """
+    if args.minutes is None and args.steps is None:
+        return []
+    from cm3core.errors import RecipeError
+
+    name, other = ("minutes", "steps") if args.steps is None else ("steps", "minutes")
+    for one in args.overrides:
+        if (key := one.partition("=")[0]) in ("train.minutes", "train.steps"):
+            raise RecipeError(f"--{name}", f"is given, and so is {key}", "give one of them")
+    return [f"train.{name}={getattr(args, name)!r}", f"train.{other}=null"]
 
 
 def add_trust(parser: ArgumentParser, *, plugins: bool = True) -> None:

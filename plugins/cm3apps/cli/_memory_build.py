@@ -116,15 +116,15 @@ def add_data(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Build a bank, or resume building it."""
     from cm3run.bank import Shards, build_bank
-    from cm3run.training.data_notes import codes_psnr, note_of_codes
+    from cm3run.training.data_notes import codes_kept, note_of_codes
 
     source, tools, model = _work(args)
-    kept = codes_psnr(source, tools.image_tokenizer)
-    if kept is not None and not args.quiet and (note := note_of_codes(*kept)) is not None:
+    kept = codes_kept(source, tools.image_tokenizer)
+    if kept is not None and not args.quiet and (note := note_of_codes(kept)) is not None:
         print(f"note: {note}. A model reads only the codes of a bank", file=sys.stderr)
-    if kept is not None and math.isfinite(kept[0]):
+    if kept is not None and math.isfinite(kept.psnr):
         # stored in a file; the number of digits must not depend on the processor
-        tools = replace(tools, codes_psnr=round(kept[0], 1))
+        tools = replace(tools, codes_psnr=round(kept.psnr, 1))
     report = build_bank(
         source,
         args.out,

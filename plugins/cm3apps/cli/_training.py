@@ -11,7 +11,7 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args, get_type_hints
 
-from cm3apps.cli import MAX_MINUTES, MAX_STEPS, add_device, add_overrides, real_number, whole_number
+from cm3apps.cli import add_device, add_length, add_overrides, whole_number
 from cm3core.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -42,17 +42,7 @@ def add_training_arguments(parser: ArgumentParser, out_help: str) -> None:
     """Recipe, `--out`, the budget, `--quiet` and overrides."""
     parser.add_argument("recipe", help="a shipped recipe's name, or a path to a YAML file")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER", help=out_help)
-    budget = parser.add_mutually_exclusive_group()
-    budget.add_argument(
-        "--minutes",
-        type=real_number(0, MAX_MINUTES, above=True),
-        help="minutes to train (default: the recipe's train.minutes)",
-    )
-    budget.add_argument(
-        "--steps",
-        type=whole_number(1, MAX_STEPS),
-        help="steps to train (default: the recipe's train.steps)",
-    )
+    add_length(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     add_device(parser, "where it is trained")
     parser.add_argument(

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from cm3core.errors import RecipeError
 from cm3core.interfaces.reach import Reach
+from cm3core.interfaces.retriever import RetrieverConfig
+from cm3core.interfaces.task import TaskConfig
 from cm3core.plugins.registry import Registry, read_writer
 from cm3core.recipe.layers import STORED, Layer, parse, read
 from cm3core.recipe.merge import compose
@@ -15,8 +18,7 @@ from cm3core.recipe.recipe import MissingComponent, Recipe
 from cm3run.trust import Trust, check_links, guard, refusal, trust_of
 from cm3run.trust.guard import section_reaches
 
-#: Sections that are not taken from the model: its data, its training, and its retriever (tasks run without
-#: retrieval).
+#: Sections that are not taken from the model: its data, its training, and its retriever, unless `_carried`.
 OWN = ("name", "dataset", "task", "train", "tune", "retriever")
 
 
@@ -44,7 +46,8 @@ def compose_on_model(
     path = folder / STORED
     trust = trust_of(folder, registry.models().values(), trust_endpoints)
     check_links(folder, trust)
-    values = {key: value for key, value in parse(read(path), str(path)).items() if key not in OWN}
+    stored = parse(read(path), str(path))
+    values = {key: value for key, value in stored.items() if key not in OWN}
     writer = read_writer(
         folder,
         lambda file, cause: RecipeError(
@@ -55,8 +58,56 @@ def compose_on_model(
     recipe = compose(
         name_or_path, overrides, registry=registry, beneath=Layer(label, values, writer)
     )
+    if (retriever := _carried(stored.get("retriever"), recipe, registry)) is not None:
+        values = {**values, "retriever": retriever}
+        recipe = compose(
+            name_or_path, overrides, registry=registry, beneath=Layer(label, values, writer)
+        )
     _guard(recipe, trust, label)
     return recipe
+
+
+def retriever_of(section: object, registry: Registry) -> str | None:
+    """The name of a stored section's retriever, if it retrieves anything."""
+    name = section.get("name") if isinstance(section, dict) else None
+    if not isinstance(name, str) or name not in registry.names("retriever"):
+        return None
+    config = registry.config_class("retriever", name)
+    return name if issubclass(config, RetrieverConfig) and config.retrieves else None
+
+
+def _carried(section: Any, recipe: Recipe, registry: Registry) -> dict[str, Any] | None:
+    """The model's retriever for a recipe that names none and tunes on captioned pictures: without the model's bank, so
+    that the documents come from the tuning data. None: the recipe has its own, or the model's can't be used.
+
+    Records of other tasks are trained and used without documents; a memory of its own is not in the tuning data.
+    """
+    if recipe.retriever is not None or "retriever" in recipe.origins:
+        return None
+    if (name := retriever_of(section, registry)) is None or not draws(recipe):
+        return None
+    if registry.config_class("retriever", name).own_memory:  # type: ignore[attr-defined]  # a RetrieverConfig
+        return None
+    return {key: value for key, value in section.items() if key != "bank"}
+
+
+def draws(recipe: Recipe) -> bool:
+    """Whether all that is tuned on are texts followed by a picture."""
+    if isinstance(recipe.dataset, MissingComponent) or recipe.dataset is None:
+        return False
+    own = recipe.dataset.retrieving_tasks()
+    tasks = [recipe.task if one is None else one for one in own]
+    return bool(tasks) and all(one is None or _is_drawing(one) for one in tasks)
+
+
+def _is_drawing(config: TaskConfig | MissingComponent) -> bool:
+    if isinstance(config, MissingComponent):
+        return False
+    task = config.build()
+    of = task.fields
+    return all(of[name] == "text" for name in task.given) and all(
+        of[name] == "image" for name in task.responses
+    )
 
 
 def _guard(recipe: Recipe, trust: Trust, label: str) -> None:

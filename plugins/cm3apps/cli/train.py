@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 
 from cm3apps.cli import (
     add_device,
+    add_length,
     add_overrides,
     add_training_precision,
     add_trust,
     registry_of,
+    training_length,
     training_precision,
     whole_number,
 )
@@ -29,10 +31,10 @@ if TYPE_CHECKING:
 HELP = "train a decoder from a recipe, or resume a run"
 EXAMPLE = """  cm3 train tiny -o runs/tiny
   cm3 train quickstart dataset=folder dataset.path=my/pictures
-  cm3 train quickstart -o runs/long train.minutes=120 train.optimizer=muon
+  cm3 train quickstart -o runs/long --minutes 120 train.optimizer=muon
   torchrun --nproc-per-node 8 --no-python cm3 train cm3leon-7b dataset.path=DATA -o runs/7b
 The same command resumes from the newest checkpoint in the folder. To continue a finished run, set a
-larger train.steps or train.minutes."""
+larger length (--minutes, --steps)."""
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -53,6 +55,7 @@ def add_run_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--new", action="store_true", help="refuse to resume from a checkpoint in the folder"
     )
+    add_length(parser)
     add_device(parser, "where it is trained")
     add_training_precision(parser)
     parser.add_argument(
@@ -89,7 +92,7 @@ def train_and_report(
     """
     from cm3run.processes import started_processes
 
-    args.overrides += training_precision(args)
+    args.overrides += [*training_length(args), *training_precision(args)]
     with started_processes(args.device, same={"package version": __version__}) as (
         processes,
         device,
@@ -172,7 +175,8 @@ def _summary(result: TrainResult) -> str:
 def _longer(recipe: Recipe, step: int, overrides: Sequence[str]) -> list[str]:
     """The overrides with twice the run's length."""
     section = recipe.train
-    kept = [one for one in overrides if not one.startswith(("train.steps=", "train.minutes="))]
+    lengths = ("train.steps=", "train.minutes=")
+    kept = [one for one in overrides if not one.startswith(lengths) or one.endswith("=null")]
     if section.steps is not None:
         return [*kept, f"train.steps={2 * max(section.steps, step)}"]
     assert section.minutes is not None

@@ -94,7 +94,7 @@ class Manifest:
             added or removed.
         format: version of the folder's format.
         codes_psnr: how well the codes reproduced a sample of the pictures when the bank was built, see
-            `cm3run.training.data_notes.codes_psnr`; None: not measured.
+            `cm3run.training.data_notes.codes_kept`; None: not measured.
     """
 
     dimension: int

@@ -85,6 +85,7 @@ def save_checkpoint(
     keep: int = 2,
     processes: Processes | None = None,
     sharded: bool = False,
+    best: int | None = None,
 ) -> Path:
     """Write `OUT/checkpoints/step-N` and delete all but the newest `keep`; an existing checkpoint of this step
     is kept unchanged.
@@ -95,6 +96,7 @@ def save_checkpoint(
         keep: number of checkpoints to keep, this one included.
         processes: all that train, each of which makes this call; None: only this one.
         sharded: each process writes its own part of the tensors, see `tensors`; otherwise the first writes all.
+        best: a step whose checkpoint is kept, too.
 
     Raises:
         CheckpointError: it can't be written (a full disk); older checkpoints are untouched.
@@ -103,7 +105,7 @@ def save_checkpoint(
     if processes.is_first:  # the others use the first one's
         optimizer_state = {**generator_states(), **snapshot.optimizer_state}
         snapshot = replace(snapshot, optimizer_state=optimizer_state)
-    target = Path(out_dir) / "checkpoints" / f"step-{snapshot.state.step:08d}"
+    target = Path(out_dir) / "checkpoints" / step_name(snapshot.state.step)
     if processes.first(target.exists):
         pass
     elif sharded:
@@ -113,7 +115,7 @@ def save_checkpoint(
         _write_sharded(target, snapshot, processes)
     else:
         processes.first(lambda: _write_whole(target, snapshot))
-    processes.first(lambda: _remove_all_but(out_dir, keep))
+    processes.first(lambda: _remove_all_but(out_dir, keep, best))
     processes.first(lambda: _record(out_dir, snapshot.components, snapshot.state))
     return target
 
@@ -161,9 +163,28 @@ def _write_sharded(target: Path, snapshot: Snapshot, processes: Processes) -> No
         processes.first(complete)
 
 
-def _remove_all_but(out_dir: Path, keep: int) -> None:
+def _remove_all_but(out_dir: Path, keep: int, best: int | None) -> None:
     for old in complete_checkpoints(out_dir)[: -max(1, keep)]:
-        _remove(old)
+        if old.name != step_name(best):
+            _remove(old)
+
+
+def end_with_best(out_dir: Path, step: int) -> Path | None:
+    """Delete the checkpoints after this step, so that the run's newest one is its best; None: there is no such checkpoint,
+    and all stay."""
+    found = complete_checkpoints(out_dir)
+    names = [one.name for one in found]
+    if step_name(step) not in names:
+        return None
+    place = names.index(step_name(step))
+    for later in found[place + 1 :]:
+        _remove(later)
+    return found[place]
+
+
+def step_name(step: int | None) -> str:
+    """Name of the folder of a step's checkpoint."""
+    return "" if step is None else f"step-{step:08d}"
 
 
 def _write_description(

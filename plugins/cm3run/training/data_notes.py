@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cm3core import images
 from cm3core.document import Image, text_of
 from cm3core.errors import CM3Error, DataError
 from cm3core.files import write_text
 from cm3core.interfaces.dataset import DocumentSource, Provenance
 from cm3run.checkpoint.layout import PROVENANCE, provenance_file
 from cm3run.checkpoint.words import TrainingWords
-from cm3run.evaluation.quality import LEAST_PSNR, drawn_psnr_per_picture
+from cm3run.evaluation.kept import Kept, kept_by_codes
 from cm3run.words import words_of
 
 if TYPE_CHECKING:
@@ -104,47 +103,29 @@ MOST_NAMED = 6
 
 
 def note_on_codes(source: DocumentSource, tokenizer: ImageTokenizer) -> str | None:
-    """A note about an image tokenizer that keeps little of the pictures; None: no note.
-
-    Measured on a few pictures, evenly spaced over the data set. Skipped if pictures are already codes or stored
-    remotely.
-    """
-    found = codes_psnr(source, tokenizer)
-    return None if found is None else note_of_codes(*found)
+    """A note about an image tokenizer that doesn't keep the pictures; None: no note. See `codes_kept`."""
+    found = codes_kept(source, tokenizer)
+    return None if found is None else note_of_codes(found)
 
 
-def note_of_codes(psnr: float, num_pictures: int) -> str | None:
-    """The note for the result of `codes_psnr`."""
-    if psnr >= LEAST_PSNR:
+def note_of_codes(kept: Kept) -> str | None:
+    """The note for the result of `codes_kept`; None if the codes suit the pictures."""
+    if kept.suits:
         return None
     return (
-        f"the image tokenizer's codes keep little of the pictures: median PSNR {psnr:.1f} dB over non-blank areas "
-        f"of {num_pictures} pictures. "
+        f"the image tokenizer's codes keep little of the pictures: {kept.in_words()}. "
         "The model's pictures can't be better than its codes; docs/data.md, 'What the codes keep of your pictures', shows "
         "how to check this, and how to train an image tokenizer on the pictures"
     )
 
 
-def codes_psnr(source: DocumentSource, tokenizer: ImageTokenizer) -> tuple[float, int] | None:
-    """How well codes keep the non-blank areas of pictures: median PSNR in dB, and the number of pictures.
+def codes_kept(source: DocumentSource, tokenizer: ImageTokenizer) -> Kept | None:
+    """What the codes keep of a few pictures, evenly spaced over the data set; None: no pictures can be measured, or all
+    are blank.
 
-    None: no pictures can be measured, or all are blank. See `note_on_codes`.
+    Skipped if pictures are already codes or stored remotely.
     """
-    pictures, through = [], []
-    for one in _some_pictures(source):
-        try:
-            # one by one: saves memory, and gives the same result as generation
-            codes = tokenizer.encode_image(one)
-            pictures.append(images.fit(one.load(), tokenizer.image_size))
-        except DataError:
-            continue  # reported when all documents are read
-        through.append(tokenizer.decode(codes[None])[0])
-    if not pictures:
-        return None
-    psnr_N = drawn_psnr_per_picture(np.stack(pictures), np.stack(through))
-    drawn = psnr_N[~np.isnan(psnr_N)]
-    # the median, because a few perfect reconstructions would dominate a mean
-    return (float(np.median(drawn)), len(drawn)) if len(drawn) else None
+    return kept_by_codes(_some_pictures(source), tokenizer)
 
 
 def note_on_words(source: DocumentSource, known: TrainingWords | None) -> str | None:

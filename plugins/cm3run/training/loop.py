@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from cm3core.arguments import checked
 from cm3core.errors import CM3Error, RecipeError
 from cm3core.interfaces.tracker import RunEnded, RunFailed, RunInterrupted, RunStarted, StepDone
 from cm3run.checkpoint import latest_checkpoint
+from cm3run.checkpoint.writing import end_with_best
 from cm3run.machine_memory import fitting_memory, peak_resident
 from cm3run.processes import Processes
 from cm3run.progress import no_bars
@@ -32,11 +34,14 @@ from cm3run.training.metrics import batch_loss_sums, modality_metrics, part_metr
 from cm3run.training.saving import DIVERGED, Saver, run_lock
 from cm3run.training.start import RunOptions, start
 from cm3run.training.state import (
+    Cadence,
     Callback,
+    EarlyStopping,
     ProgressBar,
     TrainingInterrupted,
     TrainResult,
     TrainState,
+    ended_early,
 )
 from cm3run.training.validation import SamplePictures, Validation
 
@@ -109,14 +114,15 @@ def train(
             trust_endpoints=trust_endpoints,
         )
         state = start(recipe, out_dir, registry, options)
-        finished = latest_checkpoint(out_dir) if state.progress >= 1 else None
+        early = ended_early(recipe, out_dir)
+        finished = latest_checkpoint(out_dir) if early or state.progress >= 1 else None
         with _told(state, command), closing(Saver(state)) as saver:
             validation = Validation(state.preparation, progress=progress, processes=state.processes)
             if finished is None:
-                functions = [*_drawing(state), *callbacks]
-                checkpoint = _loop(state, saver, validation, progress, functions, command)
+                _watch(state, validation)
+                checkpoint = _loop(state, saver, validation, progress, callbacks, command)
             else:
-                checkpoint = _end(state, saver, validation, finished)
+                checkpoint = finished if early else _end(state, saver, validation, finished)
             state.trackers.tell(RunEnded(state.step, checkpoint, MappingProxyType(state.metrics)))
     gpu = torch.cuda.max_memory_allocated() if state.device.type == "cuda" else 0
     peak = peak_resident()
@@ -169,14 +175,46 @@ def _started(state: TrainState, command: str) -> RunStarted:
     )
 
 
-def _drawing(state: TrainState) -> list[Callback]:
+def _watch(state: TrainState, validation: Validation) -> None:
+    """Prepare what is due by the clock, and early stopping."""
+    section = state.recipe.train
+    state.cadences = {
+        "validation": Cadence(section.validate_every_minutes if validation.splits else None),
+        "samples": Cadence(section.sample_every_minutes),
+    }
+    if state.step:
+        for cadence in state.cadences.values():
+            cadence.start(state.elapsed_s)
+    state.early = EarlyStopping.of(state.recipe, state.out_dir, state.step)
+    if state.early is not None and not validation.splits:
+        state.early = None
+        print(
+            "note: no pictures are held out, so training can't stop early (train.patience)",
+            file=sys.stderr,
+        )
+
+
+def _drawing(state: TrainState) -> SamplePictures | None:
     """The callback for sample pictures, which need a process with all weights."""
-    if state.recipe.train.sample_every_steps is None:
-        return []
+    section = state.recipe.train
+    if section.sample_every_steps is None and section.sample_every_minutes is None:
+        return None
     if not state.parallel.whole:
         print("note: sample pictures are skipped: no process has all weights", file=sys.stderr)
-        return []
-    return [SamplePictures(state.preparation)] if state.processes.is_first else []
+        return None
+    return SamplePictures(state.preparation) if state.processes.is_first else None
+
+
+def _by_the_clock(
+    state: TrainState, validation: Validation, drawing: SamplePictures | None
+) -> bool:
+    """Do what is due before the next step; return whether the held-out loss is the lowest so far."""
+    improved = False
+    if state.cadences["validation"].due(state.elapsed_s):
+        improved = _validate(state, validation)
+    if state.cadences["samples"].due(state.elapsed_s) and drawing is not None:
+        drawing.save(state)
+    return improved
 
 
 @contextmanager
@@ -202,9 +240,12 @@ def _loop(
     section, processes = state.recipe.train, state.processes
     hidden_states = state.components.decoder.hidden_states
     last_save, begin = time.monotonic(), time.monotonic() - state.elapsed_s
-    stopped = False
+    stopped, drawing = False, _drawing(state)
+    callbacks = [*callbacks, *([] if drawing is None else [drawing])]
     with StopSignals(processes.signal_patience_s) as stop, ProgressBar(state, progress) as bar:
-        while state.progress < 1:
+        while state.progress < 1 and not (state.early and state.early.stops):
+            if _by_the_clock(state, validation, drawing) and state.early:
+                saver.save()
             started = time.monotonic()
             micro_batches = state.loader.next_step()
             fetched = time.monotonic()
@@ -215,8 +256,7 @@ def _loop(
             if state.step % section.log_every_steps == 0:
                 _log(state)
             validated = validation.splits and state.step % section.validate_every_steps == 0
-            if validated:
-                _validate(state, validation)
+            improved = validated and _validate(state, validation)
             if state.trackers:
                 done = (state.step, state.tokens, state.elapsed_s, state.progress)
                 state.trackers.tell(StepDone(*done))
@@ -224,6 +264,7 @@ def _loop(
                 callback(state)
             by_steps = section.checkpoint_every_steps
             due = bool(by_steps and state.step % by_steps == 0)
+            due |= bool(improved and state.early)
             due |= time.monotonic() - last_save > 60 * section.checkpoint_every_minutes
             state.elapsed_s, due, stopped, written = processes.agreed(
                 time.monotonic() - begin, due, stop.received is not None, saver.has_written
@@ -240,6 +281,8 @@ def _loop(
             if stopped:
                 break
         checkpoint = saver.save() if stopped else _end(state, saver, validation)
+        if not stopped and drawing is not None and state.recipe.train.sample_every_minutes:
+            drawing.save(state)
         saver.tell()
     if stopped and state.progress < 1:
         raise TrainingInterrupted(
@@ -269,7 +312,23 @@ def _end(
         multiplier = state.schedule.multiplier(state.step - 1, state.elapsed_s)
         state.metrics.setdefault("train/learning_rate", multiplier * rate)
         _log(state)
-    return saved
+    return _best(state) or saved
+
+
+def _best(state: TrainState) -> Path | None:
+    """At the end of a run with early stopping: make the checkpoint of the lowest loss the newest, and return it."""
+    early, processes = state.early, state.processes
+    if early is None or early.best is None:
+        return None
+    best = early.best[0]
+    found = processes.first(lambda: end_with_best(state.out_dir, best))
+    if processes.is_first and found is not None:
+        early.write(state.out_dir, ended=state.recipe.hash)
+        why = f"{early.patience} validations without a lower loss: " if early.stops else ""
+        tqdm.write(
+            f"{state.recipe.name}: {why}{early.in_words()}; ends with {found}", file=sys.stderr
+        )
+    return found
 
 
 def _recorded(state: TrainState) -> set[str]:
@@ -326,7 +385,7 @@ def _count_time(
     state: TrainState, num_tokens: int, data_s: float, step_s: float, all_s: float
 ) -> None:
     state.speed.add(num_tokens, all_s)
-    state.steps_speed.add(1, all_s)
+    state.steps_s.add(all_s)
     for name, value in (("data", data_s), ("step", step_s), ("all", all_s)):
         state.seconds[name] += value
 
@@ -366,8 +425,8 @@ def _log(state: TrainState) -> None:
     state.seconds = dict.fromkeys(state.seconds, 0.0)
 
 
-def _validate(state: TrainState, validation: Validation) -> None:
-    """Measure every validation split and write the metrics."""
+def _validate(state: TrainState, validation: Validation) -> bool:
+    """Measure every validation split and write the metrics; return whether early stopping finds its loss the lowest."""
 
     def forward(batch: TrainingBatch) -> Tensor:
         return batch_loss(state, state.components.decoder.hidden_states, batch, 0.0)[1]
@@ -383,3 +442,10 @@ def _validate(state: TrainState, validation: Validation) -> None:
         state.trackers.metrics(state.step, values, validation=True)
         state.metrics.update(values)
     state.validation_s = time.monotonic() - begin
+    if (early := state.early) is None or not values:
+        return False
+    improved = early.add(state.step, validation.loss)
+    if state.processes.is_first:
+        early.write(state.out_dir)
+        tqdm.write(f"{state.recipe.name}: {early.in_words()}", file=sys.stderr)
+    return improved

@@ -11,9 +11,11 @@ import json
 import math
 import os
 import sys
+from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from statistics import median
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +44,7 @@ from cm3core.interfaces.tracker import (
     Validated,
 )
 from cm3core.plugins.registry import built, marked
+from cm3run.progress import ATYPICAL
 
 if TYPE_CHECKING:
     from cm3core.document import PixelArray
@@ -237,6 +240,44 @@ class SpeedMeter:
     def rate(self) -> float:
         """Amount per second; 0 before anything was added."""
         return self._amount / self._seconds if self._seconds > 0 else 0.0
+
+
+class TypicalDuration:
+    """Typical duration of recent steps. A pause of the process, a slow disk or a checkpoint is not typical, and the
+    first steps, which fill caches and compile, count only until there are others.
+
+    Args:
+        num_recent: durations that count.
+        warmup: durations at the start that are then left out.
+    """
+
+    def __init__(self, num_recent: int = 50, warmup: int = 3) -> None:
+        self._seconds: deque[float] = deque(maxlen=num_recent)
+        self._warmup = warmup
+
+    def add(self, seconds: float) -> None:
+        """Record a step's duration."""
+        self._seconds.append(seconds)
+        if self._warmup and len(self._seconds) > 2 * self._warmup:
+            for _ in range(self._warmup):
+                self._seconds.popleft()
+            self._warmup = 0
+
+    @property
+    def seconds(self) -> float | None:
+        """The mean of the recent durations up to `ATYPICAL` times their median; None before the first.
+
+        >>> typical = TypicalDuration()
+        >>> for duration in (9.0, 1.0, 1.0, 3.0, 600.0, 1.0, 2.0):
+        ...     typical.add(duration)
+        >>> typical.seconds
+        2.0
+        """
+        if not self._seconds:
+            return None
+        most = ATYPICAL * median(self._seconds)
+        kept = [one for one in self._seconds if one <= most]
+        return sum(kept) / len(kept)
 
 
 #: Event -> the tracker method that receives it.

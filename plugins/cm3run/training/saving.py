@@ -195,6 +195,7 @@ class Saver:
                 weights, optimizer = copies["weights"], copies["optimizer"]
                 if adapter is not None:
                     adapter = adapter.copied()
+        best = None if state.early is None else state.early.best
         snapshot = Snapshot(
             weights=weights,
             optimizer_state=optimizer,
@@ -211,6 +212,7 @@ class Saver:
                 keep=state.recipe.train.keep_checkpoints,
                 processes=processes,
                 sharded=not state.parallel.whole,
+                best=None if best is None else best[0],
             )
             self._saved.append(CheckpointSaved(snapshot.state.step, folder))
             return folder

@@ -310,8 +310,6 @@ def start(
     if options.progress:
         words = place.parallel.in_words(processes)
         _tell(components, optimizer, place, origin.in_words(out_dir), words)
-        for note in [] if origin.resumed else _notes(components, origin.folder):
-            print(f"note: {note}", file=sys.stderr)
     first, source = processes.is_first, components.source
     sums_G2 = _loss_sums(done, place.device, len(GROUPS) * max(1, len(source.parts)))
     return TrainState(
@@ -381,6 +379,10 @@ def _prepared(
             raise
         origin.check_components(components)
         check_licences(components.source, recipe.train.licences)
+        if options.progress and processes.is_first and not origin.resumed:
+            # before all pictures are encoded, which may take hours
+            for note in _notes(components, origin.folder):
+                print(note, file=sys.stderr)
         preparation = Preparation(components, progress=options.progress)
     origin.check_data(preparation)
     processes.check_same({**components.fingerprints(), "data set": preparation.fingerprint})
@@ -425,7 +427,7 @@ def _tell(
 
 
 def _notes(components: Components, base: Path | None) -> list[str]:
-    """Notes for the user before the first step.
+    """What the user should know before the first step.
 
     `base`: the model that is tuned; None: a new one."""
     known = None
@@ -433,8 +435,10 @@ def _notes(components: Components, base: Path | None) -> list[str]:
         with suppress(CheckpointError):  # the file is damaged, but training does not need it
             known = TrainingWords.read(base)
     source = components.source
-    notes = (note_on_codes(source, components.image_tokenizer), note_on_words(source, known))
-    return [note for note in notes if note is not None]
+    codes = note_on_codes(source, components.image_tokenizer)
+    words = note_on_words(source, known)
+    found = [("warning", codes), ("note", words)]
+    return [f"{kind}: {text}" for kind, text in found if text is not None]
 
 
 def _write_description(preparation: Preparation, out_dir: Path, *, finished: bool) -> None:

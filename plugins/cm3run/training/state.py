@@ -1,13 +1,14 @@
 """A training run's state, as callbacks see it, its result, and its progress: a bar on a terminal, otherwise a line per
-minute.
+minute; what is due by the clock, and when a run stops early.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +17,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from cm3core.files import write_text
 from cm3run import progress
 from cm3run.processes import Processes
-from cm3run.training.metrics import GROUPS, MetricsLog, SpeedMeter, Tracking
+from cm3run.training.metrics import GROUPS, MetricsLog, SpeedMeter, Tracking, TypicalDuration
 from cm3run.training.optim import OptimizerGroup, Schedule
 from cm3run.training.parallel import OneProcess
 
@@ -32,6 +34,126 @@ if TYPE_CHECKING:
 
 class TrainingInterrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM: a checkpoint has been saved. The message shows how to resume."""
+
+
+class Cadence:
+    """When something is due that takes time from training: at the start, and then by the clock, in at most a fifth of the
+    time. It goes by a run's seconds, which all processes agree on.
+
+    Args:
+        minutes: between two times; None: never.
+    """
+
+    def __init__(self, minutes: float | None) -> None:
+        self._every_s = math.inf if minutes is None else 60 * minutes
+        self._next_s = math.inf if minutes is None else 0.0
+        self._began_s: float | None = None
+        self._costs_s: list[float] = []
+
+    def start(self, elapsed_s: float) -> None:
+        """Of a run that resumes: not due at once."""
+        self._next_s = elapsed_s + self._every_s
+
+    def due(self, elapsed_s: float) -> bool:
+        """Whether it is due now, before the next step; the caller then does it. Called before each step."""
+        if self._began_s is not None:
+            self._costs_s = [*self._costs_s[-1:], elapsed_s - self._began_s]
+            self._next_s = elapsed_s + max(self._every_s, 4 * self.cost_s)
+            self._began_s = None
+        if elapsed_s < self._next_s:
+            return False
+        self._began_s = elapsed_s
+        return True
+
+    @property
+    def cost_s(self) -> float:
+        """Seconds that it takes: the fewer of the last two, because a pause of the process is no cost."""
+        return min(self._costs_s, default=0.0)
+
+    @property
+    def share(self) -> float:
+        """The part of the time that it takes."""
+        return self.cost_s / (self.cost_s + self._every_s) if self.cost_s else 0.0
+
+
+#: In the run's folder: the held-out losses of a run with `train.patience`.
+EARLY_STOPPING = "early_stopping.json"
+
+
+class EarlyStopping:
+    """Stops a run whose held-out loss no longer falls, and remembers the step of the lowest one.
+
+    Args:
+        patience: number of validations without a lower loss after which the run stops.
+        losses: (step, loss) of earlier validations.
+    """
+
+    def __init__(self, patience: int, losses: Sequence[tuple[int, float]] = ()) -> None:
+        self.patience, self.losses = patience, list(losses)
+
+    @classmethod
+    def of(cls, recipe: Recipe, out_dir: Path, step: int) -> EarlyStopping | None:
+        """With the losses that a resumed run had up to this step; None: the recipe doesn't stop early."""
+        if not recipe.train.patience:
+            return None
+        stored = _stored_losses(out_dir).get("losses", [])
+        return cls(recipe.train.patience, [(at, loss) for at, loss in stored if at <= step])
+
+    def add(self, step: int, loss: float) -> bool:
+        """Record a validation; return whether its loss is the lowest so far.
+
+        >>> stopping = EarlyStopping(2)
+        >>> [stopping.add(step, loss) for step, loss in enumerate((5.0, 4.0, 4.5, 4.0))]
+        [True, True, False, False]
+        >>> stopping.best, stopping.stops
+        ((1, 4.0), True)
+        """
+        before = self.best
+        if math.isfinite(loss):
+            self.losses.append((step, loss))
+        return self.best != before
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """Step and value of the lowest loss, the first of equal ones; None before the first validation."""
+        return min(self.losses, key=lambda one: one[1], default=None)
+
+    @property
+    def stops(self) -> bool:
+        """Whether the last `patience` validations had no lower loss."""
+        return bool(self.losses) and len(self.losses) - 1 - self._place >= self.patience
+
+    @property
+    def _place(self) -> int:
+        assert self.best is not None
+        return self.losses.index(self.best)
+
+    def write(self, out_dir: Path, ended: str | None = None) -> None:
+        """Store the losses. `ended`: the hash of the recipe under which the run has ended with its best checkpoint."""
+        values = {"losses": self.losses, "ended": ended}
+        write_text(out_dir / EARLY_STOPPING, json.dumps(values) + "\n")
+
+    def in_words(self) -> str:
+        """The losses in words."""
+        assert self.best is not None
+        (step, loss), (at, lowest) = self.losses[-1], self.best
+        better = "the lowest so far" if step == at else f"lowest {lowest:.4f} at step {at:,}"
+        return f"held-out loss {loss:.4f} at step {step:,}, {better}"
+
+
+def ended_early(recipe: Recipe, out_dir: Path) -> bool:
+    """Whether a run under this recipe has already ended with its best checkpoint."""
+    return bool(recipe.train.patience) and _stored_losses(out_dir).get("ended") == recipe.hash
+
+
+def _stored_losses(out_dir: Path) -> dict[str, Any]:
+    """The contents of `EARLY_STOPPING`; empty if there is none, or it can't be read: the losses are then measured again."""
+    try:
+        found = json.loads((out_dir / EARLY_STOPPING).read_text(encoding="utf-8"))
+        losses = [(int(step), float(loss)) for step, loss in found["losses"]]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return {}
+    return {"losses": losses, "ended": found.get("ended")}
 
 
 @dataclass(eq=False)
@@ -72,7 +194,11 @@ class TrainState:
     #: Sums of losses since the last log, see `Decoder.loss_sums`.
     sums_G2: Tensor = field(default_factory=lambda: torch.zeros(len(GROUPS), 2))
     speed: SpeedMeter = field(default_factory=SpeedMeter)
-    steps_speed: SpeedMeter = field(default_factory=SpeedMeter)
+    steps_s: TypicalDuration = field(default_factory=TypicalDuration)
+    #: When validations and sample pictures are due by the clock.
+    cadences: dict[str, Cadence] = field(default_factory=dict)
+    #: Stops the run by its held-out loss; None: never.
+    early: EarlyStopping | None = None
     #: Duration of the last validation in seconds.
     validation_s: float = 0.0
     #: Seconds since the last log: waiting for data, computing steps, and everything else except validation.
@@ -91,11 +217,13 @@ class TrainState:
         if self.schedule.minutes is not None:
             return max(0.0, 60 * self.schedule.minutes - self.elapsed_s)
         assert self.schedule.steps is not None
-        rate, every = self.steps_speed.rate, self.recipe.train.validate_every_steps
+        step_s, every = self.steps_s.seconds, self.recipe.train.validate_every_steps
+        if step_s is None:
+            return math.inf
         # one every `every` steps, and one at the end
         validations = -(-self.schedule.steps // every) - self.step // every
-        left_s = (self.schedule.steps - self.step) / rate if rate > 0 else math.inf
-        return left_s + validations * self.validation_s
+        left_s = (self.schedule.steps - self.step) * step_s + validations * self.validation_s
+        return left_s / (1 - min(0.5, sum(one.share for one in self.cadences.values())))
 
     def autocast(self) -> Any:
         """The autocast context for forward passes."""

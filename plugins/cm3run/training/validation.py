@@ -8,9 +8,11 @@ of different steps or runs are comparable. Samples are shown next to the real pi
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -79,6 +81,9 @@ class Validation:
         self.preparation, self.progress = preparation, progress
         self.processes = Processes() if processes is None else processes
         self.splits = preparation.recipe.validation_splits
+        #: Mean loss of the held-out tokens at the last measurement, over all splits, with retrieved documents if the
+        #: recipe retrieves; NaN before, and without held-out documents.
+        self.loss = math.nan
         self._batches: dict[str, Sequence[TrainingBatch]] | None = None
 
     def measure(self, forward: Callable[[TrainingBatch], Tensor]) -> dict[str, float]:
@@ -89,6 +94,7 @@ class Validation:
         if self._batches is None:
             self._batches = self._prepare()
         values: dict[str, float] = {}
+        losses: dict[str, list[float]] = {}
         for name, batches in self._batches.items():
             split, _, suffix = name.partition("+")
             bar = make_bar(
@@ -105,6 +111,10 @@ class Validation:
             for metric, value in modality_metrics(sums_G2).items():
                 if metric in ("image_loss", "text_loss"):
                     values[f"validation/{split}/{metric}{suffix}"] = value
+                elif metric == "loss":
+                    losses.setdefault(suffix, []).append(value)
+        of_use = losses.get("_retrieved") or losses.get("") or [math.nan]
+        self.loss = sum(of_use) / len(of_use)
         return values
 
     def _own(self, batches: Sequence[TrainingBatch]) -> Sequence[TrainingBatch]:
@@ -184,7 +194,7 @@ NUM_PROMPTS = 8
 
 
 class SamplePictures:
-    """A callback that generates sample pictures every `train.sample_every_steps` steps.
+    """A callback that generates sample pictures every `train.sample_every_steps` steps; `save` does whenever it is called.
 
     They go to `OUT/samples/step-N.png` and the trackers, sampled with the recipe's sampler. Prompts
     are texts from the data set's first validation split, or from the training documents if it has none;
@@ -204,23 +214,32 @@ class SamplePictures:
         self.preparation, self.num_prompts = preparation, num_prompts
         self._prepared: list[tuple[Request, PixelArray]] | None = None
         self._failed = False
+        self._last: Path | None = None
+        self._kept: PixelArray | None = None
 
     def __call__(self, state: TrainState) -> None:
         every = state.recipe.train.sample_every_steps
-        if self._failed or every is None or state.step % every:
+        if every is not None and state.step % every == 0:
+            self.save(state)
+
+    def save(self, state: TrainState) -> None:
+        """Generate them now, unless it has failed before or this step has them."""
+        path = state.out_dir / "samples" / f"step-{state.step:08d}.png"
+        if self._failed or path == self._last:
             return
+        self._last = path
         try:
             sheet = self.draw(state.components)
         except CM3Error as error:  # missing sample pictures must not end hours of training
             self._failed = True
             tqdm.write(f"note: sample pictures are skipped: {error}", file=sys.stderr)
             return
-        path = state.out_dir / "samples" / f"step-{state.step:08d}.png"
         images.save_png(path, sheet, {"step": str(state.step), "recipe": state.recipe.hash})
         state.trackers.picture(state.step, "samples", sheet)
 
     def draw(self, components: Components) -> PixelArray:
-        """The sheet: one row per prompt, with the generated and the real picture."""
+        """The sheet: one row per prompt, with the generated picture, what the codes keep of the real one (no model can draw
+        it better), and the real one."""
         decoder = components.decoder.module
         engine = Engine(
             components.decoder,
@@ -244,9 +263,13 @@ class SamplePictures:
             if isinstance(segment, Codes)
         ]
         drawn = components.image_tokenizer.decode(np.stack(codes))
-        rows = [[picture, real] for picture, (_, real) in zip(drawn, self._prepared, strict=True)]
+        real = np.stack([real for _, real in self._prepared])
+        if self._kept is None:
+            tokenizer = components.image_tokenizer
+            self._kept = tokenizer.decode(tokenizer.encode(real))
+        rows = [list(row) for row in zip(drawn, self._kept, real, strict=True)]
         texts = [text_of(request.document) for request, _ in self._prepared]
-        return sheets.grid(rows, row_labels=texts, column_labels=["drawn", "real"])
+        return sheets.grid(rows, row_labels=texts, column_labels=["drawn", "real codes", "real"])
 
     def _prepare(self, engine: Engine) -> list[tuple[Request, PixelArray]]:
         """Requests and real pictures of documents spread over the split.
@@ -285,7 +308,7 @@ class SamplePictures:
             raise CM3Error(
                 "data set",
                 "no document has a text followed by a picture",
-                "set train.sample_every_steps=null",
+                "set train.sample_every_steps and train.sample_every_minutes to null",
             )
         return prepared
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from cm3apps.cli.main import main
-from cm3apps.cli.tune import lost_retrieval, tuning_recipe
+from cm3apps.cli.tune import note_on_retrieval, tuning_recipe, watched
 from cm3core.plugins import load_registry
 from cm3core.recipe import diff
 from cm3run.checkpoint import find_checkpoint, open_checkpoint, read_recipe
@@ -61,26 +62,87 @@ def test_a_recipe_says_only_what_to_train_on(
     assert (tuned.name, tuned.train.warmup_steps) == ("pairs", 100), "the model's was 4"
 
 
-def test_retrieval_that_is_lost_is_said_before_the_first_step(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Of a model that retrieves, unless the recipe says what becomes of it."""
+def retrieving_base(folder: Path, retriever: str) -> str:
+    """A copy of the base with a retriever; its name."""
+    name = retriever.partition(",")[0].rpartition(" ")[2].strip("}") + "-base"
+    (copy := folder / name).mkdir(exist_ok=True)
+    shutil.copytree(find_checkpoint(folder / "base"), copy, dirs_exist_ok=True)
+    stored = copy / "recipe.yaml"
+    text = re.sub(r"cache_dir: .*", "cache_dir: null", stored.read_text())
+    stored.write_text(f"{text}\nretriever: {retriever}\n")
+    return name
+
+
+def test_retrieval_is_carried_over(folder: Path) -> None:
+    """With the model's keys but without its bank: the tuning data are the memory."""
     registry = load_registry([PLUGIN])
+    model = retrieving_base(folder, "{name: bm25, num_ranks: 3, k1: 1.25, bank: there}")
+    tuned = tuning_recipe(model, "pairs.yaml", [], registry)
+    assert tuned.component_names["retriever"] == "bm25"
+    assert tuned.retriever is not None
+    assert (tuned.retriever.bank, tuned.retriever.num_ranks, tuned.retriever.k1) == (None, 3, 1.25)
+    assert note_on_retrieval(model, tuned, registry) == (
+        "like bm25-base, the tuned model retrieves (retriever bm25): its memory is the tuning data. retriever=none turns "
+        "this off"
+    )
     tuned = tuning_recipe("base", "pairs.yaml", [], registry)
-    assert lost_retrieval("base", tuned, registry) is None, "the base has no retriever"
-    (retrieving := folder / "retrieving").mkdir()
-    shutil.copytree(find_checkpoint(folder / "base"), retrieving, dirs_exist_ok=True)
-    stored = retrieving / "recipe.yaml"
-    stored.write_text(stored.read_text() + "\nretriever: {name: bm25}\n")
-    assert lost_retrieval("retrieving", tuned, registry) == (
-        "retrieving retrieves (retriever bm25), but the tuned model will not: the recipe has no retriever. To train and "
+    assert tuned.retriever is None
+    assert note_on_retrieval("base", tuned, registry) is None, "the base has no retriever"
+    random = retrieving_base(folder, "{name: none}")
+    tuned = tuning_recipe(random, "pairs.yaml", [], registry)
+    assert tuned.retriever is None, "it never finds anything"
+
+
+@pytest.mark.parametrize("own", ["retriever=random", "retriever=none", "retriever.name=random"])
+def test_a_retriever_of_the_recipe_is_kept(own: str, folder: Path) -> None:
+    registry = load_registry([PLUGIN])
+    model = retrieving_base(folder, "{name: bm25, k1: 1.25}")
+    tuned = tuning_recipe(model, "pairs.yaml", [own], registry)
+    assert tuned.component_names["retriever"] == own.partition("=")[2]
+    assert note_on_retrieval(model, tuned, registry) is None
+
+
+@pytest.mark.parametrize("given", ["task=caption", "retriever=null"])
+def test_retrieval_that_is_lost_is_said_before_the_first_step(given: str, folder: Path) -> None:
+    """Answers to a picture are trained without documents."""
+    registry = load_registry([PLUGIN])
+    model = retrieving_base(folder, "{name: bm25, k1: 1.25}")
+    tuned = tuning_recipe(model, "pairs.yaml", [given], registry)
+    assert tuned.retriever is None
+    assert note_on_retrieval(model, tuned, registry) == (
+        "bm25-base retrieves (retriever bm25), but the tuned model will not: the recipe has no retriever. To train and "
         "draw with documents from the tuning data prepended, add retriever=bm25; to retrieve from a memory bank only "
         "when it draws, give the bank then (cm3 memory build, --bank)"
     )
-    kept = tuning_recipe("base", "pairs.yaml", ["retriever=bm25"], registry)
-    assert lost_retrieval("retrieving", kept, registry) is None
-    none = tuning_recipe("base", "pairs.yaml", ["retriever=none"], registry)
-    assert lost_retrieval("retrieving", none, registry) is None
+
+
+def test_a_tuned_model_is_watched(folder: Path) -> None:
+    """Unless the recipe says otherwise; what can't be drawn or is not held out is left out. A run of eight minutes is
+    looked at as often as one of sixteen."""
+    registry = load_registry([PLUGIN])
+
+    def keys(*overrides: str) -> tuple[float | None, float | None, int]:
+        section = watched(tuning_recipe("base", "pairs.yaml", [*overrides], registry)).train
+        return section.validate_every_minutes, section.sample_every_minutes, section.patience
+
+    held = "train.validation_splits=[held]"
+    assert keys(held) == (2.0, 4.0, 5)
+    assert keys(held, "train.minutes=8", "train.steps=null") == (1.0, 2.0, 5)
+    assert keys(held, "train.patience=0", "train.sample_every_minutes=null") == (2.0, None, 0)
+    assert keys("task=caption", held) == (2.0, None, 5)
+    assert keys() == (None, 4.0, 0), "squares hold nothing out by themselves"
+
+
+def test_the_length_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--minutes` and `--steps` replace the recipe's length; given twice, they are refused."""
+    assert cm3("tune", "base", "pairs.yaml", "-o", "short", "--steps", "1", "--quiet") == 0
+    assert "trained to step 1 " in capsys.readouterr().out
+    assert cm3("tune", "base", "pairs.yaml", "-o", "short", "--steps", "1") == 0
+    assert "train.minutes=null train.steps=2\n" in capsys.readouterr().out
+    assert cm3("tune", "base", "pairs.yaml", "-o", "short", "--minutes", "3", "train.steps=3") == 2
+    assert capsys.readouterr().err == (
+        "error: --minutes: is given, and so is train.steps\n  next: give one of them\n"
+    )
 
 
 def test_what_is_tuned_is_said_and_the_command_that_resumes(

@@ -50,8 +50,8 @@ def test_by_hand() -> None:
     psnr = 10 * np.log10(255**2 / ((167**2 + 2 * 88**2) / 3))
     assert note([(255, 0, 0)] * 3) == (
         f"the image tokenizer's codes keep little of the pictures: median PSNR {psnr:.1f} dB over non-blank areas of 3 "
-        "pictures. The model's pictures can't be better than its codes; docs/data.md, 'What the codes keep of your "
-        "pictures', shows how to check this, and how to train an image tokenizer on the pictures"
+        "pictures, and 0% lose their subject. The model's pictures can't be better than its codes; docs/data.md, 'What "
+        "the codes keep of your pictures', shows how to check this, and how to train an image tokenizer on the pictures"
     )
 
 

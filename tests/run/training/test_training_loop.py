@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -21,7 +22,15 @@ from cm3run.training.loop import train
 from cm3run.training.metrics import read_metrics
 from cm3run.training.packing import TrainingBatch
 from cm3run.training.start import RunOptions, start
-from cm3run.training.state import Callback, TrainingInterrupted, TrainResult, TrainState
+from cm3run.training.state import (
+    Callback,
+    EarlyStopping,
+    TrainingInterrupted,
+    TrainResult,
+    TrainState,
+    ended_early,
+)
+from cm3run.training.validation import Validation
 from messages import tells
 from squares import PARTS, squares, weights
 
@@ -333,6 +342,76 @@ def test_sample_pictures_do_not_change_the_training(
     ]
     assert open_image(tmp_path / "samples" / "step-00000020.png").shape[0] >= 5 * 8
     assert read_png_metadata(tmp_path / "samples" / "step-00000020.png")["step"] == "20"
+
+
+def test_sample_pictures_by_the_clock(registry: Registry, cache: Path, tmp_path: Path) -> None:
+    """Before the first step, and at the end; as many as fit into a fifth of the time between."""
+    own = ["train.steps=2", "train.sample_every_minutes=60", "train.validation_splits=[]"]
+    train(squares(registry, cache, own), tmp_path, registry, progress=False)
+    names = [path.name for path in sorted((tmp_path / "samples").iterdir())]
+    assert names == ["step-00000000.png", "step-00000002.png"]
+
+
+def measured(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
+    """Let validations measure these losses."""
+    left = iter(losses)
+
+    def measure(self: Validation, forward: object) -> dict[str, float]:
+        self.loss = next(left)
+        return {"validation/held/image_loss": self.loss}
+
+    monkeypatch.setattr(Validation, "measure", measure)
+
+
+def test_a_run_that_no_longer_learns_ends_with_its_best_checkpoint(
+    registry: Registry,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Lowest after 10 of 40 steps; 15 and 20 are no lower, so that it stops; its next call trains nothing. Without
+    patience it goes on from there."""
+    measured(monkeypatch, [5.0, 4.0, 4.5, 4.0])
+    own = ["train.validate_every_steps=5", "train.keep_checkpoints=1"]
+    recipe = squares(registry, cache, [*own, "train.patience=2"])
+    result = train(recipe, tmp_path, registry, progress=False)
+    best = tmp_path / "checkpoints" / "step-00000010"
+    assert (result.step, result.checkpoint, result.was_finished) == (20, best, False)
+    assert list((tmp_path / "checkpoints").iterdir()) == [best]
+    assert capsys.readouterr().err.splitlines()[-2:] == [
+        "squares: held-out loss 4.0000 at step 20, lowest 4.0000 at step 10",
+        f"squares: 2 validations without a lower loss: held-out loss 4.0000 at step 20, lowest 4.0000 at step 10; ends "
+        f"with {best}",
+    ]
+    again = train(recipe, tmp_path, registry, progress=False)
+    assert (again.checkpoint, again.was_finished) == (best, True)
+    measured(monkeypatch, [4.0] * 9)
+    more = train(squares(registry, cache, own), tmp_path, registry, progress=False)
+    assert (more.step, more.checkpoint.name) == (40, "step-00000040")
+
+
+def test_a_killed_run_remembers_its_losses_up_to_its_checkpoint(
+    registry: Registry, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = squares(registry, cache, ["train.patience=2"])
+    assert EarlyStopping.of(squares(registry, cache, []), tmp_path, 9) is None
+    first = EarlyStopping.of(recipe, tmp_path, 0)
+    assert first is not None
+    assert (first.best, first.stops) == (None, False)
+    for step, loss in ((0, 5.0), (5, 4.5), (10, math.nan), (15, 4.6)):
+        first.add(step, loss)
+    first.write(tmp_path)
+    resumed = EarlyStopping.of(recipe, tmp_path, 12)
+    assert resumed is not None
+    assert resumed.losses == [(0, 5.0), (5, 4.5)]
+    assert not ended_early(recipe, tmp_path)
+    first.write(tmp_path, ended=recipe.hash)
+    assert ended_early(recipe, tmp_path)
+    (tmp_path / "early_stopping.json").write_text('{"losses": [[1')
+    resumed = EarlyStopping.of(recipe, tmp_path, 12)
+    assert resumed is not None
+    assert resumed.losses == []
 
 
 @pytest.mark.parametrize("sums", [[[1.0, 2.0]], [["a", "b"]] * 4, [1, 2, 3, 4]])
