@@ -288,7 +288,7 @@ def to_plain(value: object) -> Any:
     Inner components that a recipe chose by name keep their names."""
     if is_dataclass(value) and not isinstance(value, type):
         name = chosen_name(value) if isinstance(value, ComponentConfig) else ""
-        later = getattr(value, "later_keys", ())
+        later = {key for base in type(value).__mro__ for key in vars(base).get("later_keys", ())}
         keys = {
             item.name: to_plain(getattr(value, item.name))
             for item in init_fields(type(value))

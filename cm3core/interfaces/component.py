@@ -76,7 +76,8 @@ class ComponentConfig:
     #: subclass adds to its bases' keys.
     not_in_outputs: ClassVar[tuple[str, ...]] = ()
 
-    #: Keys that came after recipes were hashed: with their defaults they are not written, so hashes stay.
+    #: Keys that came after recipes were hashed: with their defaults they are not written, so hashes stay. A subclass adds
+    #: to its bases' keys.
     later_keys: ClassVar[tuple[str, ...]] = ()
 
     def check(self) -> None:

@@ -37,6 +37,7 @@ _NOT_RESULTS = (
     "num_retrieved",
     "random_num_retrieved",
     "num_ranks",
+    "own_share",
     "bank",
     "query_dropout",
     "cache",

@@ -165,6 +165,7 @@ class Preparation:
             self._memory_codes,
             config.num_retrieved,
             config.random_num_retrieved,
+            config.own_share,
         )
 
     @cached_property

@@ -53,6 +53,7 @@ class RetrievedDocuments:
         num_retrieved: maximum number of documents to prepend.
         random_num_retrieved: in training, draw the number from 0 to `num_retrieved`; for a picture with n parts
             from 0 to n, where any number but 0 means all of them.
+        own_share: in training, probability that one of the documents is the query itself.
     """
 
     neighbours: Neighbours
@@ -60,11 +61,15 @@ class RetrievedDocuments:
     codes: CodeCache | None
     num_retrieved: int
     random_num_retrieved: bool = False
+    own_share: float = 0.0
 
-    def draw(self, index: int, rng: np.random.Generator) -> list[Document]:
+    def draw(
+        self, index: int, rng: np.random.Generator, query: Document | None = None
+    ) -> list[Document]:
         """Documents drawn at random, as in training.
 
-        Draws their number (with `random_num_retrieved`), the ranks, the order and the captions.
+        Draws their number (with `random_num_retrieved`), the ranks, the order, the captions, and (with `own_share`)
+        whether one of them is `query`.
         """
         if self.num_retrieved == 0:
             return []
@@ -75,7 +80,10 @@ class RetrievedDocuments:
             return [self._part(*part, rng) for part in parts] if number else []
         found = self._usable(index)
         chosen = [found[rank] for rank in rng.permutation(len(found))[:number]]
-        return [self._document(place, rng) for place in chosen]
+        documents = [self._document(place, rng) for place in chosen]
+        if query is not None and documents and self.own_share and rng.random() < self.own_share:
+            documents[int(rng.integers(len(documents)))] = query
+        return documents
 
     def best(self, index: int) -> list[Document]:
         """The best `num_retrieved`, best first, with canonical captions."""
@@ -241,7 +249,7 @@ class MaskedSequences:
         """The sequence before masking; longer than `max_length` if the query alone is."""
         place = int(self.indices[index])
         query = self.code_cache.encoded(self.source.document(place, rng if self.training else None))
-        sequence = self._fitting(query, self._retrieved(place, rng))
+        sequence = self._fitting(query, self._retrieved(place, query, rng))
         if self.training and not self._cut_is_told:
             self._note_cut(place, query, sequence)
         return sequence
@@ -298,11 +306,13 @@ class MaskedSequences:
             )
         self._too_long.add(index)
 
-    def _retrieved(self, place: int, rng: np.random.Generator) -> list[Document]:
+    def _retrieved(self, place: int, query: Document, rng: np.random.Generator) -> list[Document]:
         """The documents to prepend, in their order."""
         if self.retrieved is None:
             return []
-        return self.retrieved.draw(place, rng) if self.training else self.retrieved.best(place)
+        if self.training:
+            return self.retrieved.draw(place, rng, query)
+        return self.retrieved.best(place)
 
     def _fitting(self, query: Document, retrieved: list[Document]) -> TokenSequence:
         """The query with as many of the first documents as leave room for a few spans."""

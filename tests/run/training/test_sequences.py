@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cm3core.document import Document, Image, Text, text_of
-from cm3core.errors import DocumentError
+from cm3core.errors import DocumentError, RecipeError
+from cm3core.plugins import load_registry
+from cm3core.recipe import compose
 from cm3kits.retriever import ListSource
 from cm3plugins.objectives.cm3 import CM3ObjectiveConfig
 from cm3run.training.code_cache import CodeCache
@@ -188,6 +190,36 @@ def test_a_memory_of_codes(tmp_path: Path) -> None:
         memory.document(3),
         memory.document(2),
     ]
+
+
+def test_the_query_itself_is_one_of_its_documents_as_often_as_is_asked(tmp_path: Path) -> None:
+    """With all its parts; a sequence without documents stays so, and validation never copies."""
+    copied: dict[float, list[int]] = {0.0: [], 0.25: [], 1.0: []}
+    for share, counts in copied.items():
+        data = make_data(tmp_path, own_share=share)
+        for epoch in range(20):
+            for index in range(20):
+                *before, own = SERIALIZER.documents(data.sequence(epoch, index).tokens)
+                if before:
+                    counts.append(sum(one == own for one in before))
+                    assert len(before) <= 2
+    assert set(copied[0.0]) == {0}
+    assert set(copied[1.0]) == {1}
+    assert len(copied[1.0]) == len(copied[0.0]), "the number of documents stays"
+    assert set(copied[0.25]) == {0, 1}
+    assert abs(np.mean(copied[0.25]) - 0.25) < 4 * (0.25 * 0.75 / len(copied[0.25])) ** 0.5
+    data = make_data(tmp_path, own_share=1.0, training=False)
+    *before, own = SERIALIZER.documents(data.sequence(0, 3).tokens)
+    assert len(before) == 2
+    assert own not in before
+
+
+def test_a_share_of_copies_that_is_no_share_is_refused() -> None:
+    with pytest.raises(RecipeError) as caught:
+        compose("icons-svg", ["retriever.own_share=1.5"], registry=load_registry()).check()
+    assert tells(
+        caught.value, "retriever.own_share: is 1.5, must be at most 1.0 ... correct the value"
+    )
 
 
 @pytest.mark.parametrize(
