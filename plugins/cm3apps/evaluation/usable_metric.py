@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from cm3core.errors import DataError
 from cm3core.interfaces.metric import Group, Metric, MetricConfig, Score
+from cm3core.interfaces.reach import TEXT, Outside
 
 if TYPE_CHECKING:
     from cm3apps.evaluation.icons.usable import Asked, IconJudge, Verdict
@@ -24,18 +25,27 @@ class ThingConfig(MetricConfig):
 
     The names are ranked by a network that learned from `train` of the closed splits alone, and by the names of real
     drawings of other designers that read alike. For icons without colour. The score of real drawings is the upper limit.
+
+    Args:
+        sets: names of the icon sets whose real drawings the judge knows, the asked one among them; empty: all, which
+            takes some minutes the first time. Scores by other sets are not comparable.
     """
 
     bounded: ClassVar[bool] = True
+    outside: ClassVar[Mapping[str, Outside]] = {"sets": TEXT}
+    sets: tuple[str, ...] = ()
 
     def build(self) -> Metric:
         """A metric without samples."""
         self.check()
-        return ThingMetric()
+        return ThingMetric(_judge(self.sets))
 
     def protocol(self) -> dict[str, Any]:
-        """The version, and the hash of what verdicts depend on."""
-        return super().protocol() | {"judge": _judge().fingerprint}
+        """The version, the sets, and the hash of what verdicts depend on."""
+        values = super().protocol()
+        if not self.sets:
+            del values["sets"]
+        return values | {"judge": _judge(self.sets).fingerprint}
 
 
 @dataclass(kw_only=True)
@@ -52,7 +62,7 @@ class UsableConfig(ThingConfig):
     def build(self) -> Metric:
         """A metric without samples."""
         self.check()
-        return UsableMetric()
+        return UsableMetric(_judge(self.sets))
 
 
 class ThingMetric(Metric):
@@ -60,11 +70,12 @@ class ThingMetric(Metric):
 
     needs: ClassVar[tuple[Group, ...]] = (("pictures", "targets"),)
 
-    def __init__(self) -> None:
+    def __init__(self, judge: IconJudge) -> None:
+        self._judge = judge
         self._found: dict[int, tuple[int, bool]] = {}
 
     def _update(self, group: Group, indices: Sequence[int], columns: Mapping[str, Any]) -> None:
-        judge, pictures = _judge(), columns["pictures"]
+        judge, pictures = self._judge, columns["pictures"]
         asked = [_asked(target, "thing") for target in columns["targets"]]
         ranks = judge.things(pictures, asked)
         for index, picture, own, (rank, _) in zip(indices, pictures, asked, ranks, strict=True):
@@ -82,12 +93,13 @@ class UsableMetric(Metric):
 
     needs: ClassVar[tuple[Group, ...]] = (("pictures", "targets", "documents"),)
 
-    def __init__(self) -> None:
+    def __init__(self, judge: IconJudge) -> None:
+        self._judge = judge
         self._found: dict[int, Verdict] = {}
 
     def _update(self, group: Group, indices: Sequence[int], columns: Mapping[str, Any]) -> None:
         asked = [_asked(target, "usable") for target in columns["targets"]]
-        found = _judge().judge(columns["pictures"], asked, columns["documents"])
+        found = self._judge.judge(columns["pictures"], asked, columns["documents"])
         self._found.update(zip(indices, found, strict=True))
 
     def _merge(self, other: UsableMetric) -> None:
@@ -142,7 +154,7 @@ def _asked(target: Mapping[str, Any], metric: str) -> Asked:
     return Asked(name, set_name, style, entry)
 
 
-def _judge() -> IconJudge:
+def _judge(sets: tuple[str, ...]) -> IconJudge:
     from cm3apps.evaluation.icons.usable import icon_judge
 
-    return icon_judge()
+    return icon_judge(sets)

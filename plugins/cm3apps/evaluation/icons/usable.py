@@ -34,7 +34,7 @@ from cm3apps.judge.things import Names, ThingReader
 from cm3core.document import PixelArray
 from cm3core.errors import DataError
 from cm3plugins.datasets.icons import closed
-from cm3plugins.datasets.icons.corpus import IconCorpus
+from cm3plugins.datasets.icons.corpus import IconCorpus, set_of
 from cm3run.nearness import NEARLY_A_COPY, nearness
 
 NUM_NAMES = 100
@@ -289,9 +289,19 @@ class IconJudge:
 
 
 @cache
-def icon_judge() -> IconJudge:
-    """The judge of the bundled corpus."""
-    return IconJudge(IconCorpus(held_out="closed"))
+def icon_judge(sets: tuple[str, ...] = ()) -> IconJudge:
+    """The judge of the bundled corpus, or of some of its sets."""
+    corpus = IconCorpus(held_out="closed")
+    if not sets:
+        return IconJudge(corpus)
+    sets_of = [set_of(name) for name in corpus.entries.ids]
+    if unknown := sorted({*sets} - {*sets_of}):
+        raise DataError(
+            "the judge: sets",
+            f"has {unknown[0]!r}, which is no set of the corpus",
+            "see 'cm3 describe dataset icons' for the names",
+        )
+    return IconJudge(corpus, [place for place, name in enumerate(sets_of) if name in sets])
 
 
 def _hash(*names: str) -> str:
