@@ -602,7 +602,6 @@ def _usable() -> list[str]:
 def tables() -> dict[str, dict[str, list[str]]]:
     """The tables of the pages, by name."""
     icons = ("icons-comp", "icons-compose", "icons-unseen")
-    quickstart = ("quickstart-unseen", "quickstart-compose", "quickstart-comp")
     return {
         "icons.md": {"codes": _icon_codes()},
         "icons-model.md": {
@@ -629,5 +628,4 @@ def tables() -> dict[str, dict[str, list[str]]]:
         "evaluation.md": {"usable": _usable()},
         "recipes.md": {"training memory": _training_memory()},
         "tuning.md": {"tasks": _tasks(), "ways": _ways()},
-        "quickstart.md": {"nearness": _sheets(*quickstart), **stored("quickstart.json")},
     }

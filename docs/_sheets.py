@@ -43,7 +43,6 @@ SHEETS: dict[str, tuple[tuple[str, ...], int]] = {
 #: Published sheet -> pictures of a row, and which of them are in front and drawn after it.
 PUBLISHED: dict[str, tuple[int, int, int]] = {
     **{f"icons-{split}": (6, 4, 5) for split in ("comp", "compose", "unseen")},
-    **{f"quickstart-{split}": (4, 2, 3) for split in ("comp", "compose", "unseen")},
 }
 _BLOCKS = 4
 

@@ -35,7 +35,6 @@ def test_the_pages_with_tables_are_among_them(generated: dict[Path, str]) -> Non
         "plugins/reference.md",
         "icons.md",
         "icons-model.md",
-        "quickstart.md",
     } <= pages
 
 

@@ -6,7 +6,8 @@ tokenizer/     with `--tokenizer train`: the image tokenizer's run
 plan.json      the remaining minutes for training
 run/           the decoder's run: checkpoints, metrics, and TensorBoard if it is installed
 model/         the trained model, ready for `cm3 generate --model`
-drawn.json     all measurements, with their pictures next to it
+evaluation/    what the judge says of held-out pictures, a folder of `cm3 eval` for each split
+drawn.json     scores, answers and captions, with their pictures next to it
 report.md      the report
 """
 
@@ -158,7 +159,7 @@ class Quickstart:
         for_minutes = "" if length is None else f" for {length:.1f} minutes"
         self._say(2, f"training the decoder{for_minutes}")
         training = self._train(recipe)
-        self._say(3, "generating, captioning and inpainting pictures")
+        self._say(3, "judging held-out pictures; answers, captions, inpainting")
         drawn = self._draw(recipe)
         self._say(4, "report")
         from cm3apps.quickstart.report import write_report
@@ -239,13 +240,17 @@ class Quickstart:
         return training
 
     def _draw(self, recipe: Recipe) -> dict[str, Any]:
-        """Generate, caption and inpaint; measure."""
+        """Judge held-out pictures, answer prompts, caption and inpaint."""
         kept = self.out / "drawn.json"
         if kept.exists():
             stored: dict[str, Any] = json.loads(kept.read_text())
             return stored
+        from cm3apps.quickstart.judged import judged
         from cm3apps.quickstart.showing import show
         from cm3run.model import load
 
+        started = time.monotonic()
         share = self.minutes_after_training / MOST_MINUTES_AFTER_TRAINING
-        return show(load(self.out / "model", registry=self.registry), self.out, share)
+        model = load(self.out / "model", registry=self.registry)
+        drawn = {"scores": judged(model, self.out, share), **show(model, self.out, share)}
+        return {**drawn, "drawing_seconds": time.monotonic() - started}

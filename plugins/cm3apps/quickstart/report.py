@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import cm3core
+from cm3apps.evaluation.evaluating import SHEET
 from cm3apps.markdown_text import code, plain
+from cm3apps.quickstart.judged import FOLDER
 from cm3apps.quickstart.pictures import write_curves
 from cm3apps.quickstart.showing import num_named
 from cm3core.errors import MissingPackageError
@@ -25,13 +27,15 @@ if TYPE_CHECKING:
 
 SPLITS = {
     "train": "what it was trained on (`train`)",
-    "comp": "a drawing held out, its name in `train` in other sets or styles (`comp`)",
+    "restyle": "things of `train` in hands that lack them there (`restyle`)",
+    "variant": "held-out variants of drawings that `train` has (`variant`)",
+    "strangers": "sets of which nothing was trained (`strangers`)",
     "compose": "two parts of names of `train`, held out together (`compose`)",
-    "unseen": "held out by name, in all versions (`unseen`)",
+    "unseen": "things held out in all hands (`unseen`)",
     "valid": "held-out documents (`valid`)",
 }
-#: The prepended document, by condition: for icons, for other data sets.
-DOCUMENTS = {"version": "another version", "retrieved": "what was retrieved"}
+#: Scores that a table shows, by the name in scores.json -> heading; of other metrics, all.
+SCORES = {"usable": "usable %", "thing": "thing %", "in_hand": "hand %", "copied": "copies %"}
 
 
 def write_report(
@@ -55,8 +59,10 @@ def write_report(
     for name, text in files_of(recipe, registry).items():
         write_text(out / name, text)
     parts = [
-        _head(training, drawn, command),
-        _pictures(out, drawn),
+        _head(command),
+        _answers(out, drawn),
+        _judged(out, drawn),
+        _run(training, drawn),
         _captions(drawn),
         _losses(training, curves),
         _again(out),
@@ -66,17 +72,19 @@ def write_report(
     return path
 
 
-def _head(training: dict[str, Any], drawn: dict[str, Any], command: str) -> str:
+def _head(command: str) -> str:
     lines = [
         "# cm3 quickstart: report",
         "",
         f"Made by {code(command)} with cm3leon {cm3core.__version__} on {platform.machine()} "
         f"({os.cpu_count()} cores, torch {torch.__version__}).",
         "",
-        *run_rows(training, drawn),
-        "",
     ]
     return "\n".join(lines)
+
+
+def _run(training: dict[str, Any], drawn: dict[str, Any]) -> str:
+    return "\n".join(["## The run", "", *run_rows(training, drawn), ""])
 
 
 def run_rows(training: dict[str, Any], drawn: dict[str, Any]) -> list[str]:
@@ -93,104 +101,105 @@ def run_rows(training: dict[str, Any], drawn: dict[str, Any]) -> list[str]:
         "| --- | --- |",
         f"| training | {training['seconds'] / 60:.1f} minutes, {training['step']:,} steps, "
         f"{training['tokens']:,} tokens ({speed:,.0f} tokens a second) |",
-        f"| generating everything below | {drawn['drawing_seconds'] / 60:.1f} minutes; "
-        f"{drawn['generation_tokens_per_second']:,.0f} image tokens a second |",
+        f"| generating and judging all of this | {drawn['drawing_seconds'] / 60:.1f} minutes |",
         f"| total of this run | {drawn['minutes']:.1f} minutes |",
         f"| peak memory | {memory / 2**30:.2f} GiB |",
     ]
 
 
-def _pictures(out: Path, drawn: dict[str, Any]) -> str:
-    lines = ["## Pictures generated for prompts", ""]
-    if drawn["splits"]:
-        among = max(int(own["real"]["among"]) for own in drawn["splits"].values())
-        lines += [
-            "Nats a code: the loss on the real picture, given its caption and any prepended document (lower is "
-            "better). R@1 and R@5: how often the real",
-            f"picture is the nearest, or among the five nearest, of {among} real ones"
-            + (" of the same set and style" if drawn["documents"] == "version" else "")
-            + ", by the",
-            "squared difference of blurred pictures of 32 x 32 pixels; by chance "
-            f"{1 / among:.2f} and {5 / among:.2f}. One sample of each, none selected.",
-            "",
-            *picture_rows(drawn),
-            "",
-        ]
-    for split in drawn["splits"]:
-        if (out / f"pictures-{split}.png").exists():
-            lines += [
-                f"### {_title(split)[:1].upper()}{_title(split)[1:]}",
-                "",
-                f"![{plain(split)}](pictures-{split}.png)",
-                "",
-            ]
+def _answers(out: Path, drawn: dict[str, Any]) -> str:
+    """What the model answers to prompts: found, restyled or composed."""
+    if not drawn["answers"]:
+        return ""
+    lines = ["## Answers to prompts", ""]
+    if (out / "answers.png").exists():
+        lines += ["![answers](answers.png)", ""]
+    lines += ["| prompt | answer |", "| --- | --- |"]
+    lines += [
+        f"| {plain(one['prompt'])} | {plain(one['told'] or 'drawn')} |" for one in drawn["answers"]
+    ]
+    return "\n".join([*lines, ""])
+
+
+def _judged(out: Path, drawn: dict[str, Any]) -> str:
+    lines = [
+        "## Held-out pictures",
+        "",
+        "The first documents of each split by a hash of their ids, one sample of each, none selected; scores with "
+        "standard errors. Usable: the asked",
+        "thing, in the asked hand, and no copy of a document or of a drawing of the memory. "
+        "The rows below the first are of real drawings and of",
+        "copies, for comparison.",
+        "",
+    ]
+    for split, scores in drawn["scores"].items():
+        lines += [f"### {_title(split)[:1].upper()}{_title(split)[1:]}", ""]
+        sheet = f"{FOLDER}/{split}/{SHEET}"
+        if (out / sheet).exists():
+            lines += [f"![{plain(split)}]({sheet})", ""]
+        lines += [*score_rows(scores), "", *_nats(scores), ""]
     return "\n".join(lines)
 
 
-def picture_rows(drawn: dict[str, Any]) -> list[str]:
-    """The measurements of each split, as a table in Markdown.
+def score_rows(scores: dict[str, Any]) -> list[str]:
+    """The scores of what was drawn, and those of real drawings and copies, as a table in Markdown.
 
     Args:
-        drawn: the content of drawn.json.
+        scores: the content of scores.json.
     """
-    documents = drawn["documents"]
-    head = ["asked for", "pictures", "nats a code"]
-    if documents is not None:
-        head += [f"after {DOCUMENTS[documents]}", "gain"]
-    head += ["real", "drawn"]
-    if documents is not None:
-        head += [f"drawn after {DOCUMENTS[documents]}", "copies of that"]
+    found = {one["name"]: one for one in scores["scores"] if "value" in one}
+    names = [name for name in SCORES if name in found]
+    names = names or [name for name in found if not name.endswith("_nats")]
+    beside = list(dict.fromkeys(row for name in names for row in found[name].get("beside", {})))
+    head = ["pictures", *(SCORES.get(name, name) for name in names)]
     rows = [head, ["---"] * len(head)]
-    for split, own in drawn["splits"].items():
-        row = [_title(split), f"{own['num']}", f"{own['nats']['none']['mean']:.3f}"]
-        if documents is not None:
-            gain = own["gain"]
-            row += [
-                f"{own['nats'][documents]['mean']:.3f}",
-                f"{gain['mean']:.3f} ± {gain['error']:.3f}",
-            ]
-        row += [_both(own["real"]), _both(own["drawn"]["none"])]
-        if documents is not None:
-            row += [f"**{_both(own['drawn'][documents])}**", _both(own["copied"])]
-        rows.append(row)
+    rows.append(["**drawn**", *(_score(found[n]["value"], found[n]["spread"]) for n in names)])
+    for row in beside:
+        own = (found[name] for name in names)
+        values = [
+            _score(one.get("beside", {}).get(row), one.get("beside_spread", {}).get(row))
+            for one in own
+        ]
+        rows.append([row, *values])
     return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def _score(value: float | None, spread: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3g}" if spread is None else f"{value:.3g} ± {spread:.2g}"
+
+
+def _nats(scores: dict[str, Any]) -> list[str]:
+    """The loss on the real pictures, in a sentence."""
+    return [
+        f"{one['num']} pictures. Loss on the real ones, given prompt and documents: {one['value']:.3f} "
+        f"nats a code ({plain(one['name'])})."
+        for one in scores["scores"]
+        if one["name"].endswith("_nats") and "value" in one
+    ]
 
 
 def caption_rows(drawn: dict[str, Any]) -> list[str]:
     """The number of captions that name the right object, as a table in Markdown."""
-    documents = drawn["documents"]
-    head = ["captions of", "pictures", "name the thing"]
-    if documents is not None:
-        head.append(f"after {DOCUMENTS[documents]}, whose caption is read")
-    rows = [head, ["---"] * len(head)]
+    rows = ["| captions of | pictures | name the thing |", "| --- | --- | --- |"]
     for split, captions in drawn["captions"].items():
-        row = [_title(split), f"{len(captions)}", f"{num_named(captions)}"]
-        if documents is not None:
-            row.append(f"{num_named(captions, 'with_document')}")
-        rows.append(row)
-    return [f"| {' | '.join(row)} |" for row in rows]
+        rows.append(f"| {_title(split)} | {len(captions)} | {num_named(captions)} |")
+    return rows
 
 
 def repair_rows(drawn: dict[str, Any]) -> list[str]:
-    """R@1 and R@5 of pictures with a box cut out and of inpainted pictures, as a table in Markdown."""
-    documents = drawn["documents"]
-    names = ["real", "cut", "inpainted"]
-    head = ["pictures", "number", "real", "with a box cut out", "inpainted"]
-    if documents is not None:
-        names.append("with_document")
-        head.append(f"after {DOCUMENTS[documents]}")
-    rows = [head, ["---"] * len(head)]
+    """Mean absolute errors of inpainted boxes and of white ones, as a table in Markdown."""
+    rows = ["| pictures | number | inpainted | left white |", "| --- | --- | --- | --- |"]
     for split, own in drawn["repairs"].items():
-        rows.append([_title(split), f"{own['num']}", *(_both(own[name]) for name in names)])
-    return [f"| {' | '.join(row)} |" for row in rows]
+        rows.append(
+            f"| {_title(split)} | {own['num']} | {own['inpainted']:.3f} | {own['white']:.3f} |"
+        )
+    return rows
 
 
 def _title(split: str) -> str:
     return SPLITS.get(split, plain(split))
-
-
-def _both(found: dict[str, float]) -> str:
-    return f"{found['r1']:.2f} / {found['r5']:.2f}"
 
 
 def _captions(drawn: dict[str, Any]) -> str:
@@ -210,10 +219,12 @@ def _captions(drawn: dict[str, Any]) -> str:
             f"| {plain(caption['written'])} | {plain(caption['real'])} |" for caption in captions
         ]
         lines.append("")
+    if not drawn["repairs"]:
+        return "\n".join(lines)
     lines += [
         "## Inpainted pictures",
         "",
-        "The grey box is cut out and inpainted from its surroundings and the text; R@1 / R@5 as above.",
+        "The grey box is cut out and inpainted from its surroundings and the text; mean absolute error of the box, 0 to 1.",
         "",
         *repair_rows(drawn),
         "",

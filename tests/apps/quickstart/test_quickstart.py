@@ -13,17 +13,14 @@ import pytest
 from PIL import Image
 
 from cm3apps.cli.main import main
-from cm3apps.evaluation.icons.drawing import AskedPicture
 from cm3apps.markdown_text import plain
-from cm3apps.quickstart import report, showing
+from cm3apps.quickstart import judged, report, showing
 from cm3apps.quickstart.pictures import TILE, write_table
 from cm3apps.quickstart.pipeline import Quickstart
-from cm3apps.quickstart.showing import IconSubjects, OtherSubjects, subjects_of
-from cm3core.document import Image as ImageSegment
-from cm3core.document import Text
 from cm3core.errors import RecipeError
 from cm3core.images import save_png
 from cm3core.plugins import load_registry
+from cm3core.recipe import compose
 from cm3run.build import build
 from cm3run.model import Model
 from messages import tells
@@ -44,10 +41,10 @@ ICONS = ["dataset.sets=[heroicons,basil]", "dataset.things_share=0.15"]
 def overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A quickstart of a few icons, with its own cache folder."""
     monkeypatch.setenv("CM3_CACHE", str(tmp_path / "cache"))
-    few = {"train": 3, "comp": 2, "compose": 0, "unseen": 1, "valid": 2}
-    monkeypatch.setattr(showing, "NUM_DRAWN", few)
-    monkeypatch.setattr(showing, "NUM_CAPTIONS", 2)
-    monkeypatch.setattr(showing, "NUM_INPAINTED", 2)
+    monkeypatch.setattr(judged, "NUM_JUDGED", 2)
+    monkeypatch.setattr(judged, "ICON_SPLITS", ("restyle", "variant"))
+    monkeypatch.setattr(showing, "NUM_ANSWERS", 2)
+    monkeypatch.setattr(showing, "NUM_READ", 2)
     return [*SMALL, *ICONS]
 
 
@@ -58,102 +55,104 @@ def untrained(out: Path, overrides: list[str]) -> Model:
     return Model(recipe, build(recipe, registry, stage="train"))
 
 
+def make_folder(folder: Path, number: int) -> list[str]:
+    """Captioned pictures, each of one grey; return the overrides for them."""
+    folder.mkdir()
+    for grey in range(number):
+        save_png(folder / f"{grey}.png", np.full((64, 64, 3), 19 * grey, np.uint8))
+        (folder / f"{grey}.txt").write_text(f"grey {grey} square")
+    return [*SMALL, "dataset=folder", f"dataset.path={folder}", "dataset.split=all"]
+
+
 def test_all_stages_and_again(
-    overrides: list[str],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """On a user's pictures, none of which is held out: the judge by pixels compares them with each other."""
     pytest.importorskip("matplotlib", reason="needs pip install 'cm3leon[plots]'")
+    monkeypatch.setenv("CM3_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "out"
-    arguments = ["quickstart", "-o", str(out), *overrides]
+    arguments = ["quickstart", "-o", str(out), *make_folder(tmp_path / "data", 13)]
     with monkeypatch.context() as missing:
         missing.setitem(sys.modules, "matplotlib", None)
         missing.setitem(sys.modules, "torch.utils.tensorboard", None)
         assert main(arguments) == 0
-    report = (out / "report.md").read_text()
+    written = (out / "report.md").read_text()
     without = "ithout the curves of the losses, because the package 'matplotlib' is not installed: "
-    assert f"W{without}`pip install 'cm3leon[plots]'`" in report
-    assert "losses.png" not in report
-    assert "tensorboard --logdir" not in report
+    assert f"W{without}`pip install 'cm3leon[plots]'`" in written
+    assert "losses.png" not in written
+    assert "tensorboard --logdir" not in written
     told = capsys.readouterr().err
     note = (
         "note: the report will not have the curves of the losses, because the package 'matplotlib'"
     )
     assert told.index(note) < told.index("[1/4]")
-    before = [(out / name).stat().st_mtime_ns for name in ("pictures-train.png", "training.json")]
+    before = [(out / name).stat().st_mtime_ns for name in ("answers.png", "training.json")]
     assert main(arguments) == 0, "the same command again only writes the report"
-    after = [(out / name).stat().st_mtime_ns for name in ("pictures-train.png", "training.json")]
-    assert before == after
-    report = (out / "report.md").read_text()
-    pictures = [
-        f"{kind}-{split}.png"
-        for kind in ("pictures", "captions", "inpainted")
-        for split in ("comp", "train")
-    ]
-    for name in (*pictures, "pictures-unseen.png", "losses.png", "recipe.yaml"):
+    assert before == [(out / name).stat().st_mtime_ns for name in ("answers.png", "training.json")]
+    written = (out / "report.md").read_text()
+    for name in ("answers.png", "evaluation/all/verdicts.png", "captions-all.png", "losses.png"):
         assert (out / name).stat().st_size > 0
-        assert f"({name})" in report
+        assert f"({name})" in written
+    assert (out / "recipe.yaml").is_file()
     drawn = json.loads((out / "drawn.json").read_text())
-    assert sorted(drawn["splits"]) == ["comp", "train", "unseen"]
-    for split, num in (("comp", 2), ("unseen", 1), ("train", 3)):
-        own = drawn["splits"][split]
-        assert own["num"] == num
-        assert own["real"] == {"r1": 1.0, "r5": 1.0, "among": 100.0}, "a real picture is nearest"
-        assert set(own["drawn"]) == {"none", "version"}
-        gain = own["nats"]["none"]["mean"] - own["nats"]["version"]["mean"]
-        assert own["gain"]["mean"] == pytest.approx(gain)
-    assert {name: len(captions) for name, captions in drawn["captions"].items()} == {
-        "comp": 2,
-        "train": 2,
-    }
-    assert drawn["repairs"]["train"]["real"]["r5"] == 1.0
-    assert "| what it was trained on (`train`) | 2 | 0 | 0 |" in report
+    assert [one["prompt"].split()[0] for one in drawn["answers"]] == ["grey"] * 4
+    assert {name: len(captions) for name, captions in drawn["captions"].items()} == {"all": 13}
+    [scores] = drawn["scores"].values()
+    beside = {one["name"]: one.get("beside", {}) for one in scores["scores"]}
+    assert beside["judge_r1-blurred32"]["real"] == 100, "a real picture is nearest to itself"
+    assert drawn["repairs"]["all"]["num"] == 13
     assert f"done: open {out / 'report.md'}" in capsys.readouterr().out
 
 
-def test_an_icon_is_asked_for_after_another_version(overrides: list[str], tmp_path: Path) -> None:
-    subjects = subjects_of(untrained(tmp_path, overrides))
-    assert isinstance(subjects, IconSubjects)
-    asked = subjects.of("comp", 2)
-    assert len(asked) == 2
-    for one in asked:
-        [front] = one.front("version")
-        own, other = (
-            next(segment for segment in document if isinstance(segment, ImageSegment))
-            for document in (one.document, front)
-        )
-        assert own.key != other.key
-        assert (
-            next(segment.text for segment in front if isinstance(segment, Text)).split(",")[0]
-            == (one.text.split(",")[0])
-        )
-
-
-def test_other_data_sets_are_ranked_among_their_own(tmp_path: Path) -> None:
-    """Four pictures of one colour each: a copy is nearest, black is nearest to the darkest."""
-    colours = {"red": (255, 0, 0), "green": (0, 255, 0), "grey": (40, 40, 40), "white": (255,) * 3}
-    (tmp_path / "data").mkdir()
-    for name, colour in colours.items():
-        save_png(tmp_path / "data" / f"{name}.png", np.full((64, 64, 3), colour, np.uint8))
-        (tmp_path / "data" / f"{name}.txt").write_text(f"a {name} square")
-    model = untrained(
-        tmp_path / "out",
-        [*SMALL, "dataset=folder", f"dataset.path={tmp_path / 'data'}", "dataset.split=all"],
+@pytest.mark.slow
+def test_icons_are_judged_beside_copies_and_prompts_are_answered(
+    overrides: list[str], tmp_path: Path
+) -> None:
+    """With 20 drawings of two sets; a model of three steps draws nothing usable, and real drawings are no copies."""
+    out = tmp_path / "out"
+    assert main(["quickstart", "-o", str(out), *overrides]) == 0
+    drawn = json.loads((out / "drawn.json").read_text())
+    assert list(drawn["scores"]) == ["restyle", "variant"]
+    for split, scores in drawn["scores"].items():
+        found = {one["name"]: one for one in scores["scores"]}
+        assert found["usable"]["value"] == 0
+        assert found["copied"]["beside"]["thing copied"] == 100
+        assert found["in_hand"]["beside"]["real"] >= 50
+        assert (out / "evaluation" / split / "verdicts.png").is_file()
+    kinds = [one["kind"] for one in drawn["answers"]]
+    assert kinds[:2] == ["found", "found"], "what was trained is in the memory"
+    assert "found" not in kinds[2:]
+    written = (out / "report.md").read_text()
+    assert "this is its original" in written
+    assert (
+        written.index("answers.png") < written.index("verdicts.png") < written.index("## The run")
     )
-    subjects = subjects_of(model)
-    assert isinstance(subjects, OtherSubjects)
-    asked = subjects.of("train", 4)
-    assert sorted(one.text for one in asked) == sorted(f"a {name} square" for name in colours)
-    for one in asked:
-        front = one.front("retrieved")
-        assert len(front) == model.recipe.retriever.num_retrieved
-        assert one.document not in front, "all share words, and none is its own document"
-    real = [one.pixels((64, 64)) for one in asked]
-    assert subjects.ranks(asked, real) == {"r1": 1.0, "r5": 1.0, "among": 4}
-    black = [np.zeros((64, 64, 3), np.uint8)] * 4
-    assert subjects.ranks(asked, black)["r1"] == 0.25, "nearest to grey, whatever was asked for"
-    assert subjects.of("compose", 4) == []
+
+
+def test_few_pictures_are_not_ranked(tmp_path: Path) -> None:
+    """Fewer than ten others are too few for the judge by pixels."""
+    for number, metrics in ((10, ["nats"]), (13, ["judge", "nats"])):
+        folder = tmp_path / f"{number}"
+        model = untrained(tmp_path, make_folder(folder, number))
+        protocol = judged.protocol_of(model, "all", 0.125)
+        assert protocol is not None
+        assert [one["metric"]["name"] for one in protocol.scores] == metrics
+        assert protocol.task["num"] == 6, "an eighth of 48"
+        assert judged.protocol_of(model, "test", 1.0) is None, "without documents"
+
+
+def test_icons_are_judged_where_the_judge_knows_them() -> None:
+    def splits(*more: str) -> tuple[str, ...]:
+        config = compose("quickstart", [*more], registry=load_registry()).dataset
+        assert config is not None
+        return judged.splits_of(config)
+
+    assert splits() == judged.ICON_SPLITS
+    assert splits("dataset.styles=[]") != judged.ICON_SPLITS, "colour is not judged"
+    assert splits("dataset.held_out=by_name") == ("comp", "compose", "unseen")
+    assert splits("dataset=emoji") == ("comp", "unseen")
+    assert splits("dataset=folder", "dataset.path=x") == ("valid",)
+    assert splits("dataset=folder", "dataset.path=x", "dataset.split=all") == ()
 
 
 def test_training_takes_most_of_the_time() -> None:
@@ -191,7 +190,7 @@ def test_table_places_pictures(tmp_path: Path) -> None:
 def test_captions_become_no_markup_in_the_report() -> None:
     attack = "<img src=x> ![](http://tracker.example/a.png) [here](javascript:alert(1)) | `"
     captions = [{"written": attack, "real": "a plain one"}]
-    drawn = {"documents": None, "captions": {"train": captions}, "repairs": {}}
+    drawn = {"captions": {"train": captions}, "repairs": {}}
     row = next(line for line in report._captions(drawn).splitlines() if "| a plain one" in line)
     assert row == f"| {plain(attack)} | a plain one |"
     assert not set("<>[]`") & set(row)
@@ -200,43 +199,56 @@ def test_captions_become_no_markup_in_the_report() -> None:
     losses = report._losses({"metrics": metrics}, "")
     assert "<b>" not in losses
     assert "| train/image_loss | 2.000 |" in losses
+    answers = report._answers(Path("x"), {"answers": [{"prompt": attack, "told": attack}]})
+    assert answers.splitlines()[-1] == f"| {plain(attack)} | {plain(attack)} |"
 
 
 def test_tables_by_hand() -> None:
-    """One split of two pictures, with documents and without."""
-    nats = {"none": {"mean": 1.25, "error": 0.1}, "version": {"mean": 1.0, "error": 0.1}}
-    ranks = {"r1": 0.5, "r5": 1.0, "among": 100}
-    own = {
-        "num": 2,
-        "nats": nats,
-        "gain": {"mean": 0.25, "error": 0.02},
-        "real": {**ranks, "r1": 1.0},
-        "drawn": {"none": {**ranks, "r1": 0.0}, "version": ranks},
-        "copied": {**ranks, "r5": 0.5},
+    """What was drawn, then what stands beside it."""
+
+    def score(name: str, value: float, **beside: float) -> dict[str, object]:
+        spreads = dict.fromkeys(beside, 0.25)
+        return {"name": name, "value": value, "spread": 1.5, "num": 2, "beside": beside,
+                "beside_spread": spreads}  # fmt: skip  # one line is easier to read
+
+    scores = {
+        "scores": [
+            score("usable", 12.5, real=50.0, copied=0.0),
+            score("name_rank", 3.0, real=1.0),
+            score("copied", 0.0, real=2.0),
+            {"name": "image_nats", "value": 1.25, "spread": 0.1, "num": 2},
+            {"name": "fid", "skipped": "no weights"},
+        ]
     }
-    row = report.picture_rows({"documents": "version", "splits": {"x": own}})[-1]
-    assert row == (
-        "| x | 2 | 1.250 | 1.000 | 0.250 ± 0.020 | 1.00 / 1.00 | 0.00 / 1.00 | **0.50 / 1.00** "
-        "| 0.50 / 0.50 |"
-    )
-    row = report.picture_rows({"documents": None, "splits": {"x": own}})[-1]
-    assert row == "| x | 2 | 1.250 | 1.00 / 1.00 | 0.00 / 1.00 |"
-    repairs = {"x": {"num": 2, "real": ranks, "cut": ranks, "inpainted": {**ranks, "r1": 0.75}}}
-    row = report.repair_rows({"documents": None, "repairs": repairs})[-1]
-    assert row == "| x | 2 | 0.50 / 1.00 | 0.50 / 1.00 | 0.75 / 1.00 |"
+    assert report.score_rows(scores) == [
+        "| pictures | usable % | copies % |",
+        "| --- | --- | --- |",
+        "| **drawn** | 12.5 ± 1.5 | 0 ± 1.5 |",
+        "| real | 50 ± 0.25 | 2 ± 0.25 |",
+        "| copied | 0 ± 0.25 |  |",
+    ]
+    other = {"scores": [{"name": "r1-pixels", "value": 25.0, "spread": None, "num": 4}]}
+    assert report.score_rows(other)[-1] == "| **drawn** | 25 |"
+    repairs = {"x": {"num": 2, "inpainted": 0.25, "white": 0.5}}
+    assert report.repair_rows({"repairs": repairs})[-1] == "| x | 2 | 0.250 | 0.500 |"
 
 
-@pytest.mark.slow
-def test_a_model_that_only_continues_has_no_captions(
-    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_error_of_a_box_by_hand() -> None:
+    """A black picture: white is wrong everywhere in the box, and outside of it nothing counts."""
+    model = SimpleNamespace(image_size=(8, 8))
+    black, made = np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 255, np.uint8)
+    made[2:6, 2:4] = 0
+    found = showing._errors(model, {"real": [black], "inpainted": [made]})  # type: ignore[arg-type]  # stands for a model
+    assert found == {"inpainted": 0.5, "white": 1.0}
+
+
+def test_a_model_that_only_continues_has_no_captions(tmp_path: Path) -> None:
     """With an objective that masks nothing; its model refuses to fill anything."""
-    monkeypatch.setattr(showing, "NUM_DRAWN", dict.fromkeys(showing.NUM_DRAWN, 0) | {"train": 1})
+    overrides = make_folder(tmp_path / "data", 2)
     model = untrained(tmp_path, [*overrides, "objective=causal", "retriever=null"])
     drawn = showing.show(model, tmp_path)
-    assert drawn["documents"] is None
-    assert list(drawn["splits"]) == ["train"]
-    assert set(drawn["splits"]["train"]["drawn"]) == {"none"}
+    assert [one["kind"] for one in drawn["answers"]] == [None] * 2, "nothing is retrieved"
+    assert drawn["captions"] == {}
     assert not list(tmp_path.glob("captions*.png"))
     assert "No captions and no inpainting" in report._captions(drawn)
 
@@ -270,26 +282,3 @@ def test_drawing_and_encoding_count_as_minutes(
         assert short._plan(short.recipe(), 100.0).train.minutes == pytest.approx(0.03)
     longer = Quickstart(load_registry(), tmp_path / "out", minutes=10, overrides=own)
     assert longer.training_minutes == pytest.approx(8.3)
-
-
-def test_a_short_run_shows_fewer_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A share of the numbers reaches every split."""
-    numbers: list[tuple[str, int]] = []
-
-    class Nothing:
-        splits, documents = ("comp", "train"), None
-
-        def of(self, split: str, num: int) -> list[AskedPicture]:
-            numbers.append((split, num))
-            return []
-
-    monkeypatch.setattr(showing, "subjects_of", lambda model: Nothing())
-    monkeypatch.setattr(showing, "NUM_DRAWN", {"comp": 96, "train": 48})
-    fake = SimpleNamespace(
-        components=SimpleNamespace(
-            image_tokenizer=SimpleNamespace(grid=(8, 8)), serializer=SimpleNamespace(max_spans=16)
-        )
-    )
-    showing.show(fake, tmp_path, 0.25)  # type: ignore[arg-type]  # stands for a model
-    showing.show(fake, tmp_path, 0.001)  # type: ignore[arg-type]  # stands for a model
-    assert numbers == [("comp", 24), ("train", 12), ("comp", 2), ("train", 2)]

@@ -1,0 +1,158 @@
+"""What the quickstart measures on held-out pictures, by `cm3 eval`: `evaluation/SPLIT` of its folder.
+
+For icons without colour: `usable` (the asked thing, in the asked hand, and no copy), with real drawings and copies beside.
+For other data: how often the real picture is the nearest of many, with copies beside.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cm3apps.evaluation.evaluating import SHEET, Evaluation
+from cm3apps.evaluation.made import Made
+from cm3apps.evaluation.tasks import open_task
+from cm3core.document import PixelArray
+from cm3core.errors import CM3Error
+from cm3core.images import save_png
+from cm3core.interfaces import DocumentSource, DocumentSourceConfig
+from cm3plugins.datasets.icons import IconSourceConfig
+from cm3plugins.metrics.ranking import LEAST_CANDIDATES
+from cm3run.evaluation.protocol import Protocol
+from cm3run.model import Model
+from cm3run.sheets import grid
+
+#: Splits of icons, most useful first, and the number of pictures of each split.
+ICON_SPLITS = ("restyle", "variant", "strangers", "unseen")
+NUM_JUDGED = 48
+#: Minimum of every number of pictures if time is short.
+LEAST = 2
+FOLDER = "evaluation"
+#: Cases side by side on a sheet.
+_BESIDE = 6
+
+
+def limited(number: int, share: float) -> int:
+    """A share of a number, at least `LEAST`.
+
+    >>> limited(100, 1.0), limited(100, 0.45), limited(48, 0.01)
+    (100, 45, 2)
+    """
+    return max(min(number, LEAST), round(number * share))
+
+
+def are_judged(config: DocumentSourceConfig) -> bool:
+    """Whether the judge of icons knows what a data set has: icons without colour, held out by closed splits."""
+    own = config.memory_config()
+    return (
+        isinstance(own, IconSourceConfig) and own.held_out == "closed" and "-colour" in own.styles
+    )
+
+
+def splits_of(config: DocumentSourceConfig) -> tuple[str, ...]:
+    """The held-out splits to judge; none if the training reads other documents than `train`, which may be of all."""
+    if config.split != "train":
+        return ()
+    if are_judged(config):
+        return ICON_SPLITS
+    return tuple(split for split in config.splits if split not in ("train", "all", "near"))
+
+
+def protocol_of(model: Model, split: str, share: float) -> Protocol | None:
+    """The protocol of a split; None if it has no document.
+
+    Args:
+        model: names the data set.
+        split: of the data set.
+        share: of the usual number of pictures.
+    """
+    config = model.recipe.dataset
+    assert config is not None
+    try:
+        source = replace(config, split=split).build()
+    except CM3Error:
+        return None
+    number = _num_groups(source)
+    if not number:
+        return None
+    icons = are_judged(config)
+    scores: list[dict[str, Any]] = [{"metric": {"name": "nats", "modality": "image"}}]
+    if icons:
+        own = config.memory_config()
+        assert isinstance(own, IconSourceConfig)
+        scores.insert(0, {"metric": {"name": "usable", "sets": list(own.sets)}})
+    elif _num_groups(replace(config, split="train").build()) > LEAST_CANDIDATES:
+        pixels = {"name": "pixels", "side": 32, "blur": True}
+        scores.insert(0, {"metric": {"name": "judge"}, "extractor": pixels})
+    return Protocol(
+        name=f"quickstart-{split}",
+        title=f"held-out documents of the split {split}",
+        task={
+            "name": "documents",
+            "dataset": None,
+            "split": split,
+            "num": min(limited(NUM_JUDGED, share), number),
+            "baselines": icons,
+        },
+        scores=scores,
+        size=max(model.image_size),
+    )
+
+
+def _num_groups(source: DocumentSource) -> int:
+    return len({source.group(index) or source.id(index) for index in range(len(source))})
+
+
+def judged(model: Model, out: Path, share: float = 1.0) -> dict[str, dict[str, Any]]:
+    """Split -> the content of its scores.json. An interrupted evaluation resumes. Without a held-out document, what was
+    trained is judged.
+
+    Args:
+        model: the trained model.
+        out: the quickstart's folder.
+        share: of the usual numbers of pictures, for a short run.
+    """
+    config = model.recipe.dataset
+    assert config is not None
+    found: dict[str, dict[str, Any]] = {}
+    for split in (*splits_of(config), config.split):
+        if split == config.split and found:
+            break
+        protocol = protocol_of(model, split, share)
+        if protocol is None:
+            print(f"note: split {split!r} is skipped: it has no document", file=sys.stderr)
+            continue
+        registry = model.components.registry
+        task = open_task(
+            protocol.task, size=protocol.size, data=None, model=model, registry=registry
+        )
+        folder = out / FOLDER / split
+        found[split] = Evaluation(
+            protocol,
+            task,
+            registry,
+            folder,
+            model=model,
+            label="quickstart",
+            allow_leaks=split == config.split,  # nothing is held out: its own documents
+        ).run()
+        if not (folder / SHEET).exists():  # without verdicts
+            save_png(folder / SHEET, _sheet(Made(folder, task), max(model.image_size)))
+    return found
+
+
+def _sheet(made: Made, size: int) -> PixelArray:
+    """What was drawn, and the real picture, of each sample."""
+    cells: list[list[PixelArray | None]] = []
+    captions: list[list[str]] = []
+    for start in range(0, len(made.task.samples), _BESIDE):
+        row: list[PixelArray | None] = []
+        below: list[str] = []
+        for place, sample in enumerate(made.task.samples[start : start + _BESIDE], start):
+            row += [made.load(place, size), None if sample.picture is None else sample.picture()]
+            below += [sample.prompt, "real"]
+        cells.append(row)
+        captions.append(below)
+    return grid(cells, captions=captions, scale=1, font_size=9)
