@@ -72,7 +72,7 @@ def test_what_copies_score_is_so() -> None:
     assert found == pytest.approx(said, abs=0.02)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_what_pictures_tell_of_the_splits_is_so() -> None:
     """All pairs of a held-out icon and one of `train`."""
     found = _held_out.of_pictures(IconCorpus())

@@ -66,7 +66,12 @@ def test_kills_of_other_commands_lose_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_kills_of_long_commands_lose_nothing(prepared: Prepared, tmp_path: Path) -> None:
-    check(kill(prepared.run, tmp_path, 3, 2, SLOW), SLOW)
+    check(kill(prepared.run, tmp_path, 3, 1, SLOW), SLOW)
+
+
+@pytest.mark.extended
+def test_more_kills_of_long_commands_lose_nothing(prepared: Prepared, tmp_path: Path) -> None:
+    check(kill(prepared.run, tmp_path, 4, 3, SLOW), SLOW)
 
 
 PROGRAM = """
