@@ -20,6 +20,7 @@ def cm3_commands() -> Mapping[str, str]:
         "eval": "cm3apps.evaluation.command:configure",
         "quickstart": "cm3apps.quickstart.command:configure",
         "serve": "cm3apps.server.command:configure",
+        "start": "cm3apps.start.command:configure",
     }
 
 

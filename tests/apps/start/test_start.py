@@ -1,0 +1,115 @@
+"""`cm3 start`: the recipe and its reasons, the sheet, too many bad pictures, a trial."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cm3apps.cli.main import main
+from cm3apps.start.choices import Chosen, Codes, Trial, recipe_text
+from cm3apps.start.command import _trial_lines
+from cm3apps.start.survey import Survey, reader_of
+from cm3core.images import open_image
+from cm3core.plugins import load_registry
+from cm3core.recipe import compose
+from cm3plugins.image_tokenizers.vqgan import VQGANConfig
+from cm3run.evaluation.kept import Kept
+from picture_files import picture, write
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    files = {f"noise {name}.png": picture(place) for place, name in enumerate("abcdefgh")}
+    return write(tmp_path / "own", dict(files))
+
+
+def kept(*, lost: float) -> Kept:
+    """Four pictures, and reconstructions of which this share is white."""
+    pixels = np.full((4, 64, 64, 3), 255, np.uint8)
+    pixels[:, 8:40, 8:40] = 0
+    decoded = pixels.copy()
+    decoded[: round(4 * lost)] = 255
+    return Kept.of(pixels, decoded)
+
+
+def chosen(pictures: Path, *, lost: float) -> Chosen:
+    codes = [
+        Codes(VQGANConfig(weights="bundled:icons64"), kept(lost=1)),
+        Codes(VQGANConfig(), kept(lost=lost)),
+    ]
+    return Chosen(Survey.of(reader_of(pictures), 0.25), codes, 60.0)
+
+
+def test_the_recipe_takes_codes_that_show_the_pictures(tmp_path: Path, pictures: Path) -> None:
+    registry, path = load_registry(), tmp_path / "mine.yaml"
+    path.write_text(recipe_text(chosen(pictures, lost=0), "mine", registry))
+    recipe = compose(str(path), registry=registry)
+    recipe.check()
+    assert getattr(recipe.image_tokenizer, "weights", "") == "bundled:emoji64"
+    assert recipe.image_tokenizer == VQGANConfig()
+    assert recipe.train.minutes == 60
+    assert getattr(recipe.dataset, "split_by", "") == "look"
+    assert getattr(recipe.dataset, "path", "") == str(pictures)
+    assert recipe.embedder is recipe.reranker is recipe.upscaler is None
+
+
+def test_the_recipe_trains_codes_where_none_show_the_pictures(
+    tmp_path: Path, pictures: Path
+) -> None:
+    registry, path = load_registry(), tmp_path / "mine.yaml"
+    path.write_text(text := recipe_text(chosen(pictures, lost=0.5), "mine", registry))
+    assert "weights: null" in text
+    assert "50% lose their subject), so codes are trained on them first" in text
+    recipe = compose(str(path), registry=registry)
+    recipe.check()
+    assert getattr(recipe.image_tokenizer, "train_minutes", 0) == 20
+    assert recipe.train.minutes == 40
+
+
+def test_every_choice_that_is_no_name_has_a_reason(pictures: Path) -> None:
+    """Each section has a comment."""
+    text = recipe_text(chosen(pictures, lost=0), "mine", load_registry())
+    sections = [one for one in text.split("\n\n")[1:] if not one.startswith("embedder")]
+    assert sections
+    assert all("# " in one for one in sections)
+
+
+def test_the_command(
+    tmp_path: Path,
+    pictures: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["start", str(pictures), "--no-trial"]) == 0
+    out = capsys.readouterr().out
+    assert f"{pictures}: 8 pictures (folder)" in out
+    assert "next: cm3 train own.yaml" in out
+    assert open_image(tmp_path / "own-codes.png").shape[1] > 8 * 64
+    assert main(["recipe", "check", "own.yaml"]) == 0
+
+
+def test_too_many_bad_pictures(
+    tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(pictures, {"bad.png": b"no picture"})
+    out = tmp_path / "mine.yaml"
+    assert main(["start", str(pictures), "--no-trial", "-o", str(out)]) != 0
+    found = capsys.readouterr()
+    assert f"{pictures / 'bad.png'}: is not a picture" in found.out
+    assert "1 of 9 pictures can't be read, have no caption or are blank, more than 5%" in found.err
+    assert "or give --most-skipped 0.12" in found.err
+    assert not out.exists()
+
+
+def test_what_a_trial_says(pictures: Path) -> None:
+    """By hand: 20 minutes of 2 s are 600 steps, 40 minutes of 0.5 s are 4,800."""
+    told = dict(_trial_lines(chosen(pictures, lost=0.5), Trial(0.5, 90.0, 2.0, 3 << 30)))
+    assert told == {
+        "codes": "20 minutes: some 600 steps of 2.00 s, as measured here",
+        "training": "40 minutes: some 4,800 steps of 0.50 s, as measured here",
+        "before it": "1.5 minutes for image codes and retrieved documents",
+        "memory": "3.0 GiB at most in this trial",
+    }
