@@ -112,8 +112,6 @@ def _of_icons() -> list[str]:
         ("R@1 / R@5, nothing prepended", "drawn, nothing prepended"),
         ("another version", "drawn, another version prepended"),
         ("copy of it", "copies of the other version"),
-        ("the retrieved icon", "drawn, retrieved from `all`"),
-        ("copy of it", "copies of the first one retrieved from `all`"),
     ]
     lines = [
         f"| split | {' | '.join(title for title, _ in nats + drawn)} |",
@@ -133,29 +131,6 @@ def _of_icons() -> list[str]:
         }
         cells += [pictures[name] for _, name in drawn]
         lines.append(f"| `{split}` | {' | '.join(cells)} |")
-    return lines
-
-
-def _train_memory() -> list[str]:
-    """`icons-unseen-v1` with a memory of training documents: what is drawn, and copies of what is in front."""
-    lines = [
-        "| model | drawn: R@1 | R@5 | copies: R@1 | R@5 | right finish: drawn | copies |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for model in ("icons64", "icons64-tuned"):
-        rows = {
-            row["score"].strip("`"): row for row in stored(f"{model}/CARD.md")["icons-unseen-v1"]
-        }
-        r1, r5, finish = (
-            rows[name] for name in ("judge_r1-blurred32", "judge_r5-blurred32", "icon_finish")
-        )
-        drawn = [one["value"].split(" ")[0] for one in (r1, r5, finish)]
-        copied = [
-            re.search(r"copied ([\d.]+)", one["read against"])[1]  # type: ignore[index]  # these scores have it
-            for one in (r1, r5, finish)
-        ]
-        cells = (*drawn[:2], *copied[:2], drawn[2], copied[2])
-        lines.append(f"| `bundled:{model}` | {' | '.join(cells)} |")
     return lines
 
 
@@ -305,27 +280,6 @@ def _icon_codes() -> list[str]:
         "| icons coloured"
     )
     return _table(columns, rows)
-
-
-def _nearness() -> list[str]:
-    """Nearness of drawn and of real icons to the retrieved document, from the experiment."""
-    lines = [
-        "| split | memory | drawn: median | nearly copies | real icons: median | nearly copies |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for split in ("comp", "compose", "unseen"):
-        for condition, memory in (("retrieved-train", "`train`"), ("retrieved-all", "all icons")):
-            own = stored("icons64-tuned.json")["splits"][split]["nearness"][condition]
-            cells = [
-                cell
-                for name in ("drawn", "real")
-                for cell in (
-                    f"{own[name]['median']:.2f}",
-                    f"{own[name]['copies'] / own[name]['num']:.0%}",
-                )
-            ]
-            lines.append(f"| `{split}` | {memory} | {' | '.join(cells)} |")
-    return lines
 
 
 def _sheets(*names: str) -> list[str]:
@@ -601,16 +555,13 @@ def _usable() -> list[str]:
 
 def tables() -> dict[str, dict[str, list[str]]]:
     """The tables of the pages, by name."""
-    icons = ("icons-comp", "icons-compose", "icons-unseen")
     return {
         "icons.md": {"codes": _icon_codes()},
         "icons-model.md": {
             "tuned": _of_icons(),
-            "train memory": _train_memory(),
-            "nearness": _nearness(),
         },
         "gallery.md": {
-            "sheets": _sheets("readme", "icons-model", *icons),
+            "sheets": _sheets("readme", "icons-model"),
         },
         "retrieval.md": {
             "gain": _gain(),

@@ -92,7 +92,7 @@ def main() -> int:
     options: dict[str, Any] = {}
     for one in args.options:
         key, _, value = one.partition("=")
-        if key == "unless_asked_for":
+        if key == "only_if_asked":
             options[key] = value.split(",")
         else:
             options[key] = None if value == "null" else value if key == "vectors" else float(value)

@@ -238,6 +238,7 @@ def _open(
     describe.check_api(info.name, plugin)
     info.beside = dict(getattr(plugin, "CM3_BESIDE", {}))
     info.moved_keys = dict(getattr(plugin, "CM3_MOVED_KEYS", {}))
+    info.gone = dict(getattr(plugin, "CM3_GONE", {}))
     for one in others:
         if one.plugin is plugin:
             raise PluginError(

@@ -45,10 +45,9 @@ class PluginInfo:
             unknown, it may provide anything.
         reason: one line that says why it is broken or disabled, otherwise "".
         traceback: of the error that broke it, otherwise "".
-        beside: "KIND/NAME" of a component, or "recipe/NAME" -> the distribution that now has it, if it is another one:
-            its `CM3_BESIDE`, for components that it provided earlier.
-        moved_keys: "SECTION.KEY" of an earlier version -> "SECTION/COMPONENT/KEY" of a component of this plugin that
-            has replaced it: its `CM3_MOVED_KEYS`.
+        beside: "KIND/NAME", or "recipe/NAME", that it had earlier -> the distribution that has it: its `CM3_BESIDE`.
+        moved_keys: an earlier "SECTION.KEY" -> "SECTION/COMPONENT/KEY" of a component of it: its `CM3_MOVED_KEYS`.
+        gone: "KIND/NAME" of a component that it no longer has -> what to do instead: its `CM3_GONE`.
     """
 
     name: str
@@ -67,6 +66,7 @@ class PluginInfo:
     kinds: list[str] = field(default_factory=list)
     beside: dict[str, str] = field(default_factory=dict)
     moved_keys: dict[str, str] = field(default_factory=dict)
+    gone: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -318,13 +318,10 @@ class Registry:
                     f"no plugin {plugin!r} is loaded",
                     self.with_reasons(close_match(plugin, loaded)),
                 )
-            brought = next(info for info in self.plugins if info.name == plugin).components.get(
-                kind, []
-            )
             raise PluginError(
                 place,
                 f"the plugin {plugin!r} provides no {kind} {short!r}",
-                close_match(short, brought),
+                close_match(short, _info(self, plugin).components.get(kind, [])),
             )
         if len(found) > 1:
             # bundled plugins are not suggested for removal
@@ -467,6 +464,9 @@ def find(
     """
     short = name.rpartition("/")[2]
     owners = {owner: _info(registry, owner).distribution for owner in registry.owners(kind, short)}
+    steps = [step for one in registry.plugins if (step := one.gone.get(f"{kind}/{short}"))]
+    if steps and not owners:
+        raise PluginError(place, f"there is no {kind} {short!r} any more", steps[0])
     if provider := writer.provider(key or kind, name):
         meant = provider.among(owners)
         if meant is None and not owners and moved_to(registry.plugins, kind, short):

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from cm3core.interfaces.text_tokenizer import TextTokenizerConfig
     from cm3core.interfaces.tracker import TrackerConfig
     from cm3core.interfaces.upscaler import UpscalerConfig
-    from cm3run.prompting import FinisherConfig, PromptRewriterConfig
+    from cm3run.prompting import FinisherConfig
 
 CM3_API = 1
 
@@ -76,6 +76,12 @@ CM3_MOVED_KEYS = {
     "generate.colour_words": "finisher/icon/colour_words",
 }
 
+#: Components that were removed: what to do instead.
+CM3_GONE = {
+    "prompt_rewriter/word_lists": "remove the section 'prompt_rewriter'; the retriever hybrid finds things that are "
+    "worded otherwise (retriever: {name: hybrid, encoder: minilm})",
+}
+
 
 @hookimpl
 def cm3_kinds() -> Sequence[Kind]:
@@ -99,13 +105,6 @@ def cm3_kinds() -> Sequence[Kind]:
             summary="Finishers: a generated picture -> the picture to show, and its SVG",
         ),
     ]
-
-
-@hookimpl
-def cm3_prompt_rewriters() -> Mapping[str, type[PromptRewriterConfig]]:
-    from cm3plugins.icons.words import WordListsConfig
-
-    return {"word_lists": WordListsConfig}
 
 
 @hookimpl

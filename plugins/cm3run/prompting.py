@@ -66,6 +66,10 @@ class AnsweringRetrieverConfig(RetrieverConfig):
         """Whether prompts are answered (`Answer`), so that some are found instead of drawn."""
         return True
 
+    def avoids(self, style: str) -> bool:
+        """Return whether documents of this style are used only if a prompt asks for it. By default False."""
+        return False
+
 
 class AnsweringRetriever(Retriever):
     """A retriever that can tell whether its memory has the thing that a prompt names, and in the hand that it names.

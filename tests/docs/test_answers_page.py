@@ -13,8 +13,9 @@ from cm3core.recipe import compose
 
 def test_the_recipe_has_the_value_that_was_chosen() -> None:
     chosen = json.loads(_answers.FILE.read_text())["same_above"]
-    recipe = compose("icons-svg", registry=load_registry())
-    assert recipe.retriever.meanings.same_above == chosen
+    registry = load_registry()
+    assert compose("icons-svg", registry=registry).retriever.meanings.same_above == chosen
+    assert compose("icons-tuned", registry=registry).retriever.same_above == chosen
 
 
 def test_answers_by_hand() -> None:

@@ -114,6 +114,10 @@ RECIPES: dict[str, tuple[str, list[str]]] = {
         GOOD + "\nCM3_BESIDE = {'text_tokenizer/gone': 'cm3-gone'}\n",
         ["text_tokenizer=gone"],
     ),
+    "removed": (
+        GOOD + "\nCM3_GONE = {'text_tokenizer/runes': 'use letters'}\n",
+        ["text_tokenizer=runes"],
+    ),
     "twice": (GOOD.replace('"letters"', '"byte"'), ["text_tokenizer=byte"]),
     "unknown section": (GOOD, ["tokenizer=letters"]),
     "no mapping": (GOOD, ["train=3"]),

@@ -17,7 +17,7 @@ LEAST = 50
 def test_everyday_prompts_and_names_find_their_things() -> None:
     captions = _words.icon_captions()
     config = HybridRetrieverConfig(
-        encoder=MiniLMConfig(), vectors="bundled:icons", unless_asked_for=["colour"]
+        encoder=MiniLMConfig(), vectors="bundled:icons", only_if_asked=["colour"]
     )
     retriever = config.build(_words.Texts(captions), None)
     prompts = list(_words.everyday())

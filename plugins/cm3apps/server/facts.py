@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cm3apps.server.images_api import can_trace
 from cm3apps.server.tasks import able
 from cm3core.errors import CM3Error
+from cm3run.prompting import AnsweringRetrieverConfig
 
 if TYPE_CHECKING:
     from cm3apps.server.tasks import Workshop
@@ -115,8 +116,15 @@ def facts_of(loaded: AsyncModel, name: str, workshop: Workshop) -> dict[str, Any
 
 
 def drawn_styles(styles: Sequence[str], model: Model) -> list[str]:
-    """The styles, except those whose documents the prompt rewriter avoids because the model draws them badly."""
-    return [style for style in styles if not model.components.prompt_rewriter.avoids(style)]
+    """The styles, except those whose documents the retriever or the prompt rewriter avoids because the model draws them
+    badly."""
+    retriever, rewriter = model.recipe.retriever, model.components.prompt_rewriter
+
+    def avoided(style: str) -> bool:
+        by_retriever = isinstance(retriever, AnsweringRetrieverConfig) and retriever.avoids(style)
+        return by_retriever or rewriter.avoids(style)
+
+    return [style for style in styles if not avoided(style)]
 
 
 def _texts(model: Model) -> list[str]:

@@ -44,16 +44,17 @@ class IconFinisherConfig(FinisherConfig):
 
     Args:
         colour_words: words that ask for colour. A picture is shown without colour if its prompt has none of them and
-            none of its source pictures (retrieved, edited, filled in) has colour. []: show pictures as decoded.
+            none of its source pictures (retrieved, edited, filled in) has colour. None: the source pictures alone
+            decide; without any, specks of colour are removed. []: show pictures as decoded.
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {"colour_words": TEXT}
-    colour_words: list[str] = field(default_factory=list)
+    colour_words: list[str] | None = None
 
     def check(self) -> None:
         """Reject words without letters or digits."""
         super().check()
-        for word in self.colour_words:
+        for word in self.colour_words or ():
             # pictographs start at U+2600; each is a word
             if not any(letter.isalnum() or letter >= "\u2600" for letter in word):
                 raise RecipeError(

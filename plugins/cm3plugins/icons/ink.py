@@ -19,8 +19,8 @@ from PIL import Image, ImageFilter
 from cm3core.document import BoolArray, PixelArray
 from cm3core.images import png_bytes
 from cm3core.interfaces.upscaler import Upscaler
-from cm3plugins.icons.words import has_a_phrase
 from cm3run.prompting import Finisher
+from cm3run.words import words_of
 
 #: A pixel has colour if its channels differ by more than this; a picture has colour if more than this share of its
 #: pixels has: JPEG files of grey drawings contain tints.
@@ -269,19 +269,23 @@ def _covered(dark: _Floats, above: _Floats) -> _Floats:
 class IconFinisher(Finisher):
     """See `IconFinisherConfig`."""
 
-    def __init__(self, colour_words: Sequence[str]) -> None:
-        self.colour_words = colour_words
+    def __init__(self, colour_words: Sequence[str] | None) -> None:
+        self.colour_words = None if colour_words is None else list(map(words_of, colour_words))
 
     def _finish(
         self, pixels: PixelArray, texts: Sequence[str], pictures: Sequence[PixelArray]
     ) -> PixelArray:
-        words = self.colour_words
-        if not words or any(has_a_phrase(text, words) for text in texts):
-            return pixels
+        phrases = self.colour_words
+        if phrases is None and not pictures:
+            return self._finish_decoded(pixels)
+        if phrases is not None:
+            said = [set(words_of(text)) for text in texts]
+            if not phrases or any(one and own.issuperset(one) for own in said for one in phrases):
+                return pixels
         return pixels if any(map(has_colour, pictures)) else without_colour(pixels)
 
     def _finish_decoded(self, pixels: PixelArray) -> PixelArray:
-        if not self.colour_words or has_colour(pixels, DECODED_FROM):
+        if self.colour_words == [] or has_colour(pixels, DECODED_FROM):
             return pixels
         return without_colour(pixels)
 

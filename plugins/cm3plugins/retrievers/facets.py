@@ -66,6 +66,10 @@ class FacetsRetrieverConfig(AnsweringRetrieverConfig):
         """Whether those of `meanings` are."""
         return isinstance(self.meanings, HybridRetrieverConfig) and self.meanings.answers
 
+    def avoids(self, style: str) -> bool:
+        """Whether `meanings` does."""
+        return isinstance(self.meanings, HybridRetrieverConfig) and self.meanings.avoids(style)
+
     def check(self) -> None:
         """Check the separator and the inner retriever."""
         super().check()

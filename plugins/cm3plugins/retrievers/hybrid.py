@@ -65,10 +65,10 @@ class HybridRetrieverConfig(AnsweringRetrieverConfig):
             corpus' names by `minilm`. Texts that are not in it are embedded. None: all are.
         words_share: weight of shared words in a subject's score, 0..1. The rest is the cosine of the encoder.
         style_share: weight of the style in a document's score, 0..1.
-        unless_asked_for: style words whose documents lose `unasked_loss` of their score unless the prompt asks for them,
+        only_if_asked: style words whose documents lose `unasked_loss` of their score unless the prompt asks for them,
             for styles that the model draws badly. A document of exactly the prompt's subject loses a tenth of it, and still
             comes before other subjects.
-        unasked_loss: see `unless_asked_for`.
+        unasked_loss: see `only_if_asked`.
         unknown_below: if the best document for a prompt is less similar than this, the commands say that the memory
             has no such thing. None: never.
         same_above: a subject that is at least as similar as this to the prompt's is the same thing. Prompts are then
@@ -80,7 +80,7 @@ class HybridRetrieverConfig(AnsweringRetrieverConfig):
 
     outside: ClassVar[Mapping[str, Outside]] = {
         "vectors": Outside(READS, "vectors of texts", shipped="bundled:"),
-        "unless_asked_for": TEXT,
+        "only_if_asked": TEXT,
     }
     not_in_outputs: ClassVar[tuple[str, ...]] = ("unknown_below", "same_above")
     only_in_generation: ClassVar[tuple[str, ...]] = ("unknown_below", "same_above")
@@ -95,7 +95,7 @@ class HybridRetrieverConfig(AnsweringRetrieverConfig):
     vectors: str | None = None
     words_share: float = 0.2
     style_share: float = 0.1
-    unless_asked_for: list[str] = field(default_factory=list)
+    only_if_asked: list[str] = field(default_factory=list)
     unasked_loss: float = 0.15
     unknown_below: float | None = None
     same_above: float | None = None
@@ -105,6 +105,10 @@ class HybridRetrieverConfig(AnsweringRetrieverConfig):
     def answers(self) -> bool:
         """Whether `same_above` tells when a subject is the same thing."""
         return self.same_above is not None
+
+    def avoids(self, style: str) -> bool:
+        """Whether a style has a word of `only_if_asked`."""
+        return not {*self.only_if_asked}.isdisjoint(words_of(style))
 
     def check(self) -> None:
         """Reject unknown shipped files."""
@@ -355,7 +359,7 @@ class HybridRetriever(AnsweringRetriever):
         if not len(subject_S):
             return np.full(len(self._memory), -np.inf), (one, subject_S)
         style_H = by_style * self._styles.scores(one.style)
-        lost_H = self._styles.has_one_of({*self._config.unless_asked_for} - {*one.style})
+        lost_H = self._styles.has_one_of({*self._config.only_if_asked} - {*one.style})
         same_S = words_S > 1 - 10**-_DIGITS
         loss_S = self._config.unasked_loss * np.where(same_S, _SAME_SUBJECT, 1.0)
         scores_M = (1 - by_style) * subject_S[self._subject_M] + style_H[self._style_M]

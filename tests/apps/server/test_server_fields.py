@@ -17,8 +17,10 @@ from cm3apps.server.images_api import check_sampling
 from cm3apps.server.settings import Limits
 from cm3core.interfaces import SamplerConfig
 from cm3core.plugins.registry import PluginInfo
+from cm3plugins.retrievers import FacetsRetrieverConfig, HybridRetrieverConfig
+from cm3run.prompting import AsItStands
 from messages import tells
-from toy_model import toy_model, worded
+from toy_model import toy_model
 
 TABLE = (
     Field(name="prompt", sort="text", most=5, required=True, help="x"),
@@ -159,10 +161,18 @@ def test_styles_that_the_recipe_ranks_last_are_not_offered():
     model = toy_model()
     styles = ["filled, mdi", "colour, noto", "full colour", "outline"]
     assert drawn_styles(styles, model) == styles
-    worded(model, unless_asked_for=["colour"])
+    own = HybridRetrieverConfig(only_if_asked=["colour"])
+    model.recipe.retriever = own
     assert drawn_styles(styles, model) == ["filled, mdi", "outline"]
-    del model.components.prompt_rewriter
-    assert drawn_styles(styles, model) == styles
+    model.recipe.retriever = FacetsRetrieverConfig(meanings=own)
+    assert drawn_styles(styles, model) == ["filled, mdi", "outline"]
+
+    class NoOutlines(AsItStands):
+        def avoids(self, text):
+            return "outline" in text
+
+    model.components.prompt_rewriter = NoOutlines()
+    assert drawn_styles(styles, model) == ["filled, mdi"]
 
 
 @pytest.mark.parametrize("text", ["é", "\U0001f34e", "日本語", '\\"\\u00e9é\\\\'])

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from cm3core.errors import RecipeError
+from cm3core.errors import PluginError, RecipeError
 from cm3core.plugins import Registry, load_registry
+from cm3core.plugins.registry import Provider, Writer
 from cm3core.recipe import Recipe, compose, recipe_from_yaml
+from cm3core.recipe.merge import stored_recipe
 from messages import tells
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
@@ -44,26 +46,43 @@ def stored(values: dict[str, str], colour_words: str, registry: Registry) -> Rec
 def test_a_stored_recipe_with_old_keys_means_the_same(
     registry: Registry, caplog: pytest.LogCaptureFixture
 ) -> None:
-    old = stored(OLD, "[red]", registry)
-    assert "retriever.query_replaces is prompt_rewriter.replaces" in caplog.text
+    old = stored(dict(zip(OLD, UNUSED, strict=True)), "[red]", registry)
     assert "generate.colour_words is finisher.colour_words" in caplog.text
-    now = compose(
-        "tiny",
-        [
-            *("retriever=bm25", "prompt_rewriter=word_lists", "finisher=icon"),
-            *("prompt_rewriter.leaves_out=[a,the]", "prompt_rewriter.replaces={puppy: dog}"),
-            *("prompt_rewriter.singular=true", "prompt_rewriter.search_depth=12"),
-            *(
-                "prompt_rewriter.subject_ends_at=[with]",
-                "prompt_rewriter.unless_asked_for=[colour]",
-            ),
-            *("prompt_rewriter.same_subject_margin=0.2", "finisher.colour_words=[red]"),
-        ],
-        registry=registry,
-    )
+    given = ["retriever=bm25", "finisher=icon", "finisher.colour_words=[red]"]
+    now = compose("tiny", given, registry=registry)
     assert old == now
     assert old.hash == now.hash
     assert recipe_from_yaml(old.to_yaml(), registry) == old
+
+
+@pytest.mark.parametrize("key", OLD)
+def test_keys_of_a_component_that_is_gone_say_what_to_do(registry: Registry, key: str) -> None:
+    with pytest.raises(PluginError) as error:
+        stored({key: OLD[key]}, "[]", registry)
+    assert tells(
+        error.value,
+        "recipe.yaml: prompt_rewriter.name: there is no prompt_rewriter 'word_lists' any more ... remove the section",
+    )
+
+
+def test_a_run_made_with_a_component_that_is_gone_says_what_to_do(registry: Registry) -> None:
+    """The section is refused when it is used, and whoever removes it has the rest."""
+    text = compose("tiny", registry=registry).to_yaml()
+    then = Provider("word_lists", "bundled", "cm3leon", "0.1.0")
+    writer = Writer({"prompt_rewriter": then}, stored=True)
+    old = stored_recipe(
+        f"{text}prompt_rewriter:\n  name: word_lists\n  singular: true\n",
+        registry,
+        label="run",
+        writer=writer,
+        lenient=True,
+    )
+    with pytest.raises(PluginError) as error:
+        old.section("prompt_rewriter").refuse()  # type: ignore[union-attr]  # a missing component
+    assert tells(error.value, "... there is no prompt_rewriter 'word_lists' any more ... hybrid")
+    assert stored_recipe(text, registry, label="run", writer=writer) == compose(
+        "tiny", registry=registry
+    )
 
 
 def test_old_keys_that_change_nothing_are_left_out(
@@ -77,18 +96,18 @@ def test_old_keys_that_change_nothing_are_left_out(
 
 def test_an_old_key_changes_the_section_of_an_earlier_layer(registry: Registry) -> None:
     """Also to a value that changes nothing by itself."""
-    recipe = compose("icons-tuned", ["retriever.query_singular=false"], registry=registry)
-    assert recipe.section("prompt_rewriter").singular is False  # type: ignore[union-attr]  # of word lists
-    assert recipe.section("prompt_rewriter").search_depth == 1024  # type: ignore[union-attr]  # of word lists
+    assert compose("icons-tuned", registry=registry).section("finisher").colour_words is None  # type: ignore[union-attr]  # of icons
+    recipe = compose("icons-tuned", ["generate.colour_words=[]"], registry=registry)
+    assert recipe.section("finisher").colour_words == []  # type: ignore[union-attr]  # of icons
 
 
 def test_an_old_key_beside_the_new_one_is_refused(registry: Registry) -> None:
-    given = ["retriever.query_singular=true", "prompt_rewriter.singular=true"]
+    given = ["generate.colour_words=[red]", "finisher.colour_words=[red]"]
     with pytest.raises(RecipeError) as error:
         compose("icons-tuned", given, registry=registry)
     assert tells(
         error.value,
-        "command line: retriever.query_singular: is the old name of 'prompt_rewriter.singular', which is given too",
+        "command line: generate.colour_words: is the old name of 'finisher.colour_words', which is given too",
     )
 
 

@@ -10,9 +10,9 @@ import pytest
 from cm3core.document import Text
 from cm3kits.prompting import FinisherContract, PromptRewriterContract
 from cm3plugins.icons.config import IconFinisherConfig
-from cm3plugins.icons.words import WordListsConfig
 from cm3run.prompting import AsDecoded, AsItStands, Finisher, Found, PromptRewriter
 from kit_mutants import assert_covers, assert_law_fails, cases
+from toy_model import OtherWords
 
 
 class TestAsItStands(PromptRewriterContract):
@@ -20,16 +20,9 @@ class TestAsItStands(PromptRewriterContract):
         return AsItStands()
 
 
-class TestWordLists(PromptRewriterContract):
-    config = WordListsConfig(
-        leaves_out=["a", "the", "two", "of"],
-        replaces={"zzz": "dog", "in colour": "colour"},
-        singular=True,
-        subject_ends_at=["with", "of"],
-        search_depth=5,
-        unless_asked_for=["colour"],
-        same_subject_margin=0.5,
-    )
+class TestOtherWords(PromptRewriterContract):
+    def make(self) -> PromptRewriter:
+        return OtherWords({"zzz": "dog", "two": "2"})
 
 
 class TestAsDecoded(FinisherContract):
@@ -38,6 +31,10 @@ class TestAsDecoded(FinisherContract):
 
 
 class TestIcon(FinisherContract):
+    config = IconFinisherConfig()
+
+
+class TestIconWithWords(FinisherContract):
     config = IconFinisherConfig(colour_words=["red", "in colour"])
 
 

@@ -1,4 +1,4 @@
-"""Pictures that are shown without colour unless it is asked for (`finisher: icon`)."""
+"""Pictures that are shown without colour unless their sources have some, or words ask for it (`finisher: icon`)."""
 
 from __future__ import annotations
 
@@ -90,6 +90,26 @@ def test_generated(model: Model, prompt: str, options: dict, coloured: bool) -> 
     [decoded] = model.decode([made.codes])
     assert has_colour(decoded)
     assert np.array_equal(made.pixels, decoded if coloured else without_colour(decoded))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "coloured"),
+    [
+        ("a red bird", {}, False),  # its documents are grey
+        ("a bird", {"context": [(RED, "")]}, True),
+        ("a bird", {"context": [(WHITE, "red")]}, False),
+        ("a red bird", {"num_retrieved": 0}, True),  # no source tells, and it is no speck
+    ],
+)
+def test_without_words_the_source_pictures_decide(
+    model: Model, prompt: str, options: dict, coloured: bool
+) -> None:
+    model.components.finisher = IconFinisherConfig().build()
+    [made] = model.generate(prompt, 1, **options)
+    assert has_colour(made.pixels) == coloured
+    model.components.finisher = IconFinisherConfig(colour_words=[]).build()
+    [decoded] = model.generate(prompt, 1, **options)
+    assert np.array_equal(decoded.pixels, model.decode([made.codes])[0])
 
 
 def test_by_default_pictures_are_shown_as_decoded(model: Model) -> None:

@@ -103,7 +103,7 @@ def test_words_after_a_comma_that_no_style_has_are_searched_for():
 def test_a_style_comes_last_unless_it_is_asked_for():
     texts = ["heart broken, colour, noto", "broken heart, outline, lucide", "castle, colour, noto"]
     memory = ListSource([(Text(text),) for text in texts])
-    config = HybridRetrieverConfig(encoder=MiniLMConfig(), unless_asked_for=["colour"])
+    config = HybridRetrieverConfig(encoder=MiniLMConfig(), only_if_asked=["colour"])
     retriever = config.build(memory, None)
     assert found(retriever, "a heart that broke") == texts[1:2]
     assert found(retriever, "a castle") == texts[2:]

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cm3core.document import Codes, Image
+from cm3core.document import Codes, Image, text_of
 from cm3run.model import Model
 from cm3run.model.prepending import _pictures, _shows
 from few_icons import model_over_few_icons
@@ -36,6 +36,18 @@ def test_a_picture_of_the_memory_is_described_after_others(model: Model, split: 
         assert nearest.id == source.id(index), "else this test tests nothing"
         assert len(made.retrieved) == model.recipe.retriever.num_retrieved
         assert source.id(index) not in [one.id for one in made.retrieved]
+
+
+def test_what_the_memory_has_is_the_answer_of_the_default_model(model: Model) -> None:
+    source = model.components.memory
+    text = text_of(source.document(len(source) // 3))
+    first, *_ = model.generate(text)
+    assert first.answer is not None
+    assert first.answer.kind == "found"
+    assert first.original is not None
+    assert first.original.content.startswith(b"<svg")
+    assert first.retrieved[0].text == text
+    assert first.retrieved[0].provenance.licence
 
 
 def test_which_pictures_are_recognised() -> None:

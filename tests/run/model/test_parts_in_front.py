@@ -17,7 +17,7 @@ from few_icons import model_over_few_icons
 @pytest.fixture(scope="module")
 def model() -> Iterator[Model]:
     with model_over_few_icons() as loaded:
-        yield loaded.with_memory(parts=4)
+        yield loaded
 
 
 def scene(model: Model, *places: tuple[int, int, int]) -> tuple[PixelArray, list[str]]:

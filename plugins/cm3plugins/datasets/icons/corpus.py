@@ -215,6 +215,12 @@ class IconEntries(Sequence[IconEntry]):
             self._made[index] = IconEntry(name, words, style, tuple(json.loads(tags)), split)
         return self._made[index]
 
+    def untagged(self, index: int) -> IconEntry:
+        """Return an entry without its tags, whose parsing takes longer than all else."""
+        return IconEntry(
+            self.ids[index], self.words[index], self.styles[index], (), self.splits[index]
+        )
+
     def __iter__(self) -> Iterator[IconEntry]:
         return iter(self._all)
 

@@ -149,14 +149,15 @@ class IconSource(DocumentSource):
         return Original(".svg", self.corpus.svg(self._indices[index]).encode())
 
     def _document(self, index: int, rng: np.random.Generator | None) -> Document:
-        entry = self.entry(index)
         place = self._indices[index]
+        # a canonical caption names no tag
+        entry = self.corpus.entries.untagged(place) if rng is None else self.entry(index)
         picture = Image(
             f"{self._key}/{entry.id}",
             partial(self._pixels, place),
             drawing=partial(self.corpus.svg, place),
         )
-        title = self.corpus.title(self._indices[index])
+        title = self.corpus.title(place)
         return (Text(caption(entry, rng, self._templates, title)), picture)
 
     def texts(self) -> Iterator[str]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from cm3core.errors import RecipeError, close_match
@@ -44,14 +45,21 @@ def choose(templates: Sequence[CaptionTemplate], rng: np.random.Generator) -> Ca
 def fill(text: str, fields: Mapping[str, str]) -> str:
     """Fill fields into a template's text."""
 
-    def value(match: re.Match[str]) -> str:
-        article, name = match.groups()
-        content = fields[name]
-        if article is None:
-            return content
-        return f"{article.strip()}{'n' if _VOWEL_SOUND.match(content) else ''} {content}"
+    parts = _parts(text)
+    filled = [parts[0] or ""]
+    for article, name, literal in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
+        content = fields[name or ""]
+        if article is not None:
+            filled.append(f"{article.strip()}{'n' if _VOWEL_SOUND.match(content) else ''} ")
+        filled += content, literal or ""
+    return "".join(filled)
 
-    return _FIELD.sub(value, text)
+
+@lru_cache(maxsize=1024)
+def _parts(text: str) -> tuple[str | None, ...]:
+    """Split a template, once for many captions: a literal, then an article or None, a field's name and a literal for
+    each field."""
+    return tuple(_FIELD.split(text))
 
 
 def check_templates(
