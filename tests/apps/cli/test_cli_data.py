@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cm3apps.cli._dataset import _empty, composed, is_override, reader_of
+from cm3apps.cli._dataset import composed, is_override, reader_of
 from cm3apps.cli.main import main
 from cm3core.errors import DataError
 from cm3core.images import open_image
 from cm3core.plugins import load_registry
+from cm3run.picture_arrays import _empty
 from messages import tells
 from noisy_pictures import noisy_pictures
 
@@ -305,7 +306,7 @@ def test_messages(arguments: list[str], message: str, capsys: pytest.CaptureFixt
 
 
 def test_large_arrays_are_kept_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cm3apps.cli._dataset.MAX_IN_MEMORY", 100)
+    monkeypatch.setattr("cm3run.picture_arrays.MAX_IN_MEMORY", 100)
     array = _empty((7, 5, 3))
     assert isinstance(array, np.memmap)
     array[:] = 7
@@ -319,7 +320,7 @@ def test_large_arrays_on_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
         assert num_bytes == 7 * 5 * 3
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("cm3apps.cli._dataset.MAX_IN_MEMORY", 100)
+    monkeypatch.setattr("cm3run.picture_arrays.MAX_IN_MEMORY", 100)
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(DataError, match="No space left on device"):
         _empty((7, 5, 3))
