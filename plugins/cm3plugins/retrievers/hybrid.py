@@ -12,6 +12,7 @@ Legend: M documents of the memory, S distinct subjects, H distinct styles, D dim
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -49,6 +50,9 @@ _SAME_STYLE = 0.7
 _UNASKED = 0.05
 #: Files of text vectors shipped with cm3leon.
 SHIPPED = {"bundled:icons": Path(__file__).parents[1] / "icons" / "assets" / "names.safetensors"}
+#: An English article before a subject.
+_ARTICLE = re.compile(r"^(?:an?|the) (?=\S)")
+
 _Scores = npt.NDArray[np.float64]
 
 
@@ -335,7 +339,9 @@ class HybridRetriever(AnsweringRetriever):
             known = " ".join(word for word in words_of(after) if word not in missing)
             first, *_ = self._styles.readings(f"{before},{known}", nearest)
             found.append(replace(first, weight=_STYLE_IN_SUBJECT, missing=missing))
-        return found
+        # An article names nothing, but moves the vector of "a bell" as far from "bell" as "bell off" is.
+        bare = [replace(one, subject=_ARTICLE.sub("", one.subject)) for one in found]
+        return [*found, *(one for one in bare if one.subject and one not in found)]
 
     def _nearest_style(self, word: str) -> str | None:
         cosines = self._style_vectors @ self._vectors.of_queries([word])[0]

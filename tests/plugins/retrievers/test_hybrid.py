@@ -77,6 +77,17 @@ def test_the_usual_style_comes_first_if_none_is_asked_for():
     ]
 
 
+def test_an_article_names_nothing_unless_a_name_has_it():
+    retriever = over([*CAPTIONS, "a b, outline, lucide", "b, outline, lucide"])
+    for prompt in ("a bell, tabler", "The bell, tabler", "an arrow up down, outline"):
+        [[best]] = retriever.retrieve([(Text(prompt),)], 1)
+        bare = prompt.partition(" ")[2]
+        assert [[best]] == retriever.retrieve([(Text(bare),)], 1), prompt
+        assert best.score == pytest.approx(1, abs=0.06)
+    assert found(retriever, "a b") == ["a b, outline, lucide"]
+    assert found(retriever, "a") == found(retriever, "A"), "an article alone is all that there is"
+
+
 def test_a_style_word_in_a_subject_is_first_read_as_the_subject():
     assert found(over(CAPTIONS), "solar panel") == ["solar panel, outline, tabler"]
     assert found(over([one for one in CAPTIONS if "solar panel" not in one]), "solar panel") == [
