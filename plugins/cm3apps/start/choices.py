@@ -22,6 +22,7 @@ import numpy as np
 from cm3core.config.schema import to_plain
 from cm3core.document import Image, PixelArray
 from cm3core.recipe import compose
+from cm3run.devices import choose_device
 from cm3run.evaluation.kept import Kept, kept_by_codes
 from cm3run.picture_arrays import pictures_of
 from cm3run.sheets import grid
@@ -86,7 +87,9 @@ def measured_codes(survey: Survey, registry: Registry) -> list[Codes]:
     for name in TRAINED:
         config = compose(name, registry=registry).image_tokenizer
         assert config is not None
-        found.append(Codes(config, kept_by_codes(pictures, config.build())))
+        tokenizer = config.build()
+        tokenizer.move_to(choose_device(None))
+        found.append(Codes(config, kept_by_codes(pictures, tokenizer)))
     return found
 
 

@@ -9,7 +9,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cm3apps.cli import MAX_MINUTES, real_number, registry_of
+from cm3apps.cli import (
+    MAX_MINUTES,
+    add_device,
+    add_training_precision,
+    real_number,
+    registry_of,
+    training_precision,
+)
 from cm3core.errors import DataError
 
 if TYPE_CHECKING:
@@ -69,6 +76,8 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--no-trial", action="store_true", help="write the recipe without trying it for a few steps"
     )
+    add_device(parser, "where codes are measured and the trial is trained")
+    add_training_precision(parser)
     parser.set_defaults(run=run)
 
 
@@ -95,7 +104,7 @@ def run(args: Namespace) -> int:
     _print(_codes_lines(codes, sheet))
     text = recipe_text(chosen, out.stem, registry)
     write_text(out, text)
-    recipe = compose(str(out), registry=registry)
+    recipe = compose(str(out), training_precision(args), registry=registry)
     recipe.check()
     if not args.no_trial:
         _print(_trial_lines(chosen, tried(recipe, chosen, registry)))
