@@ -96,12 +96,12 @@ def test_options_of_the_right_type() -> None:
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
-        (["train", "tiny", "--steps", "30"], "train.steps=30"),
+        (["train", "tiny", "--warmup-steps", "30"], "train.warmup_steps=30"),
         (["train", "tiny", "--seed=5"], "train.seed=5"),
         (["train", "tiny", "--train.steps", "4"], "train.steps=4"),
         (["train", "tiny", "--sampler", "cfg"], "sampler=cfg"),
         (["train", "tiny", "--dataset.path", "x"], "dataset.path=x"),
-        (["train", "tiny", "--steps"], "train.steps=..."),
+        (["train", "tiny", "--warmup-steps"], "train.warmup_steps=..."),
         (["recipe", "show", "tiny", "--batch-rows", "2"], "train.batch_rows=2"),
     ],
 )
