@@ -315,7 +315,7 @@ class TestThing(MetricContract):
 
     @pytest.fixture(autouse=True)
     def _judge(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(usable_metric, "_judge", FakeJudge)
+        monkeypatch.setattr(usable_metric, "_judge", lambda sets: FakeJudge())
 
     def column(self, name: str, num: int, rng: np.random.Generator) -> Any:
         if name == "targets":

@@ -80,7 +80,8 @@ class SvgTokenizer(ImageTokenizer):
 
     def around_parts(self, codes_c: IntArray) -> list[tuple[IntArray, IntArray]]:
         """Subpaths and shapes, in order. The paint before one stays, and that behind it is written out. The first code
-        of a subpath that is not its path's first stays, too: the subpath before it could grow otherwise."""
+        of a subpath that is not its path's first stays, too: the subpath before it could grow otherwise. If another
+        element is begun in place of a subpath that is not its path's last, the path's other subpaths take its paint."""
         codes_m = codes_c[: self._form.length(codes_c)]
         named = alphabet().named()
         kinds = [named[code][0] for code in codes_m.tolist()]
