@@ -233,7 +233,8 @@ def test_whatever_is_drawn_again_leaves_the_other_parts(seed: int, data: st.Data
     assert [one[1] for one in rest] == [one[1] for one in same]
     kinds = alphabet().named()
     splits = {kinds[code][0] for code in new} & {"paint", "same"}
-    if not splits or kinds[int(behind[0])][0] != "M":  # else what follows of its path has the last paint
+    in_path = kinds[int(behind[0])][0] == "M"
+    if not (splits and in_path):  # else what follows of its path has the last paint
         assert rest == same
 
 
