@@ -255,7 +255,7 @@ def test_a_model_without_documents_is_judged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The protocol icons-variant-closed-v2, of few icons; the judge is a pretended one, which reads nothing."""
-    monkeypatch.setattr(usable_metric, "_judge", FakeJudge)
+    monkeypatch.setattr(usable_metric, "_judge", lambda sets: FakeJudge())
     model = tiny_model_of_icons()
     values = find_protocol("icons-variant-closed-v2").values
     values |= {"name": "few", "task": values["task"] | {"num": 2}, "scores": values["scores"][:1]}
