@@ -172,7 +172,9 @@ def with_condition(
     picture = loaded.encode([pixels])[0]
     if (pixels == pixels[0, 0]).all():
         loaded.told(f"{name!r} finds no structure in its input, so the result may be blank too")
-    elif (kept := _kept(loaded, pixels, picture)) < LEAST_STRUCTURE:
+    elif condition.draws_from != "text" and (  # what is drawn from a text is always as in training
+        (kept := _kept(loaded, pixels, picture)) < LEAST_STRUCTURE
+    ):
         cause = (
             f"the model's image codes keep little of this structure ({100 * kept:.0f}% of its lines stay where they are), so "
             "no result could follow it"

@@ -273,6 +273,16 @@ def test_a_structure_that_the_codes_lose_is_refused(
     assert told == [f"condition 'as_is': {caught.value.cause}"]
 
 
+def test_what_is_drawn_from_a_text_is_as_in_training(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thin boxes, which the toy's codes lose; a model that was tuned on them has seen nothing else."""
+    monkeypatch.setattr(conditions, "LEAST_STRUCTURE", 1.1)
+    assert isinstance(asked(model, ("boxes", "bell at (0, 0) -> (9, 9)"))[1], Codes)
+    with pytest.raises(GenerationError):
+        asked(model, ("as_is", square(16)))
+
+
 def test_what_would_work_is_named(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Thin lines are lost, broad ones stay; a condition that needs a file, and a text, are no advice."""
     monkeypatch.setattr(conditions, "LEAST_STRUCTURE", LEAST_STRUCTURE)

@@ -214,6 +214,7 @@ def edges(setting: Setting, split: str) -> Measured:
             model.image_jobs,
             caption,
             condition=("edges", picture),
+            force=True,  # what codes keep of it is part of what is measured
             seed=setting.seed + place,
             **setting.options,
         )
