@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from cm3core.plugins import Registry
     from cm3core.recipe import Recipe
 
-#: Share of the total time reserved for generating and for the report; the rest is training.
-SHARE_AFTER_TRAINING = 0.17
-MOST_MINUTES_AFTER_TRAINING = 3.0
+#: Share of the total time reserved for judging and for the report; the rest is training.
+SHARE_AFTER_TRAINING = 0.3
+MOST_MINUTES_AFTER_TRAINING = 5.4
 #: Minimum share of the total time for training, even if rendering and encoding the pictures took
 #: long.
 LEAST_SHARE_OF_TRAINING = 0.1
