@@ -42,10 +42,7 @@ class ThingConfig(MetricConfig):
 
     def protocol(self) -> dict[str, Any]:
         """The version, the sets, and the hash of what verdicts depend on."""
-        values = super().protocol()
-        if not self.sets:
-            del values["sets"]
-        return values | {"judge": _judge(self.sets).fingerprint}
+        return super().protocol() | {"judge": _judge(self.sets).fingerprint}
 
 
 @dataclass(kw_only=True)
