@@ -42,7 +42,8 @@ class ThingConfig(MetricConfig):
 
     def protocol(self) -> dict[str, Any]:
         """The version, the sets, and the hash of what verdicts depend on."""
-        return super().protocol() | {"judge": _judge(self.sets).fingerprint}
+        known = {"sets": list(self.sets), "judge": _judge(self.sets).fingerprint}
+        return super().protocol() | known
 
 
 @dataclass(kw_only=True)
