@@ -198,22 +198,15 @@ class TrainSection:
                 f"exactly one decides the length, {given}",
                 "give one, and set the other to null",
             )
-        optional = "steps minutes checkpoint_every_steps sample_every_steps num_threads"
-        for key in f"{optional} validate_every_minutes sample_every_minutes".split():
+        # 0 is in the range of these, but means nothing
+        for key in ("minutes", "validate_every_minutes", "sample_every_minutes"):
             value = getattr(self, key)
             check_value(
                 f"train.{key}", value, value is None or value > 0, must_be="null or greater than 0"
             )
-        rates = "batch_rows accumulate learning_rate muon_learning_rate eps"
-        counts = "keep_checkpoints log_every_steps validate_every_steps validation_documents"
-        for key in f"{rates} checkpoint_every_minutes {counts}".split():
-            check_value(
-                f"train.{key}", getattr(self, key), getattr(self, key) > 0, must_be="greater than 0"
-            )
-        for key in ["seed", "warmup_steps", "weight_decay", "clip_norm", "z_loss", "patience"]:
-            check_value(
-                f"train.{key}", getattr(self, key), getattr(self, key) >= 0, must_be="0 or more"
-            )
+        for key in ("learning_rate", "muon_learning_rate", "eps", "checkpoint_every_minutes"):
+            value = getattr(self, key)
+            check_value(f"train.{key}", value, value > 0, must_be="greater than 0")
         for key in ("final_learning_rate_fraction", "decay_fraction"):
             fraction = getattr(self, key)
             check_value(f"train.{key}", fraction, 0 <= fraction <= 1, must_be="from 0 to 1")

@@ -86,7 +86,8 @@ def _carried(section: Any, recipe: Recipe, registry: Registry) -> dict[str, Any]
         return None
     if (name := retriever_of(section, registry)) is None or not draws(recipe):
         return None
-    if registry.config_class("retriever", name).own_memory:  # type: ignore[attr-defined]  # a RetrieverConfig
+    config = registry.config_class("retriever", name)
+    if not issubclass(config, RetrieverConfig) or config.own_memory:
         return None
     return {key: value for key, value in section.items() if key != "bank"}
 

@@ -124,10 +124,14 @@ def train(
             else:
                 checkpoint = finished if early else _end(state, saver, validation, finished)
             state.trackers.tell(RunEnded(state.step, checkpoint, MappingProxyType(state.metrics)))
+    return _result(state, checkpoint, was_finished=finished is not None)
+
+
+def _result(state: TrainState, checkpoint: Path, *, was_finished: bool) -> TrainResult:
     gpu = torch.cuda.max_memory_allocated() if state.device.type == "cuda" else 0
     peak = peak_resident()
-    if finished is not None:  # the state's last values
-        for line in read_metrics(out_dir):
+    if was_finished:  # the state's last values
+        for line in read_metrics(state.out_dir):
             state.metrics |= {name: value for name, value in line.items() if name != "step"}
     return TrainResult(
         checkpoint,
@@ -137,7 +141,7 @@ def train(
         state.metrics,
         peak,
         gpu,
-        was_finished=finished is not None,
+        was_finished=was_finished,
     )
 
 

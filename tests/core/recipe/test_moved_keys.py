@@ -12,6 +12,8 @@ from cm3core.plugins import Registry, load_registry
 from cm3core.plugins.registry import Provider, Writer
 from cm3core.recipe import Recipe, compose, recipe_from_yaml
 from cm3core.recipe.merge import stored_recipe
+from cm3core.recipe.recipe import MissingComponent
+from cm3plugins.icons.config import IconFinisherConfig
 from messages import tells
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
@@ -77,8 +79,10 @@ def test_a_run_made_with_a_component_that_is_gone_says_what_to_do(registry: Regi
         writer=writer,
         lenient=True,
     )
+    rewriter = old.section("prompt_rewriter")
+    assert isinstance(rewriter, MissingComponent)
     with pytest.raises(PluginError) as error:
-        old.section("prompt_rewriter").refuse()  # type: ignore[union-attr]  # a missing component
+        rewriter.refuse()
     assert tells(error.value, "... there is no prompt_rewriter 'word_lists' any more ... hybrid")
     assert stored_recipe(text, registry, label="run", writer=writer) == compose(
         "tiny", registry=registry
@@ -96,9 +100,10 @@ def test_old_keys_that_change_nothing_are_left_out(
 
 def test_an_old_key_changes_the_section_of_an_earlier_layer(registry: Registry) -> None:
     """Also to a value that changes nothing by itself."""
-    assert compose("icons-tuned", registry=registry).section("finisher").colour_words is None  # type: ignore[union-attr]  # of icons
-    recipe = compose("icons-tuned", ["generate.colour_words=[]"], registry=registry)
-    assert recipe.section("finisher").colour_words == []  # type: ignore[union-attr]  # of icons
+    for overrides, words in (([], None), (["generate.colour_words=[]"], [])):
+        section = compose("icons-tuned", overrides, registry=registry).section("finisher")
+        assert isinstance(section, IconFinisherConfig)
+        assert section.colour_words == words
 
 
 def test_an_old_key_beside_the_new_one_is_refused(registry: Registry) -> None:
