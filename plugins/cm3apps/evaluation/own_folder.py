@@ -8,6 +8,7 @@ pictures.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from cm3apps.evaluation.tasks.documents import apart
 from cm3core.config.schema import to_plain
 from cm3core.errors import DataError
 from cm3core.files import user_path
-from cm3core.interfaces.dataset import DocumentSourceConfig
+from cm3core.interfaces.dataset import DocumentSource, DocumentSourceConfig
 from cm3core.plugins.registry import ANYONE
 from cm3core.recipe.merge import stored_recipe
 from cm3plugins.metrics.ranking import LEAST_CANDIDATES
@@ -50,8 +51,7 @@ def folder_protocol(
     config = recipe.dataset
     assert isinstance(config, DocumentSourceConfig)
     held, train = (replace(config, split=split).build() for split in (SPLIT, "train"))
-    own = apart(held, train)
-    groups = len({held.group(index) or held.id(index) for index in own})
+    groups = num_groups(held, apart(held, train))
     if not groups:
         alike = f" or look like one of these ({len(held)})" if len(held) else ""
         raise DataError(
@@ -59,13 +59,6 @@ def folder_protocol(
             f"holds out no picture: all are in the split train ({len(train)}){alike}",
             f"add pictures, or train with a larger dataset.{SPLIT}, the share that is held out",
         )
-    scores: list[dict[str, Any]] = [
-        {"metric": {"name": "nats", "modality": "image"}},
-        {"metric": {"name": "copy_of_training"}},
-    ]
-    if len(train) > LEAST_CANDIDATES:
-        extractor = {"name": "pixels", "side": 32, "blur": True}
-        scores.append({"metric": {"name": "judge"}, "extractor": extractor})
     number = min(groups, NUM if num is None else num)
     return Protocol(
         f"{_word(folder.resolve().name)}-{SPLIT}-{number}",
@@ -78,9 +71,28 @@ def folder_protocol(
             "apart": True,
             "baselines": True,
         },
-        scores,
+        scores_beside(train),
         size=64 if model is None else min(model.image_size),
     )
+
+
+def scores_beside(train: DocumentSource) -> list[dict[str, Any]]:
+    """The scores of held-out pictures beside these training data: how probable they are, how near what is drawn is to a
+    training picture, and how often the real picture is the nearest of many; that last, only with enough of them."""
+    scores: list[dict[str, Any]] = [
+        {"metric": {"name": "nats", "modality": "image"}},
+        {"metric": {"name": "copy_of_training"}},
+    ]
+    if num_groups(train) > LEAST_CANDIDATES:
+        extractor = {"name": "pixels", "side": 32, "blur": True}
+        scores.append({"metric": {"name": "judge"}, "extractor": extractor})
+    return scores
+
+
+def num_groups(source: DocumentSource, indices: Sequence[int] | None = None) -> int:
+    """Number of different groups of some documents, or of all."""
+    chosen = range(len(source)) if indices is None else indices
+    return len({source.group(index) or source.id(index) for index in chosen})
 
 
 def reads(model: Model, folder: Path) -> bool:

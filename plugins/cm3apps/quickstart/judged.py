@@ -1,7 +1,7 @@
 """What the quickstart measures on held-out pictures, by `cm3 eval`: `evaluation/SPLIT` of its folder.
 
 For icons without colour: `usable` (the asked thing, in the asked hand, and no copy), with real drawings and copies beside.
-For other data: how often the real picture is the nearest of many, with copies beside.
+For other data: what `cm3 eval MODEL FOLDER` tells of a folder (`own_folder`).
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 
 from cm3apps.evaluation.evaluating import SHEET, Evaluation
 from cm3apps.evaluation.made import Made
+from cm3apps.evaluation.own_folder import num_groups, scores_beside
 from cm3apps.evaluation.tasks import open_task
 from cm3core.document import PixelArray
 from cm3core.errors import CM3Error
 from cm3core.images import save_png
-from cm3core.interfaces import DocumentSource, DocumentSourceConfig
+from cm3core.interfaces import DocumentSourceConfig
 from cm3plugins.datasets.icons import IconSourceConfig
-from cm3plugins.metrics.ranking import LEAST_CANDIDATES
 from cm3run.evaluation.protocol import Protocol
 from cm3run.model import Model
 from cm3run.sheets import grid
@@ -71,38 +71,29 @@ def protocol_of(model: Model, split: str, share: float) -> Protocol | None:
     config = model.recipe.dataset
     assert config is not None
     try:
-        source = replace(config, split=split).build()
+        number = num_groups(replace(config, split=split).build())
     except CM3Error:
         return None
-    number = _num_groups(source)
     if not number:
         return None
-    icons = are_judged(config)
-    scores: list[dict[str, Any]] = [{"metric": {"name": "nats", "modality": "image"}}]
-    if icons:
+    if are_judged(config):
         own = config.memory_config()
         assert isinstance(own, IconSourceConfig)
-        scores.insert(0, {"metric": {"name": "usable", "sets": list(own.sets)}})
-    elif _num_groups(replace(config, split="train").build()) > LEAST_CANDIDATES:
-        pixels = {"name": "pixels", "side": 32, "blur": True}
-        scores.insert(0, {"metric": {"name": "judge"}, "extractor": pixels})
-    return Protocol(
-        name=f"quickstart-{split}",
-        title=f"held-out documents of the split {split}",
-        task={
-            "name": "documents",
-            "dataset": None,
-            "split": split,
-            "num": min(limited(NUM_JUDGED, share), number),
-            "baselines": icons,
-        },
-        scores=scores,
-        size=max(model.image_size),
-    )
-
-
-def _num_groups(source: DocumentSource) -> int:
-    return len({source.group(index) or source.id(index) for index in range(len(source))})
+        scores: list[dict[str, Any]] = [
+            {"metric": {"name": "usable", "sets": list(own.sets)}},
+            {"metric": {"name": "nats", "modality": "image"}},
+        ]
+    else:
+        scores = scores_beside(replace(config, split="train").build())
+    task = {
+        "name": "documents",
+        "dataset": None,
+        "split": split,
+        "num": min(limited(NUM_JUDGED, share), number),
+        "baselines": True,
+    }
+    title = f"held-out documents of the split {split}"
+    return Protocol(f"quickstart-{split}", title, task, scores, size=max(model.image_size))
 
 
 def judged(model: Model, out: Path, share: float = 1.0) -> dict[str, dict[str, Any]]:
@@ -117,30 +108,37 @@ def judged(model: Model, out: Path, share: float = 1.0) -> dict[str, dict[str, A
     config = model.recipe.dataset
     assert config is not None
     found: dict[str, dict[str, Any]] = {}
-    for split in (*splits_of(config), config.split):
-        if split == config.split and found:
-            break
+    for split in splits_of(config):
         protocol = protocol_of(model, split, share)
         if protocol is None:
             print(f"note: split {split!r} is skipped: it has no document", file=sys.stderr)
-            continue
-        registry = model.components.registry
-        task = open_task(
-            protocol.task, size=protocol.size, data=None, model=model, registry=registry
-        )
-        folder = out / FOLDER / split
-        found[split] = Evaluation(
-            protocol,
-            task,
-            registry,
-            folder,
-            model=model,
-            label="quickstart",
-            allow_leaks=split == config.split,  # nothing is held out: its own documents
-        ).run()
-        if not (folder / SHEET).exists():  # without verdicts
-            save_png(folder / SHEET, _sheet(Made(folder, task), max(model.image_size)))
+        else:
+            found[split] = _evaluated(model, protocol, out / FOLDER / split)
+    if not found and (protocol := protocol_of(model, config.split, share)) is not None:
+        folder = out / FOLDER / config.split
+        found[config.split] = _evaluated(model, protocol, folder, allow_leaks=True)
     return found
+
+
+def _evaluated(
+    model: Model, protocol: Protocol, folder: Path, *, allow_leaks: bool = False
+) -> dict[str, Any]:
+    """The content of scores.json; the folder has a sheet of all cases, with verdicts if icons are judged."""
+    registry = model.components.registry
+    task = open_task(protocol.task, size=protocol.size, data=None, model=model, registry=registry)
+    evaluation = Evaluation(
+        protocol,
+        task,
+        registry,
+        folder,
+        model=model,
+        label="quickstart",
+        allow_leaks=allow_leaks,
+    )
+    scores = evaluation.run()
+    if not (folder / SHEET).exists():
+        save_png(folder / SHEET, _sheet(Made(folder, task), max(model.image_size)))
+    return scores
 
 
 def _sheet(made: Made, size: int) -> PixelArray:

@@ -199,7 +199,7 @@ def recipe_text(chosen: Chosen, name: str, registry: Registry) -> str:
         *_lines({"minutes": round(chosen.train_minutes, 2)}, "raise it for better pictures"),
         *_lines({"batch_rows": 8 if chosen.taken.num > 64 else 12}),
         *_lines({"validation_splits": ["valid"]}),
-    ]  # fmt: skip  # a key a line
+    ]  # fmt: skip  # one key of the recipe a line, as in what is written
     return "\n".join(lines) + "\n"
 
 
@@ -223,11 +223,9 @@ def _codes_lines(chosen: Chosen, registry: Registry) -> list[str]:
     told = "nothing to measure" if kept is None else kept.in_words()
     if chosen.fitting is not None:
         return [*_lines({"weights": weights}, told), *_lines(changed)]
-    return [
-        *_lines({"weights": None}, f"{weights} does not keep them ({told}), so codes are trained on them first"),
-        *_lines({"train_minutes": round(chosen.codes_minutes or 0, 2)}),
-        *_lines(changed),
-    ]  # fmt: skip  # a key a line
+    why = f"{weights} does not keep them ({told}), so codes are trained on them first"
+    minutes = round(chosen.codes_minutes or 0, 2)
+    return [*_lines({"weights": None}, why), *_lines({"train_minutes": minutes, **changed})]
 
 
 def _lines(values: Mapping[str, Any], reason: str = "", *, indent: int = 2) -> list[str]:
@@ -274,9 +272,8 @@ def tried(recipe: Recipe, chosen: Chosen, registry: Registry) -> Trial:
         if chosen.fitting is None:
             codes_step = _codes_step(recipe, Path(folder) / "codes")
             recipe = replace(recipe, image_tokenizer=chosen.taken.config)
-        section = replace(
-            recipe.train, steps=NUM_STEPS, minutes=None, validation_documents=4, validate_every_steps=NUM_STEPS
-        )  # fmt: skip  # what differs in one line
+        section = replace(recipe.train, steps=NUM_STEPS, minutes=None)
+        section = replace(section, validate_every_steps=NUM_STEPS, validation_documents=4)
         started = time.monotonic()
         with _silent():
             result = train(

@@ -131,7 +131,8 @@ def test_icons_are_judged_beside_copies_and_prompts_are_answered(
 
 def test_few_pictures_are_not_ranked(tmp_path: Path) -> None:
     """Fewer than ten others are too few for the judge by pixels."""
-    for number, metrics in ((10, ["nats"]), (13, ["judge", "nats"])):
+    beside = ["nats", "copy_of_training"]
+    for number, metrics in ((10, beside), (13, [*beside, "judge"])):
         folder = tmp_path / f"{number}"
         model = untrained(tmp_path, make_folder(folder, number))
         protocol = judged.protocol_of(model, "all", 0.125)
@@ -207,9 +208,8 @@ def test_tables_by_hand() -> None:
     """What was drawn, then what stands beside it."""
 
     def score(name: str, value: float, **beside: float) -> dict[str, object]:
-        spreads = dict.fromkeys(beside, 0.25)
-        return {"name": name, "value": value, "spread": 1.5, "num": 2, "beside": beside,
-                "beside_spread": spreads}  # fmt: skip  # one line is easier to read
+        found = {"name": name, "value": value, "spread": 1.5, "num": 2}
+        return {**found, "beside": beside, "beside_spread": dict.fromkeys(beside, 0.25)}
 
     scores = {
         "scores": [
