@@ -253,16 +253,22 @@ def test_products_in_bfloat16_are_the_reference(layout: str) -> None:
 
 
 @multiplies_bf16
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=8), st.integers(1, 4))
-def test_products_of_any_documents(lengths: list[int], num_heads: int) -> None:
-    """Each document gets what it gets alone; nothing leaks from padding."""
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=8),
+    st.integers(1, 4),
+    st.sampled_from([1, 16, sdpa.BLOCK]),
+)
+def test_products_of_any_documents(lengths: list[int], num_heads: int, block: int) -> None:
+    """Each document gets what it gets alone, in blocks or not; nothing leaks from padding."""
     generator = torch.Generator().manual_seed(1)
     q, k, v, grad = (
         torch.randn(sum(lengths), num_heads, 8, generator=generator).bfloat16() for _ in range(4)
     )
     given = [x.requires_grad_() for x in (q, k, v)]
-    out = sdpa.attend_documents(*given, tuple(lengths), 0.3)
-    found = [out, *torch.autograd.grad(out, given, grad)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sdpa, "BLOCK", block)
+        out = sdpa.attend_documents(*given, tuple(lengths), 0.3)
+        found = [out, *torch.autograd.grad(out, given, grad)]
     start = 0
     for length in lengths:
         own = [x[None, start : start + length].detach().double().requires_grad_() for x in given]
@@ -293,6 +299,15 @@ def test_what_is_not_multiplied_out() -> None:
     assert not sdpa.can_multiply(q, q, (LONGEST_PRODUCT + 1,))
     assert not sdpa.can_multiply(q, q, ())
     assert cm3plugins.attention.LONGEST_PRODUCT == LONGEST_PRODUCT
+    assert cm3plugins.attention.BLOCK == sdpa.BLOCK
+
+
+@given(st.integers(1, 2 * LONGEST_PRODUCT))
+def test_blocks_cover_all_queries(length: int) -> None:
+    found = sdpa.blocks(length)
+    assert [start for start, _ in found] == [0, *(stop for _, stop in found[:-1])]
+    assert found[-1][1] == length
+    assert len(found) == 1 or max(stop - start for start, stop in found) <= sdpa.BLOCK
 
 
 def test_auto_on_the_cpu_is_torchs_function_and_the_reference_for_lse() -> None:

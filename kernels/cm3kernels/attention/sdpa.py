@@ -21,8 +21,12 @@ from torch import Tensor
 
 from cm3kernels.attention.plan import AttentionPlan
 
-#: Longest document whose scores are computed as plain products in bfloat16 on a CPU: they take 0.5 MB per head.
-LONGEST_PRODUCT = 512
+#: Longest document whose scores are computed as plain products in bfloat16 on a CPU: they take 1.2 MB per head. Of
+#: longer ones torch's function is as fast.
+LONGEST_PRODUCT = 1024
+#: Queries of a document of more than twice as many are multiplied in blocks of about this many, each with the keys up to
+#: its last: of 1,024 queries, nearly half the scores are skipped. Smaller products are slower.
+BLOCK = 128
 #: Cost of a call in addition to its scores, as a number of scores of one head with 64 dimensions: about
 #: 0.2 ms.
 CALL_COST = 12_000
@@ -100,9 +104,10 @@ def _attend(
 
 
 # Plain products, for bfloat16 on a CPU with instructions for it. torch's fused CPU function spends most of a short
-# document's time outside its products, mainly backward. Here documents of similar lengths are padded to one batch. As in
-# a chain of torch functions in bfloat16, scores are rounded to bfloat16, and their softmax is computed in float32 and
-# rounded; probabilities are kept for the backward, so only for short documents. `cm3 bench attention` compares the two.
+# document's time outside its products, mainly backward. Here documents of similar lengths are padded to one batch, and
+# long ones are divided into blocks of queries. As in a chain of torch functions in bfloat16, scores are rounded to
+# bfloat16, and their softmax is computed in float32 and rounded; probabilities are kept for the backward, so only for
+# short documents. `cm3 bench kernels --op attention` compares the two.
 
 #: A group's documents have at least this fraction of its padded length.
 _LEAST = 0.8
@@ -209,10 +214,11 @@ class _Products(torch.autograd.Function):
         kept = []
         with torch.autocast("cpu", enabled=False):
             for own_q, own_k, own_v, own_out in _groups(layout, q, k, v, out):
-                mask = _mask(own_q.shape[1])
-                scores = torch.baddbmm(mask, own_q, own_k.transpose(1, 2), alpha=scale)
-                kept.append(scores.softmax(-1))
-                torch.bmm(kept[-1], own_v, out=own_out)
+                for start, stop in blocks(own_q.shape[1]):
+                    scores = _product(own_q[:, start:stop], own_k[:, :stop].mT, scale)
+                    scores[:, :, start:].add_(_mask(stop - start))
+                    kept.append(scores.softmax(-1))
+                    own_out[:, start:stop] = torch.bmm(kept[-1], own_v[:, :stop])
         ctx.save_for_backward(q, k, v, *kept)
         ctx.layout, ctx.scale = layout, scale
         return out.index_select(0, layout.places).view_as(q_XHD)
@@ -222,19 +228,49 @@ class _Products(torch.autograd.Function):
         q, k, v, *kept = ctx.saved_tensors
         grad = _gathered(grads[0].to(q.dtype), ctx.layout).index_fill_(0, ctx.layout.padding, 0)
         found = [torch.empty_like(q) for _ in range(3)]
-        parts = _groups(ctx.layout, q, k, v, grad, *found)
         with torch.autocast("cpu", enabled=False):
-            for p, (own_q, own_k, own_v, own_grad, grad_q, grad_k, grad_v) in zip(
-                kept, parts, strict=True
-            ):
-                grad_p = torch.bmm(own_grad, own_v.transpose(1, 2))
-                grad_scores = torch._softmax_backward_data(grad_p, p, -1, p.dtype).mul_(ctx.scale)
-                torch.bmm(grad_scores, own_k, out=grad_q)
-                torch.bmm(grad_scores.transpose(1, 2), own_q, out=grad_k)
-                torch.bmm(p.transpose(1, 2), own_grad, out=grad_v)
+            for parts in reversed(list(_groups(ctx.layout, q, k, v, grad, *found))):
+                _backward_of_group(parts, kept, ctx.scale)
         shape = grads[0].shape
         given = [one.index_select(0, ctx.layout.places).view(shape) for one in found]
         return *given, None, None
+
+
+def _backward_of_group(parts: list[Tensor], kept: list[Tensor], scale: float) -> None:
+    """Write the gradients of a group's queries, keys and values, each [N, L, D], and take its probabilities from the
+    end of `kept`. The last block is the first, since it sees all keys."""
+    own_q, own_k, own_v, own_grad, grad_q, grad_k, grad_v = parts
+    length = own_q.shape[1]
+    for start, stop in reversed(blocks(length)):
+        q, grad, p = own_q[:, start:stop], own_grad[:, start:stop], kept.pop()
+        grad_p = torch.bmm(grad, own_v[:, :stop].mT)
+        grad_scores = torch._softmax_backward_data(grad_p, p, -1, p.dtype)
+        grad_q[:, start:stop] = _product(grad_scores, own_k[:, :stop], scale)
+        for whole, part in (
+            (grad_k, _product(grad_scores.mT, q, scale)),
+            (grad_v, torch.bmm(p.mT, grad)),
+        ):
+            if stop == length:
+                whole.copy_(part)
+            else:
+                whole[:, :stop] += part
+
+
+def blocks(length: int) -> list[tuple[int, int]]:
+    """First query of each block, and the first after it.
+
+    >>> blocks(256), blocks(400)
+    ([(0, 256)], [(0, 112), (112, 224), (224, 336), (336, 400)])
+    """
+    number = 1 if length <= 2 * BLOCK else -(-length // BLOCK)
+    size = -(-length // (number * _MULTIPLE)) * _MULTIPLE
+    return [(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def _product(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """scale * a @ b, with the factor applied inside the product."""
+    unread = a.new_empty(a.shape[0], a.shape[1], b.shape[2])
+    return torch.baddbmm(unread, a, b, beta=0, alpha=scale)
 
 
 @lru_cache(maxsize=64)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cm3core.interfaces.attention import AttentionBackend
 
 #: As in `cm3kernels.attention.sdpa`, which would import torch.
-LONGEST_PRODUCT = 512
+LONGEST_PRODUCT, BLOCK = 1024, 128
 
 
 @dataclass(kw_only=True)
@@ -46,8 +46,10 @@ class SDPAAttentionConfig(AttentionConfig):
     def kept_bytes(self, rows: int, length: int, num_heads: int, itemsize: int) -> int:
         """Bytes of the mask, in the scores' dtype, unless rows are attended document by document; in 16 bits,
         bytes of short documents' probabilities."""
-        scores = num_heads * min(length, LONGEST_PRODUCT) if itemsize == 2 else 0
-        return rows * length * max(length, scores) * itemsize
+        scores = min(length, LONGEST_PRODUCT) if itemsize == 2 else 0
+        if scores > 2 * BLOCK:  # of a block's queries, those of later keys are not computed
+            scores = (scores + BLOCK) // 2
+        return rows * length * max(length, num_heads * scores) * itemsize
 
 
 @dataclass(kw_only=True)
