@@ -27,8 +27,8 @@ The same command resumes an interrupted run. When it is done, open report.md in 
 def configure(parser: ArgumentParser) -> None:
     """Add the command's options."""
     parser.description = (
-        "Train a small CM3leon on the bundled icons, with retrieved versions prepended, then "
-        "generate, caption and inpaint pictures with it, and write a report."
+        "Train a small CM3leon on the bundled icons, with retrieved documents prepended; answer prompts, judge what it "
+        "draws of held-out icons, caption and inpaint; and write a report."
     )
     parser.epilog = EXAMPLE
     parser.add_argument(

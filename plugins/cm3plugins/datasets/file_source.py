@@ -277,7 +277,7 @@ def in_groups_of_looks(
 
     A record without a picture or a group keeps an empty `look`.
     """
-    from cm3plugins.datasets.looks import look_alikes
+    from cm3plugins.datasets.looks import Groups, look_alikes
 
     scanned = list(records)
     loaders = {
@@ -312,36 +312,6 @@ def in_groups_of_looks(
             one = next((picture.key for picture in record.pictures), firsts.get(record.group))
             record = record if one is None else replace(record, look=groups.first(one))
         yield record
-
-
-class Groups:
-    """Sets of names, joined by pairs.
-
-    Args:
-        names: each is alone at first.
-
-    >>> groups = Groups("abcd")
-    >>> groups.join("d", "b")
-    >>> groups.join("d", "c")
-    >>> [groups.first(name) for name in "abcd"]
-    ['a', 'b', 'b', 'b']
-    """
-
-    def __init__(self, names: Iterable[str]) -> None:
-        self._before = {name: name for name in names}
-
-    def first(self, name: str) -> str:
-        """Return the smallest name of its set."""
-        before = self._before
-        while before[name] != name:
-            before[name] = before[before[name]]
-            name = before[name]
-        return name
-
-    def join(self, one: str, other: str) -> None:
-        """Unite the sets of two names."""
-        first, second = sorted((self.first(one), self.first(other)))
-        self._before[second] = first
 
 
 def split_of(record_id: str, valid: float) -> str:

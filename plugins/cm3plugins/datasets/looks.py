@@ -11,14 +11,17 @@ depend on the machine.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from cm3core.document import PixelArray
+
+_Name = TypeVar("_Name", str, int)
 
 SIDE = 24
 LEVELS = 15
@@ -230,3 +233,33 @@ def _blurred(ink_NHW: NDArray[np.float32]) -> NDArray[np.float32]:
         half / np.maximum(half.max((1, 2), keepdims=True), 1) * np.float32(255)
     )
     return full
+
+
+class Groups(Generic[_Name]):
+    """Sets of names or numbers, joined by pairs.
+
+    Args:
+        names: each is alone at first.
+
+    >>> groups = Groups("abcd")
+    >>> groups.join("d", "b")
+    >>> groups.join("d", "c")
+    >>> [groups.first(name) for name in "abcd"]
+    ['a', 'b', 'b', 'b']
+    """
+
+    def __init__(self, names: Iterable[_Name]) -> None:
+        self._before: dict[_Name, _Name] = {name: name for name in names}
+
+    def first(self, name: _Name) -> _Name:
+        """Return the smallest name of its set."""
+        before = self._before
+        while before[name] != name:
+            before[name] = before[before[name]]
+            name = before[name]
+        return name
+
+    def join(self, one: _Name, other: _Name) -> None:
+        """Unite the sets of two names."""
+        first, second = sorted((self.first(one), self.first(other)))
+        self._before[second] = first

@@ -4,6 +4,8 @@ or at its newest checkpoint.
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -389,6 +391,19 @@ def _prepared(
     return preparation
 
 
+def _compiles(device: torch.device) -> bool:
+    """Whether torch can compile for the device; says so if a CPU lacks a compiler."""
+    compiler = os.environ.get("CXX", "g++")  # as torch looks for it
+    if device.type != "cpu" or shutil.which(compiler) is not None:
+        return True
+    print(
+        f"note: nothing is compiled (train.compile): there is no C++ compiler {compiler!r}; next: install it (g++), "
+        "or train more slowly",
+        file=sys.stderr,
+    )
+    return False
+
+
 def _placed(components: Components, origin: Origin, place: _Place) -> OptimizerGroup:
     """Put the decoder, with the origin's weights, on its device. Returns the optimiser for its trained parameters."""
     recipe, decoder = components.recipe, components.decoder.module
@@ -396,11 +411,12 @@ def _placed(components: Components, origin: Origin, place: _Place) -> OptimizerG
     drawn_on = place.parallel.build_device(place.device)
     if recipe.train.start_from_codebook and origin.folder is None and drawn_on.type != "meta":
         _start_from_codebook(components, drawn_on)
-    if recipe.train.compile and place.device.type == "cpu":
+    compiled = recipe.train.compile and _compiles(place.device)
+    if compiled and place.device.type == "cpu":
         # Documents are attended to one by one on the CPU, which compiled code can't: it attends to whole rows.
         attention = components.attention
         attention.attend = torch.compiler.disable(attention.attend)  # type: ignore[method-assign]  # of this one alone
-    place.parallel.place(components.decoder, place.device, compiled=recipe.train.compile)
+    place.parallel.place(components.decoder, place.device, compiled=compiled)
     origin.set_weights(decoder)
     rows = select_parameters(
         components.decoder, recipe.tune, components.vocabulary, seed=recipe.train.seed

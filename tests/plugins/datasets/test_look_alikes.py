@@ -15,8 +15,8 @@ from PIL import Image as Pictures
 from cm3core.document import PixelArray
 from cm3core.interfaces.dataset import SkippedRecord
 from cm3plugins.datasets import looks
-from cm3plugins.datasets.file_source import FileSource, FoundRecord, Groups, in_groups_of_looks
-from cm3plugins.datasets.looks import COLOUR, look_alikes, look_of
+from cm3plugins.datasets.file_source import FileSource, FoundRecord, in_groups_of_looks
+from cm3plugins.datasets.looks import COLOUR, Groups, look_alikes, look_of
 from cm3plugins.datasets.pictures import PictureIndex
 from picture_files import folder, png_chunk, png_header, write
 

@@ -426,6 +426,24 @@ def test_loss_sums_of_another_shape_are_refused(
     assert tells(caught.value, "checkpoint's state: loss_sums is not 4")
 
 
+def test_without_a_compiler_training_is_slower(
+    registry: Registry,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    overrides = ["train.steps=1", "train.compile=true"]
+    result = train(squares(registry, cache, overrides), tmp_path, registry, progress=False)
+    assert result.step == 1
+    assert (
+        "note: nothing is compiled (train.compile): there is no C++ compiler 'g++'; next: install it (g++)"
+        ", or train more slowly"
+    ) in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_blocks_are_compiled_once_and_train_the_same(
     registry: Registry, cache: Path, tmp_path: Path

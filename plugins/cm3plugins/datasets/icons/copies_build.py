@@ -16,7 +16,7 @@ from cm3plugins.datasets.icons.closed_build import looks_of
 from cm3plugins.datasets.icons.copies import FILE, written
 from cm3plugins.datasets.icons.corpus import IconCorpus
 from cm3plugins.datasets.icons.sets import ASSETS
-from cm3plugins.datasets.looks import Alike
+from cm3plugins.datasets.looks import Alike, Groups
 
 #: Least correlation of two copies (`looks.py`). Sheets show above it the same drawing with another detail or corner, and
 #: below it drawings of one thing that two hands made.
@@ -32,22 +32,14 @@ def grouped(words: Sequence[str], alike: Alike) -> list[list[int]]:
         words: the thing that each drawing shows.
         alike: which drawings look like which.
     """
-    first = list(range(len(words)))
-
-    def found(place: int) -> int:
-        while first[place] != place:
-            first[place] = first[first[place]]
-            place = first[place]
-        return place
-
+    joined = Groups(range(len(words)))
     for index, own in enumerate(words):
         for other in alike.to(index):
             if other < index and words[other] == own:
-                one, two = sorted((found(index), found(other)))
-                first[two] = one
+                joined.join(index, other)
     groups: dict[int, list[int]] = defaultdict(list)
     for index in range(len(words)):
-        groups[found(index)].append(index)
+        groups[joined.first(index)].append(index)
     return [group for group in groups.values() if len(group) > 1]
 
 
