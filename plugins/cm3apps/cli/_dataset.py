@@ -40,7 +40,8 @@ def is_override(argument: str) -> bool:
 def reader_of(path: str, registry: Registry) -> str | None:
     """The name of the data set that reads such a path (`DocumentSourceConfig.reads`).
 
-    It depends on the suffix, or on whether the path is a folder; None if it does not look like data.
+    It depends on the suffix. A folder is one of pictures, or of tars if it holds these and no picture. None if it does
+    not look like data.
     """
     from cm3core.interfaces.dataset import FOLDER
     from cm3core.plugins.registry import marked
@@ -51,7 +52,20 @@ def reader_of(path: str, registry: Registry) -> str | None:
             readers.setdefault(ending, name)
     if reader := readers.get(Path(path).suffix.lower()):
         return reader
-    return readers.get(FOLDER) if user_path(path).is_dir() else None
+    folder = user_path(path)
+    if not folder.is_dir():
+        return None
+    return readers.get(".tar" if _holds_tars(folder) else FOLDER)
+
+
+def _holds_tars(folder: Path) -> bool:
+    """Whether a folder holds tars of records: neither token shards, which have a manifest, nor pictures."""
+    from cm3core.images import OTHER_SUFFIXES
+
+    if not any(folder.glob("*.tar")) or (folder / "manifest.json").is_file():
+        return False
+    suffixes = (".png", *OTHER_SUFFIXES)
+    return not any(path.suffix.lower() in suffixes for path in folder.rglob("*"))
 
 
 def composed(values: dict[str, Any], overrides: Sequence[str], registry: Registry) -> Recipe:

@@ -24,6 +24,7 @@ FOLDER_PROTOCOL = "folder-protocol.json"
 EXAMPLE = """examples:
   cm3 eval bundled:emoji64 emoji-comp-v1
   cm3 eval runs/mine my/pictures
+  cm3 eval runs/mine mine.yaml
   cm3 eval runs/mine coco5k-v1 --data COCO --inception pt_inception-2015-12-05-6726825d.pth
   cm3 eval --from PICTURES coco30k-v1 --data COCO --inception FILE --label "another model"
   cm3 eval score PICTURES OTHERS --metric kid --extractor lite1
@@ -196,14 +197,14 @@ def _task_options(parser: ArgumentParser) -> None:
 
 def _run(args: Namespace) -> int:
     from cm3apps.evaluation.evaluating import Evaluation
-    from cm3apps.evaluation.own_folder import folder_protocol, without_held_out
+    from cm3apps.evaluation.own_folder import folder_protocol, is_recipe, without_held_out
     from cm3apps.evaluation.reading import lines
     from cm3apps.evaluation.tasks import open_task
     from cm3core.files import write_text
 
     _check_names(args)
     folder, registry = Path(args.names[-1]), registry_of(args)
-    named = None if folder.is_dir() else _named_protocol(args)
+    named = None if folder.is_dir() or is_recipe(folder) else _named_protocol(args)
     model = None if args.pictures else _model_of(args, registry)
     if model is not None:
         registry = model.components.registry  # with the trusted plugin files of the checkpoint
@@ -249,11 +250,10 @@ def _run(args: Namespace) -> int:
 
 
 def _named_protocol(args: Namespace) -> Protocol:
-    from cm3apps.evaluation.shipped import find_protocol
+    from cm3apps.evaluation.shipped import find_protocol, shortened
 
-    if args.num is not None:
-        raise CM3Error("--num", "is given, but the protocol states the number", "leave it out")
-    return find_protocol(args.names[-1])
+    protocol = find_protocol(args.names[-1])
+    return protocol if args.num is None else shortened(protocol, args.num)
 
 
 def _check_names(args: Namespace) -> None:
@@ -265,7 +265,7 @@ def _check_names(args: Namespace) -> None:
             f"{len(args.names)} names are given",
             "give PROTOCOL alone with --from"
             if args.pictures
-            else "give MODEL and PROTOCOL or FOLDER",
+            else "give MODEL and PROTOCOL, FOLDER or RECIPE",
         )
     if args.pictures is not None and not args.pictures.is_dir():
         raise CM3Error(str(args.pictures), "is not a folder", "name the folder of the pictures")

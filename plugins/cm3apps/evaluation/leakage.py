@@ -12,6 +12,7 @@ from cm3apps.evaluation.made import num_retrieved
 from cm3apps.evaluation.tasks.base import Task
 from cm3core.document import Codes, Image, content_keys
 from cm3core.errors import DataError
+from cm3core.images import fit
 from cm3core.interfaces import DocumentSourceConfig, Extractor
 from cm3run.model import Model
 from cm3run.progress import make_bar
@@ -133,11 +134,10 @@ def check_extractors(
 
 
 def _codes(model: Model, task: Task) -> dict[str, str]:
-    """Content key of each reference's codes -> the sample's key."""
-    pictures = [(sample.key, sample.picture()) for sample in task.samples if sample.picture]
-    coded = model.encode([pixels for _, pixels in pictures])
-    return {
-        name: key
-        for (key, _), one in zip(pictures, coded, strict=True)
-        for name in content_keys((one,))
-    }
+    """Content key of each reference's codes, at the model's size, -> the sample's key."""
+    found: dict[str, str] = {}
+    for sample in task.samples:
+        if sample.picture is not None:
+            coded = model.encode([fit(sample.picture(), model.image_size)])
+            found |= dict.fromkeys(content_keys((coded[0],)), sample.key)
+    return found

@@ -1,9 +1,9 @@
-"""A protocol made from a folder of captioned pictures: `cm3 eval MODEL FOLDER`.
+"""A protocol made from captioned pictures: `cm3 eval MODEL FOLDER`, `cm3 eval MODEL RECIPE.yaml`.
 
-The pictures are those that the folder's data set holds out. A model that was trained on this folder states the split, so
-that it is asked for what it has not seen; any other model is asked for the data set `folder`'s own split. Scores stand
-beside those of copying a training picture: a model that copies is near to them, and its pictures are near to training
-pictures.
+The pictures are those that the data set holds out. A recipe states the split, and so does a model that was trained on the
+folder, so that it is asked for what it has not seen; any other model is asked for the split that the folder's data set has
+by default. Scores stand beside those of copying a training picture: a model that copies is near to them, and its pictures
+are near to training pictures.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cm3apps.cli._dataset import reader_of
 from cm3apps.evaluation.tasks.documents import apart
 from cm3core.config.schema import to_plain
 from cm3core.errors import DataError
 from cm3core.files import user_path
 from cm3core.interfaces.dataset import DocumentSource, DocumentSourceConfig
 from cm3core.plugins.registry import ANYONE
+from cm3core.recipe import compose
 from cm3core.recipe.merge import stored_recipe
 from cm3plugins.metrics.ranking import LEAST_CANDIDATES
 from cm3run.evaluation.protocol import Protocol, canonical
@@ -37,15 +39,15 @@ def folder_protocol(
     """The protocol.
 
     Args:
-        folder: of pictures and captions, as the data set `folder` reads them.
+        folder: of pictures and captions, or of tars of them; or a recipe's file, whose data set is read.
         registry: has the data sets.
         model: the model to evaluate; None for pictures from another model.
         num: pictures to draw at most; None: `NUM`.
 
     Raises:
-        DataError: the folder holds no picture out.
+        DataError: no picture is held out, or there are only their codes.
     """
-    section = _section(folder, model)
+    section = _section(folder, registry, model)
     text = canonical({"dataset": section})
     recipe = stored_recipe(text, registry, label=f"folder {folder}", writer=ANYONE)
     config = recipe.dataset
@@ -60,9 +62,10 @@ def folder_protocol(
             f"add pictures, or train with a larger dataset.{SPLIT}, the share that is held out",
         )
     number = min(groups, NUM if num is None else num)
+    named = folder.resolve()
     return Protocol(
-        f"{_word(folder.resolve().name)}-{SPLIT}-{number}",
-        f"{number} held-out pictures of the folder {folder.resolve().name}",
+        f"{_word(named.stem if is_recipe(folder) else named.name)}-{SPLIT}-{number}",
+        f"{number} held-out pictures of the {'recipe' if is_recipe(folder) else 'folder'} {named.name}",
         {
             "name": "documents",
             "dataset": section,
@@ -95,6 +98,11 @@ def num_groups(source: DocumentSource, indices: Sequence[int] | None = None) -> 
     return len({source.group(index) or source.id(index) for index in chosen})
 
 
+def is_recipe(path: Path) -> bool:
+    """Whether a path is a recipe's file."""
+    return path.suffix.lower() in (".yaml", ".yml") and path.is_file()
+
+
 def reads(model: Model, folder: Path) -> bool:
     """Whether the model's data set is this folder, with pictures held out."""
     own = model.recipe.dataset
@@ -113,12 +121,25 @@ def without_held_out(model: Model, folder: Path) -> Model:
     return model.with_memory(split="train")
 
 
-def _section(folder: Path, model: Model | None) -> dict[str, Any]:
-    """The data set: the model's own if it reads this folder, with its split."""
-    if model is None or not reads(model, folder):
-        return {"name": "folder", "path": str(folder.resolve())}
-    keys = {key: value for key, value in to_plain(model.recipe.dataset).items() if key != "split"}
-    return {"name": model.recipe.component_names["dataset"], **keys}
+def _section(folder: Path, registry: Registry, model: Model | None) -> dict[str, Any]:
+    """The data set: the recipe's; the model's own if it reads this folder, with its split; or what reads such a folder."""
+    if is_recipe(folder):
+        recipe = compose(str(folder), registry=registry)
+    elif (folder / "manifest.json").is_file() and any(folder.glob("*.tar")):
+        raise DataError(
+            str(folder),
+            "holds token shards, which have no pictures to compare with",
+            "name the folder of the pictures that were encoded, or the recipe with which they were",
+        )
+    elif model is None or not reads(model, folder):
+        name = reader_of(str(folder), registry) or "folder"
+        return {"name": name, "path": str(folder.resolve())}
+    else:
+        recipe = model.recipe
+    if recipe.dataset is None:
+        raise DataError(str(folder), "has no section 'dataset'", "name a recipe with a data set")
+    keys = {key: value for key, value in to_plain(recipe.dataset).items() if key != "split"}
+    return {"name": recipe.component_names["dataset"], **keys}
 
 
 def _word(text: str) -> str:

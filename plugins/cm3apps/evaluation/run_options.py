@@ -23,13 +23,14 @@ def _what_to_score(parser: ArgumentParser) -> None:
         nargs="+",
         metavar="MODEL PROTOCOL",
         help="a run's folder, a checkpoint or PLUGIN:NAME; then a name of `cm3 eval protocols`, or a file, "
-        "or a folder of captioned pictures, of which those that are held out are drawn",
+        "or captioned pictures, of which those that are held out are drawn: a folder (also of tars), or a recipe's file",
     )
     add(
         "--num",
         type=whole_number(1, 2**20),
         metavar="N",
-        help="with a folder: pictures to draw at most (default: 100)",
+        help="with a folder or recipe: pictures to draw at most (default: 100); with a protocol: only its first N samples, as "
+        "a trial, under another name",
     )
     add(
         "--from",

@@ -48,6 +48,30 @@ def find_protocol(name: str) -> Protocol:
     )
 
 
+def shortened(protocol: Protocol, num: int) -> Protocol:
+    """A trial of a protocol: its first samples. Name and hash differ, so no score passes for the protocol's.
+
+    Raises:
+        DataError: the number of its samples can't be set, or is no larger.
+    """
+    keys = known_keys(
+        str(protocol.task["name"]), {k: v for k, v in protocol.task.items() if k != "name"}
+    )
+    if "num" not in keys or protocol.task["name"] == "scenes":
+        raise DataError("--num", f"{protocol.name} has a fixed set of prompts", "leave it out")
+    own = keys["num"]
+    if own is not None and num >= own:
+        raise DataError(
+            "--num", f"{protocol.name} has {own:,} samples", "use fewer, or leave it out"
+        )
+    return replace(
+        protocol,
+        name=f"{protocol.name}-first-{num}",
+        title=f"a trial, the first {num:,} samples of {protocol.name}: {protocol.title}",
+        task={**protocol.task, "num": num},
+    )
+
+
 def told(protocol: Protocol, registry: Registry) -> list[str]:
     """A description of a protocol in lines: its keys, and those of its task and of each score.
 

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,25 @@ def test_validate_names_every_bad_record(
         capsys.readouterr().out
         == BAD + "pictures (folder): 4 good documents, 1 bad record, skipped in training\n"
     )
+
+
+def test_a_folder_of_tars(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is read as tars, unless it also holds pictures, at any depth, or is one of token shards."""
+    folder, registry = place / "tars", load_registry()
+    folder.mkdir()
+    with tarfile.open(folder / "0.tar", "w") as tar:
+        for suffix in ("png", "txt"):
+            tar.add(place / "pictures" / f"0.{suffix}", f"0.{suffix}")
+    assert main(["data", "validate", "tars"]) == 0
+    assert capsys.readouterr().out == "tars (webdataset): 1 good document, 0 bad records\n"
+    (folder / "manifest.json").touch()
+    assert reader_of("tars", registry) == "folder"
+    (folder / "manifest.json").unlink()
+    (folder / "0.parquet").touch()  # beside img2dataset's tars
+    assert reader_of("tars", registry) == "webdataset"
+    (folder / "more").mkdir()
+    (folder / "more" / "1.JPG").touch()
+    assert reader_of("tars", registry) == "folder"
 
 
 def test_a_data_set_of_bad_records_only_says_what_is_bad(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,14 +14,19 @@ import pytest
 
 from cm3apps.cli.main import main
 from cm3apps.evaluation.evaluating import Evaluation
+from cm3apps.evaluation.leakage import _codes
 from cm3apps.evaluation.own_folder import folder_protocol
+from cm3apps.evaluation.shipped import find_protocol, shortened
 from cm3apps.evaluation.tasks import open_task
+from cm3apps.evaluation.tasks.base import Sample, Task
 from cm3apps.evaluation.tasks.documents import _copied, apart
+from cm3core.document import content_keys
 from cm3core.errors import DataError
-from cm3core.images import open_image, save_png
+from cm3core.images import fit, open_image, save_png
 from cm3core.plugins import load_registry
 from cm3plugins.datasets.folder import FolderSourceConfig
 from cm3plugins.datasets.tuxpaint import TuxPaintSourceConfig
+from cm3plugins.datasets.webdataset import WebDatasetSourceConfig
 from cm3run.evaluation.protocol import protocol_of
 from toy_model import toy_model
 
@@ -149,7 +155,82 @@ def test_what_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
         f"{folder}: holds out no picture: all are in the split train (60)\n"
         "  next: add pictures, or train with a larger dataset.valid, the share that is held out"
     )
-    assert main(["eval", "bundled:emoji64", "emoji-comp-v1", "--num", "3"]) == 2
+    (folder / "none.yaml").write_text("extends: [tiny]\ndataset: null\n")
+    assert main(["eval", "bundled:emoji64", str(folder / "none.yaml")]) == 2
     assert capsys.readouterr().err == (
-        "error: --num: is given, but the protocol states the number\n  next: leave it out\n"
+        f"error: {folder}/none.yaml: has no section 'dataset'\n  next: name a recipe with a data set\n"
     )
+    for name in ("manifest.json", "train-000000.tar"):
+        (folder / name).touch()
+    with pytest.raises(DataError) as caught:
+        folder_protocol(folder, REGISTRY, trained_on(folder))
+    assert str(caught.value) == (
+        f"{folder}: holds token shards, which have no pictures to compare with\n"
+        "  next: name the folder of the pictures that were encoded, or the recipe with which they were"
+    )
+
+
+def tars(folder: Path) -> Path:
+    """The folder's records in two tars."""
+    out = folder.parent / "tars"
+    out.mkdir()
+    for place, parity in enumerate((0, 1)):
+        with tarfile.open(out / f"{place:05d}.tar", "w") as tar:
+            for path in sorted(folder.iterdir()):
+                if int(path.stem) % 2 == parity:
+                    tar.add(path, path.name)
+    return out
+
+
+def test_a_folder_of_tars_and_a_recipe(folder: Path, tmp_path: Path) -> None:
+    """Both name the same pictures; the recipe says how many are held out."""
+    path = tars(folder)
+    held = WebDatasetSourceConfig(path=str(path), split="valid").build()
+    of_tars = folder_protocol(path, REGISTRY, None)
+    assert of_tars.task["dataset"] == {"name": "webdataset", "path": str(path)}
+    assert (of_tars.name, of_tars.task["num"]) == (f"tars-valid-{len(held)}", len(held))
+    recipe = tmp_path / "Mine.yaml"
+    recipe.write_text(
+        "extends: [tiny]\ndataset: {name: webdataset, path: tars, valid: 0.5, split: train}\n"
+    )
+    of_recipe = folder_protocol(recipe, REGISTRY, None, num=50)
+    number = len(WebDatasetSourceConfig(path=str(path), split="valid", valid=0.5).build())
+    assert 20 < number < 40
+    assert (of_recipe.name, of_recipe.task["num"]) == (f"mine-valid-{number}", number)
+    assert of_recipe.title.endswith("of the recipe Mine.yaml")
+    stated = of_recipe.task["dataset"]
+    assert (stated["path"], stated["valid"], "split" in stated) == ("tars", 0.5, False)
+
+
+def test_the_first_samples_of_a_protocol(capsys: pytest.CaptureFixture[str]) -> None:
+    """They are those of the whole protocol; name and hash are others."""
+    whole = find_protocol("emoji-comp-v1")
+    few = shortened(whole, 3)
+    assert (few.name, few.task["num"]) == ("emoji-comp-v1-first-3", 3)
+    assert few.sha256 != whole.sha256
+    keys = [
+        [
+            sample.key
+            for sample in open_task(
+                one.task, size=64, data=None, model=None, registry=REGISTRY, writer=one.writer
+            ).samples
+        ]
+        for one in (few, whole)
+    ]
+    assert keys[0] == keys[1][:3]
+    for name, num, said in (
+        ("coco5k-v1", 5000, "coco5k-v1 has 5,000 samples\n  next: use fewer, or leave it out"),
+        ("scenes-v1", 3, "scenes-v1 has a fixed set of prompts\n  next: leave it out"),
+        ("geneval-v1", 3, "geneval-v1 has a fixed set of prompts\n  next: leave it out"),
+    ):
+        assert main(["eval", "bundled:emoji64", name, "--num", str(num)]) == 2
+        assert capsys.readouterr().err == f"error: --num: {said}\n"
+
+
+def test_references_of_another_size_than_the_model(folder: Path) -> None:
+    """A bank holds codes: the references are encoded at the model's size to find them there."""
+    model, own = toy_model(), open_image(folder / "03.png")
+    task = Task("coco", "pictures", [Sample("3", picture=lambda: np.asarray(own))], {})
+    assert model.image_size != np.asarray(own).shape[:2]
+    coded = model.encode([fit(np.asarray(own), model.image_size)])
+    assert _codes(model, task) == dict.fromkeys(content_keys((coded[0],)), "3")
