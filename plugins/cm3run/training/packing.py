@@ -214,6 +214,22 @@ class RowSettings:
     num_streams: int = 1
 
 
+def note_on_streams(num_streams: int, world_size: int) -> str | None:
+    """What to set if processes make rows for each other (`data.num_streams`); None if each makes its own.
+
+    >>> note_on_streams(8, 4) is note_on_streams(1, 1) is None
+    True
+    """
+    shared = math.gcd(num_streams, world_size)
+    if shared == world_size:
+        return None
+    return (
+        f"note: each process makes the rows of {world_size // shared} processes, because data.num_streams is {num_streams}. "
+        f"To divide this work, start a new run with data.num_streams={math.lcm(num_streams, world_size)}: it determines the "
+        "order of the data"
+    )
+
+
 class BatchLoader:
     """Endless batches: each epoch's sequences in a new order, packed into rows.
 

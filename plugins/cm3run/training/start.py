@@ -56,7 +56,7 @@ from cm3run.training.data_notes import (
 from cm3run.training.memory import check_training_fits
 from cm3run.training.metrics import GROUPS, MetricsLog, NoLog, Tracking, trackers_of
 from cm3run.training.optim import OptimizerGroup, Schedule
-from cm3run.training.packing import micro_batches
+from cm3run.training.packing import micro_batches, note_on_streams
 from cm3run.training.parallel import OneProcess, parallel_of
 from cm3run.training.preparation import Preparation
 from cm3run.training.state import TrainState
@@ -310,6 +310,9 @@ def start(
     finished = origin.resumed and schedule.progress(done.step, done.elapsed_s) >= 1
     processes.first(lambda: _write_description(preparation, out_dir, finished=finished))
     if options.progress:
+        streams = note_on_streams(recipe.data.num_streams, processes.world_size)
+        if streams is not None and not origin.resumed:
+            print(streams, file=sys.stderr)
         words = place.parallel.in_words(processes)
         _tell(components, optimizer, place, origin.in_words(out_dir), words)
     first, source = processes.is_first, components.source

@@ -24,7 +24,13 @@ from cm3plugins.text_tokenizers.byte import ByteTokenizer
 from cm3run.processes import Processes
 from cm3run.training.code_cache import CodeCache
 from cm3run.training.neighbours import NeighbourSettings, NeighbourTable, Queries
-from cm3run.training.packing import BatchLoader, RowSettings, TrainingBatch, micro_batches
+from cm3run.training.packing import (
+    BatchLoader,
+    RowSettings,
+    TrainingBatch,
+    micro_batches,
+    note_on_streams,
+)
 from cm3run.training.sequences import MaskedSequences, RetrievedDocuments, SequenceSettings
 from messages import tells
 from numbered_documents import VOCABULARY, Following, Numbers, Quadrants, make_data
@@ -195,6 +201,27 @@ def state_of(loaders: Sequence[BatchLoader]) -> dict[str, Any]:
     assert all(state == states[0] for state in states)
     first: dict[str, Any] = states[0]
     return first
+
+
+@pytest.mark.parametrize(
+    ("num_streams", "world_size", "made", "better"),
+    [(1, 1, 1, 1), (4, 4, 1, 4), (8, 4, 1, 8), (1, 4, 4, 4), (2, 4, 2, 4), (6, 4, 2, 12)],
+)
+def test_processes_that_make_rows_for_each_other_are_told(
+    tmp_path: Path, num_streams: int, world_size: int, made: int, better: int
+) -> None:
+    """By how many each process's work is multiplied, counted in loaders; the advice ends it."""
+    note = note_on_streams(num_streams, world_size)
+    if world_size > 1:
+        (loader, *_) = loaders_of(tmp_path, world_size, num_streams)
+        assert len(loader.streams) * world_size == num_streams * made
+    if made == 1:
+        assert note is None
+    else:
+        assert note is not None
+        assert f"the rows of {made} processes, because data.num_streams is {num_streams}." in note
+        assert f"data.num_streams={better}:" in note
+        assert note_on_streams(better, world_size) is None
 
 
 @pytest.mark.parametrize("num_streams", [1, 2, 3, 4])
