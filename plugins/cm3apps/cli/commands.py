@@ -71,7 +71,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "cm3apps.cli.plugin",
         "list plugins and their components, start a new plugin, check one",
     ),
-    "convert": ("", "convert Chameleon's weights between Meta's files and Hugging Face's"),
+    "convert": ("", "convert models between this framework, Hugging Face's and Meta's formats"),
     "eval": ("", "evaluate a model by a protocol, score pictures, compare scores"),
     "embedder": ("", "train a bundled embedder, and evaluate any embedder"),
     "bench": ("", "measure kernels, decoding, precision and retrieval"),

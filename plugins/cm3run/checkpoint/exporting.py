@@ -187,17 +187,22 @@ def write_model(source: Path, target: Path, tensors: Mapping[str, Tensor], dtype
         save_file(weights, new / WEIGHTS)
         files = file_hashes(new, [WEIGHTS])
         write_json(new / STATE, {**asdict(state), "loader": {}, "files": files, "format": FORMAT})
-        for name in (RECIPE, PLUGINS):
-            shutil.copyfile(source / name, new / name)
-        copy_carried(source, new)
-        for name in (COMPONENTS, WORDS, TASKS):
-            if (source / name).is_file():  # optional files
-                shutil.copyfile(source / name, new / name)
-        if (stated := provenance_file(source)) is not None:
-            shutil.copyfile(stated, new / PROVENANCE)
-        for name in (TOKENIZER, IMAGE_TOKENIZER):
-            if name == TOKENIZER or (source / name).is_dir():
-                shutil.copytree(source / name, new / name)
+        copy_parts(source, new)
+
+
+def copy_parts(source: Path, target: Path) -> None:
+    """Copy everything of a checkpoint except its tensors, its state and its card into an existing folder."""
+    for name in (RECIPE, PLUGINS):
+        shutil.copyfile(source / name, target / name)
+    copy_carried(source, target)
+    for name in (COMPONENTS, WORDS, TASKS):
+        if (source / name).is_file():  # optional files
+            shutil.copyfile(source / name, target / name)
+    if (stated := provenance_file(source)) is not None:
+        shutil.copyfile(stated, target / PROVENANCE)
+    for name in (TOKENIZER, IMAGE_TOKENIZER):
+        if name == TOKENIZER or (source / name).is_dir():
+            shutil.copytree(source / name, target / name)
 
 
 def _cast(name: str, tensor: Tensor, dtype: str) -> Tensor:

@@ -288,17 +288,7 @@ def open_cm3(source: Path, stack: ExitStack) -> ModelFiles:
     Raises:
         CheckpointError: the decoder does not have Chameleon's architecture, is an adapter, or the file is damaged.
     """
-    folder = find_checkpoint(source)
-    if is_adapter(folder):
-        raise CheckpointError(
-            str(source),
-            "holds an adapter, but converting needs complete weights",
-            f"merge it first: cm3 adapter merge {shlex.quote(str(source))} -o merged",
-        )
-    if (folder / shards_of(WEIGHTS)).is_dir():
-        raise CheckpointError(
-            str(folder), "holds sharded weights", "load it in one process and export it"
-        )
+    folder = whole_model(source)
     config = read_recipe(folder, load_registry()).decoder
     facts = _facts(config, folder)
     file = stack.enter_context(open_tensors(folder / WEIGHTS))
@@ -315,6 +305,29 @@ def open_cm3(source: Path, stack: ExitStack) -> ModelFiles:
     files: dict[str, str | None] = {WEIGHTS: None}
     own = text if text.is_file() else None
     return ModelFiles("cm3", facts, tensors, {}, files, text_tokenizer=own)
+
+
+def whole_model(source: Path) -> Path:
+    """Return the folder of a model with complete weights in one file.
+
+    Args:
+        source: a model, a checkpoint, or a run, whose newest checkpoint is used.
+
+    Raises:
+        CheckpointError: it is an adapter, or its weights are in parts.
+    """
+    folder = find_checkpoint(source)
+    if is_adapter(folder):
+        raise CheckpointError(
+            str(source),
+            "holds an adapter, but converting needs complete weights",
+            f"merge it first: cm3 adapter merge {shlex.quote(str(source))} -o merged",
+        )
+    if (folder / shards_of(WEIGHTS)).is_dir():
+        raise CheckpointError(
+            str(folder), "holds sharded weights", "load it in one process and export it"
+        )
+    return folder
 
 
 def _facts(config: object, folder: Path) -> Facts:
@@ -351,5 +364,5 @@ def _of_another_form(folder: Path, key: str, value: str, needed: str) -> Checkpo
     return CheckpointError(
         str(folder / RECIPE),
         f"{key} is {value}, but Chameleon's is {needed}",
-        "convert a model created from Chameleon's weights",
+        "convert a model created from Chameleon's weights; one with the decoder cm3leon can become an OPT (--to opt)",
     )

@@ -44,7 +44,8 @@ def configure(parser: ArgumentParser) -> None:
         "Every tensor must exist with the right size; checklist.chk is verified; nothing in a file "
         "is executed. Weights keep their dtype. The folder is written completely or not at all. "
         "Janus, in DeepSeek's format or transformers', becomes a model of this framework that generates "
-        "pictures; its network for reading pictures is left out."
+        "pictures; its network for reading pictures is left out. A model with the decoder cm3leon becomes an OPT in "
+        "Hugging Face's format (--to opt), which inference engines open, and an OPT made from it such a model again."
     )
     parser.epilog, parser.formatter_class = EXAMPLE, RawDescriptionHelpFormatter
     parser.add_argument(
@@ -52,15 +53,15 @@ def configure(parser: ArgumentParser) -> None:
         type=Path,
         metavar="SOURCE",
         help="folder with params.json (Meta) or config.json (HF), or a model of this framework with "
-        "that decoder; for LlamaGen, the file",
+        "that decoder, or cm3leon for opt; for LlamaGen, the file",
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("-o", "--out", type=Path, metavar="FOLDER", help="new folder")
     what.add_argument("--check", action="store_true", help="only verify the source; write nothing")
     parser.add_argument(
         "--to",
-        choices=("hf", "meta", "cm3"),
-        help="format to write (default: hf, or meta if the source is hf; cm3 for Emu3 and LlamaGen)",
+        choices=("hf", "meta", "cm3", "opt"),
+        help="format to write (default: hf, or meta if the source is hf; cm3 for Emu3, LlamaGen and OPT)",
     )
     parser.add_argument(
         "--shards",
@@ -75,7 +76,8 @@ def configure(parser: ArgumentParser) -> None:
         help=f"folder with {TEXT_TOKENIZER}; for hf: its names of ids, which transformers needs (a model "
         "of this framework has them); for cm3, which needs it, also with vqgan.ckpt. Emu3: folder with "
         "model.safetensors of its image tokenizer, and the text tokenizer if that is not with the "
-        "weights. LlamaGen: its vq_*.pt. Janus: folder with tokenizer.json (default: the source)",
+        "weights. LlamaGen: its vq_*.pt. Janus: folder with tokenizer.json (default: the source). OPT: the model "
+        "that it was made from (default: in the source's folder cm3)",
     )
     parser.add_argument(
         "--layout",
@@ -113,11 +115,16 @@ def configure(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Convert or check; return the exit code."""
     from cm3published.convert.janus import is_janus
+    from cm3published.convert.opt import is_opt
 
     if is_janus(args.source):
         from cm3published.convert.janus import run_janus
 
         return run_janus(args)
+    if args.to == "opt" or is_opt(args.source):
+        from cm3published.convert.opt import run_opt
+
+        return run_opt(args)
     with ExitStack() as stack:
         model = _open(args.source, stack)
         _say_what(model, args.source)

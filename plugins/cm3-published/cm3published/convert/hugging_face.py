@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -70,9 +71,20 @@ def write_hugging_face(
         extra: further keys of `config.json`.
         most_bytes: maximum bytes of a weights file.
     """
+    files = write_weights(model.tensors, folder, most_bytes)
+    dtype = str(model.dtype).removeprefix("torch.")
+    write_json(folder / CONFIG, to_config(model.facts, dtype) | extra)
+    return [CONFIG, *files]
+
+
+def write_weights(
+    tensors: Mapping[str, Lazy], folder: Path, most_bytes: int = MOST_BYTES
+) -> list[str]:
+    """Write tensors as safetensors files of at most `most_bytes`, with an index if there are several; return the
+    names of the files. Each file's tensors are in memory while it is written."""
     groups: list[list[str]] = [[]]
     size = 0
-    for name, lazy in model.tensors.items():
+    for name, lazy in tensors.items():
         own = torch.Size(lazy.shape).numel() * lazy.dtype.itemsize
         if groups[-1] and size + own > most_bytes:
             groups.append([])
@@ -84,19 +96,17 @@ def write_hugging_face(
     index: dict[str, str] = {}
     for place, group in enumerate(groups, start=1):
         file = f"model-{place:05}-of-{len(groups):05}.safetensors" if many else SINGLE
-        tensors = {name: model.tensors[name].read().contiguous().clone() for name in group}
-        save_file(tensors, folder / file, {"format": "pt"})
+        own_part = {name: tensors[name].read().contiguous().clone() for name in group}
+        save_file(own_part, folder / file, {"format": "pt"})
         index |= dict.fromkeys(group, file)
         files.append(file)
     if many:
         total = sum(
-            torch.Size(lazy.shape).numel() * lazy.dtype.itemsize for lazy in model.tensors.values()
+            torch.Size(lazy.shape).numel() * lazy.dtype.itemsize for lazy in tensors.values()
         )
-        _write(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": index})
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": index})
         files.append(INDEX)
-    dtype = str(model.dtype).removeprefix("torch.")
-    _write(folder / CONFIG, to_config(model.facts, dtype) | extra)
-    return [CONFIG, *files]
+    return files
 
 
 def files_of(folder: Path, stack: ExitStack) -> tuple[dict[str, TensorFile], list[str]]:
@@ -164,5 +174,6 @@ def lazy_of(part: Part, file: TensorFile, key_heads: int, name: str = "") -> Laz
     return Lazy(part.shape, found.dtype, read)
 
 
-def _write(path: Path, values: dict[str, Any]) -> None:
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON file as transformers does."""
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
