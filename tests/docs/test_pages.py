@@ -50,6 +50,7 @@ LONG = {
         "data.md",
         "retrieval.md",
         "scale.md",
+        "paper.md",
         "kernels.md",
     )
 }

@@ -32,7 +32,7 @@ HELP = "train a decoder from a recipe, or resume a run"
 EXAMPLE = """  cm3 train tiny -o runs/tiny
   cm3 train quickstart dataset=folder dataset.path=my/pictures
   cm3 train quickstart -o runs/long --minutes 120 train.optimizer=muon
-  torchrun --nproc-per-node 8 --no-python cm3 train cm3leon-7b dataset.path=DATA -o runs/7b
+  torchrun --nproc-per-node 8 --no-python cm3 train cm3leon-7b dataset=tokens dataset.path=DATA -o runs/7b
 The same command resumes from the newest checkpoint in the folder. To continue a finished run, set a
 larger length (--minutes, --steps)."""
 
