@@ -53,6 +53,18 @@ def test_the_miniature_is_the_same_command(read_blocks: Callable[[Path], list[An
     ]
 
 
+def test_the_arithmetic(
+    read_blocks: Callable[[Path], list[Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (block, *_) = (block for block in read_blocks(PAGE) if block.language == "python")
+    found: dict[str, Any] = {}
+    exec(block.text, found)
+    assert capsys.readouterr().out == "2.8 GFLOP a token, 1.4T tokens\n4.0e+21 FLOP\n"
+    assert all(figure in block.text for figure in ("# 2.8, 1.4\n", "# 4.0e+21\n"))
+    days = found["per_token"] * found["tokens"] / (8 * 989e12 * 0.3) / 86_400
+    assert f"would take {days:.0f} days" in TEXT
+
+
 def plain(command: str) -> tuple[str, ...]:
     """A command without what makes it small, or runs it in several processes."""
     words = shlex.split(command.partition("--no-python ")[2] or command, comments=True)
