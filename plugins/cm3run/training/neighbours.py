@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from cm3core.document import Document, IntArray, Text, content_keys
+from cm3core.document import Codes, Document, Image, IntArray, PixelArray, Text, content_keys
 from cm3core.files import cache_folder
 from cm3core.interfaces.dataset import DocumentSource
 from cm3run.progress import make_bar
@@ -25,6 +25,7 @@ from cm3run.training.code_cache import NOTHING, CodeCache, sharded_rows
 
 if TYPE_CHECKING:
     from cm3core.interfaces.embedder import Embedder
+    from cm3core.interfaces.image_tokenizer import ImageTokenizer
     from cm3core.interfaces.retriever import Region, Retriever, RetrieverConfig
 
 #: Part of the folders' names; increased when the same settings find other neighbours.
@@ -116,6 +117,7 @@ class NeighbourSettings:
             self.num_ranks,
             self.text_only,
             [self.query_dropout, self.seed] if self.query_dropout else None,
+            *(["pictures from codes"] if source.is_encoded else []),
         ]
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:24]
 
@@ -130,12 +132,15 @@ class Queries:
         settings: of the queries.
         codes: of the source's pictures, with which a memory of codes identifies a document. Documents
             with unreadable pictures, and empty ones, have no neighbours.
+        image_tokenizer: draws the pictures of queries that hold only their codes, as those of token shards; None: such
+            queries have no pictures.
     """
 
     retriever: Retriever
     source: DocumentSource
     settings: NeighbourSettings
     codes: CodeCache | None = None
+    image_tokenizer: ImageTokenizer | None = None
 
     @property
     def width(self) -> int:
@@ -155,7 +160,7 @@ class Queries:
             and source.content_keys(index)
         ]
         own = [own_names(source, index, self.codes) for _, index in asked]
-        queries = [self.settings.query(source, index) for _, index in asked]
+        queries = [self._query(index) for _, index in asked]
         found = self.retriever.retrieve(queries, num_ranks, own)
         for (row, _), results in zip(asked, found, strict=True):
             rows[row, : len(results)] = [result.index for result in results]
@@ -165,6 +170,10 @@ class Queries:
                 flat = [value for one in results for value in (one.index, *(one.region or ()))]
                 rows[row, num_ranks : num_ranks + len(flat)] = flat
         return rows
+
+    def _query(self, index: int) -> Document:
+        document, tokenizer = self.settings.query(self.source, index), self.image_tokenizer
+        return document if tokenizer is None else with_pictures(document, tokenizer)
 
     def neighbours(self, row_R: IntArray) -> list[int]:
         """See `Neighbours.neighbours`; for one row."""
@@ -281,6 +290,25 @@ def with_words_left_out(document: Document, share: float, rng: np.random.Generat
         Text(shortened(segment.text)) if isinstance(segment, Text) else segment
         for segment in document
     )
+
+
+def with_pictures(document: Document, tokenizer: ImageTokenizer) -> Document:
+    """The document with pictures in place of codes, which are decoded if a retriever looks at them."""
+    return tuple(
+        Image(f"codes-{_hash_of(one)}", partial(_decoded, tokenizer, one))
+        if isinstance(one, Codes)
+        else one
+        for one in document
+    )
+
+
+def _hash_of(codes: Codes) -> str:
+    return hashlib.sha256(codes.codes.tobytes()).hexdigest()
+
+
+def _decoded(tokenizer: ImageTokenizer, codes: Codes) -> PixelArray:
+    picture: PixelArray = tokenizer.decode(codes.codes[None])[0]  # in a batch, the last bits differ
+    return picture
 
 
 def _rng_of(seed: int, name: str) -> np.random.Generator:

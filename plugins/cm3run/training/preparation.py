@@ -69,6 +69,7 @@ class Preparation:
             )
         #: The documents to retrieve from; without retrieval, the training documents.
         self.memory: DocumentSource = components.memory if self.retrieves else components.source
+        self._note_memory_without_pictures()
         self._memory_codes = (
             None if isinstance(self.memory, MemoryBank) else self._codes(self.memory)
         )
@@ -81,6 +82,18 @@ class Preparation:
         self.bank_fingerprint = (
             self.memory.fingerprint if isinstance(self.memory, MemoryBank) else None
         )
+
+    def _note_memory_without_pictures(self) -> None:
+        """Say that a memory of token shards is compared by text alone; a bank has vectors of the pictures."""
+        needs = getattr(self.recipe.retriever, "needs", ())
+        if not self.retrieves or isinstance(self.memory, MemoryBank) or "embedder" not in needs:
+            return
+        if self.memory.is_encoded:
+            tqdm.write(
+                "note: the memory is token shards, which have no pictures, so its documents are compared by their texts "
+                "alone; to compare pictures, too, build a bank from the pictures (cm3 memory build) and set retriever.bank",
+                file=sys.stderr,
+            )
 
     def _codes(self, source: DocumentSource) -> CodeCache:
         codes = CodeCache(
@@ -150,14 +163,11 @@ class Preparation:
             seed=self.recipe.train.seed,
             text_only=not training,
         )
+        queries = Queries(components.retriever, source, settings, codes, components.image_tokenizer)
         neighbours = (
-            NeighbourTable(
-                Queries(components.retriever, source, settings, codes),
-                self.cache_dir,
-                progress=self.progress,
-            )
+            NeighbourTable(queries, self.cache_dir, progress=self.progress)
             if training  # otherwise only few of its documents are used
-            else NeighboursOnDemand(Queries(components.retriever, source, settings, codes))
+            else NeighboursOnDemand(queries)
         )
         return RetrievedDocuments(
             neighbours,

@@ -131,6 +131,26 @@ def test_validation_is_that_of_the_original(registry: Registry, shards: Path) ->
         assert np.array_equal(left.tokens, right.tokens)
 
 
+def test_a_memory_of_shards_is_compared_by_texts_alone(
+    registry: Registry, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is said, unless the retriever compares nothing but words, or searches a bank of the pictures."""
+    encoded = ("dataset=tokens", f"dataset.path={shards}", f"data.cache_dir={tmp_path}")
+    texts = ("text_tokenizer=byte", "decoder.context_length=160")
+    dense = ("retriever=dense", "embedder=light_encoder")
+    note = "note: the memory is token shards, which have no pictures"
+    prepared(registry, *encoded, *dense, texts=texts)
+    assert note in capsys.readouterr().err
+    prepared(registry, *encoded, "retriever=bm25", texts=texts)
+    prepared(registry, *encoded, "retriever=none")
+    bank = tmp_path / "bank"
+    data = ("dataset=folder", f"dataset.path={shards.parent / 'pictures'}")
+    command = ["--plugin", PLUGIN, "memory", "build", SQUARES, *data, *dense, *texts]
+    assert main([*command, "-o", str(bank), "--quiet"]) == 0
+    prepared(registry, *encoded, *dense, f"retriever.bank={bank}", texts=texts)
+    assert note not in capsys.readouterr().err
+
+
 def test_what_is_known_of_a_document_stays_known(shards: Path) -> None:
     source = source_of(shards)
     original = {one.stem: one for one in (shards.parent / "pictures").glob("*.png")}

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cm3core.document import Document, Image, Text, content_keys, text_of
+from cm3core.document import Codes, Document, Image, Text, content_keys, text_of
 from cm3core.interfaces.dataset import DocumentSource
 from cm3core.interfaces.retriever import Retrieved, RetrieverConfig
 from cm3kits.retriever import ListSource
@@ -22,6 +22,7 @@ from cm3run.training.neighbours import (
     NeighbourTable,
     Queries,
     retriever_fingerprint,
+    with_pictures,
     with_words_left_out,
 )
 from numbered_documents import Following, Numbers, Quadrants
@@ -53,6 +54,71 @@ def test_few_documents_are_searched_for_alone(tmp_path: Path) -> None:
         assert few.neighbours(index) == table.neighbours(index)
         assert few.parts(index) == table.parts(index) == []
     assert retriever.queries == 2
+
+
+class Drawing(Quadrants):
+    """Draws its codes, too, and counts the pictures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoded = 0
+
+    def _decode(self, codes_Nc: Any) -> Any:
+        self.decoded += len(codes_Nc)
+        quadrants = (codes_Nc.reshape(-1, 2, 2, 1) * 16).astype(np.uint8)
+        return np.repeat(quadrants.repeat(2, 1).repeat(2, 2), 3, axis=3)
+
+
+class Encoded(Numbers):
+    """The same documents with codes in place of pictures, as token shards have them."""
+
+    is_encoded = True  # type: ignore[assignment]  # a property of the base
+
+    def _document(self, index: int, rng: np.random.Generator | None) -> Document:
+        codes = Quadrants().encode(self.pixels(index)[None])[0]
+        return Text(f"{self.caption} {index}"), Codes(codes, Quadrants.grid)
+
+
+class Seeing(Following):
+    """Retrieves, for a query with a picture, the number after the one that is drawn there."""
+
+    def _retrieve(
+        self, queries: Sequence[Document], num_retrieved: int, exclude: Sequence[Collection[str]]
+    ) -> list[list[Retrieved]]:
+        found: list[list[Retrieved]] = []
+        for query in queries:
+            (picture,) = (one for one in query if isinstance(one, Image))
+            number = (int(picture.load()[3, 0, 0]) // 16 + 1) % len(self._memory)
+            found.append([Retrieved(number, f"n{number}", 1.0)])
+        return found
+
+
+def test_pictures_of_token_shards_are_drawn_for_queries(tmp_path: Path) -> None:
+    """A retriever that looks at pictures finds what it finds with the pictures themselves; each is drawn once. One that
+    reads texts draws none."""
+    settings, memory, tokenizer = NeighbourSettings("f", num_ranks=1), Numbers(10), Drawing()
+    source = Encoded(10)
+
+    def found(retriever: Any, source: Any) -> list[list[int]]:
+        queries = Queries(retriever, source, settings, image_tokenizer=tokenizer)
+        table = NeighbourTable(queries, tmp_path / type(retriever).__name__, progress=False)
+        return [table.neighbours(index) for index in range(10)]
+
+    following = [[(index + 1) % 10] for index in range(10)]
+    assert found(Following(memory), source) == following
+    assert tokenizer.decoded == 0
+    assert found(Seeing(memory), source) == following
+    assert tokenizer.decoded == 10
+    assert found(Seeing(memory), Numbers(10)) == following
+    assert tokenizer.decoded == 10
+    plain = Numbers(10)
+    assert settings.name(plain) != settings.name(
+        source
+    )  # an older table was found without pictures
+    (text, picture) = with_pictures(source.document(3), tokenizer)
+    assert text == source.document(3)[0]
+    assert isinstance(picture, Image)
+    np.testing.assert_array_equal(picture.load(), plain.pixels(3))
 
 
 class Stopping(Following):
