@@ -20,6 +20,7 @@ from transformers import (
     AutoTokenizer,
     OPTConfig,
     OPTForCausalLM,
+    OPTPreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
@@ -266,6 +267,13 @@ def test_weights_are_split_with_an_index(tmp_path: Path, monkeypatch: pytest.Mon
     assert torch.equal(load_file(tmp_path / "back/model.safetensors")[name], state[name])
 
 
+@pytest.fixture
+def uninitialised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers 4 can't initialise an OPT whose norms have no weights."""
+    monkeypatch.setattr(OPTPreTrainedModel, "_init_weights", lambda *_: None, raising=False)
+
+
+@pytest.mark.usefixtures("uninitialised")
 def test_an_opt_of_transformers_becomes_a_model(both: Exported, tmp_path: Path) -> None:
     """One tuned there: other weights, saved by transformers, in another dtype."""
     torch.manual_seed(5)
@@ -281,6 +289,7 @@ def test_an_opt_of_transformers_becomes_a_model(both: Exported, tmp_path: Path) 
     assert torch.equal(own, theirs)
 
 
+@pytest.mark.usefixtures("uninitialised")
 @pytest.mark.parametrize("size", ["350m", "760m", "7b"])
 def test_the_papers_sizes_are_opts(size: str) -> None:
     """Names and shapes of all tensors, without their values."""
@@ -308,6 +317,34 @@ def test_the_papers_sizes_are_opts(size: str) -> None:
     assert shapes["model.decoder.embed_tokens.weight"] == (66_176, decoder.d_model)
     assert shapes["model.decoder.embed_positions.weight"] == (4098, decoder.d_model)
     assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (2, 2, 1)
+
+
+def test_the_card_and_its_pictures_are_in_the_readme(tmp_path: Path) -> None:
+    own = write_own(tmp_path / "own")
+    (own / "CARD.md").write_text(
+        "---\nlicense: mit\nlibrary_name: cm3leon\npipeline_tag: text-to-image\n---\n\n# `mine`\n\n{figures}\n"
+    )
+    (own / "CARD-mine.png").write_bytes(b"picture")
+    assert main(["convert", str(own), "-o", str(tmp_path / "opt"), "--to", "opt"]) == 0
+    page = (tmp_path / "opt/README.md").read_text()
+    head = (
+        "---\nlibrary_name: transformers\npipeline_tag: text-generation\nlicense: mit\n---\n# opt\n"
+    )
+    assert page.startswith(head)
+    assert page.endswith("## Model card\n\n# `mine`\n\n{figures}\n")
+    assert (tmp_path / "opt/CARD-mine.png").read_bytes() == b"picture"
+
+
+def test_another_text_tokenizer_leaves_tokenizer_json_out(tmp_path: Path) -> None:
+    """The ids of `hf` are the file's, whose special tokens can't be hidden in the same way."""
+    (tmp_path / "hf").mkdir()
+    content = ByteLevelBPETokenizer.train(CORPUS, 300).content
+    (tmp_path / "hf/tokenizer.json").write_text(content)
+    own = write_own(tmp_path / "own", "text_tokenizer=hf", tokenizer=tmp_path / "hf")
+    assert main(["convert", str(own), "-o", str(tmp_path / "opt"), "--to", "opt"]) == 0
+    assert not list((tmp_path / "opt").glob("tokenizer*"))
+    assert "There is no `tokenizer.json`" in (tmp_path / "opt/README.md").read_text()
+    assert main(["convert", str(tmp_path / "opt"), "-o", str(tmp_path / "back")]) == 0
 
 
 @pytest.mark.slow
