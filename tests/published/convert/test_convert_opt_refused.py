@@ -108,6 +108,14 @@ def _weights(folder: Path, **changes: Any) -> None:
     save_file(tensors, path, {"format": "pt"})
 
 
+def _head(folder: Path, change: float) -> None:
+    """Add a head to a tied model: the embeddings plus a number."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["lm_head.weight"] = tensors["model.decoder.embed_tokens.weight"] + change
+    save_file(tensors, path, {"format": "pt"})
+
+
 BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "norms after branches": (
         lambda f: _config(f, do_layer_norm_before=False),
@@ -144,6 +152,10 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "whole numbers": (
         lambda f: _weights(f, fc1=torch.ones(256, 64, dtype=torch.int64)),
         "layers.0.fc1.weight has the dtype int64",
+    ),
+    "a head of its own": (
+        lambda f: _head(f, 1.0),
+        "opt: has a head (lm_head.weight) that differs from the embeddings",
     ),
     "no recipe": (
         lambda f: (f / "cm3/recipe.yaml").unlink(),
@@ -214,6 +226,24 @@ def test_a_damaged_model_is_not_exported(
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     message = refusal([str(source), "--to", "opt"], tmp_path / "out", capsys)
     assert tells(message, "... model.safetensors: has changed since it was written")
+
+
+def test_a_copy_of_the_embeddings_and_short_names_are_read(
+    export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Files of OPTModel lack `model.`; other tools write tied heads, too."""
+    source = tmp_path / "opt"
+    shutil.copytree(export, source)
+    _head(source, 0.0)
+    path = source / "model.safetensors"
+    tensors = {name.removeprefix("model."): one for name, one in load_file(path).items()}
+    save_file(tensors, path, {"format": "pt"})
+    assert main(["convert", str(source), "-o", str(tmp_path / "own")]) == 0
+    before, after = (
+        load_file(one / "model.safetensors") for one in (export.with_name("own"), tmp_path / "own")
+    )
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_an_export_is_checked(export: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -299,8 +299,14 @@ def open_opt(source: Path, parts: Path | None, stack: ExitStack) -> OPTModel:
     # OPTModel's own files lack the first part of the names
     names = {re.sub(r"^decoder\.", "model.decoder.", name): name for name in owners}
     shapes = _shapes(components)
-    if decoder.tie_embeddings:
-        names.pop("lm_head.weight", None)
+    if decoder.tie_embeddings and (head := names.pop("lm_head.weight", None)) is not None:
+        table = names.get(opt_name("embed_tokens.weight"), head)
+        if not torch.equal(owners[head].tensor(head), owners[table].tensor(table)):
+            raise CheckpointError(
+                str(source),
+                "has a head (lm_head.weight) that differs from the embeddings, but the model has one table for both",
+                "keep tie_word_embeddings when you tune it",
+            )
     check_names(str(source), names, [opt_name(name) for name in shapes])
     tensors = {}
     for name, shape in shapes.items():
