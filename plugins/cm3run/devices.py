@@ -48,6 +48,19 @@ def check_weights_fit(
     )
 
 
+def device_of_process(device: str | None, process: int) -> str | None:
+    """The device of one of several processes that share work on a machine: the GPUs are taken in turn.
+
+    Args:
+        device: as requested; None: the default. "cuda" is any GPU; a device with a number is that of all processes.
+        process: its number.
+    """
+    if device not in (None, "cuda"):
+        return device
+    number = torch.cuda.device_count()
+    return f"cuda:{process % number}" if number else device
+
+
 def cache_limit(
     decoder: nn.Module, device: torch.device, weight_bytes: int | None = None
 ) -> int | None:

@@ -13,7 +13,13 @@ from cm3core.interfaces.attention import AttentionConfig
 from cm3core.plugins.discovery import load_registry
 from cm3core.recipe import compose
 from cm3plugins.attention import ByDeviceAttentionConfig, SDPAAttentionConfig, TritonAttentionConfig
-from cm3run.devices import cache_limit, choose_device, choose_precision, multiplies_bf16
+from cm3run.devices import (
+    cache_limit,
+    choose_device,
+    choose_precision,
+    device_of_process,
+    multiplies_bf16,
+)
 from cm3run.model.model import load
 from cm3run.training.memory import training_memory
 from messages import tells
@@ -114,3 +120,21 @@ def test_heads_that_no_kernel_takes_are_attended_to_as_a_whole_on_a_gpu() -> Non
         for on_cpu in (False, True)
     }
     assert [key for key, value in parts.items() if not value] == [(129, False)]
+
+
+@pytest.mark.parametrize(
+    ("device", "number", "expected"),
+    [
+        (None, 8, ["cuda:0", "cuda:1", "cuda:7", "cuda:0"]),
+        ("cuda", 2, ["cuda:0", "cuda:1", "cuda:1", "cuda:0"]),
+        (None, 0, [None] * 4),
+        ("cuda", 0, ["cuda"] * 4),
+        ("cpu", 8, ["cpu"] * 4),
+        ("cuda:3", 8, ["cuda:3"] * 4),
+    ],
+)
+def test_processes_take_gpus_in_turn(
+    device: str | None, number: int, expected: list[str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: number)
+    assert [device_of_process(device, process) for process in (0, 1, 7, 8)] == expected

@@ -53,7 +53,7 @@ def configure(parser: ArgumentParser) -> None:
         type=whole_number(1, MAX_PROCESSES),
         default=1,
         metavar="N",
-        help="number of processes (default: %(default)s)",
+        help="number of processes, which take the GPUs in turn (default: %(default)s)",
     )
     parser.add_argument(
         "--part",
@@ -94,7 +94,7 @@ def configure(parser: ArgumentParser) -> None:
         metavar="N",
         help="documents per shard; a killed process loses at most one shard (default: %(default)s)",
     )
-    add_device(parser, "the device of the image tokenizer; 'cuda' gives each process its own")
+    add_device(parser, "the device of the image tokenizer")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     add_trust(parser, plugins=False)
 
@@ -318,11 +318,8 @@ def _check(running: Sequence[subprocess.Popen[bytes]]) -> None:
 
 def _command(args: Namespace, index: int, number: int, process: int) -> list[str]:
     """The command of a process: this process's command, for the `index`-th of `number` parts."""
-    device = args.device
-    if device == "cuda":
-        import torch
+    from cm3run.devices import device_of_process
 
-        device = f"cuda:{process % max(1, torch.cuda.device_count())}"
     options = {
         "--out": args.out,
         "--part": f"{index + 1}/{number}",
@@ -331,7 +328,7 @@ def _command(args: Namespace, index: int, number: int, process: int) -> list[str
         "--duplicates": args.duplicates,
         "--texts": args.texts,
         "--shard-size": args.shard_size,
-        "--device": device,
+        "--device": device_of_process(args.device, process),
     }
     return [
         # -P: don't import from the current folder, which may have the data's own grp.py

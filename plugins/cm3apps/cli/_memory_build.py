@@ -68,7 +68,7 @@ def configure(build: ArgumentParser) -> None:
         type=whole_number(1, 4096),
         default=1,
         metavar="N",
-        help="number of processes; the bank does not depend on it (default: %(default)s)",
+        help="number of processes, which take the GPUs in turn; the bank does not depend on it (default: %(default)s)",
     )
     build.add_argument(
         "--part",
@@ -293,9 +293,12 @@ def helpers_of(args: Namespace) -> list[Callable[[], subprocess.Popen[bytes]]]:
 
 
 def _start(args: Namespace, share: int) -> subprocess.Popen[bytes]:
+    from cm3run.devices import device_of_process
+
     values: dict[str, Any] = {name: getattr(args, name) for name in _VALUES}
     values |= {name: str(getattr(args, name)) for name in PATHS}
     values |= {"plugin": [str(path) for path in args.plugin], "share": share}
+    values["device"] = device_of_process(args.device, share)
     process = subprocess.Popen(
         # -P: don't import from the current folder, which may have the data's own grp.py
         [sys.executable, "-P", "-m", "cm3apps.cli._memory_build"],

@@ -36,10 +36,12 @@ PAPER: tuple[tuple[str, float, str], ...] = (
     ("CM3leon-7B, 2 documents", 4.88, "best of 8"),
     ("Re-Imagen", 5.25, "retrieves"),
     ("CM3leon-7B, 1 document", 5.78, "best of 8"),
+    ("CM3leon-760M, 2 documents", 6.61, "best of 8"),
     ("Parti", 7.23, ""),
     ("Muse", 7.88, ""),
     ("CM3leon-7B, no document", 10.82, "best of 8"),
     ("Stable Diffusion", 12.60, ""),
+    ("CM3leon-350M, 2 documents", 14.20, "best of 8"),
 )
 #: The score and protocol to which these are comparable, as far as their measurement is known.
 PAPER_SCORE = ("fid-pytorch", "coco30k-v1")
@@ -221,7 +223,7 @@ def beside_paper(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
             )
             continue
         names = ", ".join(row["name"] for row in scores["scores"] if "skipped" not in row)
-        last.append((f"{name} (ours)", "n/a: other measure", f"{protocol}: {names}"))
+        last.append((f"{name} (ours)", "n/a: other measure", f"{protocol}: {names or 'no score'}"))
     head = ("model", "FID-30k", "how it was measured")
     return aligned([head, *(row[1:] for row in sorted(rows)), *last])
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
+import json
+import subprocess
 from collections.abc import Iterator
 
 import pytest
+import torch
 
-from cm3apps.cli import _training, kinds
+from cm3apps.cli import _data_encode, _memory_build, _training, kinds
 from cm3apps.cli.commands import COMMANDS
 from cm3apps.cli.main import main
 from cm3core.errors import RecipeError
@@ -155,3 +159,23 @@ def test_the_precision_of_what_trains_a_component():
     with pytest.raises(RecipeError) as caught:
         _training.with_precision(recipe.text_tokenizer, "bf16")
     assert "trains in a precision of its own\n  next: leave it out" in str(caught.value)
+
+
+def test_processes_that_share_work_take_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not all the first: those of `cm3 data encode` and of `cm3 memory build`."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    parser = argparse.ArgumentParser()
+    _data_encode.configure(parser)
+    args = parser.parse_args(["-o", "out"])
+    args.plugin, args.target, args.overrides = [], "tiny", []
+    command = _data_encode._command(args, 0, 4, 3)
+    assert command[command.index("--device") + 1] == "cuda:3"
+
+    parser = argparse.ArgumentParser()
+    _memory_build.configure(parser)
+    args = parser.parse_args(["tiny", "-o", "out"])
+    args.plugin = []
+    sent = io.BytesIO()
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: argparse.Namespace(stdin=sent))
+    _memory_build._start(args, 2)
+    assert json.loads(sent.getvalue())["device"] == "cuda:2"

@@ -397,20 +397,29 @@ def test_published_figures_stand_beside_ours() -> None:
         "protocol": {"name": "toy-v1"},
         "scores": [{**row, "name": "kid-lite1"}],
     }
-    table = beside_paper([ours, small])
+    left_out = {
+        "model": {"name": "skipped"},
+        "protocol": {"name": "coco30k-v1"},
+        "scores": [{"name": "fid", "skipped": "no file"}],
+    }
+    table = beside_paper([ours, small, left_out])
     assert [line.split("  ")[0] for line in table] == [
         "model",
         "CM3leon-7B, 2 documents",
         "Re-Imagen",
         "CM3leon-7B, 1 document",
         "ours (ours)",
+        "CM3leon-760M, 2 documents",
         "Parti",
         "Muse",
         "CM3leon-7B, no document",
         "Stable Diffusion",
+        "CM3leon-350M, 2 documents",
         "small (ours)",
+        "skipped (ours)",
     ]
-    assert "n/a: other measure" in table[-1]
+    assert "n/a: other measure" in table[-2]
+    assert table[-1].endswith("coco30k-v1: no score")
 
 
 def test_captions_and_answers_are_written_and_scored(tmp_path: Path) -> None:
