@@ -125,6 +125,11 @@ def _configure_eval(add: Callable[[str, str, str], ArgumentParser]) -> None:
         help="also compute this metric between reconstructions and originals, with the keys "
         "of a recipe's sections metric and extractor; may be given several times",
     )
+    evaluate.add_argument(
+        "--beside-files",
+        action="store_true",
+        help="also measure JPEG and WebP files of as many bytes as the codes",
+    )
     add_evaluation_arguments(
         evaluate,
         num_help="maximum number of pictures, spread over the split",
@@ -320,6 +325,9 @@ def _evaluate(args: Namespace) -> int:
         f"perplexity  {report.perplexity:.0f}\n"
         f"{args.out}: originals above reconstructions"
     )
+    if args.beside_files:
+        for line in _beside_files(tokenizer, images_NHWC, codes_Nc, scores):
+            print(line, end="")
     for reason, number in left_out.items():
         print(f"note: {number:,} pictures are left out: {reason}", file=sys.stderr)
     if report.psnr_drawn is not None and report.psnr_drawn < LEAST_PSNR:
@@ -330,6 +338,38 @@ def _evaluate(args: Namespace) -> int:
             file=sys.stderr,
         )
     return 0
+
+
+def _beside_files(
+    tokenizer: ImageTokenizer,
+    images_NHWC: PixelArray,
+    codes_Nc: IntArray | None,
+    scores: Sequence[tuple[MetricConfig, ExtractorConfig | None]],
+) -> Iterator[str]:
+    """Sizes of the codes, and what JPEG and WebP keep of the pictures in as many bytes."""
+    from cm3run.evaluation.beside_files import FORMATS, coded_bytes, files_of, plain_bytes
+    from cm3run.evaluation.quality import psnr_per_picture, ssim_per_picture
+
+    if codes_Nc is None:
+        codes_Nc = tokenizer.encode(images_NHWC)
+    plain = plain_bytes(codes_Nc, tokenizer.form, tokenizer.codebook_size)
+    coded = coded_bytes(codes_Nc, tokenizer.form)
+    yield f"bytes       {plain:.0f} a picture; {coded:.0f} coded by the codes' frequencies in other pictures\n"
+    for size in (coded, plain):
+        yield f"files of at most {size:.0f} bytes, without headers and tables:\n"
+        for name in FORMATS:
+            files = files_of(images_NHWC, name, size)
+            if files is None:
+                yield f"{name:10}  does not get so small\n"
+                continue
+            psnr = psnr_per_picture(images_NHWC, files.decoded_NHWC).mean()
+            ssim = ssim_per_picture(images_NHWC, files.decoded_NHWC).mean()
+            yield (
+                f"{name:10}  {psnr:.2f} dB, SSIM {ssim:.3f} ({files.size:.0f} bytes; quality {files.quality}, sides "
+                f"times {files.scale:g})\n"
+            )
+            for config, extractor in scores:
+                yield from _score_lines(images_NHWC, files.decoded_NHWC, config, extractor)
 
 
 def _shape_of(tokenizer: ImageTokenizer, codes_Nc: IntArray | None) -> str:

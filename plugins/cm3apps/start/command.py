@@ -83,7 +83,14 @@ def configure(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Look, choose, try, and write; return the exit code."""
-    from cm3apps.start.choices import Chosen, measured_codes, recipe_text, sheet_of, tried
+    from cm3apps.start.choices import (
+        Chosen,
+        measured_codes,
+        own_codes,
+        recipe_text,
+        sheet_of,
+        tried,
+    )
     from cm3apps.start.survey import Survey, reader_of
     from cm3core.files import check_writable, write_text
     from cm3core.images import check_writable_png, save_png
@@ -98,7 +105,7 @@ def run(args: Namespace) -> int:
     _print(_survey_lines(args.folder, survey, registry))
     _check_share(args.folder, survey, args.most_skipped)
     codes = measured_codes(survey, registry)
-    chosen = Chosen(survey, codes, args.minutes)
+    chosen = Chosen(survey, codes, own_codes(survey, codes, registry), args.minutes)
     if any(one.kept is not None for one in codes):
         save_png(sheet, sheet_of(codes))
     _print(_codes_lines(codes, sheet))

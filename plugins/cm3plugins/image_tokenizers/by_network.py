@@ -1,7 +1,7 @@
 """Base of image tokenizers that run a network: batches, device, weights.
 
-Shape legend: N pictures, B pictures of a batch, H W pixels, Y X code grid, c = Y * X codes per picture,
-K codebook entries, D code dimension.
+Shape legend: N pictures, B pictures of a batch, H W pixels, Y rows and X codes of a row of the grid (columns, times
+the codes of a place), c = Y * X codes per picture, K codebook entries, D code dimension.
 """
 
 from __future__ import annotations

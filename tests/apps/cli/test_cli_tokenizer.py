@@ -140,6 +140,33 @@ def test_train_image_then_eval(place: Path, capsys: pytest.CaptureFixture[str]) 
         assert open_image(place / "out.png").shape == (2 * 16, 4 * 16, 3)
 
 
+def test_codes_beside_files(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """WebP and JPEG, at the bytes of the codes as they are and by their frequencies."""
+    command = ["tokenizer", "eval", "quickstart", "dataset=folder", "dataset.path=pictures"]
+    scores = ["--score", "metric=psnr"]
+    assert main([*command, "--split", "all", "--beside-files", *scores, "-o", "out.png"]) == 0
+    lines = capsys.readouterr().out.splitlines()[-11:]
+    sizes = re.fullmatch(
+        r"bytes       77 a picture; (\d+) coded by the codes' frequencies in other pictures",
+        lines[0],
+    )
+    assert sizes is not None, "64 codes of 768: 64 * 9.58 bits"
+    assert lines[1] == f"files of at most {sizes[1]} bytes, without headers and tables:"
+    assert lines[6] == "files of at most 77 bytes, without headers and tables:"
+    found = [
+        re.fullmatch(
+            r"(WebP|JPEG)        (\d+\.\d\d) dB, SSIM -?\d\.\d{3} \((\d+) bytes; quality \d+, sides times [\d.]+\)",
+            line,
+        )
+        for line in (lines[2], lines[4], lines[7], lines[9])
+    ]
+    assert all(one is not None and int(one[3]) <= 77 for one in found)
+    for one, line in zip(found, (lines[3], lines[5], lines[8], lines[10]), strict=True):
+        assert one is not None
+        assert line.startswith("psnr        ")
+        assert float(line.split()[1]) == pytest.approx(float(one[2]), abs=0.1)
+
+
 def test_a_tokenizer_without_a_key_for_weights_is_trained(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cm3apps.cli.main import main
-from cm3apps.start.choices import Chosen, Codes, Trial, recipe_text
+from cm3apps.start.choices import Chosen, Codes, Trial, own_codes, recipe_text
 from cm3apps.start.command import _trial_lines
 from cm3apps.start.survey import Survey, reader_of
 from cm3core.images import open_image
@@ -39,7 +39,8 @@ def chosen(pictures: Path, *, lost: float) -> Chosen:
         Codes(VQGANConfig(weights="bundled:icons64"), kept(lost=1)),
         Codes(VQGANConfig(), kept(lost=lost)),
     ]
-    return Chosen(Survey.of(reader_of(pictures), 0.25), codes, 60.0)
+    survey = Survey.of(reader_of(pictures), 0.25)
+    return Chosen(survey, codes, own_codes(survey, codes, load_registry()), 60.0)
 
 
 def test_the_recipe_takes_codes_that_show_the_pictures(tmp_path: Path, pictures: Path) -> None:
@@ -64,8 +65,27 @@ def test_the_recipe_trains_codes_where_none_show_the_pictures(
     assert "50% lose their subject), so codes are trained on them first" in text
     recipe = compose(str(path), registry=registry)
     recipe.check()
-    assert getattr(recipe.image_tokenizer, "train_minutes", 0) == 20
+    codes = recipe.image_tokenizer
+    assert isinstance(codes, VQGANConfig)
+    assert codes.train_minutes == 20
     assert recipe.train.minutes == 40
+    # 16 squares of each of the pictures above are not blank: 128 of eight pictures, eight for each of 16 centres
+    assert (codes.encoder, codes.depth, codes.codebook_size) == ("squares", 2, 32)
+
+
+def test_codes_are_as_many_as_the_pictures_can_teach(pictures: Path) -> None:
+    """If nothing could be measured, as many as the recipe has; without the extra, no perceptual loss."""
+    survey, registry = Survey.of(reader_of(pictures), 0.25), load_registry()
+    nothing = Codes(VQGANConfig(), None)
+    config = own_codes(survey, [nothing], registry)
+    assert isinstance(config, VQGANConfig)
+    assert config.codebook_size == 2048
+    assert config.training.perceptual_weight > 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cm3apps.start.choices.find_spec", lambda name: None)
+        without = own_codes(survey, [nothing], registry)
+    assert isinstance(without, VQGANConfig)
+    assert without.training.perceptual_weight == 0
 
 
 def test_every_choice_that_is_no_name_has_a_reason(pictures: Path) -> None:

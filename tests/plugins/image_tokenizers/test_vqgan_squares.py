@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cm3core.errors import DataError, RecipeError
 from cm3plugins.image_tokenizers.by_network import to_input
 from cm3plugins.image_tokenizers.vqgan import VQGANConfig
-from cm3plugins.image_tokenizers.vqgan.model import SquareEncoder, VQModel
+from cm3plugins.image_tokenizers.vqgan.model import SquareEncoder, VectorQuantizer, VQModel
 from cm3plugins.image_tokenizers.vqgan.settings import (
     LATER_KEYS,
     VQGANArchitecture,
@@ -38,6 +38,8 @@ ARCH = VQGANArchitecture(
     codebook_size=8,
     norm_groups=4,
 )
+#: Three codes a place, each one of eight.
+DEEP = dataclasses.replace(ARCH, codebook_size=24, depth=3)
 TRAINING = VQGANTraining(batch_size=4, perceptual_weight=0.0, colour_share=0.3, num_threads=1)
 
 
@@ -51,9 +53,9 @@ def drawings(number: int, seed: int = 0) -> np.ndarray:
     return np.where(pictures == 0, noise, pictures)
 
 
-def fitted(seed: int = 0) -> VQModel:
+def fitted(seed: int = 0, arch: VQGANArchitecture = ARCH) -> VQModel:
     torch.manual_seed(0)
-    model = VQModel(ARCH)
+    model = VQModel(arch)
     fit_squares(model, TRAINING, drawings(64, seed))
     return model
 
@@ -104,6 +106,63 @@ def test_before_training_the_decoder_shows_the_codes() -> None:
         assert torch.equal(model.decode_features(features), model.encoder.pixels(features))  # type: ignore[operator]  # squares
 
 
+def test_each_code_corrects_the_sum_of_those_before_it() -> None:
+    """Two codes of a place by hand: the nearest of the first two entries, then of what is left."""
+    quantizer = VectorQuantizer(4, 1, 0.25, l2_normalize=False, depth=2)
+    quantizer.embedding.weight.data = torch.tensor([[0.0], [1.0], [0.0], [0.25]])
+    codes = quantizer.codes(torch.tensor([[0.1], [0.3], [1.1], [1.2]]), quantizer.entries())
+    assert codes.tolist() == [[0, 2], [0, 3], [1, 2], [1, 3]]
+    quantized = quantizer(torch.tensor([0.3, 1.2]).reshape(1, 1, 1, 2))
+    assert quantized.codes_BYX.tolist() == [[[0, 3, 1, 3]]]
+    assert quantized.z_q_BDYX.flatten().tolist() == pytest.approx([0.25, 1.25])
+    assert torch.equal(quantizer.lookup(quantized.codes_BYX), quantized.z_q_BDYX.detach())
+
+
+def test_codes_of_a_place_are_those_of_the_greedy_search_of_numpy() -> None:
+    """An independent search over the same centres, in float64; ties apart there are none in noise."""
+    model, pictures = fitted(arch=DEEP), drawings(6, seed=3)
+    with torch.inference_mode():
+        codes = model.encode(to_input(pictures)).numpy().reshape(6, 4, 4, 3)
+        features = model.features(to_input(pictures)).permute(0, 2, 3, 1).double().numpy()
+    centres = model.entries().detach().double().numpy().reshape(3, 8, 48)
+    left = features
+    for stage in range(3):
+        distances = np.square(left[..., None, :] - centres[stage]).sum(-1)
+        chosen = distances.argmin(-1)
+        nearly = np.sort(distances, -1)
+        clear = nearly[..., 1] - nearly[..., 0] > 1e-4
+        assert np.array_equal(codes[..., stage][clear], 8 * stage + chosen[clear])
+        left = left - centres[stage][codes[..., stage] - 8 * stage]
+
+
+def test_more_codes_of_a_place_keep_more_and_blank_stays_blank() -> None:
+    pictures = drawings(32, seed=2)
+    errors = []
+    for arch in (ARCH, dataclasses.replace(DEEP, codebook_size=16, depth=2), DEEP):
+        tokenizer = VQGANTokenizer(fitted(arch=arch))
+        codes = tokenizer.encode(pictures)
+        assert tokenizer.form.num_codes == codes.shape[1] == 16 * arch.depth
+        assert tokenizer.form == VQGANConfig(weights=None, **dataclasses.asdict(arch)).form
+        again = tokenizer.decode(codes)
+        errors.append(np.square(again.astype(float) - pictures).mean())
+        white = np.full((1, 16, 16, 3), 255, np.uint8)
+        blank = tokenizer.encode(white)
+        assert set(blank[0]) == {8 * stage for stage in range(arch.depth)}
+        assert np.array_equal(tokenizer.decode(blank), white)
+    assert errors[0] > errors[1] > errors[2] > 0
+
+
+def test_codes_are_divided_equally_among_the_depth() -> None:
+    config = VQGANConfig(encoder="squares", embed_dim=48, codebook_size=10, depth=4)
+    with pytest.raises(RecipeError) as error:
+        config.check()
+    assert tells(
+        error.value,
+        "image_tokenizer.codebook_size: is 10, not a multiple of depth 4 ... next: each code of a place has an equal "
+        "part of it: use 12",
+    )
+
+
 def test_too_few_different_squares_are_refused() -> None:
     with pytest.raises(DataError) as error:
         fit_squares(VQModel(ARCH), TRAINING, drawings(64)[:0])
@@ -140,16 +199,17 @@ def test_a_code_has_a_value_for_each_pixel() -> None:
     assert tells(error.value, "image_tokenizer.embed_dim: is 16, but ... of 4 ... has 48")
 
 
-def test_training_leaves_the_codes_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("arch", [ARCH, DEEP])
+def test_training_leaves_the_codes_alone(tmp_path: Path, arch: VQGANArchitecture) -> None:
     pictures = drawings(64)
     whole = train_image_tokenizer(
-        ARCH, TRAINING, pictures, tmp_path / "whole", RunOptions(steps=6, show_progress=False)
+        arch, TRAINING, pictures, tmp_path / "whole", RunOptions(steps=6, show_progress=False)
     )
     train_image_tokenizer(
-        ARCH, TRAINING, pictures, tmp_path / "cut", RunOptions(steps=3, show_progress=False)
+        arch, TRAINING, pictures, tmp_path / "cut", RunOptions(steps=3, show_progress=False)
     )
-    start = VQGANTokenizer.from_file(tmp_path / "cut" / "model.safetensors", ARCH)
-    end = VQGANTokenizer.from_file(whole, ARCH)
+    start = VQGANTokenizer.from_file(tmp_path / "cut" / "model.safetensors", arch)
+    end = VQGANTokenizer.from_file(whole, arch)
     assert np.array_equal(start.encode(pictures), end.encode(pictures))
     assert not np.array_equal(
         start.decode(start.encode(pictures)), end.decode(end.encode(pictures))
@@ -177,7 +237,8 @@ def test_the_facts_of_older_networks_are_what_they_were() -> None:
     assert not set(facts(old, old)) & set(LATER_KEYS)
     assert not set(facts(VQGANTraining(), old)) & set(LATER_KEYS)
     assert facts(VQGANTraining(precision="bfloat16"), old)["precision"] == "bfloat16"
-    assert facts(ARCH, ARCH) == dataclasses.asdict(ARCH)
+    assert facts(ARCH, ARCH) | {"depth": 1} == dataclasses.asdict(ARCH)
+    assert facts(DEEP, DEEP) == dataclasses.asdict(DEEP)
     bundled = VQGANConfig().build()
     assert bundled.fingerprint == (
         "0835103656dd47f00b2917d08182fff9d93df29ae8fb1d48dd577e2b635114e2"

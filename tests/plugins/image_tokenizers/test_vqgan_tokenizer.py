@@ -218,7 +218,7 @@ def test_truncated_and_foreign_files_are_refused(tmp_path: Path, weights: Path) 
     save_weights(foreign, TINY.architecture, {"a": torch.zeros(1)})
     with pytest.raises(CheckpointError, match="do not fit the architecture"):
         replace(TINY, weights=str(foreign)).build()
-    strange = {"vqgan_architecture": json.dumps({"depth": 3})}
+    strange = {"vqgan_architecture": json.dumps({"breadth": 3})}
     save_file({"a": torch.zeros(1)}, foreign, strange)
     with pytest.raises(CheckpointError, match="its architecture can't be read"):
         load_weights(foreign)
@@ -239,6 +239,12 @@ def test_truncated_and_foreign_files_are_refused(tmp_path: Path, weights: Path) 
             "image_tokenizer.resolution: is 62, not ... factor 4",
         ),
         ("norm_groups", 7, "image_tokenizer.norm_groups: 7 groups don't divide 128"),
+        (
+            "depth",
+            2,
+            "image_tokenizer.depth: is 2, but the encoder 'convolutional' has one code a place ... next: set "
+            "image_tokenizer.encoder=squares, or depth to 1",
+        ),
     ],
 )
 def test_impossible_shapes_are_refused(key: str, value: Any, message: str) -> None:

@@ -11,6 +11,7 @@ from cm3core.document import PixelArray
 from cm3core.errors import RecipeError
 from cm3core.interfaces.image_tokenizer import ImageTokenizerConfig
 from cm3core.interfaces.reach import READS, TEXT, Outside
+from cm3core.picture_form import PictureForm
 from cm3plugins.image_tokenizers.vqgan.settings import (
     TRAINING_RANGES,
     VQGANArchitecture,
@@ -57,10 +58,9 @@ class VQGANConfig(VQGANArchitecture, ImageTokenizerConfig):
     training: VQGANTraining = field(default_factory=VQGANTraining)
 
     @property
-    def grid(self) -> tuple[int, int]:
-        """(rows, columns) of codes."""
-        side = self.resolution // self.downsampling
-        return side, side
+    def form(self) -> PictureForm:
+        """A grid of places, each with `depth` codes."""
+        return self.architecture.form
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -98,6 +98,18 @@ class VQGANConfig(VQGANArchitecture, ImageTokenizerConfig):
                 "image_tokenizer.embed_dim",
                 f"is {self.embed_dim}, but a square of {self.downsampling} pixels has {square} values",
                 f"set it to {square}",
+            )
+        if self.depth > 1 and self.encoder != "squares":
+            raise RecipeError(
+                "image_tokenizer.depth",
+                f"is {self.depth}, but the encoder {self.encoder!r} has one code a place",
+                "set image_tokenizer.encoder=squares, or depth to 1",
+            )
+        if self.codebook_size % self.depth:
+            raise RecipeError(
+                "image_tokenizer.codebook_size",
+                f"is {self.codebook_size}, not a multiple of depth {self.depth}",
+                f"each code of a place has an equal part of it: use {self.depth * -(-self.codebook_size // self.depth)}",
             )
         for width in {self.ch * mult for mult in (1, *self.ch_mult)}:
             if width % min(self.norm_groups, width):

@@ -312,7 +312,7 @@ class Quantized:
     """Output of the quantiser.
 
     `z_q_BDYX`: quantised features, fp32; the gradient passes straight through to the encoder.
-    `codes_BYX`: int64 indices in [0, K). `loss`: codebook and commitment loss, a scalar (mean over
+    `codes_BYX`: int64 indices in [0, K), [B, Y, X * k]. `loss`: codebook and commitment loss, a scalar (mean over
     elements).
     """
 
@@ -329,11 +329,16 @@ class VectorQuantizer(nn.Module):
     exponential moving averages. Loss: ||z_q - sg(z)||^2 + beta * ||sg(z_q) - z||^2 (VQ-VAE, eq. 3).
     taming's "legacy" code has a known bug that puts beta on the other term; it affects only training,
     not checkpoints.
+
+    With `depth` k, the codebook has k parts of S entries, and a position is the sum of one entry of each: the nearest
+    entry of the first, of the second the nearest to what is left, and so on (RQ-VAE, arXiv:2203.01941).
     """
 
-    def __init__(self, codebook_size: int, embed_dim: int, beta: float, l2_normalize: bool) -> None:
+    def __init__(
+        self, codebook_size: int, embed_dim: int, beta: float, l2_normalize: bool, depth: int = 1
+    ) -> None:
         super().__init__()
-        self.beta, self.l2_normalize = beta, l2_normalize
+        self.beta, self.l2_normalize, self.depth = beta, l2_normalize, depth
         self.learn_codebook = True
         self.embedding = nn.Embedding(codebook_size, embed_dim)
         nn.init.uniform_(self.embedding.weight, -1.0 / codebook_size, 1.0 / codebook_size)
@@ -351,6 +356,16 @@ class VectorQuantizer(nn.Module):
         distance_NK = torch.addmm((codebook_KD**2).sum(1), z_ND, codebook_KD.t(), alpha=-2.0)
         return distance_NK.argmin(dim=1)
 
+    def codes(self, z_ND: Tensor, codebook_KD: Tensor) -> Tensor:
+        """Return the codes of each row, [N, k] int64."""
+        found, left_ND, size = [], z_ND, len(codebook_KD) // self.depth
+        for stage, entries_SD in enumerate(codebook_KD.split(size)):
+            chosen_N = self.nearest(left_ND, entries_SD)
+            found.append(stage * size + chosen_N)
+            if stage + 1 < self.depth:
+                left_ND = left_ND - entries_SD[chosen_N]
+        return torch.stack(found, dim=1)
+
     def forward(self, z_BDYX: Tensor) -> Quantized:
         with torch.autocast(z_BDYX.device.type, enabled=False):
             z_BDYX = z_BDYX.float()
@@ -358,20 +373,21 @@ class VectorQuantizer(nn.Module):
                 z_BDYX = F.normalize(z_BDYX, dim=1)
             codebook_KD = self.entries()
             z_ND = rearrange(z_BDYX, "B D Y X -> (B Y X) D")
-            codes_N = self.nearest(z_ND.detach(), codebook_KD.detach())
-            z_q_ND = F.embedding(codes_N, codebook_KD)
+            codes_Nk = self.codes(z_ND.detach(), codebook_KD.detach())
+            z_q_ND = F.embedding(codes_Nk, codebook_KD).sum(1)
             loss = self.beta * F.mse_loss(z_ND, z_q_ND.detach())
             if self.learn_codebook:
                 loss = loss + F.mse_loss(z_q_ND, z_ND.detach())
             B, _, Y, X = z_BDYX.shape
             z_q_BDYX = rearrange(z_q_ND.detach(), "(B Y X) D -> B D Y X", B=B, Y=Y, X=X)
             z_q_BDYX = z_BDYX + (z_q_BDYX - z_BDYX).detach()
-            codes_BYX = rearrange(codes_N, "(B Y X) -> B Y X", B=B, Y=Y, X=X)
+            codes_BYX = rearrange(codes_Nk, "(B Y X) k -> B Y (X k)", B=B, Y=Y, X=X)
         return Quantized(z_q_BDYX, codes_BYX, loss)
 
     def lookup(self, codes_BYX: Tensor) -> Tensor:
-        """Look up the codebook entries of a grid of codes: int64 [B, Y, X] -> fp32 [B, D, Y, X]."""
-        return rearrange(F.embedding(codes_BYX, self.entries()), "B Y X D -> B D Y X")
+        """Add up the codebook entries of each place: int64 [B, Y, X * k] -> fp32 [B, D, Y, X]."""
+        codes_BYXk = rearrange(codes_BYX, "B Y (X k) -> B Y X k", k=self.depth)
+        return rearrange(F.embedding(codes_BYXk, self.entries()).sum(-2), "B Y X D -> B D Y X")
 
 
 class VQModel(nn.Module):
@@ -392,7 +408,7 @@ class VQModel(nn.Module):
             assert self.decoder.conv_out.bias is not None
             nn.init.zeros_(self.decoder.conv_out.bias)
         self.quantize = VectorQuantizer(
-            arch.codebook_size, arch.embed_dim, arch.beta, l2_normalize=arch.l2_normalize_codes
+            arch.codebook_size, arch.embed_dim, arch.beta, arch.l2_normalize_codes, arch.depth
         )
         if not self.has_squares:
             self.quant_conv = nn.Conv2d(arch.z_channels, arch.embed_dim, 1)
@@ -404,7 +420,7 @@ class VQModel(nn.Module):
         return features_BDYX if self.has_squares else self.quant_conv(features_BDYX)
 
     def encode(self, pixels_BCHW: Tensor) -> Tensor:
-        """Encode pixels in [-1, 1] [B, 3, H, W] as codes, int64 [B, H / f, W / f]."""
+        """Encode pixels in [-1, 1] [B, 3, H, W] as codes, int64 [B, H / f, W / f * k]."""
         quantized: Quantized = self.quantize(self.features(pixels_BCHW))
         return quantized.codes_BYX
 
@@ -420,7 +436,7 @@ class VQModel(nn.Module):
         return pixels_BCHW
 
     def decode(self, codes_BYX: Tensor) -> Tensor:
-        """Decode codes, int64 [B, Y, X], to pixels [B, 3, H, W], about [-1, 1]."""
+        """Decode codes, int64 [B, Y, X * k], to pixels [B, 3, H, W], about [-1, 1]."""
         return self.decode_features(self.quantize.lookup(codes_BYX))
 
     def forward(self, pixels_BCHW: Tensor) -> tuple[Tensor, Quantized]:

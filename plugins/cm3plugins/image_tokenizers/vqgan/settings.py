@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
+from cm3core.picture_form import CodeRules, GridPositions, PictureForm
+
 #: Smallest and largest values of `VQGANTraining`'s keys.
 TRAINING_RANGES: Mapping[str, tuple[float, float]] = {
     "seed": (0, 2**63 - 1),
@@ -69,6 +71,8 @@ class VQGANArchitecture:
             stay valid when it is retrained. `embed_dim` must be
             3 * downsampling ** 2.
         chroma_weight: weight of the two colour differences, relative to luminance, when squares are compared.
+        depth: with `encoder: squares`, codes of a place, each correcting the sum of those before it (residual
+            quantisation, as in `residual`): code j of a place is one of the j-th `codebook_size / depth`.
     """
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
@@ -83,6 +87,7 @@ class VQGANArchitecture:
         "beta": (0, 1e6),
         "patch_size": (1, 2**14),
         "norm_groups": (1, 2**16),
+        "depth": (1, 64),
     }
 
     resolution: int = 64
@@ -99,11 +104,23 @@ class VQGANArchitecture:
     norm_groups: int = 8
     encoder: Literal["convolutional", "squares"] = "convolutional"
     chroma_weight: float = 0.6
+    depth: int = 1
 
     @property
     def downsampling(self) -> int:
         """Pixels per side of one code: the patch size, doubled for every level but the first."""
         return self.patch_size * int(2 ** (len(self.ch_mult) - 1))
+
+    @property
+    def form(self) -> PictureForm:
+        """The form of a picture's codes: a grid, with `depth` codes a place."""
+        side, depth = self.resolution // self.downsampling, self.depth
+        if depth == 1:
+            return PictureForm.of_grid(side, side)
+        rules = CodeRules.by_slot([self.codebook_size // depth] * depth)
+        return PictureForm.of_grid(
+            side, side, depth, rules, positions=GridPositions(side, side, depth)
+        )
 
 
 @dataclass(kw_only=True)
@@ -194,7 +211,7 @@ class VQGANTraining:
 
 LATER_KEYS = ("encoder", "chroma_weight", "precision", "codebook_squares", "colour_share")
 """Keys added with `encoder: squares`. Facts of a convolutional network omit them at their default values, so
-that earlier fingerprints and unfinished trainings stay valid."""
+that earlier fingerprints and unfinished trainings stay valid. Facts of all networks omit `depth` 1."""
 
 
 def facts(settings: VQGANArchitecture | VQGANTraining, arch: VQGANArchitecture) -> dict[str, Any]:
@@ -205,6 +222,8 @@ def facts(settings: VQGANArchitecture | VQGANTraining, arch: VQGANArchitecture) 
         arch: the network's architecture.
     """
     values = asdict(settings)
+    if values.get("depth") == 1:
+        del values["depth"]
     if arch.encoder == "convolutional":
         defaults = asdict(type(settings)())
         for key in LATER_KEYS:

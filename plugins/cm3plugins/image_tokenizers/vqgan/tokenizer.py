@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cm3core.errors import CheckpointError
 from cm3core.files import sha256_file
+from cm3core.picture_form import PictureForm
 from cm3plugins.image_tokenizers.by_network import NetworkTokenizer
 from cm3plugins.image_tokenizers.vqgan.model import VQModel
 from cm3plugins.image_tokenizers.vqgan.settings import VQGANArchitecture, facts
@@ -76,7 +77,7 @@ class VQGANTokenizer(NetworkTokenizer):
     def __init__(self, model: VQModel, *, bundled: bool = False) -> None:
         super().__init__(model)
         self.model, self.bundled = model, bundled
-        self._side = model.arch.resolution // model.arch.downsampling
+        self._form = model.arch.form
 
     @classmethod
     def from_file(
@@ -117,8 +118,8 @@ class VQGANTokenizer(NetworkTokenizer):
         return self.model.arch.resolution, self.model.arch.resolution
 
     @property
-    def grid(self) -> tuple[int, int]:
-        return self._side, self._side
+    def form(self) -> PictureForm:
+        return self._form
 
     @property
     def codebook_size(self) -> int:

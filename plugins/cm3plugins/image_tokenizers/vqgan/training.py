@@ -7,7 +7,8 @@ of threads). Shape legend: N pictures, C channels, H W pixels.
 `encoder: squares` has a codebook of k-means centres of squares of pixels, computed separately for grey and coloured
 squares. Most squares of a drawing are blank, and few have colour, so joint centres would barely represent colours. One
 code is plain white; a share of the others are centres of coloured squares, the rest centres of grey squares that are not
-blank. If there are fewer squares of one type than codes for it, the other type gets the remaining codes.
+blank. If there are fewer squares of one type than codes for it, the other type gets the remaining codes. With `depth`,
+this is the first code of a place; those of each further one are "nothing" and centres of what the codes before it leave.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ COLOUR_FROM = 20
 """A square has colour if the channels of some pixel differ by more than this."""
 
 _PICTURES_AT_ONCE = 1000
+_SQUARES_AT_ONCE = 10_000
 
 
 def fit_squares(model: VQModel, training: VQGANTraining, images_NHWC: PixelArray) -> None:
@@ -54,7 +56,7 @@ def fit_squares(model: VQModel, training: VQGANTraining, images_NHWC: PixelArray
     """
     rng = np.random.default_rng(training.seed)
     grey_ND, coloured_ND = _sample(model, training, images_NHWC, rng)
-    num_codes = model.arch.codebook_size - 1
+    num_codes = model.arch.codebook_size // model.arch.depth - 1
     num_coloured = min(round(num_codes * training.colour_share), len(coloured_ND))
     num_grey = min(num_codes - num_coloured, len(grey_ND))
     num_coloured = min(num_codes - num_grey, len(coloured_ND))  # photographs have few grey squares
@@ -69,7 +71,24 @@ def fit_squares(model: VQModel, training: VQGANTraining, images_NHWC: PixelArray
     for squares_ND, count in ((coloured_ND, num_coloured), (grey_ND, num_grey)):
         if count > 0:
             centres.append(_kmeans(squares_ND, count, training.seed))
-    model.quantize.embedding.weight.data.copy_(torch.from_numpy(np.concatenate(centres)))
+    stages = [np.concatenate(centres)]
+    left_ND = np.concatenate([grey_ND, coloured_ND])
+    for _ in range(model.arch.depth - 1):
+        left_ND = left_ND - stages[-1][_nearest(model, left_ND, stages[-1])]
+        nothing_1D = np.zeros_like(white_1D.numpy())
+        stages.append(np.concatenate([nothing_1D, _kmeans(left_ND, num_codes, training.seed)]))
+    model.quantize.embedding.weight.data.copy_(torch.from_numpy(np.concatenate(stages)))
+
+
+def _nearest(
+    model: VQModel, squares_ND: NDArray[np.float32], centres_KD: NDArray[np.float32]
+) -> NDArray[np.int64]:
+    """The nearest centre of each square, in parts that fit the memory."""
+    centres = torch.from_numpy(centres_KD)
+    parts = torch.from_numpy(squares_ND).split(_SQUARES_AT_ONCE)
+    found = torch.cat([model.quantize.nearest(part, centres) for part in parts])
+    chosen_N: NDArray[np.int64] = found.numpy()
+    return chosen_N
 
 
 def _sample(
