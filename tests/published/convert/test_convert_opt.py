@@ -253,6 +253,14 @@ def test_an_export_becomes_the_model_again(tmp_path: Path, head: str, dtype: tor
     assert np.array_equal(first, again)
 
 
+def test_others_may_read_an_export(both: Exported) -> None:
+    """An engine often runs as another user; safetensors' own files have the mode 0600."""
+    ordinary = both.folder / "ordinary"
+    ordinary.touch()
+    modes = {path.stat().st_mode for path in (both.folder / "opt").iterdir() if path.is_file()}
+    assert modes == {ordinary.stat().st_mode}
+
+
 def test_weights_are_split_with_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = write_own(tmp_path / "own")
     monkeypatch.setattr(opt.write_opt, "__defaults__", (200_000,))

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from cm3core.errors import CheckpointError, CM3Error, FileError
-from cm3core.files import check_not_input, new_place
+from cm3core.files import check_not_input, make_ordinary, new_place
 from cm3published.convert.facts import Facts
 from cm3published.convert.names import Lazy
 
@@ -168,6 +168,9 @@ def write_new_folder(
                 for notice in source.glob(pattern) if source.is_dir() else ():
                     if notice.is_file() and not notice.is_symlink():
                         shutil.copyfile(notice, new / notice.name)
+            for path in new.rglob("*"):
+                if path.is_file():  # safetensors' files can be read by their owner only
+                    make_ordinary(path)
             new.rename(target)
     except CM3Error:
         raise
