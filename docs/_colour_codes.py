@@ -1,0 +1,108 @@
+"""Train image codes on coloured pictures that the package doesn't have, compare them with JPEG and WebP at the same bytes,
+and write docs/figures/colour-codes.json: `python docs/_colour_codes.py FOLDER`. `python docs/_generate.py` makes the table
+of docs/own-pictures.md of the file.
+
+FOLDER has a folder for each collection, made by
+
+    apt-get download openclipart-png tuxpaint-stamps-default oxygen-icon-theme
+    for file in *.deb; do dpkg -x "$file" "${file%%_*}"; done
+    npm pack flag-icons && tar xzf flag-icons-*.tgz && mv package flag-icons
+
+Pictures that look alike are in one split. The codes are trained for `--minutes` on one thread, and measured on at most
+`NUM` held-out pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from cm3apps.cli._dataset import data_source
+from cm3apps.cli.main import main as cm3
+from cm3core.document import PixelArray
+from cm3core.plugins import load_registry
+from cm3core.recipe import compose
+from cm3run.evaluation.beside_files import FORMATS, coded_bytes, files_of, plain_bytes
+from cm3run.evaluation.features import reconstruction_scores
+from cm3run.evaluation.quality import evaluate_image_tokenizer, psnr_per_picture, ssim_per_picture
+from cm3run.picture_arrays import pictures_of
+
+FILE = Path(__file__).parent / "figures" / "colour-codes.json"
+GROUNDS = {
+    "clipart": "openclipart-png",
+    "stamps": "tuxpaint-stamps-default",
+    "oxygen": "oxygen-icon-theme/usr/share/icons/oxygen/base/128x128",
+    "flags": "flag-icons/flags",
+}
+RECIPE, NUM = "tokenizer-colour64", 300
+
+
+def scored(pictures_NHWC: PixelArray, kept_NHWC: PixelArray) -> dict[str, float]:
+    """Mean PSNR and SSIM, and the distance of the distributions of features (FID with EfficientNet-Lite1)."""
+    recipe = compose("tiny", ["metric=fid", "extractor=lite1"], registry=load_registry())
+    assert recipe.metric is not None
+    found = reconstruction_scores(pictures_NHWC, kept_NHWC, recipe.metric, recipe.extractor)
+    return {
+        "psnr": float(psnr_per_picture(pictures_NHWC, kept_NHWC).mean()),
+        "ssim": float(ssim_per_picture(pictures_NHWC, kept_NHWC).mean()),
+        "fid": float(found[0][1].value),
+    }
+
+
+def measured(name: str, folder: Path, out: Path, minutes: float) -> dict[str, Any]:
+    """The codes of one collection, and files of as many bytes."""
+    data = ["dataset=folder", f"dataset.path={folder}", "dataset.names_as_captions=true"]
+    data += ["dataset.split_by=look", "dataset.valid=0.1", "train.num_threads=1"]
+    run = out / name
+    command = ["tokenizer", "train-image", RECIPE, *data, "--minutes", f"{minutes:g}"]
+    assert cm3([*command, "-o", str(run), "--quiet"]) == 0
+    recipe = compose(
+        RECIPE,
+        [*data, f"image_tokenizer.weights={run / 'model.safetensors'}"],
+        registry=load_registry(),
+    )
+    assert recipe.image_tokenizer is not None
+    tokenizer = recipe.image_tokenizer.build()
+    train = data_source(recipe, "train")
+    pictures = pictures_of(data_source(recipe, "valid"), tokenizer.image_size, NUM)
+    codes = tokenizer.encode(pictures)
+    kept = evaluate_image_tokenizer(tokenizer, pictures, codes).reconstructed_NHWC
+    sizes = {
+        "coded": coded_bytes(codes, tokenizer.form),
+        "plain": plain_bytes(codes, tokenizer.form, tokenizer.codebook_size),
+    }
+    rows: dict[str, Any] = {"codes": scored(pictures, kept)}
+    for kind, size in sizes.items():
+        for form in FORMATS:
+            files = files_of(pictures, form, size)
+            if files is not None:
+                rows[f"{form} {kind}"] = {
+                    "bytes": files.size,
+                    **scored(pictures, files.decoded_NHWC),
+                }
+    return {
+        "pictures": len(train),
+        "measured": len(pictures),
+        "minutes": minutes,
+        "bytes": sizes,
+        **rows,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Codes of coloured pictures beside JPEG and WebP.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("runs/colour-codes"))
+    parser.add_argument("--minutes", type=float, default=30.0)
+    args = parser.parse_args()
+    figures = json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {}
+    for name, path in GROUNDS.items():
+        figures[name] = measured(name, args.folder / path, args.out, args.minutes)
+        FILE.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        print(name, json.dumps(figures[name]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
