@@ -110,7 +110,7 @@ def test_each_code_corrects_the_sum_of_those_before_it() -> None:
     """Two codes of a place by hand: the nearest of the first two entries, then of what is left."""
     quantizer = VectorQuantizer(4, 1, 0.25, l2_normalize=False, depth=2)
     quantizer.embedding.weight.data = torch.tensor([[0.0], [1.0], [0.0], [0.25]])
-    codes = quantizer.codes(torch.tensor([[0.1], [0.3], [1.1], [1.2]]), quantizer.entries())
+    codes = quantizer.codes_of_rows(torch.tensor([[0.1], [0.3], [1.1], [1.2]]), quantizer.entries())
     assert codes.tolist() == [[0, 2], [0, 3], [1, 2], [1, 3]]
     quantized = quantizer(torch.tensor([0.3, 1.2]).reshape(1, 1, 1, 2))
     assert quantized.codes_BYX.tolist() == [[[0, 3, 1, 3]]]

@@ -356,7 +356,7 @@ class VectorQuantizer(nn.Module):
         distance_NK = torch.addmm((codebook_KD**2).sum(1), z_ND, codebook_KD.t(), alpha=-2.0)
         return distance_NK.argmin(dim=1)
 
-    def codes(self, z_ND: Tensor, codebook_KD: Tensor) -> Tensor:
+    def codes_of_rows(self, z_ND: Tensor, codebook_KD: Tensor) -> Tensor:
         """Return the codes of each row, [N, k] int64."""
         found, left_ND, size = [], z_ND, len(codebook_KD) // self.depth
         for stage, entries_SD in enumerate(codebook_KD.split(size)):
@@ -373,7 +373,7 @@ class VectorQuantizer(nn.Module):
                 z_BDYX = F.normalize(z_BDYX, dim=1)
             codebook_KD = self.entries()
             z_ND = rearrange(z_BDYX, "B D Y X -> (B Y X) D")
-            codes_Nk = self.codes(z_ND.detach(), codebook_KD.detach())
+            codes_Nk = self.codes_of_rows(z_ND.detach(), codebook_KD.detach())
             z_q_ND = F.embedding(codes_Nk, codebook_KD).sum(1)
             loss = self.beta * F.mse_loss(z_ND, z_q_ND.detach())
             if self.learn_codebook:
