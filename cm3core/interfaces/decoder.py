@@ -83,7 +83,7 @@ class DecoderConfig(ComponentConfig):
     ) -> TrainingMemory | None:
         """Return the memory that training with passes of this size needs, by arithmetic.
 
-        `cm3 recipe check` and `cm3 train` refuse recipes that exceed the machine. None: unknown, and only
+        `cm3 recipe check` warns of recipes that exceed the machine; `cm3 train` refuses them. None: unknown, and only
         the parameters are counted."""
         return None
 

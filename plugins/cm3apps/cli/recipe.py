@@ -136,7 +136,8 @@ def recipe_of(name: str) -> str:
 
 
 def _memory(recipe: Recipe, registry: Registry) -> str | None:
-    """A line about the memory that training needs; raises `RecipeError` if this machine has less."""
+    """A line about the memory that training needs. Warns on stderr if this machine has less: the recipe may be for
+    another one."""
     from cm3run.machine_memory import MachineMemory
     from cm3run.training.memory import check_training_fits, training_memory
 
@@ -150,7 +151,10 @@ def _memory(recipe: Recipe, registry: Registry) -> str | None:
         from cm3run.devices import device_memory
 
         machine, on_cpu = device_memory(None)
-    warning = check_training_fits(recipe, machine, on_cpu=on_cpu, registry=registry)
+    try:
+        warning = check_training_fits(recipe, machine, on_cpu=on_cpu, registry=registry)
+    except RecipeError as error:
+        warning = f"this machine can't train it: {error.cause}\n  next: {error.next_step}"
     if warning is not None:
         print(f"warning: {warning}", file=sys.stderr)
     return f"training takes about {estimate.in_words()}"

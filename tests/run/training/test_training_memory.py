@@ -105,23 +105,41 @@ def test_refused_warned_or_passed() -> None:
         )
 
 
-@pytest.mark.parametrize("command", [["recipe", "check"], ["train"]])
-def test_commands_refuse_before_any_work(
-    command: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_training_refuses_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("CM3_MEMORY_GB", "8")
-    out = ["-o", str(tmp_path / "run")] if command == ["train"] else []
-    assert main([*command, "tiny", "train.batch_rows=100000", *out]) == 2
+    out = ["-o", str(tmp_path / "run")]
+    assert main(["train", "tiny", "train.batch_rows=100000", *out]) == 2
     shown = capsys.readouterr()
-    assert "training takes about" in shown.err
+    assert "error: recipe tiny: training takes about" in shown.err
     assert "CM3_MEMORY_GB has 8.00 GB" in shown.err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_recipe_for_a_larger_machine_is_valid(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CM3_MEMORY_GB", "8")
+    assert main(["recipe", "check", "cm3leon-350m"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith("cm3leon-350m: all values are valid (hash ")
+    assert re.search(r"\ntraining takes about \d\d\.\d\d GB \(weights 1\.50, ", shown.out)
+    assert re.fullmatch(
+        r"warning: this machine can't train it: training takes about \d\d\.\d\d GB \(.*\), but CM3_MEMORY_GB has "
+        r"8\.00 GB\n  next: lower train\.batch_rows .*; or set CM3_MEMORY_GB to the number of GB of the machine that "
+        r"will train it\n",
+        shown.err,
+    )
+    assert main(["recipe", "check", "cm3leon-350m", "decoder.num_heads=7"]) == 2
+    wrong = capsys.readouterr()
+    assert wrong.out == ""
+    assert wrong.err.startswith("error: ")
     monkeypatch.setenv("CM3_MEMORY_GB", "1000")
     assert main(["recipe", "check", "tiny"]) == 0
-    assert re.search(r"training takes about 0\.\d\d GB \(weights 0\.00", capsys.readouterr().out)
+    fits = capsys.readouterr()
+    assert re.search(r"training takes about 0\.\d\d GB \(weights 0\.00", fits.out)
+    assert fits.err == ""
 
 
 def test_memory_refused_in_the_middle_of_a_run(
@@ -146,7 +164,8 @@ def test_a_limit_on_address_space_is_a_limit() -> None:
         text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30)),
     )
-    assert shown.returncode == 2
+    assert shown.returncode == 0
+    assert "can't train it" in shown.stderr
     assert "the limit on address space (ulimit -v) has 8.59 GB" in shown.stderr
     assert "Traceback" not in shown.stderr
 
