@@ -87,14 +87,14 @@ def test_attention_by_device() -> None:
 
 
 def test_a_gpu_s_training_memory_counts_no_mask_and_larger_chunks_of_the_loss() -> None:
-    """8 rows of 4,096 tokens, 24 layers of 16 heads: on a CPU the probabilities of documents of at most 512
-    tokens, 2 bytes each, which are more than a mask. A chunk's logits: 32 MiB there, 1 GiB on a GPU, and
+    """8 rows of 4,096 tokens, 24 layers of 16 heads: on a CPU the probabilities of documents of at most 1,024
+    tokens in blocks of 128 queries, 2 bytes each, which are more than a mask: (1024 + 128) / 2 keys a query. A chunk's logits: 32 MiB there, 1 GiB on a GPU, and
     their gradient as large."""
     recipe = compose("cm3leon-350m", registry=load_registry())
     cpu, gpu = (training_memory(recipe, on_cpu=on_cpu) for on_cpu in (True, False))
     assert cpu is not None
     assert gpu is not None
-    assert cpu.activations - gpu.activations == 24 * 8 * 4096 * 16 * 512 * 2 - 2 * (2**30 - 2**25)
+    assert cpu.activations - gpu.activations == 24 * 8 * 4096 * 16 * 576 * 2 - 2 * (2**30 - 2**25)
 
 
 def test_heads_that_the_backend_can_t_take_are_refused_with_the_recipe() -> None:

@@ -63,6 +63,7 @@ CHANGEABLE_KEYS = (
     # a longer or shorter run; the schedule follows the new length from then on
     "train.steps",
     "train.minutes",
+    "train.decay_fraction",  # so that a run from before its decay can end soon, and from the same place later
     "train.checkpoint_every_minutes",
     "train.checkpoint_every_steps",
     "train.keep_checkpoints",

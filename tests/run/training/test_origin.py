@@ -118,7 +118,11 @@ def test_a_finished_run_can_be_made_longer(
     ), "nothing left to do"
     assert (
         train(
-            squares(registry, cache, ["train.steps=22", "train.log_every_steps=1"]),
+            squares(
+                registry,
+                cache,
+                ["train.steps=22", "train.log_every_steps=1", "train.decay_fraction=0.1"],
+            ),
             out,
             registry,
             progress=False,
