@@ -282,6 +282,30 @@ def _icon_codes() -> list[str]:
     return _table(columns, rows)
 
 
+def _colour_codes() -> list[str]:
+    """What codes of coloured pictures keep, and image files of as many bytes."""
+
+    def scores(own: dict[str, float]) -> list[str]:
+        return [f"{own['psnr']:.1f} dB", f"{own['ssim']:.3f}", f"{own['features']:.3f}"]
+
+    rows: list[Sequence[object]] = []
+    for name, own in stored("colour-codes.json").items():
+        coded, plain = own["bytes"]["coded"], own["bytes"]["plain"]
+        rows.append(
+            [
+                f"{name}, {own['pictures']:,}",
+                "codes",
+                f"{coded:.0f} ({plain:.0f})",
+                *scores(own["codes"]),
+            ]
+        )
+        for kind in ("coded", "plain"):
+            for form in ("WebP", "JPEG"):
+                if (files := own.get(f"{form} {kind}")) is not None:
+                    rows.append(["", form, f"{files['bytes']:.0f}", *scores(files)])
+    return _table("collection, trained on | | bytes | PSNR | SSIM | distance of features", rows)
+
+
 def _sheets(*names: str) -> list[str]:
     """Nearness of the pictures of sheets to the prepended documents."""
     lines = ["| picture | drawn | median nearness | nearly copies |", "| --- | --- | --- | --- |"]
@@ -577,6 +601,7 @@ def tables() -> dict[str, dict[str, list[str]]]:
         },
         "models.md": {"large model": _large_model()},
         "evaluation.md": {"usable": _usable()},
+        "own-pictures.md": {"colour-codes": _colour_codes()},
         "recipes.md": {"training memory": _training_memory()},
         "tuning.md": {"tasks": _tasks(), "ways": _ways()},
     }

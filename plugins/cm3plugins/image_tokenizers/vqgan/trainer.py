@@ -26,7 +26,7 @@ from cm3plugins.image_tokenizers.vqgan.settings import VQGANArchitecture, VQGANT
 from cm3plugins.image_tokenizers.vqgan.tokenizer import build_model
 from cm3plugins.trained.training_run import edge_error
 from cm3plugins.trained.weights_file import channels_last
-from cm3plugins.vision.efficientnet_lite import EfficientNetLite, load_efficientnet_lite
+from cm3plugins.vision.efficientnet_lite import EfficientNetLite, Variant, load_efficientnet_lite
 from cm3run.devices import choose_device
 
 
@@ -211,7 +211,7 @@ class CodebookUpdater:
 
 
 class PerceptualLoss(nn.Module):
-    """Distance in the feature space of a frozen EfficientNet-Lite0.
+    """Distance in the feature space of a frozen EfficientNet-Lite.
 
     Like LPIPS, without its learned weights.
 
@@ -222,6 +222,7 @@ class PerceptualLoss(nn.Module):
         source: "package" or a path, see `load_efficientnet_lite`.
         stages: stages of the network to compare (0..6, strides 2, 4, 8, 16, 16, 32, 32).
         resolution: pictures are first resized to this many pixels per side; None: unchanged.
+        variant: the network. A measure should use another one than training.
     """
 
     def __init__(
@@ -229,9 +230,10 @@ class PerceptualLoss(nn.Module):
         source: str = "package",
         stages: tuple[int, ...] = (0, 1, 2, 4),
         resolution: int | None = None,
+        variant: Variant = "lite0",
     ):
         super().__init__()
-        self.network = channels_last(load_efficientnet_lite("lite0", source).fuse())
+        self.network = channels_last(load_efficientnet_lite(variant, source).fuse())
         self.stages, self.resolution = stages, resolution
 
     def _features(self, pixels_BCHW: Tensor) -> list[Tensor]:
