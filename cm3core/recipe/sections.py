@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from cm3core.errors import RecipeError
 from cm3core.interfaces.component import check_numbers, check_value
@@ -286,14 +286,16 @@ class DataSection:
             folder.
         pack: pack several sequences into a row, each attending only to itself; false: one per row.
         max_text_tokens: longer texts are cut to this many tokens.
-        num_streams: virtual loaders, whose rows take turns. The batches depend on it, but not on the number
-            of processes; if that number divides it, the processes share the loader's work.
+        num_streams: virtual loaders, whose rows take turns; processes share them evenly. The batches depend on it, but
+            not on the number of processes. null: as many as there are processes when the run starts.
     """
 
+    #: Every recipe that was stored without the key had one stream.
+    earlier: ClassVar[Mapping[str, int]] = {"num_streams": 1}
     cache_dir: str | None = None
     pack: bool = True
     max_text_tokens: int = 64
-    num_streams: int = 1
+    num_streams: int | None = None
 
     def check(self) -> None:
         """Raise `RecipeError` for a count out of range."""

@@ -48,6 +48,8 @@ def compose_on_model(
     check_links(folder, trust)
     stored = parse(read(path), str(path))
     values = {key: value for key, value in stored.items() if key not in OWN}
+    if isinstance(data := values.get("data"), dict):
+        values["data"] = {**data, "num_streams": None}  # belongs to the processes, not to the model
     writer = read_writer(
         folder,
         lambda file, cause: RecipeError(

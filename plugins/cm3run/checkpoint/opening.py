@@ -59,6 +59,7 @@ CHANGEABLE_KEYS = (
     "prompt_rewriter",
     "finisher",
     "data.cache_dir",
+    "data.num_streams",  # compared with the loader's, which null stands for
     *MEASURING,  # older runs may have these; current recipes can't
     # a longer or shorter run; the schedule follows the new length from then on
     "train.steps",

@@ -186,6 +186,9 @@ def collate(
 #: Separates the random streams that order epochs from those that make sequences.
 _EPOCH_ORDER = 1
 
+#: Next step if there are too few documents for the loaders.
+FEWER_STREAMS = "set data.num_streams to {} or less, and start no more processes than that"
+
 #: Upper bound for epochs, beyond any real run.
 _MAX_EPOCH = 2**63
 
@@ -214,8 +217,29 @@ class RowSettings:
     num_streams: int = 1
 
 
+def streams_of_new_run(num_streams: int | None, world_size: int) -> int:
+    """V of a run that starts: `data.num_streams`, or the number of processes.
+
+    Raises `RecipeError` if the processes can't share the loaders evenly.
+
+    >>> streams_of_new_run(None, 4), streams_of_new_run(8, 4)
+    (4, 8)
+    """
+    if num_streams is None:
+        return world_size
+    shared = math.gcd(num_streams, world_size)
+    if shared == world_size:
+        return num_streams
+    raise RecipeError(
+        "data.num_streams",
+        f"is {num_streams}, which {world_size} processes can't share: {num_streams} / {world_size} is not a whole number, "
+        f"and each process would make the rows of {world_size // shared}",
+        f"use {math.lcm(num_streams, world_size)} or another multiple of {world_size}, or null: as many as there are processes",
+    )
+
+
 def note_on_streams(num_streams: int, world_size: int) -> str | None:
-    """What to set if processes make rows for each other (`data.num_streams`); None if each makes its own.
+    """A note if processes of a resumed run make rows for each other; None if each makes its own.
 
     >>> note_on_streams(8, 4) is note_on_streams(1, 1) is None
     True
@@ -224,9 +248,9 @@ def note_on_streams(num_streams: int, world_size: int) -> str | None:
     if shared == world_size:
         return None
     return (
-        f"note: each process makes the rows of {world_size // shared} processes, because data.num_streams is {num_streams}. "
-        f"To divide this work, start a new run with data.num_streams={math.lcm(num_streams, world_size)}: it determines the "
-        "order of the data"
+        f"note: each process makes the rows of {world_size // shared} processes, because the run started with "
+        f"{num_streams} loader{'' if num_streams == 1 else 's'} (data.num_streams). A number of processes that divides "
+        f"{num_streams} shares this work"
     )
 
 
@@ -255,7 +279,7 @@ class BatchLoader:
             raise DataError(
                 "data set",
                 f"has {len(data)} documents for data.num_streams {num_streams}",
-                f"set data.num_streams to {len(data)} or less",
+                FEWER_STREAMS.format(len(data)),
             )
         self.data, self.rows = data, rows if rows.pack else replace(rows, window=1)
         self.processes = Processes() if processes is None else processes
@@ -335,6 +359,15 @@ class BatchLoader:
             "setting": self._setting(),
             **({"counts": counts} if counts else {}),
         }
+
+    @staticmethod
+    def streams_of(state: dict[str, Any]) -> int:
+        """V of the loader with this `state_dict()`."""
+        setting = state.get("setting")
+        number = setting.get("num_streams", 1) if isinstance(setting, dict) else 1
+        if not _is_index(number, _MAX_EPOCH) or not number:
+            raise _unusable("num_streams", number)
+        return int(number)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume from `state_dict()`, saved by any number of processes.
@@ -475,7 +508,7 @@ class RowStream:
             raise DataError(
                 "data set",
                 f"epoch {epoch} has {len(order)} usable documents for data.num_streams {self.num_streams}",
-                f"set data.num_streams to {max(1, len(order))} or less, or put more documents into an epoch",
+                f"{FEWER_STREAMS.format(max(1, len(order)))}, or put more documents into an epoch",
             )
         return order[self.place :: self.num_streams][: len(order) // self.num_streams]
 

@@ -27,7 +27,14 @@ from cm3run.training.neighbours import (
     Queries,
     retriever_fingerprint,
 )
-from cm3run.training.packing import BatchLoader, Packer, RowSettings, TrainingBatch, collate
+from cm3run.training.packing import (
+    BatchLoader,
+    Packer,
+    RowSettings,
+    TrainingBatch,
+    collate,
+    streams_of_new_run,
+)
 from cm3run.training.sequences import MaskedSequences, RetrievedDocuments, SequenceSettings
 from cm3run.trust import refusal
 from cm3run.trust.guard import section_reaches
@@ -207,8 +214,15 @@ class Preparation:
             else [codes.encoded(document) for document in documents if codes.usable(document)]
         )
 
-    def loader(self, processes: Processes | None = None) -> BatchLoader:
-        """Endless batches of the training split; this process's rows, if there are several processes."""
+    def loader(
+        self, processes: Processes | None = None, num_streams: int | None = None
+    ) -> BatchLoader:
+        """Endless batches of the training split; this process's rows, if there are several processes.
+
+        `num_streams`: see `BatchLoader`; None: as a new run with these processes has."""
+        if num_streams is None:
+            number = 1 if processes is None else processes.world_size
+            num_streams = streams_of_new_run(self.recipe.data.num_streams, number)
         section, length = self.recipe.train, self.components.decoder.context_length
         return BatchLoader(
             self._training,
@@ -218,7 +232,7 @@ class Preparation:
                 seed=section.seed,
                 pack=self.recipe.data.pack,
                 accumulate=section.accumulate,
-                num_streams=self.recipe.data.num_streams,
+                num_streams=num_streams,
             ),
             processes=processes,
         )

@@ -56,7 +56,12 @@ from cm3run.training.data_notes import (
 from cm3run.training.memory import check_training_fits
 from cm3run.training.metrics import GROUPS, MetricsLog, NoLog, Tracking, trackers_of
 from cm3run.training.optim import OptimizerGroup, Schedule
-from cm3run.training.packing import micro_batches, note_on_streams
+from cm3run.training.packing import (
+    BatchLoader,
+    micro_batches,
+    note_on_streams,
+    streams_of_new_run,
+)
 from cm3run.training.parallel import OneProcess, parallel_of
 from cm3run.training.preparation import Preparation
 from cm3run.training.state import TrainState
@@ -66,7 +71,6 @@ from cm3run.tuning import ADAPTER, load_adapters, select_parameters
 if TYPE_CHECKING:
     from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
-    from cm3run.training.packing import BatchLoader
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,6 +162,25 @@ class Origin:
     def counters(self) -> CheckpointState:
         """Earlier steps, seconds and tokens; zero unless resumed."""
         return self.state if self.resumed and self.state is not None else CheckpointState(step=0)
+
+    def num_streams(self, recipe: Recipe, processes: Processes) -> int:
+        """Number of virtual loaders: that with which the run started.
+
+        Raises:
+            RecipeError: the processes can't share the number that the recipe gives.
+            CheckpointError: the run started with another number.
+        """
+        given = recipe.data.num_streams
+        if not self.resumed or self.state is None:
+            return streams_of_new_run(given, processes.world_size)
+        started = BatchLoader.streams_of(self.state.loader)
+        if given not in (None, started):
+            raise CheckpointError(
+                str(self.folder),
+                f"was trained with data.num_streams={started}, and it is {given} now",
+                f"resume with data.num_streams={started} or null, or start in another folder (-o)",
+            )
+        return started
 
     def explained(self, error: CM3Error, recipe: Recipe, registry: Registry) -> CM3Error | None:
         """A better error than the one from building the components, if the model's files were written by another
@@ -296,13 +319,14 @@ def start(
     origin = Origin.find(
         recipe, out_dir, registry, resume=options.resume, trust_endpoints=options.trust_endpoints
     )
+    num_streams = origin.num_streams(recipe, processes)
     base = {f"base {name}": value for name, value in origin.base.items()}
     processes.check_same({"checkpoint": str(origin.folder), **base})
     place = _Place.chosen(recipe, registry, options)
     preparation = _prepared(recipe, out_dir, registry, origin, place, options)
     components, done = preparation.components, origin.counters
     optimizer = _placed(components, origin, place)
-    loader = preparation.loader(processes)
+    loader = preparation.loader(processes, num_streams)
     torch.manual_seed(recipe.train.seed)
     origin.restore(optimizer, loader)
     if (own_seed := processes.seed(recipe.train.seed, done.step)) is not None:
@@ -310,9 +334,8 @@ def start(
     finished = origin.resumed and schedule.progress(done.step, done.elapsed_s) >= 1
     processes.first(lambda: _write_description(preparation, out_dir, finished=finished))
     if options.progress:
-        streams = note_on_streams(recipe.data.num_streams, processes.world_size)
-        if streams is not None and not origin.resumed:
-            print(streams, file=sys.stderr)
+        if (note := note_on_streams(num_streams, processes.world_size)) is not None:
+            print(note, file=sys.stderr)
         words = place.parallel.in_words(processes)
         _tell(components, optimizer, place, origin.in_words(out_dir), words)
     first, source = processes.is_first, components.source

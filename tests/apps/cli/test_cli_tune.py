@@ -93,6 +93,19 @@ def test_retrieval_is_carried_over(folder: Path) -> None:
     assert tuned.retriever is None, "it never finds anything"
 
 
+def test_the_number_of_loaders_is_not_the_models(folder: Path) -> None:
+    """It goes by the processes of the run that tunes."""
+    registry = load_registry([PLUGIN])
+    shutil.copytree(find_checkpoint(folder / "base"), folder / "streams")
+    stored = folder / "streams" / "recipe.yaml"
+    text = re.sub(r"cache_dir: .*", "cache_dir: null", stored.read_text())
+    for written in ("  num_streams: 8\n", ""):
+        stored.write_text(re.sub(r"  num_streams: .*\n", written, text))
+        assert tuning_recipe("streams", "pairs.yaml", [], registry).data.num_streams is None
+    own = tuning_recipe("streams", "pairs.yaml", ["data.num_streams=3"], registry)
+    assert own.data.num_streams == 3
+
+
 @pytest.mark.parametrize("own", ["retriever=random", "retriever=none", "retriever.name=random"])
 def test_a_retriever_of_the_recipe_is_kept(own: str, folder: Path) -> None:
     registry = load_registry([PLUGIN])

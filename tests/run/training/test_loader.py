@@ -30,6 +30,7 @@ from cm3run.training.packing import (
     TrainingBatch,
     micro_batches,
     note_on_streams,
+    streams_of_new_run,
 )
 from cm3run.training.sequences import MaskedSequences, RetrievedDocuments, SequenceSettings
 from messages import tells
@@ -207,21 +208,55 @@ def state_of(loaders: Sequence[BatchLoader]) -> dict[str, Any]:
     ("num_streams", "world_size", "made", "better"),
     [(1, 1, 1, 1), (4, 4, 1, 4), (8, 4, 1, 8), (1, 4, 4, 4), (2, 4, 2, 4), (6, 4, 2, 12)],
 )
-def test_processes_that_make_rows_for_each_other_are_told(
+def test_processes_that_would_make_rows_for_each_other(
     tmp_path: Path, num_streams: int, world_size: int, made: int, better: int
 ) -> None:
-    """By how many each process's work is multiplied, counted in loaders; the advice ends it."""
+    """By how many each process's work is multiplied, counted in loaders: a new run is refused, with advice that ends
+    it; a resumed one is told."""
     note = note_on_streams(num_streams, world_size)
     if world_size > 1:
         (loader, *_) = loaders_of(tmp_path, world_size, num_streams)
         assert len(loader.streams) * world_size == num_streams * made
     if made == 1:
         assert note is None
-    else:
-        assert note is not None
-        assert f"the rows of {made} processes, because data.num_streams is {num_streams}." in note
-        assert f"data.num_streams={better}:" in note
-        assert note_on_streams(better, world_size) is None
+        assert streams_of_new_run(num_streams, world_size) == num_streams
+        return
+    assert note is not None
+    assert (
+        f"the rows of {made} processes, because the run started with {num_streams} loader" in note
+    )
+    with pytest.raises(RecipeError) as caught:
+        streams_of_new_run(num_streams, world_size)
+    assert tells(
+        caught.value,
+        f"data.num_streams: is {num_streams}, which {world_size} processes can't share: {num_streams} / {world_size} "
+        f"is not a whole number, and each process would make the rows of {made} ... use {better}",
+    )
+    assert streams_of_new_run(better, world_size) == better
+
+
+@given(st.one_of(st.none(), st.integers(1, 64)), st.integers(1, 64))
+def test_a_new_run_divides_its_loaders_evenly(given: int | None, world_size: int) -> None:
+    try:
+        number = streams_of_new_run(given, world_size)
+    except RecipeError:
+        assert given is not None
+        assert given % world_size
+        return
+    assert number % world_size == 0
+    assert number == (world_size if given is None else given)
+
+
+def test_a_run_keeps_the_loaders_that_it_started_with(tmp_path: Path) -> None:
+    for number, started in ((1, 1), (2, 4)):
+        state = state_of(loaders_of(tmp_path, number, started))
+        assert BatchLoader.streams_of(state) == started
+    for wrong in (0, -1, "4", True, None):
+        with pytest.raises(CheckpointError) as caught:
+            BatchLoader.streams_of({"setting": {"num_streams": wrong}})
+        assert tells(
+            caught.value, "loader state: state.json has an impossible value of 'num_streams'"
+        )
 
 
 @pytest.mark.parametrize("num_streams", [1, 2, 3, 4])

@@ -12,7 +12,11 @@ import torch
 from cm3apps.cli.main import main
 from cm3core.errors import CheckpointError, RecipeError
 from cm3core.plugins import Registry
+from cm3core.plugins.registry import Writer
+from cm3core.recipe import compose
+from cm3core.recipe.merge import stored_recipe
 from cm3run.checkpoint import WEIGHTS, CheckpointState, read_tensors
+from cm3run.processes import Processes
 from cm3run.training.loop import train
 from cm3run.training.start import Origin
 from cm3run.training.state import TrainResult
@@ -37,6 +41,38 @@ def test_what_each_origin_brings(
     assert (resumed.folder, resumed.resumed) == (whole.checkpoint, True)
     assert (resumed.counters.step, resumed.counters.tokens) == (20, whole.tokens)
     assert resumed.tokenizer_folder == whole.checkpoint / "text_tokenizer"
+
+
+def test_a_run_keeps_its_number_of_loaders(
+    whole: TrainResult, registry: Registry, cache: Path, tmp_path: Path
+) -> None:
+    """A new run has as many as processes; later, null stands for these, and so does their number."""
+    out = whole.checkpoint.parents[1]
+    two = Processes()
+    two.world_size = 2
+    for given, in_new_run in (("null", 2), ("4", 4)):
+        recipe = squares(registry, cache, ["train.steps=20", f"data.num_streams={given}"])
+        new = Origin.find(recipe, tmp_path, registry, resume=True)
+        assert new.num_streams(recipe, two) == in_new_run
+    for given in ("null", "1"):
+        recipe = squares(registry, cache, ["train.steps=20", f"data.num_streams={given}"])
+        assert Origin.find(recipe, out, registry, resume=True).num_streams(recipe, two) == 1
+    recipe = squares(registry, cache, ["train.steps=20", "data.num_streams=2"])
+    with pytest.raises(CheckpointError) as caught:
+        Origin.find(recipe, out, registry, resume=True).num_streams(recipe, two)
+    assert tells(
+        caught.value,
+        f"{whole.checkpoint}: was trained with data.num_streams=1, and it is 2 now ... data.num_streams=1 or null",
+    )
+
+
+def test_a_recipe_that_was_stored_without_the_key_had_one_loader(registry: Registry) -> None:
+    text = compose("tiny", ["data.num_streams=7"], registry=registry).to_yaml()
+    before = text.replace("  num_streams: 7\n", "")
+    assert before != text
+    for stored, number in ((text, 7), (before, 1)):
+        found = stored_recipe(stored, registry, label="recipe.yaml", writer=Writer())
+        assert found.data.num_streams == number
 
 
 def test_starts_from_the_weights_of_another_run(

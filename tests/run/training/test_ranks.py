@@ -35,6 +35,7 @@ from messages import tells
 PROGRAM = Path(__file__).parents[2] / "fixtures" / "train" / "ranks.py"
 SHARED = ["--shard", "2"]
 MUON = ["train.optimizer=muon"]
+AS_MANY = "data.num_streams=null"
 LORA = ["tune.method=lora", "tune.rank=4", "tune.parameters=[embed_tokens]"]
 HEAD = ["tune.method=head"]
 FP32 = [1, "cm3run.training.start:choose_precision", (None, "fp32")]
@@ -48,6 +49,8 @@ def case(
 ) -> Case:
     defaults = {
         "data.cache_dir": str(out.parent / "cache"),
+        # 1, 2 and 4 processes share the loaders of one order
+        "data.num_streams": "4",
         "decoder.dropout": "0",
         # a unit of ReLU, or a step of Adam, whose gradient is all but zero turns rounding into 1e-4
         "decoder.activation": "gelu",
@@ -124,10 +127,11 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Rep
     """Runs with Muon, which include AdamW."""
     folder = tmp_path_factory.mktemp("ranks")
     cases = [
-        case(folder / "one", 1, *MUON),
-        case(folder / "copies", 2, *MUON),
-        case(folder / "shards", 2, *MUON, *SHARED, steps=3),
-        case(folder / "shards", 1, *MUON, name="shards, then one"),
+        case(folder / "one", 1, *MUON, "data.num_streams=2"),
+        case(folder / "copies", 2, *MUON, AS_MANY),
+        case(folder / "shards", 2, *MUON, *SHARED, AS_MANY, steps=3),
+        case(folder / "shards", 1, *MUON, AS_MANY, name="shards, then one"),
+        case(folder / "streams", 2, "data.num_streams=3"),
         case(folder / "versions", 2, versions=1),
         case(folder / "rows", 3),
     ]
@@ -161,6 +165,8 @@ def test_two_processes_train_as_one(quick: tuple[Path, dict[str, Report]]) -> No
     assert "2 processes with a decoder each" in first
     assert second == "", "only the first process talks"
     assert (newest(folder / "copies") / WEIGHTS).is_file(), "a file as of one process"
+    loader = read_state(newest(folder / "copies")).loader
+    assert loader["setting"]["num_streams"] == len(loader["streams"]) == 2
 
 
 def test_a_run_of_two_that_share_a_decoder_is_resumed_by_one(
@@ -215,7 +221,7 @@ def test_parts_that_are_damaged(
 
 
 def test_processes_that_do_not_fit_together(quick: tuple[Path, dict[str, Report]]) -> None:
-    _, reports = quick
+    folder, reports = quick
     assert reports["versions"]["codes"] == [2, 2]
     shown = reports["versions"]["printed"][0]
     assert shown.startswith("error: process 1 of 2 on ")
@@ -228,6 +234,14 @@ def test_processes_that_do_not_fit_together(quick: tuple[Path, dict[str, Report]
         "",
         "",
     ]
+    assert reports["streams"]["codes"] == [2, 2]
+    assert reports["streams"]["printed"] == [
+        "error: data.num_streams: is 3, which 2 processes can't share: 3 / 2 is not a whole number, and each "
+        "process would make the rows of 2\n  next: use 6 or another multiple of 2, or null: as many as there are "
+        "processes\n",
+        "",
+    ]
+    assert not (folder / "streams" / "checkpoints").exists()
 
 
 @pytest.mark.slow
@@ -274,7 +288,7 @@ def test_a_decoder_that_is_tuned_in_part_is_not_shared(
 
 @pytest.mark.slow
 def test_any_number_of_processes_and_replicas(tmp_path: Path) -> None:
-    streams = ["data.num_streams=4"]
+    streams = ["data.num_streams=8"]
     small = ["train.batch_rows=1", "train.accumulate=8"]
     checked = ["decoder.activation_checkpointing=true"]
     reports = run(
