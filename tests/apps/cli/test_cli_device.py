@@ -8,13 +8,16 @@ import io
 import json
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from cm3apps.cli import _data_encode, _memory_build, _training, kinds
 from cm3apps.cli.commands import COMMANDS
 from cm3apps.cli.main import main
+from cm3core import images
 from cm3core.errors import RecipeError
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
@@ -179,3 +182,40 @@ def test_processes_that_share_work_take_gpus_in_turn(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: argparse.Namespace(stdin=sent))
     _memory_build._start(args, 2)
     assert json.loads(sent.getvalue())["device"] == "cuda:2"
+
+
+@pytest.mark.parametrize("options", [[], ["--upscaler", "edsr"]])
+def test_upscale_runs_on_the_named_gpu(
+    options: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from cm3plugins.upscalers.edsr import upscaler
+
+    asked: list[object] = []
+
+    def pretended(device: object) -> torch.device:
+        asked.append(device)
+        return torch.device("cpu")
+
+    images.save_png(tmp_path / "small.png", np.zeros((8, 8, 3), np.uint8))
+    command = ["upscale", str(tmp_path / "small.png"), *options, "-o", str(tmp_path / "large.png")]
+    assert main([*command, "--device", "cuda:99"]) == 2
+    assert "error: device 'cuda:99': can't be used here (" in capsys.readouterr().err
+    monkeypatch.setattr(upscaler, "choose_device", pretended)
+    assert main([*command, "--device", "cuda:1"]) == 0
+    assert asked == ["cuda:1"]
+    assert main([*command, "--device", "second"]) == 2
+    assert tells(capsys.readouterr().err, "error: upscaler.device: is 'second'")
+
+
+def test_keys_of_devices_name_any_gpu() -> None:
+    registry = load_registry()
+    clip = ["embedder=clip", "embedder.path=here"]
+    vqgan = ["image_tokenizer=vqgan"]
+    for own, key in ((clip, "embedder.device"), (vqgan, "image_tokenizer.training.device")):
+        compose("quickstart", [*own, f"{key}=cuda:1"], registry=registry).check()
+        with pytest.raises(RecipeError) as caught:
+            compose("quickstart", [*own, f"{key}=second"], registry=registry).check()
+        assert tells(caught.value, f"{key}: is 'second' ... use auto, cpu, cuda, or cuda:1")

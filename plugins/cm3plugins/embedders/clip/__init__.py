@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 from cm3core.files import user_path
+from cm3core.interfaces.component import check_device
 from cm3core.interfaces.embedder import EmbedderConfig
-from cm3core.interfaces.reach import READS, Outside
+from cm3core.interfaces.reach import READS, TEXT, Outside
 
 if TYPE_CHECKING:
     from cm3plugins.embedders.clip.embedder import CLIP
@@ -39,6 +40,7 @@ class CLIPConfig(EmbedderConfig):
 
     outside: ClassVar[Mapping[str, Outside]] = {
         "path": Outside(READS, "its weights"),
+        "device": TEXT,
     }
 
     path: str
@@ -46,7 +48,12 @@ class CLIPConfig(EmbedderConfig):
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"batch_size": (1, 2**20)}
 
     batch_size: int = 32
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: str = "auto"
+
+    def check(self) -> None:
+        """Raise `RecipeError` for values that can't be used."""
+        super().check()
+        check_device("embedder.device", self.device)
 
     def build(self) -> CLIP:
         """Load weights and tokenizer.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from cm3core.document import PixelArray
 from cm3core.errors import RecipeError
+from cm3core.interfaces.component import check_device
 from cm3core.interfaces.image_tokenizer import ImageTokenizerConfig
 from cm3core.interfaces.reach import READS, TEXT, Outside
 from cm3core.picture_form import PictureForm
@@ -44,6 +45,7 @@ class VQGANConfig(VQGANArchitecture, ImageTokenizerConfig):
         "weights": Outside(READS, "its weights", shipped="bundled:"),
         "weights_sha256": TEXT,
         "training.perceptual_source": Outside(READS, "the weights of the perceptual loss"),
+        "training.device": TEXT,
     }
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
@@ -79,6 +81,7 @@ class VQGANConfig(VQGANArchitecture, ImageTokenizerConfig):
     def check(self) -> None:
         """Check ranges and combinations; raises a `RecipeError` that names the key."""
         super().check()
+        check_device("image_tokenizer.training.device", self.training.device)
         if not self.ch_mult:
             raise RecipeError(
                 "image_tokenizer.ch_mult",

@@ -206,7 +206,7 @@ class VQGANTraining:
     checkpoint_every_minutes: float = 3.0
     checkpoint_every_steps: int | None = None
     num_threads: int | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: str = "auto"
 
 
 LATER_KEYS = ("encoder", "chroma_weight", "precision", "codebook_squares", "colour_share")
