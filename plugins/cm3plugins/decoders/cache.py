@@ -159,6 +159,7 @@ class SegmentPool(KVCache):
 
     def select(self, rows: Sequence[int]) -> None:
         uses = [rows.count(place) for place in range(len(self.rows))]
+        self.segments = self.live_segments()
         for row, number in zip(self.rows, uses, strict=True):
             if number > 1 and self._pays(row.own, number):
                 self._share(row)
@@ -180,6 +181,7 @@ class SegmentPool(KVCache):
         before = len(self.rows)
         capacity = max(self._capacity, other._capacity)
         self._move(list(range(before)), max(self._places, before + len(other.rows)), capacity)
+        self.segments = self.live_segments()
         moved = {}
         for segment in other.live_segments():
             moved[segment] = self._new_segment(segment.length)
@@ -249,8 +251,11 @@ class SegmentPool(KVCache):
         row.segments, row.own = (*row.segments, segment), 0
 
     def _new_segment(self, length: int) -> Segment:
-        """Allocate a segment after the own places: the first gap that is large enough, or new memory."""
-        self.segments = self.live_segments()
+        """Allocate a segment after the own places: the first gap that is large enough, or new memory.
+
+        No row reads it yet, so dead segments are dropped before the first of several, not here: the next would take the
+        place of the one before it.
+        """
         start = self._places * self._capacity
         for place, segment in enumerate(self.segments):
             if segment.start - start >= length:

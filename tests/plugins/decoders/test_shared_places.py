@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from cm3plugins.decoders import cache as shared
-from cm3plugins.decoders.cache import Row, Segment, SharedPlaces, flash
+from cm3plugins.decoders.cache import CacheLayout, Row, Segment, SegmentPool, SharedPlaces, flash
 
 L, K, N, D = 2, 2, 40, 8
 
@@ -79,3 +83,56 @@ def test_too_many_bytes_are_not_kept_twice(pool, monkeypatch):
     assert places.update([Segment(0, 4)], *pool)
     assert not places.update([Segment(0, 4), Segment(4, 4)], *pool)
     assert places._keys_LGKSD.numel() == 0
+
+
+def filled(lengths: list[int], seed: int) -> SegmentPool:
+    """A pool whose rows hold random keys and values."""
+    layout = CacheLayout(L, K, D, torch.float32, torch.device("cpu"), PLAIN, on_cpu=True)
+    made = SegmentPool(layout, len(lengths), max(lengths))
+    torch.manual_seed(seed)
+    for memory in made.memories:
+        memory.normal_()
+    made.advance(lengths)
+    return made
+
+
+def contents(pool: SegmentPool) -> list[list[Tensor]]:
+    """Each row's memories, slot after slot."""
+    lengths = [row.shared + row.own for row in pool.rows]
+    return [
+        [memory[:, :, :length] for memory in pool.copy(place, length).memories]
+        for place, length in enumerate(lengths)
+    ]
+
+
+PLAIN = SimpleNamespace(is_plain_softmax=True)
+FORKS = st.lists(st.integers(0, 2), min_size=1, max_size=6)
+
+
+@given(FORKS, FORKS, st.lists(st.integers(0, 5), max_size=6), st.integers(0, 99))
+def test_joined_rows_keep_what_they_hold(
+    mine: list[int], theirs: list[int], later: list[int], seed: int
+) -> None:
+    """Rows of three prompts, some of them forked, before and after two pools join, and after another fork."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shared, "SHARING_PAYS", 0)
+        one, other = filled([3, 5, 4], seed), filled([6, 2, 7], seed + 1)
+        layout = one.layout
+        other.layout = layout
+        one.select(mine)
+        other.select(theirs)
+        expected = [*contents(one), *contents(other)]
+        one.join(other)
+        assert same(contents(one), expected)
+        chosen = [place % len(expected) for place in later]
+        one.select(chosen)
+        assert same(contents(one), [expected[place] for place in chosen])
+        assert set(one.live_segments()) == {part for row in one.rows for part in row.segments}
+
+
+def same(some: list[list[Tensor]], others: list[list[Tensor]]) -> bool:
+    return len(some) == len(others) and all(
+        torch.equal(a, b)
+        for mine, theirs in zip(some, others, strict=True)
+        for a, b in zip(mine, theirs, strict=True)
+    )
