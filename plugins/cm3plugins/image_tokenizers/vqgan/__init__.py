@@ -51,7 +51,7 @@ class VQGANConfig(VQGANArchitecture, ImageTokenizerConfig):
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
         f"training.{key}": limits for key, limits in TRAINING_RANGES.items()
     } | {"chroma_weight": (1e-3, 1e3), "train_minutes": (1e-3, 1e7)}
-    later_keys: ClassVar[tuple[str, ...]] = ("train_minutes",)
+    later_keys: ClassVar[tuple[str, ...]] = ("train_minutes", "depth")
     not_in_outputs: ClassVar[tuple[str, ...]] = ("train_minutes",)
 
     weights: str | None = BUNDLED + "emoji64"
