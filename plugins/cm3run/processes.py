@@ -13,13 +13,20 @@ import pickle
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
+from contextlib import (
+    AbstractContextManager,
+    contextmanager,
+    nullcontext,
+    redirect_stderr,
+    suppress,
+)
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cm3core.errors import CM3Error, DeviceError, ProcessError
+from cm3core.files import cache_folder
 from cm3run.faults import AlreadyReported
 
 if TYPE_CHECKING:
@@ -108,6 +115,13 @@ class Processes:
         processes; None: leave it unchanged."""
         return None
 
+    def before_steps(self) -> str | None:
+        """Limit how long GPUs wait for each other in the first step; return a note about it. None: there is no limit."""
+        return None
+
+    def after_step(self) -> None:
+        """Called after each step: the limit of later steps applies from the first one on."""
+
 
 def is_divided(tensor: object) -> bool:
     """Whether each process holds a part of a tensor (a DTensor)."""
@@ -190,6 +204,7 @@ class TorchProcesses(Processes):
         self._store, self._group, self._number, self._aside = store, group, 0, aside
         self.rank, self.world_size, self.num_local = place.rank, place.world_size, place.num_local
         self.num_restarts = num_restarts
+        self._in_first_step = False
 
     @property
     def group(self) -> Any:
@@ -283,6 +298,22 @@ class TorchProcesses(Processes):
             return None
         return int(np.random.SeedSequence((seed, step, self.rank)).generate_state(1)[0])
 
+    def before_steps(self) -> str | None:
+        if not _limit_waits(FIRST_STEP):
+            return None
+        self._in_first_step = True
+        traces = Path(os.environ[_TRACES])
+        return (
+            f"note: a GPU that waits for the others longer than {FIRST_STEP.seconds} s in the first step, or "
+            f"{LATER_STEPS.seconds} s later, ends the run. Each process then writes its last operations to "
+            f"{traces}RANK on its machine; next: torchfrtrace {traces.parent} -p {traces.name} compares them"
+        )
+
+    def after_step(self) -> None:
+        if self._in_first_step:
+            _limit_waits(LATER_STEPS)
+            self._in_first_step = False
+
     def is_reported(self, error: CM3Error) -> bool:
         """Whether the first process reported the same error, so that it need not be repeated."""
         end = time.monotonic() + _REPORT_S
@@ -349,6 +380,40 @@ def first_sentence(error: BaseException) -> str:
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 #: Longest wait for the others in a sum. Data preparation has no such limit.
 TIMEOUT = timedelta(minutes=30)
+#: Longest wait of GPUs for each other in a step. Only the first one loads libraries and compiles. Whatever takes a process
+#: longer (data, checkpoints, samples) is waited for on the host.
+FIRST_STEP, LATER_STEPS = timedelta(seconds=300), timedelta(seconds=100)
+#: Where torch's flight recorder writes after a timeout: the beginning of a path, which the rank follows.
+_TRACES = "TORCH_NCCL_DEBUG_INFO_TEMP_FILE"
+
+
+def _record_operations() -> None:
+    """Turn torch's flight recorder on, except for what the user's environment sets. Before the groups are made."""
+    run = "".join(c if c.isalnum() else "-" for c in os.environ.get("TORCHELASTIC_RUN_ID", "run"))
+    for name, value in {
+        "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
+        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+        _TRACES: str(cache_folder("nccl", run) / "rank-"),
+    }.items():
+        os.environ.setdefault(name, value)
+    with suppress(OSError):  # then torch says that it can't write
+        Path(os.environ[_TRACES]).parent.mkdir(parents=True, exist_ok=True)
+
+
+def _limit_waits(limit: timedelta) -> bool:
+    """Set the timeout of all groups of GPUs; return whether there are any. Groups on the host keep theirs."""
+    import torch
+    import torch.distributed as dist
+    from torch.distributed import distributed_c10d as c10d
+
+    on_gpus = getattr(dist, "ProcessGroupNCCL", ())  # () if torch was built without NCCL
+    gpu, found = torch.device("cuda"), False
+    for group in list(c10d._world.pg_map):
+        backend: Any = group._get_backend(gpu) if gpu in group._device_types else None
+        if isinstance(backend, on_gpus):
+            backend._set_default_timeout(limit)  # torch has no public function for this
+            found = True
+    return found
 
 
 def _joined(place: _Place, *, on_gpu: bool) -> TorchProcesses:
@@ -363,6 +428,8 @@ def _joined(place: _Place, *, on_gpu: bool) -> TorchProcesses:
         store, _, _ = next(iter(rendezvous("env://", timeout=TIMEOUT)))
         store = dist.PrefixStore(f"cm3/{restarts}", store)
         _check_device_kinds(store, place, "GPU" if on_gpu else "CPU")
+        if on_gpu:
+            _record_operations()
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
             store=dist.PrefixStore("groups", store),

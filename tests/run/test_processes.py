@@ -5,17 +5,34 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.distributed import DistNetworkError
+from torch.distributed import DistNetworkError, distributed_c10d
 
 from cm3core.errors import DeviceError, ProcessError
 from cm3run.machine_memory import MachineMemory
-from cm3run.processes import Processes, is_divided, is_lost, own_part, started_processes
+from cm3run.processes import (
+    Processes,
+    TorchProcesses,
+    _Place,
+    _record_operations,
+    is_divided,
+    is_lost,
+    own_part,
+    started_processes,
+)
 from cm3run.stop_signals import StopSignals
 from messages import tells
 
+RECORDER = (
+    "TORCH_NCCL_TRACE_BUFFER_SIZE",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT",
+    "TORCH_NCCL_DEBUG_INFO_TEMP_FILE",
+)
 ALONE = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 
 
@@ -108,3 +125,81 @@ def test_a_signal_that_a_launcher_repeats_counts_once() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+class GPUs:
+    """Stands for torch's group of GPUs."""
+
+    def __init__(self) -> None:
+        self.limits: list[float] = []
+
+    def _set_default_timeout(self, limit: timedelta) -> None:
+        self.limits.append(limit.total_seconds())
+
+
+class Host(GPUs):
+    """Stands for a group on the host, which could also serve GPUs."""
+
+
+def two_processes(monkeypatch: pytest.MonkeyPatch, *backends: GPUs) -> TorchProcesses:
+    """One of two, with groups of these backends."""
+    groups = [
+        SimpleNamespace(
+            _device_types=[torch.device("cpu"), torch.device("cuda")],
+            _get_backend=lambda _, own=own: own,
+        )
+        for own in backends
+    ]
+    groups.append(SimpleNamespace(_device_types=[torch.device("cpu")]))
+    monkeypatch.setattr(distributed_c10d, "_world", SimpleNamespace(pg_map=groups))
+    return TorchProcesses(None, None, _Place(0, 2, 0, 2), 0)
+
+
+def test_gpus_wait_for_each_other_300_s_and_then_100_s(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.distributed, "ProcessGroupNCCL", GPUs, raising=False)
+    monkeypatch.setenv("CM3_CACHE", str(tmp_path))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a/7")
+    for name in RECORDER:
+        monkeypatch.setenv(name, "unset later")
+        monkeypatch.delenv(name)
+    _record_operations()
+    traces = tmp_path / "nccl" / "a-7" / "rank-"
+    assert [os.environ[name] for name in RECORDER] == ["2000", "1", str(traces)]
+    assert traces.parent.is_dir()
+    whole, mesh = GPUs(), GPUs()
+    processes = two_processes(monkeypatch, whole, mesh)
+    note = processes.before_steps()
+    assert note is not None
+    assert tells(
+        note,
+        "note: a GPU that waits for the others longer than 300 s in the first step, or 100 s later, ends the run",
+    )
+    assert f"to {traces}RANK on its machine; next: torchfrtrace {traces.parent} -p rank- " in note
+    for _ in range(3):
+        processes.after_step()
+    assert whole.limits == mesh.limits == [300, 100]
+
+
+def test_groups_on_the_host_keep_their_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They wait for data and checkpoints. A torch without NCCL has no other groups."""
+    group = Host()
+    processes = two_processes(monkeypatch, group)
+    for kind in (None, type("ProcessGroupNCCL", (), {})):
+        monkeypatch.delattr(torch.distributed, "ProcessGroupNCCL", raising=False)
+        if kind is not None:
+            monkeypatch.setattr(torch.distributed, "ProcessGroupNCCL", kind, raising=False)
+        assert processes.before_steps() is None
+        processes.after_step()
+    assert group.limits == []
+    assert Processes().before_steps() is None
+
+
+def test_the_users_own_flight_recorder_is_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, own in zip(RECORDER, ("0", "0", str(tmp_path / "own" / "trace_")), strict=True):
+        monkeypatch.setenv(name, own)
+    _record_operations()
+    assert [os.environ[name] for name in RECORDER] == ["0", "0", str(tmp_path / "own" / "trace_")]

@@ -180,8 +180,10 @@ def _started(state: TrainState, command: str) -> RunStarted:
 
 
 def _watch(state: TrainState, validation: Validation) -> None:
-    """Prepare what is due by the clock, and early stopping."""
+    """Prepare what is due by the clock, early stopping, and the limit of waits."""
     section = state.recipe.train
+    if (note := state.processes.before_steps()) is not None:
+        print(note, file=sys.stderr)
     state.cadences = {
         "validation": Cadence(section.validate_every_minutes if validation.splits else None),
         "samples": Cadence(section.sample_every_minutes),
@@ -361,6 +363,7 @@ def _step(
         state.gradient_norm = parallel.clip(state.optimizer.parameters, section.clip_norm)
     state.metrics["train/learning_rate"] = multiplier * section.learning_rate
     state.optimizer.step(multiplier)
+    processes.after_step()
     return int(tokens)
 
 
