@@ -18,6 +18,7 @@ CM3_API = 1
 def cm3_commands() -> Mapping[str, str]:
     return {
         "eval": "cm3apps.evaluation.command:configure",
+        "mcp": "cm3apps.mcp.command:configure",
         "quickstart": "cm3apps.quickstart.command:configure",
         "serve": "cm3apps.server.command:configure",
         "start": "cm3apps.start.command:configure",

@@ -164,17 +164,8 @@ def _content(path: str) -> bytes:
 def _of_picture(args: Namespace, facts: FileFacts) -> dict[str, Any]:
     """Print a picture's metadata and the prepended documents from its file; if the file has only their ids, the documents
     come from `--model`."""
-    from cm3run.attribution import nearest
-
-    found: dict[str, Any] = {key: facts.texts[key] for key in _SHOWN if key in facts.texts}
-    if "answer" in facts.texts:
-        found["answer"] = _answer(facts.texts["answer"])
+    found = told_of(facts)
     if facts.is_credited:
-        near = nearest(facts.credits)
-        if near is not None:
-            found["nearest"] = f"nearly a copy of {near.named}" if near.is_copy else near.named
-            found["nearness"] = round(near.nearness or 0.0, 3)
-        found["documents"] = [one.as_json() for one in facts.credits]
         return found
     ids = [one.id for one in facts.credits]
     known = _from_model(args, facts.texts, ids) if ids and args.model is not None else {}
@@ -189,6 +180,22 @@ def _of_picture(args: Namespace, facts: FileFacts) -> dict[str, Any]:
         {"id": name, **(vars(known[name]) if name in known else {"licence": elsewhere})}
         for name in ids
     ]
+    return found
+
+
+def told_of(facts: FileFacts) -> dict[str, Any]:
+    """A picture's metadata, and the prepended documents if the file has more than their ids."""
+    from cm3run.attribution import nearest
+
+    found: dict[str, Any] = {key: facts.texts[key] for key in _SHOWN if key in facts.texts}
+    if "answer" in facts.texts:
+        found["answer"] = _answer(facts.texts["answer"])
+    if facts.is_credited:
+        near = nearest(facts.credits)
+        if near is not None:
+            found["nearest"] = f"nearly a copy of {near.named}" if near.is_copy else near.named
+            found["nearness"] = round(near.nearness or 0.0, 3)
+        found["documents"] = [one.as_json() for one in facts.credits]
     return found
 
 
