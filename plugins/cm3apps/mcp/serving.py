@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import signal
 import sys
 import time
 from argparse import Namespace
@@ -224,7 +225,9 @@ def _progress_to(ctx: Context[Any, Any]) -> Callable[[int, int], None]:
 
 
 def serve_stdio(tools: Tools) -> int:
-    """Serve one client over stdin and stdout, until it closes stdin."""
+    """Serve one client over stdin and stdout, until it closes stdin. Ctrl-C ends the process at once: the thread that waits
+    for stdin can't be stopped otherwise, and files are written whole or not at all."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     anyio.run(tools.server().run_stdio_async)
     return 0
 

@@ -161,6 +161,34 @@ def address() -> Iterator[str]:
         assert server.stdout.read() == ""
 
 
+@pytest.mark.slow
+def test_stdout_is_the_protocols_and_ctrl_c_ends_it() -> None:
+    pytest.importorskip("mcp", reason="needs the package mcp")
+    asked = {
+        "jsonrpc": "2.0",
+        "id": 1,
+        "method": "initialize",
+        "params": {
+            "protocolVersion": "2025-06-18",
+            "capabilities": {},
+            "clientInfo": {"name": "test", "version": "1"},
+        },
+    }
+    pipe = subprocess.PIPE
+    start = [sys.executable, "-m", "cm3apps.cli.main", "mcp"]
+    with subprocess.Popen(
+        start, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=_environment()
+    ) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        server.stdin.write(f"no message\n{json.dumps(asked)}\n")
+        server.stdin.flush()
+        assert json.loads(server.stdout.readline())["result"]["serverInfo"]["name"] == "cm3leon"
+        server.send_signal(signal.SIGINT)
+        assert server.wait(60) == -signal.SIGINT
+        assert server.stdout.read() == ""
+
+
 async def refused(client: Any, tool: str, **arguments: Any) -> str:
     """The text of a tool error."""
     answer = await client.call_tool(tool, arguments)
