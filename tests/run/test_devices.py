@@ -88,8 +88,8 @@ def test_attention_by_device() -> None:
 
 def test_a_gpu_s_training_memory_counts_no_mask_and_larger_chunks_of_the_loss() -> None:
     """8 rows of 4,096 tokens, 24 layers of 16 heads: on a CPU the probabilities of documents of at most 1,024
-    tokens in blocks of 128 queries, 2 bytes each, which are more than a mask: (1024 + 128) / 2 keys a query. A chunk's logits: 32 MiB there, 1 GiB on a GPU, and
-    their gradient as large."""
+    tokens in blocks of 128 queries, 2 bytes each, which are more than a mask: (1024 + 128) / 2 keys a query. A
+    chunk's logits: 32 MiB there, 1 GiB on a GPU, and their gradient as large."""
     recipe = compose("cm3leon-350m", registry=load_registry())
     cpu, gpu = (training_memory(recipe, on_cpu=on_cpu) for on_cpu in (True, False))
     assert cpu is not None
