@@ -282,6 +282,7 @@ ATTACKED: dict[str, tuple[str, ...]] = {
     "edit": ("a.png", "red", "--force", "-o", "out", "--model", "{model}"),
     "ask": ("a.png", "red?", "--force", "--max-tokens", "2", "--model", "{model}"),
     "chat": ("--say", "red", "--force", "--model", "{model}"),
+    "mcp": ("--model", "{model}"),
     "sweep": (
         "red",
         "--vary",
@@ -374,6 +375,9 @@ def test_no_command_reaches_what_a_model_names(
 ) -> None:
     if command == "serve":
         monkeypatch.setattr("cm3apps.server.running.serve", _draw_with_each)
+    if command == "mcp":
+        pytest.importorskip("mcp", reason="the extra mcp is missing")
+        monkeypatch.setattr("cm3apps.mcp.serving.serve_stdio", _draw_for_an_agent)
     monkeypatch.chdir(tmp_path)
     _inputs(tmp_path)
     home = str(watch.home / "pictures")
@@ -404,6 +408,12 @@ def _draw_with_each(_: object, openers: dict[str, Any]) -> int:
     """In place of a server: a picture of each of its models."""
     for opener in openers.values():
         opener().generate("red", 1)
+    return 0
+
+
+def _draw_for_an_agent(tools: Any) -> int:
+    """In place of a server of tools: one of their calls."""
+    tools._desk.draw("red", 1, 0, True)
     return 0
 
 
