@@ -65,6 +65,12 @@ class VQGANConfig(VQGANArchitecture, ImageTokenizerConfig):
         return self.architecture.form
 
     @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, codes of a row), read more often than `form`."""
+        side = self.resolution // self.downsampling
+        return side, side * self.depth
+
+    @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) in pixels."""
         return self.resolution, self.resolution

@@ -78,6 +78,7 @@ class VQGANTokenizer(NetworkTokenizer):
         super().__init__(model)
         self.model, self.bundled = model, bundled
         self._form = model.arch.form
+        self._grid = self._form.grid
 
     @classmethod
     def from_file(
@@ -120,6 +121,10 @@ class VQGANTokenizer(NetworkTokenizer):
     @property
     def form(self) -> PictureForm:
         return self._form
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self._grid
 
     @property
     def codebook_size(self) -> int:
