@@ -361,10 +361,16 @@ class VectorQuantizer(nn.Module):
         found, left_ND, size = [], z_ND, len(codebook_KD) // self.depth
         for stage, entries_SD in enumerate(codebook_KD.split(size)):
             chosen_N = self.nearest(left_ND, entries_SD)
-            found.append(stage * size + chosen_N)
+            found.append(chosen_N + stage * size if stage else chosen_N)
             if stage + 1 < self.depth:
                 left_ND = left_ND - entries_SD[chosen_N]
-        return torch.stack(found, dim=1)
+        return torch.stack(found, dim=1) if self.depth > 1 else found[0][:, None]
+
+    def added(self, codes: Tensor, codebook_KD: Tensor) -> Tensor:
+        """The sum of the entries of each place: codes [..., k] -> [..., D]."""
+        if self.depth == 1:  # fewer launches
+            return F.embedding(codes[..., 0], codebook_KD)
+        return F.embedding(codes, codebook_KD).sum(-2)
 
     def forward(self, z_BDYX: Tensor) -> Quantized:
         with torch.autocast(z_BDYX.device.type, enabled=False):
@@ -374,7 +380,7 @@ class VectorQuantizer(nn.Module):
             codebook_KD = self.entries()
             z_ND = rearrange(z_BDYX, "B D Y X -> (B Y X) D")
             codes_Nk = self.codes_of_rows(z_ND.detach(), codebook_KD.detach())
-            z_q_ND = F.embedding(codes_Nk, codebook_KD).sum(1)
+            z_q_ND = self.added(codes_Nk, codebook_KD)
             loss = self.beta * F.mse_loss(z_ND, z_q_ND.detach())
             if self.learn_codebook:
                 loss = loss + F.mse_loss(z_q_ND, z_ND.detach())
@@ -387,7 +393,7 @@ class VectorQuantizer(nn.Module):
     def lookup(self, codes_BYX: Tensor) -> Tensor:
         """Add up the codebook entries of each place: int64 [B, Y, X * k] -> fp32 [B, D, Y, X]."""
         codes_BYXk = rearrange(codes_BYX, "B Y (X k) -> B Y X k", k=self.depth)
-        return rearrange(F.embedding(codes_BYXk, self.entries()).sum(-2), "B Y X D -> B D Y X")
+        return rearrange(self.added(codes_BYXk, self.entries()), "B Y X D -> B D Y X")
 
 
 class VQModel(nn.Module):
