@@ -34,19 +34,22 @@ OTHERS = ("emu3", "llamagen")
 FIRST = {"hf": "meta", "emu3": "cm3", "llamagen": "cm3"}
 
 
+DESCRIPTION = (
+    "Convert Chameleon's weights, and models based on them (Anole, Lumina-mGPT), between "
+    "Meta's format and Hugging Face's, in both directions; or into a model of this framework "
+    "(--to cm3), which cm3 generate and the other commands open, and back after tuning. "
+    "Also convert Emu3's and LlamaGen's class-conditional models into models of this framework. "
+    "Every tensor must exist with the right size; checklist.chk is verified; nothing in a file "
+    "is executed. Weights keep their dtype. The folder is written completely or not at all. "
+    "Janus, in DeepSeek's format or transformers', becomes a model of this framework that generates "
+    "pictures; its network for reading pictures is left out. A model with the decoder cm3leon becomes an OPT in "
+    "Hugging Face's format (--to opt), which inference engines open, and an OPT made from it such a model again."
+)
+
+
 def configure(parser: ArgumentParser) -> None:
     """Options of the command."""
-    parser.description = (
-        "Convert Chameleon's weights, and models based on them (Anole, Lumina-mGPT), between "
-        "Meta's format and Hugging Face's, in both directions; or into a model of this framework "
-        "(--to cm3), which cm3 generate and the other commands open, and back after tuning. "
-        "Also convert Emu3's and LlamaGen's class-conditional models into models of this framework. "
-        "Every tensor must exist with the right size; checklist.chk is verified; nothing in a file "
-        "is executed. Weights keep their dtype. The folder is written completely or not at all. "
-        "Janus, in DeepSeek's format or transformers', becomes a model of this framework that generates "
-        "pictures; its network for reading pictures is left out. A model with the decoder cm3leon becomes an OPT in "
-        "Hugging Face's format (--to opt), which inference engines open, and an OPT made from it such a model again."
-    )
+    parser.description = DESCRIPTION
     parser.epilog, parser.formatter_class = EXAMPLE, RawDescriptionHelpFormatter
     parser.add_argument(
         "source",
@@ -79,6 +82,12 @@ def configure(parser: ArgumentParser) -> None:
         "weights. LlamaGen: its vq_*.pt. Janus: folder with tokenizer.json (default: the source). OPT: the model "
         "that it was made from (default: in the source's folder cm3)",
     )
+    _pictures_and_prompts(parser)
+    parser.set_defaults(run=run)
+
+
+def _pictures_and_prompts(parser: ArgumentParser) -> None:
+    """Options of what the weights don't say: layout, size of pictures, and prompts."""
     parser.add_argument(
         "--layout",
         choices=("chameleon", "lumina"),
@@ -109,7 +118,6 @@ def configure(parser: ArgumentParser) -> None:
         help="Janus: role names in its prompts (default: Janus-Pro's, "
         "<|User|> <|Assistant|>; Janus-1.3B's own examples have User Assistant)",
     )
-    parser.set_defaults(run=run)
 
 
 def run(args: Namespace) -> int:
