@@ -15,42 +15,20 @@ from cm3apps.complete.folder import Results
 from cm3apps.complete.sets import open_set
 from cm3apps.evaluation.icons import usable
 from cm3apps.evaluation.icons.usable import Verdict
-from cm3core.plugins.discovery import load_registry
-from cm3core.recipe.merge import compose
 from cm3plugins.datasets.icons import IconSourceConfig
 from cm3plugins.datasets.svg_folder.reading import parsed
 from cm3plugins.svg import render_svg
 from cm3run.attribution import facts_of_file
 from cm3run.model.model import load
-from cm3run.training import train
+from drawing_models import OWN_ICONS, train_small
 from messages import tells
-
-OWN = Path(__file__).parents[2] / "fixtures" / "own_icons"
-SMALL = (
-    "decoder.num_layers=1",
-    "decoder.d_model=24",
-    "decoder.num_heads=2",
-    "decoder.num_key_heads=2",
-    "decoder.d_ff=32",
-    "image_tokenizer.most_codes=96",
-    "text_tokenizer.vocab_size=300",
-    "dataset.sets=[lucide,tabler]",
-    "dataset.things_share=0.02",
-    "train.steps=1",
-    "train.precision=fp32",
-    "train.num_threads=1",
-    "train.validation_splits=[]",
-)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one step, with some forty things of two sets as its memory."""
-    folder = tmp_path_factory.mktemp("runs") / "svg"
-    registry = load_registry()
-    own = f"data.cache_dir={folder.parent / 'cache'}"
-    train(compose("icons-svg", [*SMALL, own], registry=registry), folder, registry, progress=False)
-    return folder
+    folder = tmp_path_factory.mktemp("runs")
+    return train_small(folder / "svg", folder / "cache")
 
 
 @pytest.fixture
@@ -76,7 +54,7 @@ def test_an_own_set_is_completed(
     """All candidates are files of the set, of the documents that the report names; what the set has is found."""
     thing, out = things[0], tmp_path / "out"
     names = [thing, "zzyzx bell", "Bell", "bar-chart"]
-    assert complete(run, str(OWN), *names, "-o", str(out), "-n", "3") == 0
+    assert complete(run, str(OWN_ICONS), *names, "-o", str(out), "-n", "3") == 0
     told = capsys.readouterr()
     assert "own icons: " not in told.out
     assert tells(told.out, "... 12 drawings, outline, canvas 0 0 20 20, grid 0.5, lines 1.5")
@@ -114,7 +92,7 @@ def test_the_same_command_keeps_and_another_replaces(
 ) -> None:
     out = tmp_path / "out"
     first, second = things[:2]
-    command = (str(OWN), "-o", str(out), "-n", "1")
+    command = (str(OWN_ICONS), "-o", str(out), "-n", "1")
     assert complete(run, *command[:1], first, *command[1:]) == 0
     [before] = report(out)["things"]
     changed = (out / before["file"]).stat().st_mtime_ns
@@ -143,7 +121,7 @@ def test_an_interrupted_call_goes_on(
     """Between the files of the second thing and the report: the first is kept, the second drawn again, as without the
     interruption."""
     names, whole, out = things[:2], tmp_path / "whole", tmp_path / "out"
-    assert complete(run, str(OWN), *names, "-o", str(whole), "-n", "1") == 0
+    assert complete(run, str(OWN_ICONS), *names, "-o", str(whole), "-n", "1") == 0
     with monkeypatch.context() as patch:
         write = Results.write
 
@@ -153,12 +131,12 @@ def test_an_interrupted_call_goes_on(
             write(self)
 
         patch.setattr(Results, "write", interrupted)
-        assert complete(run, str(OWN), *names, "-o", str(out), "-n", "1") == 130
+        assert complete(run, str(OWN_ICONS), *names, "-o", str(out), "-n", "1") == 130
     assert tells(capsys.readouterr().err, "... interrupted: 1 of 2 things are done")
     [first] = report(out)["things"]
     kept = (out / first["file"]).stat().st_mtime_ns
     (out / "notes.txt").write_text("mine")
-    assert complete(run, str(OWN), *names, "-o", str(out), "-n", "1") == 0
+    assert complete(run, str(OWN_ICONS), *names, "-o", str(out), "-n", "1") == 0
     assert (out / first["file"]).stat().st_mtime_ns == kept
     assert (out / "notes.txt").read_text() == "mine"
     (out / "notes.txt").unlink()
@@ -173,8 +151,8 @@ def test_an_interrupted_call_goes_on(
 def test_what_the_set_has_is_drawn_on_request_without_its_own(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = ("bell", "-o", str(out), "-n", "2")
-    assert complete(run, str(OWN), *command) == 0
-    assert complete(run, str(OWN), *command, "--draw") == 0
+    assert complete(run, str(OWN_ICONS), *command) == 0
+    assert complete(run, str(OWN_ICONS), *command, "--draw") == 0
     [entry] = report(out)["things"]
     documents = {one["id"] for each in entry["candidates"] for one in each["documents"]}
     assert documents
@@ -206,7 +184,7 @@ def test_a_model_is_tuned_on_the_set_and_compared(
 ) -> None:
     """The drawings that were left out decide which model draws; the next call uses the tuned one again."""
     own, out = tmp_path / "own", tmp_path / "out"
-    shutil.copytree(OWN, own)
+    shutil.copytree(OWN_ICONS, own)
     for number, name in enumerate(things[1:16]):
         (own / f"ico_{name}_20.svg").write_text(
             '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 20 20" fill="none" stroke="#2b5d9c">'
@@ -229,7 +207,7 @@ def test_a_model_is_tuned_on_the_set_and_compared(
 
 def test_documents_differ_as_far_as_there_are_some(run: Path, things: list[str]) -> None:
     model = load(run)
-    own = open_set(str(OWN), None, None, None)
+    own = open_set(str(OWN_ICONS), None, None, None)
     documents = Completer(model, own, None, {}).documents(things[0], 4)
     pairs = documents.pairs(4)
     assert len({pair[-1].id for pair in pairs}) == 4
@@ -257,7 +235,7 @@ def test_verdicts_decide_the_order(
 
     monkeypatch.setattr(usable, "icon_judge", Judge)
     out = tmp_path / "out"
-    command = (str(OWN), things[0], "-o", str(out), "-n", "3")
+    command = (str(OWN_ICONS), things[0], "-o", str(out), "-n", "3")
     assert complete(run, *command) == 0
     [before] = report(out)["things"]
     assert complete(run, *command, "--judge") == 0
@@ -276,7 +254,7 @@ def test_things_of_the_whole_corpus(run: Path) -> None:
     """Versions of just the thing, in the set's style first, and a drawing of the set that shares a word."""
     model = load(run)
     model.components.memory = IconSourceConfig(styles=["-colour"]).build()
-    own = open_set(str(OWN), None, "outline", None)
+    own = open_set(str(OWN_ICONS), None, "outline", None)
     completer = Completer(model, own, None, {})
     for name in ("bell off", "plug", "credit card"):
         found = completer.documents(name, 3)
@@ -291,10 +269,13 @@ class TestWrongInput:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ((str(OWN), ",,"), "error: NAME ',,': has no words"),
-            ((str(OWN), "bell, filled"), "error: NAME 'bell, filled': has a comma"),
-            ((str(OWN), "a " * 13), "error: NAME ... has 13 words"),
-            ((str(OWN), "bell off", "--tune", "1"), "error: --tune: needs 20 drawings ... has 12"),
+            ((str(OWN_ICONS), ",,"), "error: NAME ',,': has no words"),
+            ((str(OWN_ICONS), "bell, filled"), "error: NAME 'bell, filled': has a comma"),
+            ((str(OWN_ICONS), "a " * 13), "error: NAME ... has 13 words"),
+            (
+                (str(OWN_ICONS), "bell off", "--tune", "1"),
+                "error: --tune: needs 20 drawings ... has 12",
+            ),
             (("lucide", "violin", "--tune", "1"), "error: --tune: tunes on a folder's drawings"),
             (("lucid", "bell"), "error: SET lucid: is neither a folder nor a set ... 'lucide'"),
             (
@@ -315,14 +296,14 @@ class TestWrongInput:
         assert tells(capsys.readouterr().err, message)
 
     def test_a_model_of_pixels(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        assert main(["complete", str(OWN), "bell", "-o", str(tmp_path / "out")]) == 2
+        assert main(["complete", str(OWN_ICONS), "bell", "-o", str(tmp_path / "out")]) == 2
         assert tells(capsys.readouterr().err, "error: --model ... draws pixels ... --model")
 
     def test_folders(self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         empty, few, bad = (tmp_path / name for name in ("empty", "few", "bad"))
         for folder in (empty, few, bad):
             folder.mkdir()
-        for path in sorted(OWN.glob("*.svg"))[:3]:
+        for path in sorted(OWN_ICONS.glob("*.svg"))[:3]:
             shutil.copy(path, few)
         for number in range(6):
             (bad / f"{number}.svg").write_text(
@@ -341,7 +322,7 @@ class TestWrongInput:
         self, run: Path, things: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         own, out = tmp_path / "own", tmp_path / "out"
-        shutil.copytree(OWN, own)
+        shutil.copytree(OWN_ICONS, own)
         assert complete(run, str(own), "violin", "-o", str(own / "new")) == 2
         assert tells(capsys.readouterr().err, "error: ... is inside the set ... (-o)")
         assert not (own / "new").exists()

@@ -27,6 +27,7 @@ from cm3apps.mcp.results import Document
 from cm3core.errors import DataError, FileError
 from cm3core.interfaces.dataset import Provenance
 from cm3run.attribution import Credit
+from drawing_models import OWN_ICONS, train_small
 from messages import tells
 
 TOOLS = {"search_pictures", "draw", "edit", "complete_set", "provenance"}
@@ -300,37 +301,15 @@ def test_web_pages_of_others_are_refused(
 
 # ---- a model of drawings
 
-OWN = Path(__file__).parents[2] / "fixtures" / "own_icons"
-SMALL = (
-    "decoder.num_layers=1",
-    "decoder.d_model=24",
-    "decoder.num_heads=2",
-    "decoder.num_key_heads=2",
-    "decoder.d_ff=32",
-    "image_tokenizer.most_codes=96",
-    "text_tokenizer.vocab_size=300",
-    "dataset.sets=[lucide,tabler]",
-    "dataset.things_share=0.02",
-    "train.steps=1",
-    "train.precision=fp32",
-    "train.num_threads=1",
-    "train.validation_splits=[]",
-)
-
 
 @pytest.mark.slow
 def test_a_set_is_completed_inside_the_allowed_folder(tmp_path: Path) -> None:
     """By an untrained model of drawings: files, the result and the sheet; and what it draws is SVG text."""
     from cm3apps.mcp.desk import Desk
-    from cm3core.plugins.discovery import load_registry
-    from cm3core.recipe.merge import compose
-    from cm3run.training import train
 
-    registry, run = load_registry(), tmp_path / "run"
-    own = f"data.cache_dir={tmp_path / 'cache'}"
-    train(compose("icons-svg", [*SMALL, own], registry=registry), run, registry, progress=False)
+    run = train_small(tmp_path / "run", tmp_path / "cache")
     allowed = tmp_path / "allowed"
-    shutil.copytree(OWN, allowed / "icons")
+    shutil.copytree(OWN_ICONS, allowed / "icons")
     args = options("--model", str(run), "--threads", "1")
     desk = Desk(args, AllowedFolders([allowed]))
     reply = desk.complete(["zzyzx bell", "Bell"], "icons", None, 2)
