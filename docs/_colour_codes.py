@@ -54,9 +54,8 @@ def scored(pictures_NHWC: PixelArray, kept_NHWC: PixelArray) -> dict[str, float]
     """Mean PSNR, SSIM and distance of features."""
     with torch.inference_mode():
         distances = [
-            float(network()(to_input(kept_NHWC[part]), to_input(pictures_NHWC[part])))
-            for place in range(len(pictures_NHWC))
-            for part in (slice(place, place + 1),)
+            float(network()(to_input(kept_HWC[None]), to_input(picture_HWC[None])))
+            for kept_HWC, picture_HWC in zip(kept_NHWC, pictures_NHWC, strict=True)
         ]
     return {
         "psnr": float(psnr_per_picture(pictures_NHWC, kept_NHWC).mean()),

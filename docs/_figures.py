@@ -302,7 +302,10 @@ def _colour_codes() -> list[str]:
         for kind in ("coded", "plain"):
             for form in ("WebP", "JPEG"):
                 if (files := own.get(f"{form} {kind}")) is not None:
-                    rows.append(["", form, f"{files['bytes']:.0f}", *scores(files)])
+                    most = own["bytes"][kind]
+                    rows.append(
+                        ["", f"{form}, at most {most:.0f}", f"{files['bytes']:.0f}", *scores(files)]
+                    )
     return _table("collection, trained on | | bytes | PSNR | SSIM | distance of features", rows)
 
 
