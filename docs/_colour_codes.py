@@ -78,7 +78,7 @@ def measured(name: str, folder: Path, out: Path, minutes: float) -> dict[str, An
     )
     assert recipe.image_tokenizer is not None
     tokenizer = recipe.image_tokenizer.build()
-    train = data_source(recipe, "train")
+    train = pictures_of(data_source(recipe, "train"), tokenizer.image_size)
     pictures = pictures_of(data_source(recipe, "valid"), tokenizer.image_size, NUM)
     codes = tokenizer.encode(pictures)
     kept = evaluate_image_tokenizer(tokenizer, pictures, codes).reconstructed_NHWC
