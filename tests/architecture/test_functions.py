@@ -81,7 +81,6 @@ LEFT = {
         cm3lab/benchmarks/decode/command.py: configure
         cm3lab/benchmarks/retrieval/command.py: configure
         cm3lab/experiments/tuning/command.py: configure
-        cm3published/convert/command.py: configure
         cm3apps/cli/chat.py: configure
         cm3apps/server/field_tables.py: picture_fields
         cm3apps/server/field_tables.py: sampling_fields
