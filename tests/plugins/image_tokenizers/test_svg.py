@@ -187,8 +187,8 @@ def test_tracing_keeps_areas() -> None:
 
 
 def test_what_is_around_parts_by_hand() -> None:
-    """Two subpaths of one element and a circle: the paint stays, so does the second M, and the paint of the circle is
-    written out, as a path before it may have another."""
+    """Two subpaths of one element and a circle: the paint stays, so do both M, and the paint of the circle is written
+    out, as what is drawn before it may have another."""
     tokenizer = SvgConfig().build()
     codes_c = tokenizer.encode_drawing(
         document('<path d="M1 2h3l-1 1.5zM4 4h2v3z"/><circle cx="3" cy="3" r="1"/>')
@@ -196,7 +196,10 @@ def test_what_is_around_parts_by_hand() -> None:
     names = told(codes_c.tolist())
     circle = ["circle", "position 12", "position 12", "length 4", "end"]
     assert [[told(side.tolist()) for side in one] for one in tokenizer.around_parts(codes_c)] == [
-        [["paint 0"], names[names.index("z") + 1 : names.index("end") + 1]],
+        [
+            ["paint 0", "M"],
+            [*names[names.index("z") + 1 : names.index("same")], "paint 0", *circle],
+        ],
         [names[: names.index("z") + 2], ["paint 0", *circle]],
         [names[: names.index("same") + 1], ["end"]],
     ]
@@ -212,9 +215,9 @@ def test_whatever_is_drawn_again_leaves_the_other_parts(seed: int, data: st.Data
     def filled(given_c: np.ndarray, *, free: bool) -> list[int]:
         filling, drawn = Filling(form, given_c, any_length=free), []
         for place in np.flatnonzero(given_c == MISSING).tolist():
-            if free and filling.may_close(place) and (rng.random() < 0.3 or place > 150):
-                break
             ids = np.flatnonzero(filling.allowed(place)[form.rules.class_of])
+            if free and filling.may_close(place) and (not len(ids) or rng.random() < 0.3):
+                break
             drawn.append(int(rng.choice(ids)))
             filling.put(place, drawn[-1])
         return drawn

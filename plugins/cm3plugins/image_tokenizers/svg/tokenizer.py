@@ -79,9 +79,10 @@ class SvgTokenizer(ImageTokenizer):
         return svg_of(codes_c[: self._form.length(codes_c)])
 
     def around_parts(self, codes_c: IntArray) -> list[tuple[IntArray, IntArray]]:
-        """Subpaths and shapes, in order. The paint before one stays, and that behind it is written out. The first code
-        of a subpath that is not its path's first stays, too: the subpath before it could grow otherwise. If another
-        element is begun in place of a subpath that is not its path's last, the path's other subpaths take its paint."""
+        """Subpaths and shapes, in order. The paint before one stays, and that behind it is written out. Where a path
+        has several subpaths, the first code of one stays, too: the subpath before it, or the path's paint, could grow
+        otherwise. If another element is begun in place of a subpath that is not its path's last, the path's other
+        subpaths take its paint."""
         codes_m = codes_c[: self._form.length(codes_c)]
         named = alphabet().named()
         kinds = [named[code][0] for code in codes_m.tolist()]
@@ -91,12 +92,17 @@ class SvgTokenizer(ImageTokenizer):
         for start in starts:
             stop = min(place for place in (*starts, *limits) if place > start)
             header = max(place for place in limits if place < start)
-            first = start if any(header < one < start for one in starts) else start - 1
+            shares_its_path = kinds[stop] == "M" or any(header < one < start for one in starts)
+            first = start if shares_its_path else start - 1
             behind = codes_m[stop:]
-            if kinds[stop] == "same":
-                paint = max(place for place in range(stop) if kinds[place] == "paint")
+            # The next element's paint is written out: what is drawn here may have another.
+            follows = min(place for place in limits if place > start)
+            if kinds[follows] == "same":
+                paint = max(place for place in range(follows) if kinds[place] == "paint")
                 ends = min(place for place in starts if place > paint)
-                behind = np.concatenate([codes_m[paint:ends], behind[1:]])
+                behind = np.concatenate(
+                    [codes_m[stop:follows], codes_m[paint:ends], codes_m[follows + 1 :]]
+                )
             found.append((codes_m[: first + 1], behind))
         return found
 
