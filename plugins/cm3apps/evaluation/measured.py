@@ -5,7 +5,8 @@ real pictures that the task names as baselines.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -48,9 +49,14 @@ def needed(metrics: Sequence[Metric]) -> set[str]:
 
 
 def units(metrics: Sequence[Metric], model: Model) -> dict[str, str]:
-    """The tokenizers in whose tokens some metrics count, with their fingerprints."""
-    names = {_TOKENIZER_OF[name] for name in needed(metrics) & _TOKENIZER_OF.keys()}
-    return {name: getattr(model.components, name).fingerprint for name in sorted(names)}
+    """The tokenizers in whose tokens some metrics count, with their fingerprints; and, for codes of drawings, what they
+    are made of."""
+    columns = needed(metrics)
+    names = {_TOKENIZER_OF[name] for name in columns & _TOKENIZER_OF.keys()}
+    found = {name: getattr(model.components, name).fingerprint for name in sorted(names)}
+    if columns & OF_MODEL and model.components.image_tokenizer.reads_drawings:
+        found["codes_of"] = "drawings"
+    return found
 
 
 @dataclass(frozen=True)
@@ -159,6 +165,7 @@ def feed_samples(
     likelihoods = columns & OF_MODEL
     trained = _nearest_training(made) if "training_nearness" in columns else None
     before = _Prepended(made, size, model) if model is not None and "documents" in columns else None
+    left_out: list[str] = []
     with make_bar(desc="measuring", total=len(samples), unit="sample") as bar:
         for start in range(0, len(samples), CHUNK):
             places = range(start, min(start + CHUNK, len(samples)))
@@ -177,11 +184,17 @@ def feed_samples(
                     given[name] = [before.of(place) for place in places]
                 else:
                     given[name] = [_value(name, made, place, size) for place in places]
-            if likelihoods and model is not None:
-                given |= _likelihoods(model, samples, places, likelihoods, bar.update)
-            else:
-                bar.update(len(places))
             _update(metrics, places, given)
+            if likelihoods and model is not None:
+                codes = _coded(model, samples, places, left_out)
+                _update(metrics, list(codes), _likelihoods(model, samples, codes, likelihoods))
+            bar.update(len(places))
+    if left_out:
+        print(
+            f"note: probabilities are measured on {len(samples) - len(left_out)} of {len(samples)} samples, as codes "
+            f"can't say the drawings of the others; the first is {left_out[0]}",
+            file=sys.stderr,
+        )
 
 
 def _nearest_training(made: Made) -> Nearest:
@@ -234,40 +247,60 @@ def _value(name: str, made: Made, place: int, size: int | None) -> Any:
     return values[name]
 
 
+def _coded(
+    model: Model, samples: Sequence[Sample], places: range, left_out: list[str]
+) -> dict[int, Codes]:
+    """Place -> codes of the reference picture. `left_out` gets a line for each drawing that codes can't say: its pixels
+    could be traced, but such codes are not those of the drawing."""
+    found: dict[int, Codes] = {}
+    for place in places:
+        try:
+            (codes,) = model.coded((_image(samples[place]),))
+        except DataError as error:
+            if samples[place].drawing is None:
+                raise
+            left_out.append(f"{samples[place].key!r}: {error.cause}")
+            continue
+        assert isinstance(codes, Codes)
+        found[place] = codes
+    return found
+
+
 def _likelihoods(
-    model: Model,
-    samples: Sequence[Sample],
-    places: range,
-    columns: set[str],
-    advance: Callable[[int], Any],
+    model: Model, samples: Sequence[Sample], codes: Mapping[int, Codes], columns: set[str]
 ) -> dict[str, list[Any]]:
-    """Columns with the model's own probabilities, without prepended documents."""
+    """Columns with the model's own probabilities, without prepended documents.
+
+    Args:
+        model: the model.
+        samples: all samples.
+        codes: place -> codes of the reference picture, for the samples to measure.
+        columns: the columns to fill.
+    """
     given: dict[str, list[Any]] = {name: [] for name in columns}
-    for start in range(places.start, places.stop, _BATCH):
-        part = range(start, min(start + _BATCH, places.stop))
-        codes = [model.coded((_image(samples[place]),))[0] for place in part]
-        texts = [samples[place].prompt for place in part]
+    items = list(codes.items())
+    for part in (items[start : start + _BATCH] for start in range(0, len(items), _BATCH)):
+        texts = [samples[place].prompt for place, _ in part]
         if "codes" in columns:
-            given["codes"] += [np.asarray(one.codes) for one in codes]  # type: ignore[union-attr]  # pictures are coded
+            given["codes"] += [np.asarray(one.codes) for _, one in part]
         if columns & {"image_nats", "image_tokens"}:
             pairs: Pairs = [
                 ((Text(text), ImageHole()), (Text(text), one))
-                for text, one in zip(texts, codes, strict=True)
+                for text, (_, one) in zip(texts, part, strict=True)
             ]
             _add(given, "image", _nats(model, pairs))
         if columns & {"text_nats", "text_tokens"}:
             pairs = [
                 ((TextHole(None), one), (Text(text), one))
-                for text, one in zip(texts, codes, strict=True)
+                for text, (_, one) in zip(texts, part, strict=True)
             ]
             _add(given, "text", _nats(model, pairs))
         if columns & {"choices", "answers"}:
-            for place, one in zip(part, codes, strict=True):
+            for place, one in part:
                 choices = choices_of(samples, place)
                 pairs = [((TextHole(None), one), (Text(text), one)) for text in choices]
                 given.setdefault("choices", []).append([value[0] for value in _nats(model, pairs)])
                 given.setdefault("answers", []).append(0)
-        advance(len(part))
     return given
 
 
@@ -308,7 +341,8 @@ def _add(given: dict[str, list[Any]], modality: str, values: Sequence[tuple[floa
 
 def _image(sample: Sample) -> Image:
     assert sample.picture is not None
-    return Image(sample.picture_key.removeprefix("image:"), sample.picture)
+    key = sample.picture_key.removeprefix("image:")
+    return Image(key, sample.picture, drawing=sample.drawing)
 
 
 REAL, RECONSTRUCTED, COPIED = "real", "reconstructed", "copied"
@@ -327,9 +361,6 @@ class Bound:
     name: str
     pictures: Sequence[Load]
     documents: Sequence[Sequence[Load]] | None = None
-
-
-_CODED_AT_ONCE = 64
 
 
 def bounding_pictures(made: Made, size: int, model: Model | None) -> Iterator[Bound]:
@@ -356,13 +387,23 @@ def bounding_pictures(made: Made, size: int, model: Model | None) -> Iterator[Bo
     yield from _baselines(made.task.samples)
     if model is None:
         return
-    kept: list[PixelArray] = []
-    for start in range(0, len(real), _CODED_AT_ONCE):
-        pixels = [fit(load(), model.image_size) for load in real[start : start + _CODED_AT_ONCE]]
-        kept += model.decode(model.encode(pixels))
+    kept = [_reconstructed(model, sample) for sample in made.task.samples]
     yield Bound(RECONSTRUCTED, [partial(_scaled, pixels, size) for pixels in kept])
     if copied := _copied(made, size, model):
         yield Bound(COPIED, copied)
+
+
+def _reconstructed(model: Model, sample: Sample) -> PixelArray:
+    """The reference picture after the image tokenizer; a drawing that codes can't say is traced."""
+    image = _image(sample)
+    try:
+        coded = model.coded((image,))
+    except DataError:
+        if sample.drawing is None:
+            raise
+        coded = model.coded((Image(f"{image.key}, traced", image.load),))
+    (pixels,) = model.decode([one for one in coded if isinstance(one, Codes)])
+    return pixels
 
 
 def _baselines(samples: Sequence[Sample]) -> Iterator[Bound]:

@@ -36,6 +36,7 @@ class Sample:
         baselines: returns what could be copied instead of drawing; None if there is nothing.
         choices: texts to rank by likelihood: captions, the right one first; or answers to a
             question, of which the most probable one is the model's.
+        drawing: returns the SVG document that the picture is rendered from; None if there is none.
     """
 
     key: str
@@ -47,6 +48,7 @@ class Sample:
     candidates: Callable[[], Candidates] | None = None
     baselines: Callable[[], Baselines] | None = None
     choices: tuple[str, ...] = ()
+    drawing: Callable[[], str] | None = None
 
 
 class TrainingPictures(NamedTuple):

@@ -288,6 +288,7 @@ def _sample(source: DocumentSource, index: int, size: int, find: Find) -> Sample
         f"image:{pictures[0].key}",
         target=_target(source, index),
         candidates=partial(find, index),
+        drawing=pictures[0].drawing,
     )
 
 
