@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cm3apps.cli import real_number, registry_of, whole_number
+from cm3apps.cli import INPUT, OUTPUT, grouped, real_number, registry_of, whole_number
 from cm3core.errors import CM3Error, DataError
 
 if TYPE_CHECKING:
@@ -103,21 +103,26 @@ def _configure_push(add: _Add) -> None:
         "cm3 postgres push my/bank --data my/pictures --style watercolour --database art",
         _push,
     )
-    push.add_argument("bank", type=Path, metavar="BANK", help="a memory bank's folder")
-    push.add_argument(
+    documents = grouped(push, INPUT)
+    documents.add_argument("bank", type=Path, metavar="BANK", help="a memory bank's folder")
+    documents.add_argument(
         "--data",
         metavar="RECIPE|PATH|NAME",
         help="the bank's data set, which gives licences, sources and styles by id",
     )
-    push.add_argument(
+    documents.add_argument(
         "--id-prefix", default="", metavar="TEXT", help="with --data: the prefix of the bank's ids"
     )
-    push.add_argument(
+    documents.add_argument(
         "--licence", metavar="NAME", help="licence of documents without one in --data"
     )
-    push.add_argument("--source", metavar="TEXT", help="source of documents without one in --data")
-    push.add_argument("--style", metavar="TEXT", help="style of documents without one in --data")
-    there = push.add_mutually_exclusive_group()
+    documents.add_argument(
+        "--source", metavar="TEXT", help="source of documents without one in --data"
+    )
+    documents.add_argument(
+        "--style", metavar="TEXT", help="style of documents without one in --data"
+    )
+    there = documents.add_mutually_exclusive_group()
     there.add_argument(
         "--replace",
         action="store_true",
@@ -128,7 +133,7 @@ def _configure_push(add: _Add) -> None:
         action="store_true",
         help="skip documents whose id exists with other content",
     )
-    push.add_argument("--quiet", action="store_true", help="no progress bar")
+    grouped(push, OUTPUT).add_argument("--quiet", action="store_true", help="no progress bar")
 
 
 def _configure_pull(add: _Add) -> None:

@@ -17,6 +17,8 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from argparse import _ArgumentGroup
+
     from cm3core.plugins.registry import Registry
 
 
@@ -82,7 +84,16 @@ def real_number(least: float, most: float, *, above: bool = False) -> NumberRang
 
 
 __all__ = [
+    "DEVICE",
+    "GROUPS",
+    "INPUT",
+    "MODEL",
+    "OUTPUT",
     "OVERRIDE",
+    "RESULTS",
+    "RETRIEVAL",
+    "SAMPLING",
+    "TRUST",
     "add_device",
     "add_length",
     "add_overrides",
@@ -91,6 +102,7 @@ __all__ = [
     "add_training_precision",
     "add_trust",
     "fitted",
+    "grouped",
     "real_number",
     "registry_of",
     "training_length",
@@ -104,10 +116,26 @@ __all__ = [
 #: formed.
 OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=.*", re.DOTALL)
 
+#: Titles of the groups of options that commands share; a long help lists them in the order of `GROUPS`.
+INPUT, MODEL, RESULTS, SAMPLING = "input", "model and task", "results", "sampling"
+RETRIEVAL, OUTPUT, DEVICE, TRUST = "retrieval", "output", "device", "trust"
+GROUPS = (INPUT, MODEL, RESULTS, SAMPLING, RETRIEVAL, OUTPUT, DEVICE, TRUST)
+
+
+def grouped(parser: ArgumentParser, title: str) -> _ArgumentGroup:
+    """The group of options with this title, made if there is none yet.
+
+    >>> parser = ArgumentParser()
+    >>> grouped(parser, DEVICE) is grouped(parser, DEVICE)
+    True
+    """
+    groups = (one for one in parser._action_groups if one.title == title)
+    return next(groups, None) or parser.add_argument_group(title)
+
 
 def add_device(parser: ArgumentParser, what: str) -> None:
     """Add `--device`."""
-    parser.add_argument(
+    grouped(parser, DEVICE).add_argument(
         "--device",
         metavar="DEVICE",
         help=f"{what}: cpu, cuda, cuda:1, ... (default: the GPU if there is one)",
@@ -116,7 +144,7 @@ def add_device(parser: ArgumentParser, what: str) -> None:
 
 def add_precision(parser: ArgumentParser) -> None:
     """Add `--precision` of a command that generates, with the values of `cm3core.load`."""
-    parser.add_argument(
+    grouped(parser, DEVICE).add_argument(
         "--precision",
         default="auto",
         choices=["auto", "fp32", "bf16", "int8", "int4"],
@@ -143,7 +171,7 @@ def window(text: str) -> int | str:
 
 def add_parallel(parser: ArgumentParser) -> None:
     """Add `--parallel` of a command that draws pictures: what `cm3core.load` takes."""
-    parser.add_argument(
+    grouped(parser, DEVICE).add_argument(
         "--parallel",
         type=window,
         metavar="N",
@@ -154,7 +182,7 @@ def add_parallel(parser: ArgumentParser) -> None:
 
 def add_training_precision(parser: ArgumentParser) -> None:
     """Add `--precision` of a command that trains a decoder."""
-    parser.add_argument(
+    grouped(parser, DEVICE).add_argument(
         "--precision",
         choices=["auto", "fp32", "bf16"],
         help="precision of training, the same as train.precision=... (default: the recipe's)",
@@ -202,8 +230,9 @@ def training_length(args: Namespace) -> list[str]:
 
 def add_trust(parser: ArgumentParser, *, plugins: bool = True) -> None:
     """Add `--trust-endpoints` and, for a command that builds a model's components, `--trust-plugin`."""
+    group = grouped(parser, TRUST)
     if plugins:
-        parser.add_argument(
+        group.add_argument(
             "--trust-plugin",
             action="append",
             default=[],
@@ -212,7 +241,7 @@ def add_trust(parser: ArgumentParser, *, plugins: bool = True) -> None:
             help="run the checkpoint's plugin file with this hash; it can do anything that you "
             "can, so read it first; may be given several times",
         )
-    parser.add_argument(
+    group.add_argument(
         "--trust-endpoints",
         action="append",
         default=[],

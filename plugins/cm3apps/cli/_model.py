@@ -14,12 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cm3apps.cli import (
+    DEVICE,
     MAX_SEED,
     MAX_THREADS,
+    MODEL,
+    RESULTS,
+    RETRIEVAL,
+    SAMPLING,
     add_device,
     add_parallel,
     add_precision,
     add_trust,
+    grouped,
     registry_of,
     whole_number,
 )
@@ -45,23 +51,23 @@ if TYPE_CHECKING:
 def add_model_options(parser: ArgumentParser) -> None:
     """Add the options of every command that uses a model."""
     add_loading_options(parser)
-    parser.add_argument(
+    grouped(parser, RETRIEVAL).add_argument(
         "--num-retrieved",
         type=whole_number(0, 2**20),
         metavar="K",
         help="documents to retrieve and prepend; 0: none (default: the model's recipe)",
     )
-    parser.add_argument(
+    grouped(parser, RETRIEVAL).add_argument(
         "--bank",
         metavar="FOLDER",
         help="retrieve from this memory bank (cm3 memory build) instead of the model's training data",
     )
-    parser.add_argument(
+    grouped(parser, RETRIEVAL).add_argument(
         "--retriever",
         metavar="NAME",
         help="use another retriever, e.g. bm25; counts and bank keep the recipe's values",
     )
-    parser.add_argument(
+    grouped(parser, RETRIEVAL).add_argument(
         "--context",
         nargs=2,
         action="append",
@@ -69,20 +75,20 @@ def add_model_options(parser: ArgumentParser) -> None:
         metavar=("FILE", "TEXT"),
         help="prepend this picture and its text; may be given several times",
     )
-    parser.add_argument(
+    grouped(parser, RESULTS).add_argument(
         "--candidates",
         type=whole_number(1, 2**20),
         dest="num_candidates",
         metavar="K",
         help="generate K candidates per result and keep the best (default: the model's recipe; the paper: 8)",
     )
-    parser.add_argument(
+    grouped(parser, RESULTS).add_argument(
         "--rerank",
         metavar="NAME",
         help="reranker that chooses the best: clip, likelihood, pmi or a plugin's "
         "(default: the recipe's)",
     )
-    parser.add_argument(
+    grouped(parser, RETRIEVAL).add_argument(
         "--show-retrieved",
         action="store_true",
         help="list the prepended documents, and show them in retrieved.png",
@@ -91,24 +97,24 @@ def add_model_options(parser: ArgumentParser) -> None:
 
 def add_loading_options(parser: ArgumentParser) -> None:
     """Add the options that need neither a memory nor candidates."""
-    parser.add_argument(
+    grouped(parser, MODEL).add_argument(
         "--model",
         default=DEFAULT_MODEL,
         metavar="MODEL",
         help="a run's folder, a checkpoint, or PLUGIN:NAME of a model shipped by a plugin (default: %(default)s)",
     )
-    parser.add_argument(
+    grouped(parser, SAMPLING).add_argument(
         "--seed",
         type=whole_number(0, MAX_SEED),
         default=0,
         help="same seed, same result (default: %(default)s)",
     )
-    parser.add_argument(
+    grouped(parser, SAMPLING).add_argument(
         "--sampler",
         metavar="NAME",
         help="use another sampler, e.g. cd_k; temperature and filters keep the recipe's values",
     )
-    parser.add_argument(
+    grouped(parser, SAMPLING).add_argument(
         "--set",
         action="append",
         default=[],
@@ -118,7 +124,8 @@ def add_loading_options(parser: ArgumentParser) -> None:
         "sampler.guidance_scale=1.5, retriever.min_similarity=0.3, retriever.parts.words=bm25; may be given "
         "several times",
     )
-    parser.add_argument(
+    add_device(parser, "where the decoder and the image tokenizer run")
+    grouped(parser, DEVICE).add_argument(
         "--threads",
         type=whole_number(1, MAX_THREADS),
         metavar="N",
@@ -126,7 +133,6 @@ def add_loading_options(parser: ArgumentParser) -> None:
     )
     add_precision(parser)
     add_parallel(parser)
-    add_device(parser, "where the decoder and the image tokenizer run")
     add_trust(parser)
 
 
@@ -227,12 +233,12 @@ SECTIONS = ("sampler", "retriever", "condition")
 
 def add_task(parser: ArgumentParser, what: str) -> None:
     """Add `--task` and `--force` to a command that runs a task; `what` names the task's result."""
-    parser.add_argument(
+    grouped(parser, MODEL).add_argument(
         "--task",
         metavar="NAME",
         help="task to use, which the model was tuned for (default: the first that fits)",
     )
-    parser.add_argument(
+    grouped(parser, MODEL).add_argument(
         "--force",
         action="store_true",
         help=f"run even if the model was not tuned for {what}; the results are then meaningless",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from cm3apps.cli import whole_number
+from cm3apps.cli import INPUT, RESULTS, grouped, whole_number
 from cm3apps.cli._model import (
     Retrieval,
     add_model_options,
@@ -31,25 +31,27 @@ EXAMPLE = """  cm3 ask picture.png "What is it?"
 
 def configure(parser: ArgumentParser) -> None:
     """Add the picture, the question and the options."""
-    parser.add_argument(
+    grouped(parser, INPUT).add_argument(
         "picture",
         type=Path,
         help="a picture's file; the model sees its largest centred square. A model of drawings also reads SVG files",
     )
-    parser.add_argument("question", help="the question; needs a model tuned for questions")
-    parser.add_argument(
+    grouped(parser, INPUT).add_argument(
+        "question", help="the question; needs a model tuned for questions"
+    )
+    grouped(parser, INPUT).add_argument(
         "--template",
         metavar="TEXT",
         help="the template used in tuning: {question} ... {answer}",
     )
-    parser.add_argument(
+    grouped(parser, RESULTS).add_argument(
         "--max-tokens",
         type=whole_number(1, 2**20),
         metavar="N",
         help="maximum length of the answer (default: the model's recipe)",
     )
-    add_task(parser, "questions")
     add_model_options(parser)
+    add_task(parser, "questions")
 
 
 def run(args: Namespace) -> int:

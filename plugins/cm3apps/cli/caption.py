@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from cm3apps.cli import whole_number
+from cm3apps.cli import INPUT, RESULTS, grouped, whole_number
 from cm3apps.cli._model import (
     Retrieval,
     add_model_options,
@@ -29,20 +29,20 @@ EXAMPLE = """  cm3 caption picture.png
 
 def configure(parser: ArgumentParser) -> None:
     """Add the pictures and the options."""
-    parser.add_argument(
+    grouped(parser, INPUT).add_argument(
         "picture",
         nargs="+",
         type=Path,
         help="a picture's file; the model sees its largest centred square. A model of drawings also reads SVG files",
     )
-    parser.add_argument(
+    grouped(parser, RESULTS).add_argument(
         "--max-tokens",
         type=whole_number(1, 2**20),
         metavar="N",
         help="maximum length of the caption (default: the model's recipe)",
     )
-    add_task(parser, "captions")
     add_model_options(parser)
+    add_task(parser, "captions")
 
 
 def run(args: Namespace) -> int:

@@ -8,7 +8,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cm3apps.cli import whole_number
+from cm3apps.cli import INPUT, MODEL, OUTPUT, RESULTS, grouped, whole_number
 from cm3apps.cli._model import (
     add_loading_options,
     open_model,
@@ -34,10 +34,10 @@ Without --message and --conversations it reads lines: messages, or commands such
 
 def configure(parser: ArgumentParser) -> None:
     """Add the message, the kind of reply, and the options."""
-    parser.add_argument(
+    grouped(parser, INPUT).add_argument(
         "--message", metavar="TEXT", help="send this message, print the reply and exit"
     )
-    parser.add_argument(
+    grouped(parser, INPUT).add_argument(
         "--image",
         action="append",
         default=[],
@@ -47,43 +47,45 @@ def configure(parser: ArgumentParser) -> None:
         help="send this picture with the message, or with the first one; may be given several "
         "times",
     )
-    parser.add_argument(
+    grouped(parser, INPUT).add_argument(
         "--conversations",
         type=Path,
         metavar="FILE",
         help="reply to each conversation of a JSON Lines file and write replies.jsonl; the "
         "same command resumes after an interruption",
     )
-    parser.add_argument(
+    grouped(parser, OUTPUT).add_argument(
         "--json",
         action="store_true",
         help="print the finished reply to --message as JSON",
     )
-    parser.add_argument(
+    grouped(parser, RESULTS).add_argument(
         "--answer",
         choices=["any", "text", "image"],
         default="any",
         help="kind of reply: the model's choice, text without pictures, or a picture "
         "(default: %(default)s)",
     )
-    parser.add_argument(
+    grouped(parser, RESULTS).add_argument(
         "--max-tokens",
         type=whole_number(1, 2**20),
         metavar="N",
         help="maximum length of a reply's texts (default: the model's recipe)",
     )
-    parser.add_argument(
+    grouped(parser, RESULTS).add_argument(
         "--max-pictures",
         type=whole_number(0, 1000),
         default=4,
         metavar="N",
         help="maximum number of pictures in a reply (default: %(default)s)",
     )
-    parser.add_argument("--load", type=Path, metavar="FILE", help="continue a saved conversation")
-    parser.add_argument(
+    grouped(parser, INPUT).add_argument(
+        "--load", type=Path, metavar="FILE", help="continue a saved conversation"
+    )
+    grouped(parser, OUTPUT).add_argument(
         "--save", type=Path, metavar="FILE", help="save the conversation at the end (JSON)"
     )
-    parser.add_argument(
+    grouped(parser, OUTPUT).add_argument(
         "-o",
         "--out",
         type=Path,
@@ -92,7 +94,7 @@ def configure(parser: ArgumentParser) -> None:
         help="folder for the pictures of replies, chat-000.png, chat-001.png, ...; existing "
         "files are kept (default: %(default)s)",
     )
-    parser.add_argument(
+    grouped(parser, MODEL).add_argument(
         "--force",
         action="store_true",
         help="run even if the model was not tuned for conversations; its replies are then "

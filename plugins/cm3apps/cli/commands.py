@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import Any, NoReturn
 
+from cm3apps.cli import GROUPS, MODEL
 from cm3core.errors import CM3Error
 
 #: Command -> (module, one line of help). The modules' own HELP repeats the line; a test compares
@@ -80,11 +81,53 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
+#: A usage line lists at most so many options.
+_MOST_IN_USAGE = 15
+
+
 class CommandParser(argparse.ArgumentParser):
-    """Reports wrong arguments like other wrong input.
+    """Reports wrong arguments like other wrong input, and orders the groups of options in its help.
 
     The parsers of actions (`add_subparsers`) are of this class too.
     """
+
+    def format_help(self) -> str:
+        """Groups in the order of `cm3apps.cli`, and a short usage for a command with many options."""
+        self._action_groups.sort(key=self._place)
+        short, written = self.usage is None and len(self._options()) > _MOST_IN_USAGE, self.usage
+        if short:
+            self.usage = self._short_usage().replace("%", "%%")
+        try:
+            return super().format_help()
+        finally:
+            self.usage = written
+
+    def _options(self) -> list[argparse.Action]:
+        help_action = argparse._HelpAction
+        return [
+            one for one in self._actions if one.option_strings and not isinstance(one, help_action)
+        ]
+
+    def _place(self, group: argparse._ArgumentGroup) -> int:
+        """Where a group is listed: what it takes, then a command's own groups, then where it runs; `--help` alone last."""
+        if group is self._positionals:
+            return 0
+        if group is self._optionals:
+            return 1 if set(self._options()) & set(group._group_actions) else 2 + 2 * len(GROUPS)
+        place = GROUPS.index(group.title if group.title in GROUPS else MODEL)
+        return 2 + 2 * place + (group.title not in GROUPS)
+
+    def _short_usage(self) -> str:
+        """What must be given; "[options]" stands for the others."""
+        needed = [one for one in self._mutually_exclusive_groups if one.required]
+        shown = [
+            one
+            for one in self._actions
+            if one.required or any(one in group._group_actions for group in needed)
+        ]
+        formatter = self.formatter_class(prog=f"{self.prog} [options]")
+        formatter.add_usage(None, shown, needed, prefix="")
+        return formatter.format_help().strip()
 
     def error(self, message: str) -> NoReturn:
         """Raise `CM3Error` instead of printing and exiting."""

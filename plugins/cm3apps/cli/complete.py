@@ -8,7 +8,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cm3apps.cli import MAX_MINUTES, real_number, whole_number
+from cm3apps.cli import (
+    INPUT,
+    MAX_MINUTES,
+    MODEL,
+    OUTPUT,
+    RESULTS,
+    grouped,
+    real_number,
+    whole_number,
+)
 from cm3apps.cli._model import add_loading_options, open_model, progress_bar, settings_of
 from cm3core.errors import CM3Error
 from cm3run.printing import printable
@@ -29,13 +38,15 @@ _NUM_SHOWN = 5
 
 def configure(parser: ArgumentParser) -> None:
     """Add the set, the names and the options."""
-    parser.add_argument(
+    grouped(parser, INPUT).add_argument(
         "set",
         metavar="SET",
         help="a folder of SVG files in one hand, or a set of the model's memory, such as lucide",
     )
-    parser.add_argument("names", nargs="+", metavar="NAME", help="what to draw, such as 'bell off'")
-    parser.add_argument(
+    grouped(parser, INPUT).add_argument(
+        "names", nargs="+", metavar="NAME", help="what to draw, such as 'bell off'"
+    )
+    grouped(parser, OUTPUT).add_argument(
         "-o",
         "--out",
         type=Path,
@@ -44,7 +55,7 @@ def configure(parser: ArgumentParser) -> None:
         help="folder for NAME.svg, all candidates, sheet.png, report.json and LICENSES; results of an earlier call "
         "with the same settings are kept, those with other settings are replaced (default: %(default)s)",
     )
-    parser.add_argument(
+    grouped(parser, RESULTS).add_argument(
         "-n",
         "--n",
         type=whole_number(1, 64),
@@ -53,19 +64,19 @@ def configure(parser: ArgumentParser) -> None:
         metavar="N",
         help="candidates for each name, drawn after different documents (default: %(default)s)",
     )
-    parser.add_argument(
+    grouped(parser, RESULTS).add_argument(
         "--draw",
         action="store_true",
         help="also draw what the set has already; its own drawing is not shown to the model",
     )
     _add_form(parser)
-    parser.add_argument(
+    grouped(parser, RESULTS).add_argument(
         "--judge",
         action="store_true",
         help="judge each candidate (is it the thing, in the set's hand, and no copy), and sort by that; the first use "
         "reads all bundled icons, which takes some minutes",
     )
-    parser.add_argument(
+    grouped(parser, MODEL).add_argument(
         "--tune",
         type=real_number(0, MAX_MINUTES, above=True),
         metavar="MINUTES",
@@ -78,17 +89,17 @@ def configure(parser: ArgumentParser) -> None:
 
 def _add_form(parser: ArgumentParser) -> None:
     """Add the options for captions and files."""
-    parser.add_argument(
+    grouped(parser, INPUT).add_argument(
         "--style",
         metavar="WORDS",
         help="style words for captions, such as 'outline rounded' (default: as the set is drawn)",
     )
-    parser.add_argument(
+    grouped(parser, INPUT).add_argument(
         "--title",
         metavar="TEXT",
         help="name of the set in captions (default: the folder's name, or the set's)",
     )
-    parser.add_argument(
+    grouped(parser, RESULTS).add_argument(
         "--clean",
         action="store_true",
         help="write SVG files without metadata; LICENSES then has the only credits",

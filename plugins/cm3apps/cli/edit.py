@@ -6,6 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
+from cm3apps.cli import INPUT, grouped
 from cm3apps.cli._model import (
     add_model_options,
     add_task,
@@ -32,15 +33,17 @@ EXAMPLE = """  cm3 edit apple.png "make it green" --n 4 --model runs/tuned --for
 
 def configure(parser: ArgumentParser) -> None:
     """Add the picture, the instruction and the options."""
-    parser.add_argument(
+    grouped(parser, INPUT).add_argument(
         "picture",
         type=Path,
         help="a picture's file; the model sees its largest centred square. A model of drawings also reads SVG files",
     )
-    parser.add_argument("instruction", help="what to change; needs a model tuned for edits")
+    grouped(parser, INPUT).add_argument(
+        "instruction", help="what to change; needs a model tuned for edits"
+    )
     add_drawing_options(parser)
-    add_task(parser, "edits")
     add_model_options(parser)
+    add_task(parser, "edits")
 
 
 def run(args: Namespace) -> int:

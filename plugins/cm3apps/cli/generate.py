@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cm3apps.cli import whole_number
+from cm3apps.cli import INPUT, OUTPUT, RESULTS, grouped, whole_number
 from cm3apps.cli._model import (
     Retrieval,
     add_model_options,
@@ -66,27 +66,27 @@ EXAMPLE = """  cm3 generate "a red apple" --n 4 --seed 1 -o out/
 
 def configure(parser: ArgumentParser) -> None:
     """Add the prompts and the options."""
-    parser.add_argument(
+    grouped(parser, INPUT).add_argument(
         "prompt", nargs="+", help="what the picture shows, worded like the training captions"
     )
-    parser.add_argument(
+    grouped(parser, INPUT).add_argument(
         "--style",
         metavar="TEXT",
         help="append this to every prompt, after a comma, to draw several things in one style",
     )
     add_drawing_options(parser)
-    parser.add_argument(
+    grouped(parser, RESULTS).add_argument(
         "--draw",
         action="store_true",
         help="draw even what the memory has; without it, a prompt of a thing that the memory has in the style that is asked "
         "for is answered with the original file, for models that find originals",
     )
-    parser.add_argument(
+    grouped(parser, OUTPUT).add_argument(
         "--preview",
         action="store_true",
         help="show the pictures as they are generated, in FOLDER/preview.png and in the terminal",
     )
-    parser.add_argument(
+    grouped(parser, INPUT).add_argument(
         "--condition",
         nargs=2,
         metavar=("NAME", "SOURCE"),
@@ -94,14 +94,14 @@ def configure(parser: ArgumentParser) -> None:
         "condition lists them), SOURCE a picture's file, or a text such as "
         '"bell at (10, 12) -> (40, 44)"; --set condition.KEY=VALUE changes its keys',
     )
-    add_task(parser, "pictures of prompts, or of structures")
     add_model_options(parser)
+    add_task(parser, "pictures of prompts, or of structures")
 
 
 def add_drawing_options(parser: ArgumentParser) -> None:
     """Add the options for the number, place and size of pictures."""
     _add_numbers(parser)
-    parser.add_argument(
+    grouped(parser, OUTPUT).add_argument(
         "-o",
         "--out",
         type=Path,
@@ -111,7 +111,7 @@ def add_drawing_options(parser: ArgumentParser) -> None:
         f"grid.png with the first {SHEET} of each prompt; files of an earlier call are "
         "replaced, others are kept (default: %(default)s)",
     )
-    parser.add_argument(
+    grouped(parser, OUTPUT).add_argument(
         "--upscale",
         nargs="?",
         const=True,
@@ -119,30 +119,30 @@ def add_drawing_options(parser: ArgumentParser) -> None:
         metavar="NAME",
         help="also write 000-large.png, ...: enlarged by the recipe's upscaler, or by NAME (edsr, lanczos, ...)",
     )
-    parser.add_argument(
+    grouped(parser, OUTPUT).add_argument(
         "--transparent",
         action="store_true",
         help="also write 000-transparent.png, ...: transparent around the drawing",
     )
-    parser.add_argument(
+    grouped(parser, OUTPUT).add_argument(
         "--svg",
         action="store_true",
         help="also write 000.svg, ...: the drawing as the model wrote it, or the picture traced, transparent around it; of a "
         "found picture, its original, with or without this option",
     )
-    parser.add_argument(
+    grouped(parser, OUTPUT).add_argument(
         "--original",
         action="store_true",
         help="also write 000-original.svg, ...: the file of the most similar prepended "
         "document, with its licence and attribution",
     )
-    parser.add_argument(
+    grouped(parser, OUTPUT).add_argument(
         "--zip",
         action="store_true",
         help="also write set.zip: all files, named after their prompts, and LICENSES, which "
         "lists the prepended documents",
     )
-    parser.add_argument(
+    grouped(parser, INPUT).add_argument(
         "--truncate",
         action="store_true",
         help="cut a prompt that is longer than the training texts",
@@ -150,7 +150,7 @@ def add_drawing_options(parser: ArgumentParser) -> None:
 
 
 def _add_numbers(parser: ArgumentParser) -> None:
-    parser.add_argument(
+    grouped(parser, RESULTS).add_argument(
         "--n",
         type=whole_number(1, 2**31 - 1),
         dest="num_images",
@@ -158,7 +158,7 @@ def _add_numbers(parser: ArgumentParser) -> None:
         help="pictures per prompt, originals before drawn ones (default: the model's recipe, or the originals alone if some "
         "are found)",
     )
-    parser.add_argument(
+    grouped(parser, RESULTS).add_argument(
         "--codes",
         type=whole_number(2, 2**31 - 1),
         dest="max_codes",

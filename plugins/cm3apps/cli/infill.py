@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cm3apps.cli import whole_number
+from cm3apps.cli import INPUT, OUTPUT, grouped, whole_number
 from cm3apps.cli._model import (
     Retrieval,
     add_model_options,
@@ -45,12 +45,12 @@ EXAMPLE = """  cm3 infill picture.png --box 8,8,40,40 --text "a red apple with a
 
 def configure(parser: ArgumentParser) -> None:
     """Add the picture, the box and the options."""
-    parser.add_argument(
+    grouped(parser, INPUT).add_argument(
         "picture",
         type=Path,
         help="a picture's file; the model sees its largest centred square. With --path: an SVG file",
     )
-    region = parser.add_mutually_exclusive_group(required=True)
+    region = grouped(parser, INPUT).add_mutually_exclusive_group(required=True)
     region.add_argument(
         "--box",
         action="append",
@@ -77,16 +77,16 @@ def configure(parser: ArgumentParser) -> None:
         help="draw path or shape N of an SVG file again, counted from 1 in the order of the file; each M of a path "
         "begins one. For models that write SVG (recipe icons-svg)",
     )
-    parser.add_argument(
+    grouped(parser, INPUT).add_argument(
         "--text",
         help="caption of the whole picture (default: the model captions the rest of it)",
     )
-    parser.add_argument(
+    grouped(parser, INPUT).add_argument(
         "--truncate",
         action="store_true",
         help="cut a text that is longer than the training texts",
     )
-    parser.add_argument(
+    grouped(parser, OUTPUT).add_argument(
         "-o",
         "--out",
         type=Path,
@@ -94,7 +94,7 @@ def configure(parser: ArgumentParser) -> None:
         help="the inpainted picture, all other pixels unchanged (default: infilled.png); with --path: an SVG "
         "file, all other paths unchanged (default: infilled.svg)",
     )
-    parser.add_argument(
+    grouped(parser, OUTPUT).add_argument(
         "--decoded",
         type=Path,
         metavar="FILE.png",

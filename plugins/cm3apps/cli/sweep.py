@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from einops import rearrange
 
-from cm3apps.cli import whole_number
+from cm3apps.cli import INPUT, OUTPUT, RESULTS, grouped, whole_number
 from cm3apps.cli._model import (
     add_model_options,
     open_model,
@@ -42,8 +42,8 @@ ARGUMENTS = ("sampler", "seed", "num_retrieved", "num_candidates", "reranker")
 
 def configure(parser: ArgumentParser) -> None:
     """Add the prompts, the varied keys, and the options."""
-    parser.add_argument("prompt", nargs="+", help="a prompt, used in every cell")
-    parser.add_argument(
+    grouped(parser, INPUT).add_argument("prompt", nargs="+", help="a prompt, used in every cell")
+    grouped(parser, INPUT).add_argument(
         "--vary",
         action="append",
         required=True,
@@ -51,7 +51,7 @@ def configure(parser: ArgumentParser) -> None:
         help=f"sampler.KEY or one of {', '.join(ARGUMENTS)}, and its values; the first key varies down, a "
         "second one across",
     )
-    parser.add_argument(
+    grouped(parser, RESULTS).add_argument(
         "--n",
         type=whole_number(1, 2**20),
         default=1,
@@ -59,12 +59,12 @@ def configure(parser: ArgumentParser) -> None:
         metavar="N",
         help="pictures per prompt in a cell (default: %(default)s)",
     )
-    parser.add_argument(
+    grouped(parser, RESULTS).add_argument(
         "--score",
         metavar="NAME",
         help="also print each cell's mean score by this reranker",
     )
-    parser.add_argument(
+    grouped(parser, OUTPUT).add_argument(
         "-o",
         "--out",
         type=Path,

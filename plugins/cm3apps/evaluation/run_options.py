@@ -5,7 +5,23 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from pathlib import Path
 
-from cm3apps.cli import add_device, add_precision, add_trust, real_number, whole_number
+from cm3apps.cli import (
+    DEVICE,
+    INPUT,
+    OUTPUT,
+    RESULTS,
+    RETRIEVAL,
+    SAMPLING,
+    add_device,
+    add_precision,
+    add_trust,
+    grouped,
+    real_number,
+    whole_number,
+)
+
+#: Title of a group of options in the help.
+SCORES = "scores"
 
 
 def run_options(parser: ArgumentParser) -> None:
@@ -17,22 +33,21 @@ def run_options(parser: ArgumentParser) -> None:
 
 def _what_to_score(parser: ArgumentParser) -> None:
     """Add the model or the pictures, and the files for scores."""
-    add = parser.add_argument
-    add(
+    grouped(parser, INPUT).add_argument(
         "names",
         nargs="+",
         metavar="MODEL PROTOCOL",
         help="a run's folder, a checkpoint or PLUGIN:NAME; then a name of `cm3 eval protocols`, or a file, "
         "or captioned pictures, of which those that are held out are drawn: a folder (also of tars), or a recipe's file",
     )
-    add(
+    grouped(parser, RESULTS).add_argument(
         "--num",
         type=whole_number(1, 2**20),
         metavar="N",
         help="with a folder or recipe: pictures to draw at most (default: 100); with a protocol: only its first N samples, as "
         "a trial, under another name",
     )
-    add(
+    grouped(parser, INPUT).add_argument(
         "--from",
         type=Path,
         dest="pictures",
@@ -40,25 +55,29 @@ def _what_to_score(parser: ArgumentParser) -> None:
         help="score these pictures of any model: 000000.png, ..., numbered as in `cm3 eval "
         "prompts`",
     )
-    add(
+    grouped(parser, INPUT).add_argument(
         "--label",
         metavar="TEXT",
         help="name of the model in tables (default: its name, or the folder's)",
     )
-    add("--data", type=Path, metavar="FOLDER", help="folder of the protocol's files (COCO)")
-    add(
+    grouped(parser, INPUT).add_argument(
+        "--data", type=Path, metavar="FOLDER", help="folder of the protocol's files (COCO)"
+    )
+    grouped(parser, SCORES).add_argument(
         "--inception",
         type=Path,
         metavar="FILE",
         help="the Inception network of FID: pt_inception-2015-12-05-6726825d.pth",
     )
-    add(
+    grouped(parser, SCORES).add_argument(
         "--inception-sha256",
         metavar="SHA256",
         help="accept another file of Inception weights; its scores have another hash",
     )
-    add("--clip", type=Path, metavar="FILE", help="CLIP's weights, for CLIP score and R-precision")
-    add(
+    grouped(parser, SCORES).add_argument(
+        "--clip", type=Path, metavar="FILE", help="CLIP's weights, for CLIP score and R-precision"
+    )
+    grouped(parser, SCORES).add_argument(
         "--skip-missing",
         action="store_true",
         help="leave out scores whose weights are not given or whose packages are not installed",
@@ -67,36 +86,39 @@ def _what_to_score(parser: ArgumentParser) -> None:
 
 def _how_to_draw(parser: ArgumentParser) -> None:
     """Add the options that replace the recipe's retrieval, candidates and sampler."""
-    add = parser.add_argument
-    add(
+    grouped(parser, RETRIEVAL).add_argument(
         "--num-retrieved",
         type=whole_number(0, 2**20),
         metavar="K",
         help="documents to retrieve and prepend (default: the model's recipe)",
     )
-    add("--bank", metavar="FOLDER", help="retrieve from this memory bank")
-    add(
+    grouped(parser, RETRIEVAL).add_argument(
+        "--bank", metavar="FOLDER", help="retrieve from this memory bank"
+    )
+    grouped(parser, RETRIEVAL).add_argument(
         "--memory-split",
         metavar="SPLIT",
         help="retrieve from this split of the model's data set, e.g. train, which contains no "
         "reference pictures",
     )
-    add(
+    grouped(parser, RESULTS).add_argument(
         "--candidates",
         type=whole_number(1, 2**20),
         dest="num_candidates",
         metavar="K",
         help="generate K candidates per sample and keep the best (default: the model's recipe)",
     )
-    add("--rerank", metavar="NAME", help="reranker that chooses the best")
-    add("--sampler", metavar="NAME", help="use another sampler")
-    add(
+    grouped(parser, RESULTS).add_argument(
+        "--rerank", metavar="NAME", help="reranker that chooses the best"
+    )
+    grouped(parser, SAMPLING).add_argument("--sampler", metavar="NAME", help="use another sampler")
+    grouped(parser, SAMPLING).add_argument(
         "--guidance-scale",
         type=real_number(0, 1e6),
         metavar="X",
         help="of the sampler (default: the model's recipe)",
     )
-    add(
+    grouped(parser, SAMPLING).add_argument(
         "--temperature",
         type=real_number(0, 1e6),
         metavar="X",
@@ -106,22 +128,23 @@ def _how_to_draw(parser: ArgumentParser) -> None:
 
 def _how_to_run(parser: ArgumentParser) -> None:
     """Add the options for the machine, trust, permitted leaks, and the output."""
-    add = parser.add_argument
     add_device(parser, "where the model runs")
     add_precision(parser)
-    add("--threads", type=whole_number(1, 4096), metavar="N", help="CPU threads of the decoder")
+    grouped(parser, DEVICE).add_argument(
+        "--threads", type=whole_number(1, 4096), metavar="N", help="CPU threads of the decoder"
+    )
     add_trust(parser)
-    add(
+    grouped(parser, SCORES).add_argument(
         "--allow-leaks",
         action="store_true",
         help="score even if the memory contains reference pictures",
     )
-    add(
+    grouped(parser, SCORES).add_argument(
         "--allow-reranker",
         action="store_true",
         help="score even if the metric's network also chose the pictures",
     )
-    add(
+    grouped(parser, OUTPUT).add_argument(
         "-o",
         "--out",
         type=Path,

@@ -6,11 +6,13 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from importlib.util import find_spec
 from pathlib import Path
 
-from cm3apps.cli import registry_of, whole_number
+from cm3apps.cli import RESULTS, RETRIEVAL, grouped, registry_of, whole_number
 from cm3apps.cli._model import add_loading_options
 from cm3core.errors import CheckpointError, CM3Error, MissingPackageError
 
 PLACE = "cm3 mcp"
+#: Title of a group of options in the help.
+ADDRESS = "address and access"
 EXAMPLE = """examples:
   cm3 mcp                                            (an agent starts this; see docs/agents.md)
   cm3 mcp --model runs/icons-svg --allow my-project
@@ -20,27 +22,27 @@ EXAMPLE = """examples:
 def configure(parser: ArgumentParser) -> None:
     """Add the command's options."""
     parser.description = (
-        "Serve a model to agents by the Model Context Protocol: tools that search its memory, draw, edit, complete sets "
+        "Serve a model to agents by the Model Context Protocol: tools that search its\nmemory, draw, edit, complete sets "
         "of icons, and tell licences."
     )
     parser.epilog, parser.formatter_class = EXAMPLE, RawDescriptionHelpFormatter
-    parser.add_argument(
+    grouped(parser, ADDRESS).add_argument(
         "--http",
         action="store_true",
         help="serve over HTTP, on this machine only (default: over stdin and stdout)",
     )
-    parser.add_argument(
+    grouped(parser, ADDRESS).add_argument(
         "--port",
         type=whole_number(0, 65535),
         default=8001,
         help="port of --http; 0 chooses a free port and prints it (default: %(default)s)",
     )
-    parser.add_argument(
+    grouped(parser, ADDRESS).add_argument(
         "--host",
         default="127.0.0.1",
         help="loopback address of --http: 127.0.0.1, localhost or ::1 (default: %(default)s)",
     )
-    parser.add_argument(
+    grouped(parser, ADDRESS).add_argument(
         "--allow-host",
         action="append",
         default=[],
@@ -48,7 +50,7 @@ def configure(parser: ArgumentParser) -> None:
         help="another host name by which clients of --http reach the server, for example behind a proxy; may be given "
         "several times",
     )
-    parser.add_argument(
+    grouped(parser, ADDRESS).add_argument(
         "--allow",
         action="append",
         type=Path,
@@ -57,14 +59,14 @@ def configure(parser: ArgumentParser) -> None:
         help="let complete_set read and write in this folder and below; without it, no tool reads or writes files; may be "
         "given several times",
     )
-    parser.add_argument(
+    grouped(parser, RESULTS).add_argument(
         "--max-n",
         type=whole_number(1, 1000),
         default=10,
         metavar="N",
         help="pictures of one call (default: %(default)s)",
     )
-    parser.add_argument(
+    grouped(parser, RETRIEVAL).add_argument(
         "--bank",
         metavar="FOLDER",
         help="search this memory bank (cm3 memory build) instead of the model's training data",

@@ -12,9 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cm3apps.cli import (
+    DEVICE,
+    MODEL,
+    OUTPUT,
     add_device,
     add_parallel,
     add_trust,
+    grouped,
     real_number,
     registry_of,
     whole_number,
@@ -30,6 +34,8 @@ if TYPE_CHECKING:
 #: Environment variable with the token.
 TOKEN_VARIABLE = "CM3_SERVE_TOKEN"
 PLACE = "cm3 serve"
+#: Title of a group of options in the help.
+ADDRESS = "address and access"
 #: Minimum length of a token: 16 characters can't be guessed over a network.
 SHORTEST_TOKEN = 16
 MIB = 1 << 20
@@ -51,11 +57,11 @@ Then open http://127.0.0.1:8000/, or point any client of OpenAI's API to http://
 def configure(parser: ArgumentParser) -> None:
     """Add the command's options."""
     parser.description = (
-        "Serve models over HTTP: a page to draw in at /, and OpenAI's Images API and chat "
+        "Serve models over HTTP: a page to draw in at /, and OpenAI's Images API and\nchat "
         "completions under /v1. All clients share one engine."
     )
     parser.epilog, parser.formatter_class = EXAMPLE, RawDescriptionHelpFormatter
-    parser.add_argument(
+    grouped(parser, MODEL).add_argument(
         "--model",
         action="append",
         default=[],
@@ -63,7 +69,7 @@ def configure(parser: ArgumentParser) -> None:
         help="a run's folder, a checkpoint or PLUGIN:NAME, and the name that clients use for it; may "
         f"be given several times, the first is the default (default: {DEFAULT_MODEL})",
     )
-    parser.add_argument(
+    grouped(parser, MODEL).add_argument(
         "--bank",
         action="append",
         default=[],
@@ -71,26 +77,26 @@ def configure(parser: ArgumentParser) -> None:
         help="memory bank that the model NAME (default: the first) retrieves from, instead of "
         "its data set; may be given several times",
     )
-    parser.add_argument(
+    grouped(parser, ADDRESS).add_argument(
         "--host",
         default="127.0.0.1",
         help="address to listen on; one that other machines can reach needs a token (default: "
         "%(default)s)",
     )
-    parser.add_argument(
+    grouped(parser, ADDRESS).add_argument(
         "--port",
         type=whole_number(0, 65535),
         default=8000,
         help="port to listen on; 0 chooses a free port and prints it (default: %(default)s)",
     )
-    parser.add_argument(
+    grouped(parser, ADDRESS).add_argument(
         "--token-file",
         type=Path,
         metavar="FILE",
         help="file with the access token that requests must send; or set the environment "
         f"variable {TOKEN_VARIABLE}",
     )
-    parser.add_argument(
+    grouped(parser, ADDRESS).add_argument(
         "--allow-host",
         action="append",
         default=[],
@@ -98,7 +104,7 @@ def configure(parser: ArgumentParser) -> None:
         help="another host name of the server, for example behind a proxy",
     )
     add_limits(parser)
-    parser.add_argument(
+    grouped(parser, MODEL).add_argument(
         "--force",
         action="append",
         default=[],
@@ -106,13 +112,14 @@ def configure(parser: ArgumentParser) -> None:
         help="accept edits or questions even for models that are not known to be tuned for "
         "them; the results are then meaningless",
     )
-    parser.add_argument(
+    add_device(parser, "where the decoders and the image tokenizers run")
+    grouped(parser, DEVICE).add_argument(
         "--threads",
         type=whole_number(1, 4096),
         metavar="N",
         help="CPU threads of a decoder (default: 1 for a small one, else the number of cores)",
     )
-    parser.add_argument(
+    grouped(parser, DEVICE).add_argument(
         "--precision",
         default="auto",
         choices=["auto", "fp32", "bf16", "int8", "int4"],
@@ -121,14 +128,14 @@ def configure(parser: ArgumentParser) -> None:
         "CPU, else the stored precision)",
     )
     add_parallel(parser)
-    add_device(parser, "where the decoders and the image tokenizers run")
     add_trust(parser)
-    parser.add_argument("--quiet", action="store_true", help="log failures only")
+    grouped(parser, OUTPUT).add_argument("--quiet", action="store_true", help="log failures only")
     parser.set_defaults(run=run)
 
 
 def add_limits(parser: ArgumentParser) -> None:
     """Add the limits that a deployment may want to change."""
+    limits, timeouts = grouped(parser, "limits"), grouped(parser, "timeouts")
     for option, most, default, text in (
         ("--max-models", 1000, 2, "models in memory at once; the least recently used is dropped"),
         ("--at-once", 4096, 32, "results and candidates generated at once, for all clients"),
@@ -141,7 +148,7 @@ def add_limits(parser: ArgumentParser) -> None:
         ("--spool", 1 << 20, 1024, "MiB of further unread responses in temporary files"),
         ("--connections", 100_000, 512, "open connections; beyond it, the longest idle are closed"),
     ):
-        parser.add_argument(
+        limits.add_argument(
             option,
             type=whole_number(1, most),
             default=default,
@@ -152,7 +159,7 @@ def add_limits(parser: ArgumentParser) -> None:
         ("--all-bodies", ALL_BODIES, "MiB of all bodies in flight"),
         ("--all-pixels", ALL_PIXELS, "million pixels of all pictures in flight"),
     ):
-        parser.add_argument(
+        limits.add_argument(
             option,
             type=whole_number(1, 1 << 20),
             metavar="N",
@@ -172,7 +179,7 @@ def add_limits(parser: ArgumentParser) -> None:
             "server exits with code 1",
         ),
     ):
-        parser.add_argument(
+        timeouts.add_argument(
             option,
             type=real_number(0, 86_400, above=True),
             default=default,
