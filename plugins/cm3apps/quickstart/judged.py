@@ -60,13 +60,13 @@ def splits_of(config: DocumentSourceConfig) -> tuple[str, ...]:
     return tuple(split for split in config.splits if split not in ("train", "all", "near"))
 
 
-def protocol_of(model: Model, split: str, share: float) -> Protocol | None:
+def protocol_of(model: Model, split: str, num: int) -> Protocol | None:
     """The protocol of a split; None if it has no document.
 
     Args:
         model: names the data set.
         split: of the data set.
-        share: of the usual number of pictures.
+        num: pictures to draw at most.
     """
     config = model.recipe.dataset
     assert config is not None
@@ -89,7 +89,7 @@ def protocol_of(model: Model, split: str, share: float) -> Protocol | None:
         "name": "documents",
         "dataset": None,
         "split": split,
-        "num": min(limited(NUM_JUDGED, share), number),
+        "num": min(num, number),
         "baselines": True,
     }
     title = f"held-out documents of the split {split}"
@@ -108,13 +108,14 @@ def judged(model: Model, out: Path, share: float = 1.0) -> dict[str, dict[str, A
     config = model.recipe.dataset
     assert config is not None
     found: dict[str, dict[str, Any]] = {}
+    num = limited(NUM_JUDGED, share)
     for split in splits_of(config):
-        protocol = protocol_of(model, split, share)
+        protocol = protocol_of(model, split, num)
         if protocol is None:
             print(f"note: split {split!r} is skipped: it has no document", file=sys.stderr)
         else:
             found[split] = _evaluated(model, protocol, out / FOLDER / split)
-    if not found and (protocol := protocol_of(model, config.split, share)) is not None:
+    if not found and (protocol := protocol_of(model, config.split, num)) is not None:
         folder = out / FOLDER / config.split
         found[config.split] = _evaluated(model, protocol, folder, allow_leaks=True)
     return found

@@ -318,6 +318,7 @@ ATTACKED: dict[str, tuple[str, ...]] = {
     "bench precision": ("--model", "{model}", "--num", "1"),
     "experiment icons": ("{model}", "-o", "figures", "--num", "1"),
     "experiment patch-knn": ("--model", "{model}", "--documents", "1"),
+    "experiment settings": ("{model}", "-o", "figures", "--num", "1"),
     "experiment tasks": ("{model}", "-o", "figures", "--num", "1"),
 }
 

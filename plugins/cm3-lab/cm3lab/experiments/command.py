@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 
 from cm3lab.experiments import icons
+from cm3lab.experiments.judged import command as judged
 from cm3lab.experiments.patch_knn import command as patch_knn
 from cm3lab.experiments.retrieval import command as retrieval
 from cm3lab.experiments.tasks import command as tasks
@@ -29,4 +30,10 @@ def configure(parser: ArgumentParser) -> None:
         actions.add_parser(
             "retrieval", help="how much retrieved documents improve loss and pictures"
         )
+    )
+    judged.configure_scaling(
+        actions.add_parser("scaling", help="loss and usable icons by size, tokens and documents")
+    )
+    judged.configure_settings(
+        actions.add_parser("settings", help="usable icons by guidance, candidates and documents")
     )

@@ -47,6 +47,7 @@ def add_model_options(
     *,
     num: str,
     out: str,
+    several: bool = False,
 ) -> None:
     """Add options for the model, the extent of the measurement, and the output folder.
 
@@ -55,10 +56,12 @@ def add_model_options(
         choices: option -> its choices, default, and help.
         num: what `--num` counts.
         out: the default folder.
+        several: whether several models are given.
     """
     parser.add_argument(
         "model",
         metavar="MODEL",
+        nargs="+" if several else None,
         help="a run's folder, a checkpoint, or PLUGIN:NAME of a model shipped by a plugin",
     )
     parser.add_argument(
@@ -97,12 +100,12 @@ def add_model_options(
     _add_out(parser, out)
 
 
-def loaded(args: Namespace) -> Model:
-    """Load the model of a command with `add_model_options`."""
+def loaded(args: Namespace, name: str | None = None) -> Model:
+    """Load the model of a command with `add_model_options`; `name` is one of several."""
     from cm3run.model import load
 
     return load(
-        args.model,
+        name or args.model,
         registry=registry_of(args),
         device=args.device,
         num_threads=args.threads,
@@ -123,7 +126,8 @@ def typed(
         choices: option -> chosen values.
         more: words of the experiment's own options.
     """
-    words = [*begun(args, name), args.model, "--num", str(args.num)]
+    models = args.model if isinstance(args.model, list) else [args.model]
+    words = [*begun(args, name), *models, "--num", str(args.num)]
     for option, chosen in choices.items():
         words += [option, *chosen] if chosen else []
     words += ["--seed", str(args.seed), *more]
