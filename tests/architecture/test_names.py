@@ -39,6 +39,8 @@ OTHER_MEANINGS = {
     ("model/tasks.py", "template"): "an argument",
     ("model/writing.py", "caption"): "a method of a model",
     ("files.py", "cm3leon"): "the distribution's cache folder",
+    ("hub/client.py", "cm3leon"): "the distribution, as told to the Hub",
+    ("hub/download.py", "cm3leon"): "the distribution, as told to the Hub",
     ("plugin_check/targets.py", "cm3leon"): "the distribution",
     ("cli/commands.py", "icons"): "a plugin's command, in the table of --help",
     ("config/overrides.py", "top_p"): "a sampler's key",

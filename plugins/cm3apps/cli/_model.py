@@ -101,7 +101,8 @@ def add_loading_options(parser: ArgumentParser) -> None:
         "--model",
         default=DEFAULT_MODEL,
         metavar="MODEL",
-        help="a run's folder, a checkpoint, or PLUGIN:NAME of a model shipped by a plugin (default: %(default)s)",
+        help="a run's folder, a checkpoint, PLUGIN:NAME of a model shipped by a plugin, or hf://USER/NAME[@REVISION] of one on "
+        "the Hugging Face Hub (default: %(default)s)",
     )
     grouped(parser, SAMPLING).add_argument(
         "--seed",

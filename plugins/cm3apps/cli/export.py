@@ -17,7 +17,7 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="a run's folder, a checkpoint, another model's folder, or PLUGIN:NAME of a model shipped by a plugin",
+        help="a run's folder, a checkpoint, another model's folder, PLUGIN:NAME of a model shipped by a plugin, or hf://USER/NAME",
     )
     parser.add_argument(
         "-o",

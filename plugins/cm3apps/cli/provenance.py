@@ -45,7 +45,7 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument(
         "what",
         metavar="MODEL|FILE",
-        help="a run's folder, a checkpoint or PLUGIN:NAME; or a picture (PNG, SVG, JPEG, "
+        help="a run's folder, a checkpoint, PLUGIN:NAME or hf://USER/NAME; or a picture (PNG, SVG, JPEG, "
         "WebP) or zip that cm3 generate or cm3 serve wrote: nothing but this file is "
         "read then",
     )
@@ -76,8 +76,9 @@ def run(args: Namespace) -> int:
 
 def _of_model(args: Namespace) -> dict[str, Any]:
     """Print the run's record of its data, and the targets outside its folder that the model names. Nothing is built."""
-    from cm3run.checkpoint import find_checkpoint, find_model, read_recipe, read_state
+    from cm3run.checkpoint import find_checkpoint, find_model, lasting_name, read_recipe, read_state
     from cm3run.checkpoint.carried import with_trusted
+    from cm3run.hub import is_address
     from cm3run.training.data_notes import stored_provenance
 
     for option, given in (("--model", args.model), ("--bank", args.bank)):
@@ -91,7 +92,7 @@ def _of_model(args: Namespace) -> dict[str, Any]:
     recipe = read_recipe(folder, registry, trust_endpoints=args.trust_endpoints)
     known = stored_provenance(folder)
     facts: dict[str, Any] = {
-        "model": str(args.what),
+        "model": lasting_name(args.what, registry) if is_address(args.what) else str(args.what),
         "step": read_state(folder).step,
         "recipe": recipe.name,
         "recipe_hash": recipe.hash,

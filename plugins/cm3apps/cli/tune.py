@@ -8,7 +8,6 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cm3apps.cli.train import add_run_arguments, train_and_report
@@ -32,7 +31,7 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="a run's folder, a checkpoint, an exported model, or PLUGIN:NAME",
+        help="a run's folder, a checkpoint, an exported model, PLUGIN:NAME, or hf://USER/NAME",
     )
     add_run_arguments(parser)
 
@@ -137,7 +136,7 @@ def tuning_recipe(
     """
     from cm3apps.cli._tuned_recipe import compose_on_model
     from cm3core.recipe.layers import COMMAND_LINE
-    from cm3run.checkpoint import find_checkpoint, find_model
+    from cm3run.checkpoint import find_checkpoint, find_model, lasting_name
 
     if any(one.startswith("train.start_from=") for one in overrides):
         raise RecipeError(
@@ -149,6 +148,6 @@ def tuning_recipe(
     recipe = compose_on_model(folder, name, overrides, registry, trust_endpoints=trust_endpoints)
     if not recipe.tune.adapts:
         _refuse_unread(overrides, recipe.tune.method)
-    # absolute, so that the run finds its base from any folder
-    start_from = model if model in registry.models() else str(Path(model).absolute())
+    # so that the run finds its base from any folder
+    start_from = lasting_name(model, registry)
     return replace(recipe, train=replace(recipe.train, start_from=start_from))

@@ -42,7 +42,7 @@ def configure(parser: ArgumentParser) -> None:
         "--model",
         metavar="MODEL",
         help="redraw the picture at the model's size with a model tuned for that: a run's "
-        "folder, a checkpoint, or PLUGIN:NAME",
+        "folder, a checkpoint, PLUGIN:NAME, or hf://USER/NAME",
     )
     parser.add_argument(
         "--seed",

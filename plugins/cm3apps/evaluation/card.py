@@ -21,7 +21,9 @@ _MOST_PICTURES = 256
 def configure(parser: ArgumentParser) -> None:
     """Add the model, the results, and the facts that are not stored."""
     add = parser.add_argument
-    add("model", metavar="MODEL", help="a run's folder, a checkpoint or PLUGIN:NAME")
+    add(
+        "model", metavar="MODEL", help="a run's folder, a checkpoint, PLUGIN:NAME or hf://USER/NAME"
+    )
     add(
         "results",
         nargs="*",

@@ -37,7 +37,7 @@ def _what_to_score(parser: ArgumentParser) -> None:
         "names",
         nargs="+",
         metavar="MODEL PROTOCOL",
-        help="a run's folder, a checkpoint or PLUGIN:NAME; then a name of `cm3 eval protocols`, or a file, "
+        help="a run's folder, a checkpoint, PLUGIN:NAME or hf://USER/NAME; then a name of `cm3 eval protocols`, or a file, "
         "or captioned pictures, of which those that are held out are drawn: a folder (also of tars), or a recipe's file",
     )
     grouped(parser, RESULTS).add_argument(

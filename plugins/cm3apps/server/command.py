@@ -66,7 +66,7 @@ def configure(parser: ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="[NAME=]MODEL",
-        help="a run's folder, a checkpoint or PLUGIN:NAME, and the name that clients use for it; may "
+        help="a run's folder, a checkpoint, PLUGIN:NAME or hf://USER/NAME, and the name that clients use for it; may "
         f"be given several times, the first is the default (default: {DEFAULT_MODEL})",
     )
     grouped(parser, MODEL).add_argument(

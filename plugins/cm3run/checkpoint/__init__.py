@@ -22,7 +22,9 @@ step. No file is a pickle, so an untrusted checkpoint can be refused but can't r
 If several processes share a decoder, folders `model_shards` and `optimizer_shards` replace the two
 safetensors files, see `tensors`.
 
-layout      the files: names and places, `state.json`, hashes; from a model's name to its folder
+layout      the files: names and places, `state.json`, hashes; from a folder to its newest checkpoint
+naming      from a model's name to its folder
+hub_models  models in repositories of the Hugging Face Hub
 tensors     the safetensors files, whole or in parts written by several processes
 writing     write a checkpoint of a run
 exporting   export a checkpoint as a model folder; merge an adapter and its base into a whole model
@@ -44,13 +46,12 @@ from cm3run.checkpoint.layout import (
     TOKENIZER,
     WEIGHTS,
     CheckpointState,
-    bundled_models,
     complete_checkpoints,
     find_checkpoint,
-    find_model,
     latest_checkpoint,
     read_state,
 )
+from cm3run.checkpoint.naming import bundled_models, find_model, lasting_name
 from cm3run.checkpoint.opening import (
     CHANGEABLE_KEYS,
     OpenedCheckpoint,
@@ -93,6 +94,7 @@ __all__ = [
     "export_model",
     "find_checkpoint",
     "find_model",
+    "lasting_name",
     "latest_checkpoint",
     "load_weights",
     "merge_adapter",

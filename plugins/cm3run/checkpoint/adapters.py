@@ -16,7 +16,7 @@ from torch import nn
 
 from cm3core.errors import CheckpointError
 from cm3core.files import sha256_file
-from cm3core.interfaces.reach import READS, Reach
+from cm3core.interfaces.reach import CONNECTS, READS, Reach
 from cm3run.checkpoint.layout import (
     STATE,
     WEIGHTS,
@@ -24,12 +24,12 @@ from cm3run.checkpoint.layout import (
     check_file,
     damaged,
     find_checkpoint,
-    find_model,
     read_state,
     shards_of,
 )
+from cm3run.checkpoint.naming import find_model, lasting_name
 from cm3run.checkpoint.tensors import load_weights, read_tensors
-from cm3run.trust import path_of, refusal, trust_of
+from cm3run.trust import address_of, refusal, target_of, trust_of
 from cm3run.tuning import (
     ADAPTER,
     ADAPTER_CONFIG,
@@ -67,8 +67,7 @@ def base_entry(model: str, folder: Path, registry: Registry) -> dict[str, str]:
             "contains an adapter, but training starts from a whole model",
             f"merge it: cm3 adapter merge {shlex.quote(model)} -o FOLDER, then start from that folder",
         )
-    place = model if model in registry.models() else str(Path(model).absolute())
-    return {"model": place, "sha256": weights_sha256(folder)}
+    return {"model": lasting_name(model, registry), "sha256": weights_sha256(folder)}
 
 
 def weights_sha256(folder: Path) -> str:
@@ -141,7 +140,8 @@ def base_reaches(base: Mapping[str, str], registry: Registry) -> list[Reach]:
     name = str(base.get("model", ""))
     if not name or name in registry.models():
         return []
-    return [Reach(READS, path_of(name), "base.model", "the adapter's base model", name)]
+    how = READS if address_of(name) is None else CONNECTS
+    return [Reach(how, target_of(name), "base.model", "the adapter's base model", name)]
 
 
 def read_adapter(folder: Path) -> dict[str, Tensor]:

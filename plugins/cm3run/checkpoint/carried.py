@@ -23,6 +23,7 @@ from cm3core.errors import CheckpointError
 from cm3core.plugins.discovery import FILE_MODULE, SOURCE, add_plugin
 from cm3core.plugins.registry import PluginInfo, Registry
 from cm3core.recipe.recipe import kinds_of, providers_of
+from cm3run.trust import is_download
 
 if TYPE_CHECKING:
     from cm3core.recipe import Recipe
@@ -34,6 +35,11 @@ MOST_BYTES, MOST_FILES = 256 * 1024, 8
 #: Smallest number of hexadecimal digits that identify a file: 64 bits.
 FEWEST_DIGITS = 16
 _NAME = re.compile(r"[A-Za-z_]\w{0,99}\.py", re.ASCII)
+
+
+def is_carried_name(name: str) -> bool:
+    """Whether a file of a checkpoint's folder of plugins may have that name."""
+    return _NAME.fullmatch(name) is not None
 
 
 @dataclass(frozen=True)
@@ -95,8 +101,9 @@ def read_carried(folder: Path) -> list[CarriedPlugin]:
         return []
     found = sorted((folder / CARRIED).iterdir())
     for path in found[: MOST_FILES + 1]:
-        status = path.lstat()
-        plain = stat.S_ISREG(status.st_mode) and _NAME.fullmatch(path.name)
+        # the Hub's cache has links to files beside the model
+        status = path.stat() if is_download(path) else path.lstat()
+        plain = stat.S_ISREG(status.st_mode) and is_carried_name(path.name)
         if not plain or status.st_size > MOST_BYTES or len(found) > MOST_FILES:
             raise CheckpointError(
                 str(path),

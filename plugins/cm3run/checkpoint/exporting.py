@@ -34,11 +34,11 @@ from cm3run.checkpoint.layout import (
     damaged,
     file_hashes,
     find_checkpoint,
-    find_model,
     provenance_file,
     read_state,
     shards_of,
 )
+from cm3run.checkpoint.naming import find_model
 from cm3run.checkpoint.opening import open_checkpoint
 from cm3run.checkpoint.tasks import TASKS
 from cm3run.checkpoint.tensors import stored_tensors, weights_of

@@ -13,17 +13,13 @@ import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from cm3core.errors import CheckpointError, close_match
+from cm3core.errors import CheckpointError
 from cm3core.files import read_text, sha256_file
 from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
 from cm3core.plugins.registry import COMPONENTS, PLUGINS
 from cm3core.recipe.layers import STORED
-
-if TYPE_CHECKING:
-    from cm3core.plugins.registry import Registry
-
 
 __all__ = [
     "COMPONENTS",
@@ -138,32 +134,6 @@ def damaged(path: Path, cause: str) -> CheckpointError:
         cause,
         f"delete {path.parent} to use the previous checkpoint, or copy it again from its source",
     )
-
-
-def bundled_models(registry: Registry | None = None) -> dict[str, Path]:
-    """Model folders that the installed plugins ship: "PLUGIN:NAME" -> folder. None: the installed
-    plugins' registry."""
-    if registry is None:
-        from cm3core.plugins.discovery import load_registry
-
-        registry = load_registry()
-    return registry.models()
-
-
-def find_model(model: str | Path, registry: Registry) -> Path:
-    """The folder of a model: a path (a run, a checkpoint, an exported model), or "PLUGIN:NAME" for a
-    model that a plugin ships."""
-    shipped = bundled_models(registry)
-    if str(model) in shipped:
-        return shipped[str(model)]
-    if re.fullmatch(r"[\w-]+:[\w.-]+", str(model)) and not Path(model).exists():
-        step = (
-            close_match(str(model), shipped)
-            if shipped
-            else "train one (cm3 quickstart, cm3 train) and name its folder"
-        )
-        raise CheckpointError(f"model {str(model)!r}", "no installed plugin ships it", step)
-    return Path(model)
 
 
 FORMAT = 1

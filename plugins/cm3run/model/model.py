@@ -21,9 +21,10 @@ from cm3core.document import BoolArray, Codes, Document, PixelArray, Text
 from cm3core.errors import GenerationError
 from cm3core.plugins.discovery import load_registry
 from cm3run import DEFAULT_MODEL
-from cm3run.checkpoint import TunedTasks, find_model, open_checkpoint, read_tasks
+from cm3run.checkpoint import TunedTasks, find_model, lasting_name, open_checkpoint, read_tasks
 from cm3run.generation.engine import Completion, EngineOptions, Event, Progress, Request
 from cm3run.generation.policy import Policy
+from cm3run.hub import is_address
 from cm3run.model import candidates
 from cm3run.model.candidates import sampler_keys
 from cm3run.model.chatting import Chatting
@@ -68,7 +69,8 @@ def load(
     """Open a trained model.
 
     Args:
-        model: a run's folder, a checkpoint, an exported model, or "PLUGIN:NAME" for a bundled one.
+        model: a run's folder, a checkpoint, an exported model, "PLUGIN:NAME" for a bundled one, or
+            "hf://USER/NAME[@REVISION]" for one on the Hugging Face Hub.
         bank: a memory bank to retrieve from instead of the recipe's memory, see
             `Model.with_memory`.
         registry: the components that recipes may name. None: those of the installed plugins.
@@ -101,7 +103,7 @@ def load(
     loaded = Model(
         opened.recipe,
         opened.components,
-        name=str(model),
+        name=lasting_name(model, registry) if is_address(model) else str(model),
         step=opened.step,
         num_threads=num_threads,
         precision=precision,

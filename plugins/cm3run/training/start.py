@@ -65,7 +65,7 @@ from cm3run.training.packing import (
 from cm3run.training.parallel import OneProcess, parallel_of
 from cm3run.training.preparation import Preparation
 from cm3run.training.state import TrainState
-from cm3run.trust import path_of
+from cm3run.trust import target_of
 from cm3run.tuning import ADAPTER, load_adapters, select_parameters
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class Origin:
             check_recipe(own, read_recipe(own, registry, trust_endpoints=trust_endpoints), recipe)
             state = read_state(own)
             # the user's own recipe names the base
-            named = [path_of(model)] if model is not None else []
+            named = [target_of(model)] if model is not None else []
             known = (*trust_endpoints, *named)
             found = (
                 base_folder(own, state, registry, trust_endpoints=known)

@@ -18,28 +18,32 @@ from cm3run.trust.guard import (
 )
 from cm3run.trust.reach import (
     Trust,
+    address_of,
     check_links,
+    is_download,
     own_of,
-    path_of,
     reaches_of,
     record_own,
     refusal,
+    target_of,
     trust_of,
 )
 
 __all__ = [
     "Trust",
+    "address_of",
     "check_links",
     "guard",
+    "is_download",
     "named_by_user",
     "own_of",
-    "path_of",
     "reaches_of",
     "record_own",
     "refusal",
     "refuse_outside",
     "refused_by",
     "same_guard",
+    "target_of",
     "trust_of",
     "unguarded_class",
 ]

@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 
 from cm3core.config.schema import all_parts, default, hints, init_fields
 from cm3core.interfaces.component import ComponentConfig, choose, chosen_name
-from cm3core.interfaces.reach import READS, WRITES, Reach
+from cm3core.interfaces.reach import CONNECTS, READS, WRITES, Reach
 from cm3core.recipe.recipe import MissingComponent, Recipe
-from cm3run.trust.reach import Trust, path_of, reaches_of, refusal
+from cm3run.trust.reach import Trust, address_of, reaches_of, refusal, target_of
 
 C = TypeVar("C", bound=ComponentConfig)
 #: Methods of configs that use their values.
@@ -245,7 +245,8 @@ def section_reaches(recipe: Recipe) -> list[Reach]:
         section, _, name = key.partition(".")
         value: Any = getattr(getattr(recipe, section), name)
         if value is not None and not _is_shipped(key, value):
-            found.append(Reach(how, path_of(value), key, why, value))
+            how = how if address_of(value) is None else CONNECTS
+            found.append(Reach(how, target_of(value), key, why, value))
     return found
 
 

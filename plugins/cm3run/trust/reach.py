@@ -149,7 +149,7 @@ def _declared(key: str, text: str, one: Outside) -> Reach | None:
         return Reach(one.how, text, key, one.why, text)
     address = address_of(text)
     how = one.how if address is None else CONNECTS
-    return Reach(how, address or path_of(text), key, one.why, text)
+    return Reach(how, target_of(text), key, one.why, text)
 
 
 def _is_shipped(text: str, prefix: str) -> bool:
@@ -183,6 +183,11 @@ def address_of(text: str) -> str | None:
 def path_of(text: str) -> str:
     """The absolute path for a text, with `~` expanded; links are not followed."""
     return os.path.abspath(os.path.expanduser(text))  # noqa: PTH100, PTH111  # any text, `~nobody` too
+
+
+def target_of(text: str) -> str:
+    """The normalised address in a text, or the absolute path for it."""
+    return address_of(text) or path_of(text)
 
 
 def looks_like_path(text: str) -> bool:
@@ -431,25 +436,47 @@ def _is_below(address: str, entry: str) -> bool:
 def check_links(folder: Path, trust: Trust) -> None:
     """Raise `TrustError` if a model's folder has a link that points outside it without permission.
 
-    For a checkpoint, outside its run. A download of the Hugging Face hub client, with links from `snapshots` to
-    `blobs` beside it, counts as one folder.
+    For a checkpoint, outside its run. Files of a download of the Hugging Face hub client are links from `snapshots` to
+    `blobs`, beside it or shared by the whole cache, and count as files of the folder.
     """
     if trust.everything or trust.own:
         return
-    root, searched = _root(folder, trust), trust.inside or folder
+    searched = trust.inside or folder
+    real = Path(os.path.realpath(folder)) if trust.inside is None else trust.inside
+    roots = (real, *_stores(real))
     out = [
         Reach(READS, target, str(path.relative_to(searched)), "target of the link")
         for path, target in _links(searched)
-        if not Path(target).is_relative_to(root)
+        if not any(Path(target).is_relative_to(root) for root in roots)
     ]
     if refused := trust.refused(out):
         raise refusal(str(folder), "", refused[:8], "or copy the file into the folder")
 
 
-def _root(folder: Path, trust: Trust) -> Path:
-    real = Path(os.path.realpath(folder)) if trust.inside is None else trust.inside
-    hub = real.parent.name == "snapshots" and (real.parent.parent / "blobs").is_dir()
-    return real.parent.parent if hub else real
+def is_download(path: Path) -> bool:
+    """Whether a path is a link that the Hugging Face hub client made for a file of a model: below
+    `models--USER--NAME/snapshots/COMMIT`, to its `blobs`."""
+    if not path.is_symlink():
+        return False
+    target = Path(os.path.realpath(path))
+    return any(
+        target.is_relative_to(store)
+        for parent in Path(os.path.abspath(path)).parents  # noqa: PTH100  # keeps the link
+        for store in _stores(Path(os.path.realpath(parent)))
+    )
+
+
+#: In the cache of the hub client, beside the repositories' folders: marks the files that several of them share.
+_SHARED = ".huggingface-shared-blobs"
+
+
+def _stores(real: Path) -> list[Path]:
+    """The folders to which links of the hub client lead from a folder; empty: it is not one of its downloads."""
+    repo = real.parent.parent
+    if real.parent.name != "snapshots" or not (repo / "blobs").is_dir():
+        return []
+    shared = repo.parent / "blobs"
+    return [repo / "blobs", *([shared] if (shared / _SHARED).is_file() else [])]
 
 
 def _links(folder: Path) -> Iterator[tuple[Path, str]]:

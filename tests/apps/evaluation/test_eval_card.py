@@ -31,8 +31,7 @@ from cm3core.errors import DataError
 from cm3core.files import user_path
 from cm3core.images import open_image, save_png
 from cm3core.plugins import load_registry
-from cm3run.checkpoint import bundled_models
-from cm3run.checkpoint.layout import find_model
+from cm3run.checkpoint import bundled_models, find_model
 from cm3run.model import load
 from messages import tells
 

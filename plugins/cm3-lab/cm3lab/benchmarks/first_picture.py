@@ -60,7 +60,7 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         metavar="MODEL",
-        help="a run, a model's folder or PLUGIN:NAME (default: the bundled model)",
+        help="a run, a model's folder, PLUGIN:NAME or hf://USER/NAME (default: the bundled model)",
     )
     parser.add_argument(
         "--prompt",

@@ -62,7 +62,7 @@ def add_model_options(
         "model",
         metavar="MODEL",
         nargs="+" if several else None,
-        help="a run's folder, a checkpoint, or PLUGIN:NAME of a model shipped by a plugin",
+        help="a run's folder, a checkpoint, PLUGIN:NAME of a model shipped by a plugin, or hf://USER/NAME",
     )
     parser.add_argument(
         "--num",

@@ -41,7 +41,7 @@ def configure(parser: ArgumentParser) -> None:
         "--base",
         default="bundled:icons64",
         metavar="MODEL",
-        help="model to tune: a run, a checkpoint, an exported model, or PLUGIN:NAME (default: %(default)s)",
+        help="model to tune: a run, a checkpoint, an exported model, PLUGIN:NAME or hf://USER/NAME (default: %(default)s)",
     )
     parser.add_argument(
         "--minutes",
