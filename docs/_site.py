@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 #: Markdown files of the repository that are pages of the site.
 OUTSIDE = (
     "README.md",
+    "CODE_OF_CONDUCT.md",
     "CONTRIBUTING.md",
     "SECURITY.md",
     "CHANGELOG.md",

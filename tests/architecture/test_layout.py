@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 #: Where the committed text lies (a source distribution has no git to ask).
 PLACES = (
     ".ci",
+    ".github",
     "cm3core",
     "plugins",
     "kernels",
@@ -24,10 +25,13 @@ PLACES = (
     "README.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
+    "CITATION.cff",
+    "CODE_OF_CONDUCT.md",
     "mkdocs.yml",
     "LICENSE",
     "pyproject.toml",
     ".gitignore",
+    ".pre-commit-config.yaml",
 )
 BINARY = {".xz", ".gz", ".png", ".safetensors", ".pyc", ".pt", ".tar", ".jpg", ".npz", ".parquet"}
 #: Folders of people and of one machine, at the beginning of a path: `my/home/x` is nobody's.
