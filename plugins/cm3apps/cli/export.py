@@ -1,19 +1,27 @@
-"""`cm3 export`: write a run's model as a folder to share."""
+"""`cm3 export`: write a run's model as a folder to share, or to a repository of the Hugging Face Hub."""
 
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cm3apps.cli import add_trust, registry_of
+from cm3core.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from cm3core.plugins.registry import Registry
+    from cm3run.hub import Repo
 
 HELP = "write a run's model as a folder to share: its weights, without the optimiser"
 EXAMPLE = """  cm3 export runs/apples -o models/apples
-  cm3 generate "a red apple" --model models/apples"""
+  cm3 generate "a red apple" --model models/apples
+  cm3 export runs/apples -o models/apples --push me/apples
+  cm3 export models/apples --push me/apples"""
 
 
 def configure(parser: ArgumentParser) -> None:
-    """Add the model and its folder."""
+    """Add the model, its folder and its repository."""
     parser.add_argument(
         "model",
         metavar="MODEL",
@@ -23,9 +31,8 @@ def configure(parser: ArgumentParser) -> None:
         "-o",
         "--out",
         type=Path,
-        required=True,
         metavar="FOLDER",
-        help="the model's folder; an older model there is replaced",
+        help="the model's folder; an older model there is replaced. With --push, an exported model needs none",
     )
     parser.add_argument(
         "--dtype",
@@ -33,20 +40,73 @@ def configure(parser: ArgumentParser) -> None:
         default="fp16",
         help="precision of the stored weights (default: %(default)s)",
     )
+    parser.add_argument(
+        "--push",
+        metavar="USER/NAME[@BRANCH]",
+        help="then write the model to this repository of the Hugging Face Hub, in one commit; a missing one is created. "
+        "Needs a token that may write (hf auth login, or HF_TOKEN)",
+    )
+    parser.add_argument(
+        "--private", action="store_true", help="with --push: a new repository is private"
+    )
     add_trust(parser, plugins=False)
 
 
 def run(args: Namespace) -> int:
-    """Write the model, and print its folder."""
+    """Write the model, and print its folder, and the page of the commit."""
     from cm3run.checkpoint import export_model, find_model
+    from cm3run.checkpoint.hub_models import target_of_push
 
+    if args.out is None and args.push is None:
+        raise CheckpointError("cm3 export", "has no folder to write", "add -o FOLDER")
     registry = registry_of(args)
-    folder = export_model(
-        find_model(args.model, registry),
-        args.out,
-        args.dtype,
-        shipped=registry.models().values(),
-        trust_endpoints=args.trust_endpoints,
-    )
-    print(folder)
+    repo = None if args.push is None else target_of_push(args.push)  # before the work
+    folder = find_model(args.model, registry)
+    if args.out is not None:
+        folder = export_model(
+            folder,
+            args.out,
+            args.dtype,
+            shipped=registry.models().values(),
+            trust_endpoints=args.trust_endpoints,
+        )
+        _write_readme(folder, registry)
+        print(folder)
+    if repo is not None:
+        print(_push(folder, repo, registry, private=args.private))
     return 0
+
+
+def _write_readme(folder: Path, registry: Registry) -> None:
+    from cm3core.files import write_text
+    from cm3run.checkpoint.hub_models import README
+
+    write_text(folder / README, _readme(folder, folder.name, folder.name, registry))
+
+
+def _readme(folder: Path, name: str, address: str, registry: Registry) -> str:
+    from cm3apps.cli._readme import readme
+    from cm3run.checkpoint import read_recipe, read_state
+    from cm3run.training.data_notes import stored_provenance
+
+    recipe = read_recipe(folder, registry)
+    return readme(name, address, recipe, read_state(folder), stored_provenance(folder))
+
+
+def _push(folder: Path, repo: Repo, registry: Registry, *, private: bool) -> str:
+    """Write a model folder to a repository; return the commit's page."""
+    from cm3apps.cli._readme import own_readme
+    from cm3run.checkpoint import OPTIMIZER, STATE, WEIGHTS
+    from cm3run.checkpoint.hub_models import push_model
+
+    files = [(folder / name).is_file() for name in (STATE, WEIGHTS, OPTIMIZER)]
+    if files != [True, True, False]:
+        raise CheckpointError(
+            str(folder),
+            "is not an exported model, which alone can be pushed",
+            f"export it, too: -o FOLDER --push {repo.id}",
+        )
+    card = own_readme(folder)
+    if card is None:
+        card = _readme(folder, repo.id, str(repo), registry)
+    return push_model(folder, repo, card, private=private)

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from cm3core.arguments import checked
 from cm3core.errors import CheckpointError
+from cm3core.files import read_text
 from cm3run.checkpoint.adapters import base_folder, is_adapter
 from cm3run.checkpoint.carried import CARRIED, copy_carried
+from cm3run.checkpoint.hub_models import PICTURES_OF_CARDS, README
 from cm3run.checkpoint.layout import (
     COMPONENTS,
     FORMAT,
@@ -59,7 +61,8 @@ _PARTS = frozenset(
         *(TOKENIZER, IMAGE_TOKENIZER, CARRIED, "CARD.md"),
     ]
 )
-_PARTS_OF_CARDS = "CARD-*.png"
+#: The first line of a README.md that `cm3 export` wrote and may replace.
+README_MARK = "<!-- written by cm3 export, which replaces this file unless this line is removed -->"
 
 
 @checked(CheckpointError)
@@ -175,8 +178,18 @@ def _others_in(target: Path) -> list[str]:
     return sorted(
         path.name
         for path in target.iterdir()
-        if path.name not in _PARTS and not path.match(_PARTS_OF_CARDS)
+        if path.name not in _PARTS
+        and not path.match(PICTURES_OF_CARDS)
+        and not (path.name == README and _is_written(path))
     )
+
+
+def _is_written(readme: Path) -> bool:
+    """Whether a README.md was written by `cm3 export`, and not changed into the user's own."""
+    try:
+        return README_MARK in read_text(readme)
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def write_model(source: Path, target: Path, tensors: Mapping[str, Tensor], dtype: str) -> None:

@@ -8,6 +8,7 @@ files, which don't run without permission (`carried`). A download has the rights
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,18 +25,23 @@ from cm3run.checkpoint.layout import (
     WORDS,
 )
 from cm3run.checkpoint.tasks import TASKS
-from cm3run.hub import Wanted, downloaded, repo_of
+from cm3run.hub import Wanted, check_upload, downloaded, is_address, repo_of, upload
+from cm3run.hub.download import File
 from cm3run.printing import printable
+from cm3run.trust import check_links, trust_of
 from cm3run.tuning import ADAPTER, ADAPTER_CONFIG
 
 if TYPE_CHECKING:
     from cm3run.hub import Repo
-    from cm3run.hub.download import File
 
 #: Ends of the names of tokenizers' files.
 SUFFIXES = (".json", ".txt", ".model", ".tiktoken", ".safetensors")
 _FILES = (WEIGHTS, ADAPTER, ADAPTER_CONFIG, STATE, RECIPE, PLUGINS, COMPONENTS, WORDS, TASKS)
 _FOLDERS = (TOKENIZER, IMAGE_TOKENIZER)
+#: The repository's model card; and pictures that a model's card names.
+README, PICTURES_OF_CARDS = "README.md", "CARD-*.png"
+#: Files that are pushed with a model, and not read.
+_BESIDE = Wanted((PICTURES_OF_CARDS, "LICENSE*", "LICENCE*", "NOTICE*"), never=("*/*",))
 
 
 def download_model(model: str | Path) -> Path:
@@ -50,10 +56,53 @@ def download_model(model: str | Path) -> Path:
     return downloaded(repo_of(model, kind="model"), WANTED)
 
 
+def target_of_push(name: str) -> Repo:
+    """The repository for a model to be pushed: "USER/NAME", or with a branch "USER/NAME@BRANCH".
+
+    Raises:
+        CheckpointError: the name is malformed, or an upload can't succeed (no token, no connection).
+    """
+    repo = repo_of(name if is_address(name) else f"hf://{name}", kind="model")
+    check_upload(repo)
+    return repo
+
+
+def push_model(folder: Path, repo: Repo, readme: str, *, private: bool = False) -> str:
+    """Write a model folder to a repository, in one commit that replaces the model there; return the commit's page.
+
+    Only files of a model are pushed, with pictures of its card and licences. Other files of the repository stay.
+
+    Args:
+        folder: an exported model.
+        repo: from `target_of_push`.
+        readme: Markdown for README.md, the repository's model card.
+        private: whether a new repository is private.
+
+    Raises:
+        CheckpointError: the folder contains no model, or the upload failed.
+        TrustError: a link in the folder points outside it.
+    """
+    check_links(folder, trust_of(folder, []))
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    named = {path.relative_to(folder).as_posix(): path for path in paths}
+    files: dict[str, Path | bytes] = {
+        name: path for name, path in named.items() if WANTED.takes(name) or _BESIDE.takes(name)
+    }
+    found = [File(name, path.stat().st_size) for name, path in named.items() if name in files]
+    _check(repo, found)
+    return upload(
+        repo,
+        files | {README: readme.encode()},
+        replaces=lambda name: WANTED.takes(name) or fnmatchcase(name, PICTURES_OF_CARDS),
+        message="Upload a model with cm3 export",
+        private=private,
+    )
+
+
 def _check(repo: Repo, files: Sequence[File]) -> None:
     """Raise `CheckpointError` for a repository without a model, or with plugin files that no export has."""
     names = {one.name for one in files}
-    if not {STATE, RECIPE} <= names or not names & {WEIGHTS, ADAPTER}:
+    if not _has_model(names):
         raise repo.error(
             f"contains no model of this framework, {_contents(names)}", _other(repo, names)
         )
@@ -67,6 +116,14 @@ def _check(repo: Repo, files: Sequence[File]) -> None:
                 f"{MOST_BYTES // 1024} KiB)",
                 f"ask its owner to remove anything else from the folder {CARRIED}",
             )
+
+
+def _has_model(names: set[str]) -> bool:
+    return {STATE, RECIPE} <= names and not names.isdisjoint({WEIGHTS, ADAPTER})
+
+
+def _is_model(folder: Path) -> bool:
+    return _has_model({path.name for path in folder.iterdir() if path.exists()})
 
 
 def _contents(names: set[str]) -> str:
@@ -103,5 +160,5 @@ WANTED = Wanted(
     ),
     never=tuple(f"{folder}/*/*" for folder in (*_FOLDERS, CARRIED)),
     check=_check,
-    needed=(STATE, RECIPE),
+    is_whole=_is_model,
 )

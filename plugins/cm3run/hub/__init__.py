@@ -11,5 +11,6 @@ The package is imported when an address is first used, and reads its own environ
 
 from cm3run.hub.address import Repo, is_address, repo_of
 from cm3run.hub.download import Wanted, downloaded
+from cm3run.hub.upload import check_upload, upload
 
-__all__ = ["Repo", "Wanted", "downloaded", "is_address", "repo_of"]
+__all__ = ["Repo", "Wanted", "check_upload", "downloaded", "is_address", "repo_of", "upload"]

@@ -70,9 +70,13 @@ def explained(repo: Repo, doing: str = "read") -> Iterator[None]:
     # the bases are the errors of the HTTP library, which differs between versions of the package
     library: tuple[Any, ...] = HfHubHTTPError.__bases__
     try:
-        yield
+        with bars_on_terminals():
+            yield
     except CM3Error:
         raise
+    except (LookupError, TypeError, AttributeError, AssertionError) as error:
+        cause = f"an answer that is none of the Hub's: {type(error).__name__} {shown(error)}"
+        raise Unreachable(cause) from error
     except (OSError, ValueError, RuntimeError, *library) as error:
         raise _ours(repo, error, doing) from error
 
@@ -125,16 +129,20 @@ def shown(error: object) -> str:
     return printable(lines[0].strip())[:300]
 
 
-def bars() -> type[Any]:
-    """The class of progress bars: on terminals alone."""
-    import huggingface_hub.utils
+@contextmanager
+def bars_on_terminals() -> Iterator[None]:
+    """Context in which the package shows progress bars only where ours are shown."""
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
 
-    parent: Any = huggingface_hub.utils.tqdm  # type: ignore[attr-defined]  # the package's own class, with `name`
-
-    class Bars(parent):  # type: ignore[misc]  # its types are unknown
-        def __init__(self, *args: Any, **options: Any) -> None:
-            if not bars_shown():
-                options["disable"] = True
-            super().__init__(*args, **options)
-
-    return Bars
+    hides = not bars_shown() and not are_progress_bars_disabled()
+    if hides:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if hides:
+            enable_progress_bars()

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cm3run.hub.client import Unreachable, api, bars, explained, is_offline
+from cm3run.hub.client import Unreachable, api, explained, is_offline
 
 if TYPE_CHECKING:
     from cm3run.hub.address import Repo
@@ -39,13 +39,14 @@ class Wanted:
         patterns, never: as in `fnmatch`; `*` matches slashes, too.
         check: called with the repository and all its files before the download; raises an error if they are not
             what is looked for.
-        needed: names of files without which a download is not complete.
+        is_whole: whether a folder of the cache has what is needed; versions of the package before 1.0 don't know whether
+            a download was interrupted.
     """
 
     patterns: tuple[str, ...]
     never: tuple[str, ...] = ()
     check: Callable[[Repo, Sequence[File]], None] | None = None
-    needed: tuple[str, ...] = ()
+    is_whole: Callable[[Path], bool] = Path.is_dir
 
     def takes(self, name: str) -> bool:
         """Whether a file is fetched.
@@ -132,7 +133,6 @@ def _fetched(repo: Repo, wanted: Wanted, *, cached: bool = False) -> Path:
         ignore_patterns=list(wanted.never),
         local_files_only=cached,
         library_name="cm3leon",
-        tqdm_class=bars(),
     )
     return Path(folder)
 
@@ -150,7 +150,7 @@ def _cached(repo: Repo, wanted: Wanted) -> Path | str:
     except (OSError, ValueError):  # an unreadable cache, a name that can't be one
         whole = True
     else:
-        if all((folder / name).exists() for name in wanted.needed):
+        if wanted.is_whole(folder):
             return folder
         whole = False
     return place if whole else f"{place} as a whole: the download was interrupted"
