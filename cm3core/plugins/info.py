@@ -45,7 +45,7 @@ class PluginInfo:
             unknown, it may provide anything.
         reason: one line that says why it is broken or disabled, otherwise "".
         traceback: of the error that broke it, otherwise "".
-        beside: "KIND/NAME", or "recipe/NAME", that it had earlier -> the distribution that has it: its `CM3_BESIDE`.
+        beside: "KIND/NAME", "recipe/NAME" or "model/NAME" that it had earlier -> the distribution that has it: its `CM3_BESIDE`.
         moved_keys: an earlier "SECTION.KEY" -> "SECTION/COMPONENT/KEY" of a component of it: its `CM3_MOVED_KEYS`.
         gone: "KIND/NAME" of a component that it no longer has -> what to do instead: its `CM3_GONE`.
     """

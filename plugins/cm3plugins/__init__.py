@@ -42,14 +42,17 @@ _moved.serve(
         "cm3run.grey": "cm3plugins.icons.ink",
         "cm3plugins.benchmarks": "cm3lab.benchmarks",
         "cm3plugins.benchmarks.registry": "cm3run.benchmarks",
+        "cm3plugins.embedders.bi_encoder": "cm3lab.bi_encoder",
         "cm3plugins.image_tokenizers.public": "cm3published.image_tokenizers",
         "cm3plugins.layouts.chameleon": "cm3published.layouts.chameleon",
         "cm3plugins.retrievers.pgvector": "cm3postgres",
     }
 )
 
-#: Components that moved from here to other distributions.
+#: Components and models that moved from here to other distributions.
 CM3_BESIDE = {
+    "embedder/bi_encoder": "cm3lab",
+    "model/icons64": "cm3lab",
     "retriever/pgvector": "cm3postgres",
     **{
         f"image_tokenizer/{name}": "cm3published"
@@ -175,7 +178,6 @@ def cm3_embedders() -> Mapping[str, type[EmbedderConfig]]:
     from cm3plugins import embedders
 
     return {
-        "bi_encoder": embedders.BiEncoderConfig,
         "clip": embedders.CLIPConfig,
         "light_encoder": embedders.LightEncoderConfig,
         "minilm": embedders.MiniLMConfig,

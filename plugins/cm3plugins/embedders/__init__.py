@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from cm3plugins.embedders.bi_encoder import BiEncoderConfig
 from cm3plugins.embedders.clip import CLIPConfig
 from cm3plugins.embedders.light_encoder import LightEncoderConfig
 from cm3plugins.embedders.minilm import MiniLMConfig
 
-__all__ = ["BiEncoderConfig", "CLIPConfig", "LightEncoderConfig", "MiniLMConfig"]
+__all__ = ["CLIPConfig", "LightEncoderConfig", "MiniLMConfig"]

@@ -34,8 +34,8 @@ def find_model(model: str | Path, registry: Registry) -> Path:
     if is_address(model):
         return download_model(model)
     shipped = bundled_models(registry)
-    if str(model) in shipped:
-        return shipped[str(model)]
+    if (name := _present_name(str(model), registry)) in shipped:
+        return shipped[name]
     if re.fullmatch(r"[\w-]+:[\w.-]+", str(model)) and not Path(model).exists():
         step = (
             close_match(str(model), shipped)
@@ -49,8 +49,31 @@ def find_model(model: str | Path, registry: Registry) -> Path:
 def lasting_name(model: str | Path, registry: Registry) -> str:
     """The name of a model that means the same from every folder and later: "PLUGIN:NAME", a repository of the Hub with
     its commit, or an absolute path."""
-    if str(model) in registry.models():
-        return str(model)
+    if (name := _present_name(str(model), registry)) in registry.models():
+        return name
     if is_address(model):
         return str(repo_of(model, kind="model").at(find_model(model, registry)))
     return str(Path(model).absolute())
+
+
+def _present_name(model: str, registry: Registry) -> str:
+    """ "PLUGIN:NAME" of a model that moved to another distribution (`CM3_BESIDE`), where it is now; other names as they are.
+
+    Raises:
+        CheckpointError: it moved to a distribution that is not in use.
+    """
+    from cm3core._version import how_to_install
+    from cm3core.plugins.registry import moved_to
+
+    plugin, _, name = model.partition(":")
+    own = [one for one in registry.plugins if one.name == plugin]
+    if model in registry.models() or not (distribution := moved_to(own, "model", name)):
+        return model
+    for info in registry.plugins:
+        if info.distribution == distribution and f"{info.name}:{name}" in registry.models():
+            return f"{info.name}:{name}"
+    raise CheckpointError(
+        f"model {model!r}",
+        f"is in the distribution {distribution}, which is not installed or not in use",
+        how_to_install(distribution),
+    )

@@ -264,7 +264,7 @@ def test_what_no_model_was_tuned_for_is_refused(cm3, tmp_path, capsys):
     """No answer and no picture that means nothing, with exit code 0; unless it is asked for."""
     path = tmp_path / "picture.png"
     images.save_png(path, picture(16, 20), {})
-    untuned = ("--model", "bundled:icons64")
+    untuned = ("--model", "lab:icons64")
     step = "  next: tune one (docs/tuning.md), or give --force to run it on any model\n"
     for command, what, words in (("ask", "questions", "what is it?"), ("edit", "edits", "red")):
         out = ("-o", tmp_path / "out") if command == "edit" else ()
@@ -287,10 +287,10 @@ def test_what_no_model_was_tuned_for_is_refused(cm3, tmp_path, capsys):
 def test_pictures_after_a_structure(cm3, model, tmp_path, capsys):
     path, out = tmp_path / "picture.png", tmp_path / "out"
     images.save_png(path, picture(16, 20), {})
-    condition = ("--condition", "canny", path, "--model", "bundled:icons64")
+    condition = ("--condition", "canny", path, "--model", "lab:icons64")
     assert cm3("generate", "red", *condition, "-o", out) == 2
     assert tells(
-        capsys.readouterr().err, "error: cm3 generate --condition: model 'bundled:icons64' was"
+        capsys.readouterr().err, "error: cm3 generate --condition: model 'lab:icons64' was"
     )
     assert not out.exists()
     words = ("--force", "--truncate", "--n", 1, "--set", "condition.low=50", "-o", out)

@@ -15,8 +15,8 @@ from tokenizers import Tokenizer
 from cm3core.errors import CheckpointError
 from cm3core.files import sha256_file
 from cm3kits.embedder import EmbedderContract
+from cm3lab.bi_encoder.embedder import minilm_folder
 from cm3plugins.embedders import MiniLMConfig
-from cm3plugins.embedders.bi_encoder.embedder import minilm_folder
 from cm3plugins.embedders.minilm import ASSETS, build
 from cm3plugins.embedders.minilm.bert import SentenceEncoder
 from cm3plugins.embedders.minilm.embedder import MiniLM

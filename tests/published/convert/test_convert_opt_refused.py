@@ -69,7 +69,7 @@ def test_other_decoders_are_refused() -> None:
 def test_a_bundled_model_is_refused_with_the_key(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bundled = load_registry().models()["bundled:icons64"]
+    bundled = load_registry().models()["lab:icons64"]
     message = refusal([str(bundled), "--to", "opt"], tmp_path / "out", capsys)
     assert tells(message, "... recipe.yaml: decoder.grid_positions adds ... cm3 serve")
 

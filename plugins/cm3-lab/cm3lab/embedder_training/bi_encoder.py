@@ -22,6 +22,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cm3core.files import atomic_path, cache_folder
+from cm3lab.bi_encoder import check_packages
+from cm3lab.bi_encoder.embedder import (
+    NUM_PICTURE_FEATURES,
+    NUM_TEXT_FEATURES,
+    Heads,
+    HeadSizes,
+    Networks,
+    save_heads,
+)
 from cm3lab.embedder_training.contrastive import (
     Steps,
     augment,
@@ -31,15 +40,6 @@ from cm3lab.embedder_training.contrastive import (
     two_of,
 )
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus, EmojiEntry
-from cm3plugins.embedders.bi_encoder import check_packages
-from cm3plugins.embedders.bi_encoder.embedder import (
-    NUM_PICTURE_FEATURES,
-    NUM_TEXT_FEATURES,
-    Heads,
-    HeadSizes,
-    Networks,
-    save_heads,
-)
 from cm3run.devices import choose_device
 from cm3run.npy import load_array, save_array
 from cm3run.progress import make_bar

@@ -39,7 +39,7 @@ def configure(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--base",
-        default="bundled:icons64",
+        default="lab:icons64",
         metavar="MODEL",
         help="model to tune: a run, a checkpoint, an exported model, PLUGIN:NAME or hf://USER/NAME (default: %(default)s)",
     )

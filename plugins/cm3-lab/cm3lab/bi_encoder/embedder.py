@@ -223,7 +223,7 @@ class BiEncoder(Embedder):
         batch_size: items per forward pass.
 
     Example:
-        >>> from cm3plugins.embedders import BiEncoderConfig
+        >>> from cm3lab.bi_encoder import BiEncoderConfig
         >>> BiEncoderConfig().build().embed_texts(["red apple, noto style"]).shape
         (1, 256)
     """

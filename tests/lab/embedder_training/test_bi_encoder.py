@@ -25,11 +25,8 @@ from transformers import BertConfig, BertModel
 from cm3core.errors import CheckpointError, MissingPackageError, RecipeError
 from cm3core.interfaces.embedder import normalise
 from cm3kits.embedder import EmbedderContract
-from cm3lab.embedder_training import bi_encoder as training
-from cm3plugins.datasets.emoji.corpus import EmojiCorpus
-from cm3plugins.embedders import BiEncoderConfig
-from cm3plugins.embedders.bi_encoder import BUNDLED_WEIGHTS
-from cm3plugins.embedders.bi_encoder.embedder import (
+from cm3lab.bi_encoder import BUNDLED_WEIGHTS, BiEncoderConfig
+from cm3lab.bi_encoder.embedder import (
     NUM_PICTURE_FEATURES,
     BiEncoder,
     Head,
@@ -40,6 +37,8 @@ from cm3plugins.embedders.bi_encoder.embedder import (
     minilm_folder,
     save_heads,
 )
+from cm3lab.embedder_training import bi_encoder as training
+from cm3plugins.datasets.emoji.corpus import EmojiCorpus
 from cm3plugins.embedders.minilm.bert import MAX_TOKENS, SentenceEncoder
 from messages import tells
 
@@ -102,7 +101,7 @@ def minilm(tmp_path, monkeypatch) -> BertModel:
     (package / "__init__.py").write_text("raise RuntimeError('imported')\n")
     model = write_bert(package / "model")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    monkeypatch.setattr("cm3plugins.embedders.bi_encoder.embedder.NUM_TEXT_FEATURES", TEXT_WIDTH)
+    monkeypatch.setattr("cm3lab.bi_encoder.embedder.NUM_TEXT_FEATURES", TEXT_WIDTH)
     monkeypatch.setattr(training, "NUM_TEXT_FEATURES", TEXT_WIDTH)
     monkeypatch.setenv("CM3_CACHE", str(tmp_path / "cache"))
     return model

@@ -17,7 +17,7 @@ from cm3core.interfaces.embedder import EmbedderConfig
 from cm3core.interfaces.reach import READS, Outside
 
 if TYPE_CHECKING:
-    from cm3plugins.embedders.bi_encoder.embedder import BiEncoder
+    from cm3lab.bi_encoder.embedder import BiEncoder
 
 BUNDLED_WEIGHTS = Path(__file__).parent / "assets" / "bi_encoder.safetensors"
 #: pip's names of the packages with the frozen networks' weights.
@@ -35,7 +35,7 @@ class BiEncoderConfig(EmbedderConfig):
 
     Args:
         path: heads written by `cm3 embedder train bi_encoder`; None: the heads shipped with
-            cm3leon.
+            cm3lab.
         batch_size: pictures or texts per forward pass.
     """
 
@@ -57,7 +57,7 @@ class BiEncoderConfig(EmbedderConfig):
         """
         self.check()
         check_packages("embedder bi_encoder")
-        from cm3plugins.embedders.bi_encoder.embedder import BiEncoder
+        from cm3lab.bi_encoder.embedder import BiEncoder
 
         return BiEncoder.load(
             BUNDLED_WEIGHTS if self.path is None else user_path(self.path), self.batch_size
