@@ -13,7 +13,14 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 from starlette.datastructures import Headers
 
 from cm3apps.server.errors import APIError, in_one_line, internal, no_documents, of_model
@@ -351,10 +358,11 @@ _BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300)
 
 
 class Metrics:
-    """Counters and gauges of one server, in their own registry."""
+    """Counters and gauges of one server, in their own registry; and, on Linux, what the process uses."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)  # process_cpu_seconds_total, memory, open files
         self._requests = Counter(
             "cm3_requests",
             "Answered requests; status 499: the client disconnected",

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -268,19 +268,29 @@ class HybridRetriever(AnsweringRetriever):
     def _answer(
         self, queries: Sequence[Document], num_retrieved: int, exclude: Sequence[Collection[str]]
     ) -> list[tuple[list[Retrieved], Answer | None]]:
-        found = self._retrieve(queries, num_retrieved, exclude)
-        compared = (self.compared(text_of(query)) for query in queries)
-        answers = [
-            None if one is None else self.answered(one, names)
-            for one, names in zip(compared, exclude, strict=True)
-        ]
-        return list(zip(found, answers, strict=True))
+        asked = zip(queries, exclude, strict=True)
+        return [self._answer_one(query, num_retrieved, names) for query, names in asked]
+
+    def _answer_one(
+        self, query: Document, num_retrieved: int, exclude: Collection[str]
+    ) -> tuple[list[Retrieved], Answer | None]:
+        """See `_answer`. Its text is compared once, for what is retrieved and for what is answered."""
+        text = text_of(query)
+        if not text or not self._words.num:
+            return self._retrieve([query], num_retrieved, [exclude])[0], None
+        scored = self._scored({0: text}, by_name=True)[0]
+        best_M = np.max([score_M for score_M, (one, _) in scored if not one.missing], axis=0)
+        found = list(self.best(best_M, num_retrieved, exclude))
+        return found, self.answered(self._compared(scored), exclude)
 
     def compared(self, text: str) -> Compared | None:
         """Compare a text with all documents; None: it is empty, or none of them has a text."""
         if not text or not self._words.num:
             return None
-        scored = self._scored({0: text}, by_name=True)[0]
+        return self._compared(self._scored({0: text}, by_name=True)[0])
+
+    def _compared(self, scored: Sequence[tuple[_Scores, tuple[Reading, _Scores]]]) -> Compared:
+        """Compare with all documents, by the scores of its readings."""
         score_M, (reading, subject_S) = max(scored, key=lambda one: float(one[0].max()))
         without = self._subject_M < 0
         thing_M = np.where(without, -np.inf, subject_S[self._subject_M])
@@ -381,11 +391,12 @@ class HybridRetriever(AnsweringRetriever):
             least = np.partition(scores_M, -width)[-width] if width else np.inf
             some = np.flatnonzero((scores_M >= least) & np.isfinite(scores_M))
             order = some[np.lexsort((some, -scores_M[some]))].tolist()
-            chosen = [index for index in order if not self.is_excluded(index, exclude)]
+            allowed = (index for index in order if not self.is_excluded(index, exclude))
+            chosen = list(islice(allowed, number))
             if len(chosen) >= number or width == len(scores_M):
                 break
             width = min(len(scores_M), 4 * width)
-        for index in chosen[:number]:
+        for index in chosen:
             yield Retrieved(index, self._memory.id(index), float(scores_M[index]))
 
 

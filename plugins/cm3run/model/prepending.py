@@ -19,8 +19,9 @@ from cm3core.errors import DataError, GenerationError
 from cm3run.generation.engine import Request
 from cm3run.model.loaded import Loaded, known_by_codes
 from cm3run.model.results import RetrievedDocument
+from cm3run.model.searching import searched
 from cm3run.prepending import prepended
-from cm3run.prompting import Answer, AnsweringRetriever, Asked, Found
+from cm3run.prompting import Answer, Asked, Found
 
 if TYPE_CHECKING:
     from cm3core.interfaces.dataset import Original
@@ -303,15 +304,12 @@ def search(
             places = [place for place, (_, one) in asked.items() if one == depth]
             texts = [asked[place][0] for place in places]
             own = [exclude[place] for place in places]
-            if isinstance(retriever, AnsweringRetriever) and retriever.answers:
-                answered = retriever.answer(texts, depth, own)
-                answers |= {
-                    place: answer for place, (_, answer) in zip(places, answered, strict=True)
-                }
-                batch = [one for one, _ in answered]
-            else:
-                batch = retriever.retrieve(texts, depth, own)
-            results.update(zip(places, batch, strict=True))
+            changes = getattr(loaded.recipe.retriever, "own_memory", False)
+            look = searched if changes else loaded.searches.search
+            for place, (one, answer) in zip(
+                places, look(retriever, texts, depth, own), strict=True
+            ):
+                results[place], answers[place] = one, answer
         asked = {}
         for place in sorted(results):
             try:

@@ -59,7 +59,8 @@ def test_a_component_that_exits_costs_its_request(where, caplog, monkeypatch):
             monkeypatch.setattr(getattr(model.components, part), method, some, raising=False)
             asked.set()
         with caplog.at_level(logging.ERROR, "cm3.serve"):
-            answer = server.post(prompt="red", n=2, candidates=2, seed=3)
+            # a prompt of its own: what was searched for before is remembered
+            answer = server.post(prompt="blue", n=2, candidates=2, seed=3)
         assert answer.status_code == 500
         assert answer.json()["error"]["code"] == "internal_error"
         assert "SystemExit" in caplog.text

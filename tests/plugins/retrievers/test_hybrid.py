@@ -201,3 +201,20 @@ def test_the_shipped_vectors_fit_the_shipped_encoder():
     )
     assert found(retriever, "puppy") == ["dog, filled"]
     assert found(retriever, "a padlock on a folder") == ["folder lock, filled"]
+
+
+@pytest.mark.parametrize("excluded", [(), ("1", "4"), tuple(map(str, range(10)))])
+@pytest.mark.parametrize(
+    "prompt", ["bell", "a bell, outline", "panel, solar", "bell, wobbly", "arrow, filled", "..."]
+)
+def test_what_is_answered_is_what_is_retrieved_and_compared(
+    prompt: str, excluded: tuple[str, ...]
+) -> None:
+    """Though a text is read once for both."""
+    retriever = over(CAPTIONS, same_above=0.9)
+    query = (Text(prompt),)
+    [(results, answer)] = retriever.answer([query], 3, [excluded])
+    assert results == retriever.retrieve([query], 3, [excluded])[0]
+    compared = retriever.compared(prompt)
+    assert compared is not None
+    assert answer == retriever.answered(compared, excluded)

@@ -16,6 +16,7 @@ from cm3core.interfaces import Sampler
 from cm3plugins.samplers.cfg import CFGSamplerConfig
 from cm3run.generation.engine import Finished, PictureGrown, Request, candidate_seed
 from cm3run.model import AsyncEngine, AsyncModel, ImageReady, InfillReady, Scored
+from cm3run.model.searching import SearchCache
 from engine_parts import APPLE, REQUESTS, make_decoder, make_engine
 from messages import tells
 from toy_model import picture, toy_model
@@ -276,6 +277,7 @@ def ends_early(*_, **__):
 def test_what_a_component_beside_the_engine_raises_reaches_its_caller(raising, where, ranked):
     """In a coroutine SystemExit would end the event loop, and CancelledError look like a caller that has left."""
     model, whole = ranked, toy_model()
+    model.searches = SearchCache()  # or nothing is searched for
     asked = {"reranker": {"num_candidates": 2}, "upscaler": {"upscale": True}}.get(where, {})
     parts = model.components
     component = parts.image_tokenizer if where == "image_tokenizer" else getattr(parts, where, None)
