@@ -18,6 +18,7 @@ from cm3core.errors import DataError, RecipeError, close_match
 from cm3core.files import user_path
 from cm3core.interfaces.dataset import TaskSource
 from cm3core.plugins.registry import built
+from cm3run.hub import is_address
 from cm3run.picture_arrays import spread
 
 if TYPE_CHECKING:
@@ -52,10 +53,23 @@ def reader_of(path: str, registry: Registry) -> str | None:
             readers.setdefault(ending, name)
     if reader := readers.get(Path(path).suffix.lower()):
         return reader
+    if is_address(path):
+        return readers.get(_ending_on_the_hub(path) or FOLDER)
     folder = user_path(path)
     if not folder.is_dir():
         return None
     return readers.get(".tar" if _holds_tars(folder) else FOLDER)
+
+
+def _ending_on_the_hub(path: str) -> str | None:
+    """The suffix of the tars or tables of an address of the Hub; None: it has pictures, which are read as a folder's."""
+    from cm3core.images import OTHER_SUFFIXES
+    from cm3plugins.datasets.hub_data import endings
+
+    found = endings(path)
+    if not found.isdisjoint({".png", *OTHER_SUFFIXES}):
+        return None
+    return next((one for one in (".tar", ".parquet") if one in found), None)
 
 
 def _holds_tars(folder: Path) -> bool:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from cm3core.document import Document, Image, PixelArray, Segment, Text
 from cm3core.errors import DataError, RecipeError, close_match
-from cm3core.files import read_text, user_path
+from cm3core.files import read_text
 from cm3core.interfaces.dataset import (
     DocumentSource,
     DocumentSourceConfig,
@@ -26,8 +26,10 @@ from cm3core.interfaces.dataset import (
     SkippedRecord,
 )
 from cm3core.interfaces.reach import READS, TEXT, WRITES, Outside, Reach
+from cm3plugins.datasets.hub_data import local, source_of
 from cm3plugins.datasets.pictures import PictureIndex, StoredPicture, index_path, suffix_of
 from cm3run.json_text import parse_json
+from cm3run.trust import is_download
 
 if TYPE_CHECKING:
     import numpy as np
@@ -109,7 +111,7 @@ class FileSourceConfig(DocumentSourceConfig):
         self.check()
         path = index_path(self.cache_dir)
         with PictureIndex.open(path) as index:
-            records = self.scan(index)
+            records = from_hub(self.scan(index), getattr(self, "path", None))
             if self.split_by == "look":
                 records = in_groups_of_looks(records, index)
             return FileSource(self, records)
@@ -269,6 +271,19 @@ class FileSource(DocumentSource):
         return tuple(segments)
 
 
+def from_hub(
+    records: Iterable[FoundRecord | SkippedRecord], path: object
+) -> Iterator[FoundRecord | SkippedRecord]:
+    """Yield the records of a path; of those from the Hub, the repository and its commit are the source of records that
+    state none."""
+    for record in records:
+        if isinstance(record, FoundRecord) and not record.provenance.source:
+            source = source_of(path)
+            if source:
+                record = replace(record, provenance=replace(record.provenance, source=source))
+        yield record
+
+
 def in_groups_of_looks(
     records: Iterable[FoundRecord | SkippedRecord], index: PictureIndex
 ) -> Iterator[FoundRecord | SkippedRecord]:
@@ -377,7 +392,7 @@ def type_name(value: object) -> str:
 
 def existing(path: str, *, folder: bool) -> Path:
     """Return the folder or file of `dataset.path`; raises `DataError` if it does not exist."""
-    found = user_path(path)
+    found = local(path)
     is_folder, is_file = found.is_dir(), found.is_file()
     if not (is_folder if folder else is_file):
         wanted, other = ("folder", "file") if folder else ("file", "folder")
@@ -393,13 +408,19 @@ def boundary(folder: Path, allow_outside: bool) -> Path | None:
     return None if allow_outside else Path(os.path.realpath(folder))
 
 
+def leads_out(path: Path, folder: Path) -> bool:
+    """Whether a file is outside a folder, by its path or by links; those in a download from the Hub are not."""
+    real = Path(os.path.realpath(path))
+    return not real.is_relative_to(folder) and not is_download(path, folder)
+
+
 def check_inside(path: Path, inside: Path | None, place: str) -> None:
     """Reject a file outside `inside`, by path or by links: the data set may come from anybody.
 
     Raises:
         DataError: the file is outside.
     """
-    if inside is not None and not Path(os.path.realpath(path)).is_relative_to(inside):
+    if inside is not None and leads_out(path, inside):
         raise DataError(
             place,
             f"is outside the data set's folder {inside}",

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from cm3core.errors import DataError
-from cm3core.files import user_path
 from cm3core.interfaces.reach import READS, TEXT, Outside
 from cm3plugins.datasets.annotations import (
     Numbered,
@@ -39,6 +38,7 @@ from cm3plugins.datasets.file_source import (
     skipped,
     type_name,
 )
+from cm3plugins.datasets.hub_data import TABLES, local
 from cm3plugins.datasets.jsonl import PicturesOfLines
 from cm3plugins.datasets.table import Row, picture_of, rows
 from cm3run.json_text import parse_json
@@ -152,7 +152,7 @@ def _prompt(pictures: PicturesOfLines, place: str, name: str) -> tuple[str, dict
 
 
 def _magicbrush(config: PicturePairsConfig, index: PictureIndex) -> Records:
-    folder = user_path(config.path)
+    folder = local(config.path, TABLES)
     if folder.is_dir() and not (folder / "edit_turns.json").is_file():
         files = sorted(folder.glob("*.parquet"))
     else:
@@ -249,7 +249,7 @@ def _controlnet(config: PicturePairsConfig, index: PictureIndex) -> Records:
 
 def _file(path: str, name: str) -> Path:
     """Return the file at a path, or the file `name` in the folder at that path."""
-    folder = user_path(path)
+    folder = local(path, TABLES)
     return existing(str(folder / name) if folder.is_dir() else path, folder=False)
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from cm3core.errors import DataError, MissingPackageError, RecipeError
-from cm3core.files import user_path
 from cm3core.interfaces.dataset import Provenance, SkippedRecord
 from cm3core.interfaces.reach import READS, TEXT, Outside
 from cm3plugins.datasets.annotations import check_size, checked_text, name_in, text_in
@@ -33,6 +32,7 @@ from cm3plugins.datasets.file_source import (
     read_utf8,
     type_name,
 )
+from cm3plugins.datasets.hub_data import TABLES, local
 from cm3plugins.datasets.jsonl import PicturesOfLines
 from cm3plugins.datasets.parquet import ParquetPicture, parquet_columns, parquet_rows
 from cm3plugins.datasets.pictures import PictureIndex, index_path
@@ -299,7 +299,7 @@ class Row(NamedTuple):
 
 def _files(path: str) -> list[Path]:
     """Return the file of a table, or the files of its folder."""
-    folder = user_path(path)
+    folder = local(path, TABLES)
     if not folder.is_dir():
         return [existing(path, folder=False)]
     for name in METADATA:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 from cm3core.errors import DataError
-from cm3core.files import check_regular, user_path
+from cm3core.files import check_regular
 from cm3core.interfaces.dataset import Provenance, SkippedRecord
 from cm3core.interfaces.reach import READS, TEXT, Outside
 from cm3plugins.datasets.file_source import (
@@ -32,8 +32,10 @@ from cm3plugins.datasets.file_source import (
     is_unicode,
     skipped,
 )
+from cm3plugins.datasets.hub_data import local, local_pattern
 from cm3plugins.datasets.pictures import SUFFIXES, PictureIndex, StoredPicture, facts_of
 from cm3plugins.datasets.stated_licences import stated
+from cm3run.hub import is_address
 from cm3run.json_text import parse_json
 
 if TYPE_CHECKING:
@@ -167,7 +169,7 @@ def shard_paths(pattern: str) -> list[Path]:
     Raises:
         DataError: a tar is missing.
     """
-    whole = user_path(pattern)
+    whole = _local(pattern)
     if whole.is_dir():
         paths = sorted(whole.glob("*.tar"))
         if not paths:
@@ -191,6 +193,13 @@ def shard_paths(pattern: str) -> list[Path]:
             raise DataError(f"dataset.path {pattern}", cause, "correct dataset.path")
         paths += found
     return paths
+
+
+def _local(pattern: str) -> Path:
+    """The path of tars on this machine; from the Hub, they are downloaded first."""
+    if is_address(pattern) and pattern.lower().endswith(".tar"):
+        return local_pattern(pattern, expand_braces(pattern))
+    return local(pattern, (".tar",), below=False)
 
 
 def expand_braces(pattern: str) -> list[str]:

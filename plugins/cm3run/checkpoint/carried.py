@@ -102,7 +102,7 @@ def read_carried(folder: Path) -> list[CarriedPlugin]:
     found = sorted((folder / CARRIED).iterdir())
     for path in found[: MOST_FILES + 1]:
         # the Hub's cache has links to files beside the model
-        status = path.stat() if is_download(path) else path.lstat()
+        status = path.stat() if is_download(path, folder) else path.lstat()
         plain = stat.S_ISREG(status.st_mode) and is_carried_name(path.name)
         if not plain or status.st_size > MOST_BYTES or len(found) > MOST_FILES:
             raise CheckpointError(

@@ -25,7 +25,7 @@ from cm3run.checkpoint.layout import (
     WORDS,
 )
 from cm3run.checkpoint.tasks import TASKS
-from cm3run.hub import Wanted, check_upload, downloaded, is_address, repo_of, upload
+from cm3run.hub import Wanted, check_upload, contents, downloaded, is_address, repo_of, upload
 from cm3run.hub.download import File
 from cm3run.printing import printable
 from cm3run.trust import check_links, trust_of
@@ -89,7 +89,7 @@ def push_model(folder: Path, repo: Repo, readme: str, *, private: bool = False) 
         name: path for name, path in named.items() if WANTED.takes(name) or _BESIDE.takes(name)
     }
     found = [File(name, path.stat().st_size) for name, path in named.items() if name in files]
-    _check(repo, found)
+    _check(repo, found, WANTED)
     return upload(
         repo,
         files | {README: readme.encode()},
@@ -99,12 +99,12 @@ def push_model(folder: Path, repo: Repo, readme: str, *, private: bool = False) 
     )
 
 
-def _check(repo: Repo, files: Sequence[File]) -> None:
+def _check(repo: Repo, files: Sequence[File], _: Wanted) -> None:
     """Raise `CheckpointError` for a repository without a model, or with plugin files that no export has."""
     names = {one.name for one in files}
     if not _has_model(names):
         raise repo.error(
-            f"contains no model of this framework, {_contents(names)}", _other(repo, names)
+            f"contains no model of this framework, {contents(names)}", _other(repo, names)
         )
     carried = [one for one in files if one.name.startswith(f"{CARRIED}/")]
     for one in carried:
@@ -124,17 +124,6 @@ def _has_model(names: set[str]) -> bool:
 
 def _is_model(folder: Path) -> bool:
     return _has_model({path.name for path in folder.iterdir() if path.exists()})
-
-
-def _contents(names: set[str]) -> str:
-    """What a repository holds instead of a model, as the end of a sentence."""
-    if not names:
-        return "it is empty"
-    # what tells most about a model of another framework comes first
-    first = sorted(names, key=lambda name: (name.startswith("."), name.count("/"), name))
-    listed = ", ".join(printable(name) for name in first[:5])
-    more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
-    return f"it has {listed}{more}"
 
 
 def _other(repo: Repo, names: set[str]) -> str:

@@ -10,7 +10,18 @@ The package is imported when an address is first used, and reads its own environ
 """
 
 from cm3run.hub.address import Repo, is_address, repo_of
-from cm3run.hub.download import Wanted, downloaded
+from cm3run.hub.download import Wanted, contents, downloaded, listed, resolved
 from cm3run.hub.upload import check_upload, upload
 
-__all__ = ["Repo", "Wanted", "check_upload", "downloaded", "is_address", "repo_of", "upload"]
+__all__ = [
+    "Repo",
+    "Wanted",
+    "check_upload",
+    "contents",
+    "downloaded",
+    "is_address",
+    "listed",
+    "repo_of",
+    "resolved",
+    "upload",
+]

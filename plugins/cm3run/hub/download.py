@@ -7,20 +7,23 @@ the same commit.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cm3run.hub.client import Unreachable, api, explained, is_offline
+from cm3run.printing import printable
 
 if TYPE_CHECKING:
+    from cm3core.errors import CM3Error
     from cm3run.hub.address import Repo
 
 _log = logging.getLogger(__name__)
-#: (repository, cache) -> its folder, see the module.
-_found: dict[tuple[str, Repo], Path] = {}
+#: (cache, repository, patterns) -> its folder, and (cache, repository) -> the commit of its revision: see the module.
+_found: dict[tuple[str, Repo, tuple[str, ...]], Path] = {}
+_commits: dict[tuple[str, Repo], str] = {}
 
 
 @dataclass(frozen=True)
@@ -37,15 +40,15 @@ class Wanted:
 
     Args:
         patterns, never: as in `fnmatch`; `*` matches slashes, too.
-        check: called with the repository and all its files before the download; raises an error if they are not
-            what is looked for.
+        check: called with the repository, all its files and this before the download; raises an error if they are
+            not what is looked for.
         is_whole: whether a folder of the cache has what is needed; versions of the package before 1.0 don't know whether
             a download was interrupted.
     """
 
     patterns: tuple[str, ...]
     never: tuple[str, ...] = ()
-    check: Callable[[Repo, Sequence[File]], None] | None = None
+    check: Callable[[Repo, Sequence[File], Wanted], None] | None = None
     is_whole: Callable[[Path], bool] = Path.is_dir
 
     def takes(self, name: str) -> bool:
@@ -70,22 +73,61 @@ def downloaded(repo: Repo, wanted: Wanted) -> Path:
     """
     from huggingface_hub import constants
 
-    key = str(constants.HF_HUB_CACHE), repo
+    cache = str(constants.HF_HUB_CACHE)
+    key = cache, repo, wanted.patterns
     if key not in _found or not _found[key].is_dir():
-        _found[key] = _download(repo, wanted)
+        _found[key] = _download(resolved(repo), wanted)
+        _commits[cache, repo] = _found[key].name
     return _found[key]
 
 
+def resolved(repo: Repo) -> Repo:
+    """The repository at the commit that this process has downloaded; itself if it has not."""
+    from huggingface_hub import constants
+
+    commit = _commits.get((str(constants.HF_HUB_CACHE), repo))
+    return repo if commit is None else replace(repo, revision=commit)
+
+
+def listed(repo: Repo) -> list[str]:
+    """The paths of all files of a repository; without a connection, of those that were downloaded.
+
+    Raises:
+        CheckpointError, DataError: as `downloaded`.
+    """
+    try:
+        with explained(repo):
+            return [one.name for one in _files(resolved(repo))]
+    except Unreachable as error:
+        found = _cached(repo, Wanted(()))
+        if isinstance(found, Path):
+            return list(_in(found))
+        raise _unreachable(repo, error, found) from error
+
+
+def _in(folder: Path) -> Iterator[str]:
+    return (path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def _unreachable(repo: Repo, error: Unreachable, found: str) -> CM3Error:
+    if is_offline():
+        return repo.error(
+            f"is not in the cache of downloads{found}, and HF_HUB_OFFLINE forbids connections",
+            "unset HF_HUB_OFFLINE and repeat the command with a connection once, or name a folder on this machine",
+        )
+    return repo.error(
+        f"can't be reached ({error}), and is not in the cache of downloads{found}",
+        "check the connection and HF_ENDPOINT, then repeat the command; or name a folder on this machine",
+    )
+
+
 def _download(repo: Repo, wanted: Wanted) -> Path:
-    if repo.is_pinned or is_offline():
+    if is_offline() or (repo.is_pinned and _tells_incomplete()):
         found = _cached(repo, wanted)
         if isinstance(found, Path):
             return found
         if is_offline():
-            raise repo.error(
-                f"is not in the cache of downloads{found}, and HF_HUB_OFFLINE forbids connections",
-                "unset HF_HUB_OFFLINE and repeat the command with a connection once, or name a folder on this machine",
-            )
+            raise _unreachable(repo, Unreachable(), found)
     try:
         with explained(repo):
             files = _files(repo)
@@ -99,12 +141,9 @@ def _download(repo: Repo, wanted: Wanted) -> Path:
                 found.name,
             )
             return found
-        raise repo.error(
-            f"can't be reached ({error}), and is not in the cache of downloads{found}",
-            "check the connection and HF_ENDPOINT, then repeat the command; or name a folder on this machine",
-        ) from error
+        raise _unreachable(repo, error, found) from error
     if wanted.check is not None:
-        wanted.check(repo, files)
+        wanted.check(repo, files, wanted)
     try:
         with explained(repo):
             return _fetched(repo, wanted)
@@ -113,6 +152,23 @@ def _download(repo: Repo, wanted: Wanted) -> Path:
             f"was not downloaded as a whole ({error})",
             "repeat the command; complete files are kept",
         ) from error
+
+
+def _tells_incomplete() -> bool:
+    """Whether this version of the package knows which files of a repository are missing in its cache."""
+    from huggingface_hub import errors
+
+    return hasattr(errors, "IncompleteSnapshotError")
+
+
+def contents(names: Collection[str]) -> str:
+    """What a repository holds, as the end of a sentence."""
+    if not names:
+        return "it is empty"
+    # what tells most comes first
+    first = sorted(names, key=lambda name: (name.startswith("."), name.count("/"), name))
+    listed = ", ".join(printable(name) for name in first[:5])
+    return f"it has {listed}" + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
 
 
 def _files(repo: Repo) -> list[File]:
@@ -150,7 +206,7 @@ def _cached(repo: Repo, wanted: Wanted) -> Path | str:
     except (OSError, ValueError):  # an unreadable cache, a name that can't be one
         whole = True
     else:
-        if wanted.is_whole(folder):
+        if wanted.is_whole(folder) and (not wanted.patterns or any(map(wanted.takes, _in(folder)))):
             return folder
         whole = False
     return place if whole else f"{place} as a whole: the download was interrupted"

@@ -453,16 +453,18 @@ def check_links(folder: Path, trust: Trust) -> None:
         raise refusal(str(folder), "", refused[:8], "or copy the file into the folder")
 
 
-def is_download(path: Path) -> bool:
-    """Whether a path is a link that the Hugging Face hub client made for a file of a model: below
-    `models--USER--NAME/snapshots/COMMIT`, to its `blobs`."""
-    if not path.is_symlink():
+def is_download(path: Path, folder: Path) -> bool:
+    """Whether a path is a link in a folder that the Hugging Face hub client made: from a download, in
+    `USER--NAME/snapshots/COMMIT` or below, to its `blobs`."""
+    real = Path(os.path.realpath(folder))
+    link = Path(os.path.realpath(path.parent)) / path.name
+    if not link.is_symlink() or not link.is_relative_to(real):
         return False
-    target = Path(os.path.realpath(path))
+    target = Path(os.path.realpath(link))
     return any(
         target.is_relative_to(store)
-        for parent in Path(os.path.abspath(path)).parents  # noqa: PTH100  # keeps the link
-        for store in _stores(Path(os.path.realpath(parent)))
+        for parent in (real, *real.parents)
+        for store in _stores(parent)
     )
 
 

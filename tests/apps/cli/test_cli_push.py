@@ -12,7 +12,6 @@ from huggingface_hub import constants
 
 from cm3apps.cli.main import main
 from cm3core.images import open_image
-from cm3run.hub import download
 from fake_hub import READER, WRITER, FakeHub, fake_hub, files_of
 from messages import tells
 from squares import PARTS
@@ -186,5 +185,4 @@ def test_what_the_hub_refuses(
     assert "500" in words
     assert "the repository has the files that it had" in words
     hub.failing = None
-    download._found.clear()
     assert hub.repos["models/me/squares"].files() == {"a": b""}

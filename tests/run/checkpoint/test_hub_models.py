@@ -26,10 +26,10 @@ from cm3run.checkpoint import (
     open_checkpoint,
     read_state,
 )
-from cm3run.hub import download, repo_of
+from cm3run.hub import repo_of
 from cm3run.model.model import load
 from cm3run.training import train
-from fake_hub import READER, FakeHub, fake_hub, files_of
+from fake_hub import READER, FakeHub, fake_hub, files_of, forget_downloads
 from messages import tells
 from strangers import rewrite
 
@@ -72,11 +72,6 @@ def says(error: CheckpointError, *words: str) -> bool:
         assert word in text[place:], f"{text}\nlacks, in this order, {word}"
         place = text.index(word, place) + len(word)
     return True
-
-
-def forget() -> None:
-    """As in a new process."""
-    download._found.clear()
 
 
 @pytest.mark.parametrize(
@@ -125,7 +120,7 @@ def test_a_process_keeps_to_one_commit_and_the_next_sees_the_newest(hub: FakeHub
     second = repo.commit({**files, "words.txt": b"red\n"})
     assert find_model(NAME, REGISTRY).name == first
     assert find_model(f"{NAME}@{second}", REGISTRY).name == second
-    forget()
+    forget_downloads()
     assert find_model(NAME, REGISTRY).name == second
     assert find_model(f"{NAME}@{first}", REGISTRY).name == first
     repo.refs["v1"] = first
@@ -152,11 +147,11 @@ def test_without_a_connection_the_download_is_used(
     hub: FakeHub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = find_model(NAME, REGISTRY)
-    forget()
+    forget_downloads()
     hub.failing = 503
     assert find_model(NAME, REGISTRY) == folder
     assert "the Hub can't be reached" in caplog.text
-    forget()
+    forget_downloads()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     asked = len(hub.requests)
     assert find_model(NAME, REGISTRY) == folder
@@ -221,7 +216,7 @@ def test_private_and_gated_repositories(hub: FakeHub, monkeypatch: pytest.Monkey
     monkeypatch.setenv("HF_TOKEN", READER)
     assert find_model(NAME, REGISTRY).is_dir()
     assert READER in hub.tokens
-    forget()
+    forget_downloads()
     repo.private, repo.gated = False, True
     assert tells(refused(), f"... is gated ... your account has none ... {hub.address}/me/squares")
     monkeypatch.delenv("HF_TOKEN")
@@ -245,7 +240,7 @@ def test_an_interrupted_download_goes_on(
     assert hub.downloads()[before:].count("model.safetensors") == 1
     assert len(set(hub.downloads()[before:])) < len(files_of(exported))
     assert files_of(folder) == files_of(exported)
-    forget()
+    forget_downloads()
     hub.add("me/squares", files_of(exported) | {"model.safetensors": bytes(50_000)})
     hub.cut["model.safetensors"] = 20_000
     with suppress(CheckpointError):  # before 1.0, the package goes on when it is called again
@@ -352,7 +347,7 @@ def test_what_a_model_of_the_hub_names_is_not_used(
     for name in ("hf://evil/more", "hf://datasets/evil/more"):
         rewrite(theirs, {"dataset": {"name": "folder", "path": name}})
         hub.add("evil/squares", files_of(theirs))
-        forget()
+        forget_downloads()
         parts = load("hf://evil/squares", registry=REGISTRY).components
         with pytest.raises(TrustError, match=f"dataset.path connects to {name}"):
             _ = parts.source

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from cm3core.document import Document, Image, PixelArray, Text, text_of
 from cm3core.errors import DataError
 from cm3core.interfaces.dataset import DocumentSource, Original, Provenance, SkippedRecord
-from cm3plugins.datasets.file_source import existing, is_unicode, split_of
+from cm3plugins.datasets.file_source import existing, is_unicode, leads_out, split_of
+from cm3plugins.datasets.hub_data import source_of, title_of
 from cm3plugins.datasets.svg_folder.names import names_of, style_of
 from cm3plugins.datasets.svg_folder.reading import SvgFile, read_svg
 from cm3plugins.svg import render_svg, renderer_version
@@ -73,7 +74,8 @@ class SvgFolder(DocumentSource):
         every = list(self._entries())
         files = [one.file for one in every]
         #: How captions name the set and its style.
-        self.title = chosen.title or names_of([self.folder.resolve().name])[0]
+        self.title = chosen.title or names_of([title_of(path)])[0]
+        self._source = source_of(path)
         self.style = style_of(files) if chosen.style is None else chosen.style.strip()
         self.entries = [
             one for one in every if chosen.split in ("all", split_of(one.id, chosen.valid))
@@ -123,8 +125,9 @@ class SvgFolder(DocumentSource):
         return self.entries[index].name
 
     def provenance(self, index: int) -> Provenance:
-        """The set and the name; the licence is not known."""
-        return Provenance(collection=self.title, title=self.entries[index].name)
+        """The set and the name, and the repository of the Hub; the licence is not known."""
+        name = self.entries[index].name
+        return Provenance(source=self._source, collection=self.title, title=name)
 
     def original(self, index: int) -> Original:
         """The unchanged file."""
@@ -172,14 +175,14 @@ class SvgFolder(DocumentSource):
 def _svg_files(folder: Path) -> Iterator[Path]:
     """Yield the SVG files in a folder and its subfolders; links to folders are not followed, and links to files
     outside the folder are left out, as is what is hidden."""
-    real = os.path.realpath(folder)
+    real = Path(os.path.realpath(folder))
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in files:
             path = Path(parent) / name
             if name.startswith(".") or not name.lower().endswith(".svg"):
                 continue
-            if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(real):
+            if path.is_symlink() and leads_out(path, real):
                 print(
                     f"note: {_shown(path)} is a link out of the folder and not read",
                     file=sys.stderr,

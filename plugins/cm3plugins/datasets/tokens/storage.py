@@ -24,9 +24,10 @@ from cm3core.files import (
     make_folder,
     open_regular,
     sha256_file,
-    user_path,
     write_bytes,
 )
+from cm3plugins.datasets.hub_data import TOKENS, local
+from cm3run.hub import is_address
 from cm3run.token_shards import StoredFile
 
 T = TypeVar("T")
@@ -246,8 +247,8 @@ class ObjectStorage(Storage):
 def storage_of(path: str, cache: Path, cache_gb: float | None, tries: int) -> Storage:
     """Return the storage for `dataset.path`; `cache`: folder for fetched files; for the other arguments see
     `TokensSourceConfig`."""
-    if "://" not in path:
-        folder = user_path(path)
+    if "://" not in path or is_address(path):
+        folder = local(path, TOKENS)
         if not folder.is_dir():
             raise DataError(
                 f"dataset.path {folder}", "there is no such folder", "correct dataset.path"
