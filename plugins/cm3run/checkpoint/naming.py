@@ -66,12 +66,14 @@ def _present_name(model: str, registry: Registry) -> str:
     from cm3core.plugins.registry import moved_to
 
     plugin, _, name = model.partition(":")
+    # of a plugin that is not there, the name may be the present one
     own = [one for one in registry.plugins if one.name == plugin]
-    if model in registry.models() or not (distribution := moved_to(own, "model", name)):
+    distribution = moved_to(own or registry.plugins, "model", name)
+    if model in registry.models() or not distribution:
         return model
     for info in registry.plugins:
         if info.distribution == distribution and f"{info.name}:{name}" in registry.models():
-            return f"{info.name}:{name}"
+            return f"{info.name}:{name}" if own else model
     raise CheckpointError(
         f"model {model!r}",
         f"is in the distribution {distribution}, which is not installed or not in use",

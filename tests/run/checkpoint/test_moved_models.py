@@ -43,9 +43,10 @@ def test_the_earlier_name_is_of_the_model_where_it_is_now(moved: dict[str, str])
 def test_without_the_distribution_the_error_names_it(moved: dict[str, str]) -> None:
     alone = registry_of(("old", "old-dist", moved), models={})
     for function in (find_model, lasting_name):
-        with pytest.raises(CheckpointError) as caught:
-            function("old:bells", alone)
-        assert tells(caught.value, "model 'old:bells' ... next: pip install other-dist")
+        for name in ("old:bells", "new:bells"):  # the earlier name and the present one
+            with pytest.raises(CheckpointError) as caught:
+                function(name, alone)
+            assert tells(caught.value, f"model {name!r} ... next: pip install other-dist")
 
 
 def test_the_icon_model_before_its_tuning() -> None:
