@@ -22,6 +22,8 @@ class Unreachable(Exception):
     """No answer from the Hub: no connection, `HF_HUB_OFFLINE`, or a failure of the Hub itself."""
 
 
+#: A full disk, and a full quota.
+_DISK = (errno.ENOSPC, errno.EDQUOT)
 LOG_IN = "log in (hf auth login) or set HF_TOKEN"
 
 
@@ -108,10 +110,13 @@ def _ours(repo: Repo, error: Exception, doing: str) -> Exception:
             f"may not be {'written' if doing == 'write' else doing} with this token ({status}: {shown(said)})",
             f"{LOG_IN} to a token that may {doing} it (https://huggingface.co/settings/tokens)",
         )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES):
+    if isinstance(error, OSError) and (error.filename or error.errno in _DISK):
         place = f": {error.filename}" if error.filename else ""
-        step = "make room, or set HF_HOME to a folder on another disk"
-        return repo.error(f"can't be stored in the cache ({error.strerror}{place})", step)
+        step = "free space on that disk" if error.errno in _DISK else "correct its permissions"
+        return repo.error(
+            f"can't be stored in the cache of downloads ({error.strerror}{place})",
+            f"{step}, or set HF_HOME to another folder",
+        )
     if isinstance(error, errors.HFValidationError):
         return repo.error(f"is no valid name ({shown(error)})", "correct the name")
     return Unreachable(shown(error))

@@ -19,11 +19,12 @@ from cm3core.errors import CM3Error, TrustError
 from cm3core.plugins import Registry, load_registry
 from cm3core.plugins.kinds import KINDS
 from cm3core.recipe import compose
-from cm3run.checkpoint import export_model, open_checkpoint
+from cm3run.checkpoint import export_model, find_model, open_checkpoint
 from cm3run.model.model import load
 from cm3run.training import train
 from cm3run.trust import trust_of
 from cm3run.trust.reach import reaches_of, undeclared_keys
+from fake_hub import fake_hub, files_of, use_hub
 from messages import tells
 from strangers import Watch, hostile_section, rewrite, watched
 
@@ -402,6 +403,47 @@ def test_no_command_reaches_what_a_model_names(
     with suppress(SystemExit):
         main([*PLUGIN, *command.split(), *words])
     assert "Traceback" not in capsys.readouterr().err
+    assert watch.found == [], command
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ATTACKED)
+def test_no_command_reaches_what_a_model_of_the_hub_names(
+    command: str,
+    model: Path,
+    watch: Watch,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """From the cache, without a connection. Each command takes the address."""
+    home, address = str(watch.home / "pictures"), "hf://evil/squares"
+    hostile = {
+        "dataset": {"name": "folder", "path": home, "cache_dir": f"{watch.home}/.ssh"},
+        "retriever": {"name": "pgvector", "host": "127.0.0.1", "port": watch.port},
+        "embedder": {"name": "clip", "path": "hf://evil/embedder"},
+    }
+    rewrite(model, hostile | {"data": {"cache_dir": f"{watch.home}/.cache"}})
+    with fake_hub(tmp_path / "downloads") as hub:
+        hub.add("evil/squares", files_of(model))
+        folder = find_model(address, REGISTRY)
+    use_hub(monkeypatch, f"http://127.0.0.1:{watch.port}", tmp_path / "downloads", offline=True)
+    watch.found.clear()
+    assert find_model(address, REGISTRY) == folder
+    if command == "serve":
+        monkeypatch.setattr("cm3apps.server.running.serve", _draw_with_each)
+    if command == "mcp":
+        pytest.importorskip("mcp", reason="the extra mcp is missing")
+        monkeypatch.setattr("cm3apps.mcp.serving.serve_stdio", _draw_for_an_agent)
+    monkeypatch.chdir(tmp_path)
+    _inputs(tmp_path)
+    bank = _bank(tmp_path, home)
+    words = [word.format(model=address, bank=bank) for word in ATTACKED[command]]
+    with suppress(SystemExit):
+        main([*PLUGIN, *command.split(), *words])
+    told = capsys.readouterr().err
+    assert "Traceback" not in told
+    assert "does not exist" not in told
     assert watch.found == [], command
 
 
