@@ -160,6 +160,7 @@ def _told(state: TrainState, command: str) -> Iterator[None]:
         state.trackers.tell(RunFailed(state.step, text))
         raise
     finally:
+        state.loader.close()
         state.trackers.close()
         state.log.close()
 
@@ -255,8 +256,11 @@ def _loop(
             started = time.monotonic()
             micro_batches = state.loader.next_step()
             fetched = time.monotonic()
+            state.loader.begin()
             num_tokens = _step(state, hidden_states, micro_batches)
             computed = time.monotonic()
+            state.loader.wait()
+            data_s = fetched - started + time.monotonic() - computed
             state.step += 1
             state.tokens += num_tokens
             if state.step % section.log_every_steps == 0:
@@ -282,7 +286,7 @@ def _loop(
                 last_save = time.monotonic()
             saver.tell()
             all_s = time.monotonic() - started - (state.validation_s if validated else 0.0)
-            _count_time(state, num_tokens, fetched - started, computed - fetched, all_s)
+            _count_time(state, num_tokens, data_s, computed - fetched, all_s)
             bar.update()
             if stopped:
                 break

@@ -254,6 +254,21 @@ def note_on_streams(num_streams: int, world_size: int) -> str | None:
     )
 
 
+@dataclass(frozen=True)
+class Position:
+    """Where a process's loader is.
+
+    Args:
+        num_rows: rows given to all processes.
+        streams: number of a stream -> its `RowStream.state_dict()`.
+        counts: documents given to this process, by part of the data set.
+    """
+
+    num_rows: int
+    streams: dict[int, dict[str, Any]]
+    counts: tuple[int, ...]
+
+
 class BatchLoader:
     """Endless batches: each epoch's sequences in a new order, packed into rows.
 
@@ -336,15 +351,19 @@ class BatchLoader:
         assert own is not None
         return own
 
-    def state_dict(self) -> dict[str, Any]:
+    def position(self) -> Position:
+        """That of this process."""
+        streams = {place: one.state_dict() for place, one in self.streams.items()}
+        return Position(self.num_rows, streams, tuple(self.counts))
+
+    def state_dict(self, position: Position | None = None) -> dict[str, Any]:
         """The position of all processes, as plain numbers for JSON; called by all of them between two steps.
 
-        It is the same for any number of processes."""
+        It is the same for any number of processes. `position`: that of this process; None: the present one."""
+        position = position or self.position()
         streams: dict[int, dict[str, Any]] = {}
-        counts = [0] * len(self.counts)
-        for part, given in self.processes.all_of(
-            ({place: one.state_dict() for place, one in self.streams.items()}, self.counts)
-        ):
+        counts = [0] * len(position.counts)
+        for part, given in self.processes.all_of((position.streams, list(position.counts))):
             streams |= part
             counts = [one + other for one, other in zip(counts, given, strict=True)]
         return {
@@ -352,7 +371,7 @@ class BatchLoader:
                 streams[0]
                 if self.rows.num_streams == 1
                 else {
-                    "rows": self.num_rows,
+                    "rows": position.num_rows,
                     "streams": [streams[place] for place in range(self.rows.num_streams)],
                 }
             ),

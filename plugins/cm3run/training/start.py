@@ -47,6 +47,7 @@ from cm3run.checkpoint.opening import another_tokenizer
 from cm3run.checkpoint.words import TrainingWords, words_of_training
 from cm3run.devices import choose_device, choose_precision, device_memory
 from cm3run.processes import Processes, is_divided
+from cm3run.training.ahead import AheadLoader
 from cm3run.training.data_notes import (
     check_licences,
     note_on_codes,
@@ -348,7 +349,7 @@ def start(
         components.decoder.module,
         optimizer,
         schedule,
-        loader,
+        AheadLoader(loader),
         MetricsLog(out_dir, done.step) if first else NoLog(),
         place.device,
         place.dtype,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from cm3core.recipe import Recipe
     from cm3run.build import Components
     from cm3run.checkpoint.words import TrainingWords
-    from cm3run.training.packing import BatchLoader
+    from cm3run.training.ahead import AheadLoader
     from cm3run.training.preparation import Preparation
 
 
@@ -167,7 +167,7 @@ class TrainState:
     decoder: nn.Module
     optimizer: OptimizerGroup
     schedule: Schedule
-    loader: BatchLoader
+    loader: AheadLoader
     log: MetricsLog
     device: torch.device
     autocast_dtype: torch.dtype | None

@@ -22,6 +22,7 @@ from cm3core.sequence.serialize import Serializer
 from cm3plugins.objectives.cm3 import CM3ObjectiveConfig
 from cm3plugins.text_tokenizers.byte import ByteTokenizer
 from cm3run.processes import Processes
+from cm3run.training.ahead import AheadLoader
 from cm3run.training.code_cache import CodeCache
 from cm3run.training.neighbours import NeighbourSettings, NeighbourTable, Queries
 from cm3run.training.packing import (
@@ -336,3 +337,52 @@ def test_the_loader_feeds_twenty_training_loops(tmp_path: Path) -> None:
         tokens = sum(next(loader).num_tokens for _ in range(8))
         best = max(best, tokens / (time.process_time() - start))
     assert best > 20 * 9000, f"{best:.0f} tokens a second"
+
+
+@given(st.lists(st.sampled_from(["begin", "wait", "next", "state"]), max_size=30))
+def test_a_step_ahead_changes_nothing(
+    tmp_path_factory: pytest.TempPathFactory, doings: list[str]
+) -> None:
+    """Whenever the next batches are begun: they are the same, and the state knows only those that were given."""
+    folder = tmp_path_factory.getbasetemp() / "ahead"
+    plain, ahead = (step_loader(folder) for _ in range(2))
+    loader = AheadLoader(ahead)
+    try:
+        for doing in doings:
+            if doing == "begin":
+                loader.begin()
+            elif doing == "wait":
+                loader.wait()
+            elif doing == "next":
+                for own, other in zip(loader.next_step(), plain.next_step(), strict=True):
+                    assert equal(own, other)
+            else:
+                loader.wait()  # as in training
+                assert loader.state_dict() == plain.state_dict()
+                assert loader.counts == tuple(plain.counts)
+    finally:
+        loader.close()
+
+
+def step_loader(folder: Path) -> BatchLoader:
+    """Two micro-batches a step, of two streams."""
+    rows = RowSettings(2, 90, seed=3, window=4, accumulate=2, num_streams=2)
+    return BatchLoader(make_data(folder), rows)
+
+
+def test_what_making_batches_raises_comes_with_the_next_step(tmp_path: Path) -> None:
+    """... and not before, so that the step that was computed meanwhile is not lost."""
+    loader = AheadLoader(step_loader(tmp_path))
+    loader.next_step()
+    before = loader.state_dict()
+
+    def broken() -> list[TrainingBatch]:
+        raise DataError("shard 7", "is gone", "bring it back")
+
+    loader._loader.next_step = broken  # type: ignore[method-assign]  # as a disk would fail
+    loader.begin()
+    loader.wait()
+    assert loader.state_dict() == before
+    with pytest.raises(DataError, match="shard 7: is gone"):
+        loader.next_step()
+    loader.close()

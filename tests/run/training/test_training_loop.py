@@ -196,7 +196,7 @@ def test_accumulation_equals_a_larger_batch(
         ],
     )
     states = [start(recipe, tmp_path / name, registry, RunOptions(progress=False)) for name in "ab"]
-    batch = next(iter(states[0].loader))
+    [batch] = states[0].loader.next_step()
     halves = [
         TrainingBatch(*(getattr(batch, name)[rows] for name in TrainingBatch.__dataclass_fields__))
         for rows in (slice(2), slice(2, 4))
