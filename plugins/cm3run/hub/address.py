@@ -14,7 +14,7 @@ from cm3core.errors import CheckpointError, CM3Error, DataError
 _SCHEME = re.compile(r"hf:/+", re.IGNORECASE)
 _NAME = r"[A-Za-z0-9_][\w.-]{0,95}"
 #: A branch, a tag or a commit. `refs/pr/1` and `refs/convert/parquet` are the revisions with slashes that the Hub makes.
-_REVISION = r"refs/(?:pr|convert)/[\w.-]+|[\w.-]+"
+_REVISION = r"refs/(?:pr|convert)/\w[\w.-]*|\w[\w.-]*"
 _MODEL = re.compile(rf"(?P<id>{_NAME}/{_NAME})(?:@(?P<revision>{_REVISION}))?/?", re.ASCII)
 _DATASET = re.compile(
     rf"datasets/(?P<id>{_NAME}/{_NAME})(?:@(?P<revision>{_REVISION}))?(?:/(?P<path>.*))?",

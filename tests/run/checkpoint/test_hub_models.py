@@ -95,6 +95,7 @@ def test_what_an_address_names(address: str | Path, repo: tuple[str, ...]) -> No
     "address",
     [
         *("hf://", "hf://me", "hf://me/", "hf://me/a/b", "hf://../a", "hf://me/..", "hf://me/a@"),
+        *("hf://me/a@..", "hf://me/a@.", "hf://me/a@refs/pr/..", "hf://me/a@refs/heads/x"),
         *("hf://me/a@-x/../y", "hf://me/a b", "hf://me/a\n", "hf://spaces/me/a", "hf://me/a?b"),
         *("hf://datasets/me/a/../b", "hf://datasets/me", "hf://datasets/me/a/b\x1b[2J"),
     ],
@@ -404,6 +405,25 @@ def test_a_run_that_starts_from_the_hub_names_the_commit(
     capsys.readouterr()
     assert main([*words[:2], "provenance", NAME, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["model"] == f"{NAME}@{commit}"
+
+
+def test_an_adapter_finds_its_base_on_the_hub(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commit that it was trained on, which is in the cache; a copy of the run asks."""
+    pytest.importorskip("peft", reason="the extra lora is missing")
+    run, commit = tmp_path / "run", hub.repos["models/me/squares"].refs["main"]
+    words = ["--plugin", str(PLUGIN), "tune", NAME, str(PARTS / "squares.yaml"), "-o", str(run)]
+    keys = ["tune.method=lora", "train.steps=1", "decoder.context_length=128"]
+    assert main([*words, "--quiet", *keys]) == 0
+    hub.add("me/squares", {"state.json": b"{}"})  # another model, since
+    forget_downloads()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert len(load(run, registry=REGISTRY).generate("red", 1, num_retrieved=0)) == 1
+    copy = shutil.copytree(run, tmp_path / "copy")
+    with pytest.raises(TrustError, match=f"base.model connects to {NAME}@{commit}"):
+        load(copy, registry=REGISTRY)
+    assert load(copy, registry=REGISTRY, trust_endpoints=[f"{NAME}@{commit}"])
 
 
 def test_the_command_in_a_process_of_its_own(hub: FakeHub, tmp_path: Path) -> None:
