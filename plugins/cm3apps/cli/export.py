@@ -37,8 +37,7 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         choices=["fp16", "bf16", "fp32"],
-        default="fp16",
-        help="precision of the stored weights (default: %(default)s)",
+        help="precision of the stored weights (default: fp16)",
     )
     parser.add_argument(
         "--push",
@@ -57,8 +56,7 @@ def run(args: Namespace) -> int:
     from cm3run.checkpoint import export_model, find_model
     from cm3run.checkpoint.hub_models import target_of_push
 
-    if args.out is None and args.push is None:
-        raise CheckpointError("cm3 export", "has no folder to write", "add -o FOLDER")
+    _check_options(args)
     registry = registry_of(args)
     repo = None if args.push is None else target_of_push(args.push)  # before the work
     folder = find_model(args.model, registry)
@@ -66,7 +64,7 @@ def run(args: Namespace) -> int:
         folder = export_model(
             folder,
             args.out,
-            args.dtype,
+            args.dtype or "fp16",
             shipped=registry.models().values(),
             trust_endpoints=args.trust_endpoints,
         )
@@ -75,6 +73,22 @@ def run(args: Namespace) -> int:
     if repo is not None:
         print(_push(folder, repo, registry, private=args.private))
     return 0
+
+
+def _check_options(args: Namespace) -> None:
+    """Refuse a command without a target, and options without an effect."""
+    if args.out is None and args.push is None:
+        raise CheckpointError("cm3 export", "has no folder to write", "add -o FOLDER")
+    if args.out is None and args.dtype is not None:
+        raise CheckpointError(
+            f"cm3 export --dtype {args.dtype}",
+            "has no effect: without -o, an exported model is pushed as it is",
+            "add -o FOLDER, or leave it out",
+        )
+    if args.private and args.push is None:
+        raise CheckpointError(
+            "cm3 export --private", "has no effect without --push", "leave it out"
+        )
 
 
 def _write_readme(folder: Path, registry: Registry) -> None:

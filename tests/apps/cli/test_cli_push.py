@@ -145,6 +145,14 @@ def test_what_is_refused(
     assert tells(
         refused("export", "run"), "error: cm3 export: has no folder to write ... -o FOLDER"
     )
+    assert tells(
+        refused("export", "run", "--push", "me/a", "--dtype", "fp32"),
+        "error: cm3 export --dtype fp32: has no effect: without -o",
+    )
+    assert tells(
+        refused("export", "run", "-o", "m", "--private"),
+        "error: cm3 export --private: has no effect",
+    )
     assert tells(refused(*push, "squares"), "error: hf://squares: is not the address")
     assert tells(refused(*push, f"me/a@{'0' * 40}"), "... names a commit, which can't change")
     assert tells(
