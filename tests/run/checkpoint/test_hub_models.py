@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants, errors
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cm3apps.cli.main import main
-from cm3core.errors import CheckpointError, TrustError
+from cm3core.errors import CheckpointError, DataError, TrustError
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
 from cm3run.checkpoint import (
@@ -103,6 +105,41 @@ def test_what_an_address_names(address: str | Path, repo: tuple[str, ...]) -> No
 def test_what_is_no_address(address: str) -> None:
     with pytest.raises(CheckpointError, match=r"is not the address|names a data set"):
         repo_of(address, kind="model")
+
+
+PARTS_OF_ADDRESSES = st.sampled_from(
+    [
+        "datasets",
+        "me",
+        "a.b",
+        "..",
+        ".",
+        "",
+        "@",
+        "@v1",
+        "@refs/pr/1",
+        "x",
+        "*.tar",
+        "{0..9}",
+        "\n",
+        "é",
+        "~",
+    ]
+)
+
+
+@given(st.lists(PARTS_OF_ADDRESSES | st.text(max_size=3), max_size=6), st.sampled_from(["/", ""]))
+def test_any_address_is_refused_or_stays_in_its_repository(parts: list[str], between: str) -> None:
+    address = "hf://" + between.join(parts)
+    for kind in ("model", "dataset"):
+        try:
+            repo = repo_of(address, kind=kind)  # type: ignore[arg-type]  # one of the two
+        except (CheckpointError, DataError):
+            continue
+        assert repo_of(str(repo), kind=repo.kind) == repo
+        names = [*repo.id.split("/"), *repo.revision.split("/"), *repo.path.split("/")]
+        assert not {".", ".."} & set(names)
+        assert len(repo.id.split("/")) == 2
 
 
 def test_a_model_of_the_hub_is_the_one_that_was_exported(hub: FakeHub, exported: Path) -> None:
