@@ -133,7 +133,7 @@ def test_any_address_is_refused_or_stays_in_its_repository(parts: list[str], bet
     address = "hf://" + between.join(parts)
     for kind in ("model", "dataset"):
         try:
-            repo = repo_of(address, kind=kind)  # type: ignore[arg-type]  # one of the two
+            repo = repo_of(address, kind=kind)
         except (CheckpointError, DataError):
             continue
         assert repo_of(str(repo), kind=repo.kind) == repo
