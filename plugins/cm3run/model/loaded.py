@@ -38,7 +38,7 @@ from cm3run.checkpoint.tasks import TunedTasks
 from cm3run.generation.engine import Engine, EngineOptions
 from cm3run.generation.prepare import MAX_THREADS, SHORTEN_OR_TRUNCATE, too_long
 from cm3run.model.precision import arranged, held_out
-from cm3run.model.searching import SearchCache
+from cm3run.model.searching import ReadDocuments, SearchCache
 from cm3run.prompting import AnsweringRetrieverConfig
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Loaded:
         self.options = replace(options, max_text_tokens=most)
         self._engine: tuple[int, Engine] | None = None  # with the version of its weights
         self._codes: dict[str, Codes] = {}  # of pictures, by key
-        self.searches = SearchCache()
+        self.searches, self.documents = SearchCache(), ReadDocuments()
 
     @checked(GenerationError)
     def unknown_words(self, text: str) -> dict[str, str | None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -19,13 +19,13 @@ from cm3core.errors import DataError, GenerationError
 from cm3run.generation.engine import Request
 from cm3run.model.loaded import Loaded, known_by_codes
 from cm3run.model.results import RetrievedDocument
-from cm3run.model.searching import searched
+from cm3run.model.searching import Prepended, ReadDocuments, searched
 from cm3run.prepending import prepended
 from cm3run.prompting import Answer, Asked, Found
 
 if TYPE_CHECKING:
     from cm3core.interfaces.dataset import Original
-    from cm3core.interfaces.retriever import Region, Retrieved
+    from cm3core.interfaces.retriever import Retrieved
 
 
 class Augmented(NamedTuple):
@@ -36,9 +36,6 @@ class Augmented(NamedTuple):
     retrieved: tuple[RetrievedDocument, ...]
     answer: Answer | None = None
 
-
-#: A prepended document, as codes and as shown in results.
-_Prepended: TypeAlias = tuple[Document, RetrievedDocument]
 
 #: Extra documents to retrieve, replacing those that show a request's own picture.
 _SPARE = 4
@@ -56,7 +53,7 @@ class Retrieval:
 
     def __init__(self, loaded: Loaded) -> None:
         self.loaded, self.recipe, self.components = loaded, loaded.recipe, loaded.components
-        self._read: dict[tuple[int, Region | None], _Prepended | None] = {}
+        self._documents = ReadDocuments()
 
     def augment(
         self,
@@ -84,7 +81,7 @@ class Retrieval:
             num_alternatives: at most this many per request, 1 or more.
         """
         number = self._number(num_retrieved, bool(context))
-        by_hand: list[_Prepended] = [
+        by_hand: list[Prepended] = [
             (
                 (Text(text), self.loaded.encode([pixels])[0]),
                 RetrievedDocument(f"context {place}", None, text, pixels),
@@ -117,7 +114,7 @@ class Retrieval:
         return result
 
     def _with(
-        self, request: Request, by_hand: list[_Prepended], found: list[Retrieved], number: int
+        self, request: Request, by_hand: list[Prepended], found: list[Retrieved], number: int
     ) -> tuple[Augmented, int]:
         """The request with the first documents that fit, and how many of `number` did not fit. In place of a document
         that can't be used comes the next one of its facet."""
@@ -185,26 +182,21 @@ class Retrieval:
             found[place] = replace(one, results=parts) if parts else one
         return found
 
-    def _retrieved(self, found: Retrieved) -> _Prepended | None:
+    def _retrieved(self, found: Retrieved) -> Prepended | None:
         """A retrieved document, as codes and as shown in results. None, with a note: it can't be read."""
-        key = found.index, found.region
-        if key not in self._read:
-            try:
-                self._read[key] = self._document(found)
-            except DataError as error:
-                tqdm.write(
-                    f"note: retrieved document {found.id} is left out: {error.place}: "
-                    f"{error.cause}",
-                    file=sys.stderr,
-                )
-                self._read[key] = None
-        if (read := self._read[key]) is None:
+        retriever = self.components.retriever
+        assert retriever is not None
+        if getattr(self.recipe.retriever, "own_memory", False):  # it may change
+            documents = self._documents
+        else:
+            documents = self.loaded.documents
+        if (read := documents.of(retriever, found, self._document)) is None:
             return None
         return read[0], replace(
             read[1], score=found.score
         )  # several prompts may find the same document
 
-    def _document(self, found: Retrieved) -> _Prepended:
+    def _document(self, found: Retrieved) -> Prepended:
         retriever = self.components.retriever
         assert retriever is not None
         document = retriever.memory.document(found.index)

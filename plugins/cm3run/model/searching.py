@@ -1,13 +1,18 @@
-"""Searches of a model's memory, of which the recent ones are remembered."""
+"""Searches of a model's memory and documents read from it, of which the recent ones are remembered."""
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from threading import Lock
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
+
+from tqdm import tqdm
 
 from cm3core.document import Document, Text
+from cm3core.errors import DataError
+from cm3run.model.results import RetrievedDocument
 from cm3run.prompting import Answer, AnsweringRetriever
 
 if TYPE_CHECKING:
@@ -15,8 +20,51 @@ if TYPE_CHECKING:
 
 #: Results of one search, and what the memory has for its text.
 Searched: TypeAlias = "tuple[list[Retrieved], Answer | None]"
+#: A prepended document, as codes and as shown in results.
+Prepended: TypeAlias = tuple[Document, RetrievedDocument]
 #: Searches that a model remembers; each takes some KB.
 MOST_SEARCHED = 1024
+#: Documents that a model remembers, with their pixels: 12 KB of 64 x 64, 196 KB of 256 x 256.
+MOST_READ = 256
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+
+
+class Recent(Generic[Key, Value]):
+    """What was used last, of one retriever's memory. May be used by any thread.
+
+    Args:
+        most: maximum number.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._kept: OrderedDict[Key, Value] = OrderedDict()
+        self._retriever: Retriever | None = None
+        self._lock = Lock()
+
+    def find(self, retriever: Retriever, keys: Sequence[Key | None]) -> list[Value | None]:
+        """What is known of each key; with another retriever than before, the model got another memory: nothing is."""
+        with self._lock:
+            if retriever is not self._retriever:
+                self._kept.clear()
+                self._retriever = retriever
+            found: list[Value | None] = []
+            for key in keys:
+                if key is None or key not in self._kept:
+                    found.append(None)
+                    continue
+                self._kept.move_to_end(key)
+                found.append(self._kept[key])
+            return found
+
+    def keep(self, retriever: Retriever, found: Mapping[Key, Value]) -> None:
+        """Remember what was found."""
+        with self._lock:
+            if retriever is self._retriever:
+                self._kept.update(found)
+                while len(self._kept) > self.most:
+                    self._kept.popitem(last=False)
 
 
 class SearchCache:
@@ -24,9 +72,7 @@ class SearchCache:
     thread."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[Hashable, Searched] = OrderedDict()
-        self._retriever: Retriever | None = None
-        self._lock = Lock()
+        self._recent: Recent[Hashable, Searched] = Recent(MOST_SEARCHED)
 
     def search(
         self,
@@ -42,33 +88,17 @@ class SearchCache:
             else None
             for query, names in zip(queries, exclude, strict=True)
         ]
-        with self._lock:
-            if retriever is not self._retriever:  # the model got another memory
-                self._kept.clear()
-                self._retriever = retriever
-            found = [self._of(key) for key in keys]
+        found = self._recent.find(retriever, keys)
         missing = [place for place, one in enumerate(found) if one is None]
         if missing:
-            new = searched(
-                retriever,
-                [queries[one] for one in missing],
-                number,
-                [exclude[one] for one in missing],
-            )
-            with self._lock:
-                for place, one in zip(missing, new, strict=True):
-                    found[place] = one
-                    if (key := keys[place]) is not None:
-                        self._kept[key] = one
-                while len(self._kept) > MOST_SEARCHED:
-                    self._kept.popitem(last=False)
+            own, banned = [queries[one] for one in missing], [exclude[one] for one in missing]
+            new = dict(zip(missing, searched(retriever, own, number, banned), strict=True))
+            known: dict[Hashable, Searched] = {
+                key: one for place, one in new.items() if (key := keys[place]) is not None
+            }
+            self._recent.keep(retriever, known)
+            found = [new.get(place, one) for place, one in enumerate(found)]
         return [(list(one[0]), one[1]) for one in found if one is not None]
-
-    def _of(self, key: Hashable | None) -> Searched | None:
-        if key is None or key not in self._kept:
-            return None
-        self._kept.move_to_end(key)
-        return self._kept[key]
 
 
 def searched(
@@ -81,3 +111,48 @@ def searched(
     if isinstance(retriever, AnsweringRetriever) and retriever.answers:
         return list(retriever.answer(queries, number, exclude))
     return [(one, None) for one in retriever.retrieve(queries, number, exclude)]
+
+
+class ReadDocuments:
+    """Documents of the memory as they are prepended; None in place of one that can't be read."""
+
+    def __init__(self) -> None:
+        self._recent: Recent[Hashable, tuple[Prepended | None]] = Recent(MOST_READ)
+        self._unreadable: set[Hashable] = set()
+
+    def of(
+        self, retriever: Retriever, found: Retrieved, read: Callable[[Retrieved], Prepended]
+    ) -> Prepended | None:
+        """A document, read unless it is remembered. Of those that can't be read, a note tells the first, the tenth, the
+        hundredth, ..., with its reason: of some memories they are many.
+
+        Args:
+            retriever: finds the documents.
+            found: names the document.
+            read: reads it; a `DataError` says that it can't be.
+        """
+        key = (found.index, found.region)
+        [known] = self._recent.find(retriever, [key])
+        if known is not None:
+            return known[0]
+        try:
+            document: Prepended | None = read(found)
+        except DataError as error:
+            document = None
+            self._tell(key, found.id, error)
+        self._recent.keep(retriever, {key: (document,)})
+        return document
+
+    def _tell(self, key: Hashable, name: str, error: DataError) -> None:
+        if key in self._unreadable:
+            return
+        self._unreadable.add(key)
+        number = len(self._unreadable)
+        if number != 10 ** (len(str(number)) - 1):
+            return
+        before = (
+            f"retrieved document {name} is left out"
+            if number == 1
+            else f"{number:,} retrieved documents are left out so far; the last is {name}"
+        )
+        tqdm.write(f"note: {before}: {error.place}: {error.cause}", file=sys.stderr)

@@ -12,6 +12,7 @@ from cm3core.interfaces import Provenance, Retrieved, RetrieverConfig
 from cm3core.plugins import PluginInfo, Registry
 from cm3core.recipe.recipe import Recipe
 from cm3run.model import Model
+from cm3run.model.searching import ReadDocuments
 from messages import tells
 from toy_model import MEMORY, Colours, FirstRetriever, picture
 
@@ -109,6 +110,7 @@ def test_a_retrieved_document_that_cannot_be_read_gives_way(model, monkeypatch, 
     def broken():
         raise DataError("red.png", "is truncated", "replace it")
 
+    model.documents = ReadDocuments()  # that of the other tests knows this one
     plain = Colours._document
     monkeypatch.setattr(
         Colours,

@@ -87,7 +87,7 @@ def test_bad_input_is_named(model, call, message):
 
 
 def test_models_are_found_by_plugin_and_name(tmp_path):
-    registry = SimpleNamespace(models=lambda: {"bundled:emoji64": tmp_path})
+    registry = SimpleNamespace(models=lambda: {"bundled:emoji64": tmp_path}, plugins=())
     assert find_model("bundled:emoji64", registry) == tmp_path
     assert find_model(tmp_path / "run", registry) == tmp_path / "run"
     with pytest.raises(CheckpointError) as error:

@@ -7,10 +7,12 @@ from collections.abc import Collection, Sequence
 import pytest
 
 from cm3core.document import Document, Image, Text, text_of
+from cm3core.errors import DataError
 from cm3core.interfaces.retriever import Retrieved
 from cm3run.model import searching
 from cm3run.model.prepending import search
-from cm3run.model.searching import SearchCache
+from cm3run.model.results import RetrievedDocument
+from cm3run.model.searching import Prepended, ReadDocuments, SearchCache
 from toy_model import MEMORY, FirstRetriever, picture, toy_model
 
 
@@ -93,3 +95,36 @@ def test_a_memory_of_its_own_may_change(monkeypatch: pytest.MonkeyPatch) -> None
     for _ in range(2):
         search(model, texts("red"), 1, [()])
     assert len(retriever.searches) == 3
+
+
+def test_documents_are_read_once() -> None:
+    read, retriever = [], Counting()
+    documents = ReadDocuments()
+
+    def reading(found: Retrieved) -> Prepended:
+        read.append(found.id)
+        return (Text(found.id),), RetrievedDocument(found.id, found.score, found.id, None)
+
+    one, other = (Retrieved(place, MEMORY[place], 0.5) for place in range(2))
+    for found in (one, other, one, one):
+        document = documents.of(retriever, found, reading)
+        assert document is not None
+        assert document[0] == (Text(found.id),)
+    assert read == [one.id, other.id]
+    documents.of(Counting(), one, reading)
+    assert read == [one.id, other.id, one.id], "another memory"
+
+
+def test_of_many_that_cannot_be_read_few_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    documents, retriever = ReadDocuments(), Counting()
+
+    def broken(found: Retrieved) -> Prepended:
+        raise DataError(f"{found.id}.svg", "is broken", "mend it")
+
+    for _ in range(2):
+        for place in range(25):
+            assert documents.of(retriever, Retrieved(place, f"d{place}", 0.5), broken) is None
+    assert capsys.readouterr().err.splitlines() == [
+        "note: retrieved document d0 is left out: d0.svg: is broken",
+        "note: 10 retrieved documents are left out so far; the last is d9: d9.svg: is broken",
+    ]
