@@ -114,17 +114,17 @@ def searched(
 
 
 class ReadDocuments:
-    """Documents of the memory as they are prepended; None in place of one that can't be read."""
+    """Documents of the memory as they are prepended."""
 
     def __init__(self) -> None:
-        self._recent: Recent[Hashable, tuple[Prepended | None]] = Recent(MOST_READ)
+        self._recent: Recent[Hashable, Prepended] = Recent(MOST_READ)
         self._unreadable: set[Hashable] = set()
 
     def of(
         self, retriever: Retriever, found: Retrieved, read: Callable[[Retrieved], Prepended]
     ) -> Prepended | None:
-        """A document, read unless it is remembered. Of those that can't be read, a note tells the first, the tenth, the
-        hundredth, ..., with its reason: of some memories they are many.
+        """A document, read unless it is remembered. None: it can't be read now. Of those, a note tells the first, the
+        tenth, the hundredth, ..., with its reason: of some memories they are many.
 
         Args:
             retriever: finds the documents.
@@ -134,13 +134,13 @@ class ReadDocuments:
         key = (found.index, found.region)
         [known] = self._recent.find(retriever, [key])
         if known is not None:
-            return known[0]
+            return known
         try:
-            document: Prepended | None = read(found)
-        except DataError as error:
-            document = None
+            document = read(found)
+        except DataError as error:  # tried again for the next prompt: a disk may come back
             self._tell(key, found.id, error)
-        self._recent.keep(retriever, {key: (document,)})
+            return None
+        self._recent.keep(retriever, {key: document})
         return document
 
     def _tell(self, key: Hashable, name: str, error: DataError) -> None:
