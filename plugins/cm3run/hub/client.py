@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from cm3core._version import __version__
 from cm3core.errors import CM3Error
 from cm3run.printing import printable
-from cm3run.progress import bars_shown
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -142,6 +141,8 @@ def bars_on_terminals() -> Iterator[None]:
         disable_progress_bars,
         enable_progress_bars,
     )
+
+    from cm3run.progress import bars_shown  # here, so that data sets' configs are light
 
     hides = not bars_shown() and not are_progress_bars_disabled()
     if hides:

@@ -254,13 +254,7 @@ def _loop(
             if _by_the_clock(state, validation, drawing) and state.early:
                 saver.save()
             started = time.monotonic()
-            micro_batches = state.loader.next_step()
-            fetched = time.monotonic()
-            state.loader.begin()
-            num_tokens = _step(state, hidden_states, micro_batches)
-            computed = time.monotonic()
-            state.loader.wait()
-            data_s = fetched - started + time.monotonic() - computed
+            num_tokens, data_s, step_s = _timed_step(state, hidden_states)
             state.step += 1
             state.tokens += num_tokens
             if state.step % section.log_every_steps == 0:
@@ -286,7 +280,7 @@ def _loop(
                 last_save = time.monotonic()
             saver.tell()
             all_s = time.monotonic() - started - (state.validation_s if validated else 0.0)
-            _count_time(state, num_tokens, data_s, computed - fetched, all_s)
+            _count_time(state, num_tokens, data_s, step_s, all_s)
             bar.update()
             if stopped:
                 break
@@ -346,6 +340,22 @@ def _recorded(state: TrainState) -> set[str]:
     return {
         name for line in read_metrics(state.out_dir) if line["step"] == state.step for name in line
     }
+
+
+def _timed_step(
+    state: TrainState, hidden_states: Callable[..., Tensor]
+) -> tuple[int, float, float]:
+    """Train a step while the batches of the next one are made; return its tokens, the seconds that it waited for
+    batches, and those that it computed."""
+    started = time.monotonic()
+    micro_batches = state.loader.next_step()
+    fetched = time.monotonic()
+    state.loader.begin()
+    num_tokens = _step(state, hidden_states, micro_batches)
+    computed = time.monotonic()
+    state.loader.wait()
+    waited_s = fetched - started + time.monotonic() - computed
+    return num_tokens, waited_s, computed - fetched
 
 
 def _step(
