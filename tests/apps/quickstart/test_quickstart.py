@@ -135,11 +135,11 @@ def test_few_pictures_are_not_ranked(tmp_path: Path) -> None:
     for number, metrics in ((10, beside), (13, [*beside, "judge"])):
         folder = tmp_path / f"{number}"
         model = untrained(tmp_path, make_folder(folder, number))
-        protocol = judged.protocol_of(model, "all", 0.125)
+        protocol = judged.protocol_of(model, "all", 6)
         assert protocol is not None
         assert [one["metric"]["name"] for one in protocol.scores] == metrics
-        assert protocol.task["num"] == 6, "an eighth of 48"
-        assert judged.protocol_of(model, "test", 1.0) is None, "without documents"
+        assert protocol.task["num"] == 6
+        assert judged.protocol_of(model, "test", 48) is None, "without documents"
 
 
 def test_icons_are_judged_where_the_judge_knows_them() -> None:
