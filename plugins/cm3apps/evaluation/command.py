@@ -159,7 +159,7 @@ def _configure_exchange(parts: Any) -> None:
     )
     one.add_argument(
         "what",
-        choices=["geneval", "dpg", "t2i-compbench", "adm-npz", "hub"],
+        choices=["geneval", "dpg", "t2i-compbench", "wise", "adm-npz", "hub"],
         help="the benchmark",
     )
     one.add_argument("folder", type=Path, metavar="FOLDER", help="folder of an evaluation")
@@ -174,10 +174,15 @@ def _configure_exchange(parts: Any) -> None:
     one = _part(parts, "import", "print the scores from another benchmark's own scorer", _import)
     one.add_argument(
         "what",
-        choices=["geneval", "dpg", "t2i-compbench", "adm"],
+        choices=["geneval", "dpg", "t2i-compbench", "wise", "adm"],
         help="the benchmark",
     )
-    one.add_argument("file", type=Path, metavar="FILE", help="the scorer's file or printed output")
+    one.add_argument(
+        "file",
+        type=Path,
+        metavar="FILE",
+        help="the scorer's file or printed output; for wise, also the folder of its files",
+    )
 
 
 def _part(parts: Any, name: str, text: str, run: Any) -> ArgumentParser:
@@ -386,14 +391,15 @@ def _prompts(args: Namespace) -> int:
 
 
 def _export(args: Namespace) -> int:
-    from cm3apps.evaluation.reading import export
+    from cm3apps.evaluation.exchange import export
 
     print(export(args.what, args.folder, args.out))
     return 0
 
 
 def _import(args: Namespace) -> int:
-    from cm3apps.evaluation.reading import aligned, import_scores
+    from cm3apps.evaluation.exchange import import_scores
+    from cm3apps.evaluation.reading import aligned
 
     print("\n".join(aligned(import_scores(args.what, args.file))))
     return 0

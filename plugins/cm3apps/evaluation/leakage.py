@@ -42,6 +42,9 @@ def check_memory(
         return {"retrieves": False}
     memory = model.components.memory
     references = {sample.picture_key: sample.key for sample in task.samples if sample.picture}
+    if not references:  # prompts of a benchmark whose scorer has no pictures either
+        none = {"compared_by_appearance": False, "leaks": []}
+        return {"retrieves": True, "documents": len(memory), **none}
     by_appearance = len(memory) <= MOST_LOOKED_AT
     leaks = list(_leaks(model, task, references, by_appearance=by_appearance))
     if leaks and not allowed:

@@ -11,12 +11,14 @@ import pytest
 import yaml
 
 from cm3apps.cli.main import main
+from cm3apps.evaluation.exchange import export, import_scores
 from cm3apps.evaluation.made import Made
-from cm3apps.evaluation.reading import export, import_scores
 from cm3apps.evaluation.tasks.prompts import open_prompts
 from cm3core.errors import CM3Error, DataError
 from cm3core.images import open_image, save_png
+from cm3core.plugins import load_registry
 from messages import tells
+from toy_model import FirstRetriever, toy_model
 
 PROMPTS = ["a red dog", "two / cats", "a red dog"]
 
@@ -295,3 +297,118 @@ def test_a_benchmarks_own_prompts(tmp_path: Path) -> None:
             keys(name)
     with pytest.raises(DataError, match="needs the benchmark's prompts"):
         open_prompts({}, data=None, **given)
+
+
+def wise_lists(folder: Path) -> Path:
+    """Two of WISE's files, and the second of them in other words."""
+    folder.mkdir()
+    science = [
+        {
+            "prompt_id": 801,
+            "Prompt": "ice in hot tea ",
+            "Subcategory": "state",
+            "Explanation": "it melts",
+        }
+    ]
+    culture = [{"prompt_id": 2, "Prompt": "a mooncake"}, {"prompt_id": 1, "Prompt": "a lantern"}]
+    for name, rows in {
+        "natural_science": science,
+        "cultural": culture,
+        "cultural_rewrite": culture,
+    }.items():
+        (folder / f"{name}.json").write_text(json.dumps(rows))
+    return folder
+
+
+def test_wise_prompts_by_their_ids(tmp_path: Path) -> None:
+    folder = wise_lists(tmp_path / "data")
+    keys = {"repeat": 1}
+    task = open_prompts(keys, size=None, data=folder, model=None, registry=None)
+    assert [(one.key, one.prompt) for one in task.samples] == [
+        ("1/0", "a lantern"),
+        ("2/0", "a mooncake"),
+        ("801/0", "ice in hot tea"),
+    ]
+    alone = open_prompts(
+        keys, size=None, data=folder / "natural_science.json", model=None, registry=None
+    )
+    assert alone.samples[0].target["metadata"]["Explanation"] == "it melts"
+    for text, message in (
+        ('{"a": 1}', "is not a list of prompts ... next: write"),
+        ('[{"prompt_id": "1", "Prompt": "x"}]', "is not a list of prompts"),
+        ('[{"prompt_id": 3}]', "is not a list of prompts"),
+        ('[{"prompt_id": 1, "Prompt": "again"}]', "has the prompt 1 again"),
+    ):
+        (folder / "natural_science.json").write_text(text)
+        with pytest.raises(DataError) as caught:
+            open_prompts(keys, size=None, data=folder, model=None, registry=None)
+        tells(caught.value, f"{folder / 'natural_science.json'}: {message}")
+
+
+def test_wise_pictures_are_named_by_ids(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        export("wise", finished, tmp_path / "none")
+    tells(caught.value, f"{finished}: has no id of WISE for the prompt 'a red dog' ... wise-v1")
+    path = finished / "samples.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row, number in zip(rows, (401, 7, 401), strict=True):
+        row["metadata"] = {"prompt_id": number}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = export("wise", finished, tmp_path / "wise")
+    assert sorted(one.name for one in out.iterdir()) == ["401.png", "7.png"]
+    assert open_image(out / "401.png")[0, 0, 0] == 0, "the first picture of a prompt"
+
+
+def judged(number: int, *scores: float) -> str:
+    names = ("consistency", "realism", "aesthetic_quality")
+    return json.dumps({"prompt_id": number, **dict(zip(names, scores, strict=True))})
+
+
+def test_wise_scores_by_hand(tmp_path: Path) -> None:
+    """(0.7 c + 0.2 r + 0.1 a) / 2, the mean of a category, and the weighted sum of all six."""
+    file = tmp_path / "cultural_scores_results.jsonl"
+    file.write_text(judged(1, 2, 2, 2) + "\n" + judged(400, 1, 0, 0) + "\n")
+    assert dict(import_scores("wise", file)) == {"wise cultural": "0.675"}
+    others = [judged(number, 2, 0, 0) for number in (401, 568, 701, 801, 901)]
+    (tmp_path / "others.jsonl").write_text("\n".join(others))
+    found = dict(import_scores("wise", tmp_path))
+    assert found["wise time"] == found["wise chemistry"] == "0.7"
+    assert found["wise"] == f"{0.4 * 0.675 + 0.6 * 0.7:.4g}"
+    for line, message in (
+        (judged(3, 999, 999, 999), "the judge did not answer for prompt 3: run gpt_eval.py again"),
+        (judged(1, 1, 1, 1), "prompt 1 is scored twice"),
+        (judged(1001, 1, 1, 1), "prompt 1001 has the scores"),
+        (judged(5, 3, 1, 1), "prompt 5 has the scores"),
+    ):
+        (tmp_path / "others.jsonl").write_text(line)
+        with pytest.raises(DataError) as caught:
+            import_scores("wise", tmp_path)
+        tells(caught.value, f"{tmp_path}: is not a file of wise's scorer (ValueError: {message}")
+
+
+def test_prompts_without_pictures_are_drawn_by_a_model_that_retrieves(tmp_path: Path) -> None:
+    """Its memory can have none of the references, as there are none."""
+    from cm3apps.evaluation.evaluating import Evaluation
+    from cm3apps.evaluation.shipped import find_protocol
+
+    protocol = find_protocol("wise-v1")
+    data = wise_lists(tmp_path / "data")
+    task = open_prompts(
+        {"repeat": 1}, size=protocol.size, data=data, model=None, registry=load_registry()
+    )
+    model = toy_model(max_text_tokens=60)
+    vars(model.components)["memory"] = FirstRetriever.memory
+    scores = Evaluation(protocol, task, load_registry(), tmp_path / "eval", model=model).run()
+    assert scores["leakage"] == {
+        "retrieves": True,
+        "documents": 3,
+        "compared_by_appearance": False,
+        "leaks": [],
+    }
+    assert sorted(
+        one.name for one in export("wise", tmp_path / "eval", tmp_path / "out").iterdir()
+    ) == [
+        "1.png",
+        "2.png",
+        "801.png",
+    ]

@@ -4,7 +4,8 @@
 
     FILE.jsonl    a line a prompt, {"prompt": ..., anything else}: GenEval's evaluation_metadata.jsonl
     FILE.txt      a line a prompt: T2I-CompBench's examples/dataset/color_val.txt
-    FOLDER        a file NAME.txt a prompt: DPG-Bench's prompts
+    FILE.json     a list of {"prompt_id": 1, "Prompt": ...}: WISE's data/natural_science.json
+    FOLDER        a file NAME.txt a prompt: DPG-Bench's prompts; or such lists, but for NAME_rewrite.json: WISE's data
 
 `scenes`: plain shapes, whose pictures an exact checker can judge (see `cm3apps.evaluation.scene_checker`):
 counting, colour, position, two objects. They are GenEval's questions with a known truth. The prompts are all
@@ -16,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,11 +50,16 @@ def open_prompts(
 def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """(name, line) of each prompt."""
     if path.is_dir():
+        lists = [one for one in sorted(path.glob("*.json")) if not one.stem.endswith("_rewrite")]
+        if lists:
+            return _of_lists(lists)
         return [(one.stem, {"prompt": _text(one).strip()}) for one in sorted(path.glob("*.txt"))]
     if not path.is_file():
         raise DataError(
             str(path), "there is no such file", "give the file or folder of prompts (--data)"
         )
+    if path.suffix == ".json":
+        return _of_lists([path])
     lines = _text(path).splitlines()
     if path.suffix != ".jsonl":
         return [
@@ -72,6 +78,29 @@ def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
             ) from error
         rows.append((f"{place:05d}", row))
     return rows
+
+
+def _of_lists(paths: Sequence[Path]) -> list[tuple[str, dict[str, Any]]]:
+    """WISE's prompts, in the order of their ids."""
+    found: dict[int, dict[str, Any]] = {}
+    for path in paths:
+        try:
+            rows = json.loads(_text(path))
+            own = [(row["prompt_id"], {**row, "prompt": row["Prompt"].strip()}) for row in rows]
+            assert isinstance(rows, list)
+            assert all(type(number) is int for number, _ in own)
+        except (
+            *(ValueError, KeyError, TypeError, AttributeError),
+            *(AssertionError, RecursionError),
+        ) as error:
+            raise DataError(
+                str(path), "is not a list of prompts", 'write [{"prompt_id": 1, "Prompt": "..."}]'
+            ) from error
+        for number, row in own:
+            if number in found:
+                raise DataError(str(path), f"has the prompt {number} again", "give each id once")
+            found[number] = row
+    return [(str(number), row) for number, row in sorted(found.items())]
 
 
 def _text(path: Path) -> str:
