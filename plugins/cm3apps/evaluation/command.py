@@ -159,7 +159,7 @@ def _configure_exchange(parts: Any) -> None:
     )
     one.add_argument(
         "what",
-        choices=["geneval", "dpg", "t2i-compbench", "wise", "adm-npz", "hub"],
+        choices=["geneval", "dpg", "t2i-compbench", "wise", "imgedit", "adm-npz", "hub"],
         help="the benchmark",
     )
     one.add_argument("folder", type=Path, metavar="FOLDER", help="folder of an evaluation")
@@ -174,7 +174,7 @@ def _configure_exchange(parts: Any) -> None:
     one = _part(parts, "import", "print the scores from another benchmark's own scorer", _import)
     one.add_argument(
         "what",
-        choices=["geneval", "dpg", "t2i-compbench", "wise", "adm"],
+        choices=["geneval", "dpg", "t2i-compbench", "wise", "imgedit", "adm"],
         help="the benchmark",
     )
     one.add_argument(

@@ -24,7 +24,7 @@ import torch
 
 import cm3core
 from cm3apps.evaluation import leakage, measured
-from cm3apps.evaluation.made import Made, make, model_keys, take_pictures
+from cm3apps.evaluation.made import Made, check_tuned, make, model_keys, take_pictures
 from cm3apps.evaluation.measured import bounding_pictures
 from cm3apps.evaluation.tasks.base import Task
 from cm3core._version import OUR_DISTRIBUTIONS
@@ -127,6 +127,12 @@ class Evaluation:
     allow_leaks: bool = False
     allow_reranker: bool = False
 
+    def __post_init__(self) -> None:
+        if (
+            self.task.makes == "edits"
+        ):  # the defaults of `Model.edit`, which are told with the model
+            self.options = {"num_retrieved": 0, "num_candidates": 1, **self.options}
+
     def run(self) -> dict[str, Any]:
         """Run or resume; return the content of scores.json."""
         busy = CM3Error(
@@ -151,6 +157,7 @@ class Evaluation:
         found = [one.extractor for one in scored if one.extractor is not None]
         checks: dict[str, Any] = {}
         if self.model is not None:
+            check_tuned(self.model, self.task)
             leakage.check_extractors(self.model, found, self.options, allowed=self.allow_reranker)
             checks = leakage.check_memory(
                 self.model, self.task, self.options, allowed=self.allow_leaks

@@ -65,6 +65,7 @@ def export(what: str, folder: Path, out: Path) -> Path:
         "dpg": _dpg,
         "t2i-compbench": _compbench,
         "wise": _wise,
+        "imgedit": _imgedit,
     }
     with new_place(out) as place:
         place.mkdir()
@@ -142,6 +143,18 @@ def _wise(folder: Path, out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             save_png(path, open_image(folder / row["picture"]))
 
 
+def _imgedit(folder: Path, out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Edited pictures, named by the keys of the edits."""
+    for row in rows:
+        if "edit_type" not in row.get("metadata", {}):
+            raise DataError(
+                str(folder),
+                f"has no edit of ImgEdit in its sample {row['key'][:60]!r}",
+                "evaluate by the protocol imgedit-v1",
+            )
+        save_png(out / f"{row['key']}.png", open_image(folder / row["picture"]))
+
+
 def _file_name(text: str) -> str:
     """A text as a file name, which T2I-CompBench's scorer splits at the last underscore."""
     return re.sub(r"[/\\\0\n]", " ", text).strip(". ")[:200] or "sample"
@@ -178,6 +191,7 @@ def import_scores(what: str, path: Path) -> list[tuple[str, str]]:
         "t2i-compbench": _from_compbench,
         "adm": _from_adm,
         "wise": _from_wise,
+        "imgedit": _from_imgedit,
     }
     try:
         found = readers[what]("\n".join(one.read_text(encoding="utf-8") for one in texts))
@@ -238,6 +252,14 @@ def _from_wise(text: str) -> dict[str, float]:
     if len(means) == len(WISE):
         found["wise"] = sum(means[name] * weight for name, (_, weight) in WISE.items())
     return found
+
+
+def _from_imgedit(text: str) -> dict[str, float]:
+    """The file of step2_typescore.py: the mean of each type of edit, 1 to 5; and the mean of these means."""
+    means = {f"imgedit {name}": float(value) for name, value in sorted(json.loads(text).items())}
+    if not all(1 <= value <= 5 for value in means.values()):
+        raise ValueError("a score is not 1 to 5")
+    return {**means, "imgedit": float(np.mean([*means.values()]))} if means else {}
 
 
 def _from_adm(text: str) -> dict[str, float]:

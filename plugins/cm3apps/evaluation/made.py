@@ -110,6 +110,16 @@ class Made:
         return path.is_file() and sha256_file(path) == sha256
 
 
+def check_tuned(model: Model, task: Task) -> None:
+    """Raise `DataError` for a model that was never taught what a task asks for."""
+    if task.makes == "edits" and not model.tasks.names:
+        raise DataError(
+            "the model",
+            "was not tuned for edits; its results would be meaningless",
+            "tune it (docs/tuning.md), or evaluate another one",
+        )
+
+
 def make(model: Model, made: Made, seed: int, options: dict[str, Any]) -> None:
     """Generate the missing samples.
 
@@ -120,7 +130,7 @@ def make(model: Model, made: Made, seed: int, options: dict[str, Any]) -> None:
         options: keyword arguments of the model's methods.
     """
     missing = made.missing()
-    if made.task.makes == "pictures":
+    if made.task.makes in ("pictures", "edits"):
         _make_pictures(model, made, missing, seed, options)
     else:
         _make_texts(model, made, missing, seed, options)
@@ -133,13 +143,10 @@ def _make_pictures(
 
     def jobs() -> Iterator[Any]:
         for index in missing:
-            own, _ = model.image_jobs(
-                [samples[index].prompt], 1, seed=seed + index, truncate=True, draw=True, **options
-            )
-            yield from own
+            yield from _picture_jobs(model, made.task, samples[index], seed + index, options)
 
     if missing:  # refuse wrong options before the bar is shown
-        model.image_jobs([samples[missing[0]].prompt], 1, seed=seed, truncate=True, **options)
+        _picture_jobs(model, made.task, samples[missing[0]], seed, options)
     with make_bar(desc="generating", total=len(missing), unit="picture") as bar:
         for index, picture in zip(missing, results(model.engine, jobs()), strict=True):
             path = made.picture_path(index)
@@ -154,6 +161,19 @@ def _make_pictures(
                 row["choice"] = {"index": picture.choice.index, "scores": picture.choice.scores}
             made.add(index, row)
             bar.update(1)
+
+
+def _picture_jobs(
+    model: Model, task: Task, sample: Sample, seed: int, options: dict[str, Any]
+) -> Iterator[Any]:
+    if task.makes == "pictures":
+        return model.image_jobs([sample.prompt], 1, seed=seed, truncate=True, draw=True, **options)[
+            0
+        ]
+    assert sample.picture is not None
+    return model.edit_jobs(sample.picture(), sample.prompt, 1, seed=seed, truncate=True, **options)[
+        0
+    ]
 
 
 def _make_texts(

@@ -11,12 +11,17 @@ import pytest
 import yaml
 
 from cm3apps.cli.main import main
+from cm3apps.evaluation.evaluating import Evaluation
 from cm3apps.evaluation.exchange import export, import_scores
 from cm3apps.evaluation.made import Made
+from cm3apps.evaluation.shipped import find_protocol
+from cm3apps.evaluation.tasks.edits import open_edits
 from cm3apps.evaluation.tasks.prompts import open_prompts
 from cm3core.errors import CM3Error, DataError
 from cm3core.images import open_image, save_png
 from cm3core.plugins import load_registry
+from cm3plugins.tasks.bundled import TASKS
+from cm3run.checkpoint import TunedTasks
 from messages import tells
 from toy_model import FirstRetriever, toy_model
 
@@ -109,6 +114,11 @@ FILES: list[tuple[str, str, dict[str, str]]] = [
         "adm",
         "warming up\nInception Score: 12.5\nFID: 7.25\nsFID: 5\n",
         {"is": "12.5", "fid-adm": "7.25", "sfid-adm": "5"},
+    ),
+    (
+        "imgedit",
+        '{"style": 3.5, "adjust": 2}',
+        {"imgedit adjust": "2", "imgedit style": "3.5", "imgedit": "2.75"},
     ),
     (
         "dpg",
@@ -388,9 +398,6 @@ def test_wise_scores_by_hand(tmp_path: Path) -> None:
 
 def test_prompts_without_pictures_are_drawn_by_a_model_that_retrieves(tmp_path: Path) -> None:
     """Its memory can have none of the references, as there are none."""
-    from cm3apps.evaluation.evaluating import Evaluation
-    from cm3apps.evaluation.shipped import find_protocol
-
     protocol = find_protocol("wise-v1")
     data = wise_lists(tmp_path / "data")
     task = open_prompts(
@@ -412,3 +419,66 @@ def test_prompts_without_pictures_are_drawn_by_a_model_that_retrieves(tmp_path: 
         "2.png",
         "801.png",
     ]
+
+
+def edits(folder: Path) -> Path:
+    """Two of ImgEdit's edits, of one picture."""
+    save_png(folder / "animal" / "a.png", np.full((8, 8, 3), 90, np.uint8))
+    rows = {
+        "1082": {"id": "animal/a.png", "prompt": "make it red", "edit_type": "adjust"},
+        "673": {"id": "animal/a.png", "prompt": "as a woodcut", "edit_type": "style"},
+    }
+    (folder / "basic_edit.json").write_text(json.dumps(rows))
+    return folder
+
+
+def test_edits_of_a_benchmark_are_made_and_named_by_their_keys(tmp_path: Path) -> None:
+    """Those of the Python API, with the seeds of the protocol."""
+    protocol, model = find_protocol("imgedit-v1"), toy_model(max_text_tokens=60)
+    keys = {key: value for key, value in protocol.task.items() if key != "name"}
+    task = open_edits(keys, size=None, data=edits(tmp_path / "data"), model=None, registry=None)
+    assert task.measurement["judge"] == "gpt-4o", "another judge has another hash"
+    evaluation = Evaluation(protocol, task, load_registry(), tmp_path / "eval", model=model)
+    with pytest.raises(DataError) as caught:
+        evaluation.run()
+    tells(caught.value, "the model: was not tuned for edits ... next: tune it")
+    model.tasks = TunedTasks({"edit": TASKS["edit"]()})
+    scores = evaluation.run()
+    assert (scores["model"]["num_retrieved"], scores["model"]["num_candidates"]) == (0, 1)
+    out = export("imgedit", tmp_path / "eval", tmp_path / "out")
+    assert sorted(one.name for one in out.iterdir()) == ["1082.png", "673.png"]
+    source = np.full((8, 8, 3), 90, np.uint8)
+    [second] = model.edit(source, "as a woodcut", 1, seed=protocol.seed + 1)
+    assert (open_image(out / "673.png") == second.pixels).all()
+
+
+def test_files_of_edits_that_are_refused(finished: Path, tmp_path: Path) -> None:
+    data = edits(tmp_path / "data")
+    given: dict[str, Any] = {"size": None, "model": None, "registry": None}
+    path = data / "basic_edit.json"
+    for text, message in (
+        ("[]", "is not a file of edits ... next: write"),
+        ('{"a": {"id": "../a.png", "prompt": "x"}}', "is not a file of edits"),
+        ('{"a": {"id": "/etc/a.png", "prompt": "x"}}', "is not a file of edits"),
+        ('{"../a": {"id": "animal/a.png", "prompt": "x"}}', "is not a file of edits"),
+        ('{"a": {"id": "animal/a.png", "prompt": " "}}', "is not a file of edits"),
+        ("{}", "has no edits"),
+    ):
+        path.write_text(text)
+        with pytest.raises(DataError) as caught:
+            open_edits({}, data=data, **given)
+        tells(caught.value, f"{path}: {message}")
+    path.write_text('{"a": {"id": "animal/b.png", "prompt": "x"}}')
+    with pytest.raises(DataError) as caught:
+        open_edits({}, data=data, **given)
+    tells(caught.value, f"{path}, edit a: names ... which is not there")
+    path.unlink()
+    with pytest.raises(DataError) as caught:
+        open_edits({}, data=data, **given)
+    tells(caught.value, f"{path}: can't be read")
+    with pytest.raises(DataError) as caught:
+        open_edits({}, data=None, **given)
+    tells(caught.value, "this protocol: needs the benchmark's folder")
+    with pytest.raises(DataError) as caught:
+        export("imgedit", finished, tmp_path / "none")
+    tells(caught.value, f"{finished}: has no edit of ImgEdit in its sample ... imgedit-v1")

@@ -5,6 +5,7 @@ coco           COCO captions to pictures
 captions       COCO pictures to captions (Karpathy's split)
 vqa            questions about COCO pictures
 prompts        prompts of another benchmark, for its own scorer
+edits          pictures and instructions of another benchmark, for its own scorer
 scenes         prompts whose pictures an exact checker can judge
 """
 
@@ -46,7 +47,7 @@ def open_task(
     Raises:
         DataError: an unknown task or key, missing files, too few samples.
     """
-    from cm3apps.evaluation.tasks import coco, documents, prompts
+    from cm3apps.evaluation.tasks import coco, documents, edits, prompts
 
     tasks: dict[str, Callable[..., Task]] = {
         "documents": partial(documents.open_documents, writer=writer),
@@ -54,6 +55,7 @@ def open_task(
         "captions": coco.open_captions,
         "vqa": coco.open_vqa,
         "prompts": prompts.open_prompts,
+        "edits": edits.open_edits,
         "scenes": prompts.open_scenes,
     }
     name = values["name"]

@@ -12,7 +12,7 @@ from cm3core.errors import DataError, close_match
 from cm3run.evaluation.protocol import sha256_of
 
 #: The model's result: a picture for a prompt, a caption of a picture, an answer to a question.
-Makes = Literal["pictures", "captions", "answers"]
+Makes = Literal["pictures", "edits", "captions", "answers"]
 #: The real pictures of a ranking, the right one first: the name of each, and a function that loads
 #: it.
 Candidates: TypeAlias = Sequence[tuple[str, Callable[[], PixelArray]]]
@@ -26,8 +26,8 @@ class Sample:
 
     Args:
         key: its name, the same in every run.
-        prompt: the prompt, or the question for an answer.
-        picture: loads the reference picture, or the picture to caption or ask about; None if
+        prompt: the prompt, the instruction of an edit, or the question for an answer.
+        picture: loads the reference picture, or the picture to edit, to caption or to ask about; None if
             there is none.
         picture_key: the picture's name: content keys of the reference.
         references: captions or answers written by people.
@@ -187,6 +187,14 @@ TASKS: Mapping[str, tuple[str, Mapping[str, TaskKey]]] = {
     "prompts": (
         "prompts of another benchmark, for its own scorer",
         {"repeat": TaskKey(4, "pictures per prompt")},
+    ),
+    "edits": (
+        "edits of another benchmark, for its own scorer",
+        {
+            "file": TaskKey("basic_edit.json", "file of the instructions in `--data`"),
+            "images": TaskKey(".", "folder of the pictures in `--data`"),
+            "judge": TaskKey(None, "the judge that its scorer asks; with another, hashes differ"),
+        },
     ),
     "scenes": (
         "prompts whose pictures an exact checker can judge",
