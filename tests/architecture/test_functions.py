@@ -77,11 +77,8 @@ LEFT = {
         cm3plugins/attention/xformers.py: XFormersAttention.attend
     """,
     "declares options or fields, one statement each": """
-        cm3apps/server/command.py: configure
         cm3lab/benchmarks/decode/command.py: configure
         cm3lab/benchmarks/retrieval/command.py: configure
-        cm3lab/experiments/tuning/command.py: configure
-        cm3apps/cli/chat.py: configure
         cm3apps/server/field_tables.py: picture_fields
         cm3apps/server/field_tables.py: sampling_fields
     """,

@@ -48,6 +48,13 @@ def steps(job: dict[str, Any]) -> str:
     return "\n".join(step.get("run", "") for step in job["steps"])
 
 
+def first(pattern: str, text: str) -> str:
+    """The first group of a pattern, whose `^` and `$` are the ends of lines; it must be found."""
+    found = re.search(pattern, text, re.MULTILINE)
+    assert found is not None, pattern
+    return str(found[1])
+
+
 # What is stated
 
 
@@ -93,7 +100,7 @@ def test_every_licence_of_the_wheel_is_in_its_expression_and_every_text_is_named
     assert texts <= named
     # MIT-emojilib.txt, Apache-2.0.txt, ...
     kinds = {
-        re.match(r"(MIT|ISC|Apache-2\.0|CC-BY-4\.0)", path.name)[1]  # type: ignore[index]  # no match fails too
+        first(r"\A(MIT|ISC|Apache-2\.0|CC-BY-4\.0)", path.name)
         for path in texts
         if path.suffix == ".txt"
     }
@@ -125,7 +132,7 @@ def test_ci_is_what_ci_run_does() -> None:
         "run",
     ]
     assert steps(job).strip().startswith(".ci/run ${{")
-    modes = set(re.search(r"^    (within.*)\) ;;$", RUN, re.MULTILINE)[1].split(" | "))  # type: ignore[index]  # as above
+    modes = set(first(r"^    (within.*)\) ;;$", RUN).split(" | "))
     listed = job["strategy"]["matrix"]["include"]
     assert {one["versions"] for one in listed} | {"full"} == modes
     assert "'full' || matrix.versions" in steps(job)
@@ -181,9 +188,9 @@ def test_ci_run_builds_and_tries_what_a_release_does() -> None:
 
 
 def test_hooks_before_commits_are_the_static_checks() -> None:
-    static = re.search(r'echo "== static checks"\n(.*?)\necho', RUN, re.DOTALL)[1]  # type: ignore[index]  # as above
+    static = first(r'echo "== static checks"\n((?:.*\n)*?)echo', RUN)
     told = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    told = re.search(r"^(ruff check .*)$", told, re.MULTILINE)[1]  # type: ignore[index]  # as above
+    told = first(r"^(ruff check .*)$", told)
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
     entries = {
         hook["id"]: hook["entry"].replace(" --force-exclude", "")

@@ -34,6 +34,14 @@ Without --message and --conversations it reads lines: messages, or commands such
 
 def configure(parser: ArgumentParser) -> None:
     """Add the message, the kind of reply, and the options."""
+    _add_conversation(parser)
+    _add_replies(parser)
+    add_loading_options(parser)
+    parser.set_defaults(bank=None, retriever=None)
+
+
+def _add_conversation(parser: ArgumentParser) -> None:
+    """What is said, and what the model was tuned for."""
     grouped(parser, INPUT).add_argument(
         "--message", metavar="TEXT", help="send this message, print the reply and exit"
     )
@@ -54,11 +62,19 @@ def configure(parser: ArgumentParser) -> None:
         help="reply to each conversation of a JSON Lines file and write replies.jsonl; the "
         "same command resumes after an interruption",
     )
-    grouped(parser, OUTPUT).add_argument(
-        "--json",
-        action="store_true",
-        help="print the finished reply to --message as JSON",
+    grouped(parser, INPUT).add_argument(
+        "--load", type=Path, metavar="FILE", help="continue a saved conversation"
     )
+    grouped(parser, MODEL).add_argument(
+        "--force",
+        action="store_true",
+        help="run even if the model was not tuned for conversations; its replies are then "
+        "meaningless",
+    )
+
+
+def _add_replies(parser: ArgumentParser) -> None:
+    """Replies, and where they go."""
     grouped(parser, RESULTS).add_argument(
         "--answer",
         choices=["any", "text", "image"],
@@ -79,8 +95,10 @@ def configure(parser: ArgumentParser) -> None:
         metavar="N",
         help="maximum number of pictures in a reply (default: %(default)s)",
     )
-    grouped(parser, INPUT).add_argument(
-        "--load", type=Path, metavar="FILE", help="continue a saved conversation"
+    grouped(parser, OUTPUT).add_argument(
+        "--json",
+        action="store_true",
+        help="print the finished reply to --message as JSON",
     )
     grouped(parser, OUTPUT).add_argument(
         "--save", type=Path, metavar="FILE", help="save the conversation at the end (JSON)"
@@ -94,14 +112,6 @@ def configure(parser: ArgumentParser) -> None:
         help="folder for the pictures of replies, chat-000.png, chat-001.png, ...; existing "
         "files are kept (default: %(default)s)",
     )
-    grouped(parser, MODEL).add_argument(
-        "--force",
-        action="store_true",
-        help="run even if the model was not tuned for conversations; its replies are then "
-        "meaningless",
-    )
-    add_loading_options(parser)
-    parser.set_defaults(bank=None, retriever=None)
 
 
 def run(args: Namespace) -> int:

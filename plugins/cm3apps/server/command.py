@@ -61,6 +61,16 @@ def configure(parser: ArgumentParser) -> None:
         "completions under /v1. All clients share one engine."
     )
     parser.epilog, parser.formatter_class = EXAMPLE, RawDescriptionHelpFormatter
+    _add_models(parser)
+    _add_address(parser)
+    add_limits(parser)
+    _add_device(parser)
+    add_trust(parser)
+    grouped(parser, OUTPUT).add_argument("--quiet", action="store_true", help="log failures only")
+    parser.set_defaults(run=run)
+
+
+def _add_models(parser: ArgumentParser) -> None:
     grouped(parser, MODEL).add_argument(
         "--model",
         action="append",
@@ -77,6 +87,17 @@ def configure(parser: ArgumentParser) -> None:
         help="memory bank that the model NAME (default: the first) retrieves from, instead of "
         "its data set; may be given several times",
     )
+    grouped(parser, MODEL).add_argument(
+        "--force",
+        action="append",
+        default=[],
+        choices=("edit", "ask"),
+        help="accept edits or questions even for models that are not known to be tuned for "
+        "them; the results are then meaningless",
+    )
+
+
+def _add_address(parser: ArgumentParser) -> None:
     grouped(parser, ADDRESS).add_argument(
         "--host",
         default="127.0.0.1",
@@ -103,15 +124,9 @@ def configure(parser: ArgumentParser) -> None:
         metavar="NAME",
         help="another host name of the server, for example behind a proxy",
     )
-    add_limits(parser)
-    grouped(parser, MODEL).add_argument(
-        "--force",
-        action="append",
-        default=[],
-        choices=("edit", "ask"),
-        help="accept edits or questions even for models that are not known to be tuned for "
-        "them; the results are then meaningless",
-    )
+
+
+def _add_device(parser: ArgumentParser) -> None:
     add_device(parser, "where the decoders and the image tokenizers run")
     grouped(parser, DEVICE).add_argument(
         "--threads",
@@ -128,9 +143,6 @@ def configure(parser: ArgumentParser) -> None:
         "CPU, else the stored precision)",
     )
     add_parallel(parser)
-    add_trust(parser)
-    grouped(parser, OUTPUT).add_argument("--quiet", action="store_true", help="log failures only")
-    parser.set_defaults(run=run)
 
 
 def add_limits(parser: ArgumentParser) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from cm3core.errors import CheckpointError, CM3Error, DataError
 
@@ -21,6 +21,7 @@ _DATASET = re.compile(
     re.ASCII,
 )
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+Kind: TypeAlias = Literal["model", "dataset"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Repo:
         path: a file, folder or pattern in a data set; "": all of it.
     """
 
-    kind: Literal["model", "dataset"]
+    kind: Kind
     id: str
     revision: str = ""
     path: str = ""
@@ -67,7 +68,7 @@ def is_address(text: object) -> bool:
     return _SCHEME.match(str(text)) is not None
 
 
-def repo_of(address: object, *, kind: Literal["model", "dataset"]) -> Repo:
+def repo_of(address: object, *, kind: Kind) -> Repo:
     """The repository that an address names.
 
     >>> repo_of("hf://me/bells@v2", kind="model")

@@ -71,8 +71,8 @@ def captioned(folder: Path, number: int = 3) -> Path:
 
 
 def write_parquet(path: Path, columns: dict[str, Any]) -> None:
-    tables = pytest.importorskip("pyarrow.parquet")
-    pyarrow = pytest.importorskip("pyarrow")
+    tables = pytest.importorskip("pyarrow.parquet", reason="the extra parquet is missing")
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra parquet is missing")
     tables.write_table(pyarrow.table(columns), path)
 
 

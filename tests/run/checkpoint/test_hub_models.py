@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from cm3apps.cli.main import main
 from cm3core.errors import CheckpointError, DataError, TrustError
 from cm3core.plugins import load_registry
-from cm3core.recipe import compose
 from cm3run.checkpoint import (
     export_model,
     find_checkpoint,
@@ -29,10 +28,11 @@ from cm3run.checkpoint import (
     read_state,
 )
 from cm3run.hub import repo_of
+from cm3run.hub.address import Kind
 from cm3run.model.model import load
-from cm3run.training import train
 from fake_hub import READER, FakeHub, fake_hub, files_of, forget_downloads
 from messages import tells
+from squares import exported_squares
 from strangers import rewrite
 
 PARTS = Path(__file__).parents[2] / "fixtures" / "train"
@@ -43,14 +43,7 @@ NAME = "hf://me/squares"
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    recipe = compose(
-        str(PARTS / "squares.yaml"),
-        ["train.steps=1", "train.validation_splits=[]", "decoder.context_length=128"],
-        registry=REGISTRY,
-    )
-    out = tmp_path_factory.mktemp("run") / "out"
-    train(recipe, out, REGISTRY, progress=False)
-    return export_model(out, tmp_path_factory.mktemp("export") / "model", "fp32")
+    return exported_squares(tmp_path_factory.mktemp("squares"), REGISTRY)
 
 
 @pytest.fixture
@@ -88,8 +81,8 @@ def says(error: CheckpointError, *words: str) -> bool:
         ("hf://datasets/me/a@refs/pr/3/b", ("dataset", "me/a", "refs/pr/3", "b")),
     ],
 )
-def test_what_an_address_names(address: str | Path, repo: tuple[str, ...]) -> None:
-    found = repo_of(address, kind=repo[0])  # type: ignore[arg-type]  # one of the two
+def test_what_an_address_names(address: str | Path, repo: tuple[Kind, str, str, str]) -> None:
+    found = repo_of(address, kind=repo[0])
     assert (found.kind, found.id, found.revision, found.path) == repo
 
 

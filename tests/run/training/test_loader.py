@@ -370,16 +370,19 @@ def step_loader(folder: Path) -> BatchLoader:
     return BatchLoader(make_data(folder), rows)
 
 
-def test_what_making_batches_raises_comes_with_the_next_step(tmp_path: Path) -> None:
+def test_what_making_batches_raises_comes_with_the_next_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """... and not before, so that the step that was computed meanwhile is not lost."""
-    loader = AheadLoader(step_loader(tmp_path))
+    plain = step_loader(tmp_path)
+    loader = AheadLoader(plain)
     loader.next_step()
     before = loader.state_dict()
 
     def broken() -> list[TrainingBatch]:
         raise DataError("shard 7", "is gone", "bring it back")
 
-    loader._loader.next_step = broken  # type: ignore[method-assign]  # as a disk would fail
+    monkeypatch.setattr(plain, "next_step", broken)
     loader.begin()
     loader.wait()
     assert loader.state_dict() == before

@@ -18,14 +18,13 @@ from cm3apps.cli.main import main
 from cm3core.errors import CM3Error, TrustError
 from cm3core.plugins import Registry, load_registry
 from cm3core.plugins.kinds import KINDS
-from cm3core.recipe import compose
 from cm3run.checkpoint import export_model, find_model, open_checkpoint
 from cm3run.model.model import load
-from cm3run.training import train
 from cm3run.trust import trust_of
 from cm3run.trust.reach import reaches_of, undeclared_keys
 from fake_hub import fake_hub, files_of, use_hub
 from messages import tells
+from squares import exported_squares
 from strangers import Watch, hostile_section, rewrite, watched
 
 PARTS = Path(__file__).parents[2] / "fixtures" / "train"
@@ -49,14 +48,7 @@ REGISTRY = load_registry([PARTS / "train_parts.py"], environ={})
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that reaches nothing."""
-    recipe = compose(
-        str(PARTS / "squares.yaml"),
-        ["train.steps=1", "train.validation_splits=[]", "decoder.context_length=128"],
-        registry=REGISTRY,
-    )
-    out = tmp_path_factory.mktemp("run") / "out"
-    train(recipe, out, REGISTRY, progress=False)
-    return export_model(out, tmp_path_factory.mktemp("export") / "model", "fp32")
+    return exported_squares(tmp_path_factory.mktemp("squares"), REGISTRY)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@ standard deviation where there are several, otherwise with the standard error ov
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,10 @@ import numpy as np
 from cm3apps.markdown_text import code, plain
 from cm3core.files import atomic_path, write_text
 from cm3lab.experiments.judged.judging import BESIDE, SCORES
+from cm3lab.experiments.retrieval.report import by_arm
 
 #: What a table shows of a run: arm, seed, judged icons by split, ...
-Run = Mapping[str, Any]
-
-
-def by_arm(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """The runs of each arm, in order."""
-    found: dict[str, list[Run]] = defaultdict(list)
-    for run in runs:
-        found[run["arm"]].append(run)
-    return found
+Run = dict[str, Any]
 
 
 def mean(values: Sequence[Sequence[float | None]], digits: int = 0) -> str:

@@ -43,6 +43,22 @@ def configure(parser: ArgumentParser) -> None:
         metavar="MODEL",
         help="model to tune: a run, a checkpoint, an exported model, PLUGIN:NAME or hf://USER/NAME (default: %(default)s)",
     )
+    _add_measured(parser)
+    parser.add_argument(
+        "--set",
+        nargs=2,
+        action="append",
+        default=[],
+        dest="own",
+        metavar=("ARM", "KEY=VALUE"),
+        help="override of the recipe for one arm; can be repeated",
+    )
+    add_training_options(parser, ARMS, None, recipe="icons-tuned", out="cm3-tuning")
+    parser.set_defaults(run=run)
+
+
+def _add_measured(parser: ArgumentParser) -> None:
+    """How long each arm is tuned, and what is measured of it."""
     parser.add_argument(
         "--minutes",
         type=real_number(0, 1e6, above=True),
@@ -80,17 +96,6 @@ def configure(parser: ArgumentParser) -> None:
         metavar="TASK",
         help=f"tasks to generate or answer, for icon models: {', '.join(TASKS)} (default: edit answer)",
     )
-    parser.add_argument(
-        "--set",
-        nargs=2,
-        action="append",
-        default=[],
-        dest="own",
-        metavar=("ARM", "KEY=VALUE"),
-        help="override of the recipe for one arm; can be repeated",
-    )
-    add_training_options(parser, ARMS, None, recipe="icons-tuned", out="cm3-tuning")
-    parser.set_defaults(run=run)
 
 
 def run(args: Namespace) -> int:
