@@ -146,9 +146,11 @@ class Outbox:
         if isinstance(one, bytes):
             self._all.in_memory -= len(one)
             return one
-        data = await asyncio.to_thread(self._read_again, one, self._read)
-        self._read += one
-        self._all.in_files -= one
+        try:
+            data = await asyncio.to_thread(self._read_again, one, self._read)
+        finally:  # the client may leave meanwhile, and `close` does not see this piece anymore
+            self._read += one
+            self._all.in_files -= one
         if (
             self._file is not None and self._read == self._written
         ):  # others need the room on the disk

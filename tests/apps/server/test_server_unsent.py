@@ -69,6 +69,49 @@ def test_files_are_used_when_memory_is_full_and_have_an_end_too() -> None:
     assert (own.in_memory, own.in_files) == (0, 0)
 
 
+@given(st.lists(st.binary(max_size=90), max_size=12), st.integers(0, 90), st.integers(0, 40))
+def test_nothing_is_held_whenever_the_client_leaves(
+    pieces: list[bytes], memory: int, turns: int
+) -> None:
+    own = unsent(memory, 1 << 20)
+
+    async def respond(outbox: Outbox) -> None:
+        try:
+            for piece in pieces:
+                await outbox.put(piece)
+            outbox.end()
+            while await outbox.get() is not None:
+                await asyncio.sleep(0)
+        finally:
+            outbox.close()
+
+    async def main() -> None:
+        response = asyncio.create_task(respond(Outbox(own, 7)))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        response.cancel()
+        await asyncio.gather(response, return_exceptions=True)
+
+    asyncio.run(main())
+    assert (own.in_memory, own.in_files) == (0, 0)
+
+
+def test_a_piece_is_given_back_whose_client_left_while_it_was_read() -> None:
+    own = unsent(0, 400)
+
+    async def main() -> None:
+        outbox = Outbox(own)
+        await outbox.put(b"f" * 60)
+        reading = asyncio.create_task(outbox.get())
+        await asyncio.sleep(0)
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        outbox.close()
+
+    asyncio.run(main())
+    assert own.in_files == 0
+
+
 def test_a_disk_that_is_full_ends_the_answer(monkeypatch: Any) -> None:
     def full(*_: Any, **__: Any) -> Any:
         raise OSError(28, "No space left on device")
