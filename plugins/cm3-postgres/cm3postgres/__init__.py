@@ -2,7 +2,8 @@
 
     options.py     the recipe's keys; light
     config.py      the config, which builds the retriever; light
-    connection.py  a connection that is reopened when it is lost
+    pool.py        the connections of a process
+    connection.py  work with one of them, which is reopened when it is lost
     schema.py      the tables, and creating them
     rows.py        converts documents to rows of the table, and back
     memory.py      the database as a source of documents; adding and removing them

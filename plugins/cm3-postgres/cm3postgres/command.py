@@ -242,7 +242,7 @@ def _add_filter(parser: ArgumentParser) -> None:
 def _options(args: Namespace) -> ConnectionOptions:
     from cm3postgres import ConnectionOptions
 
-    names = {item.name for item in fields(ConnectionOptions)}
+    names = {item.name for item in fields(ConnectionOptions)} - {"num_connections"}  # one thread
     options = ConnectionOptions(**{name: getattr(args, name) for name in names})
     options.check_connection("--")
     return options

@@ -1,4 +1,4 @@
-"""A connection to PostgreSQL that is reopened when it is lost, for a limited time."""
+"""Connections to PostgreSQL that are reopened when they are lost, for a limited time."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import psycopg
-from pgvector.psycopg import register_vector
 
 from cm3core.errors import CM3Error, DatabaseError
+from cm3postgres.pool import Connection, Connections
 
 if TYPE_CHECKING:
     from cm3postgres.options import ConnectionOptions
 
-Connection = psycopg.Connection[tuple[object, ...]]
 T = TypeVar("T")
 
 #: Seconds before the first retry, doubled for each further one up to the second number.
@@ -46,20 +46,32 @@ _STEPS = {
 }
 
 
+@dataclass
+class _Use:
+    """One use of a connection: the connection once there is one, until when the server may be silent, and whether
+    it was silent for longer."""
+
+    connection: Connection | None = None
+    until: float = 0.0
+    silent: bool = False
+
+
 class Database:
-    """A process's connection to a memory's database. Threads take turns.
+    """A process's connections to a memory's database, one for each of the threads that use it at a time.
+
+    Copies in other processes (pickled or forked) open connections of their own.
 
     Args:
-        options: its address and time limits.
+        options: address, number of connections and time limits.
     """
 
     def __init__(self, options: ConnectionOptions) -> None:
         self.options = options
-        self._lock = threading.RLock()
-        self._connection: Connection | None = None
-        self._process = os.getpid()
-        self._until = 0.0
-        self._silent = False  # the watchdog closed the connection
+        self._connections = Connections(options)
+        self._current = threading.local()
+
+    def __reduce__(self) -> tuple[type[Database], tuple[ConnectionOptions]]:
+        return type(self), (self.options,)
 
     @property
     def place(self) -> str:
@@ -79,93 +91,73 @@ class Database:
             f" ({', '.join(named)})" if named else ""
         )
 
-    def run(self, work: Callable[[Connection], T], *, limited: bool = True) -> T:
-        """Call `work` with the connection, inside a transaction. If the connection is lost, it is called
+    def run(
+        self, work: Callable[[Connection], T], *, limited: bool = True, pipelined: bool = False
+    ) -> T:
+        """Call `work` with a connection, inside a transaction. If the connection is lost, it is called
         again, so it must depend only on the database.
 
         Args:
             work: called with the connection.
             limited: the connection counts as lost if the server does not answer for `timeout_seconds`.
+            pipelined: `work` runs in psycopg's pipeline mode, which sends the transaction's begin together with its
+                first statements, without waiting for an answer to each; it must not use COPY.
 
         Raises:
-            DatabaseError: the server can't be reached within `retry_seconds`, or rejects the statement.
+            DatabaseError: the server can't be reached within `retry_seconds`, or rejects the statement; or other
+                threads use all connections for `timeout_seconds`.
         """
-        with self._lock:
+        with self._connections.place() as free:
+            if not free:
+                raise self._exhausted()
             until, wait = time.monotonic() + self.options.retry_seconds, _FIRST_WAIT
             while True:
+                use = _Use()
                 try:
-                    return self._once(work, limited)
+                    return self._once(work, use, limited, pipelined)
                 except psycopg.Error as error:
-                    lost = self._is_lost(error)
-                    if lost:
-                        self._drop()
+                    lost = _is_lost(error, use)
+                    if use.silent:
+                        self._connections.close()  # the others wait for the same server
                     passing = lost or _PASSING.fullmatch(error.sqlstate or "") is not None
                     if not passing or time.monotonic() + wait > until:
-                        raise self._refused(error, passing) from error
+                        raise self._refused(error, passing, use) from error
                 time.sleep(wait)
                 wait = min(2 * wait, _LONGEST_WAIT)
 
     def close(self) -> None:
-        """Close the connection; the next `run` opens it again."""
-        with self._lock:
-            self._drop()
+        """Close the connections; the next `run` opens one again."""
+        self._connections.close()
 
-    def _once(self, work: Callable[[Connection], T], limited: bool) -> T:
-        self._silent = False
-        connection = self._opened()
-        with self._watched(connection, limited), connection.transaction():
-            return work(connection)
-
-    def _opened(self) -> Connection:
-        if self._process != os.getpid():  # after a fork the connection belongs to the parent
-            self._connection, self._process = None, os.getpid()
-        if self._connection is None or self._connection.closed:
-            options = self.options
-            given = {
-                "service": options.service,
-                "host": options.host,
-                "port": options.port,
-                "dbname": options.database,
-                "user": options.user,
-            }
+    def _once(
+        self, work: Callable[[Connection], T], use: _Use, limited: bool, pipelined: bool
+    ) -> T:
+        with self._connections.taken() as connection:
+            use.connection = connection
+            self._current.use = use
             try:
-                connection: Connection = psycopg.connect(
-                    **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]  # keys of this config
-                    autocommit=True,  # `run` opens the transactions
-                    connect_timeout=max(2, round(options.timeout_seconds)),
-                    application_name="cm3leon",
-                    client_encoding="UTF8",
-                )
-            except UnicodeError as error:  # from the name lookup, before anything is sent
-                raise DatabaseError(
-                    f"host {options.host!r}" if options.host is not None else "PGHOST",
-                    "is not a valid server name",
-                    "correct the host (--host, retriever.host or PGHOST)",
-                ) from error
-            try:
-                with suppress(psycopg.ProgrammingError):  # the extension does not exist yet
-                    register_vector(connection)
-            except psycopg.Error:  # its own statements may be rejected, too
-                connection.close()
-                raise
-            self._connection = connection
-        return self._connection
+                inside = _pipelined(connection) if pipelined else connection.transaction()
+                with self._watched(connection, use, limited), inside:
+                    return work(connection)
+            finally:
+                if _is_gone(connection):
+                    connection.close()
 
     def answered(self) -> None:
-        """Restart the time limit; long work calls this whenever the server has answered."""
-        self._until = time.monotonic() + self.options.timeout_seconds
+        """Restart this thread's time limit; long work calls this whenever the server has answered."""
+        self._current.use.until = time.monotonic() + self.options.timeout_seconds
 
     @contextmanager
-    def _watched(self, connection: Connection, limited: bool) -> Iterator[None]:
+    def _watched(self, connection: Connection, use: _Use, limited: bool) -> Iterator[None]:
         """Close the connection if the server does not answer for `timeout_seconds`: a stopped server, or one
         behind a dead network, never does."""
+        self.answered()
         if not limited:
             yield
             return
-        self.answered()
         done = threading.Event()
         with socket.socket(fileno=os.dup(connection.fileno())) as line:
-            watch = threading.Thread(target=self._watch, args=(line, done), daemon=True)
+            watch = threading.Thread(target=_watch, args=(use, line, done), daemon=True)
             watch.start()
             try:
                 yield
@@ -173,28 +165,17 @@ class Database:
                 done.set()
                 watch.join()
 
-    def _watch(self, line: socket.socket, done: threading.Event) -> None:
-        while not done.wait(max(0.0, self._until - time.monotonic())):
-            if time.monotonic() >= self._until:
-                self._silent = True
-                with suppress(OSError):
-                    line.shutdown(socket.SHUT_RDWR)
-                return
+    def _exhausted(self) -> DatabaseError:
+        number = self.options.num_connections
+        used = "its connection is" if number == 1 else f"all {number:,} connections are"
+        return DatabaseError(
+            self.place,
+            f"{used} in use by other threads, after waiting for {self.options.timeout_seconds:g} s",
+            "raise retriever.num_connections, or send fewer requests at a time; or raise "
+            "retriever.timeout_seconds to wait longer",
+        )
 
-    def _is_lost(self, error: psycopg.Error) -> bool:
-        """Whether the connection is gone and a new one may help."""
-        if self._connection is None:
-            # a state means that the server answered
-            return error.sqlstate is None and _REFUSED.search(str(error)) is None
-        return self._connection.closed or self._connection.broken
-
-    def _drop(self) -> None:
-        if self._connection is not None and self._process == os.getpid():
-            with suppress(psycopg.Error):
-                self._connection.close()
-        self._connection = None
-
-    def _refused(self, error: psycopg.Error, passing: bool) -> CM3Error:
+    def _refused(self, error: psycopg.Error, passing: bool, use: _Use) -> CM3Error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         cause = error.diag.message_primary or lines[-1].strip()
         if isinstance(error, (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName)):
@@ -219,7 +200,7 @@ class Database:
                 "close other connections, or raise max_connections or the role's limit; or raise "
                 "retriever.retry_seconds to wait longer",
             )
-        if passing and self._silent:
+        if passing and use.silent:
             return DatabaseError(
                 place,
                 f"did not answer within {self.options.timeout_seconds:g} s, after retrying for "
@@ -244,7 +225,7 @@ class Database:
                 f"can't be reached, after retrying for {self.options.retry_seconds:g} s ({cause})",
                 "start the server, or correct host and port; raise retriever.retry_seconds to retry longer",
             )
-        if self._connection is None:
+        if use.connection is None:
             return DatabaseError(
                 place,
                 f"rejects the connection ({cause})",
@@ -254,3 +235,39 @@ class Database:
         return DatabaseError(
             self.place, f"rejected the statement: {cause}", "correct that, then repeat"
         )
+
+
+@contextmanager
+def _pipelined(connection: Connection) -> Iterator[None]:
+    """A transaction in pipeline mode. psycopg's own `transaction()` waits for an answer to each of its statements."""
+    try:
+        with connection.pipeline():
+            connection.execute("BEGIN")
+            yield
+            connection.execute("COMMIT")
+    except BaseException:
+        if not _is_gone(connection):
+            with suppress(psycopg.Error):
+                connection.rollback()
+        raise
+
+
+def _is_gone(connection: Connection) -> bool:
+    return connection.closed or connection.broken
+
+
+def _is_lost(error: psycopg.Error, use: _Use) -> bool:
+    """Whether the connection is gone and a new one may help."""
+    if use.connection is None:
+        # a state means that the server answered
+        return error.sqlstate is None and _REFUSED.search(str(error)) is None
+    return _is_gone(use.connection)
+
+
+def _watch(use: _Use, line: socket.socket, done: threading.Event) -> None:
+    while not done.wait(max(0.0, use.until - time.monotonic())):
+        if time.monotonic() >= use.until:
+            use.silent = True
+            with suppress(OSError):
+                line.shutdown(socket.SHUT_RDWR)
+            return

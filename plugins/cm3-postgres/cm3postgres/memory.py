@@ -38,8 +38,8 @@ from cm3run.bank.shard import BankDocument
 if TYPE_CHECKING:
     import numpy as np
 
-    from cm3postgres.connection import Connection
     from cm3postgres.options import ConnectionOptions
+    from cm3postgres.pool import Connection
     from cm3run.bank import Manifest
 
 #: Columns to write, in the order of `rows.row_of`.
@@ -107,6 +107,11 @@ class SharedMemory(Memory):
         self._length = 0
         self.refresh()
 
+    def __reduce__(
+        self,
+    ) -> tuple[type[SharedMemory], tuple[Database, Manifest, tuple[int, ...]]]:
+        return type(self), (self.database, self.manifest, self.version)
+
     @classmethod
     def open(cls, options: ConnectionOptions) -> SharedMemory:
         """Connect to an existing memory.
@@ -136,7 +141,7 @@ class SharedMemory(Memory):
         return self.database.place
 
     def close(self) -> None:
-        """Close the connection; it is reopened when needed."""
+        """Close the connections; they are reopened when needed."""
         self.database.close()
 
     def __len__(self) -> int:
@@ -354,7 +359,8 @@ class SharedMemory(Memory):
                     formatted(statement, self.database.options.schema), values, binary=True
                 ).fetchone()
                 or ()
-            )
+            ),
+            pipelined=True,
         )
 
     def _removed(self, index: int) -> DataError:

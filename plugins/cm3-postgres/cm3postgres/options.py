@@ -32,8 +32,13 @@ class ConnectionOptions:
         user: the user to connect as.
         schema: schema of the memory's tables; a database may have several memories.
         retry_seconds: how long to try to reopen a lost connection before raising an error.
-        timeout_seconds: a server that does not answer for this long counts as lost.
+        timeout_seconds: a server that does not answer for this long counts as lost. Also how long a request
+            waits if others use all connections.
+        num_connections: the most connections of a process. They are opened when threads need them, and an unused
+            one is closed after some minutes; one is enough for one thread.
     """
+
+    later_keys: ClassVar[tuple[str, ...]] = ("num_connections",)
 
     outside: ClassVar[Mapping[str, Outside]] = {
         "service": TEXT,
@@ -47,6 +52,7 @@ class ConnectionOptions:
         "port": (1, 65535),
         "retry_seconds": (0, 86400),
         "timeout_seconds": (0.1, 86400),
+        "num_connections": (1, 1000),
     }
 
     service: str | None = None
@@ -57,6 +63,7 @@ class ConnectionOptions:
     schema: str = "cm3_memory"
     retry_seconds: float = 10.0
     timeout_seconds: float = 30.0
+    num_connections: int = 8
 
     def check_connection(self, section: str = "retriever.") -> None:
         """Reject names that PostgreSQL can't have, and connection strings.

@@ -29,7 +29,8 @@ from cm3run.bank.manifest import ImageTokenizerMaker, Maker, Manifest
 from cm3run.bank.shard import LENGTH_TOLERANCE, BankDocument, code_type
 
 if TYPE_CHECKING:
-    from cm3postgres.connection import Connection, Database
+    from cm3postgres.connection import Database
+    from cm3postgres.pool import Connection
     from cm3run.bank.manifest import Manifest
 
 

@@ -25,8 +25,8 @@ from cm3postgres.schema import MOST_INDEXED, READ, formatted
 if TYPE_CHECKING:
     from cm3core.interfaces.embedder import Embedder
     from cm3plugins.retrievers.rules import FloatArray, RuleConfig
-    from cm3postgres.connection import Connection
     from cm3postgres.options import SearchOptions
+    from cm3postgres.pool import Connection
 
 RowArray = npt.NDArray[np.int64]
 #: pgvector's largest candidate list; the first version that continues if filters leave too few results.
@@ -83,7 +83,7 @@ class PgvectorRetriever(RuleRetriever):
 
         scores_QW = np.full((len(vectors_QE), width), -np.inf, np.float32)
         rows_QW = np.full(scores_QW.shape, NO_ROW, np.int64)
-        for place, rows in enumerate(self._shared.database.run(work)):
+        for place, rows in enumerate(self._shared.database.run(work, pipelined=True)):
             self._shared.keep(row[1:] for row in rows)
             scores_QW[place, : len(rows)] = [row[0] for row in rows]
             rows_QW[place, : len(rows)] = [row[1] for row in rows]
@@ -124,13 +124,12 @@ class PgvectorRetriever(RuleRetriever):
         found = []
         for start in range(0, len(places), _SENT):
             cursors = []
-            with connection.pipeline():
-                for place in places[start : start + _SENT]:
-                    cursor = connection.cursor(binary=True)
-                    cursor.execute(
-                        statement, {"query": vectors_QE[place], **self._filter.values}, prepare=True
-                    )
-                    cursors.append(cursor)
+            for place in places[start : start + _SENT]:
+                cursor = connection.cursor(binary=True)
+                cursor.execute(
+                    statement, {"query": vectors_QE[place], **self._filter.values}, prepare=True
+                )
+                cursors.append(cursor)
             found += [cursor.fetchall() for cursor in cursors]
             self._shared.database.answered()
         return found

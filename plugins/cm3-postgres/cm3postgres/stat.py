@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from cm3postgres.schema import VECTOR_INDEX, formatted
 
 if TYPE_CHECKING:
-    from cm3postgres.connection import Connection
     from cm3postgres.memory import SharedMemory
+    from cm3postgres.pool import Connection
 
 #: Number of a column's values to show, the most frequent first.
 NUM_VALUES = 10

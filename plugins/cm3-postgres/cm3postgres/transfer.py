@@ -28,8 +28,8 @@ from cm3run.progress import make_bar
 
 if TYPE_CHECKING:
     from cm3core.interfaces.dataset import DocumentSource
-    from cm3postgres.connection import Connection
     from cm3postgres.options import ConnectionOptions
+    from cm3postgres.pool import Connection
     from cm3run.bank.manifest import ShardInfo
     from cm3run.bank.shard import BankDocument
 

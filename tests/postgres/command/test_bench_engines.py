@@ -54,6 +54,33 @@ def test_the_server_is_measured_beside_the_bank(here, postgres, tmp_path):
     assert postgres.sql("SELECT to_regnamespace('cm3_bench')") == [(None,)], "nothing is left"
 
 
+@pytest.mark.slow
+def test_clients_are_measured_with_and_without_a_network(here, postgres, tmp_path, monkeypatch):
+    monkeypatch.setattr("cm3lab.benchmarks.retrieval.clients.SECONDS", 0.5)
+    out = tmp_path / "results.json"
+    options = ["--dimension", "16", "--clients", "4", "--latency", "30", "-o", str(out)]
+    assert main([*BENCH, *options]) == 0
+    rows = [row for row in json.loads(out.read_text())["results"] if row["part"] == "clients"]
+    shape = [(row["latency_ms"], row["threads"], row["connections"]) for row in rows]
+    assert shape == [(ms, *one) for ms in (0.0, 30.0) for one in ((1, 1), (4, 4), (4, 1))]
+    assert all(row["recall"] > 0.9 and 0 < row["ms"] <= row["ms_p99"] for row in rows)
+    one, many, _ = rows[3:]
+    assert one["ms"] > 60, "two answers a query, each 30 ms later"
+    assert many["queries_per_s"] > one["queries_per_s"]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--clients", "4"], "error: cm3 bench retrieval --clients: needs --postgres"),
+        (["--postgres", "--latency", "5"], "error: cm3 bench retrieval --latency: needs --clients"),
+    ],
+)
+def test_clients_need_a_server_and_latency_needs_clients(options, told, capsys):
+    assert main(["bench", "retrieval", *options]) == 2
+    assert tells(capsys.readouterr().err, told)
+
+
 def test_what_would_fail_after_minutes_is_refused_at_once(here, monkeypatch, capsys):
     monkeypatch.setattr(runner, "run_bank", None)
     assert main([*BENCH, "--dimension", "5000"]) == 2

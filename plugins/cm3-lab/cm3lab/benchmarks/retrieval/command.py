@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cm3apps.cli import registry_of, whole_number
+from cm3apps.cli import real_number, registry_of, whole_number
 from cm3core.errors import CM3Error, close_match
 from cm3plugins.retrievers.index.opening import INDEX_TYPES
 
@@ -26,6 +26,7 @@ EXAMPLE = """examples:
   cm3 bench retrieval --quick
   cm3 bench retrieval --threads 2 -o results/retrieval.json
   cm3 bench retrieval --num 100000 --index ivf --postgres --no-loader
+  cm3 bench retrieval --num 100000 --index ivf --postgres --clients 8 --latency 5 --no-loader
   cm3 bench retrieval --quick --index ivf --lancedb --qdrant --no-loader
   cm3 bench retrieval --num 100000 --dimension 768 --index ivf --index hnsw --no-loader"""
 PLACE = "cm3 bench retrieval"
@@ -66,6 +67,20 @@ def configure(parser: ArgumentParser) -> None:
         action="store_true",
         help="also measure PostgreSQL: fills the database named by PGHOST, PGDATABASE, ... "
         "(schema cm3_bench, removed afterwards)",
+    )
+    parser.add_argument(
+        "--clients",
+        type=whole_number(2, 1000),
+        metavar="N",
+        help="with --postgres: also measure N threads that ask at a time, compared with one",
+    )
+    parser.add_argument(
+        "--latency",
+        type=real_number(0, 10_000),
+        default=0.0,
+        metavar="MS",
+        help="with --clients: let each answer come this many milliseconds later, as over a network "
+        "(default: %(default)g)",
     )
     parser.add_argument(
         "--lancedb", action="store_true", help="also measure LanceDB, if it is installed"
@@ -109,6 +124,9 @@ def run(args: Namespace) -> int:
             raise CM3Error(
                 f"{PLACE} --index", f"no index is called {name!r}", close_match(name, known)
             )
+    for name, needed in (("latency", "clients"), ("clients", "postgres")):
+        if getattr(args, name) and not getattr(args, needed):
+            raise CM3Error(f"{PLACE} --{name}", f"needs --{needed}", f"give --{needed}, too")
     from cm3core.files import check_writable
 
     if args.out is not None:
@@ -125,11 +143,13 @@ def _run(args: Namespace, indexes: list[str]) -> int:
 
     from cm3core.files import make_folder, new_place
     from cm3lab.benchmarks.retrieval import engines, report, runner
+    from cm3lab.benchmarks.retrieval.clients import Clients
     from cm3lab.benchmarks.retrieval.synthetic import Towers
     from cm3run.benchmarks import Where
 
     others = engines.retrievers_of(args.retrievers, registry_of(args))
-    asked = engines.Engines(args.postgres, args.lancedb, args.qdrant, others)
+    clients = None if args.clients is None else Clients(args.clients, args.latency)
+    asked = engines.Engines(args.postgres, args.lancedb, args.qdrant, others, clients)
     engines.check_engines(args.dimension, asked)
     if args.threads is not None:
         torch.set_num_threads(args.threads)

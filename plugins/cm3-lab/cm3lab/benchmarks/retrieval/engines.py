@@ -29,6 +29,7 @@ from cm3core.config.schema import check_config
 from cm3core.document import Document
 from cm3core.errors import CM3Error, DatabaseError, MissingPackageError
 from cm3core.interfaces.retriever import Retrieved
+from cm3lab.benchmarks.retrieval.clients import WIDTH, Clients, run_clients
 from cm3lab.benchmarks.retrieval.runner import NEAREST
 from cm3lab.benchmarks.retrieval.synthetic import (
     FILTERS,
@@ -277,12 +278,14 @@ class Engines:
     Args:
         postgres, lancedb, qdrant: these databases.
         others: name -> retriever over the bank.
+        clients: threads that ask PostgreSQL at a time; None: not measured.
     """
 
     postgres: bool = False
     lancedb: bool = False
     qdrant: bool = False
     others: Mapping[str, RetrieverConfig] = field(default_factory=dict)
+    clients: Clients | None = None
 
     def __bool__(self) -> bool:
         return bool(self.postgres or self.lancedb or self.qdrant or self.others)
@@ -388,6 +391,7 @@ def run_engines(
                 return _by(config.build(memory, embedder).retrieve, documents)
 
             add("pgvector", by_postgres)
+            _run_clients(bank, vectors_QE, documents, asked.clients, done)
         if asked.lancedb:
             table, row = fill_lancedb(files / "lancedb", bank)
             done(row)
@@ -400,6 +404,23 @@ def run_engines(
             add("qdrant by ACORN", partial(ask, acorn=True), [", ten styles"])
         for row in measured(engines, exact, num_queries):
             done(row)
+
+
+def _run_clients(
+    bank: MemoryBank,
+    vectors_QE: VectorArray,
+    documents: Sequence[Document],
+    asked: Clients | None,
+    done: Callable[[Row], None],
+) -> None:
+    if asked is None:
+        return
+    from cm3postgres import PgvectorRetrieverConfig
+
+    config, embedder = PgvectorRetrieverConfig(schema=SCHEMA), TableEmbedder(vectors_QE)
+    exact_QW = FlatIndex(bank.vectors).search(vectors_QE, WIDTH)[1]
+    for row in run_clients(config, embedder, documents, exact_QW, asked):
+        done(row)
 
 
 def _exact(bank: MemoryBank, vectors_QE: VectorArray, styles: Sequence[str]) -> RowArray:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cm3core.files import atomic_path
+from cm3lab.benchmarks.retrieval.clients import WIDTH
 from cm3lab.benchmarks.retrieval.runner import NEAREST
 from cm3lab.benchmarks.retrieval.synthetic import MODALITIES
 
@@ -37,6 +38,13 @@ def line(row: Row) -> str:
         return (
             f"{row['engine']}: filled in {row['push_s']:.1f} s, indexed in {row['index_s']:.1f} s; "
             f"{_mb(row['file_bytes'])}, of which index {_mb(row['index_bytes'])}"
+        )
+    if row["part"] == "clients":
+        network = f", answers {row['latency_ms']:g} ms later" if row["latency_ms"] else ""
+        return (
+            f"pgvector, {row['threads']} threads on {row['connections']} connections{network}: "
+            f"{row['queries_per_s']:.1f} queries/s, {row['ms']:.1f} ms a query (p99 {row['ms_p99']:.1f}), "
+            f"recall@{WIDTH} {row['recall']:.3f}"
         )
     if row["part"] == "engine":
         asked = [
