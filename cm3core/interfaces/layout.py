@@ -99,19 +99,20 @@ class Frame:
 
     Args:
         opening: before its first code.
-        row_end: after the last code of each row, including the last row.
+        row_end: after the last code of each row.
         closing: after all rows.
+        ends_last_row: whether the last row has a `row_end`, too; if not, `closing` has a token.
     """
 
     opening: tuple[int, ...] = ()
     row_end: tuple[int, ...] = ()
     closing: tuple[int, ...] = ()
+    ends_last_row: bool = True
 
     def num_tokens(self, grid: tuple[int, int]) -> int:
         """Number of tokens of a picture with its frame."""
-        rows, columns = grid
-        around = len(self.opening) + rows * len(self.row_end) + len(self.closing)
-        return rows * columns + around
+        ends = (grid[0] - (not self.ends_last_row)) * len(self.row_end)
+        return grid[0] * grid[1] + len(self.opening) + ends + len(self.closing)
 
 
 class Layout(ABC):
@@ -276,12 +277,7 @@ class Layout(ABC):
 
 
 def picture_tokens(codes: IntArray, frame: Frame, columns: int) -> IntArray:
-    """Ids int32 of a picture in its frame.
-
-    Args:
-        codes: int32 [c]; ids of its codes.
-        frame: around it.
-        columns: codes of a row.
+    """Ids int32 of a picture in its frame, from the ids int32 [c] of its codes; `columns`: codes of a row.
 
     >>> picture_tokens(np.array([5, 6, 7, 8], np.int32), Frame((1,), (2,), (3,)), 2).tolist()
     [1, 5, 6, 2, 7, 8, 2, 3]
@@ -291,6 +287,8 @@ def picture_tokens(codes: IntArray, frame: Frame, columns: int) -> IntArray:
         ends = np.tile(np.asarray(frame.row_end, np.int32), (len(codes) // columns, 1))
         whole = codes[: len(ends) * columns].reshape(len(ends), columns)
         rows = np.append(np.concatenate([whole, ends], axis=1), codes[len(ends) * columns :])
+        if frame.closing and not frame.ends_last_row:
+            rows = rows[: -len(frame.row_end)]
     return np.concatenate([frame.opening, rows, frame.closing]).astype(np.int32)
 
 

@@ -220,7 +220,8 @@ class LayoutContract(ConfigLaws[Layout]):
         most = len(prompt.tokens) + num_new_tokens(prompt.holes)
         holds(fed - 1 <= most, f"{did}, and counted tokens", f"at most {most}", fed - 1)
         behind = sequence[place:].tolist()
-        around = (*self.serializer.frame.row_end, *self.serializer.frame.closing)
+        frame = self.serializer.frame
+        around = (*(frame.row_end if frame.ends_last_row else ()), *frame.closing)
         allowed: tuple[list[int], ...] = (
             [],
             [*around, *self.subject.end],

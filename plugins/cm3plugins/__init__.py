@@ -60,11 +60,14 @@ CM3_BESIDE = {
     },
     **{
         f"layout/{name}": "cm3published"
-        for name in ("chameleon", "emu3", "janus", "llamagen", "lumina")
+        for name in ("chameleon", "emu3", "emu3_5", "janus", "llamagen", "lumina")
     },
     **{f"recipe/chameleon-{name}": "cm3published" for name in ("head", "lora")},
     "sampler/chameleon": "cm3published",
-    **{f"task/{name}": "cm3published" for name in ("emu3_caption", "emu3_question")},
+    **{
+        f"task/{name}": "cm3published"
+        for name in ("emu3_5_draw", "emu3_5_edit", "emu3_caption", "emu3_question")
+    },
 }
 
 #: Keys that moved from the core's sections to components of this plugin.

@@ -41,12 +41,14 @@ def cm3_image_tokenizers() -> Mapping[str, type[ImageTokenizerConfig]]:
 def cm3_layouts() -> Mapping[str, type[LayoutConfig]]:
     from cm3published.layouts.chameleon import ChameleonLayoutConfig, LuminaLayoutConfig
     from cm3published.layouts.emu3 import Emu3LayoutConfig
+    from cm3published.layouts.emu3_5 import Emu35LayoutConfig
     from cm3published.layouts.janus import JanusLayoutConfig
     from cm3published.layouts.llamagen import LlamaGenLayoutConfig
 
     return {
         "chameleon": ChameleonLayoutConfig,
         "emu3": Emu3LayoutConfig,
+        "emu3_5": Emu35LayoutConfig,
         "janus": JanusLayoutConfig,
         "llamagen": LlamaGenLayoutConfig,
         "lumina": LuminaLayoutConfig,

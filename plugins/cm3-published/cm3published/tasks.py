@@ -1,6 +1,7 @@
-"""Emu3-Chat's tasks, worded as in BAAI's `processing_emu3.py` and README (baaivision/Emu3, Apache-2.0).
+"""Emu3-Chat's and Emu3.5's tasks, worded as in BAAI's `processing_emu3.py` and README (baaivision/Emu3) and
+`example_config_t2i.py`, `example_config_x2i.py` (baaivision/Emu3.5), all Apache-2.0.
 
-Its prompt is "You are a helpful assistant. USER: {picture}{question}. ASSISTANT:"; the layout `emu3` adds the
+Emu3-Chat's prompt is "You are a helpful assistant. USER: {picture}{question}. ASSISTANT:"; the layout `emu3` adds the
 last word (`layout.answer`), so that a question and its full stop are one text.
 """
 
@@ -54,8 +55,38 @@ class Emu3QuestionConfig(TaskConfig):
         return WordedTask([(_SYSTEM, _PICTURE, "{question}.", "{answer}")], ["answer"])
 
 
+#: What Emu3.5 reads before a request: for a task, and without one in the stream that guides a picture.
+_EMU3_5, EMU3_5_NULL = (
+    f"You are a helpful assistant{task}. USER: " for task in (" for {} task", "")
+)
+
+
+@dataclass(kw_only=True)
+class Emu35DrawConfig(TaskConfig):
+    """Draw a picture with Emu3.5. Fields: caption, image."""
+
+    serves = "generate"
+
+    def build(self) -> WordedTask:
+        return WordedTask([(_EMU3_5.format("t2i") + "{caption}", "{image: image}")], ["image"])
+
+
+@dataclass(kw_only=True)
+class Emu35EditConfig(TaskConfig):
+    """Edit a picture with Emu3.5. Fields: source, instruction, target."""
+
+    serves = "edit"
+
+    def build(self) -> WordedTask:
+        system = _EMU3_5.format("x2i")
+        wording = (system, "{image: source}", "{instruction}", "{image: target}")
+        return WordedTask([wording], ["target"])
+
+
 #: Name in recipes -> config.
 EMU3_TASKS: dict[str, type[TaskConfig]] = {
+    "emu3_5_draw": Emu35DrawConfig,
+    "emu3_5_edit": Emu35EditConfig,
     "emu3_caption": Emu3CaptionConfig,
     "emu3_question": Emu3QuestionConfig,
 }

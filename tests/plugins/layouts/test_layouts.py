@@ -27,6 +27,7 @@ from cm3plugins.layouts.cm3leon import CM3LeonLayoutConfig
 from cm3plugins.samplers.patch_knn import PatchKNNSamplerConfig
 from cm3published.layouts.chameleon import ChameleonLayoutConfig, LuminaLayoutConfig
 from cm3published.layouts.emu3 import Emu3LayoutConfig
+from cm3published.layouts.emu3_5 import Emu35LayoutConfig
 from cm3published.layouts.llamagen import LlamaGenLayoutConfig
 from cm3run.build import layout_of
 from cm3run.training.sequences import sequence_length
@@ -65,6 +66,10 @@ class TestEmu3(FewerExamples):
 
 class TestEmu3Chat(FewerExamples):
     config = Emu3LayoutConfig(answer=" ASSISTANT:")
+
+
+class TestEmu35(FewerExamples):
+    config = Emu35LayoutConfig()
 
 
 class TestLlamaGen(FewerExamples):
@@ -108,6 +113,16 @@ CASES: list[tuple[LayoutConfig, Document, list[int]]] = [
             151847,
             151853,
             151850,
+        ],
+    ),
+    (  # no end of the last row; the ids of the answer before what answers
+        Emu35LayoutConfig(),
+        (Text("hi"), PICTURE),
+        [
+            *(151849, *text("hi ASSISTANT: "), 151746),
+            *(151852, *text("2*4"), 151851),
+            *(*(151854 + PICTURE.codes[:4]), 151846, *(151854 + PICTURE.codes[4:]), 151853),
+            *(151747, 151850),
         ],
     ),
 ]

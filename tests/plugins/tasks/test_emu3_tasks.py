@@ -1,4 +1,4 @@
-"""Emu3-Chat's tasks: the kit's laws, and what is refused."""
+"""Emu3-Chat's and Emu3.5's tasks: the kit's laws, and what is refused."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ import pytest
 from cm3core.document import Codes, TextHole
 from cm3core.errors import RecipeError
 from cm3kits.task import TaskContract
-from cm3published.tasks import Emu3CaptionConfig, Emu3QuestionConfig
+from cm3published.tasks import (
+    Emu3CaptionConfig,
+    Emu3QuestionConfig,
+    Emu35DrawConfig,
+    Emu35EditConfig,
+)
 
 
 class TestEmu3Caption(TaskContract):
@@ -18,6 +23,16 @@ class TestEmu3Caption(TaskContract):
 
 class TestEmu3Question(TaskContract):
     config = Emu3QuestionConfig()
+    max_examples = 6
+
+
+class TestEmu35Draw(TaskContract):
+    config = Emu35DrawConfig()
+    max_examples = 6
+
+
+class TestEmu35Edit(TaskContract):
+    config = Emu35EditConfig()
     max_examples = 6
 
 

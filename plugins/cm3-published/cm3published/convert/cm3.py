@@ -216,9 +216,11 @@ def write_folder(
 def llama_section(facts: Facts) -> dict[str, Any]:
     """Return the sizes of a section `decoder`, without the norms of queries and keys, which depend on the model."""
     sizes = ("context_length", "num_layers", "d_model", "num_heads", "num_key_heads", "d_ff")
+    own = {} if facts.stated_head_dim is None else {"head_dim": facts.stated_head_dim}
     return {
         "name": "llama",
         **{key: getattr(facts, key) for key in (*sizes, "rope_theta", "norm_eps")},
+        **own,
         "tie_embeddings": False,
     }
 

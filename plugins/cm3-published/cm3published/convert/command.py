@@ -23,15 +23,16 @@ EXAMPLE = """examples:
   cm3 convert Janus-Pro-1B -o janus
   cm3 convert Emu3-Gen -o emu3 --tokenizer Emu3-VisionTokenizer
   cm3 convert Emu3-Chat -o emu3-chat --tokenizer Emu3-VisionTokenizer --chat
+  cm3 convert Emu3.5-Image -o emu3.5 --tokenizer Emu3.5-VisionTokenizer
   cm3 convert c2i_L_384.pt -o llamagen --tokenizer vq_ds16_c2i.pt
   cm3 generate --model anole "a red apple\""""
 #: Name of Chameleon's image token in Meta's tokenizer; transformers uses another.
 RESERVED_IMAGE = "<reserved08707>"
 TEXT_TOKENIZER = "text_tokenizer.json"
 #: Formats that can only be converted to models of this framework.
-OTHERS = ("emu3", "llamagen")
+OTHERS = ("emu3", "emu3.5", "llamagen")
 #: Format -> default format to write.
-FIRST = {"hf": "meta", "emu3": "cm3", "llamagen": "cm3"}
+FIRST = {"hf": "meta", **dict.fromkeys(OTHERS, "cm3")}
 
 
 DESCRIPTION = (
@@ -64,7 +65,7 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--to",
         choices=("hf", "meta", "cm3", "opt"),
-        help="format to write (default: hf, or meta if the source is hf; cm3 for Emu3, LlamaGen and OPT)",
+        help="format to write (default: hf, or meta if the source is hf; cm3 for Emu3, Emu3.5, LlamaGen and OPT)",
     )
     parser.add_argument(
         "--shards",
@@ -79,7 +80,8 @@ def configure(parser: ArgumentParser) -> None:
         help=f"folder with {TEXT_TOKENIZER}; for hf: its names of ids, which transformers needs (a model "
         "of this framework has them); for cm3, which needs it, also with vqgan.ckpt. Emu3: folder with "
         "model.safetensors of its image tokenizer, and the text tokenizer if that is not with the "
-        "weights. LlamaGen: its vq_*.pt. Janus: folder with tokenizer.json (default: the source). OPT: the model "
+        "weights. Emu3.5: the same with model.ckpt, and emu3.tiktoken. LlamaGen: its vq_*.pt. Janus: folder with "
+        "tokenizer.json (default: the source). OPT: the model "
         "that it was made from (default: in the source's folder cm3)",
     )
     _pictures_and_prompts(parser)
@@ -97,8 +99,8 @@ def _pictures_and_prompts(parser: ArgumentParser) -> None:
         "--resolution",
         type=whole_number(1, 2**14),
         metavar="PIXELS",
-        help="for cm3: height of pictures (default: 512; for LlamaGen from the file name; for Emu3 and Janus "
-        "from config.json)",
+        help="for cm3: height of pictures (default: 512; for Emu3.5 1024; for LlamaGen from the file name; for Emu3 "
+        "and Janus from config.json)",
     )
     parser.add_argument(
         "--width",
@@ -298,14 +300,18 @@ def _write(model: ModelFiles, args: Namespace, form: str, extra: dict[str, Any])
 def _write_cm3(model: ModelFiles, args: Namespace, new: Path) -> None:
     """Write the framework's own format into an empty folder."""
     from cm3published.convert.cm3 import write_cm3
-    from cm3published.convert.emu3 import Emu3Files, write_emu3
+    from cm3published.convert.emu3 import EMU3_5, Emu3Files, write_emu3
+    from cm3published.convert.emu3_5 import write_emu3_5
     from cm3published.convert.llamagen import LlamaGenFiles, write_llamagen
     from cm3published.convert.model import Asked, recipe_name
 
     asked = Asked(recipe_name(args.out.name), args.resolution, args.width)
     if isinstance(model, Emu3Files):
         own = () if args.tokenizer is None else (args.tokenizer,)
-        write_emu3(model, new, (*own, args.source), asked, chat=args.chat)
+        if model.form == EMU3_5:
+            write_emu3_5(model, new, (*own, args.source), asked)
+        else:
+            write_emu3(model, new, (*own, args.source), asked, chat=args.chat)
     elif isinstance(model, LlamaGenFiles):
         write_llamagen(model, new, args.tokenizer, asked)
     else:

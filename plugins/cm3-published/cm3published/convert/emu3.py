@@ -1,4 +1,5 @@
-"""Emu3's weights, in BAAI's or transformers' format, converted to a model of this framework.
+"""Emu3's weights, in BAAI's or transformers' format, converted to a model of this framework; `open_emu3` opens Emu3.5's,
+too, which `emu3_5.py` writes.
 
 Names, ids and defaults: transformers' `Emu3ForConditionalGeneration` and `Emu3Processor`, and BAAI's
 `configuration_emu3.py`, `processing_emu3.py` and README (baaivision/Emu3), all Apache-2.0.
@@ -34,6 +35,8 @@ from cm3published.convert.model import Asked, ModelFiles, check_names
 from cm3published.convert.names import Lazy, parts
 
 LICENCE = "Emu3's weights are published under Apache-2.0. A converted copy is under it too."
+#: `ModelFiles.form` of Emu3.5.
+EMU3_5 = "emu3.5"
 #: Prefix of the decoder in transformers: since version 5, and before.
 _PREFIXES = (
     ("model.text_model.", "model."),
@@ -75,7 +78,7 @@ _TEMPORARY = "image-tokenizer.safetensors"
 
 @dataclass(frozen=True)
 class Emu3Files(ModelFiles):
-    """An opened Emu3.
+    """An opened Emu3 or Emu3.5.
 
     Args:
         config: its `config.json`.
@@ -88,7 +91,7 @@ class Emu3Files(ModelFiles):
 
 
 def is_emu3(folder: Path) -> bool:
-    """Whether a folder holds an Emu3."""
+    """Whether a folder holds an Emu3 or Emu3.5."""
     if not (folder / CONFIG).is_file():
         return False
     try:
@@ -98,14 +101,16 @@ def is_emu3(folder: Path) -> bool:
 
 
 def open_emu3(folder: Path, stack: ExitStack) -> Emu3Files:
-    """Open a folder in BAAI's or transformers' format; files stay open as long as `stack`.
+    """Open a folder in BAAI's or transformers' format; files stay open as long as `stack`. Emu3.5 has the same
+    configuration, but normalises queries and keys.
 
     Raises:
         CheckpointError: a file is missing or damaged, or belongs to another model.
     """
     config = read_json(folder / CONFIG)
-    facts = from_emu3(config, str(folder / CONFIG))
     owners, files = files_of(folder, stack)
+    is_emu3_5 = any(name.endswith(".q_norm.weight") for name in owners)
+    facts = from_emu3(config, str(folder / CONFIG), rms_norms=is_emu3_5)
     image = {name for name in owners if name.startswith(_IMAGE_PREFIXES)}
     names = {_plain(name): name for name in owners if name not in image}
     wanted = parts(facts)
@@ -124,12 +129,12 @@ def open_emu3(folder: Path, stack: ExitStack) -> Emu3Files:
             continue  # BatchNorm's counters
         image_tensors[name] = Lazy(entry.shape, entry.dtype, partial(file.tensor, name))
     return Emu3Files(
-        "emu3",
+        EMU3_5 if is_emu3_5 else "emu3",
         facts,
         tensors,
         {},
         dict.fromkeys(files),
-        licence=LICENCE,
+        licence=LICENCE.replace("Emu3", "Emu3.5") if is_emu3_5 else LICENCE,
         config=config,
         image_tensors=image_tensors,
     )
@@ -165,13 +170,13 @@ def write_emu3(
     from cm3run.checkpoint.tensors import write_tensors
 
     registry, name = load_registry(), asked.name
-    kind, text_file = _text_file(tokenizers)
+    kind, text_file = text_file_of(tokenizers)
     temporary = folder / _TEMPORARY
     image_file = temporary
     if model.image_tensors:
         write_tensors(temporary, model.image_tensors)
     else:
-        image_file = _image_file(tokenizers)
+        image_file = image_file_of(tokenizers, ("model.safetensors",), "Emu3-VisionTokenizer")
     try:
         image = sizes_of_codes(image_file, "use the file of Emu3's own image tokenizer")
         default = CHAT_RESOLUTION if chat else _drawn(model.config, image["downsampling"])
@@ -253,7 +258,7 @@ def _drawn(config: Mapping[str, Any], downsampling: int) -> int:
     return max(1, round(math.sqrt(area) / downsampling)) * downsampling
 
 
-def _text_file(folders: tuple[Path, ...]) -> tuple[str, Path]:
+def text_file_of(folders: tuple[Path, ...]) -> tuple[str, Path]:
     """Return the text tokenizer's component and file."""
     for folder in folders:
         if (folder / "tokenizer.json").is_file():
@@ -268,15 +273,15 @@ def _text_file(folders: tuple[Path, ...]) -> tuple[str, Path]:
     )
 
 
-def _image_file(folders: tuple[Path, ...]) -> Path:
-    """Return the image tokenizer's file, which differs from the decoder's."""
+def image_file_of(folders: tuple[Path, ...], names: tuple[str, ...], publisher: str) -> Path:
+    """Return the image tokenizer's file, which differs from the decoder's: the first of `names` in a folder."""
     for folder in folders:
-        path, config = folder / "model.safetensors", folder / CONFIG
-        if path.is_file() and not (config.is_file() and is_emu3(folder)):
-            return path
+        for path in (folder / name for name in names):
+            if path.is_file() and not is_emu3(folder):
+                return path
     raise CheckpointError(
         str(folders[0]),
-        "has no model.safetensors of Emu3-VisionTokenizer",
+        f"has no {' or '.join(names)} of {publisher}",
         "put it and the text tokenizer's file in a folder (--tokenizer): BAAI's weights do not include them",
     )
 

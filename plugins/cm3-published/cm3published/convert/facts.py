@@ -25,7 +25,8 @@ class Facts:
     """Sizes and options of the decoder.
 
     `num_key_heads` is the number of key and value heads, `d_ff` the width of the feed-forward layer;
-    `has_norms`: whether queries and keys are normalised.
+    `has_norms`: whether queries and keys are normalised, `rms_norms`: by one RMSNorm for all heads (Emu3.5);
+    `stated_head_dim`: dimension of a head, None: `d_model` / `num_heads`.
     """
 
     vocab_size: int
@@ -39,10 +40,14 @@ class Facts:
     swin_norm: bool
     context_length: int = CONTEXT_LENGTH
     has_norms: bool = True
+    rms_norms: bool = False
+    stated_head_dim: int | None = None
 
     @property
     def head_dim(self) -> int:
         """Dimension of a head."""
+        if self.stated_head_dim is not None:
+            return self.stated_head_dim
         return self.d_model // self.num_heads
 
     def check(self, place: str) -> None:
@@ -51,7 +56,9 @@ class Facts:
         fits = min(*numbers, self.num_key_heads) > 0 and self.norm_eps > 0 and self.rope_theta > 0
         # each layer becomes a dozen table entries before any tensor is read
         fits = fits and self.num_layers <= MOST_LAYERS
-        fits = fits and self.d_model % (2 * self.num_heads) == 0
+        own = self.stated_head_dim
+        fits = fits and (self.d_model % self.num_heads == 0 if own is None else 0 < own < 2**16)
+        fits = fits and self.head_dim % 2 == 0
         if not fits or self.num_heads % self.num_key_heads:
             raise CheckpointError(place, f"states impossible sizes: {self}", "copy the file again")
 
@@ -139,8 +146,9 @@ def from_config(config: Mapping[str, Any], place: str) -> Facts:
     return facts
 
 
-def from_emu3(config: Mapping[str, Any], place: str) -> Facts:
-    """Return the facts in Emu3's `config.json`: BAAI's, or transformers', which stores them in `text_config`."""
+def from_emu3(config: Mapping[str, Any], place: str, *, rms_norms: bool = False) -> Facts:
+    """Return the facts in Emu3's `config.json`: BAAI's, or transformers', which stores them in `text_config`;
+    `rms_norms`: it is Emu3.5's, which states the dimension of a head."""
     sizes = Sizes(config, place)
     sizes = sizes.inside("text_config") if "text_config" in config else sizes
     rope = sizes.inside("rope_parameters")
@@ -151,9 +159,11 @@ def from_emu3(config: Mapping[str, Any], place: str) -> Facts:
         if sizes.flag(name, False):
             raise sizes.wrong(name, "is true, but Emu3 has none")
     heads = sizes.whole("num_attention_heads", 32)
+    width = sizes.whole("hidden_size", 4096)
+    own = sizes.whole("head_dim", 128) if rms_norms else None
     facts = Facts(
         vocab_size=sizes.whole("vocab_size", 184_622),
-        d_model=sizes.whole("hidden_size", 4096),
+        d_model=width,
         num_layers=sizes.whole("num_hidden_layers", 32),
         num_heads=heads,
         num_key_heads=sizes.whole("num_key_value_heads", 8),
@@ -163,6 +173,8 @@ def from_emu3(config: Mapping[str, Any], place: str) -> Facts:
         swin_norm=False,
         context_length=sizes.whole("max_position_embeddings", 9216),
         has_norms=False,
+        rms_norms=rms_norms,
+        stated_head_dim=own,
     )
     facts.check(place)
     return facts

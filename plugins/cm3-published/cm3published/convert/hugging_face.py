@@ -162,14 +162,18 @@ def lazy_of(part: Part, file: TensorFile, key_heads: int, name: str = "") -> Laz
     groups = shape[0] if part.is_head_norm and len(shape) == 2 else 0
     if groups and key_heads % groups == 0:
         shape = (part.shape[0], *shape[1:])
+    if part.is_head_norm and part.shape[0] == 1 and len(shape) == 1:
+        shape = (1, *shape)  # one norm for all heads
     check_shape(str(file.path), name, shape, part.shape)
     check_type(str(file.path), name, found.dtype)
 
     def read() -> Tensor:
         tensor = file.tensor(name)
         check_finite(str(file.path), name, tensor)
-        repeats = part.shape[0] // len(tensor)
-        return tensor.repeat_interleave(repeats, dim=0) if part.is_head_norm else tensor
+        if not part.is_head_norm:
+            return tensor
+        tensor = tensor.view(-1, part.shape[1])
+        return tensor.repeat_interleave(part.shape[0] // len(tensor), dim=0)
 
     return Lazy(part.shape, found.dtype, read)
 

@@ -29,7 +29,7 @@ class Part:
     """A tensor of the decoder with both names.
 
     Args:
-        hugging_face, meta: its names.
+        hugging_face, meta: its names; "" if Meta has no such model.
         shape: complete shape.
         split: dimension along which Meta splits it over files. None: each file has all of it.
         heads: number of heads whose rows are permuted. None: not permuted.
@@ -68,6 +68,11 @@ def parts(facts: Facts) -> list[Part]:
                     is_head_norm=True,
                 )
                 for kind in ("weight", "bias")
+            ]
+        if facts.rms_norms:
+            found += [
+                Part(f"{attention}{letter}_norm.weight", "", (1, D), is_head_norm=True)
+                for letter in "qk"
             ]
         found += [
             Part(f"{mlp}gate_proj.weight", f"{theirs}feed_forward.w1.weight", (F, E), 0),

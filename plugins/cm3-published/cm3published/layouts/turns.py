@@ -13,8 +13,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
+from typing import ClassVar
 
 from cm3core.document import IntArray
 from cm3core.errors import DocumentError
@@ -149,6 +150,8 @@ class Emu3Layout(TurnLayout):
         answer: ids between a request and a text answer; (): the ids that end a sequence.
     """
 
+    own_name: ClassVar[str] = "emu3"
+
     def __init__(
         self,
         vocabulary: Vocabulary,
@@ -157,7 +160,7 @@ class Emu3Layout(TurnLayout):
         text_tokenizer: TextTokenizer,
         answer: tuple[int, ...] = (),
     ) -> None:
-        super().__init__("emu3", vocabulary, tokens)
+        super().__init__(self.own_name, vocabulary, tokens)
         self._picture_start, self._text_tokenizer = picture_start, text_tokenizer
         self._answer = answer
 
@@ -184,6 +187,23 @@ class Emu3Layout(TurnLayout):
 
     def _size_facts(self) -> list[int]:
         return [self._picture_start, *self._answer]
+
+
+class Emu35Layout(Emu3Layout):
+    """A layout of requests and answers: the ids `answer` are before the last segment of a document, whatever it is, and
+    the last row of a picture has no end."""
+
+    own_name: ClassVar[str] = "emu3_5"
+
+    def between(self, boundary: Boundary) -> tuple[int, ...]:
+        """The ids before an answer, and between two texts; the end of a sequence between documents."""
+        if boundary.starts_document:
+            return self.tokens.turn_end
+        both_text = boundary.before == boundary.after == "text"
+        return self._answer if boundary.is_last or both_text else ()
+
+    def frame(self, grid: tuple[int, int]) -> Frame:
+        return replace(super().frame(grid), ends_last_row=False)
 
 
 def split_at(tokens: IntArray, separator: tuple[int, ...]) -> list[IntArray]:
