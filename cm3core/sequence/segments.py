@@ -332,8 +332,10 @@ class SegmentCodec:
     def _no_cells(self) -> Frame:
         """The frame with `NO_CELL` in place of each id."""
         frame = self.frame
-        around = ((NO_CELL,) * len(ids) for ids in (frame.opening, frame.row_end, frame.closing))
-        return Frame(*around, ends_last_row=frame.ends_last_row)
+        first, end, last = (
+            (NO_CELL,) * len(ids) for ids in (frame.opening, frame.row_end, frame.closing)
+        )
+        return Frame(first, end, last, frame.ends_last_row)
 
     def write_segment(
         self, writer: TokenWriter, segment: Segment, place: str, max_text_tokens: int | None
