@@ -377,6 +377,20 @@ def _indexes() -> list[str]:
     )
 
 
+def _postgres_clients() -> list[str]:
+    """Queries a second of a database of 200,000 documents, by threads and connections."""
+    rows: dict[tuple[int, int], list[str]] = {}
+    for one in stored("retrieval-200k-clients.json")["results"]:
+        if one["part"] == "clients":
+            rows.setdefault((one["threads"], one["connections"]), []).append(
+                f"{one['queries_per_s']:.0f} ({one['ms']:.0f} / {one['ms_p99']:.0f})"
+            )
+    return _table(
+        "threads | connections | queries a second (ms: median / p99) | with answers 5 ms later",
+        [(str(threads), str(connections), *own) for (threads, connections), own in rows.items()],
+    )
+
+
 def _postgres() -> list[str]:
     """Recall and speed of a database of a million documents, compared with the local bank."""
     titles = {
@@ -595,6 +609,7 @@ def tables() -> dict[str, dict[str, list[str]]]:
             "embedder": _embedder(),
             "indexes": _indexes(),
             "postgres": _postgres(),
+            "postgres-clients": _postgres_clients(),
         },
         "decoding.md": {
             "rerankers": _rerankers(),

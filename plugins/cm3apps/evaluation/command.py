@@ -32,6 +32,7 @@ EXAMPLE = """examples:
   cm3 eval table eval/a --beside paper
   cm3 eval card bundled:emoji64 eval/emoji -o CARD.md
 The same command resumes an interrupted evaluation."""
+_BENCHMARKS = ("geneval", "geneval2", "dpg", "t2i-compbench", "wise", "imgedit", "gedit")
 _PARTS = (
     "run",
     "score",
@@ -159,7 +160,7 @@ def _configure_exchange(parts: Any) -> None:
     )
     one.add_argument(
         "what",
-        choices=["geneval", "dpg", "t2i-compbench", "wise", "imgedit", "adm-npz", "hub"],
+        choices=[*_BENCHMARKS, "adm-npz", "hub"],
         help="the benchmark",
     )
     one.add_argument("folder", type=Path, metavar="FOLDER", help="folder of an evaluation")
@@ -171,17 +172,20 @@ def _configure_exchange(parts: Any) -> None:
         metavar="PATH",
         help="output folder; for adm-npz and hub a file",
     )
+    one.add_argument(
+        "--data", type=Path, metavar="FOLDER", help="for gedit: the folder of the benchmark's files"
+    )
     one = _part(parts, "import", "print the scores from another benchmark's own scorer", _import)
     one.add_argument(
         "what",
-        choices=["geneval", "dpg", "t2i-compbench", "wise", "imgedit", "adm"],
+        choices=[*_BENCHMARKS, "adm"],
         help="the benchmark",
     )
     one.add_argument(
         "file",
         type=Path,
         metavar="FILE",
-        help="the scorer's file or printed output; for wise, also the folder of its files",
+        help="the scorer's file or printed output; for wise and gedit, also the folder of its files",
     )
 
 
@@ -393,7 +397,7 @@ def _prompts(args: Namespace) -> int:
 def _export(args: Namespace) -> int:
     from cm3apps.evaluation.exchange import export
 
-    print(export(args.what, args.folder, args.out))
+    print(export(args.what, args.folder, args.out, args.data))
     return 0
 
 

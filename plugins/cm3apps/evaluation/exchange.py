@@ -4,22 +4,30 @@ geneval        00000/{metadata.jsonl, grid.png, samples/0000.png}
 dpg            NAME.png: the picture four times in a grid of 2 x 2
 t2i-compbench  samples/PROMPT_000000.png
 wise           1.png, ...: named by the prompts' ids
+geneval2       000000.png, ..., and image_paths.json: {prompt: path}
+imgedit        KEY.png
+gedit          fullset/KIND/LANGUAGE/{KEY.png, KEY_SRCIMG.png}
 adm-npz        one file, `arr_0` uint8 [N, H, W, 3], for ADM's evaluator
 hub            .eval_results YAML of the Hugging Face Hub
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from cm3apps.evaluation.reading import read_scores
+from cm3apps.evaluation.tasks.gedit import JUDGED, edits_of
 from cm3core.errors import DataError, FileError
 from cm3core.files import atomic_path, new_place, write_text
 from cm3core.images import open_image, save_png
@@ -37,11 +45,23 @@ WISE: Mapping[str, tuple[int, float]] = {
 #: WISE: the judge's scores of 0 to 2, and their weights; and what it writes if the judge did not answer.
 _WISE_SCORES: Mapping[str, float] = {"consistency": 0.7, "realism": 0.2, "aesthetic_quality": 0.1}
 _UNJUDGED = 999
+#: GEdit-Bench: the kinds of edits, whose means are averaged (GEdit-Bench/calculate_statistics.py).
+GEDIT = (
+    *("background_change", "color_alter", "material_alter", "motion_change", "ps_human"),
+    *("style_change", "subject-add", "subject-remove", "subject-replace", "text_change"),
+    "tone_transfer",
+)
 _LIST = "samples.jsonl"
 
 
-def export(what: str, folder: Path, out: Path) -> Path:
+def export(what: str, folder: Path, out: Path, data: Path | None = None) -> Path:
     """Write an evaluation's pictures or scores for another benchmark; return the path.
+
+    Args:
+        what: the benchmark.
+        folder: the evaluation's folder.
+        out: the folder or file to write.
+        data: the benchmark's own files, for gedit.
 
     Raises:
         DataError: the folder has no finished evaluation with pictures.
@@ -66,6 +86,8 @@ def export(what: str, folder: Path, out: Path) -> Path:
         "t2i-compbench": _compbench,
         "wise": _wise,
         "imgedit": _imgedit,
+        "geneval2": partial(_geneval2, target=out),
+        "gedit": partial(_gedit, data=data),
     }
     with new_place(out) as place:
         place.mkdir()
@@ -155,6 +177,42 @@ def _imgedit(folder: Path, out: Path, rows: Sequence[Mapping[str, Any]]) -> None
         save_png(out / f"{row['key']}.png", open_image(folder / row["picture"]))
 
 
+def _geneval2(folder: Path, out: Path, rows: Sequence[Mapping[str, Any]], target: Path) -> None:
+    """The first picture of each prompt; the scorer reads their paths, which are absolute."""
+    paths: dict[str, str] = {}
+    for row in rows:
+        if "vqa_list" not in row.get("metadata", {}):
+            raise DataError(
+                str(folder),
+                f"has no questions of GenEval 2 for the prompt {row['prompt'][:60]!r}",
+                "evaluate by the protocol geneval2-v1",
+            )
+        prompt = row["metadata"]["prompt"]
+        if prompt not in paths:
+            name = f"{len(paths):06d}.png"
+            save_png(out / name, open_image(folder / row["picture"]))
+            paths[prompt] = str(target.absolute() / name)
+    write_text(out / "image_paths.json", json.dumps(paths, indent=1) + "\n")
+
+
+def _gedit(folder: Path, out: Path, rows: Sequence[Mapping[str, Any]], data: Path | None) -> None:
+    """Edited pictures, each beside the picture that the judge compares it with, which is in the benchmark's data."""
+    judged = {edit.name: edit for edit in edits_of(data)}
+    for row in rows:
+        told = row.get("metadata", {})
+        name = tuple(told.get(key) for key in ("task_type", "instruction_language", "key"))
+        if name not in judged:
+            raise DataError(
+                str(folder),
+                f"has the sample {row['key'][:60]!r}, which is not an edit in {data}",
+                "evaluate by the protocol gedit-en-v1 or gedit-cn-v1, and give its files (--data)",
+            )
+        kind, language, key = judged[name].name
+        place = out / "fullset" / kind / language
+        save_png(place / f"{key}.png", open_image(folder / row["picture"]))
+        save_png(place / f"{key}_SRCIMG.png", judged[name].picture(JUDGED))
+
+
 def _file_name(text: str) -> str:
     """A text as a file name, which T2I-CompBench's scorer splits at the last underscore."""
     return re.sub(r"[/\\\0\n]", " ", text).strip(". ")[:200] or "sample"
@@ -182,7 +240,8 @@ def import_scores(what: str, path: Path) -> list[tuple[str, str]]:
     Raises:
         DataError: the file is missing or has another format.
     """
-    texts = sorted(path.glob("*.jsonl")) if what == "wise" and path.is_dir() else [path]
+    kinds = {"wise": "*.jsonl", "gedit": "*_gpt_score.csv"}
+    texts = sorted(path.glob(kinds[what])) if what in kinds and path.is_dir() else [path]
     if not texts or not all(one.is_file() for one in texts):
         raise DataError(str(path), "there is no such file", "name the scorer's file")
     readers = {
@@ -192,6 +251,8 @@ def import_scores(what: str, path: Path) -> list[tuple[str, str]]:
         "adm": _from_adm,
         "wise": _from_wise,
         "imgedit": _from_imgedit,
+        "geneval2": _from_geneval2,
+        "gedit": _from_gedit,
     }
     try:
         found = readers[what]("\n".join(one.read_text(encoding="utf-8") for one in texts))
@@ -260,6 +321,81 @@ def _from_imgedit(text: str) -> dict[str, float]:
     if not all(1 <= value <= 5 for value in means.values()):
         raise ValueError("a score is not 1 to 5")
     return {**means, "imgedit": float(np.mean([*means.values()]))} if means else {}
+
+
+def _from_geneval2(text: str) -> dict[str, float]:
+    """score_lists.json of evaluation.py: the probability of each right answer, a list a prompt. Soft-TIFA is the mean over
+    the prompts of their arithmetic or geometric means, in percent; the file of `--method tifa` has 0 and 1 only, and that
+    of `vqascore` one number a prompt."""
+    lists = [np.array(one, float) for one in json.loads(text)]
+    if not all(
+        one.ndim == 1 and one.size and (one >= 0).all() and (one <= 1).all() for one in lists
+    ):
+        raise ValueError("a prompt has no list of numbers of 0 to 1")
+    if not lists:
+        return {}
+    mean = 100 * float(np.mean([one.mean() for one in lists]))
+    if all(one.size == 1 for one in lists):
+        return {"geneval2 vqascore": mean}
+    if all(value in (0.0, 1.0) for one in lists for value in one):
+        return {"geneval2 tifa": mean}
+    with np.errstate(divide="ignore"):  # one impossible answer: the geometric mean is 0
+        geometric = [np.exp(np.log(one).mean()) for one in lists]
+    return {
+        "geneval2 soft-tifa am": mean,
+        "geneval2 soft-tifa gm": 100 * float(np.mean(geometric)),
+    }
+
+
+def _from_gedit(text: str) -> dict[str, float]:
+    """CSV files of test_gedit_score.py: scores of 0 to 10 for semantics and quality, whose geometric mean is the overall
+    one. Their means over each kind of edit and, once all kinds are there, the means of these; `intersection`: of the
+    pictures with an instruction in both languages."""
+    scores: dict[tuple[str, str], dict[str, tuple[float, float, bool]]] = defaultdict(dict)
+    for row in csv.DictReader(io.StringIO(text)):
+        if row["edited_image"] == "edited_image":
+            continue  # the head of the next file
+        kind = PurePosixPath(row["edited_image"]).parts[-3]
+        semantics, quality = float(row["sementics_score"]), float(row["quality_score"])
+        if kind not in GEDIT or not (0 <= semantics <= 10 and 0 <= quality <= 10):
+            raise ValueError(f"{row['edited_image']} is not an edit with scores of 0 to 10")
+        # the file of all kinds repeats the rows of the others
+        scores[row["instruction_language"], kind][row["edited_image"]] = (
+            semantics,
+            quality,
+            row["intersection_exist"] == "True",
+        )
+    found: dict[str, float] = {}
+    for language in sorted({language for language, _ in scores}):
+        own = {
+            kind: [*scores[language, kind].values()] for kind in GEDIT if (language, kind) in scores
+        }
+        for part, chosen in (
+            ("", own),
+            (
+                " intersection",
+                {kind: [one for one in rows if one[2]] for kind, rows in own.items()},
+            ),
+        ):
+            found |= _gedit_means(f"gedit {language}{part}", chosen)
+    return found
+
+
+def _gedit_means(
+    name: str, own: Mapping[str, Sequence[tuple[float, float, bool]]]
+) -> dict[str, float]:
+    """The overall mean of each kind; of all kinds together, each score."""
+    means = {
+        kind: np.mean([(a, b, math.sqrt(a * b)) for a, b, _ in rows], axis=0)
+        for kind, rows in own.items()
+        if rows
+    }
+    found = {f"{name} {kind}": float(one[2]) for kind, one in means.items()}
+    if len(means) == len(GEDIT):
+        total = np.mean([*means.values()], axis=0)
+        parts = zip(("semantics", "quality", "overall"), total, strict=True)
+        found |= {f"{name} {part}": float(value) for part, value in parts}
+    return found
 
 
 def _from_adm(text: str) -> dict[str, float]:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cm3apps.cli.main import main
 from cm3apps.evaluation.evaluating import Evaluation
-from cm3apps.evaluation.exchange import export, import_scores
+from cm3apps.evaluation.exchange import GEDIT, _from_geneval2, export, import_scores
 from cm3apps.evaluation.made import Made
 from cm3apps.evaluation.shipped import find_protocol
 from cm3apps.evaluation.tasks.edits import open_edits
+from cm3apps.evaluation.tasks.gedit import open_gedit
 from cm3apps.evaluation.tasks.prompts import open_prompts
 from cm3core.errors import CM3Error, DataError
 from cm3core.images import open_image, save_png
@@ -114,6 +119,11 @@ FILES: list[tuple[str, str, dict[str, str]]] = [
         "adm",
         "warming up\nInception Score: 12.5\nFID: 7.25\nsFID: 5\n",
         {"is": "12.5", "fid-adm": "7.25", "sfid-adm": "5"},
+    ),
+    (
+        "geneval2",
+        "[[1, 0], [1, 1, 1, 0]]",
+        {"geneval2 tifa": "62.5"},
     ),
     (
         "imgedit",
@@ -482,3 +492,232 @@ def test_files_of_edits_that_are_refused(finished: Path, tmp_path: Path) -> None
     with pytest.raises(DataError) as caught:
         export("imgedit", finished, tmp_path / "none")
     tells(caught.value, f"{finished}: has no edit of ImgEdit in its sample ... imgedit-v1")
+
+
+ATOMS = {"vqa_list": [["How many dogs are in the image?", "two"]], "skills": ["count"]}
+
+
+def test_geneval_2_reads_a_path_for_each_prompt(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        export("geneval2", finished, tmp_path / "none")
+    tells(caught.value, f"{finished}: has no questions of GenEval 2 ... geneval2-v1")
+    path = finished / "samples.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        row["metadata"] = {"prompt": row["prompt"], **ATOMS}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = export("geneval2", finished, tmp_path / "out")
+    paths = json.loads((out / "image_paths.json").read_text())
+    assert paths == {"a red dog": str(out / "000000.png"), "two / cats": str(out / "000001.png")}
+    shades = {prompt: int(open_image(Path(one))[0, 0, 0]) for prompt, one in paths.items()}
+    assert shades == {"a red dog": 0, "two / cats": 50}, "the first picture of a prompt"
+
+
+def test_geneval_2s_prompts_and_judge(tmp_path: Path) -> None:
+    """Its lines are kept; another judge has another hash, and GenEval's own hash is as before there was the key."""
+    (tmp_path / "geneval2_data.jsonl").write_text(
+        json.dumps({"prompt": "two dogs", **ATOMS}) + "\n"
+    )
+    given: dict[str, Any] = {"size": None, "model": None, "registry": None}
+    keys = {k: v for k, v in find_protocol("geneval2-v1").task.items() if k != "name"}
+    task = open_prompts(keys, data=tmp_path / "geneval2_data.jsonl", **given)
+    assert [one.prompt for one in task.samples] == ["two dogs"]
+    assert task.samples[0].target["metadata"]["skills"] == ["count"]
+    assert task.measurement["judge"] == "Qwen/Qwen3-VL-8B-Instruct"
+    plain = open_prompts({"repeat": 1}, data=tmp_path / "geneval2_data.jsonl", **given)
+    assert "judge" not in plain.measurement
+
+
+def test_soft_tifa_by_hand(tmp_path: Path) -> None:
+    """Arithmetic means 0.5 and 0.5, geometric means sqrt(0.25 * 0.75) and 0."""
+    path = tmp_path / "score_lists.json"
+    path.write_text("[[0.25, 0.75], [0, 1, 0.5]]")
+    assert dict(import_scores("geneval2", path)) == {
+        "geneval2 soft-tifa am": "50",
+        "geneval2 soft-tifa gm": f"{100 * math.sqrt(0.25 * 0.75) / 2:.4g}",
+    }
+    path.write_text("[[0.25], [0.75]]")
+    assert dict(import_scores("geneval2", path)) == {"geneval2 vqascore": "50"}
+    for text in ("[[0.5, 1.5]]", "[[]]", "[0.5]", "[[NaN, 0.5]]", '[["a"]]'):
+        path.write_text(text)
+        with pytest.raises(DataError) as caught:
+            import_scores("geneval2", path)
+        assert "is not a file of geneval2's scorer" in str(caught.value)
+
+
+@given(
+    st.lists(st.lists(st.floats(0.001, 1), min_size=2, max_size=9), min_size=1, max_size=5).filter(
+        lambda lists: any(value != 1 for one in lists for value in one)
+    )
+)
+def test_soft_tifa_is_scipys(lists: list[list[float]]) -> None:
+    from scipy.stats import gmean
+
+    found = _from_geneval2(json.dumps(lists))
+    assert found["geneval2 soft-tifa gm"] == pytest.approx(100 * np.mean([gmean(x) for x in lists]))
+    assert found["geneval2 soft-tifa gm"] <= found["geneval2 soft-tifa am"] + 1e-9
+
+
+def gedit_rows() -> list[dict[str, Any]]:
+    """Three edits of one picture, whose scaled copy is for the judge."""
+
+    def cell(side: int, shade: int) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as folder:
+            save_png(Path(folder) / "a.png", np.full((side, side, 3), shade, np.uint8))
+            return {"bytes": (Path(folder) / "a.png").read_bytes(), "path": None}
+
+    return [
+        {
+            "task_type": kind,
+            "key": key,
+            "instruction": text,
+            "instruction_language": language,
+            "input_image": cell(6, 40),
+            "input_image_raw": cell(8, 90),
+            "Intersection_exist": True,
+        }
+        for kind, key, text, language in (
+            ("style_change", "b1", "as a woodcut", "en"),
+            ("color_alter", "a1", "make it red", "en"),
+            ("color_alter", "a1c", "变成红色", "cn"),
+        )
+    ]
+
+
+def gedit_file(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """The rows as Hugging Face's `datasets` writes them; return the folder."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    table = pyarrow.Table.from_pylist(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        parquet.write_table(table, path)
+    else:
+        with (
+            pyarrow.OSFile(str(path), "wb") as file,
+            pyarrow.ipc.new_stream(file, table.schema) as w,
+        ):
+            w.write_table(table)
+    return path.parent
+
+
+@pytest.mark.parametrize("name", ["data-00000-of-00001.arrow", "train-00000-of-00001.parquet"])
+def test_gedit_in_the_folders_of_its_scorer(tmp_path: Path, name: str) -> None:
+    """The raw picture is edited by the protocol's seeds; beside it is the one that the judge compares."""
+    protocol, model = find_protocol("gedit-en-v1"), toy_model(max_text_tokens=60)
+    keys = {key: value for key, value in protocol.task.items() if key != "name"}
+    data = gedit_file(tmp_path / "data" / name, gedit_rows())
+    given: dict[str, Any] = {"size": None, "model": None, "registry": None}
+    task = open_gedit(keys, data=data, **given)
+    assert [(one.key, one.prompt) for one in task.samples] == [
+        ("color_alter/a1", "make it red"),
+        ("style_change/b1", "as a woodcut"),
+    ]
+    assert (task.measurement["judge"], task.measurement["language"]) == ("gpt-4.1", "en")
+    [chinese] = open_gedit({"language": "cn"}, data=data, **given).samples
+    assert (chinese.key, chinese.prompt) == ("color_alter/a1c", "变成红色")
+    model.tasks = TunedTasks({"edit": TASKS["edit"]()})
+    Evaluation(protocol, task, load_registry(), tmp_path / "eval", model=model).run()
+    out = export("gedit", tmp_path / "eval", tmp_path / "out", data)
+    names = sorted(str(one.relative_to(out)) for one in out.rglob("*.png"))
+    assert names == [
+        "fullset/color_alter/en/a1.png",
+        "fullset/color_alter/en/a1_SRCIMG.png",
+        "fullset/style_change/en/b1.png",
+        "fullset/style_change/en/b1_SRCIMG.png",
+    ]
+    judged = open_image(out / "fullset/color_alter/en/a1_SRCIMG.png")
+    assert (judged.shape, int(judged[0, 0, 0])) == ((6, 6, 3), 40)
+    source = np.full((8, 8, 3), 90, np.uint8)
+    [second] = model.edit(source, "as a woodcut", 1, seed=protocol.seed + 1)
+    assert (open_image(out / "fullset/style_change/en/b1.png") == second.pixels).all()
+
+
+def test_files_of_gedit_that_are_refused(finished: Path, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"size": None, "model": None, "registry": None}
+
+    def refused(
+        message: str, values: dict[str, Any] | None = None, data: Path | None = None
+    ) -> None:
+        with pytest.raises(DataError) as caught:
+            open_gedit(values or {}, data=data, **given)
+        tells(caught.value, message)
+
+    refused("this protocol: needs the files of GEdit-Bench ... next: download them")
+    refused(f"{tmp_path / 'no'}: needs the files of GEdit-Bench", data=tmp_path / "no")
+    refused("protocol: task.language: is 'fr' ... next: use en or cn", {"language": "fr"})
+    rows = gedit_rows()
+    for name, number, message, changed in (
+        ("twice", 3, "has the edit color_alter/en/a1 again", [*rows, rows[1]]),
+        ("key", 0, "is not an edit", [{**rows[0], "key": "../a"}]),
+        ("dots", 0, "is not an edit", [{**rows[0], "task_type": ".."}]),
+        ("empty", 0, "is not an edit", [{**rows[0], "instruction": " "}]),
+    ):
+        path = tmp_path / name / "a.arrow"
+        refused(f"{path}, row {number}: {message}", data=gedit_file(path, changed))
+    path = tmp_path / "column" / "a.arrow"
+    less = [{key: value for key, value in rows[0].items() if key != "key"}]
+    refused(f"{path}: has no column 'key'", data=gedit_file(path, less))
+    path.write_bytes(b"nothing of the kind")
+    path.rename(broken := tmp_path / "column" / "b.arrow")
+    refused(f"{broken}: can't be read (", data=tmp_path / "column")
+    own = gedit_file(tmp_path / "own" / "a.arrow", rows[:1])
+    refused(f"{own}: has no instructions in the language 'cn'", {"language": "cn"}, own)
+    holes = [{**rows[0], "input_image_raw": {"bytes": None, "path": "x.png"}}, rows[1]]
+    task = open_gedit({}, data=gedit_file(tmp_path / "hole" / "a.arrow", holes), **given)
+    load = next(one.picture for one in task.samples if one.key == "style_change/b1")
+    assert load is not None
+    with pytest.raises(DataError) as caught:
+        load()
+    tells(
+        caught.value, f"{tmp_path}/hole/a.arrow, row 0, column 'input_image_raw': holds no picture"
+    )
+    with pytest.raises(DataError) as caught:
+        export("gedit", finished, tmp_path / "none", own)
+    tells(
+        caught.value, f"{finished}: has the sample 'k0/0', which is not an edit in {own} ... next:"
+    )
+    assert not (tmp_path / "none").exists()
+
+
+def gedit_scores(language: str, kind: str, *rows: tuple[str, float, float, bool]) -> str:
+    """Lines of a CSV file of test_gedit_score.py."""
+    return "".join(
+        f'"r/fullset/{kind}/{language}/{key}_SRCIMG.png","r/fullset/{kind}/{language}/{key}.png",'
+        f'"make it ""red"",\nplease",{semantics},{quality},{both},{language}\n'
+        for key, semantics, quality, both in rows
+    )
+
+
+def test_gedit_scores_by_hand(tmp_path: Path) -> None:
+    """sqrt(semantics * quality), its mean over a kind, and the mean of the kinds; not a mean over all edits."""
+    head = (
+        "source_image,edited_image,instruction,sementics_score,quality_score,"
+        "intersection_exist,instruction_language\n"
+    )
+    first = gedit_scores("en", GEDIT[0], ("a", 4, 9, True), ("b", 1, 1, False), ("c", 0, 5, True))
+    path = tmp_path / f"mine_{GEDIT[0]}_gpt_score.csv"
+    path.write_text(head + first)
+    assert dict(import_scores("gedit", path)) == {
+        f"gedit en {GEDIT[0]}": f"{7 / 3:.4g}",
+        f"gedit en intersection {GEDIT[0]}": "3",
+    }
+    others = [gedit_scores("en", kind, ("a", 9, 4, False)) for kind in GEDIT[1:]]
+    for kind, text in zip(GEDIT[1:], others, strict=True):
+        (tmp_path / f"mine_{kind}_gpt_score.csv").write_text(head + text)
+    # the file of all repeats them, and each is counted once
+    (tmp_path / "mine_combined_gpt_score.csv").write_text(head + first + "".join(others))
+    found = dict(import_scores("gedit", tmp_path))
+    assert found["gedit en overall"] == f"{(7 / 3 + 10 * 6) / 11:.4g}"
+    assert found["gedit en semantics"] == f"{(5 / 3 + 10 * 9) / 11:.4g}"
+    assert found["gedit en quality"] == f"{(5 + 10 * 4) / 11:.4g}"
+    assert "gedit en intersection overall" not in found, "ten kinds have none in both languages"
+    for text in (
+        gedit_scores("en", "no_kind", ("a", 1, 1, True)),
+        gedit_scores("en", GEDIT[0], ("a", 11, 1, True)),
+    ):
+        path.write_text(head + text)
+        with pytest.raises(DataError) as caught:
+            import_scores("gedit", path)
+        assert "is not an edit with scores of 0 to 10" in str(caught.value)

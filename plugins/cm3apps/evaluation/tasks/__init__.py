@@ -5,7 +5,7 @@ coco           COCO captions to pictures
 captions       COCO pictures to captions (Karpathy's split)
 vqa            questions about COCO pictures
 prompts        prompts of another benchmark, for its own scorer
-edits          pictures and instructions of another benchmark, for its own scorer
+edits, gedit   pictures and instructions of other benchmarks, for their own scorers
 scenes         prompts whose pictures an exact checker can judge
 """
 
@@ -47,7 +47,7 @@ def open_task(
     Raises:
         DataError: an unknown task or key, missing files, too few samples.
     """
-    from cm3apps.evaluation.tasks import coco, documents, edits, prompts
+    from cm3apps.evaluation.tasks import coco, documents, edits, gedit, prompts
 
     tasks: dict[str, Callable[..., Task]] = {
         "documents": partial(documents.open_documents, writer=writer),
@@ -56,6 +56,7 @@ def open_task(
         "vqa": coco.open_vqa,
         "prompts": prompts.open_prompts,
         "edits": edits.open_edits,
+        "gedit": gedit.open_gedit,
         "scenes": prompts.open_scenes,
     }
     name = values["name"]

@@ -186,13 +186,23 @@ TASKS: Mapping[str, tuple[str, Mapping[str, TaskKey]]] = {
     ),
     "prompts": (
         "prompts of another benchmark, for its own scorer",
-        {"repeat": TaskKey(4, "pictures per prompt")},
+        {
+            "repeat": TaskKey(4, "pictures per prompt"),
+            "judge": TaskKey(None, "the judge that its scorer asks; with another, hashes differ"),
+        },
     ),
     "edits": (
         "edits of another benchmark, for its own scorer",
         {
             "file": TaskKey("basic_edit.json", "file of the instructions in `--data`"),
             "images": TaskKey(".", "folder of the pictures in `--data`"),
+            "judge": TaskKey(None, "the judge that its scorer asks; with another, hashes differ"),
+        },
+    ),
+    "gedit": (
+        "GEdit-Bench's edits, for its own scorer",
+        {
+            "language": TaskKey("en", "of the instructions: en or cn"),
             "judge": TaskKey(None, "the judge that its scorer asks; with another, hashes differ"),
         },
     ),

@@ -2,7 +2,8 @@
 
 `prompts`: pictures that the benchmark's own scorer judges.
 
-    FILE.jsonl    a line a prompt, {"prompt": ..., anything else}: GenEval's evaluation_metadata.jsonl
+    FILE.jsonl    a line a prompt, {"prompt": ..., anything else}: GenEval's evaluation_metadata.jsonl,
+                  GenEval 2's geneval2_data.jsonl
     FILE.txt      a line a prompt: T2I-CompBench's examples/dataset/color_val.txt
     FILE.json     a list of {"prompt_id": 1, "Prompt": ...}: WISE's data/natural_science.json
     FOLDER        a file NAME.txt a prompt: DPG-Bench's prompts; or such lists, but for NAME_rewrite.json: WISE's data
@@ -44,7 +45,8 @@ def open_prompts(
         for key, row in rows
         for number in range(keys["repeat"])
     ]
-    return Task("prompts", "pictures", samples, {"repeat": keys["repeat"]})
+    judge = {} if keys["judge"] is None else {"judge": keys["judge"]}
+    return Task("prompts", "pictures", samples, {"repeat": keys["repeat"], **judge})
 
 
 def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
