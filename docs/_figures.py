@@ -17,7 +17,7 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from statistics import mean
@@ -594,6 +594,36 @@ def _usable() -> list[str]:
     return lines
 
 
+def _settings(split: str) -> list[str]:
+    """Settings of generation, as `cm3 experiment settings` judged them."""
+    from cm3lab.experiments.judged import DRAWINGS
+
+    titles = {name: arm.title for name, arm in DRAWINGS.items()}
+    return _judged(stored("settings.json")["runs"], titles, split)
+
+
+def _scaling(split: str) -> list[str]:
+    """Sizes and tokens of training, as `cm3 experiment scaling` judged them."""
+    from cm3lab.experiments.judged.scaling import TITLES
+
+    return _judged(stored("scaling.json")["runs"], TITLES, split)
+
+
+def _judged(runs: list[dict[str, Any]], titles: Mapping[str, str], split: str) -> list[str]:
+    from cm3lab.experiments.judged.report import judged_tables
+
+    own = [run | {"judged": {split: run["judged"][split]}} for run in runs]
+    return [line for line in judged_tables(own, titles) if line.startswith("|")]
+
+
+def _scaled_losses() -> list[str]:
+    """Losses by size and tokens, as `cm3 experiment scaling` measured them."""
+    from cm3lab.experiments.judged.report import losses
+    from cm3lab.experiments.judged.scaling import TITLES
+
+    return [line for line in losses(stored("scaling.json")["runs"], TITLES) if line.startswith("|")]
+
+
 def tables() -> dict[str, dict[str, list[str]]]:
     """The tables of the pages, by name."""
     return {
@@ -610,6 +640,12 @@ def tables() -> dict[str, dict[str, list[str]]]:
             "indexes": _indexes(),
             "postgres": _postgres(),
             "postgres-clients": _postgres_clients(),
+        },
+        "claims.md": {
+            "scaled losses": _scaled_losses(),
+            "scaled restyle": _scaling("restyle"),
+            "settings restyle": _settings("restyle"),
+            "settings variant": _settings("variant"),
         },
         "decoding.md": {
             "rerankers": _rerankers(),

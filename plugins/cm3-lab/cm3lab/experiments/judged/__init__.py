@@ -91,9 +91,7 @@ DRAWINGS: Mapping[str, Drawn] = {
     "cd-k-of-4": _best_of("CD-K", sampler="cd_k"),
     "both-of-4": _best_of("half guidance, half CD-K", sampler="mixture"),
     **{
-        f"documents-{number}": Drawn(
-            "no documents" if number == 0 else f"{number} documents", {"num_retrieved": number}
-        )
+        f"documents-{number}": Drawn(_documents(number).title, {"num_retrieved": number})
         for number in range(4)
     },
 }
