@@ -377,6 +377,13 @@ def _indexes() -> list[str]:
     )
 
 
+def _torchumm() -> list[str]:
+    """Scores that TorchUMM measured of other models, as its README prints them."""
+    found = stored("torchumm.json")
+    rows = [[cell or "—" for cell in row] for row in found["rows"]]
+    return _table(" | ".join(found["columns"]), rows)
+
+
 def _postgres_clients() -> list[str]:
     """Queries a second of a database of 200,000 documents, by threads and connections."""
     rows: dict[tuple[int, int], list[str]] = {}
@@ -654,7 +661,7 @@ def tables() -> dict[str, dict[str, list[str]]]:
             "upscalers": _upscalers(),
         },
         "models.md": {"large model": _large_model()},
-        "evaluation.md": {"usable": _usable()},
+        "evaluation.md": {"torchumm": _torchumm(), "usable": _usable()},
         "own-pictures.md": {"colour-codes": _colour_codes()},
         "recipes.md": {"training memory": _training_memory()},
         "tuning.md": {"tasks": _tasks(), "ways": _ways()},
