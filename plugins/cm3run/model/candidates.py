@@ -25,7 +25,7 @@ from cm3run.generation.engine import Completion, Request, candidate_seed, turn_o
 from cm3run.generation.prepare import SHORTEN, SHORTEN_OR_TRUNCATE
 from cm3run.model.jobs import Job
 from cm3run.model.loaded import Loaded, Picture, check_kept, check_length, sampler_of, seen
-from cm3run.model.prepending import Augmented, Retrieval
+from cm3run.model.prepending import Alternatives, Augmented, Retrieval
 from cm3run.model.results import Choice, GeneratedImage
 
 if TYPE_CHECKING:
@@ -184,19 +184,19 @@ class Plan:
             for segment in document
         )
 
-    def augmented(
+    def retrieved(
         self,
         requests: Sequence[Request],
         queries: Sequence[Document],
         *,
         num_alternatives: int = 1,
-    ) -> list[list[Augmented]]:
-        """The requests with the plan's sampler and prepended documents, see `Retrieval.augment`."""
+    ) -> list[Alternatives]:
+        """The requests with the plan's sampler, and documents to prepend, see `Retrieval.retrieve`."""
         asked = [
             replace(request, sampler=self.sampler, document=self._limited(request.document))
             for request in requests
         ]
-        return Retrieval(self.loaded).augment(
+        return Retrieval(self.loaded).retrieve(
             asked,
             queries,
             self.num_retrieved,
@@ -204,6 +204,12 @@ class Plan:
             self.exclude,
             num_alternatives=num_alternatives,
         )
+
+    def augmented(
+        self, requests: Sequence[Request], queries: Sequence[Document]
+    ) -> list[list[Augmented]]:
+        """The same with the best documents prepended."""
+        return [one.all for one in self.retrieved(requests, queries)]
 
     def job(
         self,

@@ -39,7 +39,7 @@ from cm3run.model.loaded import (
     seen,
     text_hole,
 )
-from cm3run.model.prepending import Augmented, originals
+from cm3run.model.prepending import Alternatives, Augmented, originals
 from cm3run.model.results import (
     Choice,
     GeneratedImage,
@@ -106,21 +106,22 @@ class Drawing(Loaded):
                 check_prompt(self, f"task {task or method}", document, truncate=truncate)
         requests = [Request(document, seed=seed, truncate=truncate) for document in documents]
         retriever = self.recipe.retriever
-        augmented = plan.augmented(
+        retrieved = plan.retrieved(
             requests,
             [(Text(text),) for text in prompts],
             num_alternatives=1 if retriever is None else retriever.num_alternatives,
         )
         enlarger = upscaler(self, upscale)
         answered = [
-            _Answered(plan, text, alternatives, enlarger)
-            for text, alternatives in zip(prompts, augmented, strict=True)
+            _Answered(plan, text, seed, own, enlarger)
+            for text, own in zip(prompts, retrieved, strict=True)
         ]
         for one in answered:
             if condition is None and not draw:
                 one.find(number, only=num_images is None)
             elif condition is not None:
                 one.answer = None
+            one.prepend()
         drawn = sum(max(0, number - len(one.found)) for one in answered if not one.is_whole)
         jobs = (job for one in answered for job in one.jobs(number))
         return jobs, drawn * plan.num_candidates * plan.num_codes
@@ -388,15 +389,21 @@ class _Answered:
     Args:
         plan: of the call.
         prompt: the prompt.
-        alternatives: its request with documents, and what the memory has for it.
+        seed: of its request.
+        retrieved: its request with documents, and what the memory has for it.
         enlarger: enlarges the pictures.
     """
 
     def __init__(
-        self, plan: Plan, prompt: str, alternatives: Sequence[Augmented], enlarger: Upscaler | None
+        self,
+        plan: Plan,
+        prompt: str,
+        seed: int,
+        retrieved: Alternatives,
+        enlarger: Upscaler | None,
     ) -> None:
-        self.plan, self.prompt, self.enlarger = plan, prompt, enlarger
-        self.alternatives, self.answer = alternatives, alternatives[0].answer
+        self.plan, self.prompt, self.seed, self.enlarger = plan, prompt, seed, enlarger
+        self.retrieved, self.answer = retrieved, retrieved.answer
         self.found: list[tuple[RetrievedDocument, Original]] = []
         #: Whether nothing is drawn besides what was found.
         self.is_whole = False
@@ -405,10 +412,15 @@ class _Answered:
         """Look up at most `number` originals, from the one on that the seed names; `only`: draw none, if there are
         some."""
         if self.answer is not None and self.answer.originals:
-            first = turn_of(self.alternatives[0].request.seed)
+            first = turn_of(self.seed)
             found = originals(self.plan.loaded, self.answer.originals, first + number)
             self.found = found[first:]
             self.is_whole = only and bool(self.found)
+
+    def prepend(self) -> None:
+        """Prepend documents, unless nothing is drawn."""
+        if not self.is_whole:
+            _ = self.retrieved.all
 
     def jobs(self, number: int) -> Iterator[Job[GeneratedImage]]:
         """The jobs of `number` pictures, or of the found ones alone."""
@@ -419,16 +431,16 @@ class _Answered:
             if place < len(self.found):
                 yield self._of_original(place)
                 continue
-            make = _image_maker(
-                self.plan, self.prompt, self.alternatives, self.enlarger, answer, place
-            )
-            yield self.plan.job(self.alternatives, make, place=place)
+            alternatives = self.retrieved.all
+            make = _image_maker(self.plan, self.prompt, alternatives, self.enlarger, answer, place)
+            yield self.plan.job(alternatives, make, place=place)
 
     def _of_original(self, place: int) -> Job[GeneratedImage]:
         """The job of an original: without requests."""
         document, original = self.found[place]
-        asked = self.alternatives[0].request.seed
-        seed = candidate_seed(asked, place * self.plan.num_candidates, turn_of(asked) + place)
+        seed = candidate_seed(
+            self.seed, place * self.plan.num_candidates, turn_of(self.seed) + place
+        )
 
         def finish(_: Sequence[Completion]) -> GeneratedImage:
             assert document.pixels is not None

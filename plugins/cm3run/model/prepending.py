@@ -6,8 +6,9 @@ A prompt rewriter decides the search query (`cm3run.prompting`).
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -37,6 +38,23 @@ class Augmented(NamedTuple):
     answer: Answer | None = None
 
 
+class Alternatives:
+    """One request with its documents, prepended on first use, because what is found as it is needs none.
+
+    Args:
+        answer: what the memory has for the prompt.
+        make: prepends them.
+    """
+
+    def __init__(self, answer: Answer | None, make: Callable[[], list[Augmented]]) -> None:
+        self.answer, self._make = answer, make
+
+    @cached_property
+    def all(self) -> list[Augmented]:
+        """The request with the best documents, then with another of them in front."""
+        return self._make()
+
+
 #: Extra documents to retrieve, replacing those that show a request's own picture.
 _SPARE = 4
 #: Share of a picture's codes that must be known for recognising it.
@@ -55,7 +73,7 @@ class Retrieval:
         self.loaded, self.recipe, self.components = loaded, loaded.recipe, loaded.components
         self._documents = ReadDocuments()
 
-    def augment(
+    def retrieve(
         self,
         requests: Sequence[Request],
         queries: Sequence[Document],
@@ -64,8 +82,8 @@ class Retrieval:
         exclude: Collection[str] = (),
         *,
         num_alternatives: int = 1,
-    ) -> list[list[Augmented]]:
-        """Prepend documents to each request; return the augmented requests with their documents as shown in results,
+    ) -> list[Alternatives]:
+        """Retrieve documents for each request, to be prepended: the request with its documents as shown in results,
         followed by alternatives that put another of the best documents in front.
 
         An empty query retrieves nothing, and no request gets a document with its own picture. A
@@ -88,22 +106,39 @@ class Retrieval:
             )
             for place, (pixels, text) in enumerate(context)
         ]
-        result, left_out = [], (0, 0)
         retrieved = self._retrieve(requests, queries, number, num_alternatives - 1, exclude)
-        for request, query, found in zip(requests, queries, retrieved, strict=True):
-            alternatives = []
-            results = found.results
-            looked_for = "" if found.query == text_of(query) else found.query
-            for first in self._firsts(query, found, num_alternatives):
-                in_order = [*results[first : first + 1], *results[:first], *results[first + 1 :]]
-                (one, shown, _), without = self._with(request, by_hand, in_order, number)
-                shown = tuple(
-                    document if document.score is None else replace(document, looked_for=looked_for)
-                    for document in shown
-                )
-                alternatives.append(Augmented(one, shown, found.answer))
-                left_out = max(left_out, (without, min(number, len(in_order))))
-            result.append(alternatives)
+        return [
+            Alternatives(
+                found.answer,
+                partial(
+                    self._alternatives, request, query, by_hand, found, number, num_alternatives
+                ),
+            )
+            for request, query, found in zip(requests, queries, retrieved, strict=True)
+        ]
+
+    def _alternatives(
+        self,
+        request: Request,
+        query: Document,
+        by_hand: list[Prepended],
+        found: Found,
+        number: int,
+        most: int,
+    ) -> list[Augmented]:
+        """At most `most` alternatives of one request."""
+        alternatives, left_out = [], (0, 0)
+        results = found.results
+        looked_for = "" if found.query == text_of(query) else found.query
+        for first in self._firsts(query, found, most):
+            in_order = [*results[first : first + 1], *results[:first], *results[first + 1 :]]
+            (one, shown, _), without = self._with(request, by_hand, in_order, number)
+            shown = tuple(
+                document if document.score is None else replace(document, looked_for=looked_for)
+                for document in shown
+            )
+            alternatives.append(Augmented(one, shown, found.answer))
+            left_out = max(left_out, (without, min(number, len(in_order))))
         if left_out[0]:
             tqdm.write(
                 f"note: the decoder's context of {self.components.decoder.context_length} tokens "
@@ -111,7 +146,7 @@ class Retrieval:
                 f"{left_out[0]} of {left_out[1]} retrieved documents; they are left out",
                 file=sys.stderr,
             )
-        return result
+        return alternatives
 
     def _with(
         self, request: Request, by_hand: list[Prepended], found: list[Retrieved], number: int

@@ -52,6 +52,20 @@ def test_what_the_memory_has_is_returned_undrawn(model, monkeypatch):
     assert one.nearest is None
 
 
+def test_documents_are_prepended_only_for_what_is_drawn(model, monkeypatch):
+    prepended, prepend = [], Retrieval._with
+
+    def counted(self, request, *arguments):
+        prepended.append(request.seed)
+        return prepend(self, request, *arguments)
+
+    monkeypatch.setattr(Retrieval, "_with", counted)
+    assert ids(model.generate("bell, lucide", seed=3)) == ["lucide/bell"]
+    assert prepended == []
+    assert ids(model.generate("bell, lucide", 2, seed=3)) == ["lucide/bell", ""]
+    assert prepended == [3]
+
+
 def test_a_number_is_filled_with_further_originals_then_with_drawings(model):
     pictures = model.generate("bell, outline", 4, seed=1)
     assert ids(pictures) == ["tabler/bell", "lucide/bell", "", ""]
