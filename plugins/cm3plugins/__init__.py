@@ -51,16 +51,20 @@ _moved.serve(
 
 #: Components and models that moved from here to other distributions.
 CM3_BESIDE = {
+    "decoder/glm_image": "cm3published",
     "embedder/bi_encoder": "cm3lab",
     "model/icons64": "cm3lab",
     "retriever/pgvector": "cm3postgres",
     **{
         f"image_tokenizer/{name}": "cm3published"
-        for name in ("chameleon", "dall_e", "emu3", "ibq", "ldm", "llamagen", "movq", "taming")
+        for name in (
+            *("chameleon", "dall_e", "emu3", "glm_image", "ibq", "ldm", "llamagen", "movq"),
+            "taming",
+        )
     },
     **{
         f"layout/{name}": "cm3published"
-        for name in ("chameleon", "emu3", "emu3_5", "janus", "llamagen", "lumina")
+        for name in ("chameleon", "emu3", "emu3_5", "glm_image", "janus", "llamagen", "lumina")
     },
     **{f"recipe/chameleon-{name}": "cm3published" for name in ("head", "lora")},
     "sampler/chameleon": "cm3published",

@@ -11,7 +11,9 @@ from cm3core.recipe import compose, list_recipes
 from cm3core.recipe.library import header
 
 
-@pytest.mark.parametrize("name", ["chameleon-head", "chameleon-lora", "emu3_5-lora"])
+@pytest.mark.parametrize(
+    "name", ["chameleon-head", "chameleon-lora", "emu3_5-lora", "glm-image-lora"]
+)
 def test_a_recipe_is_listed_and_composed(name: str, tmp_path: Path) -> None:
     (listed,) = [recipe for recipe in list_recipes() if recipe.name == name]
     lines = header(listed.path)

@@ -27,6 +27,10 @@ NOT_BY_DEFAULT = {
     ("image_tokenizer", "chameleon"): "is null: the model 'chameleon' needs its publisher's file",
     ("image_tokenizer", "dall_e"): "is null: the model 'dall_e' needs its publisher's file",
     ("image_tokenizer", "emu3"): "is null: the model 'emu3' needs its publisher's file",
+    (
+        "image_tokenizer",
+        "glm_image",
+    ): "is null: GLM-Image's tokenizer needs its publisher's weights",
     ("image_tokenizer", "ibq"): "is null: the model 'ibq_16384' needs its publisher's file",
     ("image_tokenizer", "ldm"): "is null: the model 'vq_f8' needs its publisher's file",
     ("image_tokenizer", "llamagen"): "is null: the model 'vq_16' needs its publisher's file",

@@ -24,6 +24,7 @@ EXAMPLE = """examples:
   cm3 convert Emu3-Gen -o emu3 --tokenizer Emu3-VisionTokenizer
   cm3 convert Emu3-Chat -o emu3-chat --tokenizer Emu3-VisionTokenizer --chat
   cm3 convert Emu3.5-Image -o emu3.5 --tokenizer Emu3.5-VisionTokenizer
+  cm3 convert GLM-Image -o glm-image --resolution 1152 --width 768
   cm3 convert c2i_L_384.pt -o llamagen --tokenizer vq_ds16_c2i.pt
   cm3 generate --model anole "a red apple\""""
 #: Name of Chameleon's image token in Meta's tokenizer; transformers uses another.
@@ -124,9 +125,14 @@ def _pictures_and_prompts(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Convert or check; return the exit code."""
+    from cm3published.convert.glm_image import stage_of
     from cm3published.convert.janus import is_janus
     from cm3published.convert.opt import is_opt
 
+    if (stage := stage_of(args.source)) is not None:
+        from cm3published.convert.glm_image import run_glm_image
+
+        return run_glm_image(args, stage)
     if is_janus(args.source):
         from cm3published.convert.janus import run_janus
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -301,6 +301,9 @@ def by_head(
 class LlamaDecoder(TransformerDecoder):
     """A Llama-style decoder; see `LlamaConfig` for the options and `Decoder` for the methods."""
 
+    #: Class of its blocks.
+    block: ClassVar[type[Block]] = Block
+
     def __init__(
         self,
         config: LlamaSettings,
@@ -313,15 +316,11 @@ class LlamaDecoder(TransformerDecoder):
         super().__init__(config, vocab_size, attention, vocab_size - len(own))
         self.config = config
         self.own_head = own if config.has_own_codes else None
-        self.rotary: Rotary = (
-            GridRotary(grid, config.head_size, config.rope_theta)
-            if config.rope == "2d"
-            else SequenceRotary(config.context_length, config.head_size, config.rope_theta)
-        )
+        self.rotary = self.make_rotary(grid)
         self.embed_axes: AxisEmbeddings | None = None
         if config.code_axes:
             self.embed_axes = AxisEmbeddings(config.code_axes, grid[0] * grid[1], config.d_model)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(self.block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.make_head()
         self.codes_in: CodeEmbedding | None = None
@@ -330,6 +329,13 @@ class LlamaDecoder(TransformerDecoder):
             self.codes_in = CodeEmbedding(len(own), config.code_embed_dim, config.d_model)
             self.codes_out = CodeHead(config.d_model, config.code_head_dim, len(own))
         self.reset_parameters()
+
+    def make_rotary(self, grid: tuple[int, int]) -> Rotary:
+        """Return what rotates queries and keys."""
+        size, theta = self.config.head_size, self.config.rope_theta
+        if self.config.rope == "2d":
+            return GridRotary(grid, size, theta)
+        return SequenceRotary(self.config.context_length, size, theta)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
