@@ -68,7 +68,14 @@ class OneProcess:
 class Replicated(OneProcess):
     """A whole decoder in each of W processes. Gradients are summed once per step, in buckets. For
     decoders that fit on a device this is a small part of a step, and everything else is as in a single
-    process."""
+    process.
+
+    Args:
+        processes: all W.
+    """
+
+    def __init__(self, processes: Processes) -> None:
+        self.processes = processes
 
     def in_words(self, processes: Processes) -> str:
         return f", {processes.world_size} processes with a decoder each"
@@ -84,10 +91,9 @@ class Replicated(OneProcess):
     def reduce(self, parameters: Sequence[Tensor]) -> None:
         import torch.distributed as dist
 
-        # a parameter without a gradient in any process keeps none, as in a single process, and is not decayed
-        has_N = torch.tensor([float(p.grad is not None) for p in parameters])
-        has_N = has_N.to(parameters[0].device)
-        dist.all_reduce(has_N)
+        # a parameter without a gradient in any process keeps none, as in a single process, and is not decayed; the
+        # hosts tell each other, because to read it from a device would wait for the whole backward pass
+        has_N = self.processes.sum(torch.tensor([float(p.grad is not None) for p in parameters]))
         used = [p for p, has in zip(parameters, has_N.tolist(), strict=True) if has]
         for parameter in used:
             if parameter.grad is None:
@@ -282,7 +288,7 @@ def parallel_of(
     if shard is None:
         own = _fewest(recipe, processes, machine, on_cpu=device.type == "cpu", bf16=bool(dtype))
         shard = max(processes.all_of(own))  # the number that fits the smallest machine
-    return Replicated() if shard == 1 else Sharded(processes, shard, device, dtype)
+    return Replicated(processes) if shard == 1 else Sharded(processes, shard, device, dtype)
 
 
 def _fewest(

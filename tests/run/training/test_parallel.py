@@ -46,3 +46,20 @@ def test_the_smallest_machine_decides(
         assert isinstance(found, Replicated)
     else:
         assert found == expected
+
+
+def test_replicas_sum_gradients_without_waiting_for_the_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On "meta" no number can be read. Of three parameters the first has a gradient here, the second in the other
+    process, and the third in none."""
+    summed: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.distributed, "all_reduce", summed.append)
+    processes = Two(1)
+    monkeypatch.setattr(processes, "sum", lambda has_N: has_N + torch.tensor([1.0, 1.0, 0.0]))
+    first, second, third = (torch.nn.Parameter(torch.empty(2, 3, device="meta")) for _ in range(3))
+    first.grad = torch.empty(2, 3, device="meta")
+    Replicated(processes).reduce([first, second, third])
+    assert [one.shape for one in summed] == [(12,)]
+    assert second.grad is not None
+    assert third.grad is None
