@@ -14,13 +14,17 @@ import torch
 from PIL import Image as PILImage
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import GlmImageProcessor
+from transformers import GlmImageConfig, GlmImageForConditionalGeneration, GlmImageProcessor
 
 from cm3apps.cli.main import main
 from cm3core.document import Codes, ImageHole, Text
+from cm3core.vocab import Vocabulary
 from cm3plugins.samplers.cfg import TopPSamplerConfig
+from cm3published.convert.glm_image import decoder_tensors, facts_of
+from cm3published.decoders import GlmImageDecoderConfig
 from cm3published.glm_grids import grids_of, prior_token_ids
-from cm3published.image_tokenizers.glm_image import GlmImageTokenizer
+from cm3published.image_tokenizers.glm_config import GlmImageVQConfig
+from cm3published.image_tokenizers.glm_image import GlmImageTokenizer, empty_network
 from cm3run.generation.engine import Request
 from messages import tells
 from tiny_glm_image import END, FIRST_TEXT, GRIDS, NUM_CODES, SIZE, START, Converted, converted
@@ -241,3 +245,31 @@ def test_wrong_files_are_refused(
     assert tells(error, f"... {message} ...")
     assert "  next: " in error
     assert not out.exists()
+
+
+def test_names_and_shapes_are_those_of_the_true_sizes() -> None:
+    """On no memory: transformers' defaults, with the rotated half of a head that its three sections imply."""
+    rope = {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}
+    config = GlmImageConfig(text_config={"rope_parameters": rope | {"mrope_section": [8, 12, 12]}})
+    with torch.device("meta"):
+        theirs = GlmImageForConditionalGeneration(config).state_dict()
+    facts = facts_of(config.to_dict(), "config.json")
+    wanted = {source: shape for source, shape, _ in decoder_tensors(facts).values()}
+    found = {name: tuple(tensor.shape) for name, tensor in theirs.items()}
+    image = {name.removeprefix("model.") for name in found.keys() - wanted.keys()}
+    assert {name: found[name] for name in wanted} == wanted
+    keys = {**facts.decoder, "grids": [[16, 16], [32, 32]]}
+    decoder, grid = GlmImageDecoderConfig(**keys), (1, 1280)
+    vocabulary = Vocabulary(
+        facts.vocab_size, (range(20_000, 30_000),), range(16_384), {"pad": 167_841}
+    )
+    number = sum(torch.Size(shape).numel() for shape in wanted.values())
+    assert decoder.num_parameters(vocabulary, grid) == number
+    assert number / 1e9 == pytest.approx(9.0, abs=0.2)
+    tensors = {
+        name: theirs[f"model.{name}"] for name in image if not name.startswith("vqmodel.post_")
+    }
+    with torch.device("meta"):
+        network = empty_network(tensors, GlmImageVQConfig())
+    shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    assert shapes == {name: tensor.shape for name, tensor in tensors.items()}

@@ -212,7 +212,7 @@ def read_network(path: Path, config: GlmImageVQConfig) -> GlmImageNetwork:
     check_finite(state, path)
     try:
         with torch.device("meta"):
-            network = _empty(state, config)
+            network = empty_network(state, config)
         wanted = {name: tensor.shape for name, tensor in network.state_dict().items()}
         if problem := _difference(state, wanted):
             raise ValueError(problem)
@@ -227,7 +227,7 @@ def read_network(path: Path, config: GlmImageVQConfig) -> GlmImageNetwork:
     return network.eval().requires_grad_(False)
 
 
-def _empty(state: Mapping[str, Tensor], config: GlmImageVQConfig) -> GlmImageNetwork:
+def empty_network(state: Mapping[str, Tensor], config: GlmImageVQConfig) -> GlmImageNetwork:
     """Return a network of the tensors' sizes; raises KeyError or ValueError."""
     width, _, patch, _ = state["visual.patch_embed.proj.weight"].shape
     inner = len(state["visual.blocks.0.mlp.fc1.weight"])
