@@ -48,6 +48,14 @@ def test_the_7b_model_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
+def test_the_7b_recipe_fits_eight_of_80_gb(capsys: pytest.CaptureFixture[str]) -> None:
+    """As it is shipped; with all activations kept it would not."""
+    eight = ["recipe", "memory", "cm3leon-7b", "--on", "gpu", "--devices", "8", "--gb", "80"]
+    assert main(eight) == 0
+    assert dict(rows(capsys.readouterr().out.partition("generation")[0]))["in all"] < 60
+    assert main([*eight, "decoder.activation_checkpointing=false"]) == 2
+
+
 def test_what_is_gathered_is_two_blocks_and_the_tables() -> None:
     """With gradients and what is summed of them; one device holds bf16 copies of everything instead."""
     recipe = compose("cm3leon-7b", registry=load_registry())
