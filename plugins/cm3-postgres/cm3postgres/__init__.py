@@ -3,6 +3,7 @@
     options.py     the recipe's keys; light
     config.py      the config, which builds the retriever; light
     pool.py        the connections of a process
+    watching.py    shuts connections whose server is silent
     connection.py  work with one of them, which is reopened when it is lost
     schema.py      the tables, and creating them
     rows.py        converts documents to rows of the table, and back

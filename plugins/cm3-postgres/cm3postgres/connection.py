@@ -16,6 +16,7 @@ import psycopg
 
 from cm3core.errors import CM3Error, DatabaseError
 from cm3postgres.pool import Connection, Connections
+from cm3postgres.watching import WATCHDOG, Watched
 
 if TYPE_CHECKING:
     from cm3postgres.options import ConnectionOptions
@@ -48,12 +49,15 @@ _STEPS = {
 
 @dataclass
 class _Use:
-    """One use of a connection: the connection once there is one, until when the server may be silent, and whether
-    it was silent for longer."""
+    """One use of a connection: the connection once there is one, and its time limit, if it has one."""
 
     connection: Connection | None = None
-    until: float = 0.0
-    silent: bool = False
+    watched: Watched | None = None
+
+    @property
+    def silent(self) -> bool:
+        """Whether the server did not answer in time."""
+        return self.watched is not None and self.watched.silent
 
 
 class Database:
@@ -145,25 +149,21 @@ class Database:
 
     def answered(self) -> None:
         """Restart this thread's time limit; long work calls this whenever the server has answered."""
-        self._current.use.until = time.monotonic() + self.options.timeout_seconds
+        watched = self._current.use.watched
+        if watched is not None:
+            watched.until = time.monotonic() + self.options.timeout_seconds
 
     @contextmanager
     def _watched(self, connection: Connection, use: _Use, limited: bool) -> Iterator[None]:
-        """Close the connection if the server does not answer for `timeout_seconds`: a stopped server, or one
-        behind a dead network, never does."""
-        self.answered()
+        """Shut the connection if the server does not answer for `timeout_seconds`."""
         if not limited:
             yield
             return
-        done = threading.Event()
+        # libpq may close its own socket, whose number another one could get
         with socket.socket(fileno=os.dup(connection.fileno())) as line:
-            watch = threading.Thread(target=_watch, args=(use, line, done), daemon=True)
-            watch.start()
-            try:
+            use.watched = Watched(line, time.monotonic() + self.options.timeout_seconds)
+            with WATCHDOG.watching(use.watched):
                 yield
-            finally:
-                done.set()
-                watch.join()
 
     def _exhausted(self) -> DatabaseError:
         number = self.options.num_connections
@@ -262,12 +262,3 @@ def _is_lost(error: psycopg.Error, use: _Use) -> bool:
         # a state means that the server answered
         return error.sqlstate is None and _REFUSED.search(str(error)) is None
     return _is_gone(use.connection)
-
-
-def _watch(use: _Use, line: socket.socket, done: threading.Event) -> None:
-    while not done.wait(max(0.0, use.until - time.monotonic())):
-        if time.monotonic() >= use.until:
-            use.silent = True
-            with suppress(OSError):
-                line.shutdown(socket.SHUT_RDWR)
-            return

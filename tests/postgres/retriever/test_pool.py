@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import socket
 import subprocess
 import sys
 import threading
@@ -23,6 +24,7 @@ from cm3kits.retriever import HashEmbedder
 pytest.importorskip("cm3postgres", reason="needs pip install ./plugins/cm3-postgres")
 
 from cm3postgres import PgvectorRetrieverConfig
+from cm3postgres.watching import Watchdog, Watched
 from messages import tells
 from profiles import examples
 from shared_memories import add, encoded, new_config, new_memory
@@ -262,3 +264,59 @@ def test_a_process_that_closes_nothing_ends_at_once(postgres, filled):
     first, last = map(float, done.stdout.split())
     assert last - first < 4, "a pool that isn't closed waits for its threads for 5 s each"
     assert done.stderr == b""
+
+
+@pytest.mark.slow
+def test_only_the_silent_connection_is_shut(filled):
+    """One statement takes longer than its limit while others answer; all are watched by one thread."""
+    _, memory = filled(num_connections=3, timeout_seconds=1.0, retry_seconds=0.0)
+    together(memory, 3)
+    said, done = [], []
+
+    def slow():
+        with pytest.raises(DatabaseError) as error:
+            memory.database.run(lambda one: one.execute("SELECT pg_sleep(5)"))
+        said.append(error.value)
+
+    def patient(connection):
+        for _ in range(6):
+            connection.execute("SELECT pg_sleep(0.4)")
+            memory.database.answered()
+        return True
+
+    threads = [
+        threading.Thread(target=slow),
+        *(
+            threading.Thread(target=lambda: done.append(memory.database.run(patient)))
+            for _ in range(2)
+        ),
+    ]
+    begin = time.monotonic()
+    for one in threads:
+        one.start()
+    names = [one.name for one in threading.enumerate()]
+    threads[0].join()
+    assert time.monotonic() - begin < 4
+    for one in threads[1:]:
+        one.join()
+    assert names.count("cm3-watchdog") == 1
+    assert tells(said[0], f"{memory.place}: did not answer within 1 s, after retrying for 0 s ...")
+    assert done == [True, True]
+
+
+def test_a_shorter_limit_wakes_the_watchdog():
+    """It sleeps for a long limit when one of 0.1 s comes."""
+    dog = Watchdog()
+    pairs = [socket.socketpair() for _ in range(2)]
+    long, short = (
+        Watched(pair[0], time.monotonic() + limit)
+        for pair, limit in zip(pairs, (60, 0.1), strict=True)
+    )
+    with dog.watching(long), dog.watching(short):
+        assert pairs[1][1].recv(1) == b"", "it was shut"
+    assert (long.silent, short.silent) == (False, True)
+    pairs[0][0].sendall(b"a")
+    assert pairs[0][1].recv(1) == b"a"
+    for one, other in pairs:
+        one.close()
+        other.close()
