@@ -17,6 +17,7 @@ BESIDE = {
     "cm3lab": "plugins/cm3-lab",
     "cm3postgres": "plugins/cm3-postgres",
     "cm3published": "plugins/cm3-published",
+    "cm3titan": "plugins/cm3-titan",
 }
 
 #: This distribution and those released with it.

@@ -19,6 +19,7 @@ WHAT = {
     ),
     "cm3published": ("separate distribution: published models", "beside"),
     "cm3postgres": ("separate distribution: memories in PostgreSQL", "beside"),
+    "cm3titan": ("separate distribution: training with torchtitan", "beside"),
     "cm3apps": ("the command cm3, server, quickstart, evaluation", "tools"),
     "cm3plugins": ("the bundled components, one folder per kind", "beside"),
     "cm3kits": ("the laws of components, for plugin authors", "beside"),

@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "cm3apps.cli.tune",
         "fine-tune a model on your own data: in full, in part, or with adapters",
     ),
+    "titan": ("", "train with torchtitan: tensor, pipeline and context parallelism"),
     "adapter": ("cm3apps.cli.adapter", "merge a run's adapter into its base model"),
     "export": (
         "cm3apps.cli.export",
@@ -146,4 +147,5 @@ BESIDE = {
     "embedder": "cm3lab",
     "experiment": "cm3lab",
     "postgres": "cm3postgres",
+    "titan": "cm3titan",
 }
