@@ -627,6 +627,9 @@ def test_gedit_in_the_folders_of_its_scorer(tmp_path: Path, name: str) -> None:
         "fullset/style_change/en/b1.png",
         "fullset/style_change/en/b1_SRCIMG.png",
     ]
+    told = ["eval", "export", "gedit", str(tmp_path / "eval"), "-o", str(tmp_path / "again")]
+    assert main([*told, "--data", str(data)]) == 0
+    assert len(list((tmp_path / "again").rglob("*.png"))) == len(names)
     judged = open_image(out / "fullset/color_alter/en/a1_SRCIMG.png")
     assert (judged.shape, int(judged[0, 0, 0])) == ((6, 6, 3), 40)
     source = np.full((8, 8, 3), 90, np.uint8)
