@@ -70,7 +70,10 @@ CM3_BESIDE = {
     "sampler/chameleon": "cm3published",
     **{
         f"task/{name}": "cm3published"
-        for name in ("emu3_5_draw", "emu3_5_edit", "emu3_caption", "emu3_question")
+        for name in (
+            *("emu3_5_draw", "emu3_5_edit", "emu3_caption", "emu3_question"),
+            "lumina_draw",
+        )
     },
 }
 

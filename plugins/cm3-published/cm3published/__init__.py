@@ -76,6 +76,6 @@ def cm3_samplers() -> Mapping[str, type[SamplerConfig]]:
 
 @hookimpl
 def cm3_tasks() -> Mapping[str, type[TaskConfig]]:
-    from cm3published.tasks import EMU3_TASKS
+    from cm3published.tasks import PUBLISHED_TASKS
 
-    return EMU3_TASKS
+    return PUBLISHED_TASKS

@@ -1,5 +1,6 @@
-"""Emu3-Chat's and Emu3.5's tasks, worded as in BAAI's `processing_emu3.py` and README (baaivision/Emu3) and
-`example_config_t2i.py`, `example_config_x2i.py` (baaivision/Emu3.5), all Apache-2.0.
+"""Emu3-Chat's, Emu3.5's and Lumina-mGPT 2.0's tasks, worded as in BAAI's `processing_emu3.py` and README
+(baaivision/Emu3), `example_config_t2i.py`, `example_config_x2i.py` (baaivision/Emu3.5), and `generate.py`
+(Alpha-VLLM/Lumina-mGPT-2.0), all Apache-2.0.
 
 Emu3-Chat's prompt is "You are a helpful assistant. USER: {picture}{question}. ASSISTANT:"; the layout `emu3` adds the
 last word (`layout.answer`), so that a question and its full stop are one text.
@@ -83,10 +84,35 @@ class Emu35EditConfig(TaskConfig):
         return WordedTask([wording], ["target"])
 
 
+@dataclass(kw_only=True)
+class LuminaDrawConfig(TaskConfig):
+    """Draw a picture with Lumina-mGPT 2.0, whose prompts state its size. Fields: caption, image.
+
+    Args:
+        width, height: of pictures, in pixels.
+    """
+
+    serves = "generate"
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "width": (1, 2**14),
+        "height": (1, 2**14),
+    }
+    width: int = 768
+    height: int = 768
+
+    def build(self) -> WordedTask:
+        self.check()
+        asked = (
+            f"Generate an image of {self.width}x{self.height} according to the following prompt:"
+        )
+        return WordedTask([(asked + "\n{caption}", "{image: image}")], ["image"])
+
+
 #: Name in recipes -> config.
-EMU3_TASKS: dict[str, type[TaskConfig]] = {
+PUBLISHED_TASKS: dict[str, type[TaskConfig]] = {
     "emu3_5_draw": Emu35DrawConfig,
     "emu3_5_edit": Emu35EditConfig,
     "emu3_caption": Emu3CaptionConfig,
     "emu3_question": Emu3QuestionConfig,
+    "lumina_draw": LuminaDrawConfig,
 }

@@ -60,6 +60,13 @@ class TestLumina(FewerExamples):
     config = LuminaLayoutConfig()
 
 
+class TestLumina2(FewerExamples):
+    """Codes after the ids of texts, four for each 32 pixels."""
+
+    config = LuminaLayoutConfig(codes_per_size=4, first_code=300, vocab_size=306)
+    grid = (4, 8)
+
+
 class TestEmu3(FewerExamples):
     config = Emu3LayoutConfig()
 
@@ -339,7 +346,8 @@ class _Codebook:
 def test_every_layout_has_its_name() -> None:
     for name, config in LAYOUTS.items():
         tokens = JANUS if name == "janus" else PUBLISHED
-        assert built(config(), tokenizer=NamedBytes(tokens)).name == name
+        grid = (1, 1280) if name == "glm_image" else GRID
+        assert built(config(), grid, NamedBytes(tokens)).name == name
 
 
 def test_given_ids_must_not_collide() -> None:

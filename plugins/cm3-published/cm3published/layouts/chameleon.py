@@ -1,13 +1,14 @@
-"""`chameleon` and `lumina`: the layouts of Chameleon, Anole and Lumina-mGPT. Light.
+"""`chameleon` and `lumina`: the layouts of Chameleon, Anole, Lumina-mGPT and Lumina-mGPT 2.0. Light.
 
 Names and roles of tokens: transformers' `ChameleonProcessor` and `ChameleonConfig` (Apache-2.0), and
-Lumina-mGPT's published data format. Ids are looked up by name in the text tokenizer.
+Lumina-mGPT's published data format (2.0: Alpha-VLLM/Lumina-mGPT-2.0, `item_processor.py`, Apache-2.0). Ids
+are looked up by name in the text tokenizer.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -85,6 +86,10 @@ class ChameleonLayoutConfig(LayoutConfig):
         )
         return TurnLayout("chameleon", self._vocabulary(parts, special, {}), tokens)
 
+    def _codes(self, special: Mapping[str, int], number: int) -> Sequence[int]:
+        """Return the ids of image codes 0..number-1."""
+        return code_ids(special, self.code, number)
+
     def _vocabulary(
         self, parts: VocabularyParts, special: Mapping[str, int], others: Mapping[str, int]
     ) -> Vocabulary:
@@ -94,15 +99,16 @@ class ChameleonLayoutConfig(LayoutConfig):
 
         names = (self.begin, self.turn_end, self.picture_begin, self.picture_end)
         own = {name.strip("<>"): find(special, name) for name in names}
-        codes = code_ids(special, self.code, parts.codebook_size)
+        codes = self._codes(special, parts.codebook_size)
         size = parts.text_tokenizer.vocab_size if self.vocab_size is None else self.vocab_size
-        text = text_between(parts.text_tokenizer.vocab_size, set(special.values()))
+        hidden = {*special.values(), *codes}
+        text = text_between(parts.text_tokenizer.vocab_size, hidden)
         return Vocabulary(size, text, codes, {"pad": find(special, self.padding), **own, **others})
 
 
 @dataclass(kw_only=True)
 class LuminaLayoutConfig(ChameleonLayoutConfig):
-    """Lumina-mGPT's layout: Chameleon's, with a picture's height and width before its codes and a
+    """Lumina-mGPT's layout, of both versions: Chameleon's, with a picture's height and width before its codes and a
     token after each row.
 
     A guidance stream without text sees only the tokens that start the next picture, as in its training.
@@ -110,8 +116,10 @@ class LuminaLayoutConfig(ChameleonLayoutConfig):
     Args:
         row_end: name of the token after each row.
         size: name of the size tokens; `{:05d}` stands for `first_size` plus the height or width in
-            32 pixels (two codes).
+            32 pixels.
         first_size: see `size`.
+        codes_per_size: codes of 32 pixels: 2, in Lumina-mGPT 2.0 4.
+        first_code: id of image code 0; the others follow. null: they have names (`code`).
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {
@@ -122,7 +130,13 @@ class LuminaLayoutConfig(ChameleonLayoutConfig):
     row_end: str = "<reserved08799>"
     size: str = "<reserved{:05d}>"
     first_size: int = 8800
-    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"first_size": (0, 99_999)}
+    codes_per_size: int = 2
+    first_code: int | None = None
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "first_size": (0, 99_999),
+        "codes_per_size": (1, 2**10),
+        "first_code": (0, 2**24),
+    }
 
     def check(self) -> None:
         """Raise `RecipeError` for an invalid `size` pattern."""
@@ -155,9 +169,16 @@ class LuminaLayoutConfig(ChameleonLayoutConfig):
             for number in range(1, 1000)
             if (name := self.size.format(self.first_size + number)) in special
         }
-        layout = LuminaLayout("lumina", self._vocabulary(parts, special, {}), tokens, sizes)
+        vocabulary = self._vocabulary(parts, special, {})
+        layout = LuminaLayout("lumina", vocabulary, tokens, sizes, self.codes_per_size)
         layout.frame(grid)
         return layout
+
+    def _codes(self, special: Mapping[str, int], number: int) -> Sequence[int]:
+        """Return the ids of image codes 0..number-1."""
+        if self.first_code is None:
+            return super()._codes(special, number)
+        return range(self.first_code, self.first_code + number)
 
 
 def find(special: Mapping[str, int], name: str) -> int:

@@ -23,9 +23,6 @@ from cm3core.interfaces.layout import Boundary, Frame, Layout
 from cm3core.interfaces.text_tokenizer import TextTokenizer
 from cm3core.vocab import IdRanges, Vocabulary
 
-#: Unit of Lumina-mGPT's size tokens in codes: 32 pixels are two codes of 16.
-CELLS_PER_SIZE = 2
-
 
 @dataclass(frozen=True)
 class TurnTokens:
@@ -112,7 +109,7 @@ class TurnLayout(Layout):
 
 
 class LuminaLayout(TurnLayout):
-    """A layout of turns with size tokens; `sizes`: id of each height or width in 32 pixels."""
+    """A layout of turns with size tokens; `sizes`: id of each height or width in 32 pixels, which are `unit` codes."""
 
     def __init__(
         self,
@@ -120,24 +117,26 @@ class LuminaLayout(TurnLayout):
         vocabulary: Vocabulary,
         tokens: TurnTokens,
         sizes: Mapping[int, int],
+        unit: int = 2,
     ) -> None:
         super().__init__(name, vocabulary, tokens)
-        self.sizes = dict(sizes)
+        self.sizes, self.unit = dict(sizes), unit
 
     def _sizes(self, grid: tuple[int, int]) -> tuple[int, ...]:
-        counts = [side // CELLS_PER_SIZE for side in grid]
-        if any(side % CELLS_PER_SIZE for side in grid) or not set(counts) <= self.sizes.keys():
+        counts = [side // self.unit for side in grid]
+        if any(side % self.unit for side in grid) or not set(counts) <= self.sizes.keys():
             raise no_such_grid(
                 self.name,
                 grid,
-                "has no tokens for its size, which must be a multiple of two codes (32 pixels)",
+                f"has no tokens for its size, which must be a multiple of {self.unit} codes (32 pixels)",
                 "choose sides that are multiples of 32 pixels (image_tokenizer.resolution, "
                 "image_tokenizer.width)",
             )
         return tuple(self.sizes[count] for count in counts)
 
     def _size_facts(self) -> list[int]:
-        return [one for pair in sorted(self.sizes.items()) for one in pair]
+        unit = [] if self.unit == 2 else [self.unit]  # not in fingerprints of models that exist
+        return [*unit, *(one for pair in sorted(self.sizes.items()) for one in pair)]
 
 
 class Emu3Layout(TurnLayout):

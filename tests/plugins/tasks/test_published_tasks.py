@@ -1,11 +1,11 @@
-"""Emu3-Chat's and Emu3.5's tasks: the kit's laws, and what is refused."""
+"""Emu3-Chat's, Emu3.5's and Lumina-mGPT 2.0's tasks: the kit's laws, and what is refused."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from cm3core.document import Codes, TextHole
+from cm3core.document import Codes, ImageHole, TextHole
 from cm3core.errors import RecipeError
 from cm3kits.task import TaskContract
 from cm3published.tasks import (
@@ -13,6 +13,7 @@ from cm3published.tasks import (
     Emu3QuestionConfig,
     Emu35DrawConfig,
     Emu35EditConfig,
+    LuminaDrawConfig,
 )
 
 
@@ -34,6 +35,18 @@ class TestEmu35Draw(TaskContract):
 class TestEmu35Edit(TaskContract):
     config = Emu35EditConfig()
     max_examples = 6
+
+
+class TestLuminaDraw(TaskContract):
+    config = LuminaDrawConfig()
+    max_examples = 6
+
+
+def test_luminas_prompts_state_the_size() -> None:
+    [request, hole] = LuminaDrawConfig(width=1024).build().prompt({"caption": "a bell"})
+    words = "Generate an image of 1024x768 according to the following prompt:"
+    assert getattr(request, "text", "") == words + "\na bell"
+    assert isinstance(hole, ImageHole)
 
 
 def test_a_request_is_asked_for() -> None:
