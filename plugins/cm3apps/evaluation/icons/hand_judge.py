@@ -47,7 +47,11 @@ class HandJudge:
         self._last: tuple[Sequence[PixelArray], Floats, float] | None = None
 
     def is_in(self, drawing_E: Floats, hand: Hand, but: int | None = None) -> bool:
-        """Whether a drawing is in a hand of the corpus.
+        """Whether a drawing is in a hand of the corpus, see `margin`."""
+        return self.margin(drawing_E, hand, but) >= -_ROUNDING
+
+    def margin(self, drawing_E: Floats, hand: Hand, but: int | None = None) -> float:
+        """How much nearer a drawing is to a hand of the corpus than the limit; below 0 it is not in the hand.
 
         Args:
             drawing_E: how it reads.
@@ -70,7 +74,7 @@ class HandJudge:
             vectors = self._vectors([row for row in rows if row != but])
             mean_E = _mean(vectors)
             limit = self._limit(self._own_margins(vectors, hand))
-        return bool(self._margins(drawing_E[None], mean_E, hand)[0] >= limit - _ROUNDING)
+        return float(self._margins(drawing_E[None], mean_E, hand)[0] - limit)
 
     def is_like(self, drawing_E: Floats, pictures: Sequence[PixelArray]) -> bool:
         """Whether a drawing is in the hand of some pictures, such as a user's own set.

@@ -154,6 +154,22 @@ class IconJudge:
         read_ND = self.real.things.read(pictures)
         return [self._ranked(one_D, own) for one_D, own in zip(read_ND, asked, strict=True)]
 
+    def hand_margins(self, pictures: Sequence[PixelArray], asked: Sequence[Asked]) -> list[float]:
+        """Return how much nearer each picture alone is to its hand than it must be, see `HandJudge.margin`.
+
+        Args:
+            pictures: uint8 [H, W, 3], of any sizes.
+            asked: hands of the corpus.
+
+        Raises:
+            DataError: too few drawings of a hand are known.
+        """
+        read_NE = self.real.hands.read(pictures)
+        return [
+            self.hands.margin(one_E, (own.set_name, own.style), self.real.row(own.id))
+            for one_E, own in zip(read_NE, asked, strict=True)
+        ]
+
     def names(self, asked: Asked) -> list[str]:
         """Return the 100 names among which a drawing finds its own, which comes first.
 
