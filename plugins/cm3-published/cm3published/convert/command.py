@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ EXAMPLE = """examples:
   cm3 convert Emu3-Chat -o emu3-chat --tokenizer Emu3-VisionTokenizer --chat
   cm3 convert Emu3.5-Image -o emu3.5 --tokenizer Emu3.5-VisionTokenizer
   cm3 convert GLM-Image -o glm-image --resolution 1152 --width 768
+  cm3 convert Lumina-mGPT-2.0 -o lumina2 --to cm3 --layout lumina2 --tokenizer files
   cm3 convert c2i_L_384.pt -o llamagen --tokenizer vq_ds16_c2i.pt
   cm3 generate --model anole "a red apple\""""
 #: Name of Chameleon's image token in Meta's tokenizer; transformers uses another.
@@ -79,10 +81,10 @@ def configure(parser: ArgumentParser) -> None:
         type=Path,
         metavar="PATH",
         help=f"folder with {TEXT_TOKENIZER}; for hf: its names of ids, which transformers needs (a model "
-        "of this framework has them); for cm3, which needs it, also with vqgan.ckpt. Emu3: folder with "
-        "model.safetensors of its image tokenizer, and the text tokenizer if that is not with the "
-        "weights. Emu3.5: the same with model.ckpt, and emu3.tiktoken. LlamaGen: its vq_*.pt. Janus: folder with "
-        "tokenizer.json (default: the source). OPT: the model "
+        "of this framework has them); for cm3, which needs it, also with vqgan.ckpt (lumina2: tokenizer.json, "
+        "tokenizer_config.json and movqgan_270M.ckpt). Emu3: folder with model.safetensors of its image tokenizer, and the "
+        "text tokenizer if that is not with the weights. Emu3.5: the same with model.ckpt, and emu3.tiktoken. LlamaGen: its "
+        "vq_*.pt. Janus: folder with tokenizer.json (default: the source). OPT: the model "
         "that it was made from (default: in the source's folder cm3)",
     )
     _pictures_and_prompts(parser)
@@ -93,15 +95,15 @@ def _pictures_and_prompts(parser: ArgumentParser) -> None:
     """Options of what the weights don't say: layout, size of pictures, and prompts."""
     parser.add_argument(
         "--layout",
-        choices=("chameleon", "lumina"),
-        help="for cm3: sequence layout: chameleon (the default; also for Anole) or lumina",
+        choices=("chameleon", "lumina", "lumina2"),
+        help="for cm3: sequence layout: chameleon (the default; also for Anole), lumina, or lumina2 (Lumina-mGPT 2.0)",
     )
     parser.add_argument(
         "--resolution",
         type=whole_number(1, 2**14),
         metavar="PIXELS",
-        help="for cm3: height of pictures (default: 512; for Emu3.5 1024; for LlamaGen from the file name; for Emu3 "
-        "and Janus from config.json)",
+        help="for cm3: height of pictures (default: 512; for lumina2 768; for Emu3.5 and GLM-Image 1024; for LlamaGen "
+        "from the file name; for Emu3 and Janus from config.json)",
     )
     parser.add_argument(
         "--width",
@@ -127,6 +129,7 @@ def run(args: Namespace) -> int:
     """Convert or check; return the exit code."""
     from cm3published.convert.glm_image import stage_of
     from cm3published.convert.janus import is_janus
+    from cm3published.convert.lumina2 import LAYOUT, LICENCE
     from cm3published.convert.opt import is_opt
 
     if (stage := stage_of(args.source)) is not None:
@@ -152,26 +155,9 @@ def run(args: Namespace) -> int:
         if model.form in OTHERS:
             _check_others(model, args)
         form = args.to or FIRST.get(model.form, "hf")
-        for option, value, needed in (
-            ("--shards", args.shards, ("meta",)),
-            ("--tokenizer", args.tokenizer, ("hf", "cm3")),
-            ("--layout", args.layout, ("cm3",)),
-            ("--resolution", args.resolution, ("cm3",)),
-            ("--width", args.width, ("cm3",)),
-        ):
-            if value is not None and form not in needed:
-                only = " and --to ".join(needed)
-                raise CM3Error(option, f"only works with --to {only}", "leave it out")
-        if form == "cm3" and model.form == "cm3":
-            raise CM3Error(
-                "--to cm3", f"{args.source} already has that format", "choose hf or meta"
-            )
-        if form == "cm3" and args.tokenizer is None and model.form not in OTHERS:
-            raise CM3Error(
-                "--to cm3",
-                "needs both tokenizers",
-                f"pass the folder with {TEXT_TOKENIZER} and vqgan.ckpt (--tokenizer FOLDER)",
-            )
+        _check_form(model, args, form)
+        if args.layout == LAYOUT:
+            model = replace(model, licence=LICENCE)
         extra: dict[str, Any] = {}
         if form == "hf" and args.tokenizer is not None:
             extra = _of_tokenizer(args.tokenizer / TEXT_TOKENIZER)
@@ -181,6 +167,28 @@ def run(args: Namespace) -> int:
     print(f"{args.out}: {form}")
     print(model.licence, file=sys.stderr)
     return 0
+
+
+def _check_form(model: ModelFiles, args: Namespace, form: str) -> None:
+    """Raise `CM3Error` for an option that does not work with the format to write, or is missing."""
+    for option, value, needed in (
+        ("--shards", args.shards, ("meta",)),
+        ("--tokenizer", args.tokenizer, ("hf", "cm3")),
+        ("--layout", args.layout, ("cm3",)),
+        ("--resolution", args.resolution, ("cm3",)),
+        ("--width", args.width, ("cm3",)),
+    ):
+        if value is not None and form not in needed:
+            only = " and --to ".join(needed)
+            raise CM3Error(option, f"only works with --to {only}", "leave it out")
+    if form == "cm3" and model.form == "cm3":
+        raise CM3Error("--to cm3", f"{args.source} already has that format", "choose hf or meta")
+    if form == "cm3" and args.tokenizer is None and model.form not in OTHERS:
+        raise CM3Error(
+            "--to cm3",
+            "needs both tokenizers",
+            f"pass the folder with {TEXT_TOKENIZER} and vqgan.ckpt (--tokenizer FOLDER)",
+        )
 
 
 def _open(source: Path, stack: ExitStack) -> ModelFiles:
@@ -309,6 +317,7 @@ def _write_cm3(model: ModelFiles, args: Namespace, new: Path) -> None:
     from cm3published.convert.emu3 import EMU3_5, Emu3Files, write_emu3
     from cm3published.convert.emu3_5 import write_emu3_5
     from cm3published.convert.llamagen import LlamaGenFiles, write_llamagen
+    from cm3published.convert.lumina2 import LAYOUT, write_lumina2
     from cm3published.convert.model import Asked, recipe_name
 
     asked = Asked(recipe_name(args.out.name), args.resolution, args.width)
@@ -320,5 +329,7 @@ def _write_cm3(model: ModelFiles, args: Namespace, new: Path) -> None:
             write_emu3(model, new, (*own, args.source), asked, chat=args.chat)
     elif isinstance(model, LlamaGenFiles):
         write_llamagen(model, new, args.tokenizer, asked)
+    elif args.layout == LAYOUT:
+        write_lumina2(model, new, (args.tokenizer, args.source), asked)
     else:
         write_cm3(model, new, args.tokenizer, asked, layout=args.layout or "chameleon")
