@@ -631,6 +631,37 @@ def _scaled_losses() -> list[str]:
     return [line for line in losses(stored("scaling.json")["runs"], TITLES) if line.startswith("|")]
 
 
+def _speedrun() -> list[str]:
+    """The entries of the speedrun, the best first, as `cm3 speedrun` recorded them."""
+    lines = [
+        "| entry | core minutes | minutes | million tokens | parameters | nats | first five | hand | copies | machine |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for entry in sorted(stored("speedrun.json"), key=lambda one: float(one["core_minutes"])):
+        runs = entry["runs"]
+
+        def of(name: str, digits: int, runs: list[dict[str, Any]] = runs) -> str:
+            return f"{mean(run[name] for run in runs):.{digits}f}"
+
+        def score(name: str, runs: list[dict[str, Any]] = runs) -> str:
+            return f"{mean(run['scores'][name] for run in runs):.0f}"
+
+        cells = [
+            f"`{entry['command']}`",
+            of("core_minutes", 1),
+            of("minutes", 1),
+            f"{mean(run['tokens'] for run in runs) / 1e6:.2f}",
+            f"{runs[0]['parameters'] / 1e6:.2f}M",
+            of("nats", 3),
+            score("thing_top5"),
+            score("in_hand"),
+            score("copied"),
+            entry["machine"],
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
 def tables() -> dict[str, dict[str, list[str]]]:
     """The tables of the pages, by name."""
     return {
@@ -663,6 +694,7 @@ def tables() -> dict[str, dict[str, list[str]]]:
         "models.md": {"large model": _large_model()},
         "evaluation.md": {"torchumm": _torchumm(), "usable": _usable()},
         "own-pictures.md": {"colour-codes": _colour_codes()},
+        "speedrun.md": {"speedrun": _speedrun()},
         "recipes.md": {"training memory": _training_memory()},
         "tuning.md": {"tasks": _tasks(), "ways": _ways()},
     }

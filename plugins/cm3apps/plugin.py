@@ -21,6 +21,7 @@ def cm3_commands() -> Mapping[str, str]:
         "mcp": "cm3apps.mcp.command:configure",
         "quickstart": "cm3apps.quickstart.command:configure",
         "serve": "cm3apps.server.command:configure",
+        "speedrun": "cm3apps.speedrun.command:configure",
         "start": "cm3apps.start.command:configure",
     }
 

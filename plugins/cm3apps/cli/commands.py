@@ -14,6 +14,7 @@ from cm3core.errors import CM3Error
 #: listed here because `cm3 --help` loads no plugin, which would take seconds.
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("", "train a small model on real pictures and write a report, in minutes"),
+    "speedrun": ("", "train icons to a stated loss in the fewest minutes, by rules that all share"),
     "start": ("", "look at a folder of your own pictures, and write a recipe to train on them"),
     "train": ("cm3apps.cli.train", "train a decoder from a recipe, or resume a run"),
     "tune": (

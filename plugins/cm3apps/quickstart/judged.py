@@ -60,13 +60,14 @@ def splits_of(config: DocumentSourceConfig) -> tuple[str, ...]:
     return tuple(split for split in config.splits if split not in ("train", "all", "near"))
 
 
-def protocol_of(model: Model, split: str, num: int) -> Protocol | None:
+def protocol_of(model: Model, split: str, num: int, *, nats: bool = True) -> Protocol | None:
     """The protocol of a split; None if it has no document.
 
     Args:
         model: names the data set.
         split: of the data set.
         num: pictures to draw at most.
+        nats: whether the loss of icons is measured, too.
     """
     config = model.recipe.dataset
     assert config is not None
@@ -79,10 +80,9 @@ def protocol_of(model: Model, split: str, num: int) -> Protocol | None:
     if are_judged(config):
         own = config.memory_config()
         assert isinstance(own, IconSourceConfig)
-        scores: list[dict[str, Any]] = [
-            {"metric": {"name": "usable", "sets": list(own.sets)}},
-            {"metric": {"name": "nats", "modality": "image"}},
-        ]
+        scores: list[dict[str, Any]] = [{"metric": {"name": "usable", "sets": list(own.sets)}}]
+        if nats:
+            scores.append({"metric": {"name": "nats", "modality": "image"}})
     else:
         scores = scores_beside(replace(config, split="train").build())
     task = {
@@ -114,14 +114,14 @@ def judged(model: Model, out: Path, share: float = 1.0) -> dict[str, dict[str, A
         if protocol is None:
             print(f"note: split {split!r} is skipped: it has no document", file=sys.stderr)
         else:
-            found[split] = _evaluated(model, protocol, out / FOLDER / split)
+            found[split] = evaluated(model, protocol, out / FOLDER / split)
     if not found and (protocol := protocol_of(model, config.split, num)) is not None:
         folder = out / FOLDER / config.split
-        found[config.split] = _evaluated(model, protocol, folder, allow_leaks=True)
+        found[config.split] = evaluated(model, protocol, folder, allow_leaks=True)
     return found
 
 
-def _evaluated(
+def evaluated(
     model: Model, protocol: Protocol, folder: Path, *, allow_leaks: bool = False
 ) -> dict[str, Any]:
     """The content of scores.json; the folder has a sheet of all cases, with verdicts if icons are judged."""

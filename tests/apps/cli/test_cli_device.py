@@ -69,7 +69,7 @@ NO_NETWORK = {
     "bench retrieval",
 }
 #: Networks of metrics run on the CPU, and what measures its time.
-ON_THE_CPU = {"eval score", "bench metrics", "bench first-picture"}
+ON_THE_CPU = {"speedrun", "eval score", "bench metrics", "bench first-picture"}
 #: These run networks whose precision is their own, or measure all of them.
 OWN_PRECISION = {
     "tokenizer eval",
