@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import pytest
 from safetensors.torch import load_file
 
 import cm3core
-from cm3core.errors import CheckpointError, RecipeError
+from cm3core.errors import CheckpointError, RecipeError, TrustError
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
 from cm3run.checkpoint import OPTIMIZER, WEIGHTS, latest_checkpoint, read_state
@@ -205,6 +207,10 @@ def test_a_killed_run_resumes(place: Path, reference: Path) -> None:
     running.send_signal(signal.SIGKILL)
     running.communicate()
     assert running.returncode == -signal.SIGKILL
+    exported = subprocess.run(
+        [*command, "--export"], env=environment(), capture_output=True, text=True, check=True
+    )
+    assert exported.stdout.strip() == str(out / "checkpoints" / "step-00000003")
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     assert losses(out) == pytest.approx(losses(reference)[:8], abs=1e-4)
@@ -220,7 +226,7 @@ def test_refusals(divided: Path, reference: Path) -> None:
 
     from cm3run.processes import Processes
     from cm3titan.config import Plan
-    from cm3titan.run import Job
+    from cm3titan.run import Job, export_only
     from cm3titan.run import train as train_here
     from cm3titan.settings import Setting
 
@@ -247,6 +253,18 @@ def test_refusals(divided: Path, reference: Path) -> None:
         with pytest.raises(RecipeError) as info:
             Plan.of(recipe, [Setting.read(one) for one in settings], number)
         assert tells(info.value, words)
+    moved = divided / "moved"
+    shutil.copytree(divided / "context", moved)
+    job = Job(recipe, registry, moved, Processes(), torch.device("cpu"))
+    for run in (train_here, export_only):
+        with pytest.raises(TrustError) as trust:
+            run(job)
+        assert tells(trust.value, "... can run code when they are read ... --trust-checkpoints")
+    assert export_only(replace(job, trusted=True)).name == f"step-{SHORT:08d}"
+    with pytest.raises(CheckpointError) as info:
+        export_only(replace(job, out_dir=divided / "nothing"))
+    assert tells(info.value, "... has no complete checkpoint ... train first: the same command")
+    assert not (divided / "nothing").exists()
     job = Job(recipe, registry, reference, Processes(), torch.device("cpu"))
     with pytest.raises(CheckpointError) as info:
         train_here(job)

@@ -56,6 +56,11 @@ def configure(parser: ArgumentParser) -> None:
         action="store_true",
         help="only write the newest of torchtitan's checkpoints as a model",
     )
+    parser.add_argument(
+        "--trust-checkpoints",
+        action="store_true",
+        help="read torchtitan's checkpoints in the folder although another user, or another machine, made them",
+    )
     add_length(parser)
     add_device(parser, "where it is trained")
     add_training_precision(parser)
@@ -108,5 +113,6 @@ def _run(args: Namespace, processes: Processes, device: str | None) -> Path:
         choose_device(device),
         settings=settings,
         progress=not args.quiet,
+        trusted=args.trust_checkpoints,
     )
     return export_only(job) if args.export else train(job)

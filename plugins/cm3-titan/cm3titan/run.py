@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cm3core.errors import CheckpointError, CM3Error
+from cm3core.errors import CheckpointError, CM3Error, TrustError
 from cm3core.files import make_folder, write_text
+from cm3core.interfaces.reach import Reach
 from cm3core.recipe.recipe import files_of
 from cm3run.build import Stored, build
 from cm3run.checkpoint import CheckpointState, Snapshot, read_state, save_checkpoint
@@ -33,6 +34,7 @@ from cm3run.training.data_notes import check_licences, write_provenance
 from cm3run.training.preparation import Preparation
 from cm3run.training.saving import DIVERGED, run_lock
 from cm3run.training.start import Origin
+from cm3run.trust import own_of, record_own
 from cm3titan.settings import CHECKPOINTS, FOLDER, Setting, check_recipe
 from cm3titan.share import Share, loader_state
 from cm3titan.weights import newest_step, read_step, shapes_of
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
     from cm3core.recipe import Recipe
     from cm3run.training.packing import BatchLoader
 
+#: Recorded for torchtitan's folder of a run that this user's command made.
+OWN = "torchtitan's checkpoints"
 #: The initial weights, in the run's folder.
 INITIAL = Path("checkpoints") / step_name(0)
 
@@ -58,6 +62,7 @@ class Job:
         device: this process's.
         settings: torchtitan's own.
         progress: show bars and notes.
+        trusted: read torchtitan's checkpoints in the folder even if this user's commands didn't make them.
     """
 
     recipe: Recipe
@@ -67,6 +72,7 @@ class Job:
     device: torch.device
     settings: Sequence[Setting] = ()
     progress: bool = True
+    trusted: bool = False
 
 
 def train(job: Job) -> Path:
@@ -85,6 +91,7 @@ def train(job: Job) -> Path:
 
     plan = Plan.of(job.recipe, job.settings, job.processes.world_size)
     with run_lock(job.out_dir, job.processes), _group(job.device):
+        job.processes.first(lambda: check_trusted(job))
         preparation, num_streams = _prepared(job, plan.num_shares)
         components = preparation.components
 
@@ -120,23 +127,31 @@ def train(job: Job) -> Path:
         return job.processes.first(lambda: export(job, preparation))
 
 
+def check_trusted(job: Job) -> None:
+    """Raise `TrustError` for torchtitan's checkpoints that this user's commands didn't make: reading them can run code."""
+    folder = job.out_dir / FOLDER
+    own = any(one.target == OWN for one in own_of(folder))
+    if own or job.trusted or newest_step(folder / CHECKPOINTS) is None:
+        return
+    raise TrustError(
+        str(folder),
+        "was not made by your commands on this machine, and torchtitan's checkpoints can run code when they are read",
+        "if you trust who made it: --trust-checkpoints; otherwise train.start_from with the run's own checkpoints",
+    )
+
+
 def export(job: Job, preparation: Preparation) -> Path:
     """Write torchtitan's newest checkpoint as one of this framework; called in one process.
 
     It has AdamW's state and the position in the data, so `cm3 train` can continue the run.
 
     Raises:
-        CheckpointError: there is none, or it can't be read.
+        CheckpointError: it can't be read.
     """
     components = preparation.components
     folder = job.out_dir / FOLDER / CHECKPOINTS
     step = newest_step(folder)
-    if step is None:
-        raise CheckpointError(
-            str(folder),
-            "has no complete checkpoint",
-            "train first: the same command without --export",
-        )
+    assert step is not None, "torchtitan saves the last step, and export_only looks"
     decoder = check_recipe(job.recipe)
     shapes = shapes_of(components.decoder.module.named_parameters())
     stored = read_step(folder / f"step-{step}", shapes, tied=decoder.tie_embeddings)
@@ -207,6 +222,7 @@ def _begin(job: Job, origin: Origin, preparation: Preparation, num_streams: int)
     module = components.decoder.module
     origin.set_weights(module)
     make_folder(job.out_dir / FOLDER)
+    record_own(job.out_dir / FOLDER, [Reach("", OWN, "")])
     for name, text in files_of(recipe, job.registry).items():
         write_text(job.out_dir / name, text)
     write_provenance(
@@ -293,6 +309,14 @@ def _group(device: torch.device) -> Iterator[None]:
 def export_only(job: Job) -> Path:
     """Write torchtitan's newest checkpoint as one of this framework, without training; see `export`."""
     check_recipe(job.recipe)
+    folder = job.out_dir / FOLDER / CHECKPOINTS
+    if newest_step(folder) is None:
+        raise CheckpointError(
+            str(folder),
+            "has no complete checkpoint",
+            "train first: the same command without --export",
+        )
     with run_lock(job.out_dir, job.processes):
+        job.processes.first(lambda: check_trusted(job))
         preparation, _ = _prepared(job, 1)
         return job.processes.first(lambda: export(job, preparation))
