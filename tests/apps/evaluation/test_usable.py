@@ -237,6 +237,35 @@ def test_real_drawings_are_read_once(
         _ = made[2].things_MD  # it reads them again
 
 
+def test_some_real_drawings_are_read_once_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kept by which they are; and taken from the readings of all, if these are kept."""
+    known = corpus()
+    pictures = [known.render(index, 64) for index in range(len(known.entries))]
+    monkeypatch.setattr(known, "pictures", lambda size: pictures, raising=False)
+    monkeypatch.setattr(known, "is_rendered", lambda size: True, raising=False)
+
+    def real(indices: list[int] | None) -> real_drawings.RealDrawings:
+        pretended = Pretended(False), Pretended(True)
+        return real_drawings.RealDrawings(known, *pretended, indices, tmp_path)
+
+    some, others = [7, 2, 9], [1, 3]
+    first = real(some).things_MD
+    with monkeypatch.context() as patch:
+        patch.setattr(Pretended, "read", None)
+        assert np.array_equal(real(some).things_MD, first)
+        with pytest.raises(TypeError):
+            _ = real(others).things_MD
+    everything = real(None)
+    rows = [everything.indices.index(index) for index in others]
+    expected = everything.things_MD[rows], everything.hands_ME[rows]
+    monkeypatch.setattr(Pretended, "read", None)
+    part = real(others)
+    assert np.array_equal(part.things_MD, expected[0])
+    assert np.array_equal(part.hands_ME, expected[1])
+
+
 def test_what_could_be_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(copied, "Names", Names)
     known = corpus()

@@ -146,18 +146,34 @@ class RealDrawings:
 
     @cached_property
     def _readings(self) -> dict[str, Floats]:
-        path = self._folder / f"{self.key}.safetensors"
-        found = _kept(path, len(self.indices)) if self._whole else None
+        found = self._of_all() or _kept(self._path, len(self.indices))
         if found is None:
             found = self._read()
-            if self._whole:
-                try:
-                    with atomic_path(path) as temporary:
-                        save_file(found, temporary)
-                except FileError:  # a read-only cache: they are read each time
-                    pass
+            try:
+                with atomic_path(self._path) as temporary:
+                    save_file(found, temporary)
+            except FileError:  # a read-only cache: they are read each time
+                pass
         readings: dict[str, Floats] = {name: own.float().numpy() for name, own in found.items()}
         return {**readings, "looks": _units(readings["looks"])}
+
+    @property
+    def _path(self) -> Path:
+        """Where the readings of these drawings are kept."""
+        if self._whole:
+            return self._folder / f"{self.key}.safetensors"
+        part = hashlib.sha256(np.array(self.indices, np.int64).tobytes()).hexdigest()[:16]
+        return self._folder / f"{self.key}-{part}.safetensors"
+
+    def _of_all(self) -> dict[str, torch.Tensor] | None:
+        """The kept readings of all drawings, in the rows of these; None: there are none."""
+        if self._whole:
+            return None
+        styles = self.corpus.entries.styles
+        grey = [index for index, style in enumerate(styles) if "colour" not in style.split()]
+        found = _kept(self._folder / f"{self.key}.safetensors", len(grey))
+        rows = np.searchsorted(grey, self.indices)
+        return None if found is None else {name: own[rows] for name, own in found.items()}
 
     @cached_property
     def key(self) -> str:
