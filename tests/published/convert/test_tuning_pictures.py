@@ -1,5 +1,5 @@
 """The recipes `emu3_5-lora` and `glm-image-lora` on models of two layers: the pictures' loss falls, only adapters are
-trained, and a tuned model is opened again with them."""
+trained, and a tuned model is opened again with them, and converted back."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ import pytest
 
 import tiny_emu3_5
 import tiny_glm_image
+from cm3apps.cli.main import main
 from tuned_pictures import losses, nats, tune, weights, write_pictures
 
 pytest.importorskip("peft", reason="peft is not installed")
 
 
 @pytest.mark.parametrize(
-    ("converted", "recipe", "size", "words"),
+    ("module", "recipe", "size", "words"),
     [
         (
-            tiny_emu3_5.converted,
+            tiny_emu3_5,
             "emu3_5-lora",
             (8, 12),
             "You are a helpful assistant for t2i task. USER: ",
         ),
-        (tiny_glm_image.converted, "glm-image-lora", (32, 64), ""),
+        (tiny_glm_image, "glm-image-lora", (32, 64), ""),
     ],
 )
 def test_adapters_learn_pictures(
-    tmp_path: Path, converted: Any, recipe: str, size: tuple[int, int], words: str
+    tmp_path: Path, module: Any, recipe: str, size: tuple[int, int], words: str
 ) -> None:
-    own = converted(tmp_path).folder / "own"
+    own = module.converted(tmp_path).folder / "own"
     data = write_pictures(tmp_path / "data", size)
     run = tune(own, recipe, data, tmp_path / "run")
     found = losses(run)
@@ -42,3 +43,19 @@ def test_adapters_learn_pictures(
     assert {name.partition(".weight")[0].rpartition(".")[2] for name in changed} == {
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
     }  # fmt: skip  # one name per line is harder to read
+    _is_converted_back(run, tmp_path, module)
+
+
+def _is_converted_back(run: Path, folder: Path, module: Any) -> None:
+    """Merged, then in its publisher's format, and converted again, it has the same weights."""
+    published = folder / ("GLM-Image" if module is tiny_glm_image else "baai")
+    tokenizers = published / "processor" if module is tiny_glm_image else folder / "vision"
+    merged, theirs, again = (folder / name for name in ("merged", "theirs", "again"))
+    assert main(["adapter", "merge", str(run), "-o", str(merged)]) == 0
+    back = ["--to", "hf", "--tokenizer", str(published)]
+    assert main(["convert", str(merged), "-o", str(theirs), *back]) == 0
+    more = ["--tokenizer", str(tokenizers), *module.SIZE]
+    assert main(["convert", str(theirs), "-o", str(again), *more]) == 0
+    expected, found = weights(merged), weights(again)
+    assert expected.keys() == found.keys()
+    assert all(tensor.equal(found[name]) for name, tensor in expected.items())

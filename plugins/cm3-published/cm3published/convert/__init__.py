@@ -3,6 +3,6 @@ LlamaGen's and Janus' weights into models of this framework; models with the dec
 
 `facts.py` holds a Chameleon's sizes, `names.py` its tensors; `meta.py` and `hugging_face.py` read and write the two
 formats, one tensor at a time, `cm3.py` this framework's own; `model.py` is shared by them.
-`emu3.py`, `emu3_5.py`, `glm_image.py`, `llamagen.py`, `lumina2.py` and `janus.py` create models of this framework; `opt.py`
-writes and reads OPTs, `opt_text.py` their tokenizer and README.
+`emu3.py`, `emu3_5.py`, `glm_image.py`, `llamagen.py`, `lumina2.py` and `janus.py` create models of this framework, and
+`back.py` some publishers' files of these; `opt.py` writes and reads OPTs, `opt_text.py` their tokenizer and README.
 """

@@ -26,6 +26,7 @@ EXAMPLE = """examples:
   cm3 convert Emu3-Chat -o emu3-chat --tokenizer Emu3-VisionTokenizer --chat
   cm3 convert Emu3.5-Image -o emu3.5 --tokenizer Emu3.5-VisionTokenizer
   cm3 convert GLM-Image -o glm-image --resolution 1152 --width 768
+  cm3 convert glm-image-tuned -o back --to hf --tokenizer GLM-Image
   cm3 convert Lumina-mGPT-2.0 -o lumina2 --to cm3 --layout lumina2 --tokenizer files
   cm3 convert c2i_L_384.pt -o llamagen --tokenizer vq_ds16_c2i.pt
   cm3 generate --model anole "a red apple\""""
@@ -84,7 +85,8 @@ def configure(parser: ArgumentParser) -> None:
         "of this framework has them); for cm3, which needs it, also with vqgan.ckpt (lumina2: tokenizer.json, "
         "tokenizer_config.json and movqgan_270M.ckpt). Emu3: folder with model.safetensors of its image tokenizer, and the "
         "text tokenizer if that is not with the weights. Emu3.5: the same with model.ckpt, and emu3.tiktoken. LlamaGen: its "
-        "vq_*.pt. Janus: folder with tokenizer.json (default: the source). OPT: the model "
+        "vq_*.pt. Janus: folder with tokenizer.json (default: the source). Emu3.5 and GLM-Image back to hf: the published "
+        "folder. OPT: the model "
         "that it was made from (default: in the source's folder cm3)",
     )
     _pictures_and_prompts(parser)
@@ -127,6 +129,7 @@ def _pictures_and_prompts(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Convert or check; return the exit code."""
+    from cm3published.convert.back import kind_of
     from cm3published.convert.glm_image import stage_of
     from cm3published.convert.janus import is_janus
     from cm3published.convert.lumina2 import LAYOUT, LICENCE
@@ -140,6 +143,10 @@ def run(args: Namespace) -> int:
         from cm3published.convert.janus import run_janus
 
         return run_janus(args)
+    if args.to == "hf" and (kind := kind_of(args.source)) is not None:
+        from cm3published.convert.back import run_back
+
+        return run_back(args, kind)
     if args.to == "opt" or is_opt(args.source):
         from cm3published.convert.opt import run_opt
 

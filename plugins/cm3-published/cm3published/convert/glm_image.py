@@ -149,15 +149,10 @@ def facts_of(config: Mapping[str, Any], place: str) -> GlmFacts:
     )
 
 
-def pairs_first(rows: Tensor, head_dim: int, rotated: int) -> Tensor:
-    """Permute rows [heads * D, ...] of queries or keys: dimension d of the first `rotated` ones, which is rotated with
-    d + rotated/2, is rotated with d + D/2 afterwards; the others are not rotated.
-
-    >>> pairs_first(torch.tensor([0, 1, 2, 3, 4, 5, 6, 7]), 8, 4).tolist()
-    [0, 1, 4, 5, 2, 3, 6, 7]
-    """
+def _order(head_dim: int, rotated: int) -> Tensor:
+    """Return the published place of each dimension of a head here."""
     half, rest = rotated // 2, (head_dim - rotated) // 2
-    order = torch.cat(
+    return torch.cat(
         [
             torch.arange(half),
             rotated + torch.arange(rest),
@@ -165,7 +160,26 @@ def pairs_first(rows: Tensor, head_dim: int, rotated: int) -> Tensor:
             rotated + rest + torch.arange(rest),
         ]
     )
-    turned: Tensor = rows.unflatten(0, (-1, head_dim))[:, order]
+
+
+def pairs_first(rows: Tensor, head_dim: int, rotated: int) -> Tensor:
+    """Permute rows [heads * D, ...] of queries or keys: dimension d of the first `rotated` ones, which is rotated with
+    d + rotated/2, is rotated with d + D/2 afterwards; the others are not rotated.
+
+    >>> pairs_first(torch.tensor([0, 1, 2, 3, 4, 5, 6, 7]), 8, 4).tolist()
+    [0, 1, 4, 5, 2, 3, 6, 7]
+    """
+    turned: Tensor = rows.unflatten(0, (-1, head_dim))[:, _order(head_dim, rotated)]
+    return turned.flatten(0, 1).contiguous()
+
+
+def pairs_back(rows: Tensor, head_dim: int, rotated: int) -> Tensor:
+    """Inverse of `pairs_first`.
+
+    >>> pairs_back(torch.tensor([0, 1, 4, 5, 2, 3, 6, 7]), 8, 4).tolist()
+    [0, 1, 2, 3, 4, 5, 6, 7]
+    """
+    turned: Tensor = rows.unflatten(0, (-1, head_dim))[:, _order(head_dim, rotated).argsort()]
     return turned.flatten(0, 1).contiguous()
 
 
