@@ -173,6 +173,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_ends_like_one_in_one_go(grpo, tiny, tmp_path, capsys, monkeypatch):
     def run(out: Path) -> list[dict[str, float]]:
         arguments = ["--model", str(tiny), "--out", str(out), "--steps", "2", *SMALL]

@@ -16,6 +16,7 @@ from tuned_pictures import losses, nats, tune, weights, write_pictures
 pytest.importorskip("peft", reason="peft is not installed")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "recipe", "size", "words"),
     [
