@@ -631,6 +631,23 @@ def _scaled_losses() -> list[str]:
     return [line for line in losses(stored("scaling.json")["runs"], TITLES) if line.startswith("|")]
 
 
+def _quickstart() -> list[str]:
+    """What one quickstart drew of held-out icons, as `docs/_quickstart.py` stored it."""
+    scores = {
+        "usable": "usable",
+        "thing": "thing",
+        "thing_top5": "first five",
+        "in_hand": "hand",
+        "copied": "copy",
+    }
+    lines = [f"| | | {' | '.join(scores.values())} |", "| --- | --- |" + " --- |" * len(scores)]
+    for split, rows in stored("quickstart.json")["splits"].items():
+        for row, found in rows.items():
+            cells = [f"{found[name][0]:.0f} ± {found[name][1]:.0f}" for name in scores]
+            lines.append(f"| `{split}` | {row} | {' | '.join(cells)} |")
+    return lines
+
+
 def _speedrun() -> list[str]:
     """The entries of the speedrun, the best first, as `cm3 speedrun` recorded them."""
     lines = [
@@ -694,6 +711,7 @@ def tables() -> dict[str, dict[str, list[str]]]:
         "models.md": {"large model": _large_model()},
         "evaluation.md": {"torchumm": _torchumm(), "usable": _usable()},
         "own-pictures.md": {"colour-codes": _colour_codes()},
+        "quickstart.md": {"quickstart": _quickstart()},
         "speedrun.md": {"speedrun": _speedrun()},
         "recipes.md": {"training memory": _training_memory()},
         "tuning.md": {"tasks": _tasks(), "ways": _ways()},
