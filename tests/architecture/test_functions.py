@@ -78,7 +78,6 @@ LEFT = {
     """,
     "declares options or fields, one statement each": """
         cm3lab/benchmarks/decode/command.py: configure
-        cm3lab/benchmarks/retrieval/command.py: configure
         cm3apps/server/field_tables.py: picture_fields
         cm3apps/server/field_tables.py: sampling_fields
     """,

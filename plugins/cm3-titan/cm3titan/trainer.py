@@ -34,13 +34,13 @@ class NoTokenizer(BaseTokenizer):
         super().__init__()
 
     def encode(self, *args: Any, **kwargs: Any) -> list[int]:
-        raise NotImplementedError
+        raise NotImplementedError  # abstract there, and asked by nothing: batches are made of ids
 
     def decode(self, *args: Any, **kwargs: Any) -> str:
-        raise NotImplementedError
+        raise NotImplementedError  # abstract there, and asked by nothing: batches are made of ids
 
     def get_vocab_size(self) -> int:
-        raise NotImplementedError
+        raise NotImplementedError  # abstract there, and asked by nothing: batches are made of ids
 
 
 class RecipeSchedule(LRSchedulersContainer):

@@ -586,7 +586,7 @@ def gedit_rows() -> list[dict[str, Any]]:
 
 def gedit_file(path: Path, rows: list[dict[str, Any]]) -> Path:
     """The rows as Hugging Face's `datasets` writes them; return the folder."""
-    pyarrow = pytest.importorskip("pyarrow")
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra parquet is missing")
     from pyarrow import parquet
 
     table = pyarrow.Table.from_pylist(rows)

@@ -15,6 +15,7 @@ from PIL import Image as PILImage
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cached_steps import assert_same_steps
 from cm3apps.cli.main import main
 from cm3core.document import Codes, ImageHole, Text
 from cm3core.interfaces.sampler import PromptVariant
@@ -108,14 +109,7 @@ def test_logits_are_transformers_at_each_step(both: Converted) -> None:
     fed = [*prompt, *rows_of(both, picture(3).codes.tolist()), own.image + 2, own.extra(101)]
     with torch.no_grad():
         expected = both.theirs(torch.tensor([fed])).logits[0]
-    cache, place = decoder.allocate_cache(1, len(fed)), 0
-    for stop in range(len(prompt), len(fed) + 1):
-        with torch.no_grad():
-            hidden = decoder.hidden_states(torch.tensor([fed[place:stop]]), cache=cache)
-            found = decoder.logits(hidden[0, -1:])[0].float()
-        cache.advance([stop - place])
-        place = stop
-        assert (found - expected[stop - 1]).abs().max() <= 1e-5 * expected.abs().max()
+    assert_same_steps(decoder, fed, len(prompt), expected)
 
 
 def test_guided_pictures_are_those_of_the_formula(both: Converted) -> None:

@@ -62,6 +62,35 @@ def configure(parser: ArgumentParser) -> None:
         metavar="N",
         help="threads for all searches, including faiss's own",
     )
+    _add_engines(parser)
+    parser.add_argument(
+        "--retriever",
+        action="append",
+        default=[],
+        dest="retrievers",
+        metavar="NAME",
+        help="also measure this retriever with its defaults (also from plugins); can be repeated",
+    )
+    parser.add_argument(
+        "--no-loader", action="store_true", help="skip the loader's share of a training step"
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        metavar="FOLDER",
+        help="where to write the bank, which is removed afterwards (default: the temporary folder)",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="use fewer documents and queries (about a minute)"
+    )
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="FILE", help="JSON file to write; a plot goes next to it"
+    )
+    parser.set_defaults(run=run)
+
+
+def _add_engines(parser: ArgumentParser) -> None:
+    """Databases to measure beside the indexes."""
     parser.add_argument(
         "--postgres",
         action="store_true",
@@ -90,30 +119,6 @@ def configure(parser: ArgumentParser) -> None:
         action="store_true",
         help="also measure Qdrant's in-process engine, if qdrant-edge-py is installed",
     )
-    parser.add_argument(
-        "--retriever",
-        action="append",
-        default=[],
-        dest="retrievers",
-        metavar="NAME",
-        help="also measure this retriever with its defaults (also from plugins); can be repeated",
-    )
-    parser.add_argument(
-        "--no-loader", action="store_true", help="skip the loader's share of a training step"
-    )
-    parser.add_argument(
-        "--folder",
-        type=Path,
-        metavar="FOLDER",
-        help="where to write the bank, which is removed afterwards (default: the temporary folder)",
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="use fewer documents and queries (about a minute)"
-    )
-    parser.add_argument(
-        "-o", "--out", type=Path, metavar="FILE", help="JSON file to write; a plot goes next to it"
-    )
-    parser.set_defaults(run=run)
 
 
 def run(args: Namespace) -> int:
