@@ -19,12 +19,10 @@ from cm3apps.cli.main import main
 from cm3core.document import Codes, ImageHole, Text, TextHole
 from cm3core.errors import CM3Error
 from cm3core.interfaces.sampler import PromptVariant
-from cm3plugins.image_tokenizers.vqgan.settings import VQGANArchitecture
-from cm3published.image_tokenizers.model import empty
-from cm3published.image_tokenizers.names import Sizes
 from cm3run.generation.engine import Request
 from cm3run.model import Model
 from messages import tells
+from tiny_vqgan import vq_weights
 
 CLASSES, CODES, GRID, WIDTH, HEADS, INNER, LAYERS = 5, 24, (4, 4), 128, 2, 96, 3
 
@@ -99,21 +97,7 @@ def reference(tensors: dict[str, Tensor], label: int, codes: list[int]) -> Tenso
 
 def write_vq(path: Path) -> None:
     """LlamaGen's image tokenizer, small, with its count of used codes."""
-    torch.manual_seed(3)
-    arch = VQGANArchitecture(
-        resolution=4,
-        ch=32,
-        ch_mult=(1, 1),
-        num_res_blocks=1,
-        attn_resolutions=(),
-        z_channels=8,
-        embed_dim=8,
-        codebook_size=CODES,
-        patch_size=1,
-        norm_groups=32,
-    )
-    network = empty(Sizes(arch, gumbel=False, network="vqgan"), "l2_normalized")
-    state = {name: torch.randn(t.shape) * 0.2 for name, t in network.state_dict().items()}
+    state = vq_weights(CODES, "l2_normalized")
     state["quantize.codebook_used"] = torch.zeros(65536)
     torch.save({"model": state, "steps": 9}, path)
 

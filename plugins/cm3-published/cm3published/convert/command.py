@@ -43,7 +43,8 @@ DESCRIPTION = (
     "Convert Chameleon's weights, and models based on them (Anole, Lumina-mGPT), between "
     "Meta's format and Hugging Face's, in both directions; or into a model of this framework "
     "(--to cm3), which cm3 generate and the other commands open, and back after tuning. "
-    "Also convert Emu3's and LlamaGen's class-conditional models into models of this framework. "
+    "Also convert Emu3, Emu3.5, GLM-Image's first stage, Lumina-mGPT 2.0 and LlamaGen's class-conditional models into "
+    "models of this framework, and Emu3.5 and GLM-Image back. "
     "Every tensor must exist with the right size; checklist.chk is verified; nothing in a file "
     "is executed. Weights keep their dtype. The folder is written completely or not at all. "
     "Janus, in DeepSeek's format or transformers', becomes a model of this framework that generates "
@@ -69,7 +70,7 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--to",
         choices=("hf", "meta", "cm3", "opt"),
-        help="format to write (default: hf, or meta if the source is hf; cm3 for Emu3, Emu3.5, LlamaGen and OPT)",
+        help="format to write (default: hf, or meta if the source is hf; cm3 for Emu3, Emu3.5, GLM-Image, LlamaGen and OPT)",
     )
     parser.add_argument(
         "--shards",
