@@ -90,6 +90,15 @@ class Second(random.Random):
     def randint(self, first, last):
         return 2
 
+class Late(random.Random):
+    # kills long after the end
+
+    def random(self):
+        return 1.0
+
+    def uniform(self, first, last):
+        return 30.0
+
 def careless(arguments):
     out = Path("out.json")
     before = out.exists()
@@ -109,6 +118,8 @@ for name in ("careless", "strict", "other"):
     root = Path({root!r}) / name
     found = disturb(name, Writer((name,), same=("out.json",)), root, root, Second(), 1)
     result[name] = found.wrong
+root = Path({root!r}) / "late"
+result["late"] = disturb("late", Writer(("late",)), root, root, Late(), 2).kills
 print(json.dumps(result))
 """
 
@@ -130,3 +141,4 @@ def test_what_a_kill_damages_is_found(prepared: Prepared, tmp_path: Path) -> Non
         "out.json differs from an undisturbed run",
     ]
     assert wrong["other"] == [damage, "out.json differs from an undisturbed run"]
+    assert len(wrong["late"]) == 2, "a time after the end of a command kills earlier"
