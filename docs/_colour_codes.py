@@ -8,13 +8,14 @@ FOLDER has a folder for each collection, made by
     for file in *.deb; do dpkg -x "$file" "${file%%_*}"; done
     npm pack flag-icons && tar xzf flag-icons-*.tgz && mv package flag-icons
 
-Pictures that look alike are in one split. The codes are trained for `--minutes` on one thread, and measured on at most
-`NUM` held-out pictures; finished trainings are only measured again.
+Pictures that look alike are in one split. The codes are trained for `--minutes` on one thread, at `--side` pixels, and measured
+on at most `NUM` held-out pictures; finished trainings are only measured again.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 from functools import cache
 from pathlib import Path
@@ -39,9 +40,28 @@ GROUNDS = {
     "clipart": "openclipart-png",
     "stamps": "tuxpaint-stamps-default",
     "oxygen": "oxygen-icon-theme/usr/share/icons/oxygen/base/128x128",
-    "flags": "flag-icons/flags",
+    "flags": "flag-icons/flags/4x3",
 }
+#: Where flag-icons has the countries' names, and the file of captions that is made of it.
+COUNTRIES, CAPTIONS = "flag-icons/country.json", "captions.csv"
 RECIPE, NUM = "tokenizer-colour64", 300
+
+
+def data_of(name: str, folder: Path) -> dict[str, Any]:
+    """The keys of the data set of a collection below FOLDER."""
+    path = folder / GROUNDS[name]
+    keys: dict[str, Any] = {"name": "folder", "path": str(path.resolve())}
+    if name == "stamps":
+        keys["name"] = "tuxpaint"
+    elif name == "flags":
+        countries = json.loads((folder / COUNTRIES).read_text(encoding="utf-8"))
+        with (path / CAPTIONS).open("w", encoding="utf-8", newline="") as file:
+            rows = [(Path(one["flag_4x3"]).name, f"flag of {one['name']}") for one in countries]
+            csv.writer(file).writerows([("image", "text"), *rows])
+        keys["svg_size"] = 128
+    else:
+        keys["names_as_captions"] = True
+    return {**keys, "split_by": "look", "valid": 0.1}
 
 
 @cache
@@ -64,11 +84,16 @@ def scored(pictures_NHWC: PixelArray, kept_NHWC: PixelArray) -> dict[str, float]
     }
 
 
-def measured(name: str, folder: Path, out: Path, minutes: float) -> dict[str, Any]:
+def measured(name: str, folder: Path, side: int, out: Path, minutes: float) -> dict[str, Any]:
     """The codes of one collection, and files of as many bytes."""
-    data = ["dataset=folder", f"dataset.path={folder}", "dataset.names_as_captions=true"]
-    data += ["dataset.split_by=look", "dataset.valid=0.1", "train.num_threads=1"]
-    run = out / name
+    keys = data_of(name, folder)
+    data = [
+        f"dataset={keys.pop('name')}",
+        f"image_tokenizer.resolution={side}",
+        "train.num_threads=1",
+    ]
+    data += [f"dataset.{key}={json.dumps(value)}" for key, value in keys.items()]
+    run = out / (name if side == 64 else f"{name}-{side}")
     command = ["tokenizer", "train-image", RECIPE, *data, "--minutes", f"{minutes:g}"]
     assert cm3([*command, "-o", str(run), "--quiet"]) == 0
     recipe = compose(
@@ -109,12 +134,15 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/colour-codes"))
     parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--side", type=int, default=64, help="pixels")
+    parser.add_argument("--grounds", nargs="+", choices=GROUNDS, default=list(GROUNDS))
     args = parser.parse_args()
-    figures = json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {}
-    for name, path in GROUNDS.items():
-        figures[name] = measured(name, args.folder / path, args.out, args.minutes)
+    for name in args.grounds:
+        own = measured(name, args.folder, args.side, args.out, args.minutes)
+        figures = json.loads(FILE.read_text(encoding="utf-8"))  # others may have written meanwhile
+        figures[name if args.side == 64 else f"{name}, {args.side} px"] = own
         FILE.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-        print(name, json.dumps(figures[name]), flush=True)
+        print(name, json.dumps(own), flush=True)
 
 
 if __name__ == "__main__":

@@ -65,15 +65,17 @@ class Codes:
     Args:
         config: of the image tokenizer.
         kept: None: nothing can be measured.
+        model: the model that they are of; "": none.
     """
 
     config: ImageTokenizerConfig
     kept: Kept | None
+    model: str = ""
 
     @property
     def name(self) -> str:
-        """How recipes name the weights."""
-        return str(getattr(self.config, "weights", ""))
+        """How recipes name the weights, or the model's name."""
+        return self.model or str(getattr(self.config, "weights", ""))
 
     @property
     def num(self) -> int:
@@ -86,19 +88,20 @@ class Codes:
         return self.kept is not None and self.kept.suits
 
 
-def measured_codes(survey: Survey, registry: Registry) -> list[Codes]:
-    """Measure the codes that come trained on pictures spread over the folder."""
+def measured_on(survey: Survey, config: ImageTokenizerConfig, model: str = "") -> Codes:
+    """Measure codes, those of a model or of a recipe, on pictures spread over the folder."""
     places = np.unique(np.linspace(0, len(survey) - 1, NUM_MEASURED).round().astype(int))
     documents = [survey.source.document(int(place)) for place in places]
     pictures = [one for document in documents for one in document if isinstance(one, Image)]
-    found = []
-    for name in TRAINED:
-        config = compose(name, registry=registry).image_tokenizer
-        assert config is not None
-        tokenizer = config.build()
-        tokenizer.move_to(choose_device(None))
-        found.append(Codes(config, kept_by_codes(pictures, tokenizer)))
-    return found
+    tokenizer = config.build()
+    tokenizer.move_to(choose_device(None))
+    return Codes(config, kept_by_codes(pictures, tokenizer), model)
+
+
+def measured_codes(survey: Survey, registry: Registry) -> list[Codes]:
+    """Measure the codes that come trained."""
+    configs = [compose(name, registry=registry).image_tokenizer for name in TRAINED]
+    return [measured_on(survey, config) for config in configs if config is not None]
 
 
 def own_codes(survey: Survey, codes: Sequence[Codes], registry: Registry) -> ImageTokenizerConfig:
@@ -204,35 +207,35 @@ def recipe_text(chosen: Chosen, name: str, registry: Registry) -> str:
         f"extends: [{BASE}]",
         "",
         "dataset:",
-        *_lines({"name": survey.reader.name, **vars_of(survey), "split": "train"}),
-        *_lines({"split_by": "look"}, f"by file name, {across:,} of {held:,} held-out pictures look like one in train"),
-        *_lines({"valid": survey.valid}, f"{survey.num_valid:,} pictures are held out"),
+        *recipe_lines({"name": survey.reader.name, **vars_of(survey), "split": "train"}),
+        *recipe_lines({"split_by": "look"}, f"by file name, {across:,} of {held:,} held-out pictures look like one in train"),
+        *recipe_lines({"valid": survey.valid}, f"{survey.num_valid:,} pictures are held out"),
         "",
         "text_tokenizer:",
-        *_lines({"vocab_size": chosen.num_ids}, f"{len(survey.words):,} different words, in any script"),
+        *recipe_lines({"vocab_size": chosen.num_ids}, f"{len(survey.words):,} different words, in any script"),
         "",
         "image_tokenizer:",
         *_codes_lines(chosen, registry),
         "",
-        *_lines({"embedder": None, "reranker": None}, "the bundled ones know icons", indent=0),
-        *_lines({"upscaler": None, "finisher": None}, "made for icons", indent=0),
+        *recipe_lines({"embedder": None, "reranker": None}, "the bundled ones know icons", indent=0),
+        *recipe_lines({"upscaler": None, "finisher": None}, "made for icons", indent=0),
         "",
         "retriever:",
-        *_lines({"num_retrieved": num_retrieved, "num_ranks": num_retrieved}, "your pictures are the memory"),
+        *recipe_lines({"num_retrieved": num_retrieved, "num_ranks": num_retrieved}, "your pictures are the memory"),
         "",
         "decoder:",
-        *_lines({"context_length": context}, f"{1 + num_retrieved} pictures of {chosen.num_codes} codes, and their captions"),
+        *recipe_lines({"context_length": context}, f"{1 + num_retrieved} pictures of {chosen.num_codes} codes, with captions"),
         "",
         "data:",
-        *_lines({"max_text_tokens": text_tokens}, "99 of 100 captions are not longer"),
+        *recipe_lines({"max_text_tokens": text_tokens}, "99 of 100 captions are not longer"),
         "",
         "generate:",
-        *_lines({"memory_split": "train"}, "drawings of held-out captions can't copy the held-out picture"),
+        *recipe_lines({"memory_split": "train"}, "drawings of held-out captions can't copy the held-out picture"),
         "",
         "train:",
-        *_lines({"minutes": round(chosen.train_minutes, 2)}, "raise it for better pictures"),
-        *_lines({"batch_rows": 8 if chosen.num_codes > 64 else 12}),
-        *_lines({"validation_splits": ["valid"]}),
+        *recipe_lines({"minutes": round(chosen.train_minutes, 2)}, "raise it for better pictures"),
+        *recipe_lines({"batch_rows": 8 if chosen.num_codes > 64 else 12}),
+        *recipe_lines({"validation_splits": ["valid"]}),
     ]  # fmt: skip  # one key of the recipe a line, as in what is written
     return "\n".join(lines) + "\n"
 
@@ -256,13 +259,16 @@ def _codes_lines(chosen: Chosen, registry: Registry) -> list[str]:
     shown = chosen.fitting or chosen.codes[-1]
     told = "nothing to measure" if shown.kept is None else shown.kept.in_words()
     if chosen.fitting is not None:
-        return [*_lines({"weights": weights}, told), *_lines(changed)]
+        return [*recipe_lines({"weights": weights}, told), *recipe_lines(changed)]
     why = f"{shown.name} does not keep them ({told}), so codes are trained on them first"
     minutes = round(chosen.codes_minutes or 0, 2)
-    return [*_lines({"weights": None}, why), *_lines({"train_minutes": minutes, **changed})]
+    return [
+        *recipe_lines({"weights": None}, why),
+        *recipe_lines({"train_minutes": minutes, **changed}),
+    ]
 
 
-def _lines(values: Mapping[str, Any], reason: str = "", *, indent: int = 2) -> list[str]:
+def recipe_lines(values: Mapping[str, Any], reason: str = "", *, indent: int = 2) -> list[str]:
     """YAML lines of flat values; the reason is a comment behind the first."""
     lines = [f"{' ' * indent}{key}: {_yaml(value)}" for key, value in values.items()]
     if reason and lines:

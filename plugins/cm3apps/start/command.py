@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from cm3apps.cli import (
     MAX_MINUTES,
     add_device,
     add_training_precision,
+    add_trust,
     real_number,
     registry_of,
     training_precision,
@@ -28,8 +29,9 @@ if TYPE_CHECKING:
 EXAMPLE = """examples:
   cm3 start my/pictures
   cm3 start my/pictures --minutes 120 -o mine.yaml
+  cm3 start my/pictures --tune bundled:emoji64 -o mine.yaml
 Captions are in a .txt beside each picture, in captions.csv or metadata.csv, or in the names of files and folders.
-Then: cm3 train my-pictures.yaml"""
+Then: cm3 train my-pictures.yaml, or with --tune: cm3 tune MODEL mine.yaml"""
 #: Skipped records and blank pictures to name.
 NUM_NAMED = 5
 #: With fewer steps, `quickstart`'s model draws little.
@@ -74,27 +76,25 @@ def configure(parser: ArgumentParser) -> None:
         "(default: %(default)g)",
     )
     parser.add_argument(
+        "--tune",
+        metavar="MODEL",
+        help="write a recipe for `cm3 tune MODEL`, which goes on from a trained model, instead of one that starts from "
+        "nothing; it is not tried",
+    )
+    parser.add_argument(
         "--no-trial", action="store_true", help="write the recipe without trying it for a few steps"
     )
     add_device(parser, "where codes are measured and the trial is trained")
     add_training_precision(parser)
+    add_trust(parser, plugins=False)
     parser.set_defaults(run=run)
 
 
 def run(args: Namespace) -> int:
     """Look, choose, try, and write; return the exit code."""
-    from cm3apps.start.choices import (
-        Chosen,
-        measured_codes,
-        own_codes,
-        recipe_text,
-        sheet_of,
-        tried,
-    )
     from cm3apps.start.survey import Survey, reader_of
-    from cm3core.files import check_writable, write_text
-    from cm3core.images import check_writable_png, save_png
-    from cm3core.recipe import compose
+    from cm3core.files import check_writable
+    from cm3core.images import check_writable_png
 
     out = args.out or Path(f"{args.folder.resolve().name or 'pictures'}.yaml")
     sheet = out.with_name(f"{out.stem}-codes.png")
@@ -102,23 +102,62 @@ def run(args: Namespace) -> int:
     check_writable_png(sheet)
     registry = registry_of(args)
     survey = Survey.of(reader_of(args.folder), args.valid)
-    _print(_survey_lines(args.folder, survey, registry))
+    _print(_survey_lines(args.folder, survey, _known_words(survey, registry, args.tune)))
     _check_share(args.folder, survey, args.most_skipped)
+    write = _write_new if args.tune is None else _write_tuning
+    following = write(args, survey, registry, out, sheet)
+    print(f"{out}: the recipe, with a reason behind each choice\nnext: {shlex.join(following)}")
+    return 0
+
+
+def _write_new(
+    args: Namespace, survey: Survey, registry: Registry, out: Path, sheet: Path
+) -> list[str]:
+    """Write the recipe of a model from nothing, and try it; the words of the command that trains it."""
+    from cm3apps.start.choices import Chosen, measured_codes, own_codes, recipe_text, tried
+    from cm3core.files import write_text
+    from cm3core.recipe import compose
+
     codes = measured_codes(survey, registry)
     chosen = Chosen(survey, codes, own_codes(survey, codes, registry), args.minutes)
-    if any(one.kept is not None for one in codes):
-        save_png(sheet, sheet_of(codes))
-    _print(_codes_lines(codes, sheet))
-    text = recipe_text(chosen, out.stem, registry)
-    write_text(out, text)
+    _tell_of_codes(codes, sheet)
+    write_text(out, recipe_text(chosen, out.stem, registry))
     recipe = compose(str(out), training_precision(args), registry=registry)
     recipe.check()
     if not args.no_trial:
         _print(_trial_lines(chosen, tried(recipe, chosen, registry)))
-    print(
-        f"{out}: the recipe, with a reason behind each choice\nnext: cm3 train {shlex.quote(str(out))}"
-    )
-    return 0
+    return ["cm3", "train", str(out)]
+
+
+def _write_tuning(
+    args: Namespace, survey: Survey, registry: Registry, out: Path, sheet: Path
+) -> list[str]:
+    """Write the recipe that tunes a model; the words of the command."""
+    from cm3apps.start.tuning import codes_of_model, composed, tuning_text
+    from cm3core.files import write_text
+
+    write_text(out, tuning_text(survey, args.tune, out.stem, args.minutes))
+    recipe = composed(args.tune, out, registry, args.trust_endpoints)
+    recipe.check()
+    codes = codes_of_model(survey, args.tune, recipe)
+    _tell_of_codes([codes], sheet)
+    if not codes.suits:
+        print(
+            "note: these codes don't show your pictures, so no tuning can draw them; without --tune, codes are trained on "
+            "them first",
+            file=sys.stderr,
+        )
+    return ["cm3", "tune", args.tune, str(out)]
+
+
+def _tell_of_codes(codes: Sequence[Codes], sheet: Path) -> None:
+    """Print what codes keep, and write the sheet."""
+    from cm3apps.start.choices import sheet_of
+    from cm3core.images import save_png
+
+    if any(one.kept is not None for one in codes):
+        save_png(sheet, sheet_of(codes))
+    _print(_codes_lines(codes, sheet))
 
 
 def _print(lines: Iterable[tuple[str, str]]) -> None:
@@ -126,7 +165,7 @@ def _print(lines: Iterable[tuple[str, str]]) -> None:
         print(f"  {title:<11} {text}", flush=True)
 
 
-def _survey_lines(folder: Path, survey: Survey, registry: Registry) -> Iterator[tuple[str, str]]:
+def _survey_lines(folder: Path, survey: Survey, known: str) -> Iterator[tuple[str, str]]:
     """What was found, as titles and sentences."""
     from cm3run.printing import printable
 
@@ -134,7 +173,7 @@ def _survey_lines(folder: Path, survey: Survey, registry: Registry) -> Iterator[
     yield "sizes", survey.size_in_words
     example = printable(survey.captions[len(survey) // 2][:60])
     yield "captions", f"{survey.reader.reason}, such as {example!r}"
-    yield "", f"{len(survey.words):,} different words{_known_words(survey, registry)}"
+    yield "", f"{len(survey.words):,} different words{known}"
     yield "scripts", _scripts(survey)
     alike, largest = sum(survey.looks), next(iter(survey.looks), 0)
     yield "copies", f"{survey.num_copies:,} with the bytes of an earlier picture"
@@ -169,17 +208,20 @@ def _reasons(records: Iterable[SkippedRecord]) -> list[str]:
     return [f"{record.place}: {record.cause}" for record in records]
 
 
-def _known_words(survey: Survey, registry: Registry) -> str:
-    """How many of the words the default model knows: what tuning it can build on."""
+def _known_words(survey: Survey, registry: Registry, tuned: str | None) -> str:
+    """How many of the words the model knows that is tuned, or could be: what tuning can build on."""
     from cm3run import DEFAULT_MODEL
     from cm3run.checkpoint import find_checkpoint, find_model
     from cm3run.checkpoint.words import TrainingWords
 
-    known = TrainingWords.read(find_checkpoint(find_model(DEFAULT_MODEL, registry)))
+    model = tuned or DEFAULT_MODEL
+    known = TrainingWords.read(find_checkpoint(find_model(model, registry)))
     if known is None or not survey.words:
         return ""
     share = sum(word in known.words for word in survey.words) / len(survey.words)
-    return f"; {DEFAULT_MODEL}, which could be tuned instead, knows {share:.0%} of them"
+    return (
+        f"; {model}{'' if tuned else ', which could be tuned instead,'} knows {share:.0%} of them"
+    )
 
 
 def _scripts(survey: Survey) -> str:

@@ -111,6 +111,49 @@ def test_the_command(
     assert main(["recipe", "check", "own.yaml"]) == 0
 
 
+@pytest.mark.slow
+def test_the_recipe_tunes_a_model(
+    tmp_path: Path,
+    pictures: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The whole way: the written recipe tunes the model that it was written for."""
+    monkeypatch.chdir(tmp_path)
+    command = ["start", str(pictures), "--tune", "bundled:emoji64", "--valid", "0.25"]
+    assert main(command) == 0
+    found = capsys.readouterr()
+    assert "different words; bundled:emoji64 knows" in found.out
+    assert "codes       bundled:emoji64, 256 a picture: median PSNR" in found.out
+    assert "next: cm3 tune bundled:emoji64 own.yaml" in found.out
+    assert found.err == ""
+    assert "start_from" not in (tmp_path / "own.yaml").read_text()
+    short = ["train.minutes=null", "train.steps=1", "train.sample_every_minutes=null"]
+    assert main(["tune", "bundled:emoji64", "own.yaml", "-o", "tuned", *short]) == 0
+    assert (tmp_path / "tuned" / "checkpoints").is_dir()
+
+
+def test_a_model_whose_codes_do_not_show_the_pictures(
+    tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Noise, in which no code is like another."""
+    names = sorted(one.name for one in pictures.iterdir())
+    write(pictures, {name: picture(place, size=(64, 64)) for place, name in enumerate(names)})
+    command = ["start", str(pictures), "--tune", "bundled:icons64-tuned"]
+    assert main([*command, "-o", str(tmp_path / "mine.yaml")]) == 0
+    said = capsys.readouterr().err
+    assert "note: these codes don't show your pictures, so no tuning can draw them;" in said
+
+
+def test_a_recipe_for_a_model_that_is_not_there(
+    tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "mine.yaml"
+    assert main(["start", str(pictures), "--tune", "runs/none", "-o", str(out)]) == 2
+    assert "runs/none" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_too_many_bad_pictures(
     tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

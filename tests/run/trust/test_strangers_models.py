@@ -291,6 +291,7 @@ ATTACKED: dict[str, tuple[str, ...]] = {
     "export": ("{model}", "-o", "copy"),
     "adapter merge": ("{model}", "-o", "merged"),
     "tune": ("{model}", str(PARTS / "squares.yaml"), "-o", "run", "train.steps=1"),
+    "start": ("pictures", "--tune", "{model}", "--most-skipped", "1", "-o", "start.yaml"),
     "train": (
         str(PARTS / "squares.yaml"),
         "-o",
