@@ -41,7 +41,7 @@ class DecoderConfig(ComponentConfig):
     #: differ between a run and the model that it starts from (`train.start_from`).
     training_keys: ClassVar[tuple[str, ...]] = ()
     #: Whether `build` on torch's device "meta" gives a decoder whose parameters (its only tensors) can
-    #: be replaced by those of a file (`load_state_dict(assign=True)`), in float32 or bfloat16.
+    #: be replaced by those of a file (`load_state_dict(assign=True)`), each in float32 or bfloat16.
     builds_without_weights: ClassVar[bool] = False
     #: Number of codes of one place of a picture that the decoder predicts in one forward pass. 1: one code after the
     #: other, which serves every form of pictures (`cm3core.picture_form`).

@@ -28,6 +28,7 @@ from cm3core.vocab import VocabularySizes
 from cm3run.bank import Memory, memory_of
 from cm3run.devices import check_weights_fit
 from cm3run.generation.likelihood import Likelihood
+from cm3run.generation.weights import GenerationWeights, version_of, whole_of
 from cm3run.machine_memory import fitting_memory
 from cm3run.prompting import AsDecoded, AsItStands
 
@@ -70,8 +71,8 @@ class Components:
     Args:
         recipe: holds the configs.
         registry: provides the components; its plugins' versions are stored with checkpoints.
-        text_tokenizer, image_tokenizer, vocabulary, serializer, attention, decoder: built, in this
-            order.
+        text_tokenizer, image_tokenizer, vocabulary, serializer, attention: built, in this order.
+        own_decoder: built after them, or loaded when it is asked for.
         memory_split: the split of the data set used as memory; None: the training split. For generation
             it is the recipe's `generate.memory_split`.
         trust: resources outside its folder that the model may use; None: the recipe is the user's own.
@@ -84,9 +85,25 @@ class Components:
     vocabulary: Vocabulary
     serializer: Serializer
     attention: AttentionBackend
-    decoder: Decoder
+    own_decoder: Decoder | GenerationWeights
     memory_split: str | None = None
     trust: Trust | None = None
+
+    @property
+    def decoder(self) -> Decoder:
+        """The decoder with the weights of training, loaded at the first access if the model was opened for generation
+        alone (see `GenerationWeights`)."""
+        return whole_of(self.own_decoder)
+
+    @property
+    def context_length(self) -> int:
+        """The decoder's; loads no weights."""
+        return self.own_decoder.context_length
+
+    def for_engine(self) -> tuple[Decoder, int]:
+        """The decoder that generates, and a number that changes with its weights."""
+        own = self.own_decoder
+        return own.for_engine() if isinstance(own, GenerationWeights) else (own, version_of(own))
 
     @cached_property
     def source(self) -> DocumentSource:
@@ -157,7 +174,7 @@ class Components:
         """Computes the likelihood of given contents under the decoder, cutting texts of prompts as in
         training."""
         return Likelihood(
-            self.decoder,
+            self.own_decoder,
             self.serializer,
             self.vocabulary,
             max_text_tokens=self.recipe.data.max_text_tokens,
@@ -298,14 +315,7 @@ def build(
     serializer = _serializer(recipe, registry, layout, text_tokenizer, form, stored.max_spans)
     config = section(recipe, "attention")
     attention: AttentionBackend = built(config.build(), config, registry)
-    config = section(recipe, "decoder")
-    with (
-        fitting_memory("recipe section decoder"),
-        torch.random.fork_rng(devices=[chosen] if chosen.type == "cuda" else []),
-        torch.device(built_on),
-    ):
-        torch.manual_seed(recipe.train.seed)
-        decoder: Decoder = built(config.build(vocabulary, attention, grid), config, registry)
+    decoder = _decoder(recipe, registry, vocabulary, attention, grid, (chosen, built_on))
     components = Components(
         recipe,
         registry,
@@ -319,6 +329,39 @@ def build(
     if source is not None:
         components.source = components._checked(source)
     return components
+
+
+def _decoder(
+    recipe: Recipe,
+    registry: Registry,
+    vocabulary: Vocabulary,
+    attention: AttentionBackend,
+    grid: tuple[int, int],
+    devices: tuple[torch.device, torch.device],
+) -> Decoder:
+    """`devices`: of the model, and the one to build on."""
+    config, (device, built_on) = section(recipe, "decoder"), devices
+    with (
+        fitting_memory("recipe section decoder"),
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        torch.device(built_on),
+    ):
+        torch.manual_seed(recipe.train.seed)
+        decoder: Decoder = built(config.build(vocabulary, attention, grid), config, registry)
+    return decoder
+
+
+def another_decoder(components: Components, device: torch.device) -> Decoder:
+    """A decoder like that of the components, initialised anew."""
+    parts = components
+    return _decoder(
+        parts.recipe,
+        parts.registry,
+        parts.vocabulary,
+        parts.attention,
+        parts.image_tokenizer.grid,
+        (device, device),
+    )
 
 
 def _check_sections(recipe: Recipe, stage: str) -> None:

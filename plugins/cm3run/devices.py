@@ -22,27 +22,30 @@ if TYPE_CHECKING:
     from cm3core.vocab import Vocabulary
 
 
-_BYTES = 4  # decoders are built in float32
 #: Share of the memory left by the weights that keys and values may use.
 MEMORY_SHARE = 0.5
 
 
 def check_weights_fit(
-    config: DecoderConfig, vocabulary: Vocabulary, grid: tuple[int, int], device: torch.device
+    config: DecoderConfig,
+    vocabulary: Vocabulary,
+    grid: tuple[int, int],
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Raise `RecipeError` if the weights alone exceed the memory of `device`.
+    """Raise `RecipeError` if the weights alone, in `dtype`, exceed the memory of `device`.
 
     The check builds nothing. Decoders that don't report their `num_parameters` pass.
     """
     number = config.num_parameters(vocabulary, grid)
     limit = None if number is None else memory_limit(device)
-    if number is None or limit is None or number * _BYTES <= limit:
+    if number is None or limit is None or number * dtype.itemsize <= limit:
         return
     where = "this machine" if device.type == "cpu" else f"device {device}"
     raise RecipeError(
         "recipe section decoder",
-        f"its weights alone take {number * _BYTES // 10**9:,} GB ({number:,} parameters "
-        f"in float32), and {where} has {limit / 1e9:,.1f} GB of memory",
+        f"its weights alone take {number * dtype.itemsize // 10**9:,} GB ({number:,} parameters "
+        f"in {str(dtype).removeprefix('torch.')}), and {where} has {limit / 1e9:,.1f} GB of memory",
         f"choose smaller sizes in the sections decoder and vocabulary, or set {VARIABLE} to the "
         "number of GB available",
     )

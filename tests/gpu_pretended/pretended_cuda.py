@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import traceback
+import weakref
 from collections import Counter, namedtuple
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
+from weakref import WeakSet
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -101,6 +103,10 @@ class State:
     """Of the one pretended machine in this process."""
 
     log: ClassVar[Log] = Log()
+    #: The memory of tensors on a card, their bytes, and the most that these ever were.
+    storages: ClassVar[WeakSet[torch.UntypedStorage]] = WeakSet()
+    live: ClassVar[int] = 0
+    peak: ClassVar[int] = 0
     current: ClassVar[list[int]] = [0]
     capturing: ClassVar[bool] = False
 
@@ -124,6 +130,21 @@ def on_cuda(value: Any) -> bool:
 def bytes_of(values: Iterable[Any]) -> int:
     """Of the tensors on a device among the values."""
     return sum(one.numel() * one.element_size() for one in values if on_cuda(one))
+
+
+def count_memory(values: Iterable[Any]) -> None:
+    """Count tensors on a device among the values as live until their memory is freed."""
+    for value in filter(on_cuda, values):
+        storage = value.untyped_storage()
+        if storage not in State.storages:
+            State.storages.add(storage)
+            weakref.finalize(storage, _freed, storage.nbytes())
+            State.live += storage.nbytes()
+            State.peak = max(State.peak, State.live)
+
+
+def _freed(num_bytes: int) -> None:
+    State.live -= num_bytes
 
 
 def check_device(name: str, index: int | None) -> None:
@@ -282,15 +303,18 @@ class Pretended(TorchDispatchMode):
             if name == "copy_":
                 return args[0]
             with self.fake:
-                return torch.empty(
+                sent = torch.empty(
                     hosts[0].shape, dtype=kwargs.get("dtype") or hosts[0].dtype, device=target
                 )
+            count_memory([sent])
+            return sent
         if ours and any(host.dim() for host in hosts):
             State.log.mixed[name, call_site(3)] += 1
         for tensor in ours:
             tensor.constant = None
         with self.fake:
             result = func(*args, **kwargs)
+        count_memory(tree_flatten(result)[0])
         if name not in FREE:
             State.log.launches[name] += 1
             # what is changed in place is among both

@@ -7,6 +7,7 @@ A process of its own: the pretended `torch.cuda` can't be taken back.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -25,6 +26,7 @@ import pretended_cuda
 import torch
 from pretended_cuda import Pretended, State
 
+import cm3core
 from cm3core.document import ImageHole, Text, TextHole
 from cm3core.plugins.discovery import load_registry
 from cm3core.recipe import Recipe, compose
@@ -34,6 +36,7 @@ from cm3lab.embedder_training.bi_encoder import Examples, HeadTraining, train_he
 from cm3plugins.image_tokenizers.vqgan.trainer import TokenizerTrainer
 from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
 from cm3plugins.upscalers.edsr.training import UpscalerTrainer
+from cm3run.checkpoint import opening
 from cm3run.devices import choose_device, choose_precision, default_device
 from cm3run.generation.engine import Engine, EngineOptions, Request, candidates
 from cm3run.processes import Processes
@@ -172,6 +175,36 @@ def decoding(machine: Pretended) -> Iterator[tuple[str, dict[str, Any]]]:
     pretended_cuda.READ["integer"] = 0
 
 
+def loading(machine: Pretended) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Bytes on the card of a model that is loaded to generate, and once its likelihood was asked for too."""
+
+    def memory() -> dict[str, int]:
+        gc.collect()
+        return {"live": State.live - before, "peak": State.peak - before}
+
+    gc.collect()
+    before = State.peak = State.live
+    opening.check_fingerprints = lambda *_: None  # weights on the card have no values here
+    machine.reset()
+    model = cm3core.load("bundled:emoji64", device=SECOND)
+    tokenizer = model.components.image_tokenizer
+    own = sum(one.numel() * one.element_size() for one in tokenizer._module.state_dict().values())
+    assert model.engine.inference.dtype == torch.bfloat16
+    generating, log = memory(), seen(machine)
+    engine, likelihood = model.engine, model.components.likelihood
+    assert memory()["live"] == generating["live"]
+    number = sum(one.numel() for one in likelihood.decoder.module.parameters())
+    assert model.engine is engine
+    found = {
+        "parameters": number,
+        "image_tokenizer": own,
+        "generating": generating,
+        "weight_bytes": engine.inference.weight_bytes(),
+        "with_likelihood": memory(),
+    }
+    yield "loading a model", log | {"memory": found}
+
+
 def image_tokenizer(machine: Pretended) -> Iterator[tuple[str, dict[str, Any]]]:
     recipe = recipe_of()
     tokenizer = recipe.image_tokenizer.build()
@@ -233,7 +266,7 @@ def main() -> None:
     pretended_cuda.pretend()
     found: dict[str, dict[str, Any]] = {}
     with pretended_cuda.machine() as machine:
-        for scenario in (training, decoding, image_tokenizer, other_networks):
+        for scenario in (training, decoding, loading, image_tokenizer, other_networks):
             for name, what in scenario(machine):
                 found[name] = what
     assert State.current == [0]

@@ -125,6 +125,19 @@ def test_a_window_of_codes_is_one_captured_pass(logs: dict[str, Log]) -> None:
     assert [sum(log["waits"].values()) for log in windows] == [2, 2]
 
 
+def test_a_model_that_generates_has_its_weights_once(logs: dict[str, Log]) -> None:
+    """2 bytes a parameter, and 4 of the few that are no matrices; training's 4 only once a likelihood is asked for.
+    Loading needs more for one layer's joined products at a time."""
+    found = logs["loading a model"]["memory"]
+    number, weights = found["parameters"], found["weight_bytes"]
+    assert 2 * number < weights < 2.15 * number
+    live = found["generating"]["live"] - found["image_tokenizer"]
+    assert weights <= live <= 1.01 * weights
+    assert found["generating"]["peak"] <= found["generating"]["live"] + 0.12 * number
+    more = found["with_likelihood"]["live"] - found["generating"]["live"]
+    assert 4 * number <= more <= 4.04 * number
+
+
 def test_launches_are_within_the_budget(logs: dict[str, Log]) -> None:
     budget = json.loads(BUDGET.read_text(encoding="utf-8"))
     if SERIES not in budget:

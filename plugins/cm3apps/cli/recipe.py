@@ -320,7 +320,10 @@ def _generation(recipe: Recipe, estimate: MemoryEstimate, number: int, device: D
     size = 4 if device.on_cpu else 2
     weights = estimate.weights * number
     read, length = weights * size // 4, recipe.decoder.context_length
-    lines = [_row("weights, fp32", weights), _row(f"their copy in {size * 8} bits", read)]
+    if not device.on_cpu and recipe.decoder.builds_without_weights:
+        weights, lines = 0, [_row("weights, bf16", read)]
+    else:
+        lines = [_row("weights, fp32", weights), _row(f"their copy in {size * 8} bits", read)]
     cache = recipe.decoder.cache_bytes(STREAMS * length, size)
     if cache is None:
         return [*lines, "  keys and values are not known to this decoder"]

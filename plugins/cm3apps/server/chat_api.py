@@ -372,7 +372,7 @@ def _check_room(turn: Asked, model: Model) -> None:
     """Raise `APIError` if the pictures of a conversation alone exceed the model's context."""
     number = sum(isinstance(part, Upload) for _, parts in turn.spoken for part in parts)
     each = model.components.serializer.num_codes
-    context = model.components.decoder.context_length
+    context = model.components.context_length
     if number * each > context:
         raise _wrong(
             "messages",
@@ -525,7 +525,7 @@ async def _most_pixels(workshop: Workshop, name: str) -> int:
     """The maximum number of pictures in a reply, by the model's context."""
     async with workshop.pool.use(name) as loaded:
         parts, (height, width) = loaded.model.components, loaded.model.image_size
-    number = max(1, parts.decoder.context_length // parts.serializer.num_codes)
+    number = max(1, parts.context_length // parts.serializer.num_codes)
     return number * height * width
 
 

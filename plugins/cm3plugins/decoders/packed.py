@@ -39,6 +39,7 @@ from cm3plugins.decoders.products import (
 )
 from cm3plugins.decoders.transformer import mixed
 from cm3run.devices import cpu_multiplies_bf16, multiplies_bf16
+from cm3run.generation.weights import joined, only_generates
 from cm3run.machine_memory import MachineMemory
 from cm3run.mapped import is_mapped, release
 
@@ -263,20 +264,20 @@ class PackedInference(InferenceDecoder):
         )
 
     def weight_bytes(self) -> int | None:
-        weights = {one.data_ptr(): one for one in self._owner.parameters()}.values()
+        weights = list(self._owner.parameters())
         own = sum(one.numel() * one.element_size() for one in weights if not is_mapped(one))
-        if self.in_place:
+        shares = not self.on_cpu and self.weight_dtype == self._head_weight_VE.dtype
+        if self.in_place or (shares and only_generates(self._head_weight_VE)):
             return own
         return own + int(sum(one.numel() for one in weights) * self._bytes_a_weight())
 
     def product(self, *weights: Tensor, activation: str | None = None) -> Product:
         """Return x -> activation(x @ w.T) for all weights w, outputs concatenated, in this decoder's
         precision and layout. Mapped weights are not needed afterwards."""
-        weights = tuple(weight.detach() for weight in weights)
         if self.in_place:
-            return with_activation(side_by_side(weights), activation)
-        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
-        made = self._arranged(weight, activation)
+            own = [weight.detach() for weight in weights]
+            return with_activation(side_by_side(own), activation)
+        made = self._arranged(joined(weights), activation)
         release(*weights)
         return made
 
@@ -358,13 +359,14 @@ class PackedInference(InferenceDecoder):
         positions_BT = own_positions_BT if positions_BT is None else positions_BT
         # positions beyond the table are padding of ragged chunks
         positions_BT = positions_BT.clamp(max=self.context_length - 1)
-        # the residual stream keeps the embeddings' dtype; products use their own
+        # weights may be bfloat16; sums over many layers aren't
         x_BTE = self._owner.embed(tokens_BT, positions_BT, cells_BT)
         B, T, E = x_BTE.shape
         x_ME = x_BTE.reshape(B * T, E)
-        if self.on_cpu:  # weights are bfloat16; sums over many layers aren't
-            wide = torch.promote_types(x_ME.dtype, torch.float32)
-            x_ME = padded(x_ME.to(torch.float32 if self.compiled else wide), self._fewest)
+        wide = torch.promote_types(x_ME.dtype, torch.float32)
+        x_ME = x_ME.to(torch.float32 if self.compiled else wide)
+        if self.on_cpu:
+            x_ME = padded(x_ME, self._fewest)
         through = self.through_layers(x_ME, positions_BT, cells_BT, cache, reading)
         return through[: B * T].view(B, T, E)
 

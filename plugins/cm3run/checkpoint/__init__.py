@@ -59,6 +59,7 @@ from cm3run.checkpoint.opening import (
     check_fingerprints,
     check_recipe,
     open_checkpoint,
+    open_for_generation,
     read_recipe,
 )
 from cm3run.checkpoint.tasks import TASKS, TunedTasks, read_tasks, tasks_of
@@ -99,6 +100,7 @@ __all__ = [
     "load_weights",
     "merge_adapter",
     "open_checkpoint",
+    "open_for_generation",
     "read_divided_state",
     "read_recipe",
     "read_state",

@@ -3,7 +3,7 @@ that they fit together.
 
 Large weights are memory-mapped instead of read. A decoder of 7 billion parameters has 14 GB of bfloat16 weights, which
 would take 28 GB in float32. It is built without weights, and the file's own tensors become its parameters, in the type
-in which they are stored.
+in which they are stored. On a GPU they are loaded for generation alone, see `cm3run.checkpoint.generating`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from cm3core.recipe import diff
 from cm3core.recipe.merge import stored_recipe
 from cm3core.recipe.recipe import MEASURING, MissingComponent, available
 from cm3core.vocab import Vocabulary
-from cm3run.build import Components, Stored, build
+from cm3run.build import Components, Stored, another_decoder, build
 from cm3run.checkpoint.adapters import is_adapter, load_model
 from cm3run.checkpoint.carried import refusal, with_trusted
+from cm3run.checkpoint.generating import fill, load_for_generation, only_generates
 from cm3run.checkpoint.layout import (
     IMAGE_TOKENIZER,
     RECIPE,
@@ -41,11 +42,13 @@ from cm3run.checkpoint.layout import (
 )
 from cm3run.checkpoint.tensors import check_tensors
 from cm3run.checkpoint.words import TrainingWords
-from cm3run.devices import choose_device
+from cm3run.devices import check_weights_fit, choose_device
+from cm3run.generation.weights import GenerationWeights
 from cm3run.mapped import map_tensors
 from cm3run.trust import check_links, guard, trust_of
 
 if TYPE_CHECKING:
+    from cm3core.interfaces.decoder import Decoder
     from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
 
@@ -347,34 +350,86 @@ def open_checkpoint(
         MissingPackageError: it is an adapter and peft is missing.
         RecipeError, PluginError: its recipe needs a component that is not installed.
     """
+    return _open(path, registry, _Asked(device, trust_plugins, trust_endpoints, base=base))
+
+
+def open_for_generation(
+    path: str | Path,
+    registry: Registry,
+    *,
+    device: torch.device | str | None = None,
+    precision: str = "auto",
+    trust_plugins: Sequence[str] = (),
+    trust_endpoints: Sequence[str] = (),
+) -> OpenedCheckpoint:
+    """`open_checkpoint` for generation in a precision of `Decoder.for_inference`: on a GPU in bfloat16, only what
+    generation reads is loaded; `Components.decoder` then loads the float32 weights when it is first asked for, which
+    likelihoods and training do."""
+    asked = _Asked(device, trust_plugins, trust_endpoints, precision=precision)
+    return _open(path, registry, asked)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Arguments of `open_checkpoint` and `open_for_generation`."""
+
+    device: torch.device | str | None
+    trust_plugins: Sequence[str]
+    trust_endpoints: Sequence[str]
+    base: str | Path | None = None
+    precision: str | None = None
+
+
+def _open(path: str | Path, registry: Registry, asked: _Asked) -> OpenedCheckpoint:
     folder = find_checkpoint(path)
     state = read_state(folder)
-    if trust_plugins:
-        registry = with_trusted(registry, folder, trust_plugins)
-    recipe = read_recipe(folder, registry, trust_endpoints=trust_endpoints)
+    if asked.trust_plugins:
+        registry = with_trusted(registry, folder, asked.trust_plugins)
+    endpoints, base = asked.trust_endpoints, asked.base
+    recipe = read_recipe(folder, registry, trust_endpoints=endpoints)
     if isinstance(recipe.objective, MissingComponent) and state.vocabulary.get("control"):
         recipe.objective.refuse()  # it determines where control tokens belong in a prompt
-    chosen = choose_device(device)
+    chosen = choose_device(asked.device)
     mapped = base is None and maps(folder, recipe, chosen)
+    narrow = only_generates(folder, recipe, chosen, asked.precision)
     components = build(
         recipe,
         registry,
         stage="generate",
         stored=_stored(folder, state),
         device=chosen,
-        decoder_device=torch.device("meta") if mapped else None,
+        decoder_device=torch.device("meta") if mapped or narrow else None,
     )
     components.memory_split = recipe.generate.memory_split
-    components.trust = trust_of(folder, registry.models().values(), trust_endpoints)
+    components.trust = trust_of(folder, registry.models().values(), endpoints)
     check_fingerprints(folder, state, components)
     decoder = components.decoder.module
-    if mapped:
+    if narrow:
+        _narrow(components, folder, chosen)
+    elif mapped:
         map_model(decoder, folder)
     else:
-        load_model(decoder, folder, recipe, registry, base=base, trust_endpoints=trust_endpoints)
+        load_model(decoder, folder, recipe, registry, base=base, trust_endpoints=endpoints)
     decoder.eval()
     words = TrainingWords.read(folder)
     return OpenedCheckpoint(recipe, components, components.vocabulary, state.step, folder, words)
+
+
+def _narrow(components: Components, folder: Path, device: torch.device) -> None:
+    """Load what generation reads of a checkpoint whose decoder was built on "meta"."""
+    decoder, config = components.decoder, components.recipe.decoder
+    assert config is not None
+    grid = components.image_tokenizer.grid
+    check_weights_fit(config, components.vocabulary, grid, device, torch.bfloat16)
+    weights = load_for_generation(decoder, folder, device)
+
+    def whole() -> Decoder:
+        made = another_decoder(components, device)
+        fill(made, weights)
+        made.module.eval()
+        return made
+
+    components.own_decoder = GenerationWeights(decoder, whole)
 
 
 def _stored(folder: Path, state: CheckpointState) -> Stored:

@@ -207,14 +207,18 @@ def stored_tensors(folder: Path, name: str, *, whole: bool = False) -> dict[str,
     return read_shards(parts)
 
 
-class LazyTensor(Protocol):
-    """A tensor that is read when needed."""
+class Described(Protocol):
+    """A tensor whose values do not matter."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
 
     @property
     def dtype(self) -> torch.dtype: ...
+
+
+class LazyTensor(Described, Protocol):
+    """A tensor that is read when needed."""
 
     @property
     def read(self) -> Callable[[], Tensor]: ...
@@ -285,6 +289,15 @@ def check_tensors(path: Path, stored: Mapping[str, Tensor], wanted: Mapping[str,
         stored: its tensors.
         wanted: the decoder's; only names, shapes and types matter.
     """
+    check_shapes(path, stored, wanted)
+    for name in sorted(stored):
+        check_finite(path, name, stored[name])
+
+
+def check_shapes(
+    path: Path, stored: Mapping[str, Described], wanted: Mapping[str, Described]
+) -> None:
+    """Raise `CheckpointError` if the names, shapes or types of a file's tensors don't match a decoder's."""
     for name in sorted(stored.keys() | wanted.keys()):
         have = list(stored[name].shape) if name in stored else "nothing"
         need = list(wanted[name].shape) if name in wanted else "nothing"
@@ -301,12 +314,16 @@ def check_tensors(path: Path, stored: Mapping[str, Tensor], wanted: Mapping[str,
                 f"is {_in_words(stored[name].dtype)}, but this decoder needs {_in_words(own)}",
                 "use an older checkpoint, or copy it again from its source",
             )
-        if not _is_finite(stored[name]):
-            raise CheckpointError(
-                f"{path}, tensor {name}",
-                "contains values that are not finite",
-                "use an older checkpoint",
-            )
+
+
+def check_finite(path: Path, name: str, tensor: Tensor) -> None:
+    """Raise `CheckpointError` if a file's tensor contains values that are not finite."""
+    if not _is_finite(tensor):
+        raise CheckpointError(
+            f"{path}, tensor {name}",
+            "contains values that are not finite",
+            "use an older checkpoint",
+        )
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -33,6 +33,7 @@ from cm3core.sequence.segments import TokenWriter
 from cm3core.sequence.serialize import Serializer
 from cm3core.vocab import Vocabulary
 from cm3run.generation.events import Request
+from cm3run.generation.weights import GenerationWeights, whole_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -291,15 +292,20 @@ class Likelihood:
 
     def __init__(
         self,
-        decoder: Decoder,
+        decoder: Decoder | GenerationWeights,
         serializer: Serializer,
         vocabulary: Vocabulary,
         *,
         max_text_tokens: int | None = None,
         max_tokens: int = MAX_TOKENS,
     ) -> None:
-        self.decoder, self.serializer, self.vocabulary = decoder, serializer, vocabulary
+        self._decoder, self.serializer, self.vocabulary = decoder, serializer, vocabulary
         self.max_text_tokens, self.max_tokens = max_text_tokens, max_tokens
+
+    @property
+    def decoder(self) -> Decoder:
+        """With training's weights."""
+        return whole_of(self._decoder)
 
     @torch.inference_mode()
     @checked(GenerationError)
@@ -384,7 +390,7 @@ class Likelihood:
             variant=variant,
             max_text_tokens=self.max_text_tokens,
         )
-        check_context(place, row, self.decoder.context_length)
+        check_context(place, row, self._decoder.context_length)
         return row
 
     def _chunks(self, rows: Sequence[ForcedRow]) -> Iterator[Sequence[ForcedRow]]:

@@ -291,7 +291,7 @@ class Chatting(Drawing, Writing):
             raise GenerationError(
                 "conversation",
                 f"of {len(turns)} turns doesn't fit the decoder's context of "
-                f"{self.components.decoder.context_length} tokens",
+                f"{self.components.context_length} tokens",
                 "begin a new one, or drop the oldest turns (truncate)",
             )
         return len(roles)
@@ -302,7 +302,7 @@ class Chatting(Drawing, Writing):
     def _room_for_text(self, document: Document) -> int:
         """Text tokens that fit the context after the document."""
         prompt = self.components.serializer.prompt((*document, with_turn(TextHole(1))))
-        return self.components.decoder.context_length - len(prompt) + 1
+        return self.components.context_length - len(prompt) + 1
 
     # ---- by a task
 

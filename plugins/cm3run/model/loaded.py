@@ -150,20 +150,18 @@ class Loaded:
 
         It is rebuilt when the decoder's weights change.
         """
-        version = sum(
-            parameter._version for parameter in self.components.decoder.module.parameters()
-        )
+        decoder, version = self.components.for_engine()
         if self._engine is None or self._engine[0] != version:
             parts = self.components
             self._engine = None  # free the old inference decoder before making the new one
             engine = Engine(
-                parts.decoder,
+                decoder,
                 parts.serializer,
                 sampler_of(self),
                 parts.vocabulary,
                 self.options,
                 inference=arranged(
-                    parts.decoder,
+                    decoder,
                     self.options.precision,
                     lambda: held_out(parts, self.recipe.data.max_text_tokens),
                     parts.vocabulary,
@@ -314,9 +312,7 @@ def check_length(
     number = len(loaded.components.text_tokenizer.encode(text))
     limit = loaded.recipe.data.max_text_tokens
     if number + num_more > limit:
-        raise too_long(
-            place, number, limit, loaded.components.decoder.context_length, next_step, without
-        )
+        raise too_long(place, number, limit, loaded.components.context_length, next_step, without)
 
 
 def check_kept(loaded: Loaded, number: int, place: str, instead: str) -> None:

@@ -21,7 +21,7 @@ from cm3core.document import BoolArray, Codes, Document, PixelArray, Text
 from cm3core.errors import GenerationError
 from cm3core.plugins.discovery import load_registry
 from cm3run import DEFAULT_MODEL
-from cm3run.checkpoint import TunedTasks, find_model, lasting_name, open_checkpoint, read_tasks
+from cm3run.checkpoint import TunedTasks, find_model, lasting_name, open_for_generation, read_tasks
 from cm3run.generation.engine import Completion, EngineOptions, Event, Progress, Request
 from cm3run.generation.policy import Policy
 from cm3run.hub import is_address
@@ -78,7 +78,8 @@ def load(
         num_threads, max_rows: see `Engine`.
         precision: of the decoder's weights for generation: "fp32", "bf16", "int8", "int4"; the last two are
             refused if they change predictions. "auto": the first of the decoder's `faster_precisions` that hardly
-            changes predictions, otherwise as in `Decoder.for_inference`.
+            changes predictions, otherwise as in `Decoder.for_inference`. On a GPU in bf16, the float32 weights are
+            loaded only when `components.decoder` is asked for (likelihoods, training), and then stay.
         trust_plugins: SHA-256 hashes of plugin files in the checkpoint that may run. Read these files first.
         trust_endpoints: resources outside its folder that a model from someone else may use: hosts (`HOST` or
             `HOST:PORT`), addresses (`s3://BUCKET`) and paths, including everything below. Also applies to the bank.
@@ -93,10 +94,11 @@ def load(
     """
     registry = load_registry() if registry is None else registry
     folder = find_model(model, registry)
-    opened = open_checkpoint(
+    opened = open_for_generation(
         folder,
         registry,
         device=device,
+        precision=precision,
         trust_plugins=trust_plugins,
         trust_endpoints=trust_endpoints,
     )

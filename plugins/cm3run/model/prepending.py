@@ -141,7 +141,7 @@ class Retrieval:
             left_out = max(left_out, (without, min(number, len(in_order))))
         if left_out[0]:
             tqdm.write(
-                f"note: the decoder's context of {self.components.decoder.context_length} tokens "
+                f"note: the decoder's context of {self.components.context_length} tokens "
                 "has no room for the last "
                 f"{left_out[0]} of {left_out[1]} retrieved documents; they are left out",
                 file=sys.stderr,

@@ -41,10 +41,14 @@ def test_the_7b_model_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
     assert table[4] == ("in all", pytest.approx(sum(value for _, value in table[:4]), abs=0.03))
     cache = 2 * 2 * 4096 * 32 * 4096 * 2
     assert table[5:] == [
-        ("weights, fp32", round(4 * PARAMETERS / 1e9, 2)),
-        ("their copy in 16 bits", round(2 * PARAMETERS / 1e9, 2)),
+        ("weights, bf16", round(2 * PARAMETERS / 1e9, 2)),
         ("keys and values (2 x 4,096 tokens)", round(cache / 1e9, 2)),
-        ("in all", round((6 * PARAMETERS + cache) / 1e9, 2)),
+        ("in all", round((2 * PARAMETERS + cache) / 1e9, 2)),
+    ]
+    assert main(["recipe", "memory", "cm3leon-7b", "--on", "cpu", "--gb", "1000"]) == 0
+    assert rows(capsys.readouterr().out)[-4:-2] == [
+        ("weights, fp32", round(4 * PARAMETERS / 1e9, 2)),
+        ("their copy in 32 bits", round(4 * PARAMETERS / 1e9, 2)),
     ]
 
 

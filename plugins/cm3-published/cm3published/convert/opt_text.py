@@ -69,7 +69,7 @@ def tokenizer_files(parts: Components) -> dict[str, Any]:
         "bos_token": begin[0],
         "eos_token": names[layout.end[0]],
         "pad_token": names[vocabulary.pad],
-        "model_max_length": parts.decoder.context_length,
+        "model_max_length": parts.context_length,
         "clean_up_tokenization_spaces": False,
         "split_special_tokens": True,
     }
@@ -137,7 +137,7 @@ def readme(parts: Components, name: str, card: str) -> str:
         text=f"{text.start} to {text.start + parts.text_tokenizer.vocab_size - 1}",
         sentinels=f"{ids.sentinels.start} to {ids.sentinels.stop - 1}",
         grid=f"{rows} rows of {columns} codes",
-        context=parts.decoder.context_length,
+        context=parts.context_length,
         number="up to" if parts.image_tokenizer.form.is_sequence else "exactly",
         drawn=drawn,
         told=told,

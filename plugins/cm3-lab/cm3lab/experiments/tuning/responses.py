@@ -76,7 +76,7 @@ def asked(recipe: Recipe, model: Model, splits: Sequence[str], num: int) -> list
     """
     parts = model.components
     masking = _as_asked(recipe, parts.vocabulary)
-    room = parts.decoder.context_length + 1
+    room = parts.context_length + 1
     found: list[Asked] = []
     for split in splits:
         before = len(found)
@@ -136,7 +136,7 @@ def batches(
 ) -> Iterator[tuple[TrainingBatch, list[int]]]:
     """Yield batches of `num_rows` rows, and the indices of the documents in each, in the order of their parts' numbers in
     the batch."""
-    length, vocabulary = model.components.decoder.context_length, model.components.vocabulary
+    length, vocabulary = model.components.context_length, model.components.vocabulary
     packer: Packer[int] = Packer(length)
     for number, one in enumerate(documents):
         packer.add(number, replace(one.sequence, part=number))

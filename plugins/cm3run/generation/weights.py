@@ -1,0 +1,99 @@
+"""The weights of a model that was opened for generation: those that generation reads, and those of training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from threading import Lock
+from typing import TYPE_CHECKING
+from weakref import WeakSet
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.decoder import Decoder
+
+
+class GenerationWeights:
+    """A decoder with the weights that generation reads, and the same decoder with those of training, which are loaded
+    when something computes losses or trains.
+
+    Args:
+        decoder: for generation alone.
+        load: returns the decoder with training's weights, on the same device.
+    """
+
+    def __init__(self, decoder: Decoder, load: Callable[[], Decoder]) -> None:
+        self.context_length = decoder.context_length
+        self._decoder: Decoder | None = decoder
+        self._load, self._lock = load, Lock()
+        self._generates = False
+        #: The decoder with training's weights, and their version when they were loaded.
+        self._whole: tuple[Decoder, int] | None = None
+
+    @property
+    def whole(self) -> Decoder:
+        """The decoder with training's weights. They replace the others if nothing was generated yet; else both stay."""
+        with self._lock:
+            if self._whole is None:
+                if not self._generates:
+                    self._decoder = None
+                # a likelihood asks within inference mode, whose tensors could not be trained later
+                with torch.inference_mode(False):
+                    loaded = self._load()
+                self._whole = loaded, version_of(loaded)
+            return self._whole[0]
+
+    def for_engine(self) -> tuple[Decoder, int]:
+        """The decoder that generates, and a number that changes with its weights. Once training's weights have changed,
+        it has those."""
+        with self._lock:
+            if self._whole is not None:
+                whole, before = self._whole
+                now = version_of(whole)
+                if now != before:
+                    self._decoder = None
+                if self._decoder is None:
+                    return whole, now
+            assert self._decoder is not None
+            self._generates = True
+            return self._decoder, -1
+
+
+#: The memory of weights that nothing but generation reads.
+_own: WeakSet[torch.UntypedStorage] = WeakSet()
+
+
+def keep_for_generation(weight: Tensor) -> None:
+    """Declare that nothing but generation reads a weight, so that it may share memory with others."""
+    _own.add(weight.untyped_storage())
+
+
+def only_generates(weight: Tensor) -> bool:
+    """Whether nothing but generation reads a weight."""
+    return weight.untyped_storage() in _own
+
+
+def joined(weights: Sequence[Tensor]) -> Tensor:
+    """The weights [outputs, inputs], outputs concatenated. Weights that nothing but generation reads become parts of the
+    result, so that they are in memory once."""
+    if len(weights) == 1:
+        return weights[0].detach()
+    together = torch.cat([weight.detach() for weight in weights])
+    if all(map(only_generates, weights)):
+        keep_for_generation(together)
+        for weight, part in zip(
+            weights, together.split([len(one) for one in weights]), strict=True
+        ):
+            weight.data = part
+    return together
+
+
+def version_of(decoder: Decoder) -> int:
+    """A number that changes when the decoder's weights do."""
+    return sum(parameter._version for parameter in decoder.module.parameters())
+
+
+def whole_of(decoder: Decoder | GenerationWeights) -> Decoder:
+    """The decoder with training's weights."""
+    return decoder.whole if isinstance(decoder, GenerationWeights) else decoder
