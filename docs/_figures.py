@@ -6,7 +6,7 @@ the benchmarks of kernels/bench/results, whose README names their commands.
 
 A sentence or a table that is written by hand names where its figures are stored, in a comment above it:
 
-    <!-- figures: sheets.json; readme.median = 0.97; readme.copies / readme.num = 96% -->
+    <!-- figures: sheets.json; icons-drawn.median = 0.97; icons-drawn.copies / icons-drawn.num = 96% -->
     <!-- figures: icons64-tuned/CARD.md; Captions > unseen & told > name = 60% -->
 
 `tests/docs/test_figures.py` compares these with what is stored, and with the paragraph below the comment.
@@ -687,7 +687,7 @@ def tables() -> dict[str, dict[str, list[str]]]:
             "tuned": _of_icons(),
         },
         "gallery.md": {
-            "sheets": _sheets("readme", "icons-model"),
+            "sheets": _sheets("icons-drawn", "icons-model"),
         },
         "retrieval.md": {
             "gain": _gain(),

@@ -1,17 +1,25 @@
 """Store what a `cm3 quickstart` drew and measured, for docs/quickstart.md: `python docs/_quickstart.py cm3-quickstart`.
 
 It writes docs/figures/quickstart.json, and pictures: the answers to prompts, and the first cases of sets of which nothing was
-trained, none selected. `python docs/_generate.py` makes the page's tables of the file.
+trained, none selected: with verdicts for docs/quickstart.md, with nearness for README.md. `python docs/_generate.py` makes
+the page's tables of the file.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
+
+from cm3core.document import PixelArray
+from cm3plugins.datasets.icons import IconSourceConfig
+from cm3run.nearness import NEARLY_A_COPY, nearness
+from cm3run.sheets import grid
 
 DOCS = Path(__file__).parent
 FILE = DOCS / "figures" / "quickstart.json"
@@ -19,6 +27,8 @@ SCORES = ("usable", "thing", "thing_top5", "in_hand", "copied")
 #: Rows of the sheet of cases to show.
 SHEET_ROWS = 6
 _COLOURS = 32
+#: Cases of README.md's picture: side by side, and in all.
+BESIDE, CASES = 6, 24
 
 
 def main() -> None:
@@ -30,6 +40,8 @@ def main() -> None:
         json.loads((run / f"{name}.json").read_text("utf-8")) for name in ("training", "drawn")
     )
     splits = {split: scores_of(found) for split, found in drawn["scores"].items()}
+    picture, near = cases_of(run / "evaluation" / "missing")
+    save(picture, "readme")
     figures = {
         "minutes": round(drawn["minutes"], 1),
         "training_minutes": round(training["seconds"] / 60, 1),
@@ -37,11 +49,12 @@ def main() -> None:
         "tokens": training["tokens"],
         "gib": round(max(training["peak_memory_bytes"], drawn["peak_memory_bytes"]) / 2**30, 2),
         "splits": splits,
+        "cases": {"num": len(near), "copies": sum(one >= NEARLY_A_COPY for one in near)},
     }
     FILE.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     save(Image.open(run / "answers.png"), "quickstart-answers")
-    sheet = Image.open(run / "evaluation" / "strangers" / "verdicts.png")
-    save(sheet.crop((0, 0, sheet.width, SHEET_ROWS * 116)), "quickstart-strangers")
+    sheet = Image.open(run / "evaluation" / "missing" / "verdicts.png")
+    save(sheet.crop((0, 0, sheet.width, SHEET_ROWS * 116)), "quickstart-missing")
 
 
 def scores_of(found: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
@@ -53,6 +66,38 @@ def scores_of(found: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
             name: [known[name]["beside"][row], known[name]["beside_spread"][row]] for name in SCORES
         }
     return rows
+
+
+def cases_of(folder: Path) -> tuple[Image.Image, list[float]]:
+    """The first cases of an evaluation: what was drawn, the documents before the prompt beside it, and below it how near it is
+    to the nearer one; and all these numbers."""
+    icons = IconSourceConfig(split="all").build()
+    place = {icons.id(index): index for index in range(len(icons))}
+    near: list[float] = []
+    cells: list[PixelArray] = []
+    texts: list[str] = []
+    for line in (folder / "made.jsonl").read_text("utf-8").splitlines()[:CASES]:
+        case = json.loads(line)
+        drawn = np.asarray(Image.open(folder / case["picture"]).convert("RGB"))
+        beside = [icons.document(place[name])[1].load() for name in case["documents"]]
+        near.append(max((nearness(drawn, one) for one in beside), default=0.0))
+        cells.append(cell(drawn, beside))
+        texts.append(f"{case['prompt']}\n{near[-1]:.2f}")
+    rows = [slice(start, start + BESIDE) for start in range(0, len(cells), BESIDE)]
+    sheet = grid(
+        [cells[row] for row in rows], captions=[texts[row] for row in rows], scale=1, gap=10
+    )
+    return Image.fromarray(sheet), near
+
+
+def cell(drawn: PixelArray, beside: Sequence[PixelArray]) -> PixelArray:
+    """A drawing of 96 pixels, and right of it its documents in half that size."""
+    canvas = Image.new("RGB", (148, 96), "white")
+    canvas.paste(Image.fromarray(drawn).resize((96, 96), Image.Resampling.LANCZOS), (0, 0))
+    for number, one in enumerate(beside[:2]):
+        small = Image.fromarray(one).resize((44, 44), Image.Resampling.LANCZOS)
+        canvas.paste(small, (104, number * 52))
+    return np.asarray(canvas)
 
 
 def save(picture: Image.Image, name: str) -> None:

@@ -1,5 +1,5 @@
 """Collect how near the pictures of the pages' sheets are to the documents in front of them, and write
-docs/figures/sheets.json: `python docs/_sheets.py README_FOLDER MODEL_FOLDER`.
+docs/figures/sheets.json: `python docs/_sheets.py DRAWN_FOLDER MODEL_FOLDER`.
 
 The folders are those that the two commands of docs/gallery.md under "Icons" wrote; each picture's file says what it was
 drawn after, and how near it is. `python docs/_generate.py` then writes the table.
@@ -34,7 +34,7 @@ def drawn(folder: Path) -> dict[str, Any]:
 if __name__ == "__main__":
     figures = {
         name: drawn(Path(folder))
-        for name, folder in zip(("readme", "icons-model"), sys.argv[1:], strict=True)
+        for name, folder in zip(("icons-drawn", "icons-model"), sys.argv[1:], strict=True)
     }
     FILE.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     print(FILE)

@@ -72,7 +72,7 @@ def measured(
     """Row -> score -> value and standard error.
 
     Args:
-        split: a closed split.
+        split: a closed split, or `missing`.
         watch: called with each row's name, its metric, and all rows' pictures.
     """
     task = find_protocol(f"icons-{split}-closed-v2").task
@@ -97,6 +97,7 @@ def measured(
 
 if __name__ == "__main__":
     FILE.write_text(
-        json.dumps({split: measured(split) for split in JUDGED}, indent=1) + "\n", encoding="utf-8"
+        json.dumps({split: measured(split) for split in (*JUDGED, "missing")}, indent=1) + "\n",
+        encoding="utf-8",
     )
     print(FILE)

@@ -25,7 +25,7 @@ from cm3run.model import Model
 from cm3run.sheets import grid
 
 #: Splits of icons, most useful first, and the number of pictures of each split.
-ICON_SPLITS = ("restyle", "variant", "strangers", "unseen")
+ICON_SPLITS = ("restyle", "variant", "missing", "unseen")
 NUM_JUDGED = 48
 #: Minimum of every number of pictures if time is short.
 LEAST = 2
@@ -57,7 +57,8 @@ def splits_of(config: DocumentSourceConfig) -> tuple[str, ...]:
         return ()
     if are_judged(config):
         return ICON_SPLITS
-    return tuple(split for split in config.splits if split not in ("train", "all", "near"))
+    others = ("train", "all", "near", "missing", "available")
+    return tuple(split for split in config.splits if split not in others)
 
 
 def protocol_of(model: Model, split: str, num: int, *, nats: bool = True) -> Protocol | None:
@@ -96,6 +97,11 @@ def protocol_of(model: Model, split: str, num: int, *, nats: bool = True) -> Pro
     return Protocol(f"quickstart-{split}", title, task, scores, size=max(model.image_size))
 
 
+def remembering(model: Model, split: str) -> Model:
+    """The model with the memory that a split is drawn from: for `missing`, what else the sets have is available, too."""
+    return model.with_memory(split="available") if split == "missing" else model
+
+
 def judged(model: Model, out: Path, share: float = 1.0) -> dict[str, dict[str, Any]]:
     """Split -> the content of its scores.json. An interrupted evaluation resumes. Without a held-out document, what was
     trained is judged.
@@ -114,7 +120,7 @@ def judged(model: Model, out: Path, share: float = 1.0) -> dict[str, dict[str, A
         if protocol is None:
             print(f"note: split {split!r} is skipped: it has no document", file=sys.stderr)
         else:
-            found[split] = evaluated(model, protocol, out / FOLDER / split)
+            found[split] = evaluated(remembering(model, split), protocol, out / FOLDER / split)
     if not found and (protocol := protocol_of(model, config.split, num)) is not None:
         folder = out / FOLDER / config.split
         found[config.split] = evaluated(model, protocol, folder, allow_leaks=True)

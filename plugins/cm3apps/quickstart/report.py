@@ -29,7 +29,7 @@ SPLITS = {
     "train": "what it was trained on (`train`)",
     "restyle": "things of `train` in hands that lack them there (`restyle`)",
     "variant": "held-out variants of drawings that `train` has (`variant`)",
-    "strangers": "sets of which nothing was trained (`strangers`)",
+    "missing": "half of the things of sets of which nothing was trained, with the other half in the memory (`missing`)",
     "compose": "two parts of names of `train`, held out together (`compose`)",
     "unseen": "things held out in all hands (`unseen`)",
     "valid": "held-out documents (`valid`)",

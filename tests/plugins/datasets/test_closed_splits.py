@@ -41,6 +41,7 @@ from cm3plugins.datasets.icons.closed_build import (
 )
 from cm3plugins.datasets.icons.corpus import IconCorpus, IconEntries, IconEntry
 from cm3plugins.datasets.icons.sets import ASSETS
+from cm3plugins.datasets.icons.source import is_missing
 from icon_corpora import write_corpus
 
 HELD = HeldOut(
@@ -174,12 +175,33 @@ def test_nothing_leaks_and_closing_again_changes_nothing(made: Any) -> None:
             assert Proof(corpus, replace(closed, splits=wrong)).by_words()
 
 
+def test_a_designers_memory_lacks_what_is_missing() -> None:
+    """Half of the things of each set that is held out, in all versions; the other half is beside `train`."""
+    sources = {
+        split: IconSourceConfig(split=split).build()
+        for split in ("train", "strangers", "missing", "available")
+    }
+    ids = {split: [own.id(index) for index in range(len(own))] for split, own in sources.items()}
+    assert set(ids["missing"]) < set(ids["strangers"])
+    assert set(ids["available"]) == {*ids["train"], *ids["strangers"]} - {*ids["missing"]}
+    entries, strangers = sources["strangers"].corpus.entries, set(ids["strangers"])
+    sides: dict[tuple[str, str], set[bool]] = {}
+    for name, words in zip(entries.ids, entries.words, strict=True):
+        if name in strangers:
+            side = sides.setdefault((name.partition("/")[0], words), set())
+            side.add(is_missing(name, words))
+    assert all(len(side) == 1 for side in sides.values())
+    for one in {name for name, _ in sides}:
+        share = [next(iter(side)) for (own, _), side in sides.items() if own == one]
+        assert 0.35 < sum(share) / len(share) < 0.65, one
+
+
 def test_an_unknown_split_names_those_of_its_way_of_holding_out() -> None:
     with pytest.raises(RecipeError) as caught:
         IconSourceConfig(split="comp").check()
     assert str(caught.value) == (
         "dataset.split: dataset.held_out=closed has no split 'comp'; by_name has\n"
-        "  next: use one of train, unseen, compose, restyle, variant, strangers, near, all; "
+        "  next: use one of train, unseen, compose, restyle, variant, strangers, near, missing, available, all; "
         "or set dataset.held_out=by_name"
     )
     with pytest.raises(RecipeError, match="by_name has no split 'restyle'; closed has"):
@@ -247,7 +269,7 @@ def test_the_file_says_what_it_was_given(tmp_path: Path) -> None:
     closed = Closed(data_sha256="0", made_with={"sharp": 0.5}, held_out=HELD, splits=splits)
     (tmp_path / FILE).write_bytes(closed.to_bytes())
     assert read_closed(tmp_path, "") == closed
-    assert SPLITS_OF["closed"] == (*CLOSED_SPLITS, "all")
+    assert SPLITS_OF["closed"] == (*CLOSED_SPLITS, "missing", "available", "all")
 
 
 def test_the_shipped_splits_are_closed_by_words() -> None:

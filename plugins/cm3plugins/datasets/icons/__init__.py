@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 HeldOut: TypeAlias = Literal["closed", "by_name"]
 #: Way of holding out -> its splits.
 SPLITS_OF: Mapping[str, tuple[str, ...]] = {
-    "closed": ("train", "unseen", "compose", "restyle", "variant", "strangers", "near", "all"),
+    "closed": (
+        *("train", "unseen", "compose", "restyle", "variant", "strangers", "near"),
+        *("missing", "available", "all"),
+    ),
     "by_name": ("train", "comp", "compose", "unseen", "all"),
 }
 
@@ -48,8 +51,10 @@ class IconSourceConfig(DocumentSourceConfig):
         held_out: "closed": what is held out is nowhere in train under another name, tag or look. Splits: "unseen"
             (objects), "compose" (two known words together), "restyle" (an object in one set, which others draw in
             train), "variant" (a set's own other drawing of what it has in train), "strangers" (whole sets), "near"
-            (neither trained nor judged). "by_name": as the bundled models were trained: "unseen" (names), "compose",
-            "comp" (one drawing of a name); what they show may be in train under another name.
+            (neither trained nor judged); "missing" is half of the objects of each set of "strangers", and "available"
+            is train and the other half: the memory of a designer whose set lacks these. "by_name": as the bundled
+            models were trained: "unseen" (names), "compose", "comp" (one drawing of a name); what they show may be in
+            train under another name.
         sets: sets to include; empty: all. `cm3 recipe describe icons` does not list them: see
             `docs/icons.md`.
         styles: include only icons that have all these style words (outline, filled, duotone, colour, broken, thin,

@@ -39,7 +39,7 @@ class Chosen:
     """Selects the icons of a source from a corpus.
 
     Args:
-        split: one of the corpus', or "all".
+        split: one of the corpus', "missing" or "available" (see `is_missing`), or "all".
         sets: names of sets; empty: all.
         styles: style words that an icon must have, and with a minus those that it must not have.
         things_share: share of objects to use, by a hash of their names.
@@ -51,17 +51,43 @@ class Chosen:
     things_share: float = 1.0
 
 
+def is_missing(icon: str, words: str) -> bool:
+    """Whether an icon of a set that is held out whole is of the half of its things that are drawn, while the other half is
+    retrieved: a fixed choice by the thing's name, so that all its versions are on one side.
+
+    >>> is_missing("iconoir/bell", "bell") == is_missing("iconoir/bell-solid", "bell")
+    True
+    """
+    return unit_hash("missing", set_of(icon), words) < 0.5
+
+
+def _in_split(entries: IconEntries, split: str) -> list[int]:
+    """The positions of a split's entries."""
+    every = enumerate(entries.splits)
+    if split == "all":
+        return [index for index, _ in every]
+    if split not in ("missing", "available"):
+        return [index for index, own in every if own == split]
+    missing = [
+        own == "strangers" and is_missing(entries.ids[index], entries.words[index])
+        for index, own in every
+    ]
+    if split == "missing":
+        return [index for index, one in enumerate(missing) if one]
+    return [
+        index
+        for index, own in enumerate(entries.splits)
+        if own in ("train", "strangers") and not missing[index]
+    ]
+
+
 def _positions(entries: IconEntries, of: Chosen) -> list[int]:
     """Return the positions of the selected entries."""
     wanted = {word for word in of.styles if not word.startswith("-")}
     unwanted = {word.removeprefix("-") for word in of.styles} - wanted
     words_of = {style: set(style.split()) for style in set(entries.styles)}
     fitting = {style for style, own in words_of.items() if wanted <= own and not unwanted & own}
-    chosen = [
-        index
-        for index, (own, style) in enumerate(zip(entries.splits, entries.styles, strict=True))
-        if of.split in (own, "all") and style in fitting
-    ]
+    chosen = [one for one in _in_split(entries, of.split) if entries.styles[one] in fitting]
     if of.sets:
         chosen = [index for index in chosen if set_of(entries.ids[index]) in of.sets]
     if of.things_share < 1:

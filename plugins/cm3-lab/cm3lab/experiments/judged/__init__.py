@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 #: Held-out splits of icons that are judged, and whose losses are measured.
-SPLITS = ("restyle", "variant", "unseen", "strangers")
+SPLITS = ("restyle", "variant", "unseen", "missing", "strangers")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from cm3apps.evaluation.evaluating import Evaluation
 from cm3apps.evaluation.tasks import open_task
-from cm3apps.quickstart.judged import are_judged, protocol_of
+from cm3apps.quickstart.judged import are_judged, protocol_of, remembering
 from cm3core.errors import CM3Error
 from cm3lab.experiments.judged import JudgedSettings
 from cm3run.model import Model
@@ -58,16 +58,16 @@ def judged(
             )
         only = [one for one in protocol.scores if one["metric"]["name"] == "usable"]
         protocol = replace(protocol, name=f"judged-{split}", scores=only, seed=settings.seed)
-        registry = model.components.registry
+        asked, registry = remembering(model, split), model.components.registry
         task = open_task(
-            protocol.task, size=protocol.size, data=None, model=model, registry=registry
+            protocol.task, size=protocol.size, data=None, model=asked, registry=registry
         )
         evaluation = Evaluation(
             protocol,
             task,
             registry,
             out / split,
-            model=model,
+            model=asked,
             options=dict(options),
             label="model",
         )
