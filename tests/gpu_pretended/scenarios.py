@@ -154,7 +154,7 @@ def decoding(machine: Pretended) -> Iterator[tuple[str, dict[str, Any]]]:
     assert engine.inference.dtype == torch.bfloat16
     prompt = Text("a red apple")
     picture = candidates(Request((prompt, ImageHole())), 2, engine.sampler)
-    texts = [Request((prompt, TextHole(max_tokens=24)), seed=seed) for seed in range(2)]
+    texts = [Request((prompt, TextHole(max_tokens=64)), seed=seed) for seed in range(2)]
     for name, used, requests, drawn in (
         ("picture", engine, picture, vocabulary.image.start),
         ("picture by windows", ahead, picture, vocabulary.image.start),

@@ -116,6 +116,20 @@ def test_a_captured_step_holds_launches_only(logs: dict[str, Log]) -> None:
     assert [log["replays"] * 2 + 2 for log in pictures] == [log["tokens"] for log in pictures]
 
 
+def test_text_is_captured_and_read_every_sixteen_tokens(logs: dict[str, Log]) -> None:
+    """Two texts: the first tokens alone, since no text may end before them; then sixteen of each per look. What the host
+    reads and sends is what it does for a row of a picture."""
+    texts = [logs[f"decoding a text, step {number}"] for number in (1, 2, 3)]
+    assert [log["replays"] for log in texts] == [0, 15, 15]
+    assert [log["tokens"] for log in texts] == [2, 32, 32]
+    assert [len(log["graphs"]) for log in texts] == [0, 1, 0]
+    found, picture = texts[-1], logs["decoding a picture, step 3"]
+    for what, most in (("waits", 2), ("blocking_copies", 5)):
+        assert sum(found[what].values()) == sum(picture[what].values()) <= most
+    # beside the replays, ten a token copy its inputs and outputs, and one token is drawn and read as before
+    assert found["launches"] <= 32 / 2 * 11
+
+
 def test_a_window_of_codes_is_one_captured_pass(logs: dict[str, Log]) -> None:
     """Read back once: the draws and their log-probabilities. All guesses are right here, since every value that is read
     is the same, so a pass draws eight codes of both pictures."""

@@ -6,7 +6,8 @@ positions, over the image codes. A request's tokens depend only on its own value
 
 On CUDA a step is captured once and replayed (a CUDA graph): at small batches, launching kernels takes longer than
 running them. Every step reads and writes the same tensors: hidden states, positions, weights, cells, lengths. The
-step is captured again whenever requests join or leave.
+step is captured again whenever requests join or leave. The host reads what was drawn at the end of a row of a picture.
+In text, which may end at any token, it reads every `TEXT_AHEAD` tokens, and drops those after an end.
 
 Legend: n requests, G guidance streams, S stream rows (at most n * G), m draws, E model dimension.
 """
@@ -18,6 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -39,6 +41,10 @@ Capture: TypeAlias = Callable[[Callable[[], None]], Callable[[], None]]
 
 #: Shortest run of steps for which capturing pays off; a capture costs about three steps.
 FEWEST_STEPS = 8
+
+
+#: Tokens of text drawn by replays before the host looks at them. A text ends half as many replays late on average.
+TEXT_AHEAD = 16
 
 
 class StepInputs(NamedTuple):
@@ -313,27 +319,35 @@ class Batch:
         """
         ahead = self._looks_ahead()
         drawn = self._draw_ahead() if ahead else None
+        logs_nm: npt.NDArray[np.float64] | None = None  # else they are counted already
         if drawn is None:
             placed = any(row.grammar.is_placed for row in self.rows)
             num = 1 if ahead or placed else min(max_draws, *(row.draws_now for row in self.rows))
-            drawn = list(self._draw(num, np.stack([row.grammar.cells(num) for row in self.rows])))
+            num = num if ahead else max(num, self._text_ahead())
+            tokens_nm, logs_nm = self._draw(
+                num, np.stack([row.grammar.cells(num) for row in self.rows])
+            )
+            drawn = list(tokens_nm)
             if self._guesses is not None and not ahead:
                 self._guesses.passed_over(self.rows)
         queues: dict[int, tuple[IntArray, IntArray]] = {}
-        for row, tokens in zip(self.rows, drawn, strict=True):
+        for place, row in enumerate(self.rows):
             if row.error is not None:
                 continue
             try:
-                forced = row.grammar.take(tokens)
+                tokens, cells, forced = row.take(drawn[place])
             except BaseException as error:  # for example from a text tokenizer
                 raise_interrupt(error)
                 row.error = wrong_request(row.number, error)
                 continue
+            drawn[place] = tokens
             row.num_drawn += len(tokens)
+            if logs_nm is not None:
+                row.log_probability += float(logs_nm[place, : len(tokens)].cumsum()[-1])
             if row.state is not None:
                 row.state.drawn.append(tokens)
             row.num_fed += len(tokens) + len(forced)
-            cells, forced_cells = row.grammar.drawn_cells, row.grammar.forced_cells(forced)
+            forced_cells = row.grammar.forced_cells(forced)
             row.record_read(np.append(tokens, forced), np.append(cells, forced_cells))
             queues[id(row)] = (
                 np.concatenate([tokens[-1:], forced]),
@@ -468,8 +482,28 @@ class Batch:
             self._guesses.keep(row, own[:window], count)
         return [own[:count] for own, count in zip(drawn_nw, counts, strict=True)]
 
-    def _draw(self, num: int, cells_nm: IntArray) -> IntArray:
-        """Draw the next `num` tokens of every row, int32 [n, num]; all but the last have been fed."""
+    def _text_ahead(self) -> int:
+        """Tokens of text that replays draw before the host looks at them; 1 where none are replayed."""
+        num = min(TEXT_AHEAD, *(row.text_ahead for row in self.rows))
+        return num if num > 1 and self._replays(self._current_groups(), num) else 1
+
+    def _replays(self, groups: list[Group], num: int) -> bool:
+        """Whether the first of `num` draws are made by replaying a captured step."""
+        known = self._captured is not None and self._captured[0] is groups[0]
+        return (
+            self._capture is not None
+            and self._cache is not None
+            and self._cache.can_be_recorded
+            and len(groups) == 1
+            and groups[0].states is None  # a sampler may look at its state on the host
+            and groups[0].drawn is None
+            and groups[0].penalty is None  # it changes from draw to draw
+            and num > (1 if known else max(1, FEWEST_STEPS))
+        )
+
+    def _draw(self, num: int, cells_nm: IntArray) -> tuple[IntArray, npt.NDArray[np.float64]]:
+        """Draw the next `num` tokens of every row: int32 [n, num], and their log-probabilities, float64 [n, num]. All but
+        the last have been fed."""
         assert self._cache is not None
         groups = self._current_groups()
         n = len(self.rows)
@@ -477,22 +511,18 @@ class Batch:
         position_n = self._tensor([row.num_drawn for row in self.rows])
         cell_nm = self._tensor(cells_nm)
         cells_Sm = cell_nm[self._owner_S]
-        log_probability_n = torch.zeros(n, dtype=torch.float64, device=self._device)
         drawn: list[Tensor] = []
-        replays = (
-            self._capture is not None
-            and self._cache.can_be_recorded
-            and len(groups) == 1
-            and groups[0].states is None  # a sampler may look at its state on the host
-            and groups[0].drawn is None
-            and groups[0].penalty is None  # it changes from draw to draw
-        )
-        if replays and num > max(1, FEWEST_STEPS if self._captured is None else 1):
-            position_n, log_probability_n = self._replay(
-                groups[0], num - 1, weights[0], position_n, cells_Sm, drawn
-            )
+        logs: list[Tensor] = []
+        if self._replays(groups, num):
+            for tokens_n, log_n in self._replay(
+                groups[0], num - 1, weights[0], position_n, cells_Sm
+            ):
+                drawn.append(tokens_n)
+                logs.append(log_n)
+            position_n = position_n + (num - 1)
         for step in range(len(drawn), num):
             tokens_n = torch.empty(n, dtype=torch.int64, device=self._device)
+            all_n = torch.empty(n, dtype=torch.float64, device=self._device)
             for group, weights_mnG in zip(groups, weights, strict=True):
                 own_n, log_n = group.draw(
                     self.decoder,
@@ -503,11 +533,12 @@ class Batch:
                     step,
                 )
                 if len(groups) == 1:
-                    tokens_n, log_probability_n = own_n, log_probability_n + log_n
+                    tokens_n, all_n = own_n, log_n
                 else:
                     tokens_n[group.index_n] = own_n
-                    log_probability_n[group.index_n] += log_n
+                    all_n[group.index_n] = log_n
             drawn.append(tokens_n)
+            logs.append(all_n)
             if step + 1 < num:
                 position_n = position_n + 1
                 fed_S1 = self._fed(tokens_n, groups)[self._owner_S, None]
@@ -515,13 +546,12 @@ class Batch:
                     fed_S1, cells_BT=cells_Sm[:, step, None], cache=self._cache
                 )[:, 0]
                 self._cache.advance([1] * len(self._owner_S))
-        for row, value in zip(self.rows, log_probability_n.tolist(), strict=True):
-            row.log_probability += value
+        logs_nm = torch.stack(logs, dim=1).cpu().numpy()
         tokens_nm = torch.stack(drawn, dim=1).cpu().numpy().astype(np.int32)
         for group in groups:
             if group.drawn is not None:
                 group.take_drawn(tokens_nm[group.index_n.cpu().numpy()])
-        return tokens_nm
+        return tokens_nm, logs_nm
 
     def _replay(
         self,
@@ -530,12 +560,8 @@ class Batch:
         weights_mnG: Tensor,
         position_n: Tensor,
         cells_Sm: Tensor,
-        drawn: list[Tensor],
-    ) -> tuple[Tensor, Tensor]:
-        """Replay a captured step `num` times, appending the tokens to `drawn`.
-
-        Returns the positions afterwards and the log-probabilities.
-        """
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Replay a captured step `num` times: each step's tokens and their log-probabilities."""
         assert self._capture is not None
         assert self._cache is not None
         cache = self._cache
@@ -554,19 +580,18 @@ class Batch:
             self._captured = group, CapturedStep(draw, read, cache, first, self._capture)
         captured = self._captured[1]
         hidden_SE: Tensor | None = self._hidden_SE
-        log_probability_n = torch.zeros(len(self.rows), dtype=torch.float64, device=self._device)
+        made = []
         for step in range(num):
-            tokens_n, log_n = captured(
-                StepInputs(hidden_SE, weights_mnG[step], position_n, cells_Sm[:, step, None])
+            made.append(
+                captured(
+                    StepInputs(
+                        hidden_SE, weights_mnG[step], position_n + step, cells_Sm[:, step, None]
+                    )
+                )
             )
-            drawn.append(tokens_n)
-            hidden_SE, position_n, log_probability_n = (
-                None,
-                position_n + 1,
-                log_probability_n + log_n,
-            )
+            hidden_SE = None
         self._hidden_SE = captured.hidden_SE.clone()
-        return position_n, log_probability_n
+        return made
 
     def _fed(self, tokens_n: Tensor, groups: list[Group]) -> Tensor:
         """Map drawn tokens to the tokens that are fed."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from cm3core.document import Codes, Document, IntArray
+from cm3core.document import NO_CELL, Codes, Document, IntArray
 from cm3core.sequence.grammar import HoleGrammar, after_lead, num_draws, num_new_tokens
 from cm3run.generation.events import (
     Event,
@@ -110,6 +110,40 @@ class ActiveRequest:
         """Number of tokens that may be drawn in the next step, at least 1."""
         number = self.grammar.num_draws
         return number if self.told is None else min(number, self.told.num_drawn - self.num_drawn)
+
+    @property
+    def text_ahead(self) -> int:
+        """Number of tokens of the request's last text that can be drawn before its grammar takes the first of them: the
+        same ids are legal for all, and what is drawn after the text's end is dropped with the request. 1 elsewhere."""
+        grammar = self.grammar
+        hole, place = grammar.hole, len(grammar.current)
+        if (
+            grammar.modality != "text"
+            or hole.lead
+            or len(grammar.contents) + 1 < len(grammar.holes)
+        ):
+            return 1
+        number = hole.max_tokens - place
+        if hole.ends_with is not None and place < hole.min_tokens:
+            number = hole.min_tokens - place
+        return number if self.told is None else min(number, self.told.num_drawn - self.num_drawn)
+
+    def take(self, tokens: IntArray) -> tuple[IntArray, IntArray, IntArray]:
+        """Record drawn tokens in the grammar: those of a text up to its end.
+
+        Returns:
+            the tokens recorded, their cells, and the tokens that are forced after them.
+        """
+        grammar = self.grammar
+        if grammar.modality != "text":
+            forced = grammar.take(tokens)
+            return tokens, grammar.drawn_cells, forced
+        number, taken = len(grammar.contents), 0
+        forced = tokens[:0]
+        while taken < len(tokens) and len(grammar.contents) == number:
+            forced = grammar.take(tokens[taken : taken + 1])
+            taken += 1
+        return tokens[:taken], np.full(taken, NO_CELL, np.int32), forced
 
     def plan(self) -> SamplingPlan:
         """The sampling plan at the current position."""

@@ -7,11 +7,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cm3core.document import Codes, Text
+from cm3core.document import Codes, ImageHole, MaskedText, Text, TextHole
 from cm3plugins.decoders.cm3leon.model import CM3LeonDecoder
-from cm3plugins.samplers.cfg import CFGSamplerConfig
-from cm3run.generation.engine import Request
-from engine_parts import APPLE, GRID, REQUESTS, VOCABULARY, WARM, make_decoder, make_engine
+from cm3plugins.samplers.cfg import CFGSamplerConfig, TopPSamplerConfig
+from cm3run.generation.engine import Finished, Request, TextGrown
+from engine_parts import (
+    APPLE,
+    GRID,
+    PEAR,
+    REQUESTS,
+    VOCABULARY,
+    WARM,
+    make_decoder,
+    make_engine,
+)
 
 
 class ReplayedDecoder(CM3LeonDecoder):
@@ -62,6 +71,95 @@ def test_captured_steps_draw_the_same(decoder):
     assert [one.log_probability for one in found] == pytest.approx(
         [one.log_probability for one in plain], abs=1e-3
     )
+
+
+#: Texts that end by their end token, a string, or their length, and after at least so many tokens.
+TEXTS = [
+    Request((PEAR, TextHole(40))),
+    Request((Text("a cab"), TextHole(30, stop=("ab", "i")))),
+    Request((TextHole(24, min_tokens=20), APPLE)),
+    Request((PEAR, TextHole(28, min_tokens=3))),
+]
+
+
+def told(engine, asked):
+    """Completions and the pieces of text of each request, joined; and how many steps these took."""
+    session, steps = engine.open(), 0
+    for request in asked:
+        session.submit(request)
+    found, texts = {}, [""] * len(asked)
+    while session.busy:
+        steps += 1
+        for event in session.step():
+            if isinstance(event, Finished):
+                found[event.request] = event.completion
+            elif isinstance(event, TextGrown):
+                texts[event.request] += event.text
+    return [found[place] for place in range(len(asked))], texts, steps
+
+
+#: Hot, so that texts end.
+HOT = {
+    "guided": replace(RISING, text_guidance_scale=1.5, text_temperature=30.0).build(),
+    "plain": TopPSamplerConfig(text_top_p=1.0, text_temperature=6.0).build(),
+}
+
+
+@pytest.mark.parametrize("sampler", HOT.values(), ids=HOT)
+def test_captured_texts_are_the_same(decoder, sampler):
+    """Drawn ahead and read later: what is drawn after the end of a text is dropped, and not counted."""
+    engine, captured = replaying(decoder)
+    asked = [replace(one, seed=seed, sampler=sampler) for one in TEXTS for seed in range(3)]
+    found, texts, steps = told(engine, asked)
+    plain, expected, plain_steps = told(make_engine(decoder), asked)
+    assert captured
+    assert steps < plain_steps / 2
+    assert texts == expected
+    for one, other in zip(found, plain, strict=True):
+        assert (one.document, one.ends, one.num_tokens) == (
+            other.document,
+            other.ends,
+            other.num_tokens,
+        )
+        assert one.log_probability == pytest.approx(other.log_probability, abs=1e-3)
+    assert {end for one in found for end in one.ends} == {"end", "stop", "length"}
+
+
+def test_texts_before_other_holes_and_after_leads_are_not_drawn_ahead(decoder):
+    """What is drawn after their end could not be dropped with the request."""
+    engine, captured = replaying(decoder)
+    parts = [
+        Request((TextHole(20), ImageHole())),
+        Request((MaskedText(("a ", TextHole(20), " b", TextHole(20))), PEAR)),
+    ]
+    asked = [replace(one, seed=seed) for one in parts for seed in range(2)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cm3run.generation.batch.FEWEST_STEPS", 99)
+        found = engine.complete(asked)
+    assert captured == []
+    plain = make_engine(decoder, RISING).complete(asked)
+    assert [one.document for one in found] == [one.document for one in plain]
+
+
+def test_a_text_that_is_drawn_again_is_told_once(decoder):
+    """After a failure, a request draws again what it had told, in steps that end there."""
+    engine, _ = replaying(decoder)
+    asked = [replace(TEXTS[3], seed=seed) for seed in range(2)]
+    session = engine.open()
+    for request in asked:
+        session.submit(request)
+    events = [event for _ in range(3) for event in session.step()]
+    session._set_apart(list(session._batch.rows), RuntimeError("boom"))
+    while session.busy:
+        events += session.step()
+    plain = make_engine(decoder, RISING).complete(asked)
+    for place, other in enumerate(plain):
+        own = [event for event in events if event.request == place]
+        [done] = [event.completion for event in own if isinstance(event, Finished)]
+        assert done.document == other.document
+        assert "".join(event.text for event in own if isinstance(event, TextGrown)) == next(
+            segment.text for segment in done.document if isinstance(segment, Text)
+        )
 
 
 @pytest.mark.parametrize("window", [2, 5, 40])
