@@ -2,14 +2,17 @@
 (and triton), and no other package of this project."""
 
 from cm3kernels._host import interprets
+from cm3kernels.add_norm import add_norm
 from cm3kernels.attention import attention
 from cm3kernels.guided_sample import guided_sample
 from cm3kernels.guided_sample.log_probabilities import guided_log_probabilities
 from cm3kernels.linear_cross_entropy import linear_cross_entropy
 from cm3kernels.segment_decode import SegmentPlan, plan_segments, segment_decode
+from cm3kernels.store_heads import store_heads
 
 __all__ = [
     "SegmentPlan",
+    "add_norm",
     "attention",
     "guided_log_probabilities",
     "guided_sample",
@@ -17,4 +20,5 @@ __all__ = [
     "linear_cross_entropy",
     "plan_segments",
     "segment_decode",
+    "store_heads",
 ]

@@ -124,6 +124,8 @@ def triton_implementation(
 LARGEST_HEAD_DIM = 128
 #: Maximum number of ids whose masses, with 40 fractional bits, fit in an int64 sum.
 LARGEST_VOCABULARY = 2**22
+#: Most columns of a row that a program normalises in its registers.
+LARGEST_WIDTH = 16_384
 
 
 def _attention_triton() -> Callable[..., Any]:
@@ -271,4 +273,67 @@ LINEAR_CROSS_ENTROPY = {
     "triton": triton_implementation(_linear_cross_entropy_triton),
     "torch": Implementation(_linear_cross_entropy_chunked),
     "reference": Implementation(_linear_cross_entropy_reference),
+}
+
+
+def _add_norm_triton() -> Callable[..., Any]:
+    from cm3kernels.add_norm.triton import add_norm_triton
+
+    return add_norm_triton
+
+
+def _add_norm_reference() -> Callable[..., Any]:
+    from cm3kernels.add_norm.reference import add_norm_reference
+
+    return add_norm_reference
+
+
+def _narrow_refusal(tensor: Tensor) -> str | None:
+    if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return (
+            f"the tensor is {tensor.dtype}, but the kernels support float32, bfloat16 and float16; "
+            "next: cast it, or implementation='auto'"
+        )
+    return triton_refusal(tensor)
+
+
+def _add_norm_triton_refusal(x: Tensor) -> str | None:
+    if x.shape[1] > LARGEST_WIDTH:
+        return (
+            f"the width is {x.shape[1]}, but the kernel supports at most {LARGEST_WIDTH}; next: "
+            "implementation='auto'"
+        )
+    return _narrow_refusal(x)
+
+
+ADD_NORM = {
+    "triton": triton_implementation(_add_norm_triton, _add_norm_triton_refusal),
+    "reference": Implementation(_add_norm_reference),
+}
+
+
+def _store_heads_triton() -> Callable[..., Any]:
+    from cm3kernels.store_heads.triton import store_heads_triton
+
+    return store_heads_triton
+
+
+def _store_heads_reference() -> Callable[..., Any]:
+    from cm3kernels.store_heads.reference import store_heads_reference
+
+    return store_heads_reference
+
+
+def _store_heads_triton_refusal(keys: Tensor) -> str | None:
+    if keys.shape[2] > LARGEST_HEAD_DIM:
+        return (
+            f"the head dimension is {keys.shape[2]}, but the kernel supports at most "
+            f"{LARGEST_HEAD_DIM}; next: implementation='auto'"
+        )
+    return _narrow_refusal(keys)
+
+
+STORE_HEADS = {
+    "triton": triton_implementation(_store_heads_triton, _store_heads_triton_refusal),
+    "reference": Implementation(_store_heads_reference),
 }

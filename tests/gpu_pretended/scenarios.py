@@ -51,6 +51,8 @@ FIRST, SECOND = torch.device("cuda:0"), torch.device("cuda:1")
 GRID = (16, 16)
 #: Codes of a picture drawn per pass.
 WINDOW = 8
+#: Layers that `deeper` adds, and its option.
+MORE_LAYERS, QK_NORM = 2, "decoder.qk_norm=true"
 #: A step of an image tokenizer without other networks.
 PLAIN = {"perceptual_weight": 0.0, "disc_weight": 0.0}
 SIZES = [
@@ -205,6 +207,24 @@ def loading(machine: Pretended) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "loading a model", log | {"memory": found}
 
 
+def deeper(machine: Pretended) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The first step of a picture by decoders that have `MORE_LAYERS` more."""
+    layers = f"decoder.num_layers={recipe_of().decoder.num_layers + MORE_LAYERS}"
+    for name, options in (("more layers", ()), ("more layers with head norms", (QK_NORM,))):
+        recipe = recipe_of(layers, *options)
+        decoder, vocabulary, text = built(recipe, SECOND)
+        serializer = Serializer(vocabulary, text, GRID)
+        engine = Engine(decoder.eval(), serializer, recipe.sampler.build(), vocabulary)
+        pretended_cuda.READ["integer"] = vocabulary.image.start
+        session = engine.open(details=False)
+        for request in candidates(Request((Text("a red apple"), ImageHole())), 2, engine.sampler):
+            session.submit(request)
+        machine.reset()
+        session.step()
+        yield f"decoding a picture, {name}", seen(machine)
+    pretended_cuda.READ["integer"] = 0
+
+
 def image_tokenizer(machine: Pretended) -> Iterator[tuple[str, dict[str, Any]]]:
     recipe = recipe_of()
     tokenizer = recipe.image_tokenizer.build()
@@ -266,7 +286,7 @@ def main() -> None:
     pretended_cuda.pretend()
     found: dict[str, dict[str, Any]] = {}
     with pretended_cuda.machine() as machine:
-        for scenario in (training, decoding, loading, image_tokenizer, other_networks):
+        for scenario in (training, decoding, deeper, loading, image_tokenizer, other_networks):
             for name, what in scenario(machine):
                 found[name] = what
     assert State.current == [0]

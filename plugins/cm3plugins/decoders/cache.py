@@ -26,7 +26,7 @@ from torch import Tensor
 from cm3core.errors import GenerationError
 from cm3core.interfaces.attention import AttentionBackend
 from cm3core.interfaces.decoder import KVCache
-from cm3kernels import plan_segments, segment_decode
+from cm3kernels import plan_segments, segment_decode, store_heads
 from cm3kernels.segment_decode.configs import LARGEST_HEAD_DIM
 
 #: Bytes of keys and values in one layer above which reading them once for several rows outweighs the
@@ -486,6 +486,11 @@ class Reading:
     last_B: Tensor | None = None  # slot of each row's last token; only if inputs are kept
     begun_B11: Tensor | None = None  # whether a row has tokens; None: all have
 
+    @property
+    def by_turns(self) -> bool:
+        """Whether `CM3LeonCache.attend_heads` can read it: few new tokens of each row, on a device."""
+        return "lengths" in self.prepared
+
 
 class CM3LeonCache(SegmentPool):
     """See `KVCache`; made by `allocate_cache`."""
@@ -781,6 +786,28 @@ class CM3LeonCache(SegmentPool):
             turns_T = torch.arange(T, device=device)
             seen = (seen[:, None] + turns_T).clamp(max=self._capacity).flatten()
         reading.prepared["lengths"] = torch.cat([fixed, seen.to(torch.int32)])
+
+    def attend_heads(
+        self, layer: int, qkv_MC: Tensor, norms_2D: Tensor | None, eps: float, reading: Reading
+    ) -> Tensor:
+        """As `attend`, from the product of queries, keys and values and without copies: one launch writes the heads, and
+        `segment_decode` reads them. For a reading `by_turns`.
+
+        Args:
+            layer: index of the layer.
+            qkv_MC: heads of queries, keys and values of the new tokens, row by row.
+            norms_2D: weights of the layer norms of query and key heads. None: they aren't normalised.
+            eps: of these norms.
+
+        Returns:
+            Attention [M, H * D], in the dtype of the cache.
+        """
+        keys_NKD, values_NKD = (
+            memory_LKND[layer].transpose(0, 1) for memory_LKND in self.memories[:2]
+        )
+        q_MHD = store_heads(qkv_MC, keys_NKD, values_NKD, reading.slots, norms=norms_2D, eps=eps)
+        lengths = reading.prepared["lengths"]
+        return segment_decode(q_MHD, keys_NKD, values_NKD, lengths, reading.plan).flatten(1)
 
     def _attend_device(
         self, q_BTHD: Tensor, keys_KND: Tensor, values_KND: Tensor, reading: Reading

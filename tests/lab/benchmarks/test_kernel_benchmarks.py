@@ -258,10 +258,12 @@ def test_bundled_ops_have_their_baselines_and_plausible_cases() -> None:
     registry = BenchmarkRegistry()
     add(registry)
     assert sorted(registry.ops) == [
+        "add_norm",
         "attention",
         "guided_sample",
         "linear_cross_entropy",
         "segment_decode",
+        "store_heads",
     ]
     for op in registry.ops.values():
         assert op.baseline in {provider.name for provider in op.providers}

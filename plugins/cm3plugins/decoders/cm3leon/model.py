@@ -23,6 +23,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from cm3core.interfaces.attention import AttentionBackend
+from cm3kernels import add_norm
 from cm3kernels.few_rows import DecoderStep, FewRowsProduct
 from cm3plugins.decoders.cache import CM3LeonCache, Reading
 from cm3plugins.decoders.cm3leon.settings import CM3LeonSettings
@@ -189,6 +190,16 @@ class CM3LeonDecoder(TransformerDecoder):
         return CM3LeonInference(self, precision)
 
 
+def head_norms(block: Block) -> Tensor | None:
+    """The weights of the norms of query and of key heads, [2, D]. None: they aren't normalised."""
+    weights = [
+        norm.weight.detach()
+        for norm in (block.q_norm, block.k_norm)
+        if isinstance(norm, nn.LayerNorm)
+    ]
+    return torch.stack(weights) if weights else None
+
+
 class TrainedDecoder(TrainedParts, Protocol):
     """The parts of the training decoder that are read here."""
 
@@ -244,6 +255,7 @@ class CM3LeonInference(PackedInference):
             )
             for block in self.decoder.blocks()
         ]
+        self._head_norms = [head_norms(block) for block in self.decoder.blocks()]
         self._step = self._compiled_step()
         self.steps_by_runs = self._step is not None
 
@@ -283,6 +295,8 @@ class CM3LeonInference(PackedInference):
             )
         B, T, dtype = len(cache.rows), reading.num_tokens, self.dtype
         M = B * T
+        if reading.by_turns and not self._shifted:
+            return self._by_turns(x_ME[:M], cache, reading)
         heads = (B, T, -1, self.num_heads, self.head_dim)
         attended_ME = x_ME.new_zeros(x_ME.shape, dtype=dtype)
         for layer, (qkv, out, up, down, q_norm, k_norm) in enumerate(self._layers):
@@ -299,6 +313,22 @@ class CM3LeonInference(PackedInference):
             add_product(x_ME, out, attended_ME)
             add_product(x_ME, down, up(layer_norm(x_ME).to(dtype)))
         return layer_norm(x_ME[:M])
+
+    def _by_turns(self, x_ME: Tensor, cache: CM3LeonCache, reading: Reading) -> Tensor:
+        """`through_layers` for few new tokens of each row on a device, where launches cost most: ten in each layer.
+
+        The sum of the stream and a branch is left to the norm that reads it.
+        """
+        added_ME: Tensor | None = None
+        for layer, (qkv, out, up, down, *_) in enumerate(self._layers):
+            x_ME, normed_ME = add_norm(x_ME, added_ME, dtype=self.dtype, eps=LAYER_NORM_EPS)
+            attended_ME = cache.attend_heads(
+                layer, qkv(normed_ME), self._head_norms[layer], LAYER_NORM_EPS, reading
+            )
+            added_ME = out(attended_ME.to(self.dtype))
+            x_ME, normed_ME = add_norm(x_ME, added_ME, dtype=self.dtype, eps=LAYER_NORM_EPS)
+            added_ME = down(up(normed_ME))
+        return add_norm(x_ME, added_ME, eps=LAYER_NORM_EPS)[1]
 
     def _keys(self, layer: int, normed_ME: Tensor, cache: CM3LeonCache, reading: Reading) -> Tensor:
         """Keys [B, T, H, D] with `token_shift`, from the normalised inputs of a layer."""

@@ -8,10 +8,13 @@ from cm3run.benchmarks import BenchmarkRegistry
 
 def add(registry: BenchmarkRegistry) -> None:
     """Add every bundled op."""
+    from cm3lab.benchmarks.ops.add_norm import AddNormOp
     from cm3lab.benchmarks.ops.attention import AttentionOp
     from cm3lab.benchmarks.ops.guided_sample import GuidedSampleOp
     from cm3lab.benchmarks.ops.linear_cross_entropy import LinearCrossEntropyOp
     from cm3lab.benchmarks.ops.segment_decode import SegmentDecodeOp
+    from cm3lab.benchmarks.ops.store_heads import StoreHeadsOp
 
-    for op in (AttentionOp(), SegmentDecodeOp(), GuidedSampleOp(), LinearCrossEntropyOp()):
+    step = AddNormOp(), StoreHeadsOp(), SegmentDecodeOp()
+    for op in (AttentionOp(), *step, GuidedSampleOp(), LinearCrossEntropyOp()):
         registry.add_op(op)

@@ -1,0 +1,121 @@
+"""The heads of a decoder's step: normalised and written to the cache in one launch, compared with torch's eight.
+
+Legend: M rows (streams of all pictures), H heads of queries, K of keys and of values, D head dimension, S slots of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import layer_norm
+
+from cm3kernels.store_heads import IMPLEMENTATIONS, store_heads
+from cm3lab.benchmarks.ops.attention import LIMITS
+from cm3lab.benchmarks.ops.ours import OurImplementation
+from cm3run.benchmarks import Case, Inputs, Op, TorchProvider, Verdict, Where, relative_error
+
+#: (rows, query heads, key heads, head dimension)
+Shape = tuple[int, int, int, int]
+SHAPES: dict[tuple[str, str], list[Shape]] = {
+    ("cuda", "full"): [(M, 32, K, 128) for K in (32, 8) for M in (2, 16, 64)],
+    ("cuda", "quick"): [(2, 32, 32, 128), (16, 32, 32, 128)],
+    ("cpu", "full"): [(2, 16, 16, 64), (16, 16, 16, 64), (16, 16, 4, 64)],
+    ("cpu", "quick"): [(16, 16, 16, 64)],
+}
+#: S.
+NUM_SLOTS = 64
+
+
+class StoreHeadsOp(Op):
+    """`cm3kernels.store_heads` and torch's operations."""
+
+    name, baseline = "store_heads", "torch"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.providers += [OurImplementation(name, our_call) for name in IMPLEMENTATIONS]
+        self.providers += [TorchProvider("torch", plain, compiled) for compiled in (False, True)]
+
+    def cases(self, where: Where) -> list[Case]:
+        dtype = torch.bfloat16 if where.target == "cuda" and not where.dry else torch.float32
+        shapes: list[Shape] = [(3, 4, 2, 16)] if where.dry else SHAPES[where.target, where.size]
+        return [
+            Case(
+                f"M{M} H{H} K{K} D{D}",
+                {"M": M, "H": H, "K": K, "D": D},
+                dtype,
+                2 * M * (H + 2 * K) * D * dtype.itemsize,
+                8 * M * (H + K) * D,
+            )
+            for M, H, K, D in shapes
+        ]
+
+    def inputs(self, case: Case, where: Where, seed: int) -> Inputs:
+        M, H, K, D = (case.parameters[name] for name in "MHKD")
+        generator = torch.Generator(where.device).manual_seed(seed)
+
+        def random(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator, device=where.device)
+
+        # In memory head by head, like the decoder's cache.
+        keys, values = (
+            torch.zeros(K, M * NUM_SLOTS, D, dtype=case.dtype, device=where.device).transpose(0, 1)
+            for _ in range(2)
+        )
+        return {
+            "qkv": random(M, (H + 2 * K) * D).to(case.dtype),
+            "keys": keys,
+            "values": values,
+            "slots": torch.arange(M, device=where.device) * NUM_SLOTS + 7,
+            "norms": random(2, D),
+        }
+
+    def expected(self, case: Case, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+        doubled = {
+            name: tensor.double() if tensor.is_floating_point() else tensor
+            for name, tensor in inputs.items()
+        }
+        found: tuple[Tensor, Tensor, Tensor] = our_call("reference", case, doubled)()
+        return found
+
+    def gate(self, case: Case, expected: tuple[Tensor, Tensor, Tensor], output: Any) -> Verdict:
+        errors = [
+            relative_error(given, right) for given, right in zip(output, expected, strict=True)
+        ]
+        return Verdict(max(errors), LIMITS[case.dtype], "relative error")
+
+
+def our_call(implementation: str, case: Case, inputs: Inputs) -> Callable[[], Any]:
+    """Return a call for queries and the pool of keys and of values."""
+
+    def call() -> tuple[Tensor, Tensor, Tensor]:
+        keys, values = inputs["keys"], inputs["values"]
+        q = store_heads(
+            inputs["qkv"],
+            keys,
+            values,
+            inputs["slots"],
+            norms=inputs["norms"],
+            implementation=implementation,
+        )
+        return q, keys, values
+
+    return call
+
+
+def plain(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Return queries and the pool of keys and of values."""
+    keys, values, norms = inputs["keys"], inputs["values"], inputs["norms"]
+    K, D = keys.shape[1:]
+    heads = inputs["qkv"].unflatten(1, (-1, D))
+    q, k, v = heads.split([heads.shape[1] - 2 * K, K, K], dim=1)
+    q, k = (
+        layer_norm(x.float(), (D,), weight, eps=1e-5).to(x.dtype)
+        for x, weight in ((q, norms[0]), (k, norms[1]))
+    )
+    keys.index_copy_(0, inputs["slots"], k)
+    values.index_copy_(0, inputs["slots"], v)
+    return q, keys, values
