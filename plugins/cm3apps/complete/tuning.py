@@ -82,7 +82,7 @@ def tuned(model: Model, own: OwnSet, folder: Path, minutes: float) -> Model:
     return load(
         result.checkpoint,
         registry=registry,
-        device=next(model.components.decoder.module.parameters()).device,
+        device=model.engine.inference.device,
         num_threads=model.options.num_threads,
     )
 

@@ -10,14 +10,11 @@ where an earlier call was interrupted.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from cm3apps.evaluation.tasks.base import Sample, Task
 from cm3core.config.schema import to_plain
@@ -26,6 +23,7 @@ from cm3core.errors import DataError
 from cm3core.files import check_links, sha256_file, write_bytes
 from cm3core.images import fit, open_image, save_png
 from cm3run.attribution import png
+from cm3run.generation.weights import sha256_of
 from cm3run.model import Model
 from cm3run.model.facts import facts_of
 from cm3run.model.jobs import results
@@ -301,12 +299,7 @@ _SAMPLER_OPTIONS = ("seed", "num_retrieved", "num_candidates", "reranker", "samp
 
 def weights_sha256(model: Model) -> str:
     """Hash of the decoder's tensors, wherever they are stored."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.components.decoder.module.state_dict().items()):
-        digest.update(name.encode())
-        data = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-        digest.update(data.tobytes())
-    return digest.hexdigest()
+    return sha256_of(model.components.own_decoder)
 
 
 def model_keys(model: Model, options: Mapping[str, Any]) -> dict[str, Any]:

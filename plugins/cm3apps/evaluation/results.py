@@ -6,7 +6,6 @@ never measured twice.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -14,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from cm3core.document import PixelArray
 from cm3core.errors import CM3Error
 from cm3core.files import atomic_path, check_writable, make_folder, remove_unfinished, write_text
+from cm3run.generation.weights import sha256_of
 from cm3run.npy import save_array
 
 if TYPE_CHECKING:
@@ -122,15 +121,9 @@ def _read_json(path: Path) -> Any:
 
 def identity(model: Model) -> dict[str, Any]:
     """The values that identify a model: recipe, weights and tokenizer, but not its path."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.components.decoder.module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(
-            tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-        )
     return {
         "recipe_hash": model.recipe_hash,
-        "weights_sha256": digest.hexdigest(),
+        "weights_sha256": sha256_of(model.components.own_decoder),
         "step": model.step,
         "image_tokenizer": model.components.image_tokenizer.fingerprint,
     }

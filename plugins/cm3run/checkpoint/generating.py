@@ -6,7 +6,7 @@ them, and their copy in bfloat16. Neither the host nor the GPU holds all weights
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -146,11 +146,17 @@ def _narrow(decoder: Decoder) -> set[str]:
     }
 
 
+def one_by_one(weights: Mapping[str, LazyTensor]) -> Iterator[tuple[str, Tensor]]:
+    """A checkpoint's weights in float32, in the order of their names; each is released before the next is read."""
+    for name, lazy in sorted(weights.items()):
+        tensor = lazy.read()
+        yield name, tensor.float() if tensor.is_floating_point() else tensor
+        release(tensor)
+
+
 def fill(decoder: Decoder, weights: Mapping[str, LazyTensor]) -> None:
     """Copy a checkpoint's weights, checked before, into a decoder, one tensor at a time."""
     wanted = decoder.module.state_dict()
     with torch.no_grad():
-        for name, lazy in weights.items():
-            tensor = lazy.read()
+        for name, tensor in one_by_one(weights):
             wanted[name].copy_(tensor)
-            release(tensor)

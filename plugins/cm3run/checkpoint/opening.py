@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,12 @@ from cm3core.vocab import Vocabulary
 from cm3run.build import Components, Stored, another_decoder, build
 from cm3run.checkpoint.adapters import is_adapter, load_model
 from cm3run.checkpoint.carried import refusal, with_trusted
-from cm3run.checkpoint.generating import fill, load_for_generation, only_generates
+from cm3run.checkpoint.generating import (
+    fill,
+    load_for_generation,
+    one_by_one,
+    only_generates,
+)
 from cm3run.checkpoint.layout import (
     IMAGE_TOKENIZER,
     RECIPE,
@@ -429,7 +435,7 @@ def _narrow(components: Components, folder: Path, device: torch.device) -> None:
         made.module.eval()
         return made
 
-    components.own_decoder = GenerationWeights(decoder, whole)
+    components.own_decoder = GenerationWeights(decoder, whole, partial(one_by_one, weights))
 
 
 def _stored(folder: Path, state: CheckpointState) -> Stored:

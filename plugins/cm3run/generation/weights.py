@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from threading import Lock
 from typing import TYPE_CHECKING
 from weakref import WeakSet
@@ -21,12 +22,18 @@ class GenerationWeights:
     Args:
         decoder: for generation alone.
         load: returns the decoder with training's weights, on the same device.
+        stored: reads training's weights one after the other: names, in order, and values.
     """
 
-    def __init__(self, decoder: Decoder, load: Callable[[], Decoder]) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        load: Callable[[], Decoder],
+        stored: Callable[[], Iterator[tuple[str, Tensor]]],
+    ) -> None:
         self.context_length = decoder.context_length
         self._decoder: Decoder | None = decoder
-        self._load, self._lock = load, Lock()
+        self._load, self._stored, self._lock = load, stored, Lock()
         self._generates = False
         #: The decoder with training's weights, and their version when they were loaded.
         self._whole: tuple[Decoder, int] | None = None
@@ -43,6 +50,10 @@ class GenerationWeights:
                     loaded = self._load()
                 self._whole = loaded, version_of(loaded)
             return self._whole[0]
+
+    def named(self) -> Iterator[tuple[str, Tensor]]:
+        """See `named_weights`."""
+        return self._stored() if self._whole is None else named_weights(self._whole[0])
 
     def for_engine(self) -> tuple[Decoder, int]:
         """The decoder that generates, and a number that changes with its weights. Once training's weights have changed,
@@ -92,6 +103,23 @@ def joined(weights: Sequence[Tensor]) -> Tensor:
 def version_of(decoder: Decoder) -> int:
     """A number that changes when the decoder's weights do."""
     return sum(parameter._version for parameter in decoder.module.parameters())
+
+
+def named_weights(decoder: Decoder | GenerationWeights) -> Iterator[tuple[str, Tensor]]:
+    """Training's weights, in the order of their names; read one after the other if they are not loaded."""
+    if isinstance(decoder, GenerationWeights):
+        return decoder.named()
+    return iter(sorted(decoder.module.state_dict().items()))
+
+
+def sha256_of(decoder: Decoder | GenerationWeights) -> str:
+    """Hash of training's weights, wherever they are stored."""
+    digest = hashlib.sha256()
+    for name, tensor in named_weights(decoder):
+        digest.update(name.encode())
+        data = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+        digest.update(data.tobytes())
+    return digest.hexdigest()
 
 
 def whole_of(decoder: Decoder | GenerationWeights) -> Decoder:

@@ -349,7 +349,9 @@ def test_the_card_of_a_bundled_model_is_of_its_weights(name: str) -> None:
 
 def test_a_card_of_other_weights_is_found() -> None:
     module = torch.nn.Linear(2, 2)
-    model: Any = SimpleNamespace(components=SimpleNamespace(decoder=SimpleNamespace(module=module)))
+    model: Any = SimpleNamespace(
+        components=SimpleNamespace(own_decoder=SimpleNamespace(module=module))
+    )
     from cm3apps.evaluation.made import weights_sha256
 
     text = mark(weights_sha256(model))

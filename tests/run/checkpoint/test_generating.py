@@ -18,7 +18,7 @@ from cm3core.errors import CheckpointError
 from cm3core.plugins import load_registry
 from cm3run.checkpoint import find_model, generating, open_checkpoint, opening
 from cm3run.checkpoint.layout import WEIGHTS, find_checkpoint, shards_of
-from cm3run.generation.weights import GenerationWeights, only_generates
+from cm3run.generation.weights import GenerationWeights, only_generates, sha256_of
 from cm3run.mapped import map_tensors
 from cm3run.model import Model
 
@@ -111,6 +111,8 @@ def test_likelihoods_and_training_get_all_weights(folder: Path, narrow: None) ->
     assert model.components.context_length == before.inference.context_length
     assert own._whole is None  # nothing so far needed them
     plain = open_checkpoint(folder, load_registry()).components
+    assert sha256_of(own) == sha256_of(plain.decoder)
+    assert own._whole is None
     document = [(Text("red apple"), TextHole(4))]
     contents = [[plain.vocabulary.text.start + 70 + torch.arange(3).numpy()]]
     found, expected = (
@@ -124,9 +126,11 @@ def test_likelihoods_and_training_get_all_weights(folder: Path, narrow: None) ->
         assert one.requires_grad
         assert one.dtype == torch.float32
     assert model.components.decoder is decoder
+    assert sha256_of(own) == sha256_of(plain.decoder)
     assert model.engine is before  # the weights are the same
     with torch.no_grad():
         decoder.module.get_parameter("embed_tokens.weight")[0].add_(1)
+    assert sha256_of(own) != sha256_of(plain.decoder)
     assert model.engine is not before
     assert model.engine.decoder is decoder
 
