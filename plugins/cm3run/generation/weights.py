@@ -90,14 +90,28 @@ def joined(weights: Sequence[Tensor]) -> Tensor:
     result, so that they are in memory once."""
     if len(weights) == 1:
         return weights[0].detach()
+    own = all(map(only_generates, weights))
+    if own and _are_parts(weights):  # of what another engine joined
+        first, rows, inputs = weights[0].detach(), sum(map(len, weights)), weights[0].shape[1]
+        return first.as_strided((rows, inputs), (inputs, 1), first.storage_offset())
     together = torch.cat([weight.detach() for weight in weights])
-    if all(map(only_generates, weights)):
+    if own:
         keep_for_generation(together)
         for weight, part in zip(
             weights, together.split([len(one) for one in weights]), strict=True
         ):
             weight.data = part
     return together
+
+
+def _are_parts(weights: Sequence[Tensor]) -> bool:
+    """Whether matrices lie one behind the other in the same memory."""
+    storage, place = weights[0].untyped_storage(), weights[0].storage_offset()
+    for weight in weights:
+        if weight.untyped_storage() is not storage or weight.storage_offset() != place:
+            return False
+        place += weight.numel()
+    return all(weight.is_contiguous() for weight in weights)
 
 
 def version_of(decoder: Decoder) -> int:

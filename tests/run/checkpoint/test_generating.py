@@ -18,7 +18,7 @@ from cm3core.errors import CheckpointError
 from cm3core.plugins import load_registry
 from cm3run.checkpoint import find_model, generating, open_checkpoint, opening
 from cm3run.checkpoint.layout import WEIGHTS, find_checkpoint, shards_of
-from cm3run.generation.weights import GenerationWeights, only_generates, sha256_of
+from cm3run.generation.weights import GenerationWeights, joined, only_generates, sha256_of
 from cm3run.mapped import map_tensors
 from cm3run.model import Model
 
@@ -85,6 +85,12 @@ def test_matrices_are_bfloat16_and_in_memory_once(folder: Path, narrow: None) ->
     block = decoder.blocks()[0]  # type: ignore[attr-defined]  # CM3LeonDecoder's
     three = [one.weight for one in (block.q_proj, block.k_proj, block.v_proj)]
     assert len({one.untyped_storage().data_ptr() for one in three}) == 1
+    # another engine reads the same tensor
+    places = [one.data_ptr() for one in three]
+    together = joined(three)
+    assert torch.equal(together, torch.cat(three))
+    assert together.data_ptr() == places[0]
+    assert [one.data_ptr() for one in three] == places
 
 
 def test_the_same_tokens_as_in_bf16_with_all_weights(folder: Path, narrow: None) -> None:
