@@ -1,5 +1,5 @@
-"""Every kernel and shipped configuration compiles for sm_80 and sm_90 (and gfx942) without a GPU,
-and within its budget."""
+"""Every kernel and shipped configuration compiles for sm_80, sm_90, sm_100 and sm_120 (and gfx942) without a
+GPU, and within its budget."""
 
 from __future__ import annotations
 
@@ -163,15 +163,32 @@ def test_budget_file_is_written_and_read(tmp_path: Path) -> None:
 
 def test_jobs_cover_all_and_compile_each_kernel_unaligned_and_for_amd_once() -> None:
     kernel = object()
-    entries = [AotEntry("a", kernel, {}, {}), AotEntry("b", kernel, {}, {}, archs=(90,))]
+    entries = [
+        AotEntry("a", kernel, {}, {}, archs=aot.ARCHS),
+        AotEntry("b", kernel, {}, {}, archs=(90,)),
+    ]
     assert aot.jobs_of(entries) == [
-        ("a", 80, True),
-        ("a", 90, True),
+        *(("a", arch, True) for arch in (80, 90, 100, 120)),
         ("a", "gfx942", True),
         ("a", 90, False),
         ("b", 90, True),
     ]
-    assert len(aot.jobs_of(entries, extended=True)) == 7
+    assert len(aot.jobs_of(entries, extended=True)) == 9
+    assert ("c", 120, False) in aot.jobs_of([AotEntry("c", kernel, {}, {}, archs=(100, 120))])
+
+
+def test_only_missing_targets_are_compiled() -> None:
+    """A capability that is new to the budget; AMD and unaligned only with something to compile."""
+    entries = [
+        AotEntry("a", object(), {}, {}, archs=aot.ARCHS),
+        AotEntry("b", object(), {}, {}, archs=(90,)),
+    ]
+    known = [Result("a", f"sm_{arch}", USAGE) for arch in (80, 90, 120)]
+    known.append(Result("b", "sm_90", USAGE))
+    left = [("a", 100, True), ("a", "gfx942", True), ("a", 90, False)]
+    assert aot.remaining(aot.jobs_of(entries), known) == left
+    known.append(Result("a", "sm_100", USAGE))
+    assert aot.remaining(aot.jobs_of(entries), known) == []
 
 
 PLANTED = """

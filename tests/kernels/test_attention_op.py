@@ -11,6 +11,7 @@ from torch import Tensor
 
 from attention_cases import Case, start_of
 from attention_cases import small_tiles as small_tiles  # the fixture
+from cm3kernels.aot import ARCHS
 from cm3kernels.attention import (
     AttentionPlan,
     attention,
@@ -146,6 +147,7 @@ def test_every_configuration_is_compiled_ahead_of_time() -> None:
                 entry.constexprs["BLOCK_K"],
                 entry.num_warps,
                 entry.num_stages,
+                entry.constexprs["PRECISION"],
             ),
         )  # type: ignore[arg-type]  # constexprs are objects to the types, and int here
         for entry in triton_ops.aot_entries()
@@ -155,7 +157,7 @@ def test_every_configuration_is_compiled_ahead_of_time() -> None:
     for dtype, num_bytes in (("bf16", 2), ("fp32", 4)):
         for name in ("forward", "decode", "grad_keys", "grad_queries"):
             for D in (32, 64, 96, 128):
-                for arch in (80, 90):
+                for arch in ARCHS:
                     shape = configs.table(name, num_bytes, configs.block_d(D), capability=arch)
                     for packed in (True, False):
                         for group in (1, 8) if name == "grad_keys" else (1,):

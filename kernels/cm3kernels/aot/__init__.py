@@ -25,10 +25,11 @@ from cm3kernels.aot.budget import (
 )
 from cm3kernels.aot.command import main
 from cm3kernels.aot.compiling import Usage, compile_entry, measure
-from cm3kernels.aot.entry import AotEntry, collect, fingerprint
-from cm3kernels.aot.jobs import Result, jobs_of, run
+from cm3kernels.aot.entry import ARCHS, AotEntry, collect, fingerprint
+from cm3kernels.aot.jobs import Result, jobs_of, remaining, run
 
 __all__ = [
+    "ARCHS",
     "BUDGET",
     "AotEntry",
     "Result",
@@ -42,6 +43,7 @@ __all__ = [
     "main",
     "measure",
     "read_budget",
+    "remaining",
     "run",
     "triton_series",
     "triton_version",

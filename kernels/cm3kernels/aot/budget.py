@@ -15,9 +15,9 @@ from cm3kernels.aot.entry import AotEntry, fingerprint
 from cm3kernels.aot.jobs import Result
 
 BUDGET = Path(__file__).parents[1] / "budget.json"
-#: Shared memory that a block may use, bytes: 163 KiB on sm_80, 227 KiB on sm_90 (CUDA programming
-#: guide, compute capabilities).
-SHARED_LIMIT = {80: 166_912, 90: 232_448}
+#: Shared memory that a block may use, bytes: 163 KiB on sm_80, 227 KiB on sm_90 and sm_100, 99 KiB on sm_120 (CUDA
+#: programming guide, compute capabilities).
+SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448, 120: 101_376}
 #: How much registers and shared memory may grow before it counts as a regression.
 TOLERANCE = 0.05
 
@@ -43,8 +43,8 @@ def read_budget(path: Path = BUDGET) -> dict[str, Any]:
 def unchanged(
     entries: Sequence[AotEntry], recorded: Mapping[str, Any], *, always: str = "kernel"
 ) -> list[Result]:
-    """Return the recorded results of entries that need not be compiled: those with the same fingerprint, except
-    the first entry of each kernel function, which is always compiled.
+    """Return the recorded results that need not be compiled again: entries and targets with the same fingerprint,
+    except the first entry of each kernel function, which is always compiled.
 
     Args:
         entries: all entries, sorted.
@@ -56,18 +56,16 @@ def unchanged(
         targets = recorded.get(entry.name, {})
         first = always == "kernel" and id(entry.kernel) not in seen
         seen.add(id(entry.kernel))
-        wanted = [f"sm_{arch}" for arch in entry.archs]
-        if not first and all(
-            targets.get(target, {}).get("fingerprint") == fingerprint(entry) for target in wanted
-        ):
-            found += [
-                Result(
-                    entry.name,
-                    target,
-                    Usage(**{field.name: targets[target][field.name] for field in fields(Usage)}),
-                )
-                for target in wanted
-            ]
+        wanted = [f"sm_{arch}" for arch in entry.archs if not first]
+        found += [
+            Result(
+                entry.name,
+                target,
+                Usage(**{field.name: targets[target][field.name] for field in fields(Usage)}),
+            )
+            for target in wanted
+            if targets.get(target, {}).get("fingerprint") == fingerprint(entry)
+        ]
     return found
 
 

@@ -18,8 +18,8 @@ from cm3kernels.aot.budget import (
     write_budget,
 )
 from cm3kernels.aot.compiling import instructions_of
-from cm3kernels.aot.entry import collect
-from cm3kernels.aot.jobs import Result, jobs_of, run
+from cm3kernels.aot.entry import collect, fingerprint
+from cm3kernels.aot.jobs import Result, jobs_of, remaining, run
 
 DESCRIPTION = "Compile every kernel and shipped launch configuration without a GPU, and compare with a budget."
 HEADING = f"{'kernel and configuration':<56} {'target':<16} {'regs':>5} {'spill':>6} {'shared':>8}"
@@ -63,16 +63,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     os.environ.pop("TRITON_INTERPRET", None)  # before Triton is imported, here and in the workers
     entries, series, budget = collect(), triton_series(), read_budget(args.budget)
+    for entry in (
+        entries
+    ):  # in one order: Triton's key of a kernel depends on those that were computed before
+        fingerprint(entry)
     chosen = [entry for entry in entries if args.only in entry.name]
     before = budget.get(series, {}).get("entries", {})
     same_version = budget.get(series, {}).get("triton") == triton_version()
     results = (
         unchanged(chosen, before, always=args.changed) if args.changed and same_version else []
     )
-    known = {result.name for result in results}
+    num_known = len(results)
     print(HEADING)
     for result in run(
-        [job for job in jobs_of(chosen, extended=args.extended) if job[0] not in known],
+        remaining(jobs_of(chosen, extended=args.extended), results),
         num_processes=args.jobs,
         all_instructions=args.write or args.show,
     ):
@@ -96,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "\n".join(
             [
                 "",
-                f"{len(known)} entries as recorded; {len(wrong)} findings (Triton {series})",
+                f"{num_known} results as recorded; {len(wrong)} findings (Triton {series})",
                 *(f"  {finding}" for finding in wrong),
             ]
         )

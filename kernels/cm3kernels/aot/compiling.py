@@ -17,6 +17,7 @@ TELLING = {
     for name, pattern in {
         "HGMMA": r"\bHGMMA\b",
         "HMMA": r"\bHMMA\b",
+        "UTCHMMA": r"\bUTCHMMA\b",
         "LDGSTS": r"\bLDGSTS\b",
         "UTMALDG": r"\bUTMALDG\b",
         "LDG.E.128": r"\bLDG\.E(?:\.\w+)*\.128\b",
@@ -56,7 +57,7 @@ class Usage:
 
 
 def compile_entry(entry: AotEntry, arch: int | str, *, aligned: bool = True) -> Any:
-    """Return Triton's compiled kernel for a compute capability (80, 90) or an AMD architecture ("gfx942").
+    """Return Triton's compiled kernel for a compute capability (one of `ARCHS`) or an AMD architecture ("gfx942").
 
     Args:
         entry: entry to compile.

@@ -11,6 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+#: Compute capabilities for which kernels are compiled: of each instruction set for products (mma.sync, wgmma, tcgen05,
+#: mma.sync with less shared memory) the first.
+ARCHS = (80, 90, 100, 120)
+
 
 @dataclass(frozen=True)
 class AotEntry:
@@ -26,7 +30,7 @@ class AotEntry:
         div16: arguments that are multiples of 16 at run time (pointers, most strides). Without them loads
             are narrow, and the figures describe a kernel that never runs.
         num_warps, num_stages: launch settings.
-        expects: compute capability (80, 90) -> names in `TELLING` that must occur.
+        expects: compute capability (one of `ARCHS`) -> names in `TELLING` that must occur.
         archs: capabilities on which this configuration is launched.
         multiply_adds: of all `tl.dot` in the code, each counted once, for one block; 0: not checked. If a
             tile is too small for its warps, they repeat each other's products: the result is right, but the

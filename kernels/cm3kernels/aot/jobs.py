@@ -29,15 +29,35 @@ def jobs_of(
     entries: Iterable[AotEntry], *, extended: bool = False
 ) -> list[tuple[str, int | str, bool]]:
     """Every entry on its capabilities; and of each kernel function the first entry on AMD, and on
-    sm_90 without alignment (`extended`: every entry)."""
+    sm_90 (if it runs there) without alignment (`extended`: every entry)."""
     jobs: list[tuple[str, int | str, bool]] = []
     seen: set[int] = set()
     for entry in entries:
         jobs += [(entry.name, arch, True) for arch in entry.archs]
         if extended or id(entry.kernel) not in seen:
             seen.add(id(entry.kernel))
-            jobs += [(entry.name, AMD, True), (entry.name, entry.archs[-1], False)]
+            unaligned = 90 if 90 in entry.archs else entry.archs[-1]
+            jobs += [(entry.name, AMD, True), (entry.name, unaligned, False)]
     return jobs
+
+
+def target_of(job: tuple[str, int | str, bool]) -> str:
+    """Return a job's target as in the budget: "sm_90"; or "gfx942", "sm_90 unaligned"."""
+    _, arch, aligned = job
+    return (f"sm_{arch}" if isinstance(arch, int) else arch) + ("" if aligned else " unaligned")
+
+
+def remaining(
+    jobs: Iterable[tuple[str, int | str, bool]], results: Iterable[Result]
+) -> list[tuple[str, int | str, bool]]:
+    """Leave out jobs whose result is known, and those on AMD or unaligned of entries with nothing left to
+    compile."""
+    known = {(result.name, result.target) for result in results}
+    jobs = list(jobs)
+    left = {
+        job[0] for job in jobs if job[1] != AMD and job[2] and (job[0], target_of(job)) not in known
+    }
+    return [job for job in jobs if job[0] in left and (job[0], target_of(job)) not in known]
 
 
 def run(
@@ -65,7 +85,7 @@ def _job(job: tuple[str, int | str, bool], *, all_instructions: bool) -> Result:
     """In a worker process: kernels can't be pickled, so it finds them by name."""
     name, arch, aligned = job
     entry = next(entry for entry in collect() if entry.name == name)
-    target = (f"sm_{arch}" if isinstance(arch, int) else arch) + ("" if aligned else " unaligned")
+    target = target_of(job)
     try:
         judged = isinstance(arch, int) and bool(entry.expects.get(arch) or entry.multiply_adds)
         needed = aligned and (all_instructions or judged)

@@ -5,12 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cm3kernels.aot import AotEntry
+from cm3kernels.aot import ARCHS, AotEntry
 from cm3kernels.attention._backward import delta_kernel
 from cm3kernels.attention._forward import forward_kernel
 from cm3kernels.attention._grad_keys import grad_keys_kernel
 from cm3kernels.attention._grad_queries import grad_queries_kernel
-from cm3kernels.attention.configs import DELTA, PRECISION, Launch, block_d, table
+from cm3kernels.attention.configs import (
+    DELTA,
+    Launch,
+    block_d,
+    table,
+)
 
 #: Kernel -> its function, and the number of products in its code (each loop occurs twice, with and
 #: without a mask).
@@ -50,6 +55,7 @@ def aot_entries() -> list[AotEntry]:
                 (*pointers, *strides),
                 DELTA.num_warps,
                 DELTA.num_stages,
+                archs=ARCHS,
             )
             for with_lse in (False, True)
         ),
@@ -58,25 +64,27 @@ def aot_entries() -> list[AotEntry]:
 
 def _entries(dtype: str, num_bytes: int, head_dim: int) -> Iterator[AotEntry]:
     for name in KERNELS:
-        new, old = (
-            table(name, num_bytes, block_d(head_dim), capability=capability)
-            for capability in (90, 80)
-        )
+        launches: dict[Launch, list[int]] = {}
+        for arch in (90, *ARCHS):  # the entry of sm_90 has the plain name
+            archs = launches.setdefault(
+                table(name, num_bytes, block_d(head_dim), capability=arch), []
+            )
+            archs += [] if arch in archs else [arch]
         for packed in (True, False):
             for group in (1, 8) if name == "grad_keys" else (1,):
                 label = f"{head_dim}{'' if packed else '.causal'}{'.grouped' if group > 1 else ''}"
-                yield _entry(
-                    name,
-                    dtype,
-                    label,
-                    head_dim,
-                    new,
-                    (80, 90) if new == old else (90,),
-                    packed,
-                    group,
-                )
-                if new != old:
-                    yield _entry(name, dtype, f"{label}.sm80", head_dim, old, (80,), packed, group)
+                for shape, archs in launches.items():
+                    of = "" if 90 in archs else f".sm{min(archs)}"
+                    yield _entry(
+                        name,
+                        dtype,
+                        f"{label}{of}",
+                        head_dim,
+                        shape,
+                        tuple(sorted(archs)),
+                        packed,
+                        group,
+                    )
 
 
 def _entry(
@@ -109,11 +117,15 @@ def _entry(
         "HAS_START": packed,
         "HAS_OFFSET": name == "decode",
         "WIDE": False,
-        "PRECISION": PRECISION,
+        "PRECISION": shape.precision,
     }
     # wgmma needs tiles of at least 64 rows; float32 has products of 16 at the largest head
     # dimension, too few for four warps.
-    expects = {90: ("HGMMA",), 80: ("HMMA",)} if dtype == "bf16" and name != "decode" else {}
+    expects = (
+        {80: ("HMMA",), 90: ("HGMMA",), 100: ("UTCHMMA",), 120: ("HMMA",)}
+        if dtype == "bf16" and name != "decode"
+        else {}
+    )
     multiply_adds = (
         num_products * shape.block_q * shape.block_k * block_d(head_dim) if dtype == "bf16" else 0
     )

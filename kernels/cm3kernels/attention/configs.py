@@ -25,18 +25,19 @@ PRECISION = "ieee" if torch.version.hip else "tf32x3"
 @dataclass(frozen=True)
 class Launch:
     """Launch of a kernel: queries and keys per tile, warps per block, stages of the pipeline of
-    loads."""
+    loads; and how float32 is multiplied."""
 
     block_q: int
     block_k: int
     num_warps: int
     num_stages: int
+    precision: str = PRECISION
 
 
-#: kernel -> bytes per element -> padded head dimension -> launch. If sm_80 (163 KiB of shared memory, mma
-#: from registers) needs another one than sm_90, it is in the table `SM80`. A product that feeds another has
-#: at least 16 rows (queries; in `grad_keys` keys) per warp: with fewer, warps repeat each other's work
-#: (`AotEntry.multiply_adds`).
+#: kernel -> bytes per element -> padded head dimension -> launch. `SM80` has what sm_80 needs instead of it (163
+#: KiB of shared memory, products from registers), `SM100` what sm_100 does. sm_120 multiplies as sm_80 does, with 99
+#: KiB: `SM120`, then `SM80`. A product that feeds another has at least 16 rows (queries; in `grad_keys` keys) per warp:
+#: with fewer, warps repeat each other's work (`AotEntry.multiply_adds`).
 SM90: dict[str, dict[int, dict[int, Launch]]] = {
     "forward": {
         2: {32: Launch(128, 64, 4, 3), 64: Launch(128, 64, 8, 3), 128: Launch(128, 64, 8, 3)},
@@ -67,6 +68,15 @@ SM80: dict[str, dict[int, dict[int, Launch]]] = {
     },
     "grad_queries": {2: {128: Launch(64, 64, 8, 2)}, 4: {128: Launch(16, 32, 4, 1)}},
 }
+SM100: dict[str, dict[int, dict[int, Launch]]] = {
+    "forward": {4: {64: Launch(32, 32, 4, 2)}},
+    "decode": {4: {64: Launch(16, 32, 4, 2)}},
+    "grad_keys": {2: {32: Launch(64, 128, 8, 2), 128: Launch(64, 128, 8, 2)}},
+}
+#: With tf32x3, every tile spills.
+SM120: dict[str, dict[int, dict[int, Launch]]] = {
+    "grad_queries": {4: {128: Launch(16, 32, 8, 1, "ieee")}}
+}
 #: The launch of `delta_kernel`, which has no keys.
 DELTA = Launch(128, 0, 4, 1)
 #: In the interpreter a tile's cost does not depend on its size; small ones cover more of the kernels'
@@ -82,14 +92,16 @@ def block_d(head_dim: int) -> int:
 
 
 def table(kernel: str, num_bytes: int, padded: int, *, capability: int) -> Launch:
-    """Return the launch of a kernel ("forward", "decode", "grad_keys", "grad_queries") on sm_80 or sm_90 and
-    their successors."""
-    if (
-        capability < 90
-        and (older := SM80.get(kernel, {}).get(num_bytes, {}).get(padded)) is not None
-    ):
-        return older
-    return SM90[kernel][num_bytes][padded]
+    """Return the launch of a kernel ("forward", "decode", "grad_keys", "grad_queries") on sm_80, sm_90, sm_100,
+    sm_120 and their successors."""
+    if capability < 90:
+        special = [SM80]
+    elif capability < 100:
+        special = []
+    else:
+        special = [SM100] if capability < 120 else [SM120, SM80]
+    found = (of.get(kernel, {}).get(num_bytes, {}).get(padded) for of in special)
+    return next(filter(None, found), SM90[kernel][num_bytes][padded])
 
 
 def launch(kernel: str, q: Tensor) -> Launch:

@@ -18,7 +18,7 @@ from cm3kernels.attention._backward import delta_kernel
 from cm3kernels.attention._forward import forward_kernel
 from cm3kernels.attention._grad_keys import grad_keys_kernel
 from cm3kernels.attention._grad_queries import grad_queries_kernel
-from cm3kernels.attention.configs import DELTA, MOST_DECODED, PRECISION, block_d, launch
+from cm3kernels.attention.configs import DELTA, MOST_DECODED, Launch, block_d, launch
 from cm3kernels.attention.plan import AttentionPlan, query_tiles
 
 OP = "attention"
@@ -100,7 +100,7 @@ def attention_op(
             num_warps=shape.num_warps,
             num_stages=shape.num_stages,
             GROUP=H // k.shape[2],
-            **_constants(q),
+            **_constants(q, shape),
         )
     return out, lse
 
@@ -190,7 +190,6 @@ def _launch_backward(
     keys, queries = launch("grad_keys", q), launch("grad_queries", q)
     if start is not None and (tiles is None or counts is None):
         tiles, counts = query_tiles(start, keys.block_q, keys.block_k)
-    constants = _constants(q)
     delta_kernel[triton.cdiv(T, DELTA.block_q), H, B](
         out,
         grad,
@@ -203,11 +202,11 @@ def _launch_backward(
         BLOCK_D=block_d(D),
         BLOCK_Q=DELTA.block_q,
         HAS_GRAD_LSE=grad_lse is not None,
-        WIDE=constants["WIDE"],
+        WIDE=q.dtype == torch.float64,
         num_warps=DELTA.num_warps,
     )
     strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *grad.stride()[:3])
-    constants |= {"HAS_START": start is not None, "GROUP": H // K}
+    constants = {"HAS_START": start is not None, "GROUP": H // K}
     begin, tiles, counts = (lse if x is None else x for x in (start, tiles, counts))
     grad_keys_kernel[triton.cdiv(T, keys.block_k), K, B](
         q,
@@ -229,6 +228,7 @@ def _launch_backward(
         num_warps=keys.num_warps,
         num_stages=keys.num_stages,
         **constants,
+        **_constants(q, keys),
     )
     grad_queries_kernel[triton.cdiv(T, queries.block_q), H, B](
         q,
@@ -247,6 +247,7 @@ def _launch_backward(
         num_warps=queries.num_warps,
         num_stages=queries.num_stages,
         **constants,
+        **_constants(q, queries),
     )
 
 
@@ -293,10 +294,10 @@ def _backward(ctx: Any, grad: Tensor | None, grad_lse: Tensor | None) -> tuple[T
 attention_op.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _constants(q: Tensor) -> dict[str, Any]:
+def _constants(q: Tensor, shape: Launch) -> dict[str, Any]:
     return {
         "HEAD_DIM": q.shape[3],
         "BLOCK_D": block_d(q.shape[3]),
         "WIDE": q.dtype == torch.float64,
-        "PRECISION": PRECISION,
+        "PRECISION": shape.precision,
     }

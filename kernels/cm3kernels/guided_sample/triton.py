@@ -11,7 +11,7 @@ import triton
 from torch import Tensor
 
 from cm3kernels._host import device_of, require
-from cm3kernels.aot import AotEntry
+from cm3kernels.aot import ARCHS, AotEntry
 from cm3kernels.guided_sample._one_block import one_block_kernel
 from cm3kernels.guided_sample._tile import NEAR
 from cm3kernels.guided_sample._tiled import merge_kernel, mix_kernel, race_kernel, select_kernel
@@ -296,7 +296,7 @@ def _entry(
         div16=aligned,
         num_warps=config.num_warps,
         num_stages=1,
-        expects={80: expects, 90: expects},
+        expects=dict.fromkeys(ARCHS, expects),
     )
 
 

@@ -271,7 +271,7 @@ def linear_cross_entropy_triton(
 def aot_entries() -> list[AotEntry]:
     """With and without gradient; the gradient in the products' dtype (float16 compiles to the same
     code as bfloat16)."""
-    from cm3kernels.aot import AotEntry
+    from cm3kernels.aot import ARCHS, AotEntry
 
     pointers = ("logits_ptr", "grad_ptr", "targets_ptr", "weights_ptr", "nll_ptr", "log_z_ptr")
     sizes = ("num_ids", "logits_row", "grad_row")
@@ -299,7 +299,8 @@ def aot_entries() -> list[AotEntry]:
                 (*pointers, *sizes),
                 NUM_WARPS,
                 3,
-                {80: ("LDG.E.128", "MUFU.EX2"), 90: ("LDG.E.128", "MUFU.EX2")},
+                dict.fromkeys(ARCHS, ("LDG.E.128", "MUFU.EX2")),
+                ARCHS,
             )
         )
     return entries

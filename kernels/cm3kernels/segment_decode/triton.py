@@ -312,7 +312,7 @@ def segment_decode_triton(
 
 def aot_entries() -> list[AotEntry]:
     """Head dimensions, dtypes (float16 compiles to the same code as bfloat16), tiles."""
-    from cm3kernels.aot import AotEntry
+    from cm3kernels.aot import ARCHS, AotEntry
 
     entries = []
     pointers = (
@@ -339,9 +339,13 @@ def aot_entries() -> list[AotEntry]:
             # sm_90's warp group products need at least 64 rows
             product = "HGMMA" if tile == MAX_TILE else "HMMA"
             expects = (
-                {80: ("HMMA", "LDGSTS"), 90: (product, "LDGSTS")}
+                {
+                    **dict.fromkeys(ARCHS, ("HMMA", "LDGSTS")),
+                    90: (product, "LDGSTS"),
+                    100: ("LDGSTS",),
+                }
                 if num_bytes == 2
-                else {80: ("FFMA",), 90: ("FFMA",)}
+                else dict.fromkeys(ARCHS, ("FFMA",))
             )
             width = block_dim(dim)
             constexprs = {
