@@ -134,6 +134,12 @@ def _attention_triton() -> Callable[..., Any]:
     return attention_triton
 
 
+def _attention_described() -> Callable[..., Any]:
+    from cm3kernels.attention.triton import attention_described
+
+    return attention_described
+
+
 def _attention_sdpa() -> Callable[..., Any]:
     from cm3kernels.attention.sdpa import attention_sdpa
 
@@ -162,6 +168,19 @@ def _attention_triton_refusal(q: Tensor) -> str | None:
     return None
 
 
+def _attention_described_refusal(q: Tensor) -> str | None:
+    if (reason := _attention_triton_refusal(q)) is not None:
+        return reason
+    if q.device.type == "cuda" and (
+        torch.version.hip is not None or torch.cuda.get_device_capability(q.device) < (9, 0)
+    ):
+        return (
+            f"{torch.cuda.get_device_name(q.device)} has no tensor memory accelerator, which sm_90 and newer have; "
+            "next: implementation='triton'"
+        )
+    return None
+
+
 def _no_lse(q: Tensor) -> str:
     return (
         "torch's function returns no lse; next: implementation='reference', "
@@ -171,6 +190,10 @@ def _no_lse(q: Tensor) -> str:
 
 ATTENTION = {
     "triton": triton_implementation(_attention_triton, _attention_triton_refusal),
+    # not chosen by "auto", since nobody has measured it
+    "triton_tma": Implementation(
+        _attention_described, _attention_described_refusal, automatic_on=()
+    ),
     "sdpa": Implementation(_attention_sdpa),
     "reference": Implementation(_attention_reference),
 }

@@ -29,7 +29,7 @@ class OurImplementation(Provider):
         self._call, self._refusal = call, refusal
 
     def enabled(self, case: Case, where: Where) -> str | None:
-        if self.implementation == "triton":
+        if self.implementation.startswith("triton"):
             if importlib.util.find_spec("triton") is None:
                 return "Triton is not installed"
             if where.device.type == "cpu" and not where.dry:
