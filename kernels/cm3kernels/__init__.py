@@ -8,10 +8,13 @@ from cm3kernels.guided_sample import guided_sample
 from cm3kernels.guided_sample.log_probabilities import guided_log_probabilities
 from cm3kernels.linear_cross_entropy import linear_cross_entropy
 from cm3kernels.segment_decode import SegmentPlan, plan_segments, segment_decode
-from cm3kernels.store_heads import store_heads
+from cm3kernels.silu_gate import silu_gate
+from cm3kernels.store_heads import HeadNorms, Turn, store_heads
 
 __all__ = [
+    "HeadNorms",
     "SegmentPlan",
+    "Turn",
     "add_norm",
     "attention",
     "guided_log_probabilities",
@@ -20,5 +23,6 @@ __all__ = [
     "linear_cross_entropy",
     "plan_segments",
     "segment_decode",
+    "silu_gate",
     "store_heads",
 ]

@@ -360,3 +360,21 @@ STORE_HEADS = {
     "triton": triton_implementation(_store_heads_triton, _store_heads_triton_refusal),
     "reference": Implementation(_store_heads_reference),
 }
+
+
+def _silu_gate_triton() -> Callable[..., Any]:
+    from cm3kernels.silu_gate.triton import silu_gate_triton
+
+    return silu_gate_triton
+
+
+def _silu_gate_reference() -> Callable[..., Any]:
+    from cm3kernels.silu_gate.reference import silu_gate_reference
+
+    return silu_gate_reference
+
+
+SILU_GATE = {
+    "triton": triton_implementation(_silu_gate_triton, _narrow_refusal),
+    "reference": Implementation(_silu_gate_reference),
+}

@@ -51,8 +51,8 @@ FIRST, SECOND = torch.device("cuda:0"), torch.device("cuda:1")
 GRID = (16, 16)
 #: Codes of a picture drawn per pass.
 WINDOW = 8
-#: Layers that `deeper` adds, and its option.
-MORE_LAYERS, QK_NORM = 2, "decoder.qk_norm=true"
+#: Layers that `deeper` adds.
+MORE_LAYERS = 2
 #: A step of an image tokenizer without other networks.
 PLAIN = {"perceptual_weight": 0.0, "disc_weight": 0.0}
 SIZES = [
@@ -208,10 +208,17 @@ def loading(machine: Pretended) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def deeper(machine: Pretended) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The first step of a picture by decoders that have `MORE_LAYERS` more."""
-    layers = f"decoder.num_layers={recipe_of().decoder.num_layers + MORE_LAYERS}"
-    for name, options in (("more layers", ()), ("more layers with head norms", (QK_NORM,))):
-        recipe = recipe_of(layers, *options)
+    """The first step of a picture by decoders that have `MORE_LAYERS` more than others."""
+    number = recipe_of().decoder.num_layers
+    fewer, more = (f"decoder.num_layers={number + added}" for added in (0, MORE_LAYERS))
+    llama = ("decoder=llama", "decoder.context_length=384")
+    for name, options in (
+        ("more layers", (more,)),
+        ("more layers with head norms", (more, "decoder.qk_norm=true")),
+        ("llama", (*llama, fewer)),
+        ("llama with more layers", (*llama, more)),
+    ):
+        recipe = recipe_of(*options)
         decoder, vocabulary, text = built(recipe, SECOND)
         serializer = Serializer(vocabulary, text, GRID)
         engine = Engine(decoder.eval(), serializer, recipe.sampler.build(), vocabulary)

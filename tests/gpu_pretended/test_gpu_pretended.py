@@ -152,14 +152,23 @@ def test_a_model_that_generates_has_its_weights_once(logs: dict[str, Log]) -> No
     assert 4 * number <= more <= 4.04 * number
 
 
-def test_a_layer_of_a_captured_step_is_ten_launches(logs: dict[str, Log]) -> None:
+@pytest.mark.parametrize(
+    ("fewer", "more"),
+    [
+        ("step 1", "more layers"),
+        ("step 1", "more layers with head norms"),
+        ("llama", "llama with more layers"),
+    ],
+)
+def test_a_layer_of_a_captured_step_is_ten_launches(
+    logs: dict[str, Log], fewer: str, more: str
+) -> None:
     """Two norms with the sum before them, four products, the activation, the write of the heads, and attention with its
-    merge; norms of the heads take no more."""
-    [few] = logs["decoding a picture, step 1"]["graphs"]
-    for name in ("more layers", "more layers with head norms"):
-        log = logs[f"decoding a picture, {name}"]
-        assert [number - few for number in log["graphs"]] == [2 * 10]
-        assert log["kernels"]["_store_heads_kernel"] == log["kernels"]["_segment_kernel"]
+    merge; norms and rotations of the heads take no more."""
+    [few], [many] = (logs[f"decoding a picture, {name}"]["graphs"] for name in (fewer, more))
+    assert many - few == 2 * 10
+    kernels = logs[f"decoding a picture, {more}"]["kernels"]
+    assert kernels["_store_heads_kernel"] == kernels["_segment_kernel"]
 
 
 def test_launches_are_within_the_budget(logs: dict[str, Log]) -> None:

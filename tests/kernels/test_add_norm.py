@@ -34,6 +34,13 @@ def test_nothing_is_added_to_the_first_block_s_input() -> None:
     assert normed.tolist() == [[-1.0, 1.0]]
 
 
+def test_the_root_mean_square_by_hand() -> None:
+    """6 and 8 have the root mean square sqrt(50)."""
+    weight = torch.tensor([1.0, 2.0])
+    _, normed = add_norm(torch.tensor([[6.0, 8.0]]), weight=weight, centred=False, eps=1e-9)
+    torch.testing.assert_close(normed, torch.tensor([[6.0, 16.0]]) / math.sqrt(50))
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
@@ -45,6 +52,11 @@ def test_nothing_is_added_to_the_first_block_s_input() -> None:
         ),
         ((X, torch.zeros(3, 2)), {}, "added is [3, 2] torch.float32, must be floating [2, 3]"),
         ((X,), {"dtype": torch.int8}, "dtype is torch.int8, must be a floating one"),
+        (
+            (X,),
+            {"weight": torch.zeros(2)},
+            "weight must be contiguous floating [3] on cpu",
+        ),
         ((X,), {"eps": 0.0}, "eps is 0.0, must be positive"),
         ((torch.zeros(3, 2).T,), {}, "x has strides [1, 2], the last one must be 1"),
         ((X, torch.zeros(3, 2).T), {}, "added has strides [1, 2], the last one must be 1"),
@@ -52,7 +64,7 @@ def test_nothing_is_added_to_the_first_block_s_input() -> None:
         (
             (X, X.clone().requires_grad_()),
             {},
-            "x or added requires a gradient, which this op doesn't have; next: call it under "
+            "an argument requires a gradient, which this op doesn't have; next: call it under "
             "torch.no_grad()",
         ),
     ],

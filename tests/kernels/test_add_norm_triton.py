@@ -26,15 +26,22 @@ TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 DTYPES = st.sampled_from([torch.float32, torch.float16, torch.bfloat16])
 
 
-def check(x: Tensor, added: Tensor | None, dtype: torch.dtype) -> None:
-    """The sum has the bits of torch's, since both round once; the norm is that of float64."""
-    total, normed = add_norm(x, added, dtype=dtype, implementation="triton")
+def check(
+    x: Tensor, added: Tensor | None, dtype: torch.dtype, weight: Tensor | None = None
+) -> None:
+    """The sum has the bits of torch's, since both round once; the norm is that of float64. With a weight it is by the root
+    mean square, without one a layer norm."""
+    centred = weight is None
+    total, normed = add_norm(
+        x, added, weight=weight, centred=centred, dtype=dtype, implementation="triton"
+    )
     wide = x.float() if added is None else x.float() + added.float()
     assert torch.equal(total, wide.to(x.dtype))
     assert (normed.dtype, normed.shape) == (dtype, x.shape)
     exact = total.cpu().double()
-    exact = exact - exact.mean(1, keepdim=True)
+    exact = exact - exact.mean(1, keepdim=True) if centred else exact
     exact = exact / (exact.square().mean(1, keepdim=True) + 1e-5).sqrt()
+    exact = exact if weight is None else exact * weight.cpu().double()
     error = (normed.cpu().double() - exact).abs() / (1 + exact.abs())
     assert error.max() <= TOLERANCE[dtype], error.max()
 
@@ -47,6 +54,7 @@ def check(x: Tensor, added: Tensor | None, dtype: torch.dtype) -> None:
     shape=st.tuples(st.integers(1, 5), st.integers(1, 1100)),
     dtypes=st.tuples(DTYPES, DTYPES, DTYPES),
     adds=st.booleans(),
+    weighs=st.booleans(),
     apart=st.integers(0, 3),
     seed=st.integers(0, 99),
 )
@@ -54,6 +62,7 @@ def test_any_width_and_dtypes(
     shape: tuple[int, int],
     dtypes: tuple[torch.dtype, torch.dtype, torch.dtype],
     adds: bool,
+    weighs: bool,
     apart: int,
     seed: int,
 ) -> None:
@@ -63,7 +72,8 @@ def test_any_width_and_dtypes(
     both = torch.full((2, rows, width + apart), float("nan"))
     both[:, :, :width] = torch.randn(2, rows, width, generator=generator) * 3 + 1
     x, added = (one[:, :width] for one in (both[0].to(dtypes[0]), both[1].to(dtypes[1])))
-    check(x, added if adds else None, dtypes[2])
+    weight = torch.randn(width, generator=generator) if weighs else None
+    check(x, added if adds else None, dtypes[2], weight)
 
 
 @pytest.mark.parametrize("width", [255, 257, 1536, 4096])
@@ -71,7 +81,9 @@ def test_widths_of_recipes(device: str, width: int) -> None:
     """A residual stream in float32 and products in bfloat16, as by default on CUDA."""
     torch.manual_seed(0)
     x, added = torch.randn(2, width), torch.randn(2, width).bfloat16()
-    check(x.to(device), added.to(device), torch.bfloat16)
+    weight = torch.rand(width).to(device)
+    for one in (None, weight):
+        check(x.to(device), added.to(device), torch.bfloat16, one)
 
 
 def test_a_mean_far_from_zero_and_rows_without_variance(device: str) -> None:
@@ -98,7 +110,10 @@ def test_op_contract() -> None:
     """PyTorch's own check of a custom operator, and a graph without breaks."""
     x, added = torch.randn(2, 20), torch.randn(2, 20)
     for branch in (added, None):
-        torch.library.opcheck(torch.ops.cm3.add_norm.default, (x, branch, torch.bfloat16, 1e-5))
+        torch.library.opcheck(
+            torch.ops.cm3.add_norm.default,
+            (x, branch, torch.ones(20), False, torch.bfloat16, 1e-5),
+        )
     compiled = torch.compile(
         lambda one, two: add_norm(one, two, implementation="triton")[1] * 2,
         fullgraph=True,
@@ -140,7 +155,8 @@ for side in ("after", "before"):
     x, added = (guarded(torch.randn(3, 37), side) for _ in range(2))
     ours, theirs = (add_norm(x, added, implementation=name) for name in ("triton", "reference"))
     torch.testing.assert_close(ours, theirs)
-    add_norm(x, implementation="triton")
+    weight = guarded(torch.randn(37), side)
+    add_norm(x, weight=weight, centred=False, implementation="triton")
 """)
     assert done.returncode == 0, (done.returncode, done.stderr)
 
@@ -148,12 +164,18 @@ for side in ("after", "before"):
 def test_every_configuration_is_compiled_ahead_of_time() -> None:
     """Whatever the width."""
     checked = {
-        (entry.constexprs["BLOCK"], entry.constexprs["ADDS"], entry.num_warps)
+        (
+            *(entry.constexprs[name] for name in ("BLOCK", "ADDS", "CENTRES", "WEIGHS")),
+            entry.num_warps,
+        )
         for entry in triton_ops.aot_entries()
     }
     blocks = {triton_ops.block_of(width) for width in range(1, LARGEST_WIDTH + 1)}
     assert checked == {
-        (block, adds, triton_ops.num_warps_of(block)) for block in blocks for adds in (True, False)
+        (block, adds, centred, not centred, triton_ops.num_warps_of(block))
+        for block in blocks
+        for adds in (True, False)
+        for centred in (True, False)
     }
 
 

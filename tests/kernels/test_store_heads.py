@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from cm3kernels import store_heads
+from cm3kernels import HeadNorms, Turn, store_heads
 
 
 def arguments(**changed: Any) -> dict[str, Any]:
@@ -31,12 +31,34 @@ def test_by_hand() -> None:
 
 
 def test_norms_by_hand() -> None:
-    """Of two numbers a layer norm makes -1 and 1, times the weights; values stay as they are."""
-    given = arguments(norms=torch.tensor([[1.0, 2.0], [3.0, 4.0]]), eps=1e-9)
+    """Of two numbers a layer norm makes -1 and 1, times the weights of the head; values stay as they are."""
+    weight = torch.tensor([[1.0, 2.0], [1.0, 1.0], [3.0, 4.0]])
+    bias = torch.tensor([[0.0, 0.0], [5.0, 5.0], [0.0, 1.0]])
+    given = arguments(norms=HeadNorms(weight, bias, eps=1e-9))
     q = store_heads(**given)
-    torch.testing.assert_close(q, torch.tensor([-1.0, 2.0]).expand(2, 2, 2))
-    torch.testing.assert_close(given["keys"][[0, 3], 0], torch.tensor([[-3.0, 4.0]]).expand(2, 2))
+    torch.testing.assert_close(q, torch.tensor([[-1.0, 2.0], [4.0, 6.0]]).expand(2, 2, 2))
+    torch.testing.assert_close(given["keys"][[0, 3], 0], torch.tensor([[-3.0, 5.0]]).expand(2, 2))
     assert given["values"][3, 0].tolist() == [6.0, 7.0]
+
+
+def test_a_root_mean_square_and_a_quarter_turn_by_hand() -> None:
+    """(6, 8) has the root mean square sqrt(50); a quarter turn makes (-b, a) of (a, b)."""
+    given = arguments(qkv=torch.tensor([[6.0, 8.0] * 4, [1.0, 0.0] * 4]))
+    turn = Turn(torch.tensor([[0.0, 0.0], [1.0, 1.0]]), torch.tensor([[1.0, 1.0], [0.0, 0.0]]))
+    norms = HeadNorms(torch.ones(3, 2), centred=False, eps=1e-9)
+    q = store_heads(**given, norms=norms, turn=turn)
+    root = 50**0.5
+    torch.testing.assert_close(q[0], torch.tensor([[-8.0, 6.0]]).expand(2, 2) / root)
+    torch.testing.assert_close(q[1], torch.tensor([[2**0.5, 0.0]]).expand(2, 2))
+    torch.testing.assert_close(given["keys"][3, 0], torch.tensor([-8.0, 6.0]) / root)
+    assert given["values"][3, 0].tolist() == [6.0, 8.0]
+
+
+def test_a_bias_is_added_to_all_heads() -> None:
+    given = arguments(bias=torch.arange(8.0))
+    assert store_heads(**given)[0].tolist() == [[0.0, 2.0], [4.0, 6.0]]
+    assert given["keys"][3, 0].tolist() == [8.0, 10.0]
+    assert given["values"][3, 0].tolist() == [12.0, 14.0]
 
 
 @pytest.mark.parametrize(
@@ -60,8 +82,27 @@ def test_norms_by_hand() -> None:
             {"slots": torch.tensor([1, 2], dtype=torch.int32)},
             "slots is [2] torch.int32, must be int64 [2]",
         ),
-        ({"norms": torch.zeros(2, 3)}, "norms must be contiguous floating [2, 2]"),
-        ({"eps": -1.0}, "eps is -1.0, must be positive"),
+        (
+            {"norms": HeadNorms(torch.zeros(2, 3))},
+            "norms.weight is [2, 3] torch.float32, must be contiguous floating [3, 2]",
+        ),
+        (
+            {"norms": HeadNorms(torch.ones(3, 2), torch.zeros(2))},
+            "norms.bias is [2] torch.float32, must be contiguous floating [3, 2]",
+        ),
+        (
+            {"norms": HeadNorms(torch.ones(3, 2), eps=-1.0)},
+            "norms.eps is -1.0, must be positive",
+        ),
+        (
+            {"turn": Turn(torch.zeros(1, 2), torch.zeros(2, 2))},
+            "turn.cosines is [1, 2] torch.float32, must be contiguous floating [2, 2]",
+        ),
+        (
+            {"turn": Turn(torch.zeros(2, 2), torch.zeros(2, 2).bfloat16())},
+            "turn.sines is [2, 2] torch.bfloat16, must be contiguous floating [2, 2]",
+        ),
+        ({"bias": torch.zeros(7)}, "bias is [7] torch.float32, must be contiguous floating [8]"),
         ({"qkv": torch.zeros(8, 2).T}, "qkv has strides [1, 2], the last one must be 1"),
         (
             {"qkv": torch.zeros(2, 8, requires_grad=True)},
@@ -79,3 +120,10 @@ def test_norms_by_hand() -> None:
 def test_what_is_refused(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape('store_heads: ' + message)}$"):
         store_heads(**arguments(**changed))
+
+
+def test_heads_of_an_odd_dimension_are_not_rotated() -> None:
+    pool = torch.zeros(2, 1, 3)
+    turn = Turn(torch.zeros(1, 3), torch.zeros(1, 3))
+    with pytest.raises(ValueError, match=r"^store_heads: heads of 3 dimensions can't be rotated$"):
+        store_heads(torch.zeros(1, 9), pool, pool.clone(), torch.tensor([0]), turn=turn)

@@ -17,17 +17,21 @@ def add_norm(
     x: Tensor,
     added: Tensor | None = None,
     *,
+    weight: Tensor | None = None,
+    centred: bool = True,
     dtype: torch.dtype | None = None,
     eps: float = 1e-5,
     implementation: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Add a branch to the residual stream, and normalise the sum (layer norm without weight or bias).
+    """Add a branch to the residual stream, and normalise the sum.
 
     Args:
         x: floating [M, E], the residual stream; the last stride is 1.
         added: floating [M, E], the branch; the last stride is 1. None: nothing is added.
+        weight: floating [E], contiguous; multiplies the normalised sum. None: nothing does.
+        centred: the mean is subtracted (layer norm); otherwise the norm is by the root mean square.
         dtype: of the normalised sum; default that of x.
-        eps: positive; added to the variance.
+        eps: positive; added to the mean square.
         implementation: "auto" or a name in `IMPLEMENTATIONS`.
 
     Returns:
@@ -37,20 +41,26 @@ def add_norm(
         ValueError: shapes, dtypes or devices are invalid; a gradient is required; or the implementation can't run.
 
     Source: pre-LN residual branches, Xiong et al. 2020 (arXiv:2002.04745); layer norm, Ba et al. 2016
-    (arXiv:1607.06450).
+    (arXiv:1607.06450); by the root mean square, Zhang and Sennrich 2019 (arXiv:1910.07467).
 
     >>> total, normed = add_norm(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 1.0]]), eps=1e-12)
     >>> total.tolist(), normed.tolist()
     ([[1.0, 3.0]], [[-1.0, 1.0]])
     """
-    _check(x, added, dtype, eps)
+    _check(x, added, weight, dtype, eps)
     found: tuple[Tensor, Tensor] = choose("add_norm", implementation, IMPLEMENTATIONS, x)(
-        x, added, x.dtype if dtype is None else dtype, float(eps)
+        x, added, weight, centred, x.dtype if dtype is None else dtype, float(eps)
     )
     return found
 
 
-def _check(x: Tensor, added: Tensor | None, dtype: torch.dtype | None, eps: float) -> None:
+def _check(
+    x: Tensor,
+    added: Tensor | None,
+    weight: Tensor | None,
+    dtype: torch.dtype | None,
+    eps: float,
+) -> None:
     op = "add_norm"
     require(
         x.ndim == 2 and x.shape[1] > 0 and x.is_floating_point(),
@@ -65,6 +75,17 @@ def _check(x: Tensor, added: Tensor | None, dtype: torch.dtype | None, eps: floa
             if added is not None
             else ""
         ),
+    )
+    require(
+        weight is None
+        or (
+            weight.shape == x.shape[1:]
+            and weight.is_floating_point()
+            and weight.is_contiguous()
+            and weight.device == x.device
+        ),
+        op,
+        lambda: f"weight must be contiguous floating {list(x.shape[1:])} on {x.device}",
     )
     require(
         dtype is None or dtype.is_floating_point,
@@ -89,8 +110,11 @@ def _check(x: Tensor, added: Tensor | None, dtype: torch.dtype | None, eps: floa
             ),
         )
     require(
-        not (torch.is_grad_enabled() and any(tensor.requires_grad for _, tensor in given)),
+        not (
+            torch.is_grad_enabled()
+            and any(tensor.requires_grad for tensor in (x, added, weight) if tensor is not None)
+        ),
         op,
-        "x or added requires a gradient, which this op doesn't have; next: call it under "
+        "an argument requires a gradient, which this op doesn't have; next: call it under "
         "torch.no_grad()",
     )

@@ -26,7 +26,7 @@ from torch import Tensor
 from cm3core.errors import GenerationError
 from cm3core.interfaces.attention import AttentionBackend
 from cm3core.interfaces.decoder import KVCache
-from cm3kernels import plan_segments, segment_decode, store_heads
+from cm3kernels import HeadNorms, Turn, plan_segments, segment_decode, store_heads
 from cm3kernels.segment_decode.configs import LARGEST_HEAD_DIM
 
 #: Bytes of keys and values in one layer above which reading them once for several rows outweighs the
@@ -492,6 +492,19 @@ class Reading:
         return "lengths" in self.prepared
 
 
+@dataclass(frozen=True, eq=False)
+class Heads:
+    """What is done to the heads of a layer's product.
+
+    Args:
+        norms: of queries and keys. None: they aren't normalised.
+        bias_C: of the product. None: it has none.
+    """
+
+    norms: HeadNorms | None = None
+    bias_C: Tensor | None = None
+
+
 class CM3LeonCache(SegmentPool):
     """See `KVCache`; made by `allocate_cache`."""
 
@@ -788,7 +801,7 @@ class CM3LeonCache(SegmentPool):
         reading.prepared["lengths"] = torch.cat([fixed, seen.to(torch.int32)])
 
     def attend_heads(
-        self, layer: int, qkv_MC: Tensor, norms_2D: Tensor | None, eps: float, reading: Reading
+        self, layer: int, qkv_MC: Tensor, heads: Heads, turn: Turn | None, reading: Reading
     ) -> Tensor:
         """As `attend`, from the product of queries, keys and values and without copies: one launch writes the heads, and
         `segment_decode` reads them. For a reading `by_turns`.
@@ -796,8 +809,8 @@ class CM3LeonCache(SegmentPool):
         Args:
             layer: index of the layer.
             qkv_MC: heads of queries, keys and values of the new tokens, row by row.
-            norms_2D: weights of the layer norms of query and key heads. None: they aren't normalised.
-            eps: of these norms.
+            heads: what is done to them.
+            turn: rotary positions of the new tokens.
 
         Returns:
             Attention [M, H * D], in the dtype of the cache.
@@ -805,7 +818,15 @@ class CM3LeonCache(SegmentPool):
         keys_NKD, values_NKD = (
             memory_LKND[layer].transpose(0, 1) for memory_LKND in self.memories[:2]
         )
-        q_MHD = store_heads(qkv_MC, keys_NKD, values_NKD, reading.slots, norms=norms_2D, eps=eps)
+        q_MHD = store_heads(
+            qkv_MC,
+            keys_NKD,
+            values_NKD,
+            reading.slots,
+            bias=heads.bias_C,
+            norms=heads.norms,
+            turn=turn,
+        )
         lengths = reading.prepared["lengths"]
         return segment_decode(q_MHD, keys_NKD, values_NKD, lengths, reading.plan).flatten(1)
 

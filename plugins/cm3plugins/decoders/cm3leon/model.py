@@ -23,9 +23,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from cm3core.interfaces.attention import AttentionBackend
-from cm3kernels import add_norm
+from cm3kernels import HeadNorms, add_norm
 from cm3kernels.few_rows import DecoderStep, FewRowsProduct
-from cm3plugins.decoders.cache import CM3LeonCache, Reading
+from cm3plugins.decoders.cache import CM3LeonCache, Heads, Reading
 from cm3plugins.decoders.cm3leon.settings import CM3LeonSettings
 from cm3plugins.decoders.packed import PackedInference, TrainedParts, can_compile
 from cm3plugins.decoders.products import (
@@ -190,14 +190,14 @@ class CM3LeonDecoder(TransformerDecoder):
         return CM3LeonInference(self, precision)
 
 
-def head_norms(block: Block) -> Tensor | None:
-    """The weights of the norms of query and of key heads, [2, D]. None: they aren't normalised."""
+def heads_of(block: Block) -> Heads:
+    """What is done to the heads of a block's product."""
     weights = [
-        norm.weight.detach()
+        norm.weight.detach().expand(block.num_heads, -1)
         for norm in (block.q_norm, block.k_norm)
         if isinstance(norm, nn.LayerNorm)
     ]
-    return torch.stack(weights) if weights else None
+    return Heads(HeadNorms(torch.cat(weights), eps=LAYER_NORM_EPS) if weights else None)
 
 
 class TrainedDecoder(TrainedParts, Protocol):
@@ -255,7 +255,7 @@ class CM3LeonInference(PackedInference):
             )
             for block in self.decoder.blocks()
         ]
-        self._head_norms = [head_norms(block) for block in self.decoder.blocks()]
+        self._heads_of = [heads_of(block) for block in self.decoder.blocks()]
         self._step = self._compiled_step()
         self.steps_by_runs = self._step is not None
 
@@ -323,7 +323,7 @@ class CM3LeonInference(PackedInference):
         for layer, (qkv, out, up, down, *_) in enumerate(self._layers):
             x_ME, normed_ME = add_norm(x_ME, added_ME, dtype=self.dtype, eps=LAYER_NORM_EPS)
             attended_ME = cache.attend_heads(
-                layer, qkv(normed_ME), self._head_norms[layer], LAYER_NORM_EPS, reading
+                layer, qkv(normed_ME), self._heads_of[layer], None, reading
             )
             added_ME = out(attended_ME.to(self.dtype))
             x_ME, normed_ME = add_norm(x_ME, added_ME, dtype=self.dtype, eps=LAYER_NORM_EPS)

@@ -34,8 +34,8 @@ from torch import Tensor, nn
 
 from cm3core.interfaces.attention import AttentionBackend
 from cm3core.vocab import Vocabulary
-from cm3kernels import linear_cross_entropy
-from cm3plugins.decoders.cache import CM3LeonCache, Reading
+from cm3kernels import HeadNorms, Turn, add_norm, linear_cross_entropy, silu_gate
+from cm3plugins.decoders.cache import CM3LeonCache, Heads, Reading
 from cm3plugins.decoders.llama.settings import LlamaSettings
 from cm3plugins.decoders.packed import PackedInference, TrainedParts
 from cm3plugins.decoders.products import Product, faster_precisions
@@ -166,12 +166,13 @@ class HeadNorm(nn.Module):
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         if self.bias is None:
             wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-            return wide.to(x.dtype) * self._of_heads(self.weight).to(x.dtype)
+            return wide.to(x.dtype) * self.of_heads(self.weight).to(x.dtype)
         wide = F.layer_norm(wide, wide.shape[-1:], eps=self.eps)
-        weight, bias = self._of_heads(self.weight), self._of_heads(self.bias)
+        weight, bias = self.of_heads(self.weight), self.of_heads(self.bias)
         return wide.to(x.dtype) * weight.to(x.dtype) + bias.to(x.dtype)
 
-    def _of_heads(self, values_GD: Tensor) -> Tensor:
+    def of_heads(self, values_GD: Tensor) -> Tensor:
+        """The values of each norm, for each of its heads."""
         return values_GD.repeat_interleave(self.repeats, dim=0)
 
 
@@ -470,10 +471,21 @@ class TrainedLlama(TrainedParts, Protocol):
     def blocks(self) -> Sequence[Block]: ...
 
 
+def head_norms(block: Block) -> HeadNorms | None:
+    """The norms of the heads of queries and keys. None: they aren't normalised."""
+    norms = [norm for norm in (block.q_norm, block.k_norm) if isinstance(norm, HeadNorm)]
+    if not norms:
+        return None
+    weight = torch.cat([norm.of_heads(norm.weight) for norm in norms]).detach()
+    biases = [norm.of_heads(norm.bias) for norm in norms if norm.bias is not None]
+    bias = torch.cat(biases).detach() if biases else None
+    return HeadNorms(weight, bias, centred=bias is not None, eps=norms[0].eps)
+
+
 @dataclass(frozen=True)
 class Layer:
-    """A block's products (one for q, k and v, one for gate and up), and the block for its norms. With `token_shift`,
-    keys have a product of their own."""
+    """A block's products (one for q, k and v, one for gate and up), what is done to heads, and the block for its norms. With
+    `token_shift`, keys have a product of their own."""
 
     qkv: Product
     keys: Product | None
@@ -481,6 +493,7 @@ class Layer:
     out: Product
     gate_up: Product
     down: Product
+    heads: Heads
     block: Block
 
 
@@ -546,6 +559,7 @@ class LlamaInference(PackedInference):
             self.product(merged_weight(block.o_proj)),
             self.product(merged_weight(block.gate_proj), merged_weight(block.up_proj)),
             self.product(merged_weight(block.down_proj)),
+            Heads(head_norms(block), bias),
             block,
         )
 
@@ -559,6 +573,8 @@ class LlamaInference(PackedInference):
     ) -> Tensor:
         turn = self.decoder.rotary.of_tokens(positions_BT, cells_BT)
         swin = self.decoder.config.swin_norm
+        if reading.by_turns and not swin and not self.keeps_inputs:
+            return self._by_turns(x_ME, turn, cache, reading)
         for number, layer in enumerate(self._layers):
             block = layer.block
             if swin:
@@ -571,6 +587,34 @@ class LlamaInference(PackedInference):
                 x_ME += self._feed_forward(layer, block.ffn_norm(x_ME))
         normed: Tensor = self.decoder.norm(x_ME)
         return normed
+
+    def _by_turns(
+        self, x_ME: Tensor, turn: tuple[Tensor, Tensor], cache: CM3LeonCache, reading: Reading
+    ) -> Tensor:
+        """`through_layers` for few new tokens of each row on a device, where launches cost most: ten in each layer.
+
+        The sum of the stream and a branch is left to the norm that reads it.
+        """
+        B, T = len(cache.rows), reading.num_tokens
+        cosines, sines = (one.expand(B, T, 1, -1).reshape(B * T, -1) for one in turn)
+        x_ME, turned = x_ME[: B * T], Turn(cosines, sines)
+        added_ME: Tensor | None = None
+        for number, layer in enumerate(self._layers):
+            x_ME, normed_ME = self._added(layer.block.attention_norm, x_ME, added_ME, self.dtype)
+            attended_ME = cache.attend_heads(
+                number, layer.qkv(normed_ME), layer.heads, turned, reading
+            )
+            added_ME = layer.out(attended_ME.to(self.dtype))
+            x_ME, normed_ME = self._added(layer.block.ffn_norm, x_ME, added_ME, self.dtype)
+            added_ME = layer.down(silu_gate(layer.gate_up(normed_ME)))
+        return self._added(self.decoder.norm, x_ME, added_ME, x_ME.dtype)[1]
+
+    def _added(
+        self, norm: RMSNorm, x_ME: Tensor, added_ME: Tensor | None, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """The sum, and its norm in a dtype."""
+        weight = norm.weight.detach()
+        return add_norm(x_ME, added_ME, weight=weight, centred=False, dtype=dtype, eps=norm.eps)
 
     def _attention(
         self,

@@ -13,8 +13,9 @@ def add(registry: BenchmarkRegistry) -> None:
     from cm3lab.benchmarks.ops.guided_sample import GuidedSampleOp
     from cm3lab.benchmarks.ops.linear_cross_entropy import LinearCrossEntropyOp
     from cm3lab.benchmarks.ops.segment_decode import SegmentDecodeOp
+    from cm3lab.benchmarks.ops.silu_gate import SiluGateOp
     from cm3lab.benchmarks.ops.store_heads import StoreHeadsOp
 
-    step = AddNormOp(), StoreHeadsOp(), SegmentDecodeOp()
+    step = AddNormOp(), StoreHeadsOp(), SegmentDecodeOp(), SiluGateOp()
     for op in (AttentionOp(), *step, GuidedSampleOp(), LinearCrossEntropyOp()):
         registry.add_op(op)

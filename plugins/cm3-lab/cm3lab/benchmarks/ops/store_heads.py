@@ -1,4 +1,4 @@
-"""The heads of a decoder's step: normalised and written to the cache in one launch, compared with torch's eight.
+"""The heads of a decoder's step: normalised, rotated and written to the cache in one launch, compared with torch's many.
 
 Legend: M rows (streams of all pictures), H heads of queries, K of keys and of values, D head dimension, S slots of a row.
 """
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
-from cm3kernels.store_heads import IMPLEMENTATIONS, store_heads
+from cm3kernels.store_heads import IMPLEMENTATIONS, HeadNorms, Turn, store_heads
 from cm3lab.benchmarks.ops.attention import LIMITS
 from cm3lab.benchmarks.ops.ours import OurImplementation
 from cm3run.benchmarks import Case, Inputs, Op, TorchProvider, Verdict, Where, relative_error
@@ -65,12 +65,15 @@ class StoreHeadsOp(Op):
             torch.zeros(K, M * NUM_SLOTS, D, dtype=case.dtype, device=where.device).transpose(0, 1)
             for _ in range(2)
         )
+        angles = random(M, D // 2).repeat(1, 2)
         return {
             "qkv": random(M, (H + 2 * K) * D).to(case.dtype),
             "keys": keys,
             "values": values,
             "slots": torch.arange(M, device=where.device) * NUM_SLOTS + 7,
-            "norms": random(2, D),
+            "weight": random(H + K, D),
+            "cosines": angles.cos(),
+            "sines": angles.sin(),
         }
 
     def expected(self, case: Case, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
@@ -98,7 +101,8 @@ def our_call(implementation: str, case: Case, inputs: Inputs) -> Callable[[], An
             keys,
             values,
             inputs["slots"],
-            norms=inputs["norms"],
+            norms=HeadNorms(inputs["weight"]),
+            turn=Turn(inputs["cosines"], inputs["sines"]),
             implementation=implementation,
         )
         return q, keys, values
@@ -108,14 +112,13 @@ def our_call(implementation: str, case: Case, inputs: Inputs) -> Callable[[], An
 
 def plain(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     """Return queries and the pool of keys and of values."""
-    keys, values, norms = inputs["keys"], inputs["values"], inputs["norms"]
+    keys, values = inputs["keys"], inputs["values"]
     K, D = keys.shape[1:]
     heads = inputs["qkv"].unflatten(1, (-1, D))
-    q, k, v = heads.split([heads.shape[1] - 2 * K, K, K], dim=1)
-    q, k = (
-        layer_norm(x.float(), (D,), weight, eps=1e-5).to(x.dtype)
-        for x, weight in ((q, norms[0]), (k, norms[1]))
-    )
-    keys.index_copy_(0, inputs["slots"], k)
-    values.index_copy_(0, inputs["slots"], v)
-    return q, keys, values
+    x = layer_norm(heads[:, :-K].float(), (D,), eps=1e-5) * inputs["weight"]
+    first, second = x.chunk(2, dim=-1)
+    other = torch.cat([-second, first], dim=-1)
+    x = (x * inputs["cosines"][:, None] + other * inputs["sines"][:, None]).to(keys.dtype)
+    keys.index_copy_(0, inputs["slots"], x[:, -K:])
+    values.index_copy_(0, inputs["slots"], heads[:, -K:])
+    return x[:, :-K], keys, values
