@@ -228,6 +228,40 @@ def test_what_is_refused(folder: Path) -> None:
 
 
 @needs_instructions
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_tiles_and_vectors_sum_the_same(folder: Path, precision: str) -> None:
+    """Both ways of adding, where the CPU has tiles: whole numbers are equal, others up to the order of their sums."""
+    compiled = few_rows.library(folder)
+    if not compiled.cm3_tiles(1):
+        pytest.skip("this CPU has no tiles (AMX), or the system doesn't let this process use them")
+    generator = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(90, 130, generator=generator), torch.randn(37, 130, generator=generator)
+    product = FewRowsProduct(weight, precision, folder)
+    try:
+        with_tiles = product(x)
+        compiled.cm3_tiles(0)
+        without = product(x)
+    finally:
+        compiled.cm3_tiles(1)
+    if precision == "bf16":
+        assert not torch.equal(with_tiles, without), "the tiles were not used"
+        torch.testing.assert_close(with_tiles, without, rtol=1e-5, atol=1e-5)
+    else:
+        assert torch.equal(with_tiles, without)
+
+
+@needs_instructions
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_vectors_by_hand_where_there_are_tiles(folder: Path, precision: str) -> None:
+    compiled = few_rows.library(folder)
+    compiled.cm3_tiles(0)
+    try:
+        test_by_hand(folder, precision)
+    finally:
+        compiled.cm3_tiles(1)
+
+
+@needs_instructions
 def test_a_process_that_has_it_compiles_it_in_no_other_folder(folder: Path, tmp_path: Path) -> None:
     assert few_rows.library(folder) is few_rows.library(tmp_path / "another")
     assert not (tmp_path / "another").exists()

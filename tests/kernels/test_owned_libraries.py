@@ -33,6 +33,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
             cm3_large_pages=SimpleNamespace(),
             cm3_product=SimpleNamespace(),
             cm3_step=SimpleNamespace(),
+            cm3_tiles=lambda wanted: 0,
         )
 
     def run(command: list[str]) -> str:

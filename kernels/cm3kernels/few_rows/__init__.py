@@ -26,6 +26,7 @@ KINDS = {"bf16": (0, 2), "int8": (1, 4), "fp32": (2, 1)}
 AFTER = {None: 0, "relu": 1, "gelu": 2}
 ADD = 3
 PANEL = 16  # outputs
+TILE = 16  # groups of inputs
 LARGE_PAGE = 2**21
 #: Maximum rows of a call, which limits a thread's memory for inputs.
 MOST_ROWS = 1024
@@ -108,7 +109,8 @@ class FewRowsProduct:
         else:
             codes = weight.float()
         #: Arrays read by the library; kept alive here.
-        self._memory = panels(codes, group, self._library), scale_V, zero_V
+        multiple = group if precision == "fp32" else group * TILE
+        self._memory = panels(codes, group, multiple, self._library), scale_V, zero_V
         addresses = (0 if one is None else one.data_ptr() for one in self._memory)
         self.table = _Product(*addresses, self.num_inputs, self.num_outputs, kind)
         self._at = ctypes.addressof(self.table)
@@ -272,10 +274,11 @@ def int8_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
     return codes, scale_V
 
 
-def panels(codes: Tensor, group: int, native: ctypes.CDLL) -> Tensor:
-    """Rearrange [V, K] to panels of 16 outputs: [V / 16, K / group, 16, group], padded with zeros; uint8."""
+def panels(codes: Tensor, group: int, multiple: int, native: ctypes.CDLL) -> Tensor:
+    """Rearrange [V, K] to panels of 16 outputs: [V / 16, K / group, 16, group], padded with zeros to a multiple of so
+    many inputs; uint8."""
     V, K = codes.shape
-    padded = torch.nn.functional.pad(codes, (0, -K % group, 0, -V % PANEL))
+    padded = torch.nn.functional.pad(codes, (0, -K % multiple, 0, -V % PANEL))
     V, K = padded.shape
     arranged = padded.view(V // PANEL, PANEL, K // group, group).permute(0, 2, 1, 3)
     num_bytes = padded.numel() * padded.element_size()

@@ -13,6 +13,9 @@
 namespace {
 thread_local Scratch scratch;
 
+// Rows that are read for M rows: a tile has 16.
+constexpr int64_t whole(int64_t M) { return (M + kRows - 1) / kRows * kRows; }
+
 // Calls `body(team)` on up to `threads` threads.
 template <class Body>
 void together(int threads, const Body& body) {
@@ -21,12 +24,16 @@ void together(int threads, const Body& body) {
     {
 #pragma omp single
         barrier.number = omp_get_num_threads();
+        const tiles::InUse in_use;
         body(Team{omp_get_thread_num(), barrier.number, &barrier});
     }
 }
 }  // namespace
 
 extern "C" {
+
+// Use AMX's tiles, where they are wanted and the system lets this process: 1, else 0.
+int cm3_tiles(int wanted) { return tiles::use(wanted); }
 
 // Ask for large pages: a step reads every weight once.
 void cm3_large_pages(void* start, int64_t bytes) { madvise(start, bytes, MADV_HUGEPAGE); }
@@ -35,7 +42,7 @@ void cm3_large_pages(void* start, int64_t bytes) { madvise(start, bytes, MADV_HU
 int cm3_product(const Product* product, const float* x, int64_t M, int normed, int after, float* out,
                 int threads) {
     const Product& p = *product;
-    const size_t rows = rounded(M * p.row_bytes()), largest = rounded(M * sizeof(float));
+    const size_t rows = rounded(whole(M) * p.row_bytes()), largest = rounded(M * sizeof(float));
     uint8_t* memory = scratch.take(rows + largest + (normed ? M * p.K * sizeof(float) : 0));
     if (!memory) return 1;
     std::atomic<int> next{0};
@@ -58,7 +65,7 @@ int cm3_step(const Layer* layers, int64_t L, float* x, int64_t M, int after_up, 
              float* out, int threads) {
     const int64_t E = layers[0].down.V, F = layers[0].up.V, H = pool->num_heads;
     const size_t row = std::max({layers[0].qkv.row_bytes(), layers[0].down.row_bytes()});
-    const size_t sizes[] = {M * row, M * sizeof(float), M * E * sizeof(float),
+    const size_t sizes[] = {whole(M) * row, M * sizeof(float), M * E * sizeof(float),
                             M * 3 * E * sizeof(float), M * E * sizeof(float),
                             M * F * sizeof(float),
                             threads * rounded(pool->longest * sizeof(float))};

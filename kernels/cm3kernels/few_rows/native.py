@@ -31,6 +31,8 @@ FLAGS = (
     *("-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"),
     *("-mavx512bf16", "-mavx512vnni"),
 )
+#: Beside `FLAGS` on a CPU with AMX.
+TILES = ("-mamx-tile", "-mamx-bf16", "-mamx-int8")
 #: Time limit of the compiler in seconds; about five are usual.
 LONGEST_COMPILATION = 300
 #: "0": don't compile and don't use this library.
@@ -57,9 +59,12 @@ def refusal() -> str | None:
         and torch.cpu._is_vnni_supported()
     ):
         return "it needs a CPU with AVX512, including its bfloat16 and byte products (VNNI)"
-    if torch.cpu._is_amx_tile_supported():
-        return "oneDNN has better instructions on this CPU (AMX)"
     return None
+
+
+def flags() -> tuple[str, ...]:
+    """The compiler's options: `FLAGS`, and with tiles those of AMX."""
+    return (*FLAGS, *(TILES if torch.cpu._is_amx_tile_supported() else ()))
 
 
 def library(folder: Path) -> ctypes.CDLL:
@@ -113,6 +118,7 @@ def _loaded(folder: Path) -> ctypes.CDLL:
     loaded.cm3_product.argtypes = [c_void_p, c_void_p, c_int64, c_int, c_int, c_void_p, c_int]
     shape = (c_void_p, c_int64, c_void_p, c_int64, c_int, c_void_p, c_void_p, c_int)
     loaded.cm3_step.argtypes = list(shape)
+    loaded.cm3_tiles(1)
     return loaded
 
 
@@ -148,7 +154,7 @@ def _compiler() -> list[str]:
 def _fingerprint(compiler: list[str]) -> str:
     """Hash everything that the library depends on."""
     found = _run([*compiler, "--version"])
-    digest = hashlib.sha256(repr((found, FLAGS)).encode())
+    digest = hashlib.sha256(repr((found, flags())).encode())
     for source in sorted([*SOURCES.glob("*.h"), SOURCES / ENTRY]):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:16]
@@ -159,7 +165,7 @@ def _compile(compiler: list[str], path: Path) -> None:
     _log.info("few_rows: compiling for this CPU, once (takes a few seconds)")
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
-        _run([*compiler, *FLAGS, str(SOURCES / ENTRY), "-o", str(made)])
+        _run([*compiler, *flags(), str(SOURCES / ENTRY), "-o", str(made)])
         made.chmod(0o700)
         hashed = _record(made)
         hashed.write_text(f"{sha256_of(made)}\n", encoding="ascii")

@@ -5,6 +5,8 @@
 // every row is summed in the order of the inputs, whatever the number of rows: a row's result has the
 // same bits with any neighbours and any number of threads.
 //
+// Sixteen groups of a panel are a tile of AMX, where the CPU has it: see tiles.h.
+//
 // Legend: M rows, K inputs, V outputs, G groups of inputs.
 #pragma once
 #include <algorithm>
@@ -24,7 +26,10 @@ struct Product {
     int64_t K, V, kind;
 
     long per_group() const { return kind == kInt8 ? 4 : kind == kBfloat16 ? 2 : 1; }
-    long groups() const { return (K + per_group() - 1) / per_group(); }
+    // of which there are whole tiles: the last ones are zeros
+    long groups() const {
+        return kind == kFloat ? K : (K + 16 * per_group() - 1) / (16 * per_group()) * 16;
+    }
     long panels() const { return (V + 15) / 16; }
     long chunks() const { return (panels() + kChunk - 1) / kChunk; }
     // an odd number of cache lines: rows at an even distance would share few places of the cache
@@ -58,8 +63,8 @@ static inline void convert(const float* x, uint8_t* out, float* largest, const P
         return;
     }
     if (p.kind == kBfloat16) {
-        for (long k = 0; k < p.K; k += 16) {
-            __mmask16 lanes = first(p.K - k);
+        for (long k = 0; k < 2 * p.groups(); k += 16) {
+            __mmask16 lanes = first(std::max(0L, (long)p.K - k));
             __m256bh y = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(lanes, x + k));
             _mm256_store_si256((__m256i*)(out + 2 * k), (__m256i)y);
         }
@@ -96,6 +101,15 @@ static inline void store(float* out, __m512 value, __mmask16 lanes, int after) {
     if (after == kGelu) value = gelu16(value);
     if (after == kAdd) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(lanes, out));
     _mm512_mask_storeu_ps(out, lanes, value);
+}
+
+// What an output's sum stands for: itself, or for int8 a whole number with a scale.
+template <int KIND>
+static inline __m512 meaning(__m512i sum, long v, float largest, const Product& p) {
+    if (KIND != kInt8) return _mm512_castsi512_ps(sum);
+    sum = _mm512_sub_epi32(sum, _mm512_loadu_si512(p.zero + v));
+    __m512 value = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_loadu_ps(p.scale + v));
+    return _mm512_mul_ps(value, _mm512_set1_ps(largest));
 }
 
 // MR rows times NP panels, in registers.
@@ -138,14 +152,8 @@ static void tile(const uint8_t* inputs, const float* largest, long panel, const 
     for (int n = 0; n < NP; ++n) {
         const long v = (panel + n) * 16;
         for (int r = 0; r < MR; ++r) {
-            __m512 value = sums[r][n];
-            if (KIND == kInt8) {
-                __m512i whole_sum =
-                    _mm512_sub_epi32(whole[r][n], _mm512_loadu_si512(p.zero + v));
-                value = _mm512_mul_ps(_mm512_cvtepi32_ps(whole_sum), _mm512_loadu_ps(p.scale + v));
-                value = _mm512_mul_ps(value, _mm512_set1_ps(largest[r]));
-            }
-            store(out + r * p.V + v, value, first(p.V - v), after);
+            __m512i sum = KIND == kInt8 ? whole[r][n] : _mm512_castps_si512(sums[r][n]);
+            store(out + r * p.V + v, meaning<KIND>(sum, v, largest[r], p), first(p.V - v), after);
         }
     }
 }
@@ -173,6 +181,8 @@ static void some_rows(long number, const uint8_t* in, const float* largest, long
     }
 }
 
+#include "tiles.h"
+
 // All rows times all panels; threads take chunks of panels from `next` until none is left.
 static inline void multiply(std::atomic<int>& next, const uint8_t* inputs, const float* largest,
                             long M, const Product& p, float* out, int after) {
@@ -182,7 +192,9 @@ static inline void multiply(std::atomic<int>& next, const uint8_t* inputs, const
             const long number = std::min(kRows, M - m);
             const uint8_t* in = inputs + m * p.row_bytes();
             float* to = out + m * p.V;
-            if (p.kind == kInt8)
+            if (tiles::used && p.kind != kFloat)
+                tiles::some_rows(number, in, largest + m, panel, count, p, to, after);
+            else if (p.kind == kInt8)
                 some_rows<kInt8>(number, in, largest + m, panel, count, p, to, after);
             else if (p.kind == kFloat)
                 some_rows<kFloat>(number, in, largest + m, panel, count, p, to, after);

@@ -280,12 +280,15 @@ def faster_precisions(
     number = sum(one.numel() for one in decoder.parameters())
     if weight.device.type != "cpu" or number < COMPILED_FROM or weight.dtype != torch.float32:
         return ()
+    tiles = torch.cpu._is_amx_tile_supported()
+    compiled = (number < LARGE_DECODER or tiles) and in_one_call()
     return faster_on_cpu(
         number,
         weight.dtype,
-        bytes_too=rounds_inputs(weight.device) and not torch.cpu._is_amx_tile_supported(),
+        # with AMX, torch's products of bytes are slower than those of bfloat16; compiled ones are not
+        bytes_too=rounds_inputs(weight.device) and (compiled or not tiles),
         bf16_too=cpu_multiplies_bf16(),
-        in_one_call=number < LARGE_DECODER and in_one_call(),
+        in_one_call=compiled,
     )
 
 
@@ -307,8 +310,7 @@ def faster_on_cpu(
         parameters: number of parameters.
         stored: dtype of the weights. bfloat16 stays bfloat16: that is exact and needs no measurement, which
             would take longer than arranging the weights.
-        bytes_too: whether the CPU multiplies bytes (VNNI), and int8 was measured as faster on such CPUs.
-            CPUs with AMX were not measured.
+        bytes_too: whether the CPU multiplies bytes (VNNI), and int8 was measured as faster there.
         bf16_too: whether it multiplies bfloat16.
         in_one_call: whether one call of compiled code computes all layers.
 

@@ -26,7 +26,7 @@ FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
     [
         (LARGE_DECODER, FP32, True, True, ("int8", "bf16")),
         (LARGE_DECODER - 1, FP32, True, True, ()),
-        (LARGE_DECODER, FP32, False, True, ("bf16",)),  # AMX, where int8 was not measured
+        (LARGE_DECODER, FP32, False, True, ("bf16",)),  # AMX without compiled code
         (LARGE_DECODER, FP32, True, False, ("int8",)),  # VNNI alone
         (LARGE_DECODER, FP32, False, False, ()),
         (LARGE_DECODER, BF16, True, True, ()),  # converted models: as they were published
@@ -65,7 +65,10 @@ def test_a_decoder_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(faster, "LARGE_DECODER", 1)
     assert decoder.faster_precisions() == ("int8", "bf16")
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    assert decoder.faster_precisions() == ("bf16",)
+    monkeypatch.setattr(faster, "COMPILED_INT8_FROM", 1)
+    for possible, expected in ((False, ("bf16",)), (True, ("int8", "bf16"))):
+        monkeypatch.setattr(model, "can_compile", lambda possible=possible: possible)
+        assert decoder.faster_precisions() == expected
 
 
 def test_another_device_is_left_to_for_inference(monkeypatch: pytest.MonkeyPatch) -> None:
