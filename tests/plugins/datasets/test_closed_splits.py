@@ -269,7 +269,7 @@ def test_the_file_says_what_it_was_given(tmp_path: Path) -> None:
     closed = Closed(data_sha256="0", made_with={"sharp": 0.5}, held_out=HELD, splits=splits)
     (tmp_path / FILE).write_bytes(closed.to_bytes())
     assert read_closed(tmp_path, "") == closed
-    assert SPLITS_OF["closed"] == (*CLOSED_SPLITS, "missing", "available", "all")
+    assert SPLITS_OF["closed"] == (*CLOSED_SPLITS, "all")
 
 
 def test_the_shipped_splits_are_closed_by_words() -> None:

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 HeldOut: TypeAlias = Literal["closed", "by_name"]
 #: Way of holding out -> its splits.
 SPLITS_OF: Mapping[str, tuple[str, ...]] = {
-    "closed": (
-        *("train", "unseen", "compose", "restyle", "variant", "strangers", "near"),
-        *("missing", "available", "all"),
-    ),
+    "closed": ("train", "unseen", "compose", "restyle", "variant", "strangers", "near", "all"),
     "by_name": ("train", "comp", "compose", "unseen", "all"),
 }
+
+#: What a designer's held-out set lacks, and what is in the designer's memory; both overlap with the closed splits.
+OF_STRANGERS = ("missing", "available")
 
 
 def check_split(split: str, held_out: str, known: Sequence[str]) -> None:
@@ -99,7 +99,8 @@ class IconSourceConfig(DocumentSourceConfig):
 
     @property
     def splits(self) -> tuple[str, ...]:  # type: ignore[override]  # of the way of holding out
-        return SPLITS_OF[self.held_out]
+        *own, every = SPLITS_OF[self.held_out]
+        return (*own, *(OF_STRANGERS if self.held_out == "closed" else ()), every)
 
     def check(self) -> None:
         """Raise `RecipeError` for an unknown split, set or style word, or invalid templates."""
