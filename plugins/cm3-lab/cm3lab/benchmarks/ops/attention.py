@@ -6,6 +6,8 @@ allows.
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +41,8 @@ SHAPES = {
 #: Rows of four documents, as in training of a small decoder on a CPU with bfloat16 instructions.
 TRAINED_SHAPE, TRAINED_DOCUMENTS = (17, 3, 352, 64), 4
 DRY_SHAPES = [(1, 2, 24, 32)]
+#: Providers that are torch's own calls -> their names as implementations of the op, for `dispatch.MEASURED`.
+IMPLEMENTATION_OF = {"flex": "flex", "flex flash": "flex_flash", "sdpa cudnn": "cudnn"}
 
 
 class AttentionOp(Op):
@@ -49,7 +53,9 @@ class AttentionOp(Op):
     def __init__(self) -> None:
         super().__init__()
         self.providers += [
-            OurImplementation(name, our_call, our_refusal) for name in IMPLEMENTATIONS
+            OurImplementation(name, our_call, our_refusal)
+            for name in IMPLEMENTATIONS
+            if name not in IMPLEMENTATION_OF.values()
         ]
         self.providers += [
             SDPAProvider(name, backend)
@@ -60,7 +66,12 @@ class AttentionOp(Op):
                 ("math", SDPBackend.MATH),
             )
         ]
-        self.providers += [FlexProvider(), XformersProvider()]
+        self.providers += [
+            FlexProvider("flex", "AUTO"),
+            FlexProvider("flex flash", "FLASH"),
+            FA3Provider(),
+            XformersProvider(),
+        ]
 
     def cases(self, where: Where) -> list[Case]:
         shapes = DRY_SHAPES if where.dry else SHAPES[where.target, where.size]
@@ -193,6 +204,9 @@ def our_refusal(implementation: str, case: Case, where: Where) -> str | None:
     B, T, H = (case.parameters[name] for name in "BTH")
     if implementation == "reference" and B * H * T * T * 4 > 2**30:
         return f"keeps {B * H * T * T * 4 / 2**30:.0f} GiB of scores in memory"
+    if where.device.type == "cuda":
+        q = torch.empty(1, 1, 1, case.parameters["D"], dtype=case.dtype, device=where.device)
+        return IMPLEMENTATIONS[implementation].refusal(q)
     return None
 
 
@@ -230,11 +244,16 @@ class SDPAProvider(Provider):
 
 
 class FlexProvider(Provider):
-    """FlexAttention, compiled, with a precomputed block mask."""
+    """FlexAttention, compiled, with a precomputed block mask; `backend` is its own, of kernels."""
 
-    name = "flex"
+    def __init__(self, name: str, backend: str) -> None:
+        self.name, self._backend = name, backend
 
     def enabled(self, case: Case, where: Where) -> str | None:
+        if self._backend == "FLASH":
+            q = torch.empty(1, 1, 1, 1, device=where.device)
+            if (reason := IMPLEMENTATIONS["flex_flash"].refusal(q)) is not None:
+                return reason.partition("; next:")[0]
         if where.device.type == "cpu" and case.parameters["backward"]:
             return "has no backward on a CPU"
         return compiling_refusal(where)
@@ -254,7 +273,11 @@ class FlexProvider(Provider):
         run = compiled_flex()
 
         def forward() -> Tensor:
-            out: Tensor = run(*(inputs[name].transpose(1, 2) for name in "qkv"), block_mask=mask)
+            out: Tensor = run(
+                *(inputs[name].transpose(1, 2) for name in "qkv"),
+                block_mask=mask,
+                kernel_options={"BACKEND": self._backend},
+            )
             return out.transpose(1, 2)
 
         return with_backward(case, inputs, forward)
@@ -270,6 +293,36 @@ def compiled_flex() -> Any:
     if not _compiled:
         _compiled.append(torch.compile(flex_attention, dynamic=False))
     return _compiled[0]
+
+
+class FA3Provider(Provider):
+    """FlashAttention 3 (the module `flash_attn_interface`), for packed documents, whose lengths it needs on the host. It
+    can't be an implementation of the op, which reads only tensors on the device."""
+
+    name = "flash-attn 3"
+
+    def enabled(self, case: Case, where: Where) -> str | None:
+        if where.device.type == "cpu":
+            return "needs CUDA"
+        if importlib.util.find_spec("flash_attn_interface") is None:
+            return "flash_attn_interface is not installed"
+        if torch.cuda.get_device_capability(where.device)[0] != 9:
+            return "is for sm_90"
+        return None
+
+    def prepare(self, case: Case, inputs: Inputs) -> Callable[[], Any]:
+        run = importlib.import_module("flash_attn_interface").flash_attn_varlen_func
+        lengths = torch.tensor([0, *inputs["lengths"] * case.parameters["B"]], dtype=torch.int32)
+        begins = lengths.cumsum(0, dtype=torch.int32).to(inputs["q"].device)
+        longest = max(inputs["lengths"])
+
+        def forward() -> Tensor:
+            q, k, v = (inputs[name].flatten(0, 1) for name in "qkv")
+            out = run(q, k, v, begins, begins, longest, longest, causal=True)
+            out = out[0] if isinstance(out, tuple) else out  # older versions also return the lse
+            return out.view(inputs["q"].shape)  # type: ignore[no-any-return]  # not typed
+
+        return with_backward(case, inputs, forward)
 
 
 class XformersProvider(Provider):
@@ -301,8 +354,6 @@ class XformersProvider(Provider):
 
 def xformers_module() -> Any:
     """Return the module with `memory_efficient_attention`, or the reason (a string) why there is none."""
-    import importlib
-
     reasons = []
     for name in ("mslk.attention.fmha", "xformers.ops.fmha"):
         try:
