@@ -122,6 +122,20 @@ def profile(run: Callable[[], object], device: torch.device) -> list[dict[str, A
     ]
 
 
+def kernels_in(run: Callable[[], object], device: torch.device) -> int | None:
+    """Return the number of kernels that a call launches, also those of captured graphs; None without CUDA."""
+    if device.type != "cuda":
+        return None
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
+        run()
+        _finish(device)
+    return sum(
+        event.device_type == torch.autograd.DeviceType.CUDA
+        and not event.name.startswith(("Memcpy", "Memset"))
+        for event in found.events()
+    )
+
+
 def measure(recipe: Recipe, device: torch.device) -> dict[str, Any]:
     assert recipe.decoder is not None
     assert recipe.attention is not None
@@ -133,6 +147,9 @@ def measure(recipe: Recipe, device: torch.device) -> dict[str, Any]:
             vocabulary, recipe.attention.build(), recipe.image_tokenizer.grid
         )
     decoder.train()
+    if recipe.train.compile:
+        for block in decoder.sharded_blocks():
+            block.compile()
     optimizer = OptimizerGroup(decoder, recipe.train, dtype or torch.float32)
     batch = batch_of(recipe, vocabulary)
 
@@ -170,6 +187,9 @@ def measure(recipe: Recipe, device: torch.device) -> dict[str, Any]:
         "flops": flops,
         "product_flops_per_second": throughput,
         "of_products": flops / median / throughput,
+        "compiled": recipe.train.compile,
+        "capability": list(torch.cuda.get_device_capability(device)) if on_cuda else None,
+        "launches": kernels_in(step, device),
         "peak_gb": torch.cuda.max_memory_allocated(device) / 1e9 if on_cuda else None,
         "profile": profile(step, device),
     }

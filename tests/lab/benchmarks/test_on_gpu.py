@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -97,11 +98,18 @@ def test_each_step_runs_though_others_fail(tmp_path: Path) -> None:
     assert "tests/run/generation/test_cuda_graph.py" in files["out/tests.log"]
     assert "tests/kernels/test_segment_decode_triton.py" in files["out/tests.log"]
     assert "bench decode --quick --device cuda" in files["out/decoding.log"]
+    assert "--size 7b" in files["out/decode.log"]
+    assert "attention=flex" in files["out/training-flex.log"]
+    assert "kernels/bench/report.py" in files["out/report.txt"]
     failed = [line.partition(":")[0] for line in files["out/summary.log"].splitlines()]
     expected = [
         "tests",
         "quick",
         "training",
+        "training-compiled",
+        "training-sdpa",
+        "training-flex",
+        "decode",
         "decoding",
         "budget",
         "full-attention",
@@ -110,6 +118,17 @@ def test_each_step_runs_though_others_fail(tmp_path: Path) -> None:
     expected += ["full-segment_decode", "full-add_norm", "full-store_heads"]
     expected += ["full-silu_gate", "full-linear_cross_entropy"]
     assert [name for name in failed if name != "sanitizer"] == expected
+
+
+def test_plugins_of_a_checkout_are_those_of_its_distributions() -> None:
+    """`cm3 bench` is in the distribution cm3lab: without its entry point, no benchmark would run there."""
+    script = SCRIPT.read_text()
+    for project in (ROOT, ROOT / "plugins" / "cm3-lab"):
+        text = (project / "pyproject.toml").read_text()
+        plugins = tomllib.loads(text)["project"]["entry-points"]["cm3core.plugins"]
+        for name, module in plugins.items():
+            assert f"\\n{name} = {module}\\n" in script, name
+    assert 'PYTHONPATH=".:plugins:plugins/cm3-lab:kernels:' in script
 
 
 @pytest.mark.slow
