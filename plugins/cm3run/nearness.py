@@ -59,6 +59,17 @@ def nearness(first: PixelArray, second: PixelArray) -> float:
     return min(_shared(one, other), _shared(_contours(one), _contours(other)))
 
 
+def is_blank(picture: PixelArray) -> bool:
+    """Whether a picture uint8 [height, width, 3] has no ink: nothing that differs from its background by more than noise.
+
+    >>> page = np.full((8, 8, 3), 255, np.uint8)
+    >>> page[4, 4] = 240
+    >>> is_blank(page), is_blank(np.pad(page[:4], ((0, 4), (0, 0), (0, 0))))
+    (True, False)
+    """
+    return _placed(ink_of(picture)) is None
+
+
 class Nearest:
     """Finds the greatest nearness of a picture to any of many, which `nearness` would find one by one.
 

@@ -31,13 +31,16 @@ class CopyConfig(MetricConfig):
 
 @dataclass(kw_only=True)
 class TrainingCopyConfig(CopyConfig):
-    """How many pictures are nearly copies of a picture of the data set's training split, in percent, and the mean of
-    each picture's nearness to the nearest of them, see `cm3run.nearness`. Real held-out pictures show what is
-    inevitable: the data's own near-duplicates.
+    """How many pictures are nearly copies of a picture of the data set's training split, in percent; the mean of
+    each picture's nearness to the nearest of them, see `cm3run.nearness`; and how many are blank, in percent: a blank
+    picture is a copy of nothing, though the training data may have some, and its nearness is 0. Real held-out pictures show
+    what is inevitable: the data's own near-duplicates.
 
     Args:
         least: nearness from which a picture counts as a copy.
     """
+
+    version: ClassVar[int] = 2  # in 1, blank pictures were copies of blank ones
 
     def build(self) -> Metric:
         """A metric without samples."""
@@ -82,8 +85,29 @@ class CopyMetric(Metric):
 class TrainingCopyMetric(CopyMetric):
     """The nearness of each sample to the nearest training picture, which the evaluation finds."""
 
-    needs: ClassVar[tuple[Group, ...]] = (("training_nearness",),)
+    needs: ClassVar[tuple[Group, ...]] = (("pictures", "training_nearness"),)
     _names: ClassVar[tuple[str, str]] = ("training_copies", "training_nearness")
 
+    def __init__(self, least: float) -> None:
+        super().__init__(least)
+        self._blank: dict[int, float] = {}
+
     def _update(self, group: Group, indices: Sequence[int], columns: Mapping[str, Any]) -> None:
-        self._nearness |= dict(zip(indices, map(float, columns["training_nearness"]), strict=True))
+        from cm3run.nearness import is_blank
+
+        shown = zip(indices, columns["pictures"], columns["training_nearness"], strict=True)
+        for index, picture, near in shown:
+            blank = is_blank(picture)
+            self._blank[index] = 100.0 * blank
+            self._nearness[index] = 0.0 if blank else float(near)
+
+    def _merge(self, other: CopyMetric) -> None:
+        assert isinstance(other, TrainingCopyMetric)
+        super()._merge(other)
+        self._blank |= other._blank
+
+    def _result(self) -> Sequence[Score]:
+        from cm3plugins.metrics.collecting import mean_score
+
+        blank = dict(sorted(self._blank.items()))
+        return [*super()._result(), mean_score("blank", blank, higher_is_better=False)]

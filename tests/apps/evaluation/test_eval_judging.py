@@ -352,8 +352,13 @@ class TestTrainingCopy(MetricContract):
     config = TrainingCopyConfig()
 
     def known_answers(self) -> Any:
-        sample = MetricBatch(range(4), {"training_nearness": [1.0, 0.8, 0.75, 0.05]})
-        return [([sample], {"training_copies": 50.0, "training_nearness": 0.65})]
+        square = np.full((16, 16, 3), 255, np.uint8)
+        white = square.copy()
+        square[4:10, 5:11] = 0
+        pictures = [square, square, square, white]
+        columns = {"pictures": pictures, "training_nearness": [0.9, 0.8, 0.7, 1.0]}
+        told = {"training_copies": 50.0, "training_nearness": 0.6, "blank": 25.0}
+        return [([MetricBatch(range(4), columns)], told)]
 
 
 def test_style_needs_a_style(monkeypatch: pytest.MonkeyPatch) -> None:
