@@ -54,6 +54,11 @@ NUM_STEPS, NUM_CODES_STEPS, NUM_CODES_PICTURES = 6, 8, 2000
 _NAME = re.compile(
     r"(?!(?:null|true|false|yes|no|on|off|[yn])$)[a-z_][a-z0-9_]*(?::[a-z0-9_]+)?", re.IGNORECASE
 )
+#: Of sampling. Most places of most pictures are background: sharper than it was learnt, a model of minutes draws nothing else.
+TEMPERATURE, WHY_TEMPERATURE = (
+    1.0,
+    "lower it once drawings are good; a little-trained model then draws blanks",
+)
 #: Ids of the text tokenizer, with few and with many different words.
 FEW_IDS, MANY_IDS, MANY_WORDS = 1024, 4096, 4000
 
@@ -228,6 +233,9 @@ def recipe_text(chosen: Chosen, name: str, registry: Registry) -> str:
         "",
         "data:",
         *recipe_lines({"max_text_tokens": text_tokens}, "99 of 100 captions are not longer"),
+        "",
+        "sampler:",
+        *recipe_lines({"temperature": TEMPERATURE}, WHY_TEMPERATURE),
         "",
         "generate:",
         *recipe_lines({"memory_split": "train"}, "drawings of held-out captions can't copy the held-out picture"),

@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cm3apps.cli.tune import tuning_recipe
-from cm3apps.start.choices import Codes, measured_on, recipe_lines, vars_of
+from cm3apps.start.choices import (
+    TEMPERATURE,
+    WHY_TEMPERATURE,
+    Codes,
+    measured_on,
+    recipe_lines,
+    vars_of,
+)
 from cm3core.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -31,6 +38,9 @@ def tuning_text(survey: Survey, model: str, name: str, minutes: float) -> str:
         *recipe_lines({"name": survey.reader.name, **vars_of(survey), "split": "train"}),
         *recipe_lines({"split_by": "look"}, f"by file name, {across:,} of {held:,} held-out pictures look like one in train"),
         *recipe_lines({"valid": survey.valid}, f"{survey.num_valid:,} pictures are held out"),
+        "",
+        "sampler:",
+        *recipe_lines({"temperature": TEMPERATURE}, WHY_TEMPERATURE),
         "",
         "tune:",
         *recipe_lines({"method": "full"}, "lora saves memory with models of a billion parameters"),

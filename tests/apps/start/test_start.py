@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cm3apps.cli.main import main
+from cm3apps.cli.tune import tuning_recipe
 from cm3apps.start.choices import Chosen, Codes, Trial, own_codes, recipe_text
 from cm3apps.start.command import _trial_lines
 from cm3apps.start.survey import Survey, reader_of
@@ -54,6 +55,7 @@ def test_the_recipe_takes_codes_that_show_the_pictures(tmp_path: Path, pictures:
     assert getattr(recipe.dataset, "split_by", "") == "look"
     assert getattr(recipe.dataset, "path", "") == str(pictures)
     assert recipe.embedder is recipe.reranker is recipe.upscaler is None
+    assert recipe.flat()["sampler.temperature"] == 1.0
 
 
 def test_the_recipe_trains_codes_where_none_show_the_pictures(
@@ -128,6 +130,8 @@ def test_the_recipe_tunes_a_model(
     assert "next: cm3 tune bundled:emoji64 own.yaml" in found.out
     assert found.err == ""
     assert "start_from" not in (tmp_path / "own.yaml").read_text()
+    recipe = tuning_recipe("bundled:emoji64", "own.yaml", [], load_registry())
+    assert (recipe.component_names["sampler"], recipe.flat()["sampler.temperature"]) == ("cfg", 1.0)
     short = ["train.minutes=null", "train.steps=1", "train.sample_every_minutes=null"]
     assert main(["tune", "bundled:emoji64", "own.yaml", "-o", "tuned", *short]) == 0
     assert (tmp_path / "tuned" / "checkpoints").is_dir()
