@@ -137,7 +137,8 @@ def walk(name: str) -> dict[str, Any]:
         [sys.executable, __file__, name],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # as on a CPU that compiled code doesn't know
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CM3_NATIVE": "0"},
         check=False,
     )
     if done.returncode != 0:
