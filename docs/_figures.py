@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 DOCS = Path(__file__).parent
@@ -307,6 +307,29 @@ def _colour_codes() -> list[str]:
                         ["", f"{form}, at most {most:.0f}", f"{files['bytes']:.0f}", *scores(files)]
                     )
     return _table("collection, trained on | | bytes | PSNR | SSIM | distance of features", rows)
+
+
+def _tuned() -> list[str]:
+    """Ways of tuning, and training from nothing, on coloured pictures: means and standard deviations over seeds."""
+    titles = {"full": "`full`", "lora": "`lora`", "head": "`head`", "nothing": "from nothing"}
+    shown = {"blank": 0, "copies": 0, "nearness": 2, "r5": 0}
+
+    def cell(runs: list[dict[str, Any]], score: str, digits: int) -> str:
+        values = [run[score] for run in runs]
+        return f"{mean(values):.{digits}f} ± {stdev(values):.{digits}f}"
+
+    rows: list[Sequence[object]] = []
+    for ground, arms in stored("tuned.json")["grounds"].items():
+        for arm, runs in arms.items():
+            row = [ground, titles[arm], f"{mean(run['steps'] for run in runs):.0f}"]
+            row += [cell(runs, "nats", 2), *(cell(runs, one, shown[one]) for one in shown)]
+            rows.append(row)
+        beside = next(iter(arms.values()))[0]["beside"]
+        for name in ("real", "nearest caption copied"):
+            scores = [f"{beside[one][name]:.{digits}f}" for one, digits in shown.items()]
+            rows.append([ground, name, "", "", *scores])
+    columns = "collection | | steps | nats a code | blank | copies | nearness | R@5"
+    return _table(columns, rows)
 
 
 def _sheets(*names: str) -> list[str]:
@@ -714,5 +737,5 @@ def tables() -> dict[str, dict[str, list[str]]]:
         "quickstart.md": {"quickstart": _quickstart()},
         "speedrun.md": {"speedrun": _speedrun()},
         "recipes.md": {"training memory": _training_memory()},
-        "tuning.md": {"tasks": _tasks(), "ways": _ways()},
+        "tuning.md": {"tasks": _tasks(), "tuned": _tuned(), "ways": _ways()},
     }

@@ -3,8 +3,9 @@ trained from nothing in the same time, and write docs/figures/tuned.json: `pytho
 docs/_generate.py` makes the table of docs/tuning.md of the file.
 
 FOLDER is that of docs/_colour_codes.py. Each model is trained for `--minutes` on one thread, and drawn with by `cm3 eval` on at
-most `NUM` held-out pictures. The order is one seed after another, so `--seeds 0` measures a first one; finished trainings and
-evaluations are only read again. `--part 1/2` and `--part 2/2` do half of the work each, to run beside each other.
+most `NUM` held-out pictures, with the bundled model's sampler. The order is one seed after another, so `--seeds 0` measures a
+first one; finished trainings and evaluations are only read again. `--part 1/2` and `--part 2/2` do half of the work each, to
+run beside each other.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ SCORES = {
     "judge_r5-blurred32": "r5",
     "training_copies": "copies",
     "training_nearness": "nearness",
+    "blank": "blank",
 }
 #: Sections that a model from nothing has from the base.
 KEPT = ("image_tokenizer", "embedder", "retriever", "objective", "decoder", "sampler", "vocabulary")
@@ -81,7 +83,7 @@ def recipe_of(dataset: Mapping[str, Any], *, whole: bool) -> str:
 def measured(ground: str, folder: Path, arm: str, seed: int, out: Path, minutes: float) -> Any:
     """The scores of one model, and of real pictures and copies beside it."""
     run = out / f"{ground}-{arm}-{seed}"
-    scores = run / "scores" / "scores.json"
+    scores, trained = run / "scores" / "scores.json", run / "trained"
     if not scores.is_file():
         run.mkdir(parents=True, exist_ok=True)
         recipe = run / "recipe.yaml"
@@ -90,9 +92,12 @@ def measured(ground: str, folder: Path, arm: str, seed: int, out: Path, minutes:
         begun = ["train"] if arm == "nothing" else ["tune", BASE]
         keys = [*ARMS[arm], f"train.seed={seed}"]
         command = [*begun, str(recipe), "-o", str(run / "run"), "--minutes", f"{minutes:g}", *keys]
-        assert cm3([*command, "--quiet"]) == 0
+        if not trained.is_file():
+            assert cm3([*command, "--quiet"]) == 0
+            trained.touch()
         command = ["eval", str(run / "run"), str(recipe), "--num", str(NUM)]
-        assert cm3([*command, "--threads", "1", "-o", str(run / "scores")]) == 0
+        command += ["--threads", "1", "-o", str(run / "scores")]
+        assert cm3(command) == 0
     found = {row["name"]: row for row in json.loads(scores.read_text(encoding="utf-8"))["scores"]}
     state = json.loads(
         max((run / "run" / "checkpoints").glob("*/state.json")).read_text(encoding="utf-8")
