@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Callable
+from importlib import import_module
 
 import pytest
 import torch
@@ -77,6 +78,7 @@ def test_what_is_refused(x: torch.Tensor, message: str) -> None:
 @pytest.mark.slow
 def test_op_contract() -> None:
     """PyTorch's own check of a custom operator."""
+    import_module("cm3kernels.silu_gate.triton")  # registers it
     torch.library.opcheck(torch.ops.cm3.silu_gate.default, (torch.randn(2, 8),))
 
 
