@@ -549,6 +549,29 @@ def _ways() -> list[str]:
     )
 
 
+def _floors() -> list[str]:
+    """Image tokens a second on one thread with AMX, relative to a plain loop; and how much of the time reading takes."""
+    titles = {
+        "plain-bf16": "a plain loop, bf16",
+        "engine-bf16": "`cm3`, bf16",
+        "engine-int8": "`cm3`, int8",
+    }
+    rows: dict[str, list[str]] = {name: [title] for name, title in titles.items()}
+    columns = [""]
+    for size in ("25m", "100m"):
+        own = [
+            one for one in stored(f"decode-{size}-amx.json")["results"] if one["part"] == "compare"
+        ]
+        for batch in (1, 8):
+            columns.append(f"{size.upper()}, batch {batch}")
+            found = {one["provider"]: one for one in own if one["parameters"]["batch"] == batch}
+            plain = found["plain-bf16"]["tokens_per_s"]
+            for name, row in rows.items():
+                speed, read = found[name]["tokens_per_s"], found[name]["of_read"]
+                row.append(f"{speed:.0f} ({speed / plain:.1f}), {read:.0%}")
+    return _table(" | ".join(columns), rows.values())
+
+
 def _upscalers() -> list[str]:
     """PSNR and SSIM of the upscalers, on downscaled pictures and on the tokenizer's reconstructions."""
     found = stored("upscalers.json")
@@ -728,6 +751,7 @@ def tables() -> dict[str, dict[str, list[str]]]:
         "decoding.md": {
             "rerankers": _rerankers(),
             "nearness of pairs": _near_pairs(),
+            "floors": _floors(),
             "speed": _speed(),
             "upscalers": _upscalers(),
         },
