@@ -49,6 +49,7 @@ def test_cudnn_s_call_is_the_function(layout: str, monkeypatch: pytest.MonkeyPat
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
+# its call is tested, which needs no compilation
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("layout", ["none", "retrieved", "padded"])
 def test_flex_s_call_is_the_function(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,13 +133,15 @@ def _write_tuning(
     args: Namespace, survey: Survey, registry: Registry, out: Path, sheet: Path
 ) -> list[str]:
     """Write the recipe that tunes a model; the words of the command."""
-    from cm3apps.start.tuning import codes_of_model, composed, tuning_text
+    from cm3apps.start.choices import measured_on
+    from cm3apps.start.tuning import composed, tuning_text
     from cm3core.files import write_text
 
-    write_text(out, tuning_text(survey, args.tune, out.stem, args.minutes))
+    write_text(out, tuning_text(survey, args.tune, out.stem, args.minutes, registry))
     recipe = composed(args.tune, out, registry, args.trust_endpoints)
     recipe.check()
-    codes = codes_of_model(survey, args.tune, recipe)
+    assert recipe.image_tokenizer is not None  # checked by `composed`
+    codes = measured_on(survey, recipe.image_tokenizer, args.tune)
     _tell_of_codes([codes], sheet)
     if not codes.suits:
         print(

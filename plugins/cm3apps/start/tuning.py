@@ -13,12 +13,12 @@ from cm3apps.cli.tune import tuning_recipe
 from cm3apps.start.choices import (
     TEMPERATURE,
     WHY_TEMPERATURE,
-    Codes,
-    measured_on,
     recipe_lines,
     vars_of,
 )
 from cm3core.errors import RecipeError
+from cm3core.recipe.layers import STORED, parse, read
+from cm3run.checkpoint import find_checkpoint, find_model
 
 if TYPE_CHECKING:
     from cm3apps.start.survey import Survey
@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 LEARNING_RATE = 5.0e-4
 
 
-def tuning_text(survey: Survey, model: str, name: str, minutes: float) -> str:
+def tuning_text(survey: Survey, model: str, name: str, minutes: float, registry: Registry) -> str:
     """The recipe, with a reason behind each choice."""
+    stored = find_checkpoint(find_model(model, registry)) / STORED
+    sampler = parse(read(stored), str(stored)).get("sampler", {}).get("name")
     across, held = survey.num_across
     lines = [
         f"# {name}: written by 'cm3 start' to tune {model} on {len(survey):,} pictures; change what you like",
@@ -40,6 +42,7 @@ def tuning_text(survey: Survey, model: str, name: str, minutes: float) -> str:
         *recipe_lines({"valid": survey.valid}, f"{survey.num_valid:,} pictures are held out"),
         "",
         "sampler:",
+        *recipe_lines({"name": sampler}, "the model's"),
         *recipe_lines({"temperature": TEMPERATURE}, WHY_TEMPERATURE),
         "",
         "tune:",
@@ -63,9 +66,3 @@ def composed(model: str, out: Path, registry: Registry, trust_endpoints: Sequenc
     if recipe.image_tokenizer is None:
         raise RecipeError(model, "has no image tokenizer", "name a model that draws")
     return recipe
-
-
-def codes_of_model(survey: Survey, model: str, recipe: Recipe) -> Codes:
-    """What the model's codes keep of the pictures."""
-    assert recipe.image_tokenizer is not None
-    return measured_on(survey, recipe.image_tokenizer, model)

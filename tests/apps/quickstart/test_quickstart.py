@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -282,3 +283,14 @@ def test_drawing_and_encoding_count_as_minutes(
         assert short._plan(short.recipe(), 100.0).train.minutes == pytest.approx(0.03)
     longer = Quickstart(load_registry(), tmp_path / "out", minutes=10, overrides=own)
     assert longer.training_minutes == pytest.approx(7.0)
+
+
+def test_what_a_set_lacks_is_drawn_with_the_rest_of_it_in_the_memory() -> None:
+    def with_memory(*, split: str) -> SimpleNamespace:
+        return SimpleNamespace(split=split)
+
+    model: Any = SimpleNamespace(split="train", with_memory=with_memory)
+    remembering: Any = judged.remembering  # of any model
+    memory = {split: remembering(model, split).split for split in judged.ICON_SPLITS}
+    assert memory.pop("missing") == "available"
+    assert set(memory.values()) == {"train"}

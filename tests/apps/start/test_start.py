@@ -132,6 +132,8 @@ def test_the_recipe_tunes_a_model(
     assert "start_from" not in (tmp_path / "own.yaml").read_text()
     recipe = tuning_recipe("bundled:emoji64", "own.yaml", [], load_registry())
     assert (recipe.component_names["sampler"], recipe.flat()["sampler.temperature"]) == ("cfg", 1.0)
+    assert recipe.flat()["sampler.guidance_scale"] == 1.2, "the other keys are the model's"
+    assert compose("own.yaml", registry=load_registry()).dataset is not None, "cm3 eval reads it"
     short = ["train.minutes=null", "train.steps=1", "train.sample_every_minutes=null"]
     assert main(["tune", "bundled:emoji64", "own.yaml", "-o", "tuned", *short]) == 0
     assert (tmp_path / "tuned" / "checkpoints").is_dir()

@@ -148,6 +148,7 @@ def test_weights_of_training_alone_are_in_memory_once(folder: Path, narrow: None
     assert model.engine.decoder is decoder
 
 
+# this process alone writes what several would
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_parts_of_several_processes(folder: Path, narrow: None, tmp_path: Path) -> None:
     """Read one tensor at a time; the whole decoder is the same."""
