@@ -647,12 +647,12 @@ def _usable() -> list[str]:
     return lines
 
 
-def _settings(split: str) -> list[str]:
+def _settings(split: str, file: str = "settings.json") -> list[str]:
     """Settings of generation, as `cm3 experiment settings` judged them."""
     from cm3lab.experiments.judged import DRAWINGS
 
     titles = {name: arm.title for name, arm in DRAWINGS.items()}
-    return _judged(stored("settings.json")["runs"], titles, split)
+    return _judged(stored(file)["runs"], titles, split)
 
 
 def _scaling(split: str) -> list[str]:
@@ -750,6 +750,8 @@ def tables() -> dict[str, dict[str, list[str]]]:
         },
         "decoding.md": {
             "rerankers": _rerankers(),
+            "best of four restyle": _settings("restyle", "best-of-four.json"),
+            "best of four variant": _settings("variant", "best-of-four.json"),
             "nearness of pairs": _near_pairs(),
             "floors": _floors(),
             "speed": _speed(),

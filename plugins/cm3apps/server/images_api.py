@@ -447,6 +447,7 @@ def facts_of(result: Any) -> dict[str, Any]:
             "index": result.choice.index,
             "scores": list(result.choice.scores),
             "measure": result.choice.measure,
+            "copies": list(result.choice.copies),
         }
     return facts
 

@@ -20,16 +20,24 @@ class ClipRerankerConfig(RerankerConfig):
     a generated text against the pictures that it was generated for; several pictures are averaged.
     Costs one embedding per picture and text. It can only distinguish what the embedder was
     trained on.
+
+    Args:
+        with_retrieved: compare with the pictures of the retrieved documents, too; the mean counts each as much as the
+            text. Helps where the embedder knows pictures better than words. Near copies of a document come last in
+            any case (`cm3run.model.candidates`).
     """
 
     needs: ClassVar[tuple[str, ...]] = ("embedder",)
+    later_keys: ClassVar[tuple[str, ...]] = ("with_retrieved",)
+
+    with_retrieved: bool = False
 
     def build(self, *, embedder: Embedder | None, likelihood: Likelihood) -> Reranker:
         """Return the reranker; `likelihood` is not used."""
         from cm3plugins.rerankers.cosine import CosineReranker
 
         assert embedder is not None  # guaranteed by `needs`
-        return CosineReranker(embedder)
+        return CosineReranker(embedder, with_retrieved=self.with_retrieved)
 
 
 @dataclass(kw_only=True)

@@ -2,7 +2,7 @@
 (`--candidates`, best of n), the reranker that scores them, and the upscaler.
 
 `Plan.job` makes the candidates' requests, each with its own seed, scores the results (`Reranker.score`; the reranker
-`clip` compares picture and prompt) and keeps the best.
+`clip` compares picture and prompt) and keeps the best; near copies of a prepended document come last.
 
 The methods of `Model` take the options as keywords, mixed with the sampler's keys, which only the sampler's config
 knows. "These keys, and any others" can't be typed (PEP 728 would allow it; mypy doesn't support it), so the methods
@@ -26,7 +26,8 @@ from cm3run.generation.prepare import SHORTEN, SHORTEN_OR_TRUNCATE
 from cm3run.model.jobs import Job
 from cm3run.model.loaded import Loaded, Picture, check_kept, check_length, sampler_of, seen
 from cm3run.model.prepending import Alternatives, Augmented, Retrieval
-from cm3run.model.results import Choice, GeneratedImage
+from cm3run.model.results import Choice, GeneratedImage, RetrievedDocument
+from cm3run.nearness import NEARLY_A_COPY, nearness
 
 if TYPE_CHECKING:
     from cm3core.interfaces.reranker import Reranker, RerankerConfig
@@ -247,29 +248,37 @@ class Plan:
 
             if self.reranker is None:
                 return make(completions[0], requests[0].seed, None, decode)
-            scores = self.reranker.score(
-                [
-                    Candidate(
-                        one.document,
-                        completion.document,
-                        decode,
-                        tuple(one.retrieved),
-                        completion.log_probability,
-                        completion.num_tokens,
-                        one.seed,
-                    )
-                    for one, completion in zip(requests, completions, strict=True)
-                ]
-            )
-            best = max(range(len(scores)), key=scores.__getitem__)
-            return make(
-                completions[best],
-                requests[best].seed,
-                Choice(tuple(scores), best, self.reranker.measure),
-                decode,
-            )
+            candidates = [
+                Candidate(
+                    one.document,
+                    completion.document,
+                    decode,
+                    tuple(one.retrieved),
+                    completion.log_probability,
+                    completion.num_tokens,
+                    one.seed,
+                )
+                for one, completion in zip(requests, completions, strict=True)
+            ]
+            scores = self.reranker.score(candidates)
+            copies = [
+                _is_copy(one, alternative_of(alternatives, one.seed).retrieved)
+                for one in candidates
+            ]
+            choice = Choice.best(scores, self.reranker.measure, copies)
+            return make(completions[choice.index], requests[choice.index].seed, choice, decode)
 
         return Job(requests, finish)
+
+
+def _is_copy(candidate: Candidate, documents: Sequence[RetrievedDocument]) -> bool:
+    """Whether a drawn picture is nearly a copy of a document that was prepended to it."""
+    shown = [one.pixels for one in documents if one.pixels is not None]
+    return any(
+        nearness(drawn, one) >= NEARLY_A_COPY
+        for drawn in (candidate.pixels if shown else ())
+        for one in shown
+    )
 
 
 def alternative_of(alternatives: Sequence[Augmented], seed: int) -> Augmented:

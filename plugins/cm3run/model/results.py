@@ -92,13 +92,22 @@ class Choice:
 
     Args:
         scores: of all candidates, in the order of their seeds; higher is better.
-        index: position of the chosen candidate, which has the highest score (the first on ties).
+        index: position of the chosen candidate, which has the highest score (the first on ties) of those that are no
+            near copies, or of all if all are.
         measure: what the scores measure.
+        copies: whether each is nearly a copy of a document that was prepended to it.
     """
 
     scores: tuple[float, ...]
     index: int
     measure: str
+    copies: tuple[bool, ...] = ()
+
+    @classmethod
+    def best(cls, scores: Sequence[float], measure: str, copies: Sequence[bool]) -> Choice:
+        """Choose the highest score, near copies last: who asks for a drawing has the documents already."""
+        index = max(range(len(scores)), key=lambda one: (not copies[one], scores[one]))
+        return cls(tuple(scores), index, measure, tuple(copies))
 
     @property
     def score(self) -> float:

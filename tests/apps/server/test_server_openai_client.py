@@ -145,6 +145,7 @@ def test_a_high_quality_is_the_best_of_four(client):
         "index": own.choice.index,
         "scores": list(own.choice.scores),
         "measure": "brightness",
+        "copies": [False] * 4,
     }
 
 

@@ -61,6 +61,13 @@ class TestCosine(RerankerContract):
         return ClipRerankerConfig().build(embedder=HashEmbedder(), likelihood=tiny_likelihood())
 
 
+class TestCosineToDocuments(RerankerContract):
+    def make(self) -> Reranker:
+        return ClipRerankerConfig(with_retrieved=True).build(
+            embedder=HashEmbedder(), likelihood=tiny_likelihood()
+        )
+
+
 class TestLikelihoodPerToken(RerankerContract):
     def make(self) -> Reranker:
         return LikelihoodRerankerConfig().build(embedder=None, likelihood=tiny_likelihood())
@@ -151,9 +158,28 @@ def test_several_pictures_count_as_their_mean_and_given_ones_not_beside_drawn_on
     assert reranker.score([one]) == pytest.approx([0.8])
 
 
+def test_cosines_to_text_and_documents_by_hand():
+    """Of a document without a picture nothing is compared; without any, only the text is."""
+    documents = ((Text("a"), GREEN), (Text("b"),), (Text("c"), BETWEEN))
+    config = ClipRerankerConfig(with_retrieved=True)
+    reranker = config.build(embedder=ColourEmbedder(), likelihood=tiny_likelihood())
+    for retrieved, expected in (
+        (documents, [(1 + 0 + 0.6) / 3, (0 + 1 + 0.8) / 3, (0.6 + 0.8 + 1) / 3]),
+        (documents[1:2], [1, 0, 0.6]),
+        ((), [1, 0, 0.6]),
+    ):
+        some = [
+            Candidate((Text("red"), ImageHole()), (Text("red"), picture), coloured, retrieved)
+            for picture in (RED, GREEN, BETWEEN)
+        ]
+        assert reranker.score(some) == pytest.approx(expected)
+
+
 def test_a_cosine_is_called_after_its_embedder():
-    reranker = ClipRerankerConfig().build(embedder=HashEmbedder(), likelihood=tiny_likelihood())
-    assert reranker.measure == "cosine similarity of HashEmbedder"
+    for with_retrieved, to in ((False, ""), (True, ", to text and documents")):
+        config = ClipRerankerConfig(with_retrieved=with_retrieved)
+        reranker = config.build(embedder=HashEmbedder(), likelihood=tiny_likelihood())
+        assert reranker.measure == f"cosine similarity of HashEmbedder{to}"
 
 
 # ---- likelihood and pmi by hand

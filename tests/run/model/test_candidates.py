@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cm3core.errors import GenerationError
+from cm3run.model import candidates
+from cm3run.model.results import Choice
 from messages import tells
 from toy_model import picture
 
@@ -26,6 +30,32 @@ def test_the_best_of_all_candidates_is_shown_with_all_scores(ranked):
         [picture(8, 8)], seed=1, num_candidates=3, text_temperature=2.0, num_retrieved=0
     )
     assert text.choice.score == len(text.text)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=6))
+def test_near_copies_come_last(drawn):
+    scores, copies = zip(*drawn, strict=True)
+    choice = Choice.best(scores, "points", copies)
+    fair = [place for place in range(len(scores)) if not copies[place]] or range(len(scores))
+    assert choice.index in fair
+    assert choice.score == max(scores[place] for place in fair)
+    assert choice.index == min(place for place in fair if scores[place] == choice.score)
+
+
+def test_a_near_copy_of_a_prepended_document_is_passed_over(ranked, monkeypatch):
+    context = [(picture(8, 8), "green")]
+    [free] = ranked.generate("red", 1, seed=3, num_candidates=3, context=context)
+    assert free.choice.copies == (False,) * 3
+    monkeypatch.setattr(
+        candidates, "nearness", lambda drawn, _: float(np.array_equal(drawn, free.pixels))
+    )
+    [other] = ranked.generate("red", 1, seed=3, num_candidates=3, context=context)
+    assert other.choice.scores == free.choice.scores
+    assert [place for place, copy in enumerate(other.choice.copies) if copy] == [free.choice.index]
+    ranks = sorted(range(3), key=lambda place: -free.choice.scores[place])
+    assert other.choice.index == ranks[1]
+    [alone] = ranked.generate("red", 1, seed=3, num_candidates=3)
+    assert alone.choice.copies == (False,) * 3
 
 
 def test_candidates_need_a_reranker(model):

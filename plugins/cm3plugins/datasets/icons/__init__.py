@@ -30,11 +30,18 @@ SPLITS_OF: Mapping[str, tuple[str, ...]] = {
 OF_STRANGERS = ("missing", "available")
 
 
-def check_split(split: str, held_out: str, known: Sequence[str]) -> None:
-    """Raise `RecipeError` for an unknown split, or one that the other way of holding out has."""
+def _splits_of(held_out: str) -> tuple[str, ...]:
+    *own, every = SPLITS_OF[held_out]
+    return (*own, *(OF_STRANGERS if held_out == "closed" else ()), every)
+
+
+def check_split(split: str, held_out: str, ways: Mapping[str, Sequence[str]]) -> None:
+    """Raise `RecipeError` for an unknown split, or one that the other way of holding out has. `ways`: of holding out,
+    with their splits."""
+    known = ways[held_out]
     if split in known:
         return
-    others = [way for way, own in SPLITS_OF.items() if split in own[:-1] and way != held_out]
+    others = [way for way, own in ways.items() if split in own and way != held_out]
     cause, step = f"is {split!r}; {close_match(split, known)}", f"use one of {', '.join(known)}"
     if others:
         cause = f"dataset.held_out={held_out} has no split {split!r}; {others[0]} has"
@@ -99,13 +106,12 @@ class IconSourceConfig(DocumentSourceConfig):
 
     @property
     def splits(self) -> tuple[str, ...]:  # type: ignore[override]  # of the way of holding out
-        *own, every = SPLITS_OF[self.held_out]
-        return (*own, *(OF_STRANGERS if self.held_out == "closed" else ()), every)
+        return _splits_of(self.held_out)
 
     def check(self) -> None:
         """Raise `RecipeError` for an unknown split, set or style word, or invalid templates."""
         super().check()
-        check_split(self.split, self.held_out, self.splits)
+        check_split(self.split, self.held_out, {way: _splits_of(way) for way in SPLITS_OF})
         known = (*all_sets(), *(f"emoji-{style}" for style in EMOJI_TITLES))
         for place, values, allowed, what in (
             ("dataset.sets", self.sets if self.path is None else [], known, "set"),
