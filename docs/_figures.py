@@ -655,6 +655,21 @@ def _settings(split: str, file: str = "settings.json") -> list[str]:
     return _judged(stored(file)["runs"], titles, split)
 
 
+def _vectors() -> list[str]:
+    """What vector and raster models drew of the same held-out icons, as `docs/_vectors.py` stored it."""
+    lines = [
+        "| | split | usable | thing | first five | hand | copy |",
+        "| --- |" + " --- |" * 6,
+    ]
+    judged = stored("vectors.json")["judged"]
+    rows = [(title, "drawn", by_split) for title, by_split in judged.items()]
+    for title, kind, by_split in (*rows, ("*real drawings*", "real", next(iter(judged.values())))):
+        for split, found in by_split.items():
+            cells = [f"{value:.0f} ± {spread:.0f}" for value, spread in found[kind].values()]
+            lines.append(f"| {title} | `{split}` | {' | '.join(cells)} |")
+    return lines
+
+
 def _scaling(split: str) -> list[str]:
     """Sizes and tokens of training, as `cm3 experiment scaling` judged them."""
     from cm3lab.experiments.judged.scaling import TITLES
@@ -728,7 +743,7 @@ def _speedrun() -> list[str]:
 def tables() -> dict[str, dict[str, list[str]]]:
     """The tables of the pages, by name."""
     return {
-        "icons.md": {"codes": _icon_codes()},
+        "icons.md": {"codes": _icon_codes(), "vectors": _vectors()},
         "icons-model.md": {
             "tuned": _of_icons(),
         },
