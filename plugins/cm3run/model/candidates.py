@@ -265,10 +265,16 @@ class Plan:
                 _is_copy(one, alternative_of(alternatives, one.seed).retrieved)
                 for one in candidates
             ]
-            choice = Choice.best(scores, self.reranker.measure, copies)
+            choice = best_of(scores, self.reranker.measure, copies)
             return make(completions[choice.index], requests[choice.index].seed, choice, decode)
 
         return Job(requests, finish)
+
+
+def best_of(scores: Sequence[float], measure: str, copies: Sequence[bool]) -> Choice:
+    """Choose the highest score, near copies last: who asks for a drawing has the documents already."""
+    index = max(range(len(scores)), key=lambda one: (not copies[one], scores[one]))
+    return Choice(tuple(scores), index, measure, tuple(copies))
 
 
 def _is_copy(candidate: Candidate, documents: Sequence[RetrievedDocument]) -> bool:

@@ -103,12 +103,6 @@ class Choice:
     measure: str
     copies: tuple[bool, ...] = ()
 
-    @classmethod
-    def best(cls, scores: Sequence[float], measure: str, copies: Sequence[bool]) -> Choice:
-        """Choose the highest score, near copies last: who asks for a drawing has the documents already."""
-        index = max(range(len(scores)), key=lambda one: (not copies[one], scores[one]))
-        return cls(tuple(scores), index, measure, tuple(copies))
-
     @property
     def score(self) -> float:
         """The chosen candidate's score."""

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from cm3core.errors import GenerationError
 from cm3run.model import candidates
-from cm3run.model.results import Choice
 from messages import tells
 from toy_model import picture
 
@@ -35,7 +34,7 @@ def test_the_best_of_all_candidates_is_shown_with_all_scores(ranked):
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=6))
 def test_near_copies_come_last(drawn):
     scores, copies = zip(*drawn, strict=True)
-    choice = Choice.best(scores, "points", copies)
+    choice = candidates.best_of(scores, "points", copies)
     fair = [place for place in range(len(scores)) if not copies[place]] or range(len(scores))
     assert choice.index in fair
     assert choice.score == max(scores[place] for place in fair)
