@@ -760,6 +760,10 @@ def tables() -> dict[str, dict[str, list[str]]]:
         "claims.md": {
             "scaled losses": _scaled_losses(),
             "scaled restyle": _scaling("restyle"),
+            **{
+                f"longer {split}": _settings(split, "longer.json")
+                for split in ("restyle", "variant", "missing")
+            },
             "settings restyle": _settings("restyle"),
             "settings variant": _settings("variant"),
         },
