@@ -655,19 +655,25 @@ def _settings(split: str, file: str = "settings.json") -> list[str]:
     return _judged(stored(file)["runs"], titles, split)
 
 
+def _verdicts(found: dict[str, list[float]]) -> list[str]:
+    """Cells of what icons are judged by: value and standard error."""
+    names = ("usable", "thing", "thing_top5", "in_hand", "copied")
+    return [f"{found[name][0]:.0f} ± {found[name][1]:.0f}" for name in names]
+
+
 def _vectors() -> list[str]:
     """What vector and raster models drew of the same held-out icons, as `docs/_vectors.py` stored it."""
-    lines = [
-        "| | split | usable | thing | first five | hand | copy |",
-        "| --- |" + " --- |" * 6,
-    ]
     judged = stored("vectors.json")["judged"]
     rows = [(title, "drawn", by_split) for title, by_split in judged.items()]
-    for title, kind, by_split in (*rows, ("*real drawings*", "real", next(iter(judged.values())))):
-        for split, found in by_split.items():
-            cells = [f"{value:.0f} ± {spread:.0f}" for value, spread in found[kind].values()]
-            lines.append(f"| {title} | `{split}` | {' | '.join(cells)} |")
-    return lines
+    rows += [("*real drawings*", "real", next(iter(judged.values())))]
+    return _table(
+        " | split | usable | thing | first five | hand | copy",
+        [
+            (title, f"`{split}`", *_verdicts(found[kind]))
+            for title, kind, by_split in rows
+            for split, found in by_split.items()
+        ],
+    )
 
 
 def _scaling(split: str) -> list[str]:
@@ -694,19 +700,14 @@ def _scaled_losses() -> list[str]:
 
 def _quickstart() -> list[str]:
     """What one quickstart drew of held-out icons, as `docs/_quickstart.py` stored it."""
-    scores = {
-        "usable": "usable",
-        "thing": "thing",
-        "thing_top5": "first five",
-        "in_hand": "hand",
-        "copied": "copy",
-    }
-    lines = [f"| | | {' | '.join(scores.values())} |", "| --- | --- |" + " --- |" * len(scores)]
-    for split, rows in stored("quickstart.json")["splits"].items():
-        for row, found in rows.items():
-            cells = [f"{found[name][0]:.0f} ± {found[name][1]:.0f}" for name in scores]
-            lines.append(f"| `{split}` | {row} | {' | '.join(cells)} |")
-    return lines
+    return _table(
+        " | | usable | thing | first five | hand | copy",
+        [
+            (f"`{split}`", row, *_verdicts(found))
+            for split, rows in stored("quickstart.json")["splits"].items()
+            for row, found in rows.items()
+        ],
+    )
 
 
 def _speedrun() -> list[str]:

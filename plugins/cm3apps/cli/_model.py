@@ -335,10 +335,9 @@ def written_facts(
 def show_choice(choice: Choice | None) -> None:
     """Print how a result was chosen among candidates, if it was."""
     if choice is not None:
-        copies = choice.copies or (False,) * len(choice.scores)
         scores = ", ".join(
             f"{score:.4g} a copy" if copy else f"{score:.4g}"
-            for score, copy in zip(choice.scores, copies, strict=True)
+            for score, copy in zip(choice.scores, choice.copies, strict=True)
         )
         print(
             f"  candidate {choice.index + 1} of {len(choice.scores)} by {choice.measure}: "

@@ -278,12 +278,15 @@ def best_of(scores: Sequence[float], measure: str, copies: Sequence[bool]) -> Ch
 
 
 def _is_copy(candidate: Candidate, documents: Sequence[RetrievedDocument]) -> bool:
-    """Whether a drawn picture is nearly a copy of a document that was prepended to it."""
-    shown = [one.pixels for one in documents if one.pixels is not None]
+    """Whether a picture is nearly a copy of a document that was prepended to it. What is inpainted is none: the rest of
+    the picture may have been one before."""
+    if not any(isinstance(segment, ImageHole) for segment in candidate.request):
+        return False
     return any(
-        nearness(drawn, one) >= NEARLY_A_COPY
-        for drawn in (candidate.pixels if shown else ())
-        for one in shown
+        nearness(drawn, one.pixels) >= NEARLY_A_COPY
+        for drawn in candidate.pixels
+        for one in documents
+        if one.pixels is not None
     )
 
 

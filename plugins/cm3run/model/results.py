@@ -95,13 +95,13 @@ class Choice:
         index: position of the chosen candidate, which has the highest score (the first on ties) of those that are no
             near copies, or of all if all are.
         measure: what the scores measure.
-        copies: whether each is nearly a copy of a document that was prepended to it.
+        copies: whether each is nearly a copy of a document that was prepended to it; never for texts and inpainted pictures.
     """
 
     scores: tuple[float, ...]
     index: int
     measure: str
-    copies: tuple[bool, ...] = ()
+    copies: tuple[bool, ...]
 
     @property
     def score(self) -> float:

@@ -57,6 +57,14 @@ def test_a_near_copy_of_a_prepended_document_is_passed_over(ranked, monkeypatch)
     assert alone.choice.copies == (False,) * 3
 
 
+def test_an_inpainted_picture_is_no_copy(ranked, monkeypatch):
+    monkeypatch.setattr(candidates, "nearness", lambda drawn, document: 1.0)
+    asked = {"num_candidates": 2, "context": [(picture(8, 8), "green")]}
+    filled = ranked.infill(picture(8, 8), (0, 0, 4, 4), "red", **asked)
+    assert filled.choice.copies == (False, False)
+    assert ranked.generate("red", 1, **asked)[0].choice.copies == (True, True)
+
+
 def test_candidates_need_a_reranker(model):
     with pytest.raises(GenerationError) as error:
         model.generate("red", num_candidates=2)
