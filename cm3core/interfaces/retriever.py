@@ -39,6 +39,7 @@ class RetrieverConfig(ComponentConfig):
             query finds more than its nearest paraphrases (paper section 2.1: 0.2). At least one
             word is kept.
         own_share: in training, probability that one of a sequence's documents is the query itself, which teaches copying.
+        full_share: in training, probability of all `num_retrieved` documents, of as many facets as there are.
         unlike_below: if the best document for a picture in a question is less similar than this, the commands
             warn that the memory has nothing like it, so the answer may be meaningless. None: never.
         num_alternatives: in generation, the pictures of one prompt take turns with this many of its best
@@ -56,11 +57,13 @@ class RetrieverConfig(ComponentConfig):
     #: Whether it has its own memory, opened by `open_memory`, instead of a bank or the data
     #: set. Such a memory may change at any moment, so it can't be used in training.
     own_memory: ClassVar[bool] = False
-    later_keys: ClassVar[tuple[str, ...]] = ("own_share",)
+    #: How many facets take turns in results.
+    num_facets: ClassVar[int] = 1
+    later_keys: ClassVar[tuple[str, ...]] = ("own_share", "full_share")
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
         "num_retrieved": (0, 2**16),
         "num_ranks": (1, 2**20),
-        "own_share": (0.0, 1.0),
+        **dict.fromkeys(("own_share", "full_share"), (0.0, 1.0)),
         "num_alternatives": (1, 2**10),
         "alternative_margin": (0.0, 1.0),
     }
@@ -70,6 +73,7 @@ class RetrieverConfig(ComponentConfig):
     bank: str | None = None
     query_dropout: float = 0.0
     own_share: float = 0.0
+    full_share: float = 0.0
     unlike_below: float | None = None
     num_alternatives: int = 1
     alternative_margin: float = 0.05

@@ -52,6 +52,7 @@ class FacetsRetrieverConfig(AnsweringRetrieverConfig):
 
     not_in_outputs: ClassVar[tuple[str, ...]] = ("meanings",)
     only_in_generation: ClassVar[tuple[str, ...]] = ("meanings",)
+    num_facets: ClassVar[int] = 2
     later_keys: ClassVar[tuple[str, ...]] = ("meanings",)
     outside: ClassVar[Mapping[str, Outside]] = {"separator": TEXT}
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"k1": (0, 1e6), "b": (0, 1)}

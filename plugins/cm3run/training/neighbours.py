@@ -39,6 +39,7 @@ _NOT_RESULTS = (
     "random_num_retrieved",
     "num_ranks",
     "own_share",
+    "full_share",
     "bank",
     "query_dropout",
     "cache",

@@ -183,6 +183,8 @@ class Preparation:
             config.num_retrieved,
             config.random_num_retrieved,
             config.own_share,
+            config.full_share,
+            config.num_facets,
         )
 
     @cached_property

@@ -54,6 +54,8 @@ class RetrievedDocuments:
         random_num_retrieved: in training, draw the number from 0 to `num_retrieved`; for a picture with n parts
             from 0 to n, where any number but 0 means all of them.
         own_share: in training, probability that one of the documents is the query itself.
+        full_share: in training, probability that there are all `num_retrieved`, of each facet in turn.
+        num_facets: that take turns in `neighbours`.
     """
 
     neighbours: Neighbours
@@ -62,6 +64,8 @@ class RetrievedDocuments:
     num_retrieved: int
     random_num_retrieved: bool = False
     own_share: float = 0.0
+    full_share: float = 0.0
+    num_facets: int = 1
 
     def draw(
         self, index: int, rng: np.random.Generator, query: Document | None = None
@@ -75,11 +79,16 @@ class RetrievedDocuments:
             return []
         parts = self.neighbours.parts(index)
         most = len(parts) or self.num_retrieved
-        number = int(rng.integers(0, most + 1)) if self.random_num_retrieved else most
+        is_full = bool(self.full_share) and rng.random() < self.full_share
+        draws_number = self.random_num_retrieved and not is_full
+        number = int(rng.integers(0, most + 1)) if draws_number else most
         if parts:  # all parts of the picture, or none
             return [self._part(*part, rng) for part in parts] if number else []
         found = self._usable(index)
-        chosen = [found[rank] for rank in rng.permutation(len(found))[:number]]
+        ranks = rng.permutation(len(found)).tolist()
+        if is_full:
+            ranks = _in_turn(ranks, self.num_facets)
+        chosen = [found[rank] for rank in ranks[:number]]
         documents = [self._document(place, rng) for place in chosen]
         if query is not None and documents and self.own_share and rng.random() < self.own_share:
             documents[int(rng.integers(len(documents)))] = query
@@ -360,6 +369,20 @@ class MaskedSequences:
             cause,
             "raise decoder.context_length, or use a tokenizer with fewer codes",
         )
+
+
+def _in_turn(ranks: list[int], num_facets: int) -> list[int]:
+    """Ranks in an order in which facets, which take turns by rank, do so again.
+
+    >>> _in_turn([4, 2, 1, 0, 3], 2)
+    [4, 1, 2, 3, 0]
+    """
+    place = {
+        rank: turn
+        for own in range(num_facets)
+        for turn, rank in enumerate(one for one in ranks if one % num_facets == own)
+    }
+    return sorted(ranks, key=place.__getitem__)
 
 
 def _is_of_task(segment: Segment) -> bool:

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cm3core.document import Image, Text
+from cm3core.document import Image, Text, text_of
 from cm3core.errors import CM3Error, DataError, RecipeError
 from cm3core.interfaces.dataset import DocumentSource, Provenance
 from cm3kits.dataset import DocumentSourceContract
 from cm3plugins.datasets.emoji import EmojiSourceConfig
 from cm3plugins.datasets.icons import SPLITS_OF, HeldOut, IconSourceConfig
 from cm3plugins.datasets.icons import source as source_module
-from cm3plugins.datasets.icons.captions import DEFAULT_TEMPLATES, FIELDS, caption
+from cm3plugins.datasets.icons.captions import DEFAULT_TEMPLATES, FIELDS, caption, made_up_title
 from cm3plugins.datasets.icons.corpus import IconCorpus, IconEntry
 from cm3plugins.datasets.icons.sets import EMOJI_TITLES, STYLE_WORDS, all_sets
 from cm3plugins.datasets.vector.captions import CaptionTemplate
@@ -112,6 +112,41 @@ def test_templates_are_drawn_by_weight() -> None:
     for text, percent in texts.items():
         share = percent / 100  # five standard deviations
         assert abs(counts[text] / 4000 - share) < 5 * (share * (1 - share) / 4000) ** 0.5
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from(["lucide", "phosphor", "Font Awesome 6"]))
+def test_a_made_up_title_is_the_same_throughout_a_sequence(seed: int, title: str) -> None:
+    captions = np.random.default_rng((seed, 0, 7))
+    first = made_up_title(title, captions, 1.0)
+    captions.random(5)  # what other captions draw
+    assert made_up_title(title, captions, 1.0) == first != title
+    assert made_up_title("tabler", captions, 1.0) != first
+    assert first.isalpha()
+    assert 4 <= len(first) <= 8
+    assert made_up_title(title, captions, 0.0) == title
+
+
+def test_a_share_of_sequences_renames_sets() -> None:
+    titles = [made_up_title("lucide", np.random.default_rng(seed), 0.25) for seed in range(2000)]
+    renamed = [title for title in titles if title != "lucide"]
+    assert abs(len(renamed) / 2000 - 0.25) < 5 * (0.25 * 0.75 / 2000) ** 0.5
+    assert len(set(renamed)) > 0.9 * len(renamed)
+
+
+def test_only_captions_of_training_rename_sets() -> None:
+    values: dict[str, Any] = {"split": "unseen", "sets": ["lucide"]}
+    plain, renamed = (IconSourceConfig(**values, renamed_share=share).build() for share in (0, 1))
+    assert renamed.document(3) == plain.document(3)
+    assert [*renamed.texts()] == [*plain.texts()]
+    assert renamed.quick_fingerprint == plain.quick_fingerprint
+    own, made_up = (
+        [text_of(source.document(index, np.random.default_rng(9))) for index in range(40)]
+        for source in (plain, renamed)
+    )
+    assert any("lucide" in text for text in own)
+    assert not any("lucide" in text for text in made_up)
+    title = made_up_title("lucide", np.random.default_rng(9), 1.0)
+    assert made_up == [text.replace("lucide", title) for text in own]
 
 
 # --- documents and choices
@@ -263,6 +298,10 @@ KNOWN_SETS = ", ".join((*all_sets(), *(f"emoji-{style}" for style in EMOJI_TITLE
         (
             {"image_size": 0},
             "dataset.image_size: is 0, must ... least 1",
+        ),
+        (
+            {"renamed_share": 1.5},
+            "dataset.renamed_share: is 1.5, must be at most 1",
         ),
         (
             {"templates": ["{words}"]},

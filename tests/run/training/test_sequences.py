@@ -222,6 +222,36 @@ def test_a_share_of_copies_that_is_no_share_is_refused() -> None:
     )
 
 
+def test_a_share_of_sequences_has_all_documents_of_both_facets(tmp_path: Path) -> None:
+    """Of four neighbours, every second one is of a facet: where all two documents are there, each is of one."""
+    data = make_data(tmp_path, size=40, full_share=0.6, num_facets=2)
+    assert data.retrieved is not None
+    numbers: Counter[int] = Counter()
+    facets: Counter[tuple[int, ...]] = Counter()
+    for index in range(4000):
+        rng = np.random.default_rng((5, index))
+        found = data.retrieved.draw(index % 40, rng)
+        numbers[len(found)] += 1
+        if len(found) == 2:
+            ranks = [(_number(one) - index % 40 - 1) % 40 for one in found]
+            assert len(set(ranks)) == 2
+            assert max(ranks) < 4
+            facets[tuple(rank % 2 for rank in ranks)] += 1
+    for number, share in ((0, 0.4 / 3), (1, 0.4 / 3), (2, 0.6 + 0.4 / 3)):
+        assert abs(numbers[number] / 4000 - share) < 5 * (share * (1 - share) / 4000) ** 0.5
+    # two of one facet come only from the other sequences: a third of the pairs of four ranks
+    same = (facets[0, 0] + facets[1, 1]) / 4000
+    assert abs(same - 0.4 / 9) < 5 * (0.4 / 9 / 4000) ** 0.5
+    assert abs(facets[0, 1] - facets[1, 0]) < 5 * (facets[0, 1] + facets[1, 0]) ** 0.5
+    canonical = make_data(tmp_path, size=40, full_share=1.0, num_facets=2, training=False)
+    assert canonical.retrieved is not None
+    assert [_number(one) for one in canonical.retrieved.best(3)] == [4, 5]
+
+
+def _number(document: Document) -> int:
+    return int(text_of(document).split()[1])
+
+
 @pytest.mark.parametrize(
     ("context_length", "next_step"),
     [

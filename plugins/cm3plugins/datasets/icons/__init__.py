@@ -72,6 +72,9 @@ class IconSourceConfig(DocumentSourceConfig):
         templates: caption templates with fields in braces: words, style, set, other (another name of the
             object, if there is one); the first is the canonical one.
         template_weights: how often each template is drawn, relative to the others.
+        renamed_share: in this share of training sequences every set has a made-up title, the same in all captions of the
+            sequence, so that the hand has to be taken from a prepended document of the set and not from its title: what
+            sets that were not trained need.
         cache_dir: folder for rendered pictures; None: ``CM3_CACHE`` or, if unset, the user's cache folder.
     """
 
@@ -88,7 +91,9 @@ class IconSourceConfig(DocumentSourceConfig):
         "things_share": (1e-6, 1),
         "image_size": (1, 2**14),
         "template_weights": (0, 1e9),
+        "renamed_share": (0, 1),
     }
+    later_keys: ClassVar[tuple[str, ...]] = ("renamed_share",)
 
     held_out: HeldOut = "closed"
     sets: list[str] = field(default_factory=list)
@@ -102,6 +107,7 @@ class IconSourceConfig(DocumentSourceConfig):
     template_weights: list[float] = field(
         default_factory=lambda: [template.weight for template in DEFAULT_TEMPLATES]
     )
+    renamed_share: float = 0.0
     cache_dir: str | None = None
 
     @property
@@ -164,5 +170,6 @@ class IconSourceConfig(DocumentSourceConfig):
             ),
             image_size=self.image_size,
             templates=self.caption_templates(),
+            renamed_share=self.renamed_share,
             cache_dir=self.cache_dir,
         )

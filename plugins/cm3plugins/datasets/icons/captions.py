@@ -3,16 +3,17 @@ from weighted templates."""
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from cm3plugins.datasets.icons.sets import title_of
 from cm3plugins.datasets.vector.captions import CaptionTemplate, choose, fill
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from cm3plugins.datasets.icons.corpus import IconEntry
 
 FIELDS = ("words", "style", "set", "other")
@@ -56,3 +57,25 @@ def caption(
     if not entry.style:  # only in a user's corpus: drop the style and the comma before it
         text = re.sub(r",?\s*\{style\}", "", text).strip(" ,") or "{words}"
     return fill(text, fields)
+
+
+_CONSONANTS, _VOWELS = "bdfghjklmnprstvz", "aeiou"
+
+
+def made_up_title(title: str, captions: np.random.Generator, share: float) -> str:
+    """Return another title for a set, in a share of generators; all captions by one generator, which are of one sequence,
+    rename a set alike. Draws nothing.
+
+    Args:
+        title: of the set.
+        captions: as of `caption`.
+        share: of generators, by their seeds.
+    """
+    decides, names = captions.bit_generator.seed_seq.generate_state(2, np.uint64)
+    if decides >= share * 2.0**64:
+        return title
+    drawn = hashlib.sha256(f"{names} {title}".encode()).digest()
+    return "".join(
+        _CONSONANTS[drawn[place] % len(_CONSONANTS)] + _VOWELS[drawn[place + 1] % len(_VOWELS)]
+        for place in range(0, 4 + 2 * (drawn[-1] % 3), 2)
+    )

@@ -15,7 +15,7 @@ from cm3core._version import THIS_PROGRAM
 from cm3core.document import Document, Image, Text, text_of
 from cm3core.errors import DataError, close_match
 from cm3core.interfaces.dataset import DocumentSource, Original, Provenance
-from cm3plugins.datasets.icons.captions import caption
+from cm3plugins.datasets.icons.captions import caption, made_up_title
 from cm3plugins.datasets.icons.corpus import (
     IconCorpus,
     IconEntries,
@@ -104,6 +104,7 @@ class IconSource(DocumentSource):
         chosen: selects its icons.
         image_size: side of the pictures, in pixels.
         templates: caption templates.
+        renamed_share: of training sequences in which sets have made-up titles.
         cache_dir: folder of rendered pictures; None: ``CM3_CACHE`` or, if unset, the user's cache folder.
 
     Raises:
@@ -117,10 +118,11 @@ class IconSource(DocumentSource):
         *,
         image_size: int,
         templates: Sequence[CaptionTemplate],
+        renamed_share: float = 0.0,
         cache_dir: str | None,
     ) -> None:
         self._image_size, self._cache_dir = image_size, cache_dir
-        self._templates = templates
+        self._templates, self._renamed_share = templates, renamed_share
         self.corpus = corpus
         known = corpus.manifest.licences
         for name in chosen.sets:
@@ -184,6 +186,8 @@ class IconSource(DocumentSource):
             drawing=partial(self.corpus.svg, place),
         )
         title = self.corpus.title(place)
+        if rng is not None and self._renamed_share:
+            title = made_up_title(title, rng, self._renamed_share)
         return (Text(caption(entry, rng, self._templates, title)), picture)
 
     def texts(self) -> Iterator[str]:
