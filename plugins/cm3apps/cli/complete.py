@@ -19,7 +19,6 @@ from cm3apps.cli import (
     whole_number,
 )
 from cm3apps.cli._model import add_loading_options, open_model, progress_bar, settings_of
-from cm3core.errors import CM3Error
 from cm3run.printing import printable
 
 if TYPE_CHECKING:
@@ -116,7 +115,7 @@ def run(args: Namespace) -> int:
     folder = Path(args.set) if Path(args.set).is_dir() else None
     with results_folder(args.out, folder):
         model = open_model(args)
-        _check_draws(model)
+        _check_tracer(model)
         dataset = model.recipe.dataset
         memory = None if dataset is None else dataset.memory_config()
         own = open_set(args.set, memory, args.style, args.title)
@@ -155,14 +154,12 @@ def _tuned(model: Model, own: OwnSet, args: Namespace, settings: Settings, names
     return _complete(completing, names, args.out)
 
 
-def _check_draws(model: Model) -> None:
-    """Raise `CM3Error` for a model whose pictures are not drawings."""
+def _check_tracer(model: Model) -> None:
+    """Raise `MissingPackageError` for a model of pixels if the tracer is missing."""
+    from cm3apps.cli._tracing import check_tracer
+
     if not model.components.image_tokenizer.reads_drawings:
-        raise CM3Error(
-            f"--model {model.name}",
-            "draws pixels, and SVG files need a model that writes drawings; none is bundled yet",
-            "train one (cm3 train icons-svg -o runs/icons-svg) and name its folder: --model runs/icons-svg",
-        )
+        check_tracer("cm3 complete")
 
 
 def _report_set(own: OwnSet) -> None:

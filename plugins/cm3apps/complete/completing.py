@@ -8,6 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from PIL import Image
+
 from cm3apps.cli._picture_files import file_names
 from cm3apps.complete.drawing import Completer, Documents, Drawn, Shown
 from cm3apps.complete.folder import CANDIDATES, SHEET, Entry, Results, credits_json
@@ -83,7 +86,7 @@ class Completing:
     """Completes a set into a folder.
 
     Args:
-        model: writes drawings.
+        model: writes drawings, or pictures that are traced.
         own: the set.
         folder: held by the caller.
         settings: of the call.
@@ -199,6 +202,7 @@ class Completing:
                     "nearness": round(one.nearness, 3),
                     "copy": one.is_copy,
                     "nats": round(one.nats, 4),
+                    "likeness": None if one.likeness is None else round(one.likeness, 4),
                     **({} if verdict is None else {"verdict": verdict_told(verdict)}),
                 }
             )
@@ -300,8 +304,7 @@ class Completing:
         drawing = self.model.components.image_tokenizer.svg(
             next(one.codes for one in shown.document if hasattr(one, "codes"))
         )
-        assert drawing is not None
-        return render_svg(drawing, SIDE)
+        return _enlarged(shown.pixels) if drawing is None else render_svg(drawing, SIDE)
 
     def _own(self, name: str) -> PixelArray | None:
         """The set's own drawing; None: it has none, or its file can't be used."""
@@ -311,6 +314,12 @@ class Completing:
 
     def _picture(self, content: bytes) -> PixelArray:
         return render_svg(parsed(content, one_paint=False).svg, SIDE)
+
+
+def _enlarged(pixels: PixelArray) -> PixelArray:
+    """A picture as large as those of the sheet."""
+    picture = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    return np.asarray(picture)
 
 
 def _judged(candidate: Mapping[str, Any]) -> str:

@@ -9,8 +9,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
+
 from cm3apps.complete.paint import in_paint_of
 from cm3apps.complete.sets import OwnSet
+from cm3apps.complete.tracing import traced
 from cm3core.document import Codes, Document, Image, ImageHole, PixelArray, Text, text_of
 from cm3core.errors import DataError
 from cm3plugins.datasets.svg_folder.reading import parsed
@@ -97,6 +101,8 @@ class Drawn:
         nats: negative log-likelihood for each token, given the prompt and the documents.
         paint: share of its elements that are painted as the set paints.
         nearness: to the nearest of the documents and of the memory's versions of the thing.
+        likeness: how much more it is like these versions than like the set's other drawings, by the model's embedder; None:
+            it has none, or the memory no version.
     """
 
     svg: str
@@ -106,6 +112,7 @@ class Drawn:
     nats: float
     paint: float
     nearness: float
+    likeness: float | None = None
 
     @property
     def is_copy(self) -> bool:
@@ -123,8 +130,9 @@ class Drawn:
 
     @property
     def rank(self) -> tuple[bool, float, float]:
-        """Sorts candidates, the best first: copies last, then by paint, then by likelihood."""
-        return self.is_copy, -round(self.paint, 1), self.nats
+        """Sorts candidates, the best first: copies last, then by paint, then by likeness, or without it by likelihood."""
+        worse = self.nats if self.likeness is None else -self.likeness
+        return self.is_copy, -round(self.paint, 1), worse
 
 
 def thing_of(text: str) -> str:
@@ -136,7 +144,7 @@ class Completer:
     """Finds documents for things, and draws them.
 
     Args:
-        model: draws drawings.
+        model: writes drawings, or draws pixels, which are traced.
         own: the set.
         sampling: keys of the sampler to change.
         sampler: its name; None: the recipe's.
@@ -253,9 +261,29 @@ class Completer:
                 self._drawn(completion, request.seed, pair, documents)
                 for completion, request, pair in zip(completions, requests, pairs, strict=True)
             ]
+            alike = self._likeness([one.pixels for one in drawn], documents)
+            drawn = [replace(one, likeness=own) for one, own in zip(drawn, alike, strict=True)]
             return sorted(drawn, key=lambda one: one.rank)
 
         return Job(requests, finish)
+
+    def _likeness(
+        self, pictures: Sequence[PixelArray], documents: Documents
+    ) -> Sequence[float | None]:
+        """How much more each picture is like the nearest version of the thing than like the nearest drawing in the hand."""
+        embedder = self.model.components.embedder
+        if embedder is None or not documents.things or not pictures:
+            return [None] * len(pictures)
+        shown = (documents.things, documents.hands)
+        things, hands = (
+            embedder.embed_images([one.pixels for one in part]) if part else None for part in shown
+        )
+        made = embedder.embed_images(pictures)
+        assert things is not None
+        like: npt.NDArray[np.float32] = (made @ things.T).max(axis=1)
+        if hands is not None:
+            like = like - (made @ hands.T).max(axis=1)
+        return [float(one) for one in like]
 
     def _fitting(self, asked: Request, pair: tuple[Shown, ...]) -> tuple[Shown, ...]:
         """The documents that fit the decoder's context with the prompt; the first ones go first."""
@@ -270,7 +298,9 @@ class Completer:
     ) -> Drawn:
         codes = next(one for one in reversed(completion.document) if isinstance(one, Codes))
         svg = self.model.components.image_tokenizer.svg(codes.codes)
-        assert svg is not None  # checked when the model is opened
+        if svg is None:  # the model draws pixels
+            [made] = self.model.decode([codes])
+            svg = traced(made, self.own.hand)
         written = self.own.hand.written(svg)
         side = self.model.components.image_tokenizer.image_size[0]
         pixels = render_svg(parsed(written.encode()).svg, side)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from cm3apps.complete.hand import Hand
 from cm3core.errors import DataError, close_match
 from cm3plugins.datasets.icons import IconSourceConfig
 from cm3plugins.datasets.icons.sets import all_sets
-from cm3plugins.datasets.svg_folder.reading import parsed
+from cm3plugins.datasets.svg_folder.reading import SvgFile, parsed
 from cm3plugins.datasets.svg_folder.source import Chosen, SvgFolder
 from cm3run.words import words_of
 
@@ -146,7 +147,10 @@ def _of_memory(name: str, style: str | None, title: str | None) -> OwnSet:
         config, styles=[*style.split(), *(f"-{one}" for one in sorted(unwanted))]
     ).build()
     step = max(1, len(source) // _MEASURED)
-    files = [parsed(source.original(index).content) for index in range(0, len(source), step)]
+    files = list(_plain(source.original(index).content for index in range(0, len(source), step)))
+    if not files:
+        cause = "has only drawings with more than plain shapes, which show no hand"
+        raise DataError(f"SET {name}", cause, "name another set")
     places: dict[tuple[str, ...], int | None] = {}
     for index in range(len(source)):
         places.setdefault(tuple(words_of(source.group(index))), index)
@@ -161,3 +165,10 @@ def _of_memory(name: str, style: str | None, title: str | None) -> OwnSet:
         None,
         note,
     )
+
+
+def _plain(contents: Iterable[bytes]) -> Iterator[SvgFile]:
+    """Yield those drawings that are plain shapes in one paint; a hand shows in these."""
+    for content in contents:
+        with suppress(DataError):
+            yield parsed(content)

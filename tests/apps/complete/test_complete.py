@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib import util
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,25 @@ def test_a_model_is_tuned_on_the_set_and_compared(
     assert sorted((out / "tuned").rglob("*.safetensors")) == before
 
 
+def test_pictures_of_a_model_of_pixels_are_traced(tmp_path: Path) -> None:
+    """Files of the set in its lines or in areas of its paint; those most like the thing come first, copies last."""
+    pytest.importorskip("vtracer", reason="pictures are traced with the extra svg")
+    out = tmp_path / "out"
+    command = ["complete", str(OWN_ICONS), "umbrella", "-o", str(out), "-n", "3", "--threads", "1"]
+    assert main(command) == 0
+    [entry] = report(out)["things"]
+    assert entry["kind"] == "restyled"
+    for one in entry["candidates"]:
+        file = parsed((out / one["file"]).read_bytes())
+        assert (file.box, file.paint) == ((0, 0, 20, 20), "#2b5d9c")
+        assert "stroke-width" not in file.svg or 'stroke-width="1.5"' in file.svg
+    order = [
+        (one["copy"], -round(one["paint"], 1), -one["likeness"]) for one in entry["candidates"]
+    ]
+    assert order == sorted(order)
+    assert (out / "sheet.png").stat().st_size > 0
+
+
 def test_documents_differ_as_far_as_there_are_some(run: Path, things: list[str]) -> None:
     model = load(run)
     own = open_set(str(OWN_ICONS), None, None, None)
@@ -295,9 +315,12 @@ class TestWrongInput:
         assert complete(run, *arguments, "-o", str(tmp_path / "out")) == 2
         assert tells(capsys.readouterr().err, message)
 
-    def test_a_model_of_pixels(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_tracing_without_its_package(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(util, "find_spec", lambda name: None)
         assert main(["complete", str(OWN_ICONS), "bell", "-o", str(tmp_path / "out")]) == 2
-        assert tells(capsys.readouterr().err, "error: --model ... draws pixels ... --model")
+        assert tells(capsys.readouterr().err, "error: cm3 complete: ... vtracer ... cm3leon[svg]")
 
     def test_folders(self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         empty, few, bad = (tmp_path / name for name in ("empty", "few", "bad"))

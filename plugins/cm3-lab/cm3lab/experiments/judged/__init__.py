@@ -88,6 +88,7 @@ DRAWINGS: Mapping[str, Drawn] = {
     "contrastive": Drawn("contrastive, k = 1", {"sampler": "contrastive"}),
     "unguided-of-4": _best_of("no guidance", sampler="top_p"),
     "cfg-of-4": _best_of("guidance", sampler="cfg"),
+    "cfg-3-of-4": _best_of("guidance, scale 3", sampler="cfg", guidance_scale=3.0),
     "cd-k-of-4": _best_of("CD-K", sampler="cd_k"),
     "both-of-4": _best_of("half guidance, half CD-K", sampler="mixture"),
     **{
