@@ -60,7 +60,7 @@ def stored(source: str) -> Any:
 
 
 def value_of(source: str, key: str) -> float:
-    """A stored figure: `a.b.c` of a JSON file, a quotient of two, 1 less one; or `HEADING > CELL & CELL > COLUMN` of a
+    """A stored figure: `a.b.0` of a JSON file, a quotient of two, 1 less one; or `HEADING > CELL & CELL > COLUMN` of a
     card, `> NUMBER` behind it: which number of the cell."""
     if key.startswith("1 - "):
         return 1 - value_of(source, key[4:])
@@ -70,7 +70,7 @@ def value_of(source: str, key: str) -> float:
     found = stored(source)
     if source.endswith(".json"):
         for part in key.split("."):
-            found = found[part]
+            found = found[int(part) if isinstance(found, list) else part]
         return float(found)
     heading, cells, column, *number = key.split(" > ")
     [row] = [row for row in found[heading] if set(cells.split(" & ")) <= set(row.values())]
@@ -767,6 +767,7 @@ def tables() -> dict[str, dict[str, list[str]]]:
             },
             "settings restyle": _settings("restyle"),
             "settings variant": _settings("variant"),
+            "guidance restyle": _settings("restyle", "guidance.json"),
         },
         "decoding.md": {
             "rerankers": _rerankers(),
