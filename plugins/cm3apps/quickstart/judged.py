@@ -98,8 +98,11 @@ def protocol_of(model: Model, split: str, num: int, *, nats: bool = True) -> Pro
 
 
 def remembering(model: Model, split: str) -> Model:
-    """The model with the memory that a split is drawn from: for `missing`, what else the sets have is available, too."""
-    return model.with_memory(split="available") if split == "missing" else model
+    """The model with the memory that a split is drawn from: what it was trained on; for `missing`, what else the sets have is
+    available, too."""
+    if split == "missing":
+        return model.with_memory(split="available")
+    return model if model.components.memory_split is None else model.with_memory(split="train")
 
 
 def judged(model: Model, out: Path, share: float = 1.0) -> dict[str, dict[str, Any]]:

@@ -289,8 +289,10 @@ def test_what_a_set_lacks_is_drawn_with_the_rest_of_it_in_the_memory() -> None:
     def with_memory(*, split: str) -> SimpleNamespace:
         return SimpleNamespace(split=split)
 
-    model: Any = SimpleNamespace(split="train", with_memory=with_memory)
     remembering: Any = judged.remembering  # of any model
-    memory = {split: remembering(model, split).split for split in judged.ICON_SPLITS}
-    assert memory.pop("missing") == "available"
-    assert set(memory.values()) == {"train"}
+    for split in (None, "all"):  # what generation retrieves from, by the recipe
+        components = SimpleNamespace(memory_split=split)
+        model: Any = SimpleNamespace(split="train", with_memory=with_memory, components=components)
+        memory = {split: remembering(model, split).split for split in judged.ICON_SPLITS}
+        assert memory.pop("missing") == "available"
+        assert set(memory.values()) == {"train"}
