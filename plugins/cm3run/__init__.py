@@ -10,3 +10,5 @@ from typing import Final
 
 #: The default model: "PLUGIN:NAME" of a model that a plugin ships.
 DEFAULT_MODEL: Final = "bundled:icons64-tuned"
+#: The default model of `cm3 complete`.
+COMPLETING_MODEL: Final = "bundled:icons64-hands"

@@ -95,11 +95,11 @@ def add_model_options(parser: ArgumentParser) -> None:
     )
 
 
-def add_loading_options(parser: ArgumentParser) -> None:
-    """Add the options that need neither a memory nor candidates."""
+def add_loading_options(parser: ArgumentParser, model: str = DEFAULT_MODEL) -> None:
+    """Add the options that need neither a memory nor candidates; `model` is the default one."""
     grouped(parser, MODEL).add_argument(
         "--model",
-        default=DEFAULT_MODEL,
+        default=model,
         metavar="MODEL",
         help="a run's folder, a checkpoint, PLUGIN:NAME of a model shipped by a plugin, or hf://USER/NAME[@REVISION] of one on "
         "the Hugging Face Hub (default: %(default)s)",

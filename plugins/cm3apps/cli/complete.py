@@ -19,6 +19,7 @@ from cm3apps.cli import (
     whole_number,
 )
 from cm3apps.cli._model import add_loading_options, open_model, progress_bar, settings_of
+from cm3run import COMPLETING_MODEL
 from cm3run.printing import printable
 
 if TYPE_CHECKING:
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
     from cm3run.model.model import Model
 
 HELP = "draw the icons that a set lacks, in its own hand, as SVG files"
-EXAMPLE = """  cm3 complete my-icons "bell off" plug "credit card" --model runs/icons-svg -o new-icons
-  cm3 complete lucide violin --model runs/icons-svg --n 8
-  cm3 complete my-icons house --draw --model runs/icons-svg      (beside your own house)
+EXAMPLE = """  cm3 complete my-icons "bell off" plug "credit card" -o new-icons
+  cm3 complete lucide violin --n 8
+  cm3 complete my-icons house --draw                         (beside your own house)
 The same command resumes an interrupted call."""
 #: Skipped files that are listed on the terminal; the report has all.
 _NUM_SHOWN = 5
@@ -82,7 +83,7 @@ def configure(parser: ArgumentParser) -> None:
         help="first tune the model on the set's own drawings for so long, and use it if it then reads drawings better "
         "that were left out; FOLDER/tuned keeps it for the next call",
     )
-    add_loading_options(parser)
+    add_loading_options(parser, COMPLETING_MODEL)
     parser.set_defaults(bank=None, retriever=None)
 
 

@@ -137,7 +137,8 @@ class Model(Chatting):
                             fewer are drawn faster
         reranker            name of a reranker to use instead of the recipe's, with its defaults
         sampler             name of a sampler to use instead of the recipe's; temperature and filters keep the recipe's
-        values task                name of the task to use, among those the model was tuned for; None: the method's own
+                            values
+        task                name of the task to use, among those the model was tuned for; None: the method's own
         force               True: allow a task that the model was not tuned for
         sampling            keys of the sampler for this call: `sampling={"guidance_scale": 1.5}`
         progress            called during generation with (tokens generated so far, maximum total)
@@ -416,7 +417,8 @@ class Model(Chatting):
             pictures: any sizes; the model sees the largest centred square of each (or crop in the
                 model's aspect ratio).
             progress, options: see `Model`; all captions use the same seed. The picture is the query
-                for retrieval. Also: max_tokens: maximum length of a text; None: the recipe's
+                for retrieval. Texts have keys of their own: `text_temperature`, not `temperature`, which is of pictures.
+                Also: max_tokens: maximum length of a text; None: the recipe's
                 `generate.max_text_tokens`, at most `data.max_text_tokens`.
 
         Raises:

@@ -83,13 +83,14 @@ def test_tables_by_hand() -> None:
 def test_settings_are_those_of_a_call(arm: str) -> None:
     """Each is valid for the recipe's model; and one of four is told from one."""
     options = dict(DRAWINGS[arm].options)
-    assert options.pop("num_candidates", 1) == (4 if arm.endswith("-of-4") else 1)
+    own = None if arm == "recipe" else 4 if arm.endswith("-of-4") else 1
+    assert options.pop("num_candidates", None) == own
     assert options.pop("num_retrieved", None) == (
         int(arm[-1]) if arm.startswith("documents") else None
     )
     sampler = options.pop("sampler", None)
     assert sampler is None or sampler in REGISTRY.names("sampler")
-    assert options in ({}, {"guidance_scale": float(arm.split("-")[-1]) if options else 0})
+    assert options in ({}, {"guidance_scale": float(arm.split("-")[1]) if options else 0})
 
 
 def test_an_unknown_arm(capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,6 +70,10 @@ class Drawn:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+def _one(title: str, **options: Any) -> Drawn:
+    return Drawn(title, {"num_candidates": 1, **options})
+
+
 def _best_of(title: str, **options: Any) -> Drawn:
     return Drawn(f"{title}, best of 4", {"num_candidates": 4, **options})
 
@@ -77,22 +81,20 @@ def _best_of(title: str, **options: Any) -> Drawn:
 #: Arm -> settings of generation.
 DRAWINGS: Mapping[str, Drawn] = {
     "recipe": Drawn("the recipe's settings"),
-    "unguided": Drawn("no guidance", {"sampler": "top_p"}),
+    "unguided": _one("no guidance", sampler="top_p"),
     **{
-        f"cfg-{scale:g}": Drawn(
-            f"guidance, scale {scale:g}", {"sampler": "cfg", "guidance_scale": scale}
-        )
+        f"cfg-{scale:g}": _one(f"guidance, scale {scale:g}", sampler="cfg", guidance_scale=scale)
         for scale in (1.5, 2.0, 3.0, 5.0)
     },
-    "cd-k": Drawn("contrastive, CD-K", {"sampler": "cd_k"}),
-    "contrastive": Drawn("contrastive, k = 1", {"sampler": "contrastive"}),
+    "cd-k": _one("contrastive, CD-K", sampler="cd_k"),
+    "contrastive": _one("contrastive, k = 1", sampler="contrastive"),
     "unguided-of-4": _best_of("no guidance", sampler="top_p"),
     "cfg-of-4": _best_of("guidance", sampler="cfg"),
     "cfg-3-of-4": _best_of("guidance, scale 3", sampler="cfg", guidance_scale=3.0),
     "cd-k-of-4": _best_of("CD-K", sampler="cd_k"),
     "both-of-4": _best_of("half guidance, half CD-K", sampler="mixture"),
     **{
-        f"documents-{number}": Drawn(_documents(number).title, {"num_retrieved": number})
+        f"documents-{number}": _one(_documents(number).title, num_retrieved=number)
         for number in range(4)
     },
 }
