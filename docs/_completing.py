@@ -3,7 +3,8 @@
     python docs/_completing.py [--model MODEL] [--num 20] [--candidates 4] FOLDER "TITLE"
 
 Runs `cm3 complete SET NAME... --draw --judge` for each set that is held out whole, on things of its split `missing`, into a
-folder each; the same command resumes. `python docs/_generate.py` makes the table of docs/figures/completing.json.
+folder each; the same command resumes. With --picture, the first things of the last set are drawn into docs/images/complete.png.
+`python docs/_generate.py` makes the table of docs/figures/completing.json.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from cm3apps.cli.main import main as cm3
 from cm3core.files import write_text
@@ -22,6 +24,9 @@ from cm3plugins.datasets.icons import IconSourceConfig
 from cm3run import DEFAULT_MODEL
 
 FILE = Path(__file__).parent / "figures" / "completing.json"
+PICTURE = Path(__file__).parent / "images" / "complete.png"
+#: Things of the picture, and its colours.
+SHOWN, _COLOURS = 8, 32
 FAULTS = ("thing", "hand", "copy", "usable")
 
 
@@ -56,12 +61,20 @@ def worse(candidate: dict[str, Any]) -> float:
     return float(candidate["nats"]) if likeness is None else -float(likeness)
 
 
+def complete(name: str, things: list[str], given: argparse.Namespace, out: Path) -> None:
+    """Run `cm3 complete`."""
+    command = ["complete", name, *things, "--draw", "--judge", "-n", str(given.candidates)]
+    if cm3([*command, "--model", given.model, "--threads", "1", "-o", str(out)]):
+        raise SystemExit(f"{name}: cm3 complete failed")
+
+
 def main() -> None:
     """Complete the sets and write the figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--num", type=int, default=20, help="things of each set")
     parser.add_argument("--candidates", type=int, default=4)
+    parser.add_argument("--picture", action="store_true")
     parser.add_argument("folder", type=Path)
     parser.add_argument("title", help="of the row")
     given = parser.parse_args()
@@ -71,10 +84,13 @@ def main() -> None:
     for name in sets:
         _, things = things_of(name, given.num)
         out = given.folder / name
-        command = ["complete", name, *things, "--draw", "--judge", "-n", str(given.candidates)]
-        if cm3([*command, "--model", given.model, "--threads", "1", "-o", str(out)]):
-            raise SystemExit(f"{name}: cm3 complete failed")
+        complete(name, things, given, out)
         rows += scores_of(json.loads((out / "report.json").read_text("utf-8")))
+    if given.picture:
+        out = given.folder / "picture"
+        complete(name, things[:SHOWN], given, out)
+        sheet = Image.open(out / "sheet.png").convert("RGB")
+        sheet.quantize(_COLOURS, dither=Image.Dither.NONE).save(PICTURE, optimize=True)
     figures = {
         name: [100 * float(np.mean(values)), 100 * float(np.std(values)) / len(values) ** 0.5]
         for name in (*FAULTS, "any")

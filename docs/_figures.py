@@ -661,6 +661,20 @@ def _verdicts(found: dict[str, list[float]]) -> list[str]:
     return [f"{found[name][0]:.0f} ± {found[name][1]:.0f}" for name in names]
 
 
+def _completing() -> list[str]:
+    """What `cm3 complete` draws for sets of which nothing was trained, as `docs/_completing.py` stored it."""
+    found = stored("completing.json")
+    shown = ("usable", "any", "thing", "hand", "copy")
+    lines = [
+        f"| model | usable | any of {found['candidates']} usable | thing | hand | copy |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for title, own in found["models"].items():
+        cells = [f"{own['scores'][name][0]:.0f} ± {own['scores'][name][1]:.0f}" for name in shown]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return lines
+
+
 def _vectors() -> list[str]:
     """What vector and raster models drew of the same held-out icons, as `docs/_vectors.py` stored it."""
     judged = stored("vectors.json")["judged"]
@@ -758,6 +772,7 @@ def tables() -> dict[str, dict[str, list[str]]]:
             "postgres": _postgres(),
             "postgres-clients": _postgres_clients(),
         },
+        "complete.md": {"completing": _completing()},
         "claims.md": {
             "scaled losses": _scaled_losses(),
             "scaled restyle": _scaling("restyle"),
