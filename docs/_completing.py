@@ -21,7 +21,7 @@ from PIL import Image
 from cm3apps.cli.main import main as cm3
 from cm3core.files import write_text
 from cm3plugins.datasets.icons import IconSourceConfig
-from cm3run import DEFAULT_MODEL
+from cm3run import COMPLETING_MODEL
 
 FILE = Path(__file__).parent / "figures" / "completing.json"
 PICTURE = Path(__file__).parent / "images" / "complete.png"
@@ -42,15 +42,15 @@ def things_of(set_name: str, num: int) -> tuple[str, list[str]]:
     return style, [names[place] for place in chosen]
 
 
-def scores_of(report: dict[str, Any]) -> list[dict[str, bool]]:
-    """For each thing what the judge says of the candidate that is first without it, and whether any is usable."""
-    rows = []
+def scores_of(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """For each thing its kind, what the judge says of the candidate that is first without it, and whether any is usable."""
+    rows: list[dict[str, Any]] = []
     for entry in report["things"]:
         candidates = entry["candidates"]
         first = min(candidates, key=lambda one: (one["copy"], -round(one["paint"], 1), worse(one)))
         rows.append(
             {name: bool(first["verdict"][name]) for name in FAULTS}
-            | {"any": any(one["verdict"]["usable"] for one in candidates)}
+            | {"any": any(one["verdict"]["usable"] for one in candidates), "kind": entry["kind"]}
         )
     return rows
 
@@ -71,7 +71,7 @@ def complete(name: str, things: list[str], given: argparse.Namespace, out: Path)
 def main() -> None:
     """Complete the sets and write the figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", default=DEFAULT_MODEL)
+    parser.add_argument("--model", default=COMPLETING_MODEL)
     parser.add_argument("--num", type=int, default=20, help="things of each set")
     parser.add_argument("--candidates", type=int, default=4)
     parser.add_argument("--picture", action="store_true")
@@ -80,7 +80,7 @@ def main() -> None:
     given = parser.parse_args()
     strangers = IconSourceConfig(split="strangers").build()
     sets = sorted({strangers.id(index).split("/")[0] for index in range(len(strangers))})
-    rows: list[dict[str, bool]] = []
+    rows: list[dict[str, Any]] = []
     for name in sets:
         _, things = things_of(name, given.num)
         out = given.folder / name
@@ -98,7 +98,11 @@ def main() -> None:
     }
     known = json.loads(FILE.read_text("utf-8")) if FILE.exists() else {"models": {}}
     known["sets"], known["candidates"] = sets, given.candidates
-    known["models"][given.title] = {"num": len(rows), "scores": figures}
+    kinds: dict[str, dict[str, int]] = {}
+    for row in rows:
+        own = kinds.setdefault(row["kind"], {"num": 0, "usable": 0})
+        own["num"], own["usable"] = own["num"] + 1, own["usable"] + row["usable"]
+    known["models"][given.title] = {"num": len(rows), "scores": figures, "kinds": kinds}
     write_text(FILE, json.dumps(known, indent=1) + "\n")
     print(json.dumps(known["models"][given.title]))
 
