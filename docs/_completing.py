@@ -30,8 +30,8 @@ SHOWN, _COLOURS = 8, 32
 FAULTS = ("thing", "hand", "copy", "usable")
 
 
-def things_of(set_name: str, num: int) -> tuple[str, list[str]]:
-    """The most frequent style of a set, and some of its things in that style that models were not shown, spread over it."""
+def things_of(set_name: str, num: int) -> list[str]:
+    """Some of a set's things in its most frequent style that models were not shown, spread over it."""
     every = IconSourceConfig(split="all", sets=[set_name], styles=["-colour"]).build()
     styles = Counter(every.entry(index).style for index in range(len(every)))
     [(style, _)] = styles.most_common(1)
@@ -39,7 +39,7 @@ def things_of(set_name: str, num: int) -> tuple[str, list[str]]:
     entries = [missing.entry(index) for index in range(len(missing))]
     names = sorted({one.words for one in entries if one.style == style})
     chosen = np.linspace(0, len(names) - 1, min(num, len(names))).round().astype(int)
-    return style, [names[place] for place in chosen]
+    return [names[place] for place in chosen]
 
 
 def scores_of(report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -82,7 +82,7 @@ def main() -> None:
     sets = sorted({strangers.id(index).split("/")[0] for index in range(len(strangers))})
     rows: list[dict[str, Any]] = []
     for name in sets:
-        _, things = things_of(name, given.num)
+        things = things_of(name, given.num)
         out = given.folder / name
         complete(name, things, given, out)
         rows += scores_of(json.loads((out / "report.json").read_text("utf-8")))

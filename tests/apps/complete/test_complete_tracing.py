@@ -222,7 +222,6 @@ def test_lines_of_another_width_get_the_sets_own() -> None:
         'stroke-width="2.4" stroke-linecap="round" d="M4 10h12M10 4v12"/></svg>'
     )
     written = hand.written(traced(render_svg(thick, 64), hand))
-    assert 'stroke-width="1.5"' in written or "stroke-width" in hand.root
     assert "2.4" not in written
     thin = thick.replace('"2.4"', '"1.5"')
     assert alike(render_svg(parsed(written.encode()).svg, 64), render_svg(thin, 64)) > 0.9

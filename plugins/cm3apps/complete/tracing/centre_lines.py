@@ -108,7 +108,7 @@ class _Line:
 
     @property
     def length(self) -> float:
-        return float(np.linalg.norm(np.diff(self.points, axis=0), axis=1).sum())
+        return _length(self.points)
 
     def from_side(self, side: int) -> _Line:
         """The line, or turned round so that it begins at its other end."""
@@ -219,16 +219,21 @@ def _without_branches(lines: Sequence[_Line], width: float) -> list[_Line]:
     return _merged([line for line in lines if not is_branch(line)])
 
 
+def _meeting(lines: Sequence[_Line]) -> list[list[_End]]:
+    """The ends that meet at each place."""
+    at: dict[Pixel, list[_End]] = {}
+    for number, line in enumerate(lines):
+        for side in (0, 1):
+            at.setdefault(line.ends[side], []).append((number, side))
+    return list(at.values())
+
+
 def _merged(lines: Sequence[_Line]) -> list[_Line]:
     """With one line for two that alone meet at a place."""
     lines = list(lines)
     while True:
-        at: dict[Pixel, list[_End]] = {}
-        for number, line in enumerate(lines):
-            for side in (0, 1):
-                at.setdefault(line.ends[side], []).append((number, side))
         pair = next(
-            (ends for ends in at.values() if len(ends) == 2 and ends[0][0] != ends[1][0]), None
+            (ends for ends in _meeting(lines) if len(ends) == 2 and ends[0][0] != ends[1][0]), None
         )
         if pair is None:
             return lines
@@ -267,12 +272,8 @@ def _contracted(lines: Sequence[_Line], width: float) -> list[_Line]:
 
 def _forks(lines: Sequence[_Line], width: float) -> _Forks:
     """Decide which lines lead on to which."""
-    at: dict[Pixel, list[_End]] = {}
-    for number, line in enumerate(lines):
-        for side in (0, 1):
-            at.setdefault(line.ends[side], []).append((number, side))
     forks = _Forks({}, {}, {})
-    for ends in at.values():
+    for ends in _meeting(lines):
         if len(ends) == 2:  # a closed line
             forks.leads |= {ends[0]: (ends[1], []), ends[1]: (ends[0], [])}
         elif len(ends) > 2:

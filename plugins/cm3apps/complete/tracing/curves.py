@@ -173,10 +173,7 @@ def _tangent(points: Floats, reach: float) -> Floats:
     """Direction in which a line leaves its first point, of length 1."""
     away = _lengths(points)
     last = max(1, min(len(points) - 1, int(np.searchsorted(away, reach))))
-    step = points[last] - points[0]
-    norm = np.linalg.norm(step)
-    tangent: Floats = step / norm if norm else np.array([1.0, 0.0])
-    return tangent
+    return _unit(points[last] - points[0])
 
 
 def _curves(
@@ -200,8 +197,7 @@ def _curves(
             return
         along = _nearer(curve, points, along)
     worst = min(max(1, worst), len(points) - 2)
-    middle = _tangent(points[worst:], reach) - _tangent(points[worst::-1], reach)
-    middle = middle / (np.linalg.norm(middle) or 1.0)
+    middle = _unit(_tangent(points[worst:], reach) - _tangent(points[worst::-1], reach))
     yield from _curves(points[: worst + 1], first, -middle, tolerance, reach)
     yield from _curves(points[worst:], middle, last, tolerance, reach)
 
