@@ -119,7 +119,8 @@ def run(args: Namespace) -> int:
         _check_tracer(model)
         dataset = model.recipe.dataset
         memory = None if dataset is None else dataset.memory_config()
-        own = open_set(args.set, memory, args.style, args.title)
+        # the folder of the results, there by now, may have a set's name
+        own = open_set(args.set, memory, args.style, args.title, is_folder=folder is not None)
         _report_set(own)
         settings = Settings(
             number=args.number,

@@ -67,7 +67,12 @@ class OwnSet:
 
 
 def open_set(
-    name: str, memory: DocumentSourceConfig | None, style: str | None, title: str | None
+    name: str,
+    memory: DocumentSourceConfig | None,
+    style: str | None,
+    title: str | None,
+    *,
+    is_folder: bool | None = None,
 ) -> OwnSet:
     """Open a set.
 
@@ -75,13 +80,14 @@ def open_set(
         name: a folder, or a set of the memory.
         memory: the model's memory; None: it has none.
         style, title: instead of the set's own in captions.
+        is_folder: whether the name is that of a folder; None: it is if there is one now.
 
     Raises:
         DataError: there is neither such a folder nor such a set, or it has too few usable drawings.
     """
     # the bundled sets alone: a stranger's model may name any path for its corpus
     known = all_sets() if isinstance(memory, IconSourceConfig) else {}
-    if Path(name).is_dir():
+    if Path(name).is_dir() if is_folder is None else is_folder:
         found = _of_folder(name, style, title)
     elif name in known:
         found = _of_memory(name, style, title)

@@ -180,6 +180,16 @@ def test_a_set_of_the_memory(run: Path, things: list[str], tmp_path: Path) -> No
     assert own.hand.ends == (("round", "round"),)
 
 
+def test_results_in_a_folder_with_the_sets_name(
+    run: Path, things: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = open_set("lucide", IconSourceConfig(), None, None)
+    monkeypatch.chdir(tmp_path)
+    lacking = next(one for one in things if not own.has(one))
+    assert complete(run, "lucide", lacking, "-o", "lucide", "-n", "1") == 0
+    assert report(tmp_path / "lucide")["settings"]["set"] == "lucide"
+
+
 def test_a_model_is_tuned_on_the_set_and_compared(
     run: Path, things: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
