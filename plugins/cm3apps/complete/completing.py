@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image as Picture
 
 from cm3apps.cli._picture_files import file_names
-from cm3apps.complete.drawing import Completer, Documents, Drawn, Shown
+from cm3apps.complete.drawing import DRAWN, Completer, Documents, Drawn, Shown
 from cm3apps.complete.folder import CANDIDATES, SHEET, Entry, Results, credits_json
 from cm3apps.complete.judging import SetJudge, ordered
 from cm3apps.complete.judging import told as verdict_told
-from cm3core.errors import CM3Error
+from cm3core.document import Image
+from cm3core.errors import CM3Error, DataError
 from cm3plugins.datasets.svg_folder.reading import parsed
 from cm3plugins.svg import render_svg
 from cm3run.attribution import Credit, original_files, png, svg, together
@@ -147,7 +148,7 @@ class Completing:
         number, seed = self.settings.number, self.settings.seed
         jobs = (self.completer.job(self.documents(name), number, seed) for name in drawn)
         most = self.model.components.serializer.num_codes
-        total = len(drawn) * number * most
+        total = len(drawn) * DRAWN * number * most
         pictures = results(self.model.engine, jobs, progress=progress, total=total)
         for name, candidates in zip(drawn, pictures, strict=True):
             yield self._drawn(self.documents(name), candidates, stems[name])
@@ -310,7 +311,13 @@ class Completing:
         """The set's own drawing; None: it has none, or its file can't be used."""
         index = self.own.index(name)
         original = None if index is None else self.own.source.original(index)
-        return None if original is None else self._picture(original.content)
+        if index is None or original is None:
+            return None
+        try:
+            return self._picture(original.content)
+        except DataError:  # a bundled drawing with more than plain shapes, such as <use>
+            document = self.own.source.document(index)
+            return _enlarged(next(one.load() for one in document if isinstance(one, Image)))
 
     def _picture(self, content: bytes) -> PixelArray:
         return render_svg(parsed(content, one_paint=False).svg, SIDE)
@@ -318,7 +325,7 @@ class Completing:
 
 def _enlarged(pixels: PixelArray) -> PixelArray:
     """A picture as large as those of the sheet."""
-    picture = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    picture = Picture.fromarray(pixels).resize((SIDE, SIDE), Picture.Resampling.BICUBIC)
     return np.asarray(picture)
 
 

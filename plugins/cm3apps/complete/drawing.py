@@ -4,7 +4,7 @@ different pairs of them, and their order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 
 #: Documents of the memory that are searched for a thing: its versions in all sets.
 _SEARCHED = 96
+#: Drawings for each candidate that is kept: a quarter are copies.
+DRAWN = 2
+#: The most drawings of a set that are compared with a thing, spread over it.
+_COMPARED = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +72,7 @@ class Documents:
         name: the thing.
         kind: "restyled": the memory has it in other hands; "composed": it has parts of it, or nothing.
         things: of the thing, from the memory; those nearest in hand first.
-        hands: of the set, which show other things; the most similar first.
+        hands: of the set, which show other things; the most alike first.
     """
 
     name: str
@@ -172,18 +176,50 @@ class Completer:
     def documents(self, name: str, number: int) -> Documents:
         """The documents for a thing, for so many candidates. The set's own drawing of it, and copies of that, are left
         out."""
-        own = self.own
+        own, number = self.own, DRAWN * number
         place = own.index(name)
         banned = frozenset() if place is None else own.source.content_keys(place)
         things, known = self._things(name, number, banned)
-        [found] = self._hands.retrieve([(Text(own.caption(name)),)], 4 * number, [banned])
-        hands = [one.index for one in found if own.source.group(one.index) != name]
+        hands = self._alike(things)
+        if hands is None:
+            [found] = self._hands.retrieve([(Text(own.caption(name)),)], 4 * number, [banned])
+            hands = [one.index for one in found]
+        others = (
+            index
+            for index in hands
+            if own.source.group(index) != name
+            and banned.isdisjoint({own.source.id(index), *own.source.content_keys(index)})
+        )
         return Documents(
             name,
             "restyled" if known else "composed",
             things,
-            list(self._shown(own.source, hands, number)),
+            list(self._shown(own.source, others, number)),
         )
+
+    def _alike(self, things: Sequence[Shown]) -> Sequence[int] | None:
+        """The set's drawings, those first that look most like a version of the thing: they show how the set draws what
+        the thing has; None: there is no version, or the model has no embedder."""
+        embedder = self.model.components.embedder
+        if embedder is None or not things:
+            return None
+        indices, pictures_ND = self._compared
+        things_MD = embedder.embed_images([one.pixels for one in things])
+        order = np.argsort(-(pictures_ND @ things_MD.T).max(axis=1), kind="stable")
+        return [indices[place] for place in order]
+
+    @cached_property
+    def _compared(self) -> tuple[Sequence[int], npt.NDArray[np.float32]]:
+        """The set's drawings that are compared with things, and their embeddings."""
+        source, embedder = self.own.source, self.model.components.embedder
+        assert embedder is not None
+        number = min(len(source), _COMPARED)
+        indices = np.linspace(0, len(source) - 1, number).round().astype(int).tolist()
+        pictures = [
+            next(one.load() for one in source.document(index) if isinstance(one, Image))
+            for index in indices
+        ]
+        return indices, embedder.embed_images(pictures)
 
     def _things(self, name: str, number: int, banned: frozenset[str]) -> tuple[list[Shown], bool]:
         """Versions of a thing from the memory, and whether they show just that, by the retriever's meanings or else by
@@ -220,7 +256,7 @@ class Completer:
 
         return [index for index, _ in sorted(chosen, key=unlike)]
 
-    def _shown(self, source: DocumentSource, places: Sequence[int], number: int) -> Iterator[Shown]:
+    def _shown(self, source: DocumentSource, places: Iterable[int], number: int) -> Iterator[Shown]:
         """Yield the first documents that can be written in the model's codes."""
         for place in places:
             if number == 0:
@@ -242,10 +278,10 @@ class Completer:
             number -= 1
 
     def job(self, documents: Documents, number: int, seed: int) -> Job[list[Drawn]]:
-        """The job that draws so many candidates of a thing, the best first."""
+        """The job that draws a thing `DRAWN` times for each candidate, and returns so many, the best first."""
         prompt = self.own.caption(documents.name)
         asked = Request((Text(prompt), ImageHole()), sampler=self._sampler, truncate=True)
-        pairs = [self._fitting(asked, pair) for pair in documents.pairs(number)]
+        pairs = [self._fitting(asked, pair) for pair in documents.pairs(DRAWN * number)]
         requests = [
             replace(
                 asked,
@@ -263,7 +299,7 @@ class Completer:
             ]
             alike = self._likeness([one.pixels for one in drawn], documents)
             drawn = [replace(one, likeness=own) for one, own in zip(drawn, alike, strict=True)]
-            return sorted(drawn, key=lambda one: one.rank)
+            return sorted(drawn, key=lambda one: one.rank)[:number]
 
         return Job(requests, finish)
 

@@ -180,6 +180,14 @@ def test_a_set_of_the_memory(run: Path, things: list[str], tmp_path: Path) -> No
     assert own.hand.ends == (("round", "round"),)
 
 
+def test_a_sets_own_drawing_of_more_than_plain_shapes_is_on_the_sheet(
+    run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert complete(run, "bi", "cc square", "--draw", "-o", str(out), "-n", "1") == 0
+    assert (out / "sheet.png").stat().st_size > 0
+
+
 def test_results_in_a_folder_with_the_sets_name(
     run: Path, things: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,6 +250,23 @@ def test_documents_differ_as_far_as_there_are_some(run: Path, things: list[str])
     pairs = documents.pairs(4)
     assert len({pair[-1].id for pair in pairs}) == 4
     assert len({pair[0].id for pair in pairs}) == min(4, len(documents.things))
+
+
+def test_the_hand_is_shown_by_what_looks_like_the_thing(tmp_path: Path) -> None:
+    """Whatever its name is; twice as many are drawn as candidates are kept."""
+    own = tmp_path / "own"
+    shutil.copytree(OWN_ICONS, own)
+    (own / "ico_sunshade_20.svg").write_text(
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 20 20" fill="none" stroke="#2b5d9c" stroke-width="1.5">'
+        '<path d="M2 10a8 8 0 0 1 16 0zM10 2v14a2 2 0 0 0 4 0"/></svg>'
+    )
+    completer = Completer(
+        load("bundled:icons64-hands"), open_set(str(own), None, None, None), None, {}
+    )
+    documents = completer.documents("umbrella", 2)
+    assert [one.thing for one in documents.things] == ["umbrella"] * 4
+    assert documents.hands[0].id == "ico_sunshade_20"
+    assert len(completer.job(documents, 2, seed=0).requests) == 4
 
 
 def test_verdicts_decide_the_order(
