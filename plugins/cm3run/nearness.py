@@ -53,10 +53,33 @@ def nearness(first: PixelArray, second: PixelArray) -> float:
     >>> nearness(square, square[1:, 1:]), round(nearness(square, wide), 1)
     (1.0, 0.1)
     """
-    one, other = _placed(ink_of(first)), _placed(ink_of(second))
-    if one is None or other is None:
-        return float(one is None and other is None)
-    return min(_shared(one, other), _shared(_contours(one), _contours(other)))
+    return Shape(first).nearness(Shape(second))
+
+
+class Shape:
+    """A picture as `nearness` compares it, for pictures that are compared more than once.
+
+    Args:
+        picture: uint8 [height, width, 3], of any size.
+
+    >>> page = np.full((8, 8, 3), 255, np.uint8)
+    >>> page[2:6, 2:6] = 0
+    >>> Shape(page).nearness(Shape(page[1:, 1:]))
+    1.0
+    """
+
+    def __init__(self, picture: PixelArray) -> None:
+        placed = _placed(ink_of(picture))
+        # values are 0 to 255: bytes, of which thousands of pictures fit
+        both = () if placed is None else (placed, _contours(placed))
+        #: Ink and contours; none of a blank picture.
+        self.parts = [part.astype(np.uint8) for part in both]
+
+    def nearness(self, other: Shape) -> float:
+        """Return how near two pictures are, see `nearness`."""
+        if not self.parts or not other.parts:
+            return float(not self.parts and not other.parts)
+        return min(map(_shared, self.parts, other.parts))
 
 
 def is_blank(picture: PixelArray) -> bool:
@@ -83,22 +106,20 @@ class Nearest:
     """
 
     def __init__(self, pictures: Iterable[PixelArray]) -> None:
-        placed = [_placed(ink_of(one)) for one in pictures]
-        drawn = [one for one in placed if one is not None]
-        self._has_blank = len(drawn) < len(placed)
-        rows = [[one.ravel() for one in drawn], [_contours(one).ravel() for one in drawn]]
-        # values are 0 to 255: bytes, of which thousands of pictures fit
-        self._rows = [np.stack(own).astype(np.uint8) for own in rows] if drawn else []
+        parts = [Shape(one).parts for one in pictures]
+        drawn = [one for one in parts if one]
+        self._has_blank = len(drawn) < len(parts)
+        self._rows = [np.stack([one.ravel() for one in own]) for own in zip(*drawn, strict=True)]
         self._sums = [own.sum(axis=1, dtype=np.int64) for own in self._rows]
 
     def __call__(self, picture: PixelArray) -> float:
         """Of a picture uint8 [height, width, 3]; 0 if there are none."""
-        one = _placed(ink_of(picture))
-        if one is None or not self._rows:
-            return float(one is None and self._has_blank)
+        parts = Shape(picture).parts
+        if not parts or not self._rows:
+            return float(not parts and self._has_blank)
         shares = []
-        for rows, sums, own in zip(self._rows, self._sums, (one, _contours(one)), strict=True):
-            flat = own.ravel().astype(np.uint8)
+        for rows, sums, own in zip(self._rows, self._sums, parts, strict=True):
+            flat = own.ravel()
             both = np.minimum(rows, flat).sum(axis=1, dtype=np.int64)
             either = sums + int(own.sum()) - both
             shares.append(np.where(either > 0, both / np.maximum(either, 1), 1.0))
@@ -139,14 +160,14 @@ def background(pixels: PixelArray) -> NDArray[np.int16]:
     return colour
 
 
-def _shared(one: NDArray[np.int64], other: NDArray[np.int64]) -> float:
+def _shared(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
     """The sum of minima over the sum of maxima.
 
-    >>> _shared(np.array([3, 1, 0]), np.array([1, 1, 2]))
+    >>> _shared(np.array([3, 1, 0], np.uint8), np.array([1, 1, 2], np.uint8))
     0.3333333333333333
     """
-    either = int(np.maximum(one, other).sum())
-    return int(np.minimum(one, other).sum()) / either if either else 1.0
+    either = int(np.maximum(one, other).sum(dtype=np.int64))
+    return int(np.minimum(one, other).sum(dtype=np.int64)) / either if either else 1.0
 
 
 def _contours(ink: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from cm3core.document import Document, text_of
-from cm3core.errors import RecipeError
+from cm3core.document import Document, Image, text_of
+from cm3core.errors import DataError, RecipeError
 from cm3core.interfaces.dataset import DocumentSource
 from cm3core.interfaces.embedder import Embedder
 from cm3core.interfaces.reach import TEXT, Outside
@@ -31,6 +32,11 @@ from cm3plugins.retrievers.bm25 import (
 from cm3plugins.retrievers.hybrid import HybridRetriever, HybridRetrieverConfig
 from cm3run.prompting import Answer, AnsweringRetriever, AnsweringRetrieverConfig
 
+if TYPE_CHECKING:
+    from cm3run.nearness import Shape
+
+#: The most pictures kept for comparison: 4 KB each.
+_KEPT_SHAPES = 50_000
 _Scores = npt.NDArray[np.float64]
 
 
@@ -48,19 +54,27 @@ class FacetsRetrieverConfig(AnsweringRetrieverConfig):
         k1, b: see `bm25`; names are short, so their length counts little.
         meanings: how prompts are compared with things and hands in generation, a retriever `hybrid`; its keys
             `unknown_below` and `same_above` count, too. Training compares words all the same. None: so do prompts.
+        max_nearness: a query with a picture, as training has, gets for the hand no document whose picture is nearer to
+            its own (`cm3run.nearness`): a model that often sees its target before the prompt learns to repeat what it
+            sees. 1: all.
     """
 
     not_in_outputs: ClassVar[tuple[str, ...]] = ("meanings",)
     only_in_generation: ClassVar[tuple[str, ...]] = ("meanings",)
     num_facets: ClassVar[int] = 2
-    later_keys: ClassVar[tuple[str, ...]] = ("meanings",)
+    later_keys: ClassVar[tuple[str, ...]] = ("meanings", "max_nearness")
     outside: ClassVar[Mapping[str, Outside]] = {"separator": TEXT}
-    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"k1": (0, 1e6), "b": (0, 1)}
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "k1": (0, 1e6),
+        "b": (0, 1),
+        "max_nearness": (0, 1),
+    }
 
     k1: float = 1.5
     b: float = 0.75
     separator: str = ","
     meanings: RetrieverConfig | None = None
+    max_nearness: float = 1.0
 
     @property
     def answers(self) -> bool:
@@ -109,6 +123,7 @@ class FacetsRetriever(QueryByQuery, AnsweringRetriever):
     ) -> None:
         super().__init__(memory)
         self._config, self._embedder = config, embedder
+        self._shapes: dict[int, Shape | None] = {}
 
     @cached_property
     def _meanings(self) -> HybridRetriever:
@@ -201,6 +216,7 @@ class FacetsRetriever(QueryByQuery, AnsweringRetriever):
         # Which of many equal ones comes first depends on the query, so that all are seen in training.
         drawn_M = self._marks_M * np.uint64(_mark(text_of(query)) | 1)
         taken: set[int] = set()
+        is_near = self._is_near(query)
 
         def best(first_M: _Scores, second_M: _Scores, same: bool) -> Iterator[int]:
             places = np.flatnonzero(first_M > 0)
@@ -209,6 +225,7 @@ class FacetsRetriever(QueryByQuery, AnsweringRetriever):
                     index not in taken
                     and (same or not is_thing(index))
                     and not self.is_excluded(index, exclude)
+                    and (same or not is_near(index))
                 ):
                     taken.add(index)
                     yield index
@@ -224,6 +241,37 @@ class FacetsRetriever(QueryByQuery, AnsweringRetriever):
                 else:
                     yield rank, facet, index
             rank += 1
+
+    def _is_near(self, query: Document) -> Callable[[int], bool]:
+        """Whether a document's picture is nearer to the query's than `max_nearness`."""
+        most = self._config.max_nearness
+        own = _shape_of(query) if most < 1 else None
+        if own is None:
+            return lambda index: False
+
+        def is_near(index: int) -> bool:
+            other = self._shape(index)
+            return other is not None and own.nearness(other) > most
+
+        return is_near
+
+    def _shape(self, index: int) -> Shape | None:
+        """Of a document's picture; those of the last ones are kept, since many queries compare the same."""
+        if index not in self._shapes:
+            if len(self._shapes) >= _KEPT_SHAPES:
+                self._shapes.clear()
+            self._shapes[index] = _shape_of(self._memory.document(index))
+        return self._shapes[index]
+
+
+def _shape_of(document: Document) -> Shape | None:
+    """The shape of a document's first picture; None: it has none, or it can't be read."""
+    from cm3run.nearness import Shape  # loads PIL, which recipes don't need
+
+    picture = next((one for one in document if isinstance(one, Image)), None)
+    with suppress(DataError):
+        return None if picture is None else Shape(picture.load())
+    return None
 
 
 class _Words:
