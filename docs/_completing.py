@@ -1,6 +1,6 @@
 """Complete sets of which nothing was trained by things that they have, judged, for docs/complete.md:
 
-    python docs/_completing.py [--model MODEL] [--num 20] [--candidates 4] FOLDER "TITLE"
+    python docs/_completing.py [--model MODEL] [--num 40] [--candidates 4] FOLDER "TITLE"
 
 Runs `cm3 complete SET NAME... --draw --judge` for each set that is held out whole, on things of its split `missing`, into a
 folder each; the same command resumes. With --picture, the first things of the last set are drawn into docs/images/complete.png.
@@ -72,7 +72,7 @@ def main() -> None:
     """Complete the sets and write the figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default=COMPLETING_MODEL)
-    parser.add_argument("--num", type=int, default=20, help="things of each set")
+    parser.add_argument("--num", type=int, default=40, help="things of each set")
     parser.add_argument("--candidates", type=int, default=4)
     parser.add_argument("--picture", action="store_true")
     parser.add_argument("folder", type=Path)

@@ -13,6 +13,7 @@ from cm3apps.cli.main import main
 from cm3core.errors import CM3Error
 from cm3core.plugins import load_registry
 from cm3lab.experiments.judged import DRAWINGS, TRAININGS, ScalingSettings
+from cm3lab.experiments.judged.drawing import options_of
 from cm3lab.experiments.judged.report import judged_tables, losses, mean
 from cm3lab.experiments.judged.scaling import ScalingExperiment
 from cm3lab.experiments.options import Compared
@@ -138,6 +139,25 @@ def test_all_stages_and_again(
     asked = json.loads((drawn / "cd-k-1" / "restyle" / "protocol.json").read_text())["model"]
     assert asked["sampler"]["name"] == "cd_k"
     assert "| contrastive, CD-K |" in (drawn / "report.md").read_text()
+
+
+@pytest.mark.parametrize("arm", [arm for arm, one in DRAWINGS.items() if "sampler" in one.options])
+def test_second_streams_hide_the_same_as_the_recipes(arm: str) -> None:
+    model = load("bundled:icons64-hands")
+    assert model.recipe.sampler is not None
+    options = options_of(model, arm)
+    config = model.sampler_config(options["sampler"], **sampler_keys_of(options))
+    if arm.startswith("unguided"):
+        assert not hasattr(config, "null_prompt")
+    else:
+        assert config.null_prompt == "mask_no_retrieved"  # type: ignore[attr-defined]  # of guided ones
+
+
+def sampler_keys_of(options: dict[str, Any]) -> dict[str, Any]:
+    """Without those of the call."""
+    return {
+        key: value for key, value in options.items() if key not in ("sampler", "num_candidates")
+    }
 
 
 @pytest.mark.slow

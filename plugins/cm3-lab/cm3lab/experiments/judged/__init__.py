@@ -93,6 +93,9 @@ DRAWINGS: Mapping[str, Drawn] = {
     "cfg-3-of-4": _best_of("guidance, scale 3", sampler="cfg", guidance_scale=3.0),
     "cd-k-of-4": _best_of("CD-K", sampler="cd_k"),
     "both-of-4": _best_of("half guidance, half CD-K", sampler="mixture"),
+    "both-3-of-4": _best_of(
+        "half guidance of scale 3, half CD-K", sampler="mixture", guidance_scale=3.0
+    ),
     **{
         f"documents-{number}": _one(_documents(number).title, num_retrieved=number)
         for number in range(4)

@@ -50,7 +50,7 @@ def draw(
         for arm in arms:
             print(f"model {number} of {len(models)}: {TITLES[arm]}", file=sys.stderr)
             name = f"{arm}-{number}"
-            measure = partial(judged, model, settings, DRAWINGS[arm].options, out / name)
+            measure = partial(judged, model, settings, options_of(model, arm), out / name)
             own = results.figures(name, measure)
             runs.append({"arm": arm, "seed": number, "judged": own})
             facts = {"weights": keys, "settings": asdict(settings), "runs": runs}
@@ -59,3 +59,14 @@ def draw(
                 out, "Settings of generation", command, judged_tables(runs, TITLES), number
             )
     return report
+
+
+def options_of(model: Model, arm: str) -> dict[str, Any]:
+    """An arm's options. All samplers hide the same from their second stream as the recipe's, or the arms would differ in
+    that, too."""
+    options = dict(DRAWINGS[arm].options)
+    hidden = getattr(model.recipe.sampler, "null_prompt", None)
+    named = options.get("sampler")
+    if hidden is not None and named and hasattr(model.sampler_config(named), "null_prompt"):
+        options.setdefault("null_prompt", hidden)
+    return options
