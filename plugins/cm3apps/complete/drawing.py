@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 #: Documents of the memory that are searched for a thing: its versions in all sets.
 _SEARCHED = 96
-#: Drawings for each candidate that is kept: a quarter are copies.
+#: Drawings for each candidate that is kept: copies come last, and likeness tells better from worse.
 DRAWN = 2
 #: The most drawings of a set that are compared with a thing, spread over it.
 _COMPARED = 1000
