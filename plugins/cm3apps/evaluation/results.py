@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 PARTS = "parts"
 SETTINGS = "settings.json"
 #: Incremented if the same settings give other figures.
-_VERSION = 2
+_VERSION = 3
 
 
 class ResultFolder:

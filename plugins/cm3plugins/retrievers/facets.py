@@ -257,11 +257,12 @@ class FacetsRetriever(QueryByQuery, AnsweringRetriever):
 
     def _shape(self, index: int) -> Shape | None:
         """Of a document's picture; those of the last ones are kept, since many queries compare the same."""
-        if index not in self._shapes:
-            if len(self._shapes) >= _KEPT_SHAPES:
-                self._shapes.clear()
-            self._shapes[index] = _shape_of(self._memory.document(index))
-        return self._shapes[index]
+        shapes = self._shapes
+        if index not in shapes:
+            if len(shapes) >= _KEPT_SHAPES:
+                shapes = self._shapes = {}  # a new one: other threads may read the old one
+            shapes[index] = _shape_of(self._memory.document(index))
+        return shapes[index]
 
 
 def _shape_of(document: Document) -> Shape | None:

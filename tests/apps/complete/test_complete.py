@@ -180,9 +180,10 @@ def test_a_set_of_the_memory(run: Path, things: list[str], tmp_path: Path) -> No
     assert own.hand.ends == (("round", "round"),)
 
 
-def test_a_sets_own_drawing_of_more_than_plain_shapes_is_on_the_sheet(
+def test_a_set_whose_own_drawing_is_more_than_plain_shapes_gets_its_sheet(
     run: Path, tmp_path: Path
 ) -> None:
+    """One of `<use>`, which files of a user may not have."""
     out = tmp_path / "out"
     assert complete(run, "bi", "cc square", "--draw", "-o", str(out), "-n", "1") == 0
     assert (out / "sheet.png").stat().st_size > 0

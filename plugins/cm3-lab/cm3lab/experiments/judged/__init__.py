@@ -92,7 +92,6 @@ DRAWINGS: Mapping[str, Drawn] = {
     "cfg-of-4": _best_of("guidance", sampler="cfg"),
     "cfg-3-of-4": _best_of("guidance, scale 3", sampler="cfg", guidance_scale=3.0),
     "cd-k-of-4": _best_of("CD-K", sampler="cd_k"),
-    "both-of-4": _best_of("half guidance, half CD-K", sampler="mixture"),
     "both-3-of-4": _best_of(
         "half guidance of scale 3, half CD-K", sampler="mixture", guidance_scale=3.0
     ),
