@@ -93,6 +93,9 @@ class ImageTokenizerContract(ConfigLaws[ImageTokenizer]):
 
     kind: ClassVar[str] = "image_tokenizer"
     max_examples: ClassVar[int | None] = 5
+    #: Share of codes that may depend on the batch. Above 0 for a network alone: its sums, and so which of two equally
+    #: near codes is chosen, depend in their last digits on how many pictures are computed together.
+    tied_share: ClassVar[float] = 0.0
 
     def build(self, config: Any) -> ImageTokenizer:
         """See `ImageTokenizerConfig.build`."""
@@ -228,15 +231,18 @@ class ImageTokenizerContract(ConfigLaws[ImageTokenizer]):
         same(codes, before[1], "decoded codes, and looked at the codes given")
 
     def law_a_batch_is_its_items(self, data: st.DataObject) -> None:
-        """Codes and (up to rounding) pixels do not depend on the rest of the batch."""
+        """Codes (but a network's ties: `tied_share`) and, up to rounding, pixels do not depend on the rest of the
+        batch."""
         pictures, codes = self._pictures(data, 3), self._codes(data)
         alone = np.concatenate([self.subject.encode(picture[None]) for picture in pictures])
-        same(self.subject.encode(pictures), alone, "encoded 3 pictures together, and one by one")
+        together = self.subject.encode(pictures)
+        if together.shape != alone.shape or (together != alone).mean() > self.tied_share:
+            same(together, alone, "encoded 3 pictures together, and one by one")
         one_by_one = np.concatenate([self.subject.decode(one[None]) for one in codes]).astype(int)
-        together = self.subject.decode(codes).astype(int)
+        decoded = self.subject.decode(codes).astype(int)
         every(
-            together - one_by_one,
-            np.abs(together - one_by_one) <= 1,
+            decoded - one_by_one,
+            np.abs(decoded - one_by_one) <= 1,
             "decoded codes of 2 pictures together and one by one, and subtracted the pictures",
             "at most 1 level of 255 between them",
         )
