@@ -67,6 +67,8 @@ __all__ = [
 RETRIEVED, DOCUMENTS = "retrieved", "documents"
 #: The key of a file that shows a document's own picture, with its id: no model made it.
 ORIGINAL = "original"
+#: The key of a file that shows a document in another form, made without a model; with the document's id.
+ADAPTED = "adapted"
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,13 @@ class PictureFacts:
         return ORIGINAL in self.texts
 
     @property
+    def source_type(self) -> str:
+        """How it came about, as IPTC names it; "" for a document's own picture."""
+        if self.is_original:
+            return ""
+        return _ENHANCED if ADAPTED in self.texts else _GENERATED
+
+    @property
     def generator(self) -> str:
         """The program, and the model if it is known."""
         return ", ".join([THIS_PROGRAM, *filter(None, [self.texts.get("model", "")])])
@@ -210,6 +219,7 @@ XMP_KEY = "XML:com.adobe.xmp"
 FACTS = "{urn:cm3leon:facts}facts"
 #: Size limit of the XMP packet in a JPEG file, in bytes.
 _XMP_BYTES = 65_000
+_ENHANCED = "http://cv.iptc.org/newscodes/digitalsourcetype/algorithmicallyEnhanced"
 _GENERATED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 _NAMESPACES = {
     "x": "adobe:ns:meta/",
@@ -385,8 +395,7 @@ def _rdf(facts: PictureFacts, node: str, *, with_chunks: bool = True) -> Element
             _added(work, name, text)
     if is_xmp:
         _added(work, "xmp:CreatorTool", facts.generator)
-        if not facts.is_original:
-            _added(work, "Iptc4xmpExt:DigitalSourceType", _GENERATED)
+        _added(work, "Iptc4xmpExt:DigitalSourceType", facts.source_type)
         documents = _element("made:documents")
     else:
         creator = _element("dc:creator")
@@ -395,7 +404,7 @@ def _rdf(facts: PictureFacts, node: str, *, with_chunks: bool = True) -> Element
         creator.append(agent)
         work.append(creator)
         _added(work, "dc:format", "image/svg+xml")
-        _added(work, "Iptc4xmpExt:DigitalSourceType", rdf_resource=_GENERATED)
+        _added(work, "Iptc4xmpExt:DigitalSourceType", rdf_resource=facts.source_type)
         documents = _element("dc:source")
     if facts.credits:
         bag = _element("rdf:Bag")
@@ -443,7 +452,7 @@ def _serialised(root: ElementTree.Element) -> str:
 #: Size limit of an SVG and of a file in a zip, in bytes, and limit of files in a zip; more is refused unread.
 MAX_BYTES, MAX_FILES = 64 << 20, 10_000
 #: Every file that lists its documents has one of these keys.
-_MADE_BY = ("recipe_hash", ORIGINAL)
+_MADE_BY = ("recipe_hash", ORIGINAL, ADAPTED)
 #: Errors of `zipfile` for damaged files; its own error type is only one of many.
 _BROKEN_ZIP = (
     zipfile.BadZipFile,

@@ -3,38 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from PIL import Image as Picture
-
 from cm3apps.cli._picture_files import file_names
-from cm3apps.complete.drawing import DRAWN, Completer, Documents, Drawn, Shown
-from cm3apps.complete.folder import CANDIDATES, SHEET, Entry, Results, credits_json
+from cm3apps.complete.drawing import DRAWN, Completer, Documents, Drawn
+from cm3apps.complete.folder import ADAPTED, CANDIDATES, SHEET, Entry, Results, credits_json
 from cm3apps.complete.judging import SetJudge, ordered
 from cm3apps.complete.judging import told as verdict_told
-from cm3core.document import Image
-from cm3core.errors import CM3Error, DataError
-from cm3plugins.datasets.svg_folder.reading import parsed
-from cm3plugins.svg import render_svg
-from cm3run.attribution import Credit, original_files, png, svg, together
-from cm3run.model.facts import facts_of_documents, facts_of_drawing
+from cm3apps.complete.telling import Sheet, table_of
+from cm3core.errors import CM3Error
+from cm3run.attribution import Credit, original_files, svg, together
+from cm3run.model.facts import facts_of_adaptation, facts_of_drawing
 from cm3run.model.jobs import results
-from cm3run.sheets import grid
 from cm3run.words import words_of
 
 if TYPE_CHECKING:
     from cm3apps.complete.sets import OwnSet
     from cm3apps.evaluation.icons.usable import Verdict
-    from cm3core.document import PixelArray
     from cm3run.generation.engine import Progress
     from cm3run.model.model import Model
 
-#: Pixels per side of a picture on the sheet, and documents of each kind that it shows.
-SIDE, SHOWN = 128, 2
 _MOST_WORDS = 12
 
 
@@ -189,7 +180,11 @@ class Completing:
         files: dict[str, str] = {}
         judged: list[tuple[Drawn, Verdict | None]] = [(one, None) for one in candidates]
         if self._judge is not None:
-            judged = [*ordered(candidates, self._judge.verdicts(documents, candidates))]
+            judged = [
+                *ordered(
+                    candidates, self._judge.verdicts(documents, [one.pixels for one in candidates])
+                )
+            ]
         told: list[dict[str, Any]] = []
         for place, (one, verdict) in enumerate(judged, 1):
             name = f"{CANDIDATES}/{stem}-{place}.svg"
@@ -208,16 +203,41 @@ class Completing:
                 }
             )
         files[f"{stem}.svg"] = files[told[0]["file"]]
+        adapted = self._adapted(documents, stem, files)
         entry: Entry = {
             "name": documents.name,
             "kind": documents.kind,
             "thing": documents.things[0].thing if documents.things else "",
             "file": f"{stem}.svg",
             "candidates": told,
+            "adapted": adapted,
             "credits": credits_json(list(together(one.credits for one in candidates))),
         }
         self.results.add(entry, files)
         return entry
+
+    def _adapted(
+        self, documents: Documents, stem: str, files: dict[str, str]
+    ) -> dict[str, Any] | None:
+        """What the report says of a version of the thing in the set's form; adds its file. None: there is none."""
+        made = self.completer.adaptation(documents)
+        if made is None:
+            return None
+        credits = [
+            replace(one, nearness=made.nearness)
+            for one in (made.document.credit,)
+            if one is not None
+        ]
+        name = f"{ADAPTED}/{stem}.svg"
+        files[name] = made.svg
+        if credits and not self.settings.clean:
+            files[name] = svg(made.svg, facts_of_adaptation(documents.name, credits[0]))
+        told: dict[str, Any] = {"file": name, "document": made.document.id}
+        told["nearness"] = round(made.nearness, 3)
+        if self._judge is not None:
+            [verdict] = self._judge.verdicts(documents, [made.pixels])
+            told["verdict"] = verdict_told(verdict)
+        return told | {"credits": credits_json(credits)}
 
     def _file(self, name: str, one: Drawn) -> str:
         """A candidate as a file of the set, with its metadata unless it is to be clean."""
@@ -236,117 +256,11 @@ class Completing:
     # ---- for the reader
 
     def table(self, names: Sequence[str]) -> list[str]:
-        """Lines of a table: of each thing its answer, the documents and the judgement of its best candidate."""
-        rows = [("thing", "answer", "documents", "nearest", "verdict", "file")]
-        for entry in (self.results.entries[name] for name in names):
-            best = next(iter(entry["candidates"]), None)
-            shown = (
-                " + ".join(one["id"] for one in best["documents"])
-                if best
-                else entry.get("document", "")
-            )
-            file = entry.get("file")
-            rows.append(
-                (
-                    entry["name"],
-                    entry["kind"],
-                    shown,
-                    f"{best['nearness']:.2f}{' copy' if best['copy'] else ''}" if best else "",
-                    _verdict(best) if best else "",
-                    "" if file is None else str(self.results.folder / file),
-                )
-            )
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
+        """Lines of a table of these things."""
+        return table_of(self.results, names)
 
     def sheet(self) -> Path:
-        """Write the sheet of all things in the report: the documents, the set's own drawing where it has one, and the
-        candidates, the best first."""
-        entries = list(self.results.entries.values())
-        own = [self._own(entry["name"]) for entry in entries]
-        with_own = any(one is not None for one in own)
-        rows: list[list[PixelArray | None]] = []
-        captions: list[list[str]] = []
-        credits: list[Credit] = []
-        for entry, drawing in zip(entries, own, strict=True):
-            found = self.documents(entry["name"])
-            pixels: list[PixelArray | None] = []
-            texts: list[str] = []
-            for shown in (found.things[:SHOWN], found.hands[:SHOWN]):
-                pixels += [self._document(one) for one in shown] + [None] * (SHOWN - len(shown))
-                texts += [one.id for one in shown] + [""] * (SHOWN - len(shown))
-                credits += [one.credit for one in shown if one.credit is not None]
-            if with_own:
-                pixels.append(drawing)
-                texts.append("")
-            for one in entry["candidates"]:
-                pixels.append(self._picture((self.results.folder / one["file"]).read_bytes()))
-                texts.append(_judged(one))
-            rows.append(pixels)
-            captions.append(texts)
-        headings = ["the thing"] * SHOWN + ["the hand"] * SHOWN + ["the set's own"] * with_own
-        widest = max(map(len, rows))
-        headings += [f"candidate {place}" for place in range(1, widest - len(headings) + 1)]
-        picture = grid(
-            [row + [None] * (widest - len(row)) for row in rows],
-            captions=[row + [""] * (widest - len(row)) for row in captions],
-            row_labels=[f"{entry['name']}\n{entry['kind']}" for entry in entries],
-            column_labels=headings,
-            scale=1,
-            label_width=140,
-        )
-        facts = facts_of_documents((), model=self.model.name)
-        return self.results.picture(SHEET, png(picture, facts.after(credits)))
-
-    def _document(self, shown: Shown) -> PixelArray:
-        drawing = self.model.components.image_tokenizer.svg(
-            next(one.codes for one in shown.document if hasattr(one, "codes"))
-        )
-        return _enlarged(shown.pixels) if drawing is None else render_svg(drawing, SIDE)
-
-    def _own(self, name: str) -> PixelArray | None:
-        """The set's own drawing; None: it has none, or its file can't be used."""
-        index = self.own.index(name)
-        original = None if index is None else self.own.source.original(index)
-        if index is None or original is None:
-            return None
-        try:
-            return self._picture(original.content)
-        except DataError:  # a bundled drawing with more than plain shapes, such as <use>
-            document = self.own.source.document(index)
-            return _enlarged(next(one.load() for one in document if isinstance(one, Image)))
-
-    def _picture(self, content: bytes) -> PixelArray:
-        return render_svg(parsed(content, one_paint=False).svg, SIDE)
-
-
-def _enlarged(pixels: PixelArray) -> PixelArray:
-    """A picture as large as those of the sheet."""
-    picture = Picture.fromarray(pixels).resize((SIDE, SIDE), Picture.Resampling.BICUBIC)
-    return np.asarray(picture)
-
-
-def _judged(candidate: Mapping[str, Any]) -> str:
-    """A candidate's caption on the sheet."""
-    copy = ", copy" if candidate["copy"] else ""
-    return "\n".join(
-        filter(None, (f"nearest {candidate['nearness']:.2f}{copy}", _verdict(candidate)))
-    )
-
-
-def _verdict(candidate: Mapping[str, Any]) -> str:
-    """What the judge says of a candidate in a few words; "" if it was not asked."""
-    verdict = candidate.get("verdict")
-    if verdict is None:
-        return ""
-    if verdict["usable"]:
-        return "usable"
-    faults = [
-        *([] if verdict["thing"] else [f"reads as {verdict['read_as']}"]),
-        *([] if verdict["hand"] else ["another hand"]),
-        *(["copy"] if verdict["copy"] else []),
-    ]
-    return ", ".join(faults)
+        """Write the sheet of all things in the report; return its path."""
+        documents = [self.documents(name) for name in self.results.entries]
+        sheet = Sheet(self.results, self.model, self.own)
+        return self.results.picture(SHEET, sheet.png(documents))

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from cm3apps.complete.adapting import Adaptation, adaptation
+from cm3apps.complete.canvas import reach, within
 from cm3apps.complete.paint import in_paint_of
 from cm3apps.complete.sets import OwnSet
 from cm3apps.complete.tracing import traced
@@ -39,6 +41,9 @@ _SEARCHED = 96
 DRAWN = 2
 #: The most drawings of a set that are compared with a thing, spread over it.
 _COMPARED = 1000
+#: Drawings of a version's set that are compared with it: every so many of those so near in the memory. Nearly all reach as
+#: far as this quantile.
+_EVERY, _AROUND, _NEARLY_ALL = 5, 100, 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +55,8 @@ class Shown:
         document: with its picture as codes.
         pixels: its picture.
         credit: its licence and source; None: a user's own.
+        original: the file that it was read from; None: there is none.
+        small: how far its ink reaches, as a share of what nearly all drawings of its set do, at most 1.
     """
 
     id: str
@@ -57,11 +64,18 @@ class Shown:
     document: Document
     pixels: PixelArray
     credit: Credit | None
+    original: bytes | None = None
+    small: float = 1.0
 
     @property
     def thing(self) -> str:
         """What it shows."""
         return thing_of(self.text)
+
+    @property
+    def style(self) -> str:
+        """The words of its style."""
+        return style_of_caption(self.text)
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +158,21 @@ def thing_of(text: str) -> str:
     return text.partition(",")[0].strip()
 
 
+def picture_of(document: Document) -> PixelArray:
+    """The picture of a document that has one."""
+    return next(one.load() for one in document if isinstance(one, Image))
+
+
+def _set_of(name: str) -> str:
+    """The set of a drawing by its id, such as "lucide/bell"."""
+    return name.partition("/")[0]
+
+
+def style_of_caption(text: str) -> str:
+    """The words of a caption between the thing and the set."""
+    return text.partition(",")[2].rpartition(",")[0].strip()
+
+
 class Completer:
     """Finds documents for things, and draws them.
 
@@ -167,6 +196,7 @@ class Completer:
         self._memory = model if memory is None else memory
         self._sampler = sampler_of(model, sampler, **sampling)
         self._hands = FacetsRetrieverConfig().build(own.source, None)
+        self._reaches: dict[str, float] = {}
         self._own_ids = frozenset(own.source.id(index) for index in range(len(own.source)))
 
     @cached_property
@@ -197,6 +227,13 @@ class Completer:
             list(self._shown(own.source, others, number)),
         )
 
+    def adaptation(self, documents: Documents) -> Adaptation | None:
+        """A version of the thing in the set's form; None: the memory has none that can be given it."""
+        if documents.kind != "restyled":
+            return None
+        side = self.model.components.image_tokenizer.image_size[0]
+        return adaptation(documents.things, self.own.hand, self.own.style, side)
+
     def _alike(self, things: Sequence[Shown]) -> Sequence[int] | None:
         """The set's drawings, those first that look most like a version of the thing: they show how the set draws what
         the thing has; None: there is no version, or the model has no embedder."""
@@ -215,10 +252,7 @@ class Completer:
         assert embedder is not None
         number = min(len(source), _COMPARED)
         indices = np.linspace(0, len(source) - 1, number).round().astype(int).tolist()
-        pictures = [
-            next(one.load() for one in source.document(index) if isinstance(one, Image))
-            for index in indices
-        ]
+        pictures = [picture_of(source.document(index)) for index in indices]
         return indices, embedder.embed_images(pictures)
 
     def _things(self, name: str, number: int, banned: frozenset[str]) -> tuple[list[Shown], bool]:
@@ -252,7 +286,7 @@ class Completer:
         wanted = set(words_of(self.own.style))
 
         def unlike(one: tuple[int, str]) -> int:
-            return len(wanted ^ (set(words_of(one[1].partition(",")[2].rpartition(",")[0]))))
+            return len(wanted ^ (set(words_of(style_of_caption(one[1])))))
 
         return [index for index, _ in sorted(chosen, key=unlike)]
 
@@ -270,12 +304,32 @@ class Completer:
             codes = next((one for one in coded if isinstance(one, Codes)), None)
             if picture is None or codes is None:
                 continue
-            name = source.id(place)
+            name, of_set = source.id(place), source is self.own.source
             [pixels] = self.model.decode([codes])
-            is_own = source is self.own.source and self.own.folder is not None
-            credit = None if is_own else Credit(name, source.provenance(place))
-            yield Shown(name, text_of(document), coded, pixels, credit)
+            credit = None
+            if not of_set or self.own.folder is None:
+                credit = Credit(name, source.provenance(place))
+            shown = Shown(name, text_of(document), coded, pixels, credit)
+            if not of_set:
+                original = source.original(place)
+                shown = replace(
+                    shown,
+                    original=None if original is None else original.content,
+                    small=self._small(source, place, picture.load()),
+                )
+            yield shown
             number -= 1
+
+    def _small(self, source: DocumentSource, place: int, pixels: PixelArray) -> float:
+        """How far a version's ink reaches, as a share of what nearly all drawings of its set do, at most 1."""
+        name = _set_of(source.id(place))
+        if name not in self._reaches:
+            around = range(max(0, place - _AROUND), min(len(source), place + _AROUND), _EVERY)
+            of_set = [one for one in around if _set_of(source.id(one)) == name] or [place]
+            found = [reach(picture_of(source.document(one))) for one in of_set]
+            self._reaches[name] = float(np.quantile(found, _NEARLY_ALL))
+        usual = self._reaches[name]
+        return min(1.0, reach(pixels) / usual) if usual else 1.0
 
     def job(self, documents: Documents, number: int, seed: int) -> Job[list[Drawn]]:
         """The job that draws a thing `DRAWN` times for each candidate, and returns so many, the best first."""
@@ -337,6 +391,8 @@ class Completer:
         if svg is None:  # the model draws pixels
             [made] = self.model.decode([codes])
             svg = traced(made, self.own.hand)
+        least, most = self.own.hand.reach
+        svg = within(svg, least * min((one.small for one in pair), default=1.0), most)
         written = self.own.hand.written(svg)
         side = self.model.components.image_tokenizer.image_size[0]
         pixels = render_svg(parsed(written.encode()).svg, side)

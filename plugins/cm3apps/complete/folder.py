@@ -2,6 +2,7 @@
 
     bell-off.svg                  the best candidate, as a file of the set
     candidates/bell-off-1.svg     all of them, the best first
+    adapted/bell-off.svg          a version of the thing in the set's form, made without a model
     sheet.png                     documents and candidates, a row for each thing
     report.json                   how each was made and judged
     LICENSES                      the documents that each adapts
@@ -29,11 +30,13 @@ from cm3core.files import (
 )
 from cm3run.attribution import Credit, credit_in, licences_text
 
-REPORT, SHEET, LICENCES, CANDIDATES = "report.json", "sheet.png", "LICENSES", "candidates"
+REPORT, SHEET, LICENCES = "report.json", "sheet.png", "LICENSES"
+CANDIDATES, ADAPTED = "candidates", "adapted"
 #: Form of the report; a report in another form is replaced.
-FORM = 1
+FORM = 2
 _MOST_BYTES = 1 << 26
-_FILE = re.compile(r"(candidates/)?[^/\\]{1,250}\.svg")
+_FILE = re.compile(r"((candidates|adapted)/)?[^/\\]{1,250}\.svg")
+_NO_MODEL = " (changed in size, lines and paint, by no model)"
 
 Entry = dict[str, Any]
 
@@ -96,8 +99,8 @@ class Results:
         self.clear()
         self._writing = sorted(files)
         self.write()  # an interruption leaves files that the next call knows
-        make_folder(self.folder / CANDIDATES)
         for name, text in files.items():
+            make_folder((self.folder / name).parent)
             write_text(self.folder / name, text)
         for name in set(_files({"things": [self.entries.get(entry["name"], {})]})) - set(files):
             with suppress(FileNotFoundError):
@@ -116,8 +119,9 @@ class Results:
             report["writing"] = self._writing
         write_text(self.folder / REPORT, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
         credited = [
-            (one["file"], [credit_in(own) for own in one["credits"]])
-            for one in things
+            (one["file"] + remark, [credit_in(own) for own in one["credits"]])
+            for entry in things
+            for one, remark in ((entry, ""), (entry.get("adapted") or {}, _NO_MODEL))
             if one.get("file")
         ]
         write_text(self.folder / LICENCES, licences_text(credited))
@@ -167,7 +171,7 @@ def _read(path: Path) -> dict[str, Any]:
         for entry in report["things"]:
             if not isinstance(entry["name"], str):
                 return {}
-            for credit in entry["credits"]:
+            for credit in (*entry["credits"], *(entry.get("adapted") or {}).get("credits", ())):
                 credit_in(credit)
         list(_files(report))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -180,6 +184,7 @@ def _files(report: Mapping[str, Any]) -> Iterator[str]:
     every = list(report.get("writing", ()))
     for entry in report.get("things", ()):
         every += [entry.get("file"), *(one["file"] for one in entry.get("candidates", ()))]
+        every.append((entry.get("adapted") or {}).get("file"))
     for name in every:
         if isinstance(name, str) and _FILE.fullmatch(name) and ".." not in name:
             yield name

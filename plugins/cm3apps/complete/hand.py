@@ -13,11 +13,15 @@ from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 from xml.etree import ElementTree
 
+import numpy as np
+
+from cm3apps.complete.canvas import DEFAULTS, local_name, reach, shapes_of, style_of
 from cm3core.errors import DataError
-from cm3plugins.datasets.svg_folder.reading import NAMESPACE, SHAPES, Box, SvgFile
+from cm3plugins.datasets.svg_folder.reading import NAMESPACE, Box, SvgFile
 from cm3plugins.image_tokenizers.svg.alphabet import PER_UNIT, UNITS
 from cm3plugins.image_tokenizers.svg.reading import codes_of, commands_of
 from cm3plugins.image_tokenizers.svg.writing import svg_of
+from cm3plugins.svg import render_svg
 
 #: A canvas unit as a share of which grids are looked for, and the share of a set's points that must lie on its grid.
 _STEPS = (16, 8, 4, 2, 1, 0.5, 0.25, 0.125)
@@ -30,14 +34,10 @@ _ROOT = (
     "xmlns", "width", "height", "viewBox", "fill", "stroke", "stroke-width", "stroke-linecap", "stroke-linejoin",
     "fill-rule", "clip-rule", "color",
 )  # fmt: skip  # a name a line is harder to read
-_DEFAULTS = {
-    "fill": "", "stroke": "none", "stroke-width": "1", "stroke-linecap": "butt", "stroke-linejoin": "miter",
-    "fill-rule": "nonzero", "opacity": "1",
-}  # fmt: skip  # a pair a line is harder to read
 #: Number of decimals of a set's numbers that are kept at most.
 _MOST_DECIMALS = 3
-#: The most files from which a hand is measured.
-_SAMPLED = 400
+#: The most files from which a hand is measured, and pixels per side in which they are drawn for it.
+_SAMPLED, _SIDE = 400, 96
 
 T = TypeVar("T")
 Point: TypeAlias = tuple[float, float]
@@ -58,6 +58,8 @@ class Hand:
         ends: the pairs of line cap and line join that it uses, the usual one first.
         kinds: what its elements are: "fill", "stroke", "both".
         shaded: whether it uses greys or opacity.
+        reach: how far the ink of most drawings reaches from the middle, at least and at most, as a share of the way to the
+            canvas's edges: the middle half of them.
     """
 
     box: Box
@@ -69,6 +71,7 @@ class Hand:
     ends: tuple[tuple[str, str], ...]
     kinds: frozenset[str]
     shaded: bool = False
+    reach: tuple[float, float] = (0.0, 1.0)
 
     @classmethod
     def of(cls, files: Sequence[SvgFile]) -> Hand:
@@ -82,8 +85,8 @@ class Hand:
         shades: Counter[bool] = Counter()
         points: list[float] = []
         for file in files:
-            for element in _shapes(ElementTree.fromstring(file.svg)):
-                style = _style(element)
+            for element in shapes_of(ElementTree.fromstring(file.svg)):
+                style = style_of(element)
                 kinds[_kind(style)] += 1
                 shades[_is_shaded(element, style)] += 1
                 if style["stroke"] != "none":
@@ -102,12 +105,18 @@ class Hand:
             tuple(_usual(ends)),
             frozenset(_usual(kinds)),
             True in _usual(shades),
+            _reach(files),
         )
 
     @property
     def unit(self) -> float:
         """Units of the set for one unit of the model's canvas."""
         return max(self.box[2:]) / UNITS
+
+    @property
+    def draws_lines(self) -> bool:
+        """Whether lines belong to it, alone or beside areas."""
+        return bool(self.widths and self.kinds & {"stroke", "both"})
 
     def paint_share(self, svg: str) -> float:
         """The share of a drawing's elements that are painted as the set paints: lines or areas, with a width and with
@@ -116,11 +125,11 @@ class Hand:
         Args:
             svg: on the model's canvas.
         """
-        elements = list(_shapes(ElementTree.fromstring(svg)))
+        elements = list(shapes_of(ElementTree.fromstring(svg)))
         return sum(map(self._is_own, elements)) / len(elements) if elements else 0.0
 
     def _is_own(self, element: ElementTree.Element) -> bool:
-        style = _style(element)
+        style = style_of(element)
         if _kind(style) not in self.kinds:
             return False
         if style["stroke"] == "none":
@@ -141,12 +150,12 @@ class Hand:
         """
         root = ElementTree.Element("svg", dict(self.root))
         root.text = root.tail = "\n"
-        for element in _shapes(ElementTree.fromstring(svg)):
+        for element in shapes_of(ElementTree.fromstring(svg)):
             one = ElementTree.SubElement(
-                root, _local(element), self._place(element) | self._paints(element)
+                root, local_name(element), self._place(element) | self._paints(element)
             )
             one.tail = "\n"
-            if _local(element) == "path":
+            if local_name(element) == "path":
                 one.attrib = {"d": one.attrib.pop("d"), **one.attrib}
         for index, one in enumerate(root):
             one.tail = "\n  " if index + 1 < len(root) else "\n"
@@ -155,7 +164,7 @@ class Hand:
 
     def _paints(self, element: ElementTree.Element) -> dict[str, str]:
         """The attributes of paint that an element of the set needs."""
-        style = _style(element)
+        style = style_of(element)
         if style["stroke"] != "none":
             width = _number(style["stroke-width"]) * self.unit
             if self.widths:
@@ -177,7 +186,7 @@ class Hand:
         style["opacity"] = _text(_number(style["opacity"]) * share, 2)
         own = {}
         for key, value in style.items():
-            inherited = self.root.get(key, _DEFAULTS[key]) if key != "opacity" else "1"
+            inherited = self.root.get(key, DEFAULTS[key]) if key != "opacity" else "1"
             if value != inherited:
                 own[key] = value or "#000"
         return own
@@ -186,7 +195,7 @@ class Hand:
         """The attributes of an element's geometry, on the set's canvas."""
         left, top = self._offset
         x, y = self._moved(left), self._moved(top)
-        name = _local(element)
+        name = local_name(element)
         if name == "path":
             return {"d": self._path(element.get("d", ""))}
 
@@ -289,19 +298,11 @@ def read_drawing(svg: str) -> str:
     return svg_of(codes_of(svg))
 
 
-def _local(element: ElementTree.Element) -> str:
-    return element.tag.rpartition("}")[2]
-
-
-def _shapes(root: ElementTree.Element) -> Iterator[ElementTree.Element]:
-    return (one for one in root.iter() if _local(one) in SHAPES)
-
-
-def _style(element: ElementTree.Element) -> dict[str, str]:
-    """All paint of an element; elements carry what they inherit."""
-    style = {key: element.get(key, default) for key, default in _DEFAULTS.items()}
-    style["fill"] = style["fill"] or "currentColor"
-    return style
+def _reach(files: Sequence[SvgFile]) -> tuple[float, float]:
+    """The reaches between which the middle half of the drawings lie."""
+    every = [reach(render_svg(file.svg, _SIDE)) for file in files]
+    low, high = np.quantile(every, (0.25, 0.75)).round(3).tolist()
+    return low, high
 
 
 def _is_shaded(element: ElementTree.Element, style: Mapping[str, str]) -> bool:

@@ -45,8 +45,8 @@ class SetJudge:
             if isinstance(one, Image)
         ]
 
-    def verdicts(self, documents: Documents, candidates: Sequence[Drawn]) -> list[Verdict]:
-        """A verdict of each candidate for a thing."""
+    def verdicts(self, documents: Documents, pictures: Sequence[PixelArray]) -> list[Verdict]:
+        """A verdict of each picture for a thing."""
         from cm3apps.evaluation.icons.usable import Asked
 
         own, name = self._own, documents.name
@@ -58,9 +58,8 @@ class SetJudge:
             names = sorted({own.source.group(index) for index in range(len(own.source))} - {name})
             asked = Asked(name, drawings=self._drawings, names=names)
         shown = [one.pixels for one in (*documents.things, *documents.hands)]
-        number = len(candidates)
-        pictures = [one.pixels for one in candidates]
-        return self._judge.judge(pictures, [asked] * number, [shown] * number)
+        number = len(pictures)
+        return self._judge.judge(list(pictures), [asked] * number, [shown] * number)
 
 
 def ordered(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cm3apps.cli._model import knows_meanings, open_model, settings_of
 from cm3apps.cli.provenance import told_of
 from cm3apps.complete.completing import Completing, Settings, name_of
-from cm3apps.complete.folder import results_folder
+from cm3apps.complete.folder import ADAPTED, CANDIDATES, results_folder
 from cm3apps.complete.sets import open_set
 from cm3apps.mcp.given import MOST_NAMES, MOST_PIXELS, AllowedFolders, Pictures, is_svg
 from cm3apps.mcp.results import (
@@ -268,7 +268,8 @@ class Desk:
             place = self.folders.path(folder, "folder")
             own, beside = str(place), place.with_name(f"{place.name}-new")
         target = self.folders.path(str(beside) if out is None else out, "out")
-        self.folders.path(str(target / "candidates"), "out")
+        for inside in (CANDIDATES, ADAPTED):
+            self.folders.path(str(target / inside), "out")
         return own, target
 
     def provenance(self, picture: str) -> Reply:
@@ -321,6 +322,7 @@ def _check_writes_drawings(model: Model) -> None:
 def _thing(entry: dict[str, Any], folder: Path) -> CompletedThing:
     """An entry of the report, with the file's text."""
     file, best = entry.get("file"), next(iter(entry["candidates"]), None)
+    adapted = entry.get("adapted") or {}
     return CompletedThing(
         name=entry["name"],
         kind=entry["kind"],
@@ -329,4 +331,6 @@ def _thing(entry: dict[str, Any], folder: Path) -> CompletedThing:
         nearness=None if best is None else best["nearness"],
         is_copy=best is not None and best["copy"],
         documents=[Document(**one) for one in entry["credits"]],
+        adapted=str(folder / adapted["file"]) if adapted else None,
+        adapted_from=next((Document(**one) for one in adapted.get("credits", ())), None),
     )

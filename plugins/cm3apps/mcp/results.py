@@ -77,7 +77,8 @@ class Drawn:
 @dataclass(frozen=True, kw_only=True)
 class CompletedThing:
     """A thing of a completed set. `kind` is found, restyled or composed; `file` and `svg` are the best candidate, None
-    for a thing that the folder has already."""
+    for a thing that the folder has already. `adapted` is a file with an existing drawing of the thing in the set's form,
+    made without a model, and `adapted_from` that drawing; None: there is none."""
 
     name: str
     kind: str
@@ -86,6 +87,8 @@ class CompletedThing:
     nearness: float | None
     is_copy: bool
     documents: Sequence[Document]
+    adapted: str | None = None
+    adapted_from: Document | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -174,8 +174,9 @@ class Tools:
         """Draw the icons that a folder of SVG icons lacks, in the folder's own style, and write them as SVG files.
 
         Existing files are never overwritten. Returns the best candidate of each name as SVG, the licences of what it was
-        drawn from, and a sheet of all candidates as an image; look at them, for not every drawing is usable. Needs a model
-        that draws in SVG, and a folder that the user allowed when the server was started (--allow)."""
+        drawn from, and a sheet of all candidates as an image; look at them, for not every drawing is usable. Where the
+        memory has the thing, a drawing of it in the folder's form is written, too (`adapted`). Needs a folder that the user
+        allowed when the server was started (--allow)."""
         report = _progress_to(ctx)
         return await self._answer(lambda: self._desk.complete(names, folder, out, num, report))
 

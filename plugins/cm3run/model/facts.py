@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cm3core.config.schema import to_plain
-from cm3run.attribution import ORIGINAL, Credit, PictureFacts, original_files, together
+from cm3run.attribution import ADAPTED, ORIGINAL, Credit, PictureFacts, original_files, together
 from cm3run.model.results import GeneratedImage, InfilledImage, RetrievedDocument
 
 if TYPE_CHECKING:
@@ -112,6 +112,11 @@ def facts_of_drawing(
     return PictureFacts(
         _made_by(model, prompt, seed, sampler or "", sampling or {}), tuple(credits)
     )
+
+
+def facts_of_adaptation(name: str, credit: Credit) -> PictureFacts:
+    """The metadata of a document's drawing in another form, made without a model."""
+    return PictureFacts({"prompt": name, ADAPTED: credit.id}, (credit,))
 
 
 def facts_of_sheet(

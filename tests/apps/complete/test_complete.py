@@ -83,7 +83,19 @@ def test_an_own_set_is_completed(
     assert len({one["documents"][1]["id"] for one in entries[thing]["candidates"]}) == 3
     best = entries[thing]["candidates"][0]["file"]
     assert (out / stem).read_bytes() == (out / best).read_bytes()
-    assert stem in (out / "LICENSES").read_text()
+    adapted = entries[thing]["adapted"]
+    file = parsed((out / adapted["file"]).read_bytes())
+    assert (file.box, file.paint) == ((0, 0, 20, 20), "#2b5d9c")
+    facts = facts_of_file(out / adapted["file"])
+    assert facts is not None
+    assert facts.texts["adapted"] == adapted["document"]
+    assert [credit.id for credit in facts.credits] == [adapted["document"]]
+    assert "algorithmicallyEnhanced" in (out / adapted["file"]).read_text()
+    assert "trainedAlgorithmicMedia" in (out / stem).read_text()
+    assert entries["zzyzx bell"]["adapted"] is None
+    licences = (out / "LICENSES").read_text()
+    assert stem in licences
+    assert adapted["file"] in licences
     assert (out / "sheet.png").stat().st_size > 0
     assert not list(out.glob("bell*"))
 
@@ -107,9 +119,11 @@ def test_the_same_command_keeps_and_another_replaces(
     assert entry["name"] == second
     assert not (out / before["file"]).exists()
     assert "<metadata>" not in (out / entry["file"]).read_text()
+    assert "<metadata>" not in (out / entry["adapted"]["file"]).read_text()
     assert sorted(path.name for path in (out / "candidates").iterdir()) == [
         Path(entry["candidates"][0]["file"]).name
     ]
+    assert [path.name for path in (out / "adapted").iterdir()] == [entry["file"]]
 
 
 def test_an_interrupted_call_goes_on(
@@ -299,7 +313,9 @@ def test_verdicts_decide_the_order(
     seeds = [one["seed"] for one in before["candidates"]]
     assert [one["seed"] for one in entry["candidates"]] == [seeds[2], *seeds[:2]]
     assert [one["verdict"]["usable"] for one in entry["candidates"]] == [True, False, False]
-    [(own, documents)] = asked
+    assert entry["adapted"]["verdict"]["read_as"] == "bus"
+    [(own, documents), adapted] = asked
+    assert len(adapted[1]) == len(documents)
     assert (own.thing, len(own.drawings), "bar chart" in own.names) == (things[0], 12, True)
     assert len(documents) >= 4
     assert " usable " in capsys.readouterr().out

@@ -50,6 +50,7 @@ def test_the_hand_of_the_own_icons(own: Hand) -> None:
         widths=(1.5,),
         ends=(("square", "miter"),),
         kinds=frozenset({"stroke"}),
+        reach=(0.688, 0.771),
     )
 
 

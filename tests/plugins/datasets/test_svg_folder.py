@@ -124,6 +124,17 @@ def test_nearly_equal_colours_are_one() -> None:
         (svg('<use href="other.svg#a"/>'), "has <use>, which is no plain shape"),
         (svg(BODY + '<path d="M0 0h1z" fill="red"/>'), "has 2 colours; drawings in several"),
         (svg('<path d="M0 0h1z" fill="url(#a)"/>'), "is painted with a gradient or a pattern"),
+        (
+            svg('<mask id="m"><path d="M4 4h4v4z"/></mask><path mask="url(#m)" d="M0 0h9v9z"/>'),
+            "has a mask, which is not possible yet",
+        ),
+        (
+            svg(
+                '<clipPath id="c"><circle r="4"/></clipPath><g clip-path="url(#c)"><path d="M0 0h9"/></g>'
+            ),
+            "has a clip-path, which is not possible yet",
+        ),
+        (svg('<path d="M0 0h9v9z" filter="url(#f)"/>'), "has a filter, which is not possible yet"),
         (svg("<g>" * 60 + BODY + "</g>" * 60), "has elements nested deeper than 50 levels"),
         (svg(BODY * 2001), "has more than 2,000 elements"),
     ],

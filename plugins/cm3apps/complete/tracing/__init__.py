@@ -52,7 +52,7 @@ def traced(pixels: PixelArray, hand: Hand) -> str:
     ink = ink_of(grey) or Ink(1.0, 0.0)
     if not hand.shaded:
         ink = replace(ink, grey=0.0)
-    if hand.widths and hand.kinds & {"stroke", "both"}:
+    if hand.draws_lines:
         lines, width = _lines(grey, ink, hand)
         shades = [*_areas(grey, ink, full=False)] if ink.grey else []
         drawn = _document([*shades, *(_stroked(one, width, hand) for one in lines)])

@@ -190,6 +190,9 @@ class _Taken:
             for key in ("clip-path", "mask"):
                 if key in own and self._is_whole(own[key]):
                     del own[key]
+            for key in ("clip-path", "mask", "filter"):
+                if key in own:  # without what it names, the drawing would look otherwise
+                    raise _refused(f"has a {key}, which is not possible yet")
             if name == "g":
                 if element.get("transform"):
                     own["transform"] = element.get("transform", "")

@@ -110,7 +110,7 @@ class _Writer:
         style.update(
             {key: value for key in (*_STYLES, *_OPACITIES[1:]) if (value := element.get(key))}
         )
-        opacity *= _number(element.get("opacity") or "1")
+        opacity *= number_of(element.get("opacity") or "1")
         if name in ("svg", "g"):
             for child in element:
                 self.walk(child, style, opacity)
@@ -131,7 +131,7 @@ class _Writer:
     def _painted(self, style: Mapping[str, str], opacity: float) -> list[int] | None:
         """Codes of a style; None: it paints nothing."""
         fill, stroke = style.get("fill", "black"), style.get("stroke", "none")
-        width = _number(style.get("stroke-width", "1")) * self._scale
+        width = number_of(style.get("stroke-width", "1")) * self._scale
         strokes = stroke != "none" and width > 0
         if fill == "none" and not strokes:
             return None
@@ -148,7 +148,7 @@ class _Writer:
             codes.append(self._put("width", max(1, round(width * WIDTHS_PER_UNIT))))
             codes.append(self._put("ends", CAPS.index(cap) * len(JOINS) + JOINS.index(join)))
         used = [part for part, paints in (("fill", fill != "none"), ("stroke", strokes)) if paints]
-        parts = {_number(style.get(f"{part}-opacity", "1")) for part in used}
+        parts = {number_of(style.get(f"{part}-opacity", "1")) for part in used}
         if len(parts) > 1:
             raise _foreign("a fill and a stroke of two opacities")
         level = round(opacity * parts.pop() * (NUM_OPACITIES + 1))
@@ -160,7 +160,7 @@ class _Writer:
 
     def _shape(self, name: str, element: ElementTree.Element) -> Iterator[int]:
         def own(key: str) -> float:
-            return _number(element.get(key) or "0")
+            return number_of(element.get(key) or "0")
 
         if name == "path":
             yield from self._path(element.get("d") or "")
@@ -205,7 +205,7 @@ class _Writer:
                     yield self._put("z", 0)
                 pen, at, drawing = start, first, False
                 continue
-            points = _points(letter, numbers, pen)
+            points = points_of(letter, numbers, pen)
             rounded = [self._rounded(point) for point in points]
             if lower == "m":
                 start, first, drawing = points[-1], rounded[-1], False
@@ -276,7 +276,7 @@ def _height(radius: float, chord: float, *, large: bool) -> float:
     return radius + rest if large else radius - rest
 
 
-def _points(letter: str, numbers: list[float], pen: Point) -> list[Point]:
+def points_of(letter: str, numbers: list[float], pen: Point) -> list[Point]:
     """The points of a command, absolute, in units of the document; the last one is where the pen goes."""
     x, y = pen if letter.islower() else (0.0, 0.0)
     lower = letter.lower()
@@ -334,7 +334,12 @@ def _end(pattern: re.Pattern[str], text: str, place: int) -> int:
     return place if match is None else match.end()
 
 
-def _number(text: str) -> float:
+def number_of(text: str) -> float:
+    """A length in units of the document.
+
+    Raises:
+        DataError: it is no number.
+    """
     match = _NUMBER.fullmatch(text.strip().removesuffix("px"))
     if match is None:
         raise _foreign(f"a length {text!r}")
