@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
@@ -25,13 +26,10 @@ C = TypeVar("C", bound=ComponentConfig)
 #: Finds the config class of a component, by its kind, its name and the key that names it.
 Find: TypeAlias = Callable[[str, str, str], type[ComponentConfig]]
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
-#: Keys that carry over to another sampler: filters after mixing depend on the model rather than on the
-#: mixing. Guidance scales and plausible sets don't carry over.
-CARRIED = tuple(
-    prefix + key
-    for prefix in ("", "text_")
-    for key in ("temperature", "top_k", "top_p", "min_p", "typical_p")
-)
+_FILTERS = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+#: Keys that carry over to another sampler which can have their value: filters after mixing, and what a second stream
+#: sees, depend on the model rather than on the mixing. Guidance scales and plausible sets don't carry over.
+CARRIED = (*_FILTERS, *(f"text_{key}" for key in _FILTERS), "null_prompt")
 
 
 def named_config(
@@ -72,7 +70,7 @@ def in_place_of(
     given: Mapping[str, Any] = _NOTHING,
     place: str = "sampler",
 ) -> SamplerConfig:
-    """Return another sampler's config, with the first one's filters if both have them.
+    """Return another sampler's config, with the first one's values of `CARRIED`.
 
     A sampler that wraps another one wraps the first sampler, whose name is `name`. All other keys have
     the other sampler's defaults; those without one are taken from `given`, unchecked.
@@ -81,8 +79,10 @@ def in_place_of(
         GenerationError: a key without a default is not given.
     """
     mine = set() if config is None else {item.name for item in fields(config)}
-    theirs = {item.name for item in fields(other)}
-    kept = {key: getattr(config, key) for key in CARRIED if key in mine & theirs}
+    kept = {}
+    for key in (one for one in CARRIED if one in mine & hints(other).keys()):
+        with suppress(WrongTypeError):
+            kept[key] = fit(getattr(config, key), hints(other)[key])
     wrapped = [
         name
         for name, annotation in hints(other).items()

@@ -329,17 +329,7 @@ class RetrievalCFGSamplerConfig(CFGSamplerConfig):
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"retrieved_guidance_scale": (0, 1e6)}
     guidance_scale: float = 2.0
     retrieved_guidance_scale: float = 2.0
-    null_prompt: Literal["mask", "mask_no_retrieved"] = "mask_no_retrieved"
-
-    def check(self) -> None:
-        """Check the ranges of all keys."""
-        super().check()
-        require(
-            self,
-            "null_prompt",
-            self.null_prompt == "mask_no_retrieved",
-            "use mask_no_retrieved, or the sampler cfg",
-        )
+    null_prompt: Literal["mask_no_retrieved"] = "mask_no_retrieved"
 
     def is_guided(self) -> bool:
         """Whether any position needs a stream other than f."""

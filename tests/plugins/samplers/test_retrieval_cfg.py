@@ -9,6 +9,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from cm3core.config.overrides import in_place_of
 from cm3core.document import ImageHole, Text
 from cm3core.errors import RecipeError
 from cm3core.interfaces.sampler import PromptVariant
@@ -16,6 +17,7 @@ from cm3core.sequence.serialize import Serializer
 from cm3kits.sampler import SamplerContract
 from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
 from cm3plugins.samplers.cfg import CFGSamplerConfig, RetrievalCFGSamplerConfig, TopPSamplerConfig
+from cm3plugins.samplers.contrastive import CDKSamplerConfig
 from cm3plugins.text_tokenizers.byte import ByteTokenizer
 from messages import tells
 from sampler_draws import draw, race, seeds, streams_of
@@ -120,3 +122,18 @@ def test_wrong_values(config, message):
     with pytest.raises(RecipeError) as error:
         config.check()
     assert tells(error.value, message)
+
+
+def test_what_the_second_stream_sees_carries_over_where_it_can():
+    """With the filters; not to a sampler that must not see documents."""
+    shown, hidden = (
+        CFGSamplerConfig(null_prompt=one, guidance_scale=5.0, top_k=7)
+        for one in ("mask", "mask_no_retrieved")
+    )
+    carried = in_place_of(hidden, CDKSamplerConfig)
+    assert (carried.null_prompt, carried.top_k) == ("mask_no_retrieved", 7)
+    assert in_place_of(shown, CDKSamplerConfig).null_prompt == "mask"
+    retrieval = in_place_of(shown, RetrievalCFGSamplerConfig)
+    assert (retrieval.null_prompt, retrieval.top_k) == ("mask_no_retrieved", 7)
+    assert retrieval.guidance_scale == RetrievalCFGSamplerConfig().guidance_scale
+    assert in_place_of(None, CFGSamplerConfig).null_prompt == "mask"
