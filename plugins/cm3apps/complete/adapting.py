@@ -69,7 +69,10 @@ def adaptation(things: Sequence[Shown], hand: Hand, style: str, side: int) -> Ad
     for _, one, file in sorted(files, key=lambda each: not each[0]):
         try:
             drawn = adapted(file, hand, one.small)
-        except (DataError, MissingPackageError):  # a path that breaks off; nothing to trace areas with
+        except (
+            DataError,
+            MissingPackageError,
+        ):  # a path that breaks off; nothing to trace areas with
             continue
         if hand.paint_share(drawn) >= _PAINTED:
             svg = hand.written(drawn)

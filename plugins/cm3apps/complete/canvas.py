@@ -23,6 +23,8 @@ DEFAULTS = {
 }  # fmt: skip  # a pair a line is harder to read
 #: Lengths of shapes that have a form of their own in `Hand.written`.
 _LENGTHS = {"rect": ("width", "height"), "circle": ("r",), "ellipse": ("rx", "ry")}
+#: A line so short, in widths, is a dot.
+_DOT = 0.25
 #: How much around the canvas is looked at, and pixels per side in which it is.
 _AROUND, _SIDE = 2.0, 256
 #: How many times a drawing is fitted, since its lines stay as wide as they are, and how exactly.
@@ -85,6 +87,25 @@ def on_canvas(svg: str, box: Box | None = None) -> str:
         for name, place in _places(element, left, top, scale):
             ElementTree.SubElement(canvas, name, place | style)
     return ElementTree.tostring(canvas, encoding="unicode")
+
+
+def dots_as_lines(d: str, width: float) -> str:
+    """A path whose dots are as long as its line is wide: a line with butt ends and hardly any length can't be seen.
+
+    Args:
+        d: as `on_canvas` writes it.
+
+    >>> dots_as_lines("M4 4h.01M8 8l2 0", 1.5)
+    'M3.25 4h1.5M8 8l2 0'
+    """
+    parts: list[str] = []
+    for one in filter(None, d.split("M")):
+        commands = list(commands_of(f"M{one}"))
+        steps = [abs(value) for letter, numbers in commands[1:] for value in numbers]
+        x, y = commands[0].numbers
+        is_dot = bool(steps) and max(steps) < _DOT * width
+        parts.append(f"{x - width / 2:.6g} {y:.6g}h{width:.6g}" if is_dot else one)
+    return "".join(f"M{one}" for one in parts)
 
 
 def scaled(svg: str, larger: float) -> str:

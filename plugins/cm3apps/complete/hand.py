@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from cm3apps.complete.canvas import DEFAULTS, local_name, reach, shapes_of, style_of
+from cm3apps.complete.canvas import DEFAULTS, dots_as_lines, local_name, reach, shapes_of, style_of
 from cm3core.errors import DataError
 from cm3plugins.datasets.svg_folder.reading import NAMESPACE, Box, SvgFile
 from cm3plugins.image_tokenizers.svg.alphabet import PER_UNIT, UNITS
@@ -151,19 +151,19 @@ class Hand:
         root = ElementTree.Element("svg", dict(self.root))
         root.text = root.tail = "\n"
         for element in shapes_of(ElementTree.fromstring(svg)):
-            one = ElementTree.SubElement(
-                root, local_name(element), self._place(element) | self._paints(element)
-            )
-            one.tail = "\n"
-            if local_name(element) == "path":
-                one.attrib = {"d": one.attrib.pop("d"), **one.attrib}
+            style = self._style(element)
+            name, place = local_name(element), element
+            if name == "path" and style.get("stroke-linecap") == "butt":
+                d = dots_as_lines(element.get("d", ""), _number(style["stroke-width"]) / self.unit)
+                place = ElementTree.Element(name, {"d": d})
+            ElementTree.SubElement(root, name, self._place(place) | self._paints(style))
         for index, one in enumerate(root):
             one.tail = "\n  " if index + 1 < len(root) else "\n"
         root.text = "\n  "
         return ElementTree.tostring(root, encoding="unicode")
 
-    def _paints(self, element: ElementTree.Element) -> dict[str, str]:
-        """The attributes of paint that an element of the set needs."""
+    def _style(self, element: ElementTree.Element) -> dict[str, str]:
+        """An element's paint, with the set's width and ends of lines; an area has none."""
         style = style_of(element)
         if style["stroke"] != "none":
             width = _number(style["stroke-width"]) * self.unit
@@ -177,6 +177,10 @@ class Hand:
         else:
             for key in ("stroke-width", "stroke-linecap", "stroke-linejoin"):
                 del style[key]
+        return style
+
+    def _paints(self, style: dict[str, str]) -> dict[str, str]:
+        """The attributes of paint that an element of the set needs."""
         share = 1.0
         for key in ("fill", "stroke"):
             if style[key].startswith("#"):  # a grey: the set's paint, fainter

@@ -73,6 +73,15 @@ def test_a_drawing_is_written_as_the_set_writes(own: Hand) -> None:
     )
 
 
+def test_dots_can_be_seen_without_round_ends() -> None:
+    """They become as long as their line is wide."""
+    line = 'fill="none" stroke="#000" stroke-width="2" d="{}"'
+    hand = hand_of(*[svg(f"<path {line.format('M4 4h16')}/>", 'viewBox="0 0 24 24"')] * 5)
+    assert hand.ends == (("butt", "miter"),)
+    dots = f'<path stroke-linecap="round" {line.format("M8 6h.01M12 12h6M4 6h.01")}/>'
+    assert 'd="M7 6h2M12 12h6M3 6h2"' in hand.written(svg(dots, 'viewBox="0 0 24 24"'))
+
+
 def test_how_much_is_painted_as_the_set_paints(own: Hand) -> None:
     line = 'fill="none" stroke="currentColor" stroke-linecap="{}" stroke-width="{}" d="M0 0h4"'
     parts = [
