@@ -55,6 +55,11 @@ def scores_of(report: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
+def adapted_of(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """The judge's verdicts of adapted versions, without that of copying."""
+    return [one["adapted"]["verdict"] for one in report["things"] if one.get("adapted")]
+
+
 def worse(candidate: dict[str, Any]) -> float:
     """As `cm3 complete` sorts candidates."""
     likeness = candidate.get("likeness")
@@ -81,11 +86,14 @@ def main() -> None:
     strangers = IconSourceConfig(split="strangers").build()
     sets = sorted({strangers.id(index).split("/")[0] for index in range(len(strangers))})
     rows: list[dict[str, Any]] = []
+    adapted: list[dict[str, Any]] = []
     for name in sets:
         things = things_of(name, given.num)
         out = given.folder / name
         complete(name, things, given, out)
-        rows += scores_of(json.loads((out / "report.json").read_text("utf-8")))
+        report = json.loads((out / "report.json").read_text("utf-8"))
+        rows += scores_of(report)
+        adapted += adapted_of(report)
     if given.picture:
         out = given.folder / "picture"
         complete(name, things[:SHOWN], given, out)
@@ -103,6 +111,12 @@ def main() -> None:
         own = kinds.setdefault(row["kind"], {"num": 0, "usable": 0})
         own["num"], own["usable"] = own["num"] + 1, own["usable"] + row["usable"]
     known["models"][given.title] = {"num": len(rows), "scores": figures, "kinds": kinds}
+    known["models"][given.title]["adapted"] = {
+        "num": len(adapted),
+        "thing": sum(one["thing"] for one in adapted),
+        "hand": sum(one["hand"] for one in adapted),
+        "both": sum(one["thing"] and one["hand"] for one in adapted),
+    }
     write_text(FILE, json.dumps(known, indent=1) + "\n")
     print(json.dumps(known["models"][given.title]))
 

@@ -15,7 +15,7 @@ from cm3apps.complete.canvas import local_name, on_canvas, shapes_of, style_of, 
 from cm3apps.complete.hand import Hand
 from cm3apps.complete.tracing import traced
 from cm3core.errors import DataError, MissingPackageError
-from cm3plugins.datasets.svg_folder.reading import SHAPES, SvgFile, parsed
+from cm3plugins.datasets.svg_folder.reading import MOST_BYTES, SHAPES, SvgFile, parsed
 from cm3plugins.image_tokenizers.svg.reading import number_of
 from cm3plugins.svg import render_svg
 from cm3run.nearness import nearness
@@ -61,7 +61,9 @@ def adaptation(things: Sequence[Shown], hand: Hand, style: str, side: int) -> Ad
     kind = style.split()[:1]
     files: list[tuple[bool, Shown, SvgFile]] = []
     for one in things:
-        if one.original is None or not set(kind) <= set(one.style.split()):
+        if one.original is None or len(one.original) > MOST_BYTES:
+            continue
+        if not set(kind) <= set(one.style.split()):
             continue
         with suppress(DataError):  # more than plain shapes in one colour
             file = parsed(one.original)
