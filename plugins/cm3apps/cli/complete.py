@@ -52,8 +52,8 @@ def configure(parser: ArgumentParser) -> None:
         type=Path,
         default=Path("cm3-complete"),
         metavar="FOLDER",
-        help="folder for NAME.svg, all candidates, sheet.png, report.json and LICENSES; results of an earlier call "
-        "with the same settings are kept, those with other settings are replaced (default: %(default)s)",
+        help="folder for NAME.svg, all candidates, adapted versions, sheet.png, report.json and LICENSES; results of an "
+        "earlier call with the same settings are kept, those with other settings are replaced (default: %(default)s)",
     )
     grouped(parser, RESULTS).add_argument(
         "-n",

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 #: Documents of the memory that are searched for a thing: its versions in all sets.
 _SEARCHED = 96
 #: Drawings for each candidate that is kept: copies come last, and likeness tells better from worse.
-DRAWN = 2
+DRAWN = 4
 #: The most drawings of a set that are compared with a thing, spread over it.
 _COMPARED = 1000
 #: Drawings of a version's set that are compared with it: every so many of those so near in the memory. Nearly all reach as

@@ -268,7 +268,7 @@ def test_documents_differ_as_far_as_there_are_some(run: Path, things: list[str])
 
 
 def test_the_hand_is_shown_by_what_looks_like_the_thing(tmp_path: Path) -> None:
-    """Whatever its name is; twice as many are drawn as candidates are kept."""
+    """Whatever its name is; four times as many are drawn as candidates are kept."""
     own = tmp_path / "own"
     shutil.copytree(OWN_ICONS, own)
     (own / "ico_sunshade_20.svg").write_text(
@@ -281,7 +281,7 @@ def test_the_hand_is_shown_by_what_looks_like_the_thing(tmp_path: Path) -> None:
     documents = completer.documents("umbrella", 2)
     assert [one.thing for one in documents.things] == ["umbrella"] * 4
     assert documents.hands[0].id == "ico_sunshade_20"
-    assert len(completer.job(documents, 2, seed=0).requests) == 4
+    assert len(completer.job(documents, 2, seed=0).requests) == 8
 
 
 def test_verdicts_decide_the_order(
