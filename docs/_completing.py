@@ -1,9 +1,10 @@
-"""Complete sets of which nothing was trained by things that they have, judged, for docs/complete.md:
+"""Complete sets by things that they have, judged, for docs/complete.md:
 
-    python docs/_completing.py [--model MODEL] [--num 40] [--candidates 4] FOLDER "TITLE"
+    python docs/_completing.py [--model MODEL] [--split missing] [--num 40] [--candidates 4] FOLDER "TITLE"
 
 Runs `cm3 complete SET NAME... --draw --judge` for each set that is held out whole, on things of its split `missing`, into a
-folder each; the same command resumes. With --picture, the first things of the last set are drawn into docs/images/complete.png.
+folder each; or, with --split restyle, for each set that was trained on. The same command resumes. The sets' own drawings are
+judged, too. With --picture, the first things of the last set are drawn into docs/images/complete.png.
 `python docs/_generate.py` makes the table of docs/figures/completing.json.
 """
 
@@ -19,6 +20,10 @@ import numpy as np
 from PIL import Image
 
 from cm3apps.cli.main import main as cm3
+from cm3apps.complete.documents import picture_of
+from cm3apps.complete.judging import told
+from cm3apps.complete.sets import open_set
+from cm3apps.evaluation.icons.usable import Asked, icon_judge
 from cm3core.files import write_text
 from cm3plugins.datasets.icons import IconSourceConfig
 from cm3run import COMPLETING_MODEL
@@ -30,12 +35,19 @@ SHOWN, _COLOURS = 8, 32
 FAULTS = ("thing", "hand", "copy", "usable")
 
 
-def things_of(set_name: str, num: int) -> list[str]:
+def sets_of(split: str) -> list[str]:
+    """The sets to complete: those held out whole, or those that have things of another split."""
+    found = IconSourceConfig(split="strangers" if split == "missing" else split, styles=["-colour"])
+    source = found.build()
+    return sorted({source.id(index).split("/")[0] for index in range(len(source))})
+
+
+def things_of(set_name: str, num: int, split: str = "missing") -> list[str]:
     """Some of a set's things in its most frequent style that models were not shown, spread over it."""
     every = IconSourceConfig(split="all", sets=[set_name], styles=["-colour"]).build()
     styles = Counter(every.entry(index).style for index in range(len(every)))
     [(style, _)] = styles.most_common(1)
-    missing = IconSourceConfig(split="missing", sets=[set_name], styles=["-colour"]).build()
+    missing = IconSourceConfig(split=split, sets=[set_name], styles=["-colour"]).build()
     entries = [missing.entry(index) for index in range(len(missing))]
     names = sorted({one.words for one in entries if one.style == style})
     chosen = np.linspace(0, len(names) - 1, min(num, len(names))).round().astype(int)
@@ -60,6 +72,27 @@ def adapted_of(report: dict[str, Any]) -> list[dict[str, Any]]:
     return [one["adapted"]["verdict"] for one in report["things"] if one.get("adapted")]
 
 
+def real_of(name: str, things: list[str]) -> list[dict[str, Any]]:
+    """The judge's verdicts of a set's own drawings."""
+    own = open_set(name, IconSourceConfig(), None, None)
+    places = [place for place in map(own.index, things) if place is not None]
+    asked = [
+        Asked(own.source.group(place), name, own.style, own.source.id(place)) for place in places
+    ]
+    pictures = [picture_of(own.source.document(place)) for place in places]
+    return [told(one) for one in icon_judge().judge(pictures, asked, [[]] * len(places))]
+
+
+def summary(rows: list[dict[str, Any]], *names: str) -> dict[str, Any]:
+    """Percent of verdicts, with standard errors, and their number."""
+    scores = {
+        name: [100 * float(np.mean(values)), 100 * float(np.std(values)) / len(values) ** 0.5]
+        for name in names
+        for values in [[bool(row[name]) for row in rows]]
+    }
+    return {"num": len(rows), "scores": scores}
+
+
 def worse(candidate: dict[str, Any]) -> float:
     """As `cm3 complete` sorts candidates."""
     likeness = candidate.get("likeness")
@@ -77,48 +110,46 @@ def main() -> None:
     """Complete the sets and write the figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default=COMPLETING_MODEL)
+    parser.add_argument("--split", choices=("missing", "restyle"), default="missing")
     parser.add_argument("--num", type=int, default=40, help="things of each set")
     parser.add_argument("--candidates", type=int, default=4)
     parser.add_argument("--picture", action="store_true")
     parser.add_argument("folder", type=Path)
     parser.add_argument("title", help="of the row")
     given = parser.parse_args()
-    strangers = IconSourceConfig(split="strangers").build()
-    sets = sorted({strangers.id(index).split("/")[0] for index in range(len(strangers))})
+    sets = sets_of(given.split)
     rows: list[dict[str, Any]] = []
     adapted: list[dict[str, Any]] = []
+    real: list[dict[str, Any]] = []
     for name in sets:
-        things = things_of(name, given.num)
+        things = things_of(name, given.num, given.split)
+        if not things:
+            continue
         out = given.folder / name
         complete(name, things, given, out)
         report = json.loads((out / "report.json").read_text("utf-8"))
         rows += scores_of(report)
         adapted += adapted_of(report)
+        real += real_of(name, things)
     if given.picture:
         out = given.folder / "picture"
         complete(name, things[:SHOWN], given, out)
         sheet = Image.open(out / "sheet.png").convert("RGB")
         sheet.quantize(_COLOURS, dither=Image.Dither.NONE).save(PICTURE, optimize=True)
-    figures = {
-        name: [100 * float(np.mean(values)), 100 * float(np.std(values)) / len(values) ** 0.5]
-        for name in (*FAULTS, "any")
-        for values in [[row[name] for row in rows]]
-    }
-    known = json.loads(FILE.read_text("utf-8")) if FILE.exists() else {"models": {}}
-    known["sets"], known["candidates"] = sets, given.candidates
+    known = json.loads(FILE.read_text("utf-8")) if FILE.exists() else {}
+    own = known.setdefault(given.split, {"models": {}})
+    own["sets"], own["candidates"] = sets, given.candidates
     kinds: dict[str, dict[str, int]] = {}
     for row in rows:
-        own = kinds.setdefault(row["kind"], {"num": 0, "usable": 0})
-        own["num"], own["usable"] = own["num"] + 1, own["usable"] + row["usable"]
-    known["models"][given.title] = {"num": len(rows), "scores": figures, "kinds": kinds}
-    known["models"][given.title]["adapted"] = {
-        "num": len(adapted),
-        "thing": sum(one["thing"] for one in adapted),
-        "hand": sum(one["hand"] for one in adapted),
-        "both": sum(one["thing"] and one["hand"] for one in adapted),
-    }
+        kind = kinds.setdefault(row["kind"], {"num": 0, "usable": 0})
+        kind["num"], kind["usable"] = kind["num"] + 1, kind["usable"] + row["usable"]
+    for one in adapted:
+        one["both"] = one["thing"] and one["hand"]
+    own["models"][given.title] = summary(rows, *FAULTS, "any") | {"kinds": kinds}
+    own["adapted"] = summary(adapted, "thing", "hand", "both")
+    own["real"] = summary(real, *FAULTS)
     write_text(FILE, json.dumps(known, indent=1) + "\n")
-    print(json.dumps(known["models"][given.title]))
+    print(json.dumps(own["models"][given.title]))
 
 
 if __name__ == "__main__":

@@ -661,16 +661,18 @@ def _verdicts(found: dict[str, list[float]]) -> list[str]:
     return [f"{found[name][0]:.0f} ± {found[name][1]:.0f}" for name in names]
 
 
-def _completing() -> list[str]:
-    """What `cm3 complete` draws for sets of which nothing was trained, as `docs/_completing.py` stored it."""
-    found = stored("completing.json")
+def _completing(split: str) -> list[str]:
+    """What `cm3 complete` draws for sets, as `docs/_completing.py` stored it."""
+    found = stored("completing.json")[split]
     shown = ("usable", "any", "thing", "hand", "copy")
     lines = [
-        f"| model | usable | any of {found['candidates']} usable | thing | hand | copy |",
+        f"| | usable | any of {found['candidates']} usable | thing | hand | copy |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for title, own in found["models"].items():
-        cells = [f"{own['scores'][name][0]:.0f} ± {own['scores'][name][1]:.0f}" for name in shown]
+    rows = {**found["models"], "*the sets' own drawings*": found["real"]}
+    for title, own in rows.items():
+        scores = (own["scores"].get(name) for name in shown)
+        cells = ["" if one is None else f"{one[0]:.0f} ± {one[1]:.0f}" for one in scores]
         lines.append(f"| {title} | {' | '.join(cells)} |")
     return lines
 
@@ -772,7 +774,7 @@ def tables() -> dict[str, dict[str, list[str]]]:
             "postgres": _postgres(),
             "postgres-clients": _postgres_clients(),
         },
-        "complete.md": {"completing": _completing()},
+        "complete.md": {"completing": _completing("missing"), "completing restyle": _completing("restyle")},
         "claims.md": {
             "scaled losses": _scaled_losses(),
             "scaled restyle": _scaling("restyle"),

@@ -21,7 +21,7 @@ from cm3plugins.svg import render_svg
 from cm3run.nearness import nearness
 
 if TYPE_CHECKING:
-    from cm3apps.complete.drawing import Shown
+    from cm3apps.complete.documents import Shown
     from cm3core.document import PixelArray
 
 #: Pixels per side in which a drawing is traced that has areas where the set has lines, or the other way round.

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cm3apps.cli._picture_files import file_names
-from cm3apps.complete.drawing import DRAWN, Completer, Documents, Drawn
+from cm3apps.complete.documents import Documents
+from cm3apps.complete.drawing import DRAWN, Completer, Drawn
 from cm3apps.complete.folder import ADAPTED, CANDIDATES, SHEET, Entry, Results, credits_json
 from cm3apps.complete.judging import SetJudge, ordered
 from cm3apps.complete.judging import told as verdict_told

@@ -14,6 +14,13 @@ import numpy.typing as npt
 
 from cm3apps.complete.adapting import Adaptation, adaptation
 from cm3apps.complete.canvas import reach, within
+from cm3apps.complete.documents import (
+    Documents,
+    Shown,
+    picture_of,
+    style_of_caption,
+    thing_of,
+)
 from cm3apps.complete.paint import in_paint_of
 from cm3apps.complete.sets import OwnSet
 from cm3apps.complete.tracing import traced
@@ -44,67 +51,6 @@ _COMPARED = 1000
 #: Drawings of a version's set that are compared with it: every so many of those so near in the memory. Nearly all reach as
 #: far as this quantile.
 _EVERY, _AROUND, _NEARLY_ALL = 5, 100, 0.1
-
-
-@dataclass(frozen=True, eq=False)
-class Shown:
-    """A document that may be prepended.
-
-    Args:
-        id, text: its name in its source, and its caption.
-        document: with its picture as codes.
-        pixels: its picture.
-        credit: its licence and source; None: a user's own.
-        original: the file that it was read from; None: there is none.
-        small: how far its ink reaches, as a share of what nearly all drawings of its set do, at most 1.
-    """
-
-    id: str
-    text: str
-    document: Document
-    pixels: PixelArray
-    credit: Credit | None
-    original: bytes | None = None
-    small: float = 1.0
-
-    @property
-    def thing(self) -> str:
-        """What it shows."""
-        return thing_of(self.text)
-
-    @property
-    def style(self) -> str:
-        """The words of its style."""
-        return style_of_caption(self.text)
-
-
-@dataclass(frozen=True, eq=False)
-class Documents:
-    """The documents for a thing.
-
-    Args:
-        name: the thing.
-        kind: "restyled": the memory has it in other hands; "composed": it has parts of it, or nothing.
-        things: of the thing, from the memory; those nearest in hand first.
-        hands: of the set, which show other things; the most alike first.
-    """
-
-    name: str
-    kind: str
-    things: Sequence[Shown]
-    hands: Sequence[Shown]
-
-    def pairs(self, number: int) -> list[tuple[Shown, ...]]:
-        """Documents for so many candidates: each with a version of the thing and a drawing in the hand, as different
-        as there are some; without the thing, two in the hand."""
-        things, hands = self.things[:number], self.hands
-        pairs: list[tuple[Shown, ...]] = []
-        for place in range(number):
-            first = things or hands[1:]
-            own = [first[place % len(first)]] if first else []
-            own += [hands[place % len(hands)]] if hands else []
-            pairs.append(tuple(dict.fromkeys(own)))
-        return pairs
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,24 +99,9 @@ class Drawn:
         return self.is_copy, -round(self.paint, 1), worse
 
 
-def thing_of(text: str) -> str:
-    """What a caption names, before its style and set."""
-    return text.partition(",")[0].strip()
-
-
-def picture_of(document: Document) -> PixelArray:
-    """The picture of a document that has one."""
-    return next(one.load() for one in document if isinstance(one, Image))
-
-
 def _set_of(name: str) -> str:
     """The set of a drawing by its id, such as "lucide/bell"."""
     return name.partition("/")[0]
-
-
-def style_of_caption(text: str) -> str:
-    """The words of a caption between the thing and the set."""
-    return text.partition(",")[2].rpartition(",")[0].strip()
 
 
 class Completer:

@@ -33,7 +33,7 @@ from cm3run.attribution import Credit, credit_in, licences_text
 REPORT, SHEET, LICENCES = "report.json", "sheet.png", "LICENSES"
 CANDIDATES, ADAPTED = "candidates", "adapted"
 #: Form of the report; a report in another form is replaced.
-FORM = 2
+FORM = 1
 _MOST_BYTES = 1 << 26
 _FILE = re.compile(r"((candidates|adapted)/)?[^/\\]{1,250}\.svg")
 _NO_MODEL = " (changed in size, lines and paint, by no model)"

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from cm3core.document import Image, PixelArray
 
 if TYPE_CHECKING:
-    from cm3apps.complete.drawing import Documents, Drawn
+    from cm3apps.complete.documents import Documents
+    from cm3apps.complete.drawing import Drawn
     from cm3apps.complete.sets import OwnSet
     from cm3apps.evaluation.icons.usable import IconJudge, Verdict
 

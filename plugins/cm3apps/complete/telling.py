@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image as Picture
 
-from cm3apps.complete.drawing import Documents, Shown, picture_of
+from cm3apps.complete.documents import Documents, Shown, picture_of
 from cm3apps.complete.folder import Entry, Results
 from cm3core.errors import DataError
 from cm3plugins.datasets.svg_folder.reading import parsed

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from cm3apps.complete.adapting import adaptation, adapted
 from cm3apps.complete.canvas import on_canvas, reach, scaled, within
-from cm3apps.complete.drawing import Shown
+from cm3apps.complete.documents import Shown
 from cm3apps.complete.hand import Hand
 from cm3core.document import Text
 from cm3plugins.datasets.svg_folder.reading import SvgFile, parsed

@@ -318,6 +318,7 @@ def test_a_set_is_completed_inside_the_allowed_folder(tmp_path: Path) -> None:
     assert (guess.name, guess.kind, bell.kind) == ("zzyzx bell", "composed", "found")
     assert Path(guess.file).read_text() == guess.svg
     assert bell.svg is None  # the folder has it
+    assert guess.adapted is None is guess.adapted_from  # the memory has no such thing
     [sheet] = reply.pictures
     assert sheet == (allowed / "icons-new" / "sheet.png").read_bytes()
     with pytest.raises(FileError) as caught:
