@@ -24,6 +24,7 @@ from cm3apps.complete.documents import picture_of
 from cm3apps.complete.judging import told
 from cm3apps.complete.sets import open_set
 from cm3apps.evaluation.icons.usable import Asked, icon_judge
+from cm3core.errors import DataError
 from cm3core.files import write_text
 from cm3plugins.datasets.icons import IconSourceConfig
 from cm3run import COMPLETING_MODEL
@@ -39,7 +40,18 @@ def sets_of(split: str) -> list[str]:
     """The sets to complete: those held out whole, or those that have things of another split."""
     found = IconSourceConfig(split="strangers" if split == "missing" else split, styles=["-colour"])
     source = found.build()
-    return sorted({source.id(index).split("/")[0] for index in range(len(source))})
+    names = sorted({source.id(index).split("/")[0] for index in range(len(source))})
+    return [name for name in names if has_hand(name)]
+
+
+def has_hand(name: str) -> bool:
+    """Whether a set can be completed: one whose drawings all have masks can't."""
+    try:
+        open_set(name, IconSourceConfig(), None, None)
+    except DataError as error:
+        print(f"left out: {error}")
+        return False
+    return True
 
 
 def things_of(set_name: str, num: int, split: str = "missing") -> list[str]:
