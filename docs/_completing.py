@@ -157,8 +157,10 @@ def main() -> None:
         kind["num"], kind["usable"] = kind["num"] + 1, kind["usable"] + row["usable"]
     for one in adapted:
         one["both"] = one["thing"] and one["hand"]
-    own["models"][given.title] = summary(rows, *FAULTS, "any") | {"kinds": kinds}
-    own["adapted"] = summary(adapted, "thing", "hand", "both")
+    own["models"][given.title] = summary(rows, *FAULTS, "any") | {
+        "kinds": kinds,
+        "adapted": summary(adapted, "thing", "hand", "both"),
+    }
     own["real"] = summary(real, *FAULTS)
     write_text(FILE, json.dumps(known, indent=1) + "\n")
     print(json.dumps(own["models"][given.title]))
