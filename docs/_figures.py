@@ -774,7 +774,10 @@ def tables() -> dict[str, dict[str, list[str]]]:
             "postgres": _postgres(),
             "postgres-clients": _postgres_clients(),
         },
-        "complete.md": {"completing": _completing("missing"), "completing restyle": _completing("restyle")},
+        "complete.md": {
+            "completing": _completing("missing"),
+            "completing restyle": _completing("restyle"),
+        },
         "claims.md": {
             "scaled losses": _scaled_losses(),
             "scaled restyle": _scaling("restyle"),
