@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cm3apps.cli._model import knows_meanings, open_model, settings_of
+from cm3apps.cli._tracing import check_tracer
 from cm3apps.cli.provenance import told_of
 from cm3apps.complete.completing import Completing, Settings, name_of
 from cm3apps.complete.folder import ADAPTED, CANDIDATES, results_folder
@@ -35,6 +36,7 @@ from cm3plugins.datasets.icons.sets import all_sets
 from cm3plugins.datasets.svg_folder.reading import MOST_BYTES as MOST_SVG_BYTES
 from cm3plugins.datasets.svg_folder.reading import parsed
 from cm3plugins.svg import render_svg
+from cm3run import COMPLETING_MODEL, DEFAULT_MODEL
 from cm3run.attribution import Credit, facts_in, original_files, png, svg
 from cm3run.model.facts import facts_of, original_of
 from cm3run.model.prepending import search
@@ -69,6 +71,14 @@ class Desk:
         model = open_model(self.args)
         model.told = self._note
         return model
+
+    @cached_property
+    def completing(self) -> Model:
+        """The model that completes sets: the one for it in place of the default model."""
+        if self.args.model != DEFAULT_MODEL:
+            return self.model
+        print(f"cm3 mcp: opening {COMPLETING_MODEL}", file=sys.stderr, flush=True)
+        return open_model(Namespace(**vars(self.args) | {"model": COMPLETING_MODEL}))
 
     def _note(self, line: str) -> None:
         print(f"note: {line}", file=sys.stderr, flush=True)
@@ -239,7 +249,9 @@ class Desk:
             raise GenerationError("names", cause, "call the tool again for the others")
         named = list(dict.fromkeys(map(name_of, names)))
         own, target = self._places(folder, out)
-        _check_writes_drawings(self.model)
+        model = self.completing
+        if not model.components.image_tokenizer.reads_drawings:
+            check_tracer("complete_set")
         settings = Settings(
             number=num,
             seed=self.args.seed,
@@ -248,12 +260,12 @@ class Desk:
         )
         inside = None if own == folder else Path(own)
         with results_folder(target, inside):
-            dataset = self.model.recipe.dataset
+            dataset = model.recipe.dataset
             memory = None if dataset is None else dataset.memory_config()
             chosen = open_set(own, memory, None, None)
             for skipped in chosen.skipped[:5]:
                 self._note(f"{skipped.place} is skipped: {skipped.cause}")
-            work = Completing(self.model, chosen, target, settings)
+            work = Completing(model, chosen, target, settings)
             list(work.run(named, progress))
             sheet = work.sheet().read_bytes()
             things = [_thing(work.results.entries[name], target) for name in named]
@@ -306,17 +318,6 @@ def _told(answer: Answer | None, has_pictures: bool) -> str:
     near = f"the nearest is {answer.thing!r}, similarity {answer.score:.2f}"
     means = " (so low that it means little)" if answer.is_unknown else ""
     return f"composed: the memory has no {answer.asked!r}; {near}{means}; what the tool draw makes is a guess"
-
-
-def _check_writes_drawings(model: Model) -> None:
-    """Raise `GenerationError` for a model whose pictures are not drawings."""
-    if not model.components.image_tokenizer.reads_drawings:
-        raise GenerationError(
-            f"--model {model.name}",
-            "draws pixels, and a set of SVG files needs a model that writes drawings; none is bundled yet",
-            "ask the user to train one (cm3 train icons-svg -o runs/icons-svg) and to start cm3 mcp --model with it; "
-            "or use the tool draw",
-        )
 
 
 def _thing(entry: dict[str, Any], folder: Path) -> CompletedThing:

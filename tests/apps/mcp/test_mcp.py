@@ -26,7 +26,7 @@ from cm3apps.mcp.given import MOST_CHARACTERS, MOST_KEPT, AllowedFolders, Pictur
 from cm3apps.mcp.results import Document
 from cm3core.errors import DataError, FileError
 from cm3core.interfaces.dataset import Provenance
-from cm3run.attribution import Credit
+from cm3run.attribution import Credit, facts_of_file
 from drawing_models import OWN_ICONS, train_small
 from messages import tells
 
@@ -247,7 +247,7 @@ def test_an_agent_searches_first_and_draws_what_is_missing(tmp_path: Path) -> No
         text = await refused(client, "complete_set", names=["plug"], folder="/etc")
         assert tells(text, "...folder: '/etc' is outside the allowed folders. Next: ...")
         text = await refused(client, "complete_set", names=["plug"], folder="icons")
-        assert tells(text, "...draws pixels, and a set of SVG files needs a model ...")
+        assert tells(text, "...icons: holds no SVG file. Next: name a folder ...")
 
     (tmp_path / "icons").mkdir()
     over_stdio(use, "--allow", str(tmp_path))
@@ -333,3 +333,18 @@ def test_a_set_is_completed_inside_the_allowed_folder(tmp_path: Path) -> None:
     made = desk.provenance(drawn.id).result
     assert made.made["seed"] == "3"
     assert desk.provenance(drawn.svg).result == made
+
+
+@pytest.mark.slow
+def test_the_default_model_leaves_completing_to_the_one_for_it(tmp_path: Path) -> None:
+    """Its pictures are traced; an existing drawing in the set's form is written beside."""
+    pytest.importorskip("vtracer", reason="pictures are traced with the extra svg")
+    from cm3apps.mcp.desk import Desk
+
+    shutil.copytree(OWN_ICONS, tmp_path / "icons")
+    desk = Desk(options("--threads", "1"), AllowedFolders([tmp_path]))
+    [thing] = desk.complete(["umbrella"], str(tmp_path / "icons"), None, 2).result.things
+    assert thing.kind == "restyled"
+    assert facts_of_file(thing.file).texts["model"] == "bundled:icons64-hands"
+    assert thing.adapted_from is not None
+    assert facts_of_file(thing.adapted).texts["adapted"] == thing.adapted_from.id
