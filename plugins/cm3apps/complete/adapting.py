@@ -71,10 +71,8 @@ def adaptation(things: Sequence[Shown], hand: Hand, style: str, side: int) -> Ad
     for _, one, file in sorted(files, key=lambda each: not each[0]):
         try:
             drawn = adapted(file, hand, one.small)
-        except (
-            DataError,
-            MissingPackageError,
-        ):  # a path that breaks off; nothing to trace areas with
+        # a path that breaks off; vtracer is missing, which a model that writes drawings does not need
+        except (DataError, MissingPackageError):
             continue
         if hand.paint_share(drawn) >= _PAINTED:
             svg = hand.written(drawn)

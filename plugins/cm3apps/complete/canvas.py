@@ -13,7 +13,7 @@ import numpy as np
 from cm3core.document import PixelArray
 from cm3plugins.datasets.svg_folder.reading import NAMESPACE, SHAPES, Box
 from cm3plugins.image_tokenizers.svg.alphabet import UNITS
-from cm3plugins.image_tokenizers.svg.reading import commands_of, number_of, points_of
+from cm3plugins.image_tokenizers.svg.reading import commands_of, number_of, path_of, points_of
 from cm3plugins.svg import render_svg
 
 #: The paint that elements have without attributes.
@@ -153,7 +153,7 @@ def _places(
 
     lengths = _LENGTHS.get(name)
     if lengths is None:
-        d = _path_of(name, element)
+        d = path_of(name, element)
         if d.strip():
             yield "path", {"d": _moved(d, left, top, scale)}
     elif min(map(own, lengths)) > 0:
@@ -164,17 +164,6 @@ def _places(
             corner = min(own("rx") or own("ry"), own("width") / 2, own("height") / 2)
             place["rx"] = corner * scale
         yield name, {key: f"{value:.5f}" for key, value in place.items()}
-
-
-def _path_of(name: str, element: ElementTree.Element) -> str:
-    """The path of a shape without a form of its own in `Hand.written`."""
-    if name == "line":
-        x1, y1, x2, y2 = (element.get(key) or "0" for key in ("x1", "y1", "x2", "y2"))
-        return f"M{x1} {y1}L{x2} {y2}"
-    if name in ("polyline", "polygon"):
-        points = element.get("points") or ""
-        return f"M{points}{'z' if name == 'polygon' else ''}" if points.strip() else ""
-    return element.get("d") or ""
 
 
 def _moved(d: str, left: float, top: float, scale: float) -> str:

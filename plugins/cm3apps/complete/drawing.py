@@ -237,18 +237,17 @@ class Completer:
                 continue
             name, of_set = source.id(place), source is self.own.source
             [pixels] = self.model.decode([codes])
-            credit = None
-            if not of_set or self.own.folder is None:
-                credit = Credit(name, source.provenance(place))
-            shown = Shown(name, text_of(document), coded, pixels, credit)
-            if not of_set:
-                original = source.original(place)
-                shown = replace(
-                    shown,
-                    original=None if original is None else original.content,
-                    small=self._small(source, place, picture.load()),
-                )
-            yield shown
+            is_own = of_set and self.own.folder is not None
+            original = None if of_set else source.original(place)
+            yield Shown(
+                name,
+                text_of(document),
+                coded,
+                pixels,
+                credit=None if is_own else Credit(name, source.provenance(place)),
+                original=None if original is None else original.content,
+                small=1.0 if of_set else self._small(source, place, picture.load()),
+            )
             number -= 1
 
     def _small(self, source: DocumentSource, place: int, pixels: PixelArray) -> float:

@@ -120,7 +120,6 @@ def test_areas_along_lines_become_lines_and_lines_become_areas(lines: Hand, area
 
 def test_the_version_that_keeps_its_lines_in_the_sets_style(lines: Hand) -> None:
     """Not a filled one, nor one that must be traced, nor one with a mask; the nearest of the rest."""
-    pytest.importorskip("vtracer", reason="areas are traced with the extra svg")
     thin, wide = (f'<path {PAINT.format(one)} d="M4 12h16"/>' for one in (1, 2))
     masked = '<mask id="m"><path d="M0 0h4v4z"/></mask><path mask="url(#m)" d="M0 0h24v24z"/>'
     filled = shown(wide, "bar, filled, a")

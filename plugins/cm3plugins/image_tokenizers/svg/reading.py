@@ -162,23 +162,17 @@ class _Writer:
         def own(key: str) -> float:
             return number_of(element.get(key) or "0")
 
-        if name == "path":
-            yield from self._path(element.get("d") or "")
-        elif name == "line":
-            yield from self._path(f"M{own('x1')} {own('y1')}L{own('x2')} {own('y2')}")
-        elif name in ("polyline", "polygon"):
-            numbers = _NUMBER.findall(element.get("points") or "")
-            if len(numbers) >= 4:
-                yield from self._path(f"M{' '.join(numbers)}{'z' if name == 'polygon' else ''}")
-        elif name == "rect":
+        if name == "rect":
             corner = min(own("rx") or own("ry"), own("width") / 2, own("height") / 2)
             yield from self._known(
                 name, (own("x"), own("y")), (own("width"), own("height"), corner)
             )
         elif name == "circle":
             yield from self._known(name, (own("cx"), own("cy")), (own("r"),))
-        else:
+        elif name == "ellipse":
             yield from self._known(name, (own("cx"), own("cy")), (own("rx"), own("ry")))
+        else:
+            yield from self._path(path_of(name, element))
 
     def _known(self, name: str, point: Point, lengths: tuple[float, ...]) -> Iterator[int]:
         if min(lengths[:2]) <= 0:
@@ -287,6 +281,23 @@ def points_of(letter: str, numbers: list[float], pen: Point) -> list[Point]:
     if lower == "a":
         return [(x + numbers[5], y + numbers[6])]
     return [(x + one, y + other) for one, other in zip(numbers[::2], numbers[1::2], strict=True)]
+
+
+def path_of(name: str, element: ElementTree.Element) -> str:
+    """The path of a path, line, polyline or polygon; "" for one of a single point.
+
+    Args:
+        name: of the element, without its namespace.
+    """
+    if name == "line":
+        x1, y1, x2, y2 = (number_of(element.get(key) or "0") for key in ("x1", "y1", "x2", "y2"))
+        return f"M{x1} {y1}L{x2} {y2}"
+    if name in ("polyline", "polygon"):
+        numbers = _NUMBER.findall(element.get("points") or "")
+        return (
+            f"M{' '.join(numbers)}{'z' if name == 'polygon' else ''}" if len(numbers) >= 4 else ""
+        )
+    return element.get("d") or ""
 
 
 def commands_of(d: str) -> Iterator[Command]:
