@@ -28,6 +28,7 @@ EXAMPLE = """  cm3 provenance bundled:emoji64
 #: The keys of a picture's metadata to show, in order.
 _SHOWN = (
     "original",
+    "adapted",
     "prompt",
     "seed",
     "model",

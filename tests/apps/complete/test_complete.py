@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from cm3apps.cli.main import main
+from cm3apps.cli.provenance import told_of
 from cm3apps.complete.drawing import Completer
 from cm3apps.complete.folder import Results
 from cm3apps.complete.sets import open_set
@@ -88,7 +89,7 @@ def test_an_own_set_is_completed(
     assert (file.box, file.paint) == ((0, 0, 20, 20), "#2b5d9c")
     facts = facts_of_file(out / adapted["file"])
     assert facts is not None
-    assert facts.texts["adapted"] == adapted["document"]
+    assert told_of(facts)["adapted"] == adapted["document"]
     assert [credit.id for credit in facts.credits] == [adapted["document"]]
     assert "algorithmicallyEnhanced" in (out / adapted["file"]).read_text()
     assert "trainedAlgorithmicMedia" in (out / stem).read_text()
