@@ -8,6 +8,7 @@ interrupted.
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import importlib
 import sys
@@ -30,19 +31,22 @@ from cm3apps.cli._process import (
 from cm3apps.cli.commands import BESIDE, COMMANDS, CommandParser
 from cm3core._version import __version__, how_to_install
 from cm3core.errors import CM3Error, close_match
+from cm3run.ending import end_of_several
 from cm3run.faults import contained
 from cm3run.printing import make_safe, safe_output
 
 
 def entry() -> None:
     """The console script."""
+    codes: list[int] = []
+    atexit.register(end_of_several, codes)  # first, so that it runs last
     prepare_output()
     plain_warnings()
     make_safe()
     calm_threads()
     with Interrupts() as interrupts:
-        code = main(interrupts=interrupts)
-    sys.exit(code)
+        codes.append(main(interrupts=interrupts))
+    sys.exit(codes[0])
 
 
 def main(argv: Sequence[str] | None = None, *, interrupts: Interrupts | None = None) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import socket
 import sys
@@ -14,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import uvicorn
 
@@ -29,6 +28,7 @@ from cm3apps.server.scheduling import FairQueue, ModelPool
 from cm3apps.server.settings import Limits
 from cm3apps.server.tasks import Workshop, able
 from cm3core.errors import CM3Error
+from cm3run.ending import end_at_once
 from cm3run.model.async_engine import cancelled, in_thread
 
 if TYPE_CHECKING:
@@ -210,14 +210,6 @@ class Watch:
             if looks == 1:
                 logger.critical("%s; its threads:\n%s", trouble, self.pool.stacks())
         logger.critical("the server ends: %s", trouble)
-
-
-def end_at_once(code: int) -> NoReturn:
-    """Exit the process regardless of its threads."""
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def http_server(settings: Settings, workshop: Workshop, metrics: Metrics) -> uvicorn.Server:

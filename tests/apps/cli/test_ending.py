@@ -1,0 +1,63 @@
+"""How a process of `cm3` ends that is one of several: with its code, after exit handlers, without finalizing Python."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import atexit
+import sys
+import torch.distributed
+from cm3apps.cli import main
+
+class Last:
+    def __del__(self):
+        print("finalized")
+
+def run(arguments, interrupts):
+    atexit.register(print, "handled")
+    return int(arguments[0])
+
+last, main._main = Last(), run
+main.entry()
+"""
+
+
+@pytest.mark.parametrize("code", [0, 2, 130])
+@pytest.mark.parametrize("processes", [None, "1", "2"])
+def test_one_of_several_ends_without_finalizing_python(processes: str | None, code: int) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "WORLD_SIZE"}
+    if processes is not None:
+        environment["WORLD_SIZE"] = processes
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(code)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={**environment, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)},
+    )
+    assert (done.returncode, done.stderr) == (code, "")
+    # a thread of gloo that needs Python after this point aborts the process
+    assert done.stdout.split() == ["handled", *(["finalized"] if processes != "2" else [])]
+
+
+def test_an_exit_code_survives_a_closed_stream() -> None:
+    program = PROGRAM.replace("return int", "sys.stderr.close()\n    return int")
+    done = subprocess.run(
+        [sys.executable, "-c", program, "0"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={
+            **os.environ,
+            "WORLD_SIZE": "2",
+            "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path),
+        },
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "handled\n", "")
