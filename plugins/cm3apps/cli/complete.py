@@ -92,7 +92,8 @@ def _add_form(parser: ArgumentParser) -> None:
     grouped(parser, INPUT).add_argument(
         "--style",
         metavar="WORDS",
-        help="style words for captions, such as 'outline rounded' (default: as the set is drawn)",
+        help="style words for captions, such as 'outline rounded'; of a set with several styles, the one to complete "
+        "(default: as most of the set is drawn)",
     )
     grouped(parser, INPUT).add_argument(
         "--title",

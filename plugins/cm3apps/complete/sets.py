@@ -13,6 +13,7 @@ from cm3apps.complete.hand import Hand
 from cm3core.errors import DataError, close_match
 from cm3plugins.datasets.icons import IconSourceConfig
 from cm3plugins.datasets.icons.sets import all_sets
+from cm3plugins.datasets.svg_folder.names import KINDS, kind_of, style_of
 from cm3plugins.datasets.svg_folder.reading import SvgFile, parsed
 from cm3plugins.datasets.svg_folder.source import Chosen, SvgFolder
 from cm3run.words import words_of
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 LEAST = 5
 #: The most drawings of a set of the memory from which its hand is measured.
 _MEASURED = 400
+#: Share of a folder's drawings from which it has one style: of six folders looked at, four had 76 to 89% in one kind, and
+#: two that have most things in several styles 54 and 55%.
+_PREVAILING = 0.7
 #: Pixels per side of the pictures of a folder's drawings.
 _SIDE = 64
 
@@ -104,6 +108,7 @@ def open_set(
 def _of_folder(name: str, style: str | None, title: str | None) -> OwnSet:
     source = SvgFolder(name, Chosen("all", 0.0, style, title), _SIDE)
     _check_number(name, len(source), source.skipped)
+    source, note = _in_one_style(source, style)
     places: dict[tuple[str, ...], int | None] = {tuple(words_of(one)): None for one in source.names}
     places |= {tuple(words_of(one.name)): index for index, one in enumerate(source.entries)}
     return OwnSet(
@@ -115,6 +120,26 @@ def _of_folder(name: str, style: str | None, title: str | None) -> OwnSet:
         places,
         source.skipped,
         source.folder,
+        note,
+    )
+
+
+def _in_one_style(source: SvgFolder, style: str | None) -> tuple[SvgFolder, str]:
+    """Of a folder that mixes drawings in lines with filled ones, those of the asked or the most frequent kind, and a note
+    on it; else all: where one kind prevails, drawings of the other kind are of the same hand."""
+    kinds = [kind_of(one.file) for one in source.entries]
+    counts = Counter(kinds)
+    asked = [one for one in KINDS if style is not None and one in style.split()]
+    kind = asked[0] if asked else counts.most_common(1)[0][0]
+    if counts[kind] < LEAST or counts[kind] >= _PREVAILING * len(kinds):
+        return source, ""
+    part = source.only([one for one, own in zip(source.entries, kinds, strict=True) if own == kind])
+    others = [one for one in KINDS if one != kind and counts[one] >= LEAST]
+    if style is None:
+        part.style = style_of([one.file for one in part.entries])
+    note = f"{source.folder} has {len(kinds):,} drawings; the {len(part):,} in the style {kind!r} show the hand"
+    return part, note + (
+        f"; --style takes another: {', '.join(map(repr, others))}" if others else ""
     )
 
 

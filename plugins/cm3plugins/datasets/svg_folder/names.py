@@ -24,6 +24,8 @@ _SAMPLED, _SIDE = 200, 96
 #: Width in pixels from which ink is an area, an eighth of the picture; and the share of the ink inside areas from which
 #: a drawing counts as filled.
 _LINE, _AREAS = 11, 0.1
+#: Lines, areas, and areas of several opacities.
+KINDS = ("outline", "filled", "duotone")
 _OPACITIES = ("opacity", "fill-opacity", "stroke-opacity")
 
 
@@ -63,16 +65,25 @@ def style_of(files: Sequence[SvgFile]) -> str:
     kinds: Counter[str] = Counter()
     rounded = strokes = 0
     for file in files[:: max(1, len(files) // _SAMPLED)]:
-        shapes = [one for one in ElementTree.fromstring(file.svg).iter() if _local(one) in SHAPES]
-        lines = [one for one in shapes if one.get("stroke", "none") != "none"]
-        faint = any(one.get(key, "1") != "1" for one in shapes for key in _OPACITIES)
-        kinds["duotone" if faint else "filled" if _has_areas(file.svg) else "outline"] += 1
+        lines = [one for one in _shapes(file) if one.get("stroke", "none") != "none"]
+        kinds[kind_of(file)] += 1
         strokes += len(lines)
         rounded += sum(one.get("stroke-linecap") == "round" for one in lines)
     if not kinds:
         return ""
     [(kind, _)] = kinds.most_common(1)
     return f"{kind} rounded" if rounded > strokes / 2 else kind
+
+
+def kind_of(file: SvgFile) -> str:
+    """What a drawing consists of: one of `KINDS`."""
+    if any(one.get(key, "1") != "1" for one in _shapes(file) for key in _OPACITIES):
+        return "duotone"
+    return "filled" if _has_areas(file.svg) else "outline"
+
+
+def _shapes(file: SvgFile) -> list[ElementTree.Element]:
+    return [one for one in ElementTree.fromstring(file.svg).iter() if _local(one) in SHAPES]
 
 
 def _has_areas(svg: str) -> bool:

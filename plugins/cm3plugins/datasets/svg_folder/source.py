@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -112,6 +113,13 @@ class SvgFolder(DocumentSource):
             drawn[file.svg] = named[name] = path
             own = path.relative_to(self.folder).with_suffix("").as_posix()
             yield Entry(own, name, path, file)
+
+    def only(self, entries: Sequence[Entry]) -> SvgFolder:
+        """The folder with these of its drawings alone; `names`, style and title stay."""
+        part = copy(self)
+        part.__dict__.pop("fingerprint", None)
+        part.entries = list(entries)
+        return part
 
     def __len__(self) -> int:
         return len(self.entries)
