@@ -209,6 +209,32 @@ def test_names(stem: str, name: str) -> None:
     assert names_of([stem]) == [name]
 
 
+def test_sizes_are_no_part_of_names() -> None:
+    things = ["bell", "bell-off", "sun", "moon", "star", "cup", "pen", "key"]
+    both = [f"{thing}-{size}" for thing in things for size in (16, 24)]
+    assert names_of(both)[:4] == ["bell", "bell", "bell off", "bell off"]
+    assert names_of([f"ic_{one}_regular" for one in both])[:3] == ["bell", "bell", "bell off"]
+    # numbers that tell drawings apart stay
+    numbered = [f"{thing}-{place}" for place in range(8) for thing in ("shape", "form")]
+    assert names_of(numbered)[:2] == ["shape 0", "form 0"]
+    levels = [*things, "battery-1", "battery-2", "clock-1", "clock-2"]
+    assert names_of(levels)[-1] == "clock 2"
+
+
+def test_one_size_of_each_drawing_is_read(tmp_path: Path) -> None:
+    for place, thing in enumerate(["bell", "sun", "moon", "star", "cup", "pen", "key", "box"]):
+        for size in (16, 24):
+            (tmp_path / f"{thing}-{size}.svg").write_text(
+                f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size} {size}">'
+                f'<path d="M1 1H{8 + place / 2}V{size / 2}H1Z"/></svg>'
+            )
+    own = SvgFolderConfig(path=str(tmp_path)).build()
+    assert sorted(own.id(index) for index in range(len(own)))[:2] == ["bell-16", "box-16"]
+    assert {one.cause for one in own.skipped if one.place.endswith("bell-24.svg")} == {
+        "has the name of bell-16.svg"
+    }
+
+
 def test_the_style_is_told_from_the_ink(tmp_path: Path) -> None:
     """Lines that were converted to areas are lines."""
     for number, (path, style) in enumerate(

@@ -30,10 +30,13 @@ _OPACITIES = ("opacity", "fill-opacity", "stroke-opacity")
 
 
 def names_of(stems: Sequence[str]) -> list[str]:
-    """The things that files show: the words of their names, without those that nearly all begin or end with.
+    """The things that files show: the words of their names, without those that nearly all begin or end with, and without
+    numbers there that many share, which are sizes.
 
     >>> names_of([f"ic_{one}_24px" for one in ("bell-off", "cloudRain", "a", "b", "c", "d", "e", "f")])[:2]
     ['bell off', 'cloud rain']
+    >>> sorted({*names_of([f"{one}-{size}" for size in (16, 24) for one in ("bell", "sun", *"abcdef")])})[-2:]
+    ['f', 'sun']
     >>> names_of(["bell-off", "Bell"])
     ['bell off', 'bell']
     """
@@ -42,17 +45,20 @@ def names_of(stems: Sequence[str]) -> list[str]:
         for end in (0, -1):
             while shared := _shared(words, end):
                 for own in words:
-                    if len(own) > 1 and own[end] == shared:
+                    if len(own) > 1 and own[end] in shared:
                         own.pop(end)
     return [" ".join(own) for own in words]
 
 
-def _shared(words: Sequence[Sequence[str]], end: int) -> str | None:
-    """The word that nearly all longer names have at this end; None: there is none."""
-    [(word, number)] = Counter(own[end] for own in words if len(own) > 1).most_common(1) or [
-        ("", 0)
-    ]
-    return word if number >= _COMMON * len(words) else None
+def _shared(words: Sequence[Sequence[str]], end: int) -> set[str]:
+    """The word that nearly all names have at this end, or the few numbers of which they have one; each is many names'."""
+    counts = Counter(own[end] for own in words if len(own) > 1)
+    [(word, number)] = counts.most_common(1) or [("", 0)]
+    if number >= _COMMON * len(words):
+        return {word}
+    sizes = {one: times for one, times in counts.items() if one.isdecimal()}
+    enough = max(_COMMON * len(words), _ENOUGH * len(sizes))
+    return set(sizes) if sum(sizes.values()) >= enough else set()
 
 
 def style_of(files: Sequence[SvgFile]) -> str:
