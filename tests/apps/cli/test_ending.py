@@ -27,20 +27,22 @@ main.entry()
 """
 
 
+def ended(program: str, code: int, processes: str | None) -> subprocess.CompletedProcess[str]:
+    """A run of the program in a process of so many; None: no launcher says."""
+    environment = {name: value for name, value in os.environ.items() if name != "WORLD_SIZE"}
+    environment["PYTHONPATH"] = os.pathsep.join(path or "." for path in sys.path)
+    if processes is not None:
+        environment["WORLD_SIZE"] = processes
+    command = [sys.executable, "-c", program, str(code)]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=120, env=environment
+    )
+
+
 @pytest.mark.parametrize("code", [0, 2, 130])
 @pytest.mark.parametrize("processes", [None, "1", "2"])
 def test_one_of_several_ends_without_finalizing_python(processes: str | None, code: int) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "WORLD_SIZE"}
-    if processes is not None:
-        environment["WORLD_SIZE"] = processes
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(code)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        env={**environment, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)},
-    )
+    done = ended(PROGRAM, code, processes)
     assert (done.returncode, done.stderr) == (code, "")
     # a thread of gloo that needs Python after this point aborts the process
     assert done.stdout.split() == ["handled", *(["finalized"] if processes != "2" else [])]
@@ -48,16 +50,5 @@ def test_one_of_several_ends_without_finalizing_python(processes: str | None, co
 
 def test_an_exit_code_survives_a_closed_stream() -> None:
     program = PROGRAM.replace("return int", "sys.stderr.close()\n    return int")
-    done = subprocess.run(
-        [sys.executable, "-c", program, "0"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        env={
-            **os.environ,
-            "WORLD_SIZE": "2",
-            "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path),
-        },
-    )
+    done = ended(program, 0, "2")
     assert (done.returncode, done.stdout, done.stderr) == (0, "handled\n", "")

@@ -338,7 +338,6 @@ def test_a_set_is_completed_inside_the_allowed_folder(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_default_model_leaves_completing_to_the_one_for_it(tmp_path: Path) -> None:
     """Its pictures are traced; an existing drawing in the set's form is written beside."""
-    pytest.importorskip("vtracer", reason="pictures are traced with the extra svg")
     from cm3apps.mcp.desk import Desk
 
     shutil.copytree(OWN_ICONS, tmp_path / "icons")
