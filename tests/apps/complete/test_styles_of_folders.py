@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from cm3apps.complete import sets
 from cm3apps.complete.sets import OwnSet, open_set
+from cm3plugins.datasets.svg_folder.names import kind_of
+from cm3plugins.datasets.svg_folder.reading import SvgFile
 
 LINES = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24" fill="none" stroke="black" stroke-width="2"'
@@ -70,3 +73,21 @@ def test_drawings_of_another_kind_stay_where_one_prevails(
 def test_words_that_name_no_kind_choose_nothing(tmp_path: Path) -> None:
     own = opened(folder_of(tmp_path / "icons", 8, 6), "playful")
     assert (shown(own), own.style) == ({"line"}, "playful")
+
+
+@pytest.mark.parametrize(("lines", "areas", "num"), [(30, 2, 6), (8, 7, 6 + 15)])
+def test_a_part_of_a_large_folder_tells_that_one_kind_prevails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: int, areas: int, num: int
+) -> None:
+    """Where no kind prevails, every drawing is looked at."""
+    looked_at = []
+
+    def kind(file: SvgFile) -> str:
+        looked_at.append(file)
+        return kind_of(file)
+
+    monkeypatch.setattr(sets, "_LOOKED_AT", 6)
+    monkeypatch.setattr(sets, "kind_of", kind)
+    own = opened(folder_of(tmp_path / "icons", lines, areas))
+    assert len(looked_at) == num
+    assert len(own.source) == (lines if own.note else lines + areas)
