@@ -3,8 +3,9 @@
     python docs/_completing.py [--model MODEL] [--split missing] [--num 40] [--candidates 4] FOLDER "TITLE"
 
 Runs `cm3 complete SET NAME... --draw --judge` for each set that is held out whole, on things of its split `missing`, into a
-folder each; or, with --split restyle, for each set that was trained on. The same command resumes. The sets' own drawings are
-judged, too. With --picture, the first things of the last set are drawn into docs/images/complete.png.
+folder each; or, with --split restyle, for each set that was trained on; or, with --split variant, for each of its styles, on
+things that it has in another style. The same command resumes. The sets' own drawings are judged, too. With --picture, the
+first things of the last set are drawn into docs/images/complete.png.
 `python docs/_generate.py` makes the table of docs/figures/completing.json.
 """
 
@@ -27,6 +28,7 @@ from cm3apps.evaluation.icons.usable import Asked, icon_judge
 from cm3core.errors import DataError
 from cm3core.files import write_text
 from cm3plugins.datasets.icons import IconSourceConfig
+from cm3plugins.datasets.icons.corpus import IconEntry
 from cm3run import COMPLETING_MODEL
 
 FILE = Path(__file__).parent / "figures" / "completing.json"
@@ -54,16 +56,25 @@ def has_hand(name: str) -> bool:
     return True
 
 
-def things_of(set_name: str, num: int, split: str = "missing") -> list[str]:
-    """Some of a set's things in its most frequent style that models were not shown, spread over it."""
-    every = IconSourceConfig(split="all", sets=[set_name], styles=["-colour"]).build()
-    styles = Counter(every.entry(index).style for index in range(len(every)))
-    [(style, _)] = styles.most_common(1)
-    missing = IconSourceConfig(split=split, sets=[set_name], styles=["-colour"]).build()
-    entries = [missing.entry(index) for index in range(len(missing))]
-    names = sorted({one.words for one in entries if one.style == style})
-    chosen = np.linspace(0, len(names) - 1, min(num, len(names))).round().astype(int)
-    return [names[place] for place in chosen]
+def things_of(set_name: str, num: int, split: str = "missing") -> dict[str, list[str]]:
+    """Style -> some of a set's things in it that models were not shown, spread over them: in the set's most frequent style,
+    or, of `variant`, in all."""
+    entries = entries_of(set_name, split)
+    styles = Counter(one.style for one in entries_of(set_name, "all"))
+    of_all = [style for style, _ in styles.most_common(None if split == "variant" else 1)]
+    cases = sorted({(one.style, one.words) for one in entries if one.style in of_all})
+    chosen = np.linspace(0, len(cases) - 1, min(num, len(cases))).round().astype(int)
+    found: dict[str, list[str]] = {}
+    for place in chosen:
+        style, words = cases[place]
+        found.setdefault(style, []).append(words)
+    return found
+
+
+def entries_of(set_name: str, split: str) -> list[IconEntry]:
+    """A set's drawings in one paint, of a split."""
+    source = IconSourceConfig(split=split, sets=[set_name], styles=["-colour"]).build()
+    return [source.entry(index) for index in range(len(source))]
 
 
 def scores_of(report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -84,9 +95,9 @@ def adapted_of(report: dict[str, Any]) -> list[dict[str, Any]]:
     return [one["adapted"]["verdict"] for one in report["things"] if one.get("adapted")]
 
 
-def real_of(name: str, things: list[str]) -> list[dict[str, Any]]:
+def real_of(name: str, style: str, things: list[str]) -> list[dict[str, Any]]:
     """The judge's verdicts of a set's own drawings."""
-    own = open_set(name, IconSourceConfig(), None, None)
+    own = open_set(name, IconSourceConfig(), style, None)
     places = [place for place in map(own.index, things) if place is not None]
     asked = [
         Asked(own.source.group(place), name, own.style, own.source.id(place)) for place in places
@@ -111,9 +122,12 @@ def worse(candidate: dict[str, Any]) -> float:
     return float(candidate["nats"]) if likeness is None else -float(likeness)
 
 
-def complete(name: str, things: list[str], given: argparse.Namespace, out: Path) -> None:
+def complete(
+    name: str, style: str, things: list[str], given: argparse.Namespace, out: Path
+) -> None:
     """Run `cm3 complete`."""
     command = ["complete", name, *things, "--draw", "--judge", "-n", str(given.candidates)]
+    command += ["--style", style]
     if cm3([*command, "--model", given.model, "--threads", "1", "-o", str(out)]):
         raise SystemExit(f"{name}: cm3 complete failed")
 
@@ -122,7 +136,7 @@ def main() -> None:
     """Complete the sets and write the figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default=COMPLETING_MODEL)
-    parser.add_argument("--split", choices=("missing", "restyle"), default="missing")
+    parser.add_argument("--split", choices=("missing", "restyle", "variant"), default="missing")
     parser.add_argument("--num", type=int, default=40, help="things of each set")
     parser.add_argument("--candidates", type=int, default=4)
     parser.add_argument("--picture", action="store_true")
@@ -134,18 +148,16 @@ def main() -> None:
     adapted: list[dict[str, Any]] = []
     real: list[dict[str, Any]] = []
     for name in sets:
-        things = things_of(name, given.num, given.split)
-        if not things:
-            continue
-        out = given.folder / name
-        complete(name, things, given, out)
-        report = json.loads((out / "report.json").read_text("utf-8"))
-        rows += scores_of(report)
-        adapted += adapted_of(report)
-        real += real_of(name, things)
+        for style, things in things_of(name, given.num, given.split).items():
+            out = given.folder / f"{name} {style}"
+            complete(name, style, things, given, out)
+            report = json.loads((out / "report.json").read_text("utf-8"))
+            rows += scores_of(report)
+            adapted += adapted_of(report)
+            real += real_of(name, style, things)
     if given.picture:
         out = given.folder / "picture"
-        complete(name, things[:SHOWN], given, out)
+        complete(name, style, things[:SHOWN], given, out)
         sheet = Image.open(out / "sheet.png").convert("RGB")
         sheet.quantize(_COLOURS, dither=Image.Dither.NONE).save(PICTURE, optimize=True)
     known = json.loads(FILE.read_text("utf-8")) if FILE.exists() else {}

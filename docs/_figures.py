@@ -777,6 +777,7 @@ def tables() -> dict[str, dict[str, list[str]]]:
         "complete.md": {
             "completing": _completing("missing"),
             "completing restyle": _completing("restyle"),
+            "completing variant": _completing("variant"),
         },
         "claims.md": {
             "scaled losses": _scaled_losses(),
