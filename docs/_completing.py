@@ -126,9 +126,9 @@ def complete(
     name: str, style: str, things: list[str], given: argparse.Namespace, out: Path
 ) -> None:
     """Run `cm3 complete`."""
-    command = ["complete", name, *things, "--draw", "--judge", "-n", str(given.candidates)]
-    command += ["--style", style]
-    if cm3([*command, "--model", given.model, "--threads", "1", "-o", str(out)]):
+    command = ["complete", name, *things, "--style", style, "--draw", "--judge"]
+    command += ["-n", str(given.candidates), "--model", given.model, "--threads", "1"]
+    if cm3([*command, "-o", str(out)]):
         raise SystemExit(f"{name}: cm3 complete failed")
 
 
