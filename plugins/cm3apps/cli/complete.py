@@ -212,15 +212,17 @@ def _complete(completing: Completing, names: list[str], out: Path) -> int:
 def _note(entry: dict[str, Any]) -> None:
     from tqdm import tqdm
 
-    if entry["kind"] == "composed" and entry["thing"]:
-        text = f"the memory has no {entry['name']!r}; the nearest is {entry['thing']!r}: what is drawn is a guess"
+    name, thing = repr(entry["name"]), repr(entry["thing"])
+    if entry["kind"] == "composed":
+        if "examples" in entry:
+            example = entry["examples"][0]
+            text = f"the memory has no {name}; what is drawn, after the set's {thing} and {example!r}, is a guess"
+        elif entry["thing"]:
+            text = f"the memory has no {name}; the nearest is {thing}: what is drawn is a guess"
+        else:
+            text = f"the memory has nothing like {name}: what is drawn is a guess"
         tqdm.write(f"note: {text}", file=sys.stderr)
-    elif entry["kind"] == "composed":
-        tqdm.write(
-            f"note: the memory has nothing like {entry['name']!r}: what is drawn is a guess",
-            file=sys.stderr,
-        )
     best = next(iter(entry["candidates"]), None)
     if best is not None and best["copy"]:
-        text = f"all candidates for {entry['name']!r} are nearly copies of a document"
+        text = f"all candidates for {name} are nearly copies of a document"
         tqdm.write(f"note: {text}", file=sys.stderr)

@@ -48,14 +48,18 @@ class Documents:
     Args:
         name: the thing.
         kind: "restyled": the memory has it in other hands; "composed": it has parts of it, or nothing.
-        things: of the thing, from the memory; those nearest in hand first.
-        hands: of the set, which show other things; the most alike first.
+        things: of the thing, from the memory; those nearest in hand first. Of one that is composed of the set's own parts,
+            the set's drawings of its base, such as "car" of "car off".
+        hands: of the set, which show other things; the most alike first. Of one that is composed of the set's own parts,
+            examples with the other words of its name, such as "bell off".
+        without: for each of such examples what it shows without these words; () for things that are not so composed.
     """
 
     name: str
     kind: str
     things: Sequence[Shown]
     hands: Sequence[Shown]
+    without: Sequence[Shown] = ()
 
     def pairs(self, number: int) -> list[tuple[Shown, ...]]:
         """Documents for so many candidates: each with a version of the thing and a drawing in the hand, as different
