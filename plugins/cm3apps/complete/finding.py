@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -104,12 +105,10 @@ class Finder:
             return None
         parts = max(ways, key=self._kept)
         base = list(self._shown(source, parts.base, number))
-        order = dict.fromkeys((*(self._alike(base) or ()), *parts.examples))
-        found = [
-            (*self._shown(source, [place, parts.examples[place]], 2),)
-            for place in [one for one in order if one in parts.examples][:number]
-        ]
-        pairs = [pair for pair in found if len(pair) == 2]
+        alike = [one for one in self._alike(base) or () if one in parts.examples]
+        order = dict.fromkeys((*alike, *parts.examples))
+        found = (tuple(self._shown(source, (one, parts.examples[one]), 2)) for one in order)
+        pairs = list(islice((pair for pair in found if len(pair) == 2), number))
         if not base or not pairs:
             return None
         examples, without = zip(*pairs, strict=True)

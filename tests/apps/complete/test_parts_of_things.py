@@ -83,7 +83,7 @@ def model() -> Model:
 
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
-    """Own icons, some with a bar below them: "zorp"; "quux" has none yet, "zorp" alone a cross in other places."""
+    """Own icons, some with a bar below them ("zorp"), which "quux" lacks. "quux wib" looks like neither of its words."""
     folder = tmp_path / "own"
     shutil.copytree(OWN_ICONS, folder)
     drawings = {
@@ -132,7 +132,6 @@ def test_those_most_like_the_base_with_what_is_added_come_first(
     model: Model, own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The report has the examples, the terminal the first of them; and the likeness, once more from the files."""
-    pytest.importorskip("vtracer", reason="pictures are traced with the extra svg")
     out = tmp_path / "out"
     command = ["complete", str(own), "quux zorp", "-o", str(out), "-n", "2", "--threads", "1"]
     assert main([*command, "--model", MODEL]) == 0
@@ -150,6 +149,10 @@ def test_those_most_like_the_base_with_what_is_added_come_first(
     [base, *rest] = embedder.embed_images(
         [one.pixels for one in (*documents.things, *documents.hands, *documents.without)]
     )
+    order = [
+        (one["copy"], -round(one["paint"], 1), -one["likeness"]) for one in entry["candidates"]
+    ]
+    assert order == sorted(order)
     added = np.mean(rest[:2], axis=0) - np.mean(rest[2:], axis=0)
     for one in entry["candidates"]:
         drawn = render_svg(parsed((out / one["file"]).read_bytes()).svg, 64)
