@@ -28,8 +28,6 @@ NEEDED = re.compile(r'"cm3leon((?:\[[\w,]+\])?)==([^"]+)"')
 #: `## [0.1.0] - 2026-11-30`
 HEADING = re.compile(r"^## \[([^\]]+)\](?: - (\S+))?$", re.MULTILINE)
 UNRELEASED = "Unreleased"
-#: The changelog is for users, and is read; details are in the history.
-MOST_LINES = 200
 #: A link or picture of Markdown to a place in the repository.
 RELATIVE = re.compile(r"(?<=\]\()(?!https?:|#|mailto:)([^)\s]+)(?=\))")
 PICTURES = (".png", ".jpg", ".svg", ".gif")
@@ -70,9 +68,6 @@ def problems(root: Path, tag: str | None = None) -> Iterator[str]:
         needed = [match[2] for match in NEEDED.finditer(text)]
         if needed != [version]:
             yield f"{place}: needs cm3leon=={needed}, not the version {version} it is released with"
-    changelog = (root / "CHANGELOG.md").read_text(encoding="utf-8")
-    if (number := len(changelog.splitlines())) > MOST_LINES:
-        yield f"CHANGELOG.md: {number} lines, more than {MOST_LINES}"
     written = parts(root)
     if not written or written[0][0] != UNRELEASED:
         yield f"CHANGELOG.md: the first heading is not ## [{UNRELEASED}]"
