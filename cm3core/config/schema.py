@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 from weakref import WeakKeyDictionary
@@ -351,27 +351,37 @@ def all_parts(config: object) -> Iterator[tuple[str, ComponentConfig]]:
         yield from ((f"{path}.{deeper}", inner) for deeper, inner in all_parts(part))
 
 
-def check_config(config: ComponentConfig, place: str = "") -> None:
-    """Call `check` of a component's config and of its inner components.
+def check_values(config: ComponentConfig) -> None:
+    """Call `check` of a component's config."""
+    ComponentConfig.check(config)  # a plugin's override may not call the base's
+    config.check()
+
+
+def check_config(
+    config: ComponentConfig,
+    place: str = "",
+    check: Callable[[ComponentConfig], None] = check_values,
+) -> None:
+    """Check a component's config and its inner components.
 
     Args:
         config: checked.
         place: its place in the recipe, e.g. "retriever.parts.words"; "": its kind's section.
+        check: called with each of them.
 
     Raises:
         RecipeError: a value is refused; for an inner component, with its place in the recipe.
     """
     place = place or config.kind
     try:
-        ComponentConfig.check(config)  # a plugin's override may not call the base's
-        config.check()
+        check(config)
     except RecipeError as error:
         inner = error.place.removeprefix(f"{config.kind}.")
         if place == config.kind or inner == error.place:
             raise
         raise type(error)(f"{place}.{inner}", error.cause, error.next_step) from error
     for path, part in parts_of(config):
-        check_config(part, f"{place}.{path}")
+        check_config(part, f"{place}.{path}", check)
 
 
 def needs_of(config: ComponentConfig) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,6 +22,12 @@ class AttentionConfig(ComponentConfig):
     #: Largest head dimension that the backend supports; checking a recipe with a larger one fails.
     #: None: any.
     largest_head_dim: ClassVar[int | None] = None
+    #: Whether a decoder can be trained with it on some device; `check_training` says on which.
+    has_gradients: ClassVar[bool] = True
+
+    def offers(self) -> Mapping[str, bool]:
+        """Gradients, unless `has_gradients` is False."""
+        return {} if self.has_gradients else {"gradients": False}
 
     def for_device(self, device: str) -> AttentionConfig:
         """Return the config of the backend that runs on a device, such as "cuda".

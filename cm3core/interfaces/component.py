@@ -11,14 +11,18 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
+from glob import has_magic, iglob
+from importlib.util import find_spec
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
 
 from cm3core.arguments import check_fields
-from cm3core.errors import PluginError, RecipeError
-from cm3core.interfaces.reach import Outside, Reach
+from cm3core.errors import MissingPackageError, PluginError, RecipeError
+from cm3core.files import user_path
+from cm3core.interfaces.reach import READS, Outside, Reach
 
 #: Default ranges of numbers: 64-bit integers, and 32-bit floats with room for a product.
 _INT_RANGE, _FLOAT_RANGE = (-(2**63), 2**63 - 1), (-1e30, 1e30)
@@ -41,8 +45,11 @@ class ComponentConfig:
     #: Recipe name of the kind, e.g. "image_tokenizer"; set by each kind's base.
     kind: ClassVar[str] = ""
     #: Other sections that a recipe with this component must have, e.g. ("embedder",);
-    #: `cm3 recipe check` requires them.
+    #: `cm3 recipe check` requires them. Needs that depend on values, or on what another component can do: `requires`.
     needs: ClassVar[tuple[str, ...]] = ()
+    #: Packages that `build` imports and an extra of this distribution installs: import name -> the line that installs it,
+    #: e.g. {"usearch": "pip install 'cm3leon[usearch]'"}.
+    packages: ClassVar[Mapping[str, str]] = MappingProxyType({})
     #: Whether this component is used when its kind is needed but none is named, such as the
     #: retriever over a bank that a model without one is given. Not inherited by subclasses.
     is_default: ClassVar[bool] = False
@@ -79,6 +86,41 @@ class ComponentConfig:
     #: Keys that came after recipes were hashed: with their defaults they are not written, so hashes stay. A subclass adds
     #: to its bases' keys.
     later_keys: ClassVar[tuple[str, ...]] = ()
+
+    def offers(self) -> Mapping[str, bool]:
+        """Return what a model with this component can do, or can't because of it: the name of an ability
+        (`cm3core.recipe.abilities`) -> whether. Leave out abilities that the component has no part in. A model has an
+        ability if one of its components offers it and none rules it out."""
+        return {}
+
+    def requires(self) -> tuple[str, ...]:
+        """Return the abilities that a model with this component must have, whatever is asked of it."""
+        return ()
+
+    def check_ready(self) -> None:
+        """Raise `RecipeError` for what `build` can't do without: a key that is null, a file that doesn't exist.
+
+        `check` accepts such values, since a component may be configured before its weights are trained. Light: files
+        are looked for, not read. This method looks for the files and folders of keys that `outside` declares as `READS`."""
+        for key, declared, value in _read_keys(self):
+            if value is None:
+                check_given(f"{self.kind}.{key}", value, declared.needed, why=declared.why)
+            else:
+                check_exists(f"{self.kind}.{key}", value)
+
+    def check_machine(self, device: str) -> None:
+        """Raise `DeviceError` or `MissingPackageError` if the component can't be used on this machine.
+
+        Must stay light: no torch. This method looks for `packages`.
+
+        Args:
+            device: type of the device, such as "cpu" or "cuda".
+        """
+        for package, install in self.packages.items():
+            if find_spec(package) is None:
+                raise MissingPackageError(
+                    f"{self.kind}", f"the package {package!r} is not installed", install
+                )
 
     def check(self) -> None:
         """Raise `RecipeError` if the values can't work together.
@@ -129,6 +171,76 @@ def check_value(
     if not holds:
         rule = f", must be {must_be}" if must_be else ""
         raise RecipeError(place, f"is {value!r}{rule}", next_step)
+
+
+def check_given(place: str, value: object, next_step: str, *, why: str = "") -> None:
+    """Raise `RecipeError` for a key that is null where a value is needed; for a config's `check_ready`.
+
+    Args:
+        place: the key, "section.key".
+        value: the key's value.
+        next_step: what to type.
+        why: what the key names: "its weights".
+    """
+    if value is None:
+        raise RecipeError(place, f"is null{f', but names {why}' if why else ''}", next_step)
+
+
+def check_exists(place: str, path: str, what: str = "file or folder") -> None:
+    """Raise `RecipeError` unless there is a file or folder, or one that matches a pattern (`*`, `?`, `[...]`, and the
+    `{...}` of tar shards); for a config's `check_ready`.
+
+    Args:
+        place: the key, "section.key".
+        path: as the user wrote it; `~` is expanded. Addresses such as "hf://USER/NAME" are not looked up.
+        what: what it should be, as the message calls it.
+    """
+    if re.match(r"[A-Za-z][\w+.-]+:", path):
+        return
+    found = user_path(path, place)
+    pattern = re.sub(r"\{[^{}]*\}", "*", str(found))
+    try:
+        there = found.exists() or (has_magic(pattern) and any(True for _ in iglob(pattern)))  # noqa: PTH207 (patterns may be in any part)
+    except (OSError, ValueError):  # not a possible name of a file
+        there = False
+    if not there:
+        known = next((str(one) for one in found.parents if _is_folder(one)), "")
+        hint = (
+            f"{known} exists; correct the rest of the path"
+            if known not in ("", ".")
+            else ("correct the path: it is read from the folder in which the command runs")
+        )
+        raise RecipeError(place, f"is {path!r}, and there is no such {what}", hint)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def _read_keys(config: ComponentConfig) -> Iterator[tuple[str, Outside, str | None]]:
+    """(key, declaration, value) of each key that names a file or folder to read. Values that the plugin ships, and null
+    where it is a choice of its own, are left out."""
+    declared: dict[str, Outside] = {}
+    for parent in reversed(type(config).__mro__):
+        declared |= vars(parent).get("outside", {})
+    for key, one in declared.items():
+        if one.how != READS:
+            continue
+        value: object = config
+        for name in key.split("."):
+            value = getattr(value, name, None)
+        if value is None and one.needed:
+            yield key, one, None
+        for text in value if isinstance(value, (list, tuple)) else [value]:
+            if (
+                isinstance(text, str)
+                and text
+                and not (one.shipped and text.startswith(one.shipped))
+            ):
+                yield key, one, text
 
 
 def check_device(place: str, device: str) -> None:

@@ -57,6 +57,16 @@ class DecoderConfig(ComponentConfig):
         (rows, columns); decoders without grid positions ignore it."""
         raise NotImplementedError
 
+    def check_pictures(self, grid: tuple[int, int], codebook_size: int) -> None:
+        """Raise `RecipeError` if the decoder can't predict such pictures. By default it can predict all.
+
+        Light, and called before anything is built.
+
+        Args:
+            grid: the image tokenizer's (rows, codes of a row).
+            codebook_size: its number of codes.
+        """
+
     def position_axes(self) -> Mapping[str, int]:
         """Return the axes of codes' positions that the decoder takes, name -> size; by default none. They are in its
         cells, in this order: see `PictureForm.cells`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
@@ -25,6 +25,10 @@ class EmbedderConfig(ComponentConfig):
     """Base of embedders' configs."""
 
     kind: ClassVar[str] = "embedder"
+
+    def offers(self) -> Mapping[str, bool]:
+        """Vectors of texts and pictures in one space."""
+        return {"embedder": True}
 
     def build(self) -> Embedder:
         """Return the embedder with its weights loaded."""

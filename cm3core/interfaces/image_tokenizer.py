@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -30,6 +30,10 @@ class ImageTokenizerConfig(ComponentConfig):
     kind: ClassVar[str] = "image_tokenizer"
     #: False: `ImageTokenizer.codebook` is always None, which recipes can be checked for.
     has_codebook: ClassVar[bool] = True
+
+    def offers(self) -> Mapping[str, bool]:
+        """Vectors of codes, and places of pictures that are no sequences."""
+        return {"code_vectors": self.has_codebook, "places": not self.form.is_sequence}
 
     def build(self) -> ImageTokenizer:
         """Return the tokenizer with its weights loaded."""

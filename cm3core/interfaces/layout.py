@@ -12,6 +12,7 @@ side, rows one after the other. `grid` is (rows, codes of a row).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -51,6 +52,38 @@ class LayoutConfig(ComponentConfig):
     writes_sequences: ClassVar[bool] = False
     #: Whether recipes without a section `layout` use this one; exactly one installed layout sets it.
     is_default: ClassVar[bool] = False
+
+    #: Whether texts can be generated, see `Layout.writes_text`.
+    writes_text: ClassVar[bool] = True
+    #: Whether anything may follow a picture, see `Layout.reads_pictures`.
+    reads_pictures: ClassVar[bool] = True
+    #: Whether it writes the turns of conversations, see `Layout.has_turns`.
+    has_turns: ClassVar[bool] = False
+    #: Whether ids are found by the names of the text tokenizer's tokens (`TextTokenizer.special_ids`).
+    needs_named_tokens: ClassVar[bool] = False
+
+    def offers(self) -> Mapping[str, bool]:
+        """What its sequences allow."""
+        rules_out = {} if self.has_sentinels else {"holes": False}
+        return rules_out | {
+            "text": self.writes_text,
+            "prefix": self.reads_pictures,
+            "turns": self.has_turns,
+        }
+
+    def requires(self) -> tuple[str, ...]:
+        """Named tokens, if it `needs_named_tokens`."""
+        return ("named_tokens",) if self.needs_named_tokens else ()
+
+    def check_pictures(self, grid: tuple[int, int], codebook_size: int) -> None:
+        """Raise `RecipeError` if the layout can't write such pictures. By default it can write all.
+
+        Light, and called before anything is built.
+
+        Args:
+            grid: the image tokenizer's (rows, codes of a row).
+            codebook_size: its number of codes.
+        """
 
     def build(self, parts: VocabularyParts, grid: tuple[int, int]) -> Layout:
         """Return the layout for documents whose pictures have `grid` (rows, columns) codes.

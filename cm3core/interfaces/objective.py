@@ -5,6 +5,7 @@ Examples: causal masking, fill in the middle, plain next-token prediction."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -35,6 +36,10 @@ class ObjectiveConfig(ComponentConfig):
     masks_retrieved: ClassVar[bool] = False
     retrieved_loss_weight: float = 1.0
     text_loss_weight: float = 1.0
+
+    def offers(self) -> Mapping[str, bool]:
+        """Holes are filled only if spans were masked in training."""
+        return {"holes": self.masks_spans}
 
     def control_tokens(self) -> tuple[str, ...]:
         """Names of additional control tokens that the vocabulary must have; none by default.

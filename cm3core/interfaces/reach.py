@@ -28,11 +28,14 @@ class Outside:
         why: the purpose, worded as the end of a sentence: "its pictures".
         shipped: prefix of values that name a file of the plugin itself, such as "bundled:"; "": there are
             none.
+        needed: what to do where the key is null, if the component can't be built without it: "train them with ...".
+            "": null is a choice of its own.
     """
 
     how: str
     why: str = ""
     shipped: str = ""
+    needed: str = ""
 
 
 #: Declares a key for words, patterns, or names of parts: no external resource.

@@ -88,6 +88,14 @@ class RetrieverConfig(ComponentConfig):
                 "use 0 or more and less than 1; the paper's is 0.2",
             )
 
+    def offers(self) -> Mapping[str, bool]:
+        """Documents that stay as they are, unless it has its own memory."""
+        return {"fixed_documents": False} if self.own_memory else {}
+
+    def requires(self) -> tuple[str, ...]:
+        """Documents before what is generated, if it prepends any."""
+        return ("prefix",) if self.retrieves and self.num_retrieved > 0 else ()
+
     def open_memory(self) -> DocumentSource:
         """Return the documents of a retriever with its own memory (`own_memory`)."""
         raise NotImplementedError

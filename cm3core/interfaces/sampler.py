@@ -171,6 +171,10 @@ class SamplerConfig(ComponentConfig):
     #: Whether it needs the image tokenizer's code vectors (`ImageTokenizer.codebook`).
     needs_codebook: ClassVar[bool] = False
 
+    def requires(self) -> tuple[str, ...]:
+        """Vectors of codes, if `needs_codebook`."""
+        return ("code_vectors",) if self.needs_codebook else ()
+
     def build(self) -> Sampler:
         """Return the sampler."""
         raise NotImplementedError

@@ -18,6 +18,13 @@ class TextTokenizerConfig(ComponentConfig):
 
     kind: ClassVar[str] = "text_tokenizer"
 
+    #: Whether it has tokens besides those of texts, found by their names (`TextTokenizer.special_ids`).
+    has_named_tokens: ClassVar[bool] = False
+
+    def offers(self) -> Mapping[str, bool]:
+        """Named tokens."""
+        return {"named_tokens": self.has_named_tokens}
+
     @property
     def max_vocab_size(self) -> int | None:
         """Maximum number of ids, available before building; None: unknown."""

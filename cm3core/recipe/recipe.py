@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Collection
 from copy import deepcopy
 from dataclasses import dataclass, field, make_dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -26,6 +27,7 @@ from cm3core.plugins.registry import (
     dump_providers,
     provider_of,
 )
+from cm3core.recipe.abilities import check_required
 from cm3core.recipe.layers import STORED
 from cm3core.recipe.sections import (
     FIXED_SECTIONS,
@@ -245,11 +247,16 @@ class Recipe(KindSections):
         """Return `section.key` -> value; nested dataclasses are flattened, lists are not."""
         return _flatten(self.to_dict(), "")
 
-    def check(self) -> None:
+    def check(self, *, ready: bool = False, carried: Collection[str] = ()) -> None:
         """Raise `RecipeError` for values that are out of range or can't be combined.
 
         Light: nothing is built, no file is read. Calls `config.check()` of every component and inner
         component, then checks the fixed sections, then conditions across sections.
+
+        Args:
+            ready: also refuse what can't be built now (`config.check_ready()`): weights and paths that are null, files
+                that don't exist. Without it, a recipe of a model that came from another machine is valid, too.
+            carried: kinds whose components come from a checkpoint, so that their files need not be here.
         """
         for _, config in self.components.values():
             check_config(config)
@@ -258,14 +265,25 @@ class Recipe(KindSections):
         for place, part in self.section_parts:
             check_config(part, place)
         self._check_needs()
+        if ready:
+            self._check_ready(carried)
+        check_required(self)
         self._check_read()
         self._check_vocabulary()
         self._check_layout()
         self._check_form()
+        self._check_pictures()
         self._check_context()
         self._check_heads()
         self._check_candidates()
         self._check_memory()
+
+    def _check_ready(self, carried: Collection[str]) -> None:
+        for kind, (_, config) in self.components.items():
+            if kind not in carried:
+                check_config(config, kind, lambda part: part.check_ready())
+        for place, part in self.section_parts:
+            check_config(part, place, lambda part: part.check_ready())
 
     def _check_memory(self) -> None:
         split = self.generate.memory_split
@@ -316,17 +334,9 @@ class Recipe(KindSections):
             )
 
     def _check_form(self) -> None:
-        """Check that the decoder predicts together as many codes as a place has, or one; and that codes have the
-        positions that it takes, and the vectors that the sampler takes."""
+        """Check that decoder and layout take such pictures: as many codes together as a place has, or one, with the
+        positions that the decoder takes, and a number of them that both can write."""
         decoder, tokenizer = available(self.decoder), available(self.image_tokenizer)
-        sampler = available(self.sampler)
-        if sampler and sampler.needs_codebook and tokenizer and not tokenizer.has_codebook:
-            raise RecipeError(
-                "sampler",
-                f"{self.component_names['sampler']!r} compares vectors of codes, and image_tokenizer "
-                f"{self.component_names['image_tokenizer']!r} has none",
-                "use another sampler (cm3 kinds sampler), or an image tokenizer with vectors",
-            )
         if decoder is None or tokenizer is None:
             return
         number, axes, names = decoder.codes_together, decoder.position_axes(), self.component_names
@@ -345,6 +355,15 @@ class Recipe(KindSections):
             form.for_axes(axes)
         except TokenizerError as error:
             raise RecipeError("decoder", error.cause, error.next_step) from None
+
+    def _check_pictures(self) -> None:
+        """Check that decoder and layout can write the image tokenizer's pictures."""
+        tokenizer = available(self.image_tokenizer)
+        if tokenizer is None:
+            return
+        for part in (available(self.layout), available(self.decoder)):
+            if part is not None:
+                part.check_pictures(tokenizer.grid, tokenizer.codebook_size)
 
     def _check_vocabulary(self) -> None:
         if self.vocabulary.num_text is None and self.text_tokenizer is None:

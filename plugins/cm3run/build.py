@@ -29,6 +29,7 @@ from cm3run.bank import Memory, memory_of
 from cm3run.devices import check_weights_fit
 from cm3run.generation.likelihood import Likelihood
 from cm3run.generation.weights import GenerationWeights, version_of, whole_of
+from cm3run.life import NEEDED
 from cm3run.machine_memory import fitting_memory
 from cm3run.prompting import AsDecoded, AsItStands
 
@@ -55,12 +56,6 @@ if TYPE_CHECKING:
     from cm3core.vocab import Vocabulary
     from cm3run.prompting import Finisher, PromptRewriter
     from cm3run.trust import Trust
-
-#: Sections that a recipe must have for each stage.
-NEEDED = {
-    "train": ("dataset", "text_tokenizer", "image_tokenizer", "objective", "attention", "decoder"),
-    "generate": ("text_tokenizer", "image_tokenizer", "attention", "decoder"),
-}
 
 
 @dataclass(eq=False)

@@ -4,9 +4,11 @@ training and generation need on each of several devices. No torch.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,7 @@ from cm3core.recipe.library import list_recipes
 if TYPE_CHECKING:
     from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
+    from cm3run.life import Verdict
     from cm3run.training.memory import MemoryEstimate
 
 
@@ -29,6 +32,11 @@ MEMORY = """compute the memory that training and generation need on each device;
 With several devices, weights, gradients and the optimiser's state are divided equally, each device has
 activations for train.batch_rows rows, and a block's weights are gathered while it is computed, as in
 torchrun with cm3 train --shard N."""
+CHECK = """check what a recipe can do, before anything is built
+
+A recipe is refused if a value is wrong, if components can't be combined, or if training lacks something. Otherwise a
+table says which commands work with the recipe and with models trained with it, and why others don't. What this machine
+lacks, such as a GPU, is said in the table, and doesn't refuse a recipe."""
 #: Strings that need no quotes.
 PLAIN = re.compile(r"\(absent\)|[\w./-]+")
 
@@ -66,12 +74,14 @@ def configure(parser: ArgumentParser) -> None:
         help="show where each value comes from: a file or the command line",
     )
     add_overrides(show)
-    check = add(
-        "check",
-        "check that a recipe's values are valid, alone and together",
-        "cm3 recipe check ./mine.yaml",
-    )
+    check = add("check", CHECK, "cm3 recipe check tiny retriever=bm25 decoder.context_length=700")
     check.add_argument("recipe", help="a shipped recipe's name, a path, or a run's folder")
+    check.add_argument(
+        "--data",
+        action="store_true",
+        help="also open the data set, and make training sequences and prompts of its first documents",
+    )
+    check.add_argument("--json", action="store_true", help="print one JSON object")
     add_overrides(check)
     _configure_memory(add("memory", MEMORY, "cm3 recipe memory cm3leon-7b --devices 8 --gb 80"))
     compare = add(
@@ -102,18 +112,69 @@ def run(args: Namespace) -> int:
     if args.action == "memory":
         return _print_memory(args, recipe, registry)
     if args.action == "check":
-        recipe.check()
-        memory = _memory(recipe, registry)
-        print(f"{recipe.name}: all values are valid (hash {recipe.hash})")
-        if memory is not None:
-            print(memory)
-    elif args.origin:
+        return _check(args, recipe, registry)
+    if args.origin:
         print(with_origins(in_full(recipe, registry)))
     else:
         print(in_full(recipe, registry).to_yaml(), end="")
-    if args.action == "show":
-        _warn_of_refused(recipe)
+    _warn_of_refused(recipe)
     return 0
+
+
+def _check(args: Namespace, recipe: Recipe, registry: Registry) -> int:
+    """Print what each command can do with the recipe; raises `RecipeError` for a refused one, except as JSON."""
+    from cm3run.life import TOKENIZERS, Verdict, life_of
+
+    try:
+        carried = TOKENIZERS if Path(recipe_of(args.recipe)).name == RECIPE_FILE else ()
+        life = life_of(recipe, registry, carried=carried)
+        if args.data and life:
+            from cm3run.rehearsal import rehearse
+
+            life = rehearse(recipe, registry, life)
+    except CM3Error as error:
+        if not args.json:
+            raise
+        refused = Verdict(error).to_dict()
+        refused.pop("runs")
+        print(json.dumps({"recipe": recipe.name, "hash": recipe.hash, "valid": False, **refused}))
+        return 1
+    memory = _memory(recipe, registry)
+    if memory is not None and memory.error is not None and life["train"].runs:
+        life["train"] = Verdict(memory.error, here=True)
+    warnings = [] if memory is None or memory.warning is None else [memory.warning]
+    if args.json:
+        commands = {command: verdict.to_dict() for command, verdict in life.items()}
+        facts = {"valid": True, "commands": commands, "warnings": warnings}
+        print(json.dumps({"recipe": recipe.name, "hash": recipe.hash, **facts}))
+        return 0
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"{recipe.name}: valid (hash {recipe.hash})")
+    if memory is not None:
+        print(f"training takes about {memory.estimate.in_words()}")
+    print("".join(f"{line}\n" for line in _table_of(life)), end="")
+    return 0
+
+
+def _table_of(life: Mapping[str, Verdict]) -> Iterator[str]:
+    """A line for each answer, with the commands that have it."""
+    rows: dict[str, list[str]] = {}
+    for command, verdict in life.items():
+        rows.setdefault(_answer(command, verdict), []).append(command)
+    for answer, commands in rows.items():
+        short, _, reason = answer.partition(": ")
+        yield f"  {short:<3}  {', '.join(commands)}{f': {reason}' if reason else ''}"
+
+
+def _answer(command: str, verdict: Verdict) -> str:
+    """ "yes", or "no" with the reason and what to do."""
+    error = verdict.error
+    if error is None:
+        return "yes"
+    place = "" if error.place in (command, f"task {command}") else f"{error.place}: "
+    where = "this machine can't: " if verdict.here else ""
+    return f"no: {where}{place}{error.cause}; {error.next_step}"
 
 
 def _warn_of_refused(recipe: Recipe) -> None:
@@ -135,9 +196,23 @@ def recipe_of(name: str) -> str:
     return str(Path(name) / RECIPE_FILE) if is_folder else name
 
 
-def _memory(recipe: Recipe, registry: Registry) -> str | None:
-    """A line about the memory that training needs. Warns on stderr if this machine has less: the recipe may be for
-    another one."""
+@dataclass(frozen=True)
+class Memory:
+    """The memory that training needs, on this machine.
+
+    Args:
+        estimate: in bytes.
+        warning: if it may not suffice; None: it does.
+        error: if it can't suffice.
+    """
+
+    estimate: MemoryEstimate
+    warning: str | None = None
+    error: RecipeError | None = None
+
+
+def _memory(recipe: Recipe, registry: Registry) -> Memory | None:
+    """The memory that training needs; None: unknown."""
     from cm3run.machine_memory import MachineMemory
     from cm3run.training.memory import check_training_fits, training_memory
 
@@ -154,10 +229,8 @@ def _memory(recipe: Recipe, registry: Registry) -> str | None:
     try:
         warning = check_training_fits(recipe, machine, on_cpu=on_cpu, registry=registry)
     except RecipeError as error:
-        warning = f"this machine can't train it: {error.cause}\n  next: {error.next_step}"
-    if warning is not None:
-        print(f"warning: {warning}", file=sys.stderr)
-    return f"training takes about {estimate.in_words()}"
+        return Memory(estimate, error=error)
+    return Memory(estimate, warning)
 
 
 def _list() -> int:

@@ -114,15 +114,18 @@ def _train(
     """Return the exit code and the text to print at the end."""
     registry = registry_of(args)
     recipe = recipe_of(registry)
-    recipe.check()
     out = args.out if args.out is not None else Path("runs") / recipe.name
     plugins = "".join(f"--plugin {shlex.quote(str(path))} " for path in args.plugin)
     command = shlex.join([args.recipe, "-o", str(out), *args.overrides])
     begin = f"cm3 {plugins}{' '.join(words)}"
 
+    from cm3run.checkpoint import latest_checkpoint
+    from cm3run.life import TOKENIZERS, life_of
     from cm3run.training.loop import train
     from cm3run.training.state import TrainingInterrupted
 
+    carried = () if latest_checkpoint(out) is None else TOKENIZERS
+    life_of(recipe, registry, carried=carried)
     try:
         result = train(
             recipe,

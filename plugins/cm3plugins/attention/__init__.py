@@ -15,10 +15,12 @@ Triton's interpreter) |
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from cm3core.errors import DeviceError, MissingPackageError
+from cm3core.errors import DeviceError
 from cm3core.interfaces.attention import AttentionConfig
 from cm3plugins.attention.refusals import USE_SDPA, cuda_only, no_backward
 
@@ -99,6 +101,20 @@ class TritonAttentionConfig(AttentionConfig):
     """
 
     largest_head_dim: ClassVar[int | None] = 128
+    packages: ClassVar[Mapping[str, str]] = {
+        "triton": f"pip install 'cm3leon[triton]', or {USE_SDPA}"
+    }
+
+    def check_machine(self, device: str) -> None:
+        """Raise `DeviceError` where there is neither CUDA nor Triton's interpreter."""
+        super().check_machine(device)
+        if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+            raise DeviceError(
+                "attention 'triton'",
+                "there is no CUDA device",
+                f"{USE_SDPA}; to run the kernels (slowly) on the "
+                "CPU, set TRITON_INTERPRET=1 before starting",
+            )
 
     def build(self) -> AttentionBackend:
         """Return the backend.
@@ -107,26 +123,11 @@ class TritonAttentionConfig(AttentionConfig):
             MissingPackageError: Triton is not installed.
             DeviceError: there is neither CUDA nor Triton's interpreter.
         """
-        import importlib.util
-
-        if importlib.util.find_spec("triton") is None:
-            raise MissingPackageError(
-                "attention 'triton'",
-                "Triton is not installed",
-                f"pip install 'cm3leon[triton]', or {USE_SDPA}",
-            )
         import torch
 
-        from cm3kernels import interprets
         from cm3plugins.attention.kernels import KernelAttention
 
-        if not torch.cuda.is_available() and not interprets():
-            raise DeviceError(
-                "attention 'triton'",
-                "there is no CUDA device",
-                f"{USE_SDPA}; to run the kernels (slowly) on the "
-                "CPU, set TRITON_INTERPRET=1 before starting",
-            )
+        self.check_machine("cuda" if torch.cuda.is_available() else "cpu")
         return KernelAttention("triton")
 
 
@@ -157,9 +158,10 @@ class XFormersAttentionConfig(AttentionConfig):
     The modules are `mslk.attention.fmha` and `xformers.ops.fmha`.
     """
 
-    def check_training(self, device: str) -> None:
-        """Raise `DeviceError` on the CPU."""
-        if device == "cpu":
+    def check_machine(self, device: str) -> None:
+        """Raise `DeviceError` without CUDA."""
+        super().check_machine(device)
+        if device != "cuda":
             raise cuda_only()
 
     def build(self) -> AttentionBackend:
@@ -171,8 +173,7 @@ class XFormersAttentionConfig(AttentionConfig):
         """
         import torch
 
-        if not torch.cuda.is_available():
-            raise cuda_only()
+        self.check_machine("cuda" if torch.cuda.is_available() else "cpu")
         from cm3plugins.attention.xformers import XFormersAttention, load_fmha
 
         return XFormersAttention(load_fmha())

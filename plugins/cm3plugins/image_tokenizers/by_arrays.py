@@ -26,7 +26,7 @@ from cm3core.files import atomic_path, make_folder, write_text
 from cm3core.interfaces.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from cm3core.interfaces.reach import READS, Outside
 from cm3core.picture_form import PictureForm
-from cm3plugins.image_tokenizers import check_multiple
+from cm3plugins.image_tokenizers import NEEDED, check_multiple
 from cm3plugins.trained.bundled import weights_path
 
 if TYPE_CHECKING:
@@ -68,7 +68,9 @@ class ArrayTokenizerConfig(ImageTokenizerConfig):
     later_keys: ClassVar[tuple[str, ...]] = ("train_minutes",)
     not_in_outputs: ClassVar[tuple[str, ...]] = ("train_minutes",)
     has_codebook: ClassVar[bool] = False
-    outside: ClassVar[Mapping[str, Outside]] = {"weights": Outside(READS, "its arrays")}
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "weights": Outside(READS, "its arrays", needed=NEEDED)
+    }
     #: The component's name, written into its files.
     label: ClassVar[str]
     #: Weights that come with the package, by name.
@@ -78,6 +80,11 @@ class ArrayTokenizerConfig(ImageTokenizerConfig):
     weights: str | None = None
     seed: int = 0
     train_minutes: float | None = None
+
+    def check_ready(self) -> None:
+        """Weights may be missing if `cm3 train` trains them first."""
+        if self.weights is not None or self.train_minutes is None:
+            super().check_ready()
 
     @property
     def image_size(self) -> tuple[int, int]:

@@ -11,6 +11,7 @@ tokens per span, so no sentinel, span or end token is ever truncated.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -64,6 +65,10 @@ class CM3ObjectiveConfig(LossWeightsConfig):
     box_mask_probability: float = 0.1
     mask_sentinel_loss: bool = True
     hide_response: float = 0.5
+
+    def offers(self) -> Mapping[str, bool]:
+        """Holes, unless `max_spans` is 0."""
+        return {"holes": self.max_spans > 0}
 
     def check(self) -> None:
         super().check()

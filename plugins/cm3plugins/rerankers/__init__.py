@@ -60,6 +60,10 @@ class LikelihoodRerankerConfig(RerankerConfig):
     normalise: bool = True
     with_retrieved: bool = False
 
+    def requires(self) -> tuple[str, ...]:
+        """Texts before pictures are filled in again."""
+        return ("holes",)
+
     def build(self, *, embedder: Embedder | None, likelihood: Likelihood) -> Reranker:
         """Return the reranker; `embedder` is not used."""
         from cm3plugins.rerankers.model_scores import LikelihoodReranker
@@ -89,6 +93,10 @@ class PMIRerankerConfig(RerankerConfig):
 
     direction: Literal["text", "image"] = "text"
     with_retrieved: bool = False
+
+    def requires(self) -> tuple[str, ...]:
+        """Texts and pictures are filled in again, wherever they are."""
+        return ("holes",)
 
     def build(self, *, embedder: Embedder | None, likelihood: Likelihood) -> Reranker:
         """Return the reranker; `embedder` is not used."""

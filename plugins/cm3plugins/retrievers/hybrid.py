@@ -105,6 +105,10 @@ class HybridRetrieverConfig(AnsweringRetrieverConfig):
     same_above: float | None = None
     pictures: RetrieverConfig | None = None
 
+    def requires(self) -> tuple[str, ...]:
+        """The recipe's embedder, unless it has an encoder of its own."""
+        return (*super().requires(), *(("embedder",) if self.encoder is None else ()))
+
     @property
     def answers(self) -> bool:
         """Whether `same_above` tells when a subject is the same thing."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from cm3core.errors import MissingPackageError
 from cm3plugins.retrievers.dense import VectorRetrieverConfig
 
 if TYPE_CHECKING:
@@ -30,6 +29,7 @@ class UsearchRetrieverConfig(VectorRetrieverConfig):
             score.
     """
 
+    packages: ClassVar[Mapping[str, str]] = {"usearch": "pip install 'cm3leon[usearch]'"}
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
         "connectivity": (2, 2**10),
         "expansion_add": (1, 2**31 - 1),
@@ -46,13 +46,11 @@ class UsearchRetrieverConfig(VectorRetrieverConfig):
         self, vectors: VectorRows, folder: Path | None, fingerprint: str | None
     ) -> VectorIndex:
         """Open a graph, which is built once and kept next to the bank. Raises `MissingPackageError` without usearch."""
+        self.check_machine("cpu")
         from cm3plugins.retrievers.index import open_engine
         from cm3plugins.retrievers.index.base import FlatIndex
+        from cm3plugins.retrievers.usearch_engine import UsearchEngine
 
-        try:
-            from cm3plugins.retrievers.usearch_engine import UsearchEngine
-        except ImportError as error:
-            raise MissingPackageError.extra("retriever=usearch", "usearch", "usearch") from error
         if not len(vectors):
             return FlatIndex(vectors)
         engine = UsearchEngine(vectors, self.connectivity, self.expansion_add)

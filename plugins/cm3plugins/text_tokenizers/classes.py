@@ -11,12 +11,16 @@ from typing import ClassVar
 
 from cm3core.errors import TokenizerError
 from cm3core.files import user_path, write_text
+from cm3core.interfaces.component import check_given
 from cm3core.interfaces.reach import READS, Outside
 from cm3core.interfaces.text_tokenizer import TextTokenizer, TextTokenizerConfig
 from cm3plugins.text_tokenizers.shielding import read_file
 
 #: File written by `save`.
 FILE_NAME = "classes.txt"
+
+
+_GIVE = "set it, for ImageNet to 1000, or set text_tokenizer.path to a file with their names"
 
 
 @dataclass(kw_only=True)
@@ -26,7 +30,7 @@ class ClassesConfig(TextTokenizerConfig):
     An empty text has no id; any other text raises an error.
 
     Args:
-        num_classes: number of classes (ImageNet: 1,000); required.
+        num_classes: number of classes (ImageNet: 1,000). null: as many as `path` has names.
         path: a text file with one class name per line, in the order of the classes. null: numbers only.
     """
 
@@ -38,6 +42,12 @@ class ClassesConfig(TextTokenizerConfig):
 
     num_classes: int | None = None
     path: str | None = None
+
+    def check_ready(self) -> None:
+        """The number of classes must be known from one of the two keys."""
+        super().check_ready()
+        if self.path is None:
+            check_given("text_tokenizer.num_classes", self.num_classes, _GIVE)
 
     @property
     def max_vocab_size(self) -> int | None:
@@ -54,23 +64,20 @@ class ClassesConfig(TextTokenizerConfig):
         return self._read(saved if saved.is_file() else None)
 
     def _read(self, path: Path | None) -> ClassTokenizer:
-        if self.num_classes is None:
-            raise TokenizerError(
-                "text_tokenizer.num_classes",
-                "is null, so the number of classes is unknown",
-                "set it, for ImageNet to 1000",
-            )
         if path is None:
+            check_given("text_tokenizer.num_classes", self.num_classes, _GIVE)
+            assert self.num_classes is not None
             return ClassTokenizer(self.num_classes, ())
         names = read_file(path).decode("utf-8", "replace").splitlines()
-        if len(names) != self.num_classes or len({_plain(name) for name in names}) != len(names):
+        number = len(names) if self.num_classes is None else self.num_classes
+        if len(names) != number or len({_plain(name) for name in names}) != len(names):
             raise TokenizerError(
                 str(path),
                 f"has {len(names)} lines, {len({_plain(name) for name in names})} of them different, but there are "
-                f"{self.num_classes} classes",
+                f"{number} classes",
                 "write one unique class name per line",
             )
-        return ClassTokenizer(self.num_classes, names)
+        return ClassTokenizer(number, names)
 
 
 class ClassTokenizer(TextTokenizer):

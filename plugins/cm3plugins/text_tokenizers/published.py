@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from cm3core.errors import MissingPackageError, RecipeError, TokenizerError
+from cm3core.errors import RecipeError
 from cm3core.files import user_path
+from cm3core.interfaces.component import check_given
 from cm3core.interfaces.reach import READS, TEXT, Outside
 from cm3core.interfaces.text_tokenizer import TextTokenizerConfig
 
@@ -47,9 +47,13 @@ class PublishedTokenizerConfig(TextTokenizerConfig):
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {
-        "path": Outside(READS, "the tokenizer's file"),
+        "path": Outside(
+            READS, "the tokenizer's file", needed="set it to your copy of the publisher's file"
+        ),
         "control": TEXT,
     }
+
+    has_named_tokens: ClassVar[bool] = True
 
     path: str | None = None
     control: list[str] = field(default_factory=lambda: list(CONTROL))
@@ -68,12 +72,10 @@ class PublishedTokenizerConfig(TextTokenizerConfig):
                 ) from error
 
     def _file(self, published: str) -> Path:
-        """Return `path`; raises `TokenizerError` if it is not set."""
+        """Return `path`; raises `RecipeError` if it is not set."""
         self.check()
-        if self.path is None:
-            raise TokenizerError(
-                "text_tokenizer.path", "is null", f"set it to your copy of {published}"
-            )
+        check_given("text_tokenizer.path", self.path, f"set it to your copy of {published}")
+        assert self.path is not None
         return user_path(self.path)
 
 
@@ -105,6 +107,10 @@ class SentencePieceConfig(PublishedTokenizerConfig):
     User-defined pieces count as control tokens, unless they are white space.
     """
 
+    packages: ClassVar[Mapping[str, str]] = {
+        "sentencepiece": "pip install 'cm3leon[sentencepiece]'"
+    }
+
     def build(self, corpus: Iterable[str] | None = None) -> SentencePieceTokenizer:
         """Load `path`. Raises `TokenizerError` if it can't be used."""
         return self._read(self._file("tokenizer.model"))
@@ -114,7 +120,7 @@ class SentencePieceConfig(PublishedTokenizerConfig):
         return self._read(folder / "tokenizer.model")
 
     def _read(self, path: Path) -> SentencePieceTokenizer:
-        _need("sentencepiece")
+        self.check_machine("cpu")
         from cm3plugins.text_tokenizers.sentence_piece import SentencePieceTokenizer
 
         return SentencePieceTokenizer.from_file(path, self.control)
@@ -134,6 +140,8 @@ class TiktokenConfig(PublishedTokenizerConfig):
     outside: ClassVar[Mapping[str, Outside]] = {
         "pattern": TEXT,
     }
+    has_named_tokens: ClassVar[bool] = False
+    packages: ClassVar[Mapping[str, str]] = {"tiktoken": "pip install 'cm3leon[tiktoken]'"}
 
     pattern: str = QWEN_PATTERN
 
@@ -146,16 +154,7 @@ class TiktokenConfig(PublishedTokenizerConfig):
         return self._read(folder / "tokenizer.tiktoken")
 
     def _read(self, path: Path) -> TiktokenTokenizer:
-        _need("tiktoken")
+        self.check_machine("cpu")
         from cm3plugins.text_tokenizers.tiktoken_file import TiktokenTokenizer
 
         return TiktokenTokenizer.from_file(path, self.pattern, self.control)
-
-
-def _need(package: str) -> None:
-    if find_spec(package) is None:
-        raise MissingPackageError(
-            f"text_tokenizer {package!r}",
-            f"the package {package} is not installed",
-            f"pip install 'cm3leon[{package}]'",
-        )

@@ -46,6 +46,8 @@ class ExternalUpscalerConfig(UpscalerConfig):
         "device": TEXT,
     }
 
+    packages: ClassVar[Mapping[str, str]] = {"spandrel": "pip install 'cm3leon[upscale]'"}
+
     path: str
     scale: int | None = None
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {

@@ -1,4 +1,4 @@
-"""The tasks that a model was tuned for, and the file of its checkpoint that names them: `tasks.json`.
+"""The file of a checkpoint that names the tasks its model was tuned for: `tasks.json`.
 
 The checkpoint's recipe also has them, in its data set, but an exported model can be opened
 without that data set's plugin.
@@ -7,19 +7,18 @@ without that data set's plugin.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cm3core.config.schema import to_plain
 from cm3core.errors import PluginError, RecipeError
 from cm3core.files import read_text
-from cm3core.interfaces.component import chosen_name
 from cm3core.interfaces.task import TaskConfig
 from cm3core.recipe.merge import recipe_from_yaml
 from cm3run.checkpoint.carried import hint
 from cm3run.checkpoint.layout import damaged
+from cm3run.tasks import TunedTasks, title_of, trained_tasks
 from cm3run.trust import guard, trust_of
 
 if TYPE_CHECKING:
@@ -27,77 +26,26 @@ if TYPE_CHECKING:
     from cm3core.recipe import Recipe
 
 
-@dataclass(frozen=True)
-class TunedTasks:
-    """The tasks that a model was tuned for.
-
-    Args:
-        configs: name -> config. Empty: it was not tuned.
-        plain: whether it was also trained on plain documents, for generating and captioning.
-        lost: name -> next step, for tasks that no installed plugin provides.
-        turns: whether it was tuned on conversations in its layout's turns.
-        retrieving: the tasks whose documents had retrieved documents prepended.
-    """
-
-    configs: Mapping[str, TaskConfig] = field(default_factory=dict)
-    plain: bool = False
-    lost: Mapping[str, str] = field(default_factory=dict)
-    turns: bool = False
-    retrieving: frozenset[str] = frozenset()
-
-    @property
-    def names(self) -> list[str]:
-        """Their names."""
-        return sorted([*self.configs, *self.lost])
-
-
 TASKS = "tasks.json"
 
 
 def tasks_of(recipe: Recipe) -> dict[str, Any] | None:
     """The contents of `tasks.json` for a recipe; None if it tunes for no task."""
-    if recipe.task is not None:
-        name = recipe.component_names["task"]
-        own: list[tuple[str, TaskConfig] | None] = [(name, recipe.task)]
-    else:
-        own = (
-            []
-            if recipe.dataset is None
-            else [
-                None if task is None else (chosen_name(task), task)
-                for task in recipe.dataset.trained_tasks()
-            ]
-        )
+    tuned = TunedTasks.of(recipe)
     tasks: dict[str, Any] = {}
-    for one in own:
+    for one in trained_tasks(recipe):
         if one is not None:
             name, config = one
-            tasks.setdefault(_title(name, config), {**to_plain(config), "name": name})
-    turns = recipe.dataset is not None and recipe.task is None and recipe.dataset.has_turns
-    if not tasks and not turns:
+            tasks.setdefault(title_of(name, config), {**to_plain(config), "name": name})
+    if not tasks and not tuned.turns:
         return None
     # older versions don't know these two keys, so they are written only if they are not empty
-    retrieving = _retrieving(recipe)
+    retrieving = sorted(tuned.retrieving)
     return (
-        {"plain": None in own, "tasks": tasks}
-        | ({"turns": True} if turns else {})
+        {"plain": tuned.plain, "tasks": tasks}
+        | ({"turns": True} if tuned.turns else {})
         | ({"retrieving": retrieving} if retrieving else {})
     )
-
-
-def _title(name: str, config: TaskConfig) -> str:
-    """The name of a task as users see it."""
-    return getattr(config, "title", "") or name.rpartition("/")[2]
-
-
-def _retrieving(recipe: Recipe) -> list[str]:
-    """Names of the tasks whose documents had retrieved documents prepended."""
-    if recipe.retriever is None or not recipe.retriever.retrieves:
-        return []
-    if recipe.task is not None:
-        return [_title(recipe.component_names["task"], recipe.task)]
-    tasks = [] if recipe.dataset is None else recipe.dataset.retrieving_tasks()
-    return sorted({_title(chosen_name(task), task) for task in tasks if task is not None})
 
 
 def read_tasks(

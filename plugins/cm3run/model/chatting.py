@@ -45,7 +45,7 @@ from cm3run.model.loaded import (
     text_hole,
 )
 from cm3run.model.results import GeneratedImage
-from cm3run.model.tasks import CONVERSATION, conversing_task, named_task
+from cm3run.model.tasks import conversing_task, named_task
 from cm3run.model.turns import (
     Answer,
     Part,
@@ -60,6 +60,7 @@ from cm3run.model.turns import (
     turns_of,
 )
 from cm3run.model.writing import Writing, image_of
+from cm3run.tasks import CONVERSATION
 
 if TYPE_CHECKING:
     from cm3core.interfaces.sampler import Sampler

@@ -48,6 +48,11 @@ class BiEncoderConfig(EmbedderConfig):
 
     batch_size: int = 64
 
+    def check_machine(self, device: str) -> None:
+        """Look for the two packages of the extra, whose names and modules differ."""
+        super().check_machine(device)
+        check_packages("embedder bi_encoder")
+
     def build(self) -> BiEncoder:
         """Load the networks and heads.
 

@@ -66,6 +66,16 @@ class GlmImageDecoderConfig(LlamaConfig):
             value = getattr(self, key)
             check_value(f"decoder.{key}", value, value == only, must_be=f"{only!r} (GLM-Image)")
 
+    def check_pictures(self, grid: tuple[int, int], codebook_size: int) -> None:
+        """Raise `RecipeError` unless `grids` have as many codes together as a picture."""
+        number = sum(rows * columns for rows, columns in self.grids)
+        if number != grid[0] * grid[1]:
+            raise RecipeError(
+                "decoder.grids",
+                f"have {number:,} codes together, but the image tokenizer's pictures have {grid[0] * grid[1]:,}",
+                "give the grids of the preview and of the picture",
+            )
+
     def num_parameters(self, vocabulary: Vocabulary, grid: tuple[int, int]) -> int:
         """Compute the number of parameters of the decoder that `build` returns."""
         left = (vocabulary.size - self.head_ids) * self.d_model
@@ -78,13 +88,7 @@ class GlmImageDecoderConfig(LlamaConfig):
         from cm3published.decoders.glm_image import GlmImageDecoder
 
         self.check()
-        number = sum(rows * columns for rows, columns in self.grids)
-        if number != grid[0] * grid[1]:
-            raise RecipeError(
-                "decoder.grids",
-                f"have {number:,} codes together, but the image tokenizer's pictures have {grid[0] * grid[1]:,}",
-                "give the grids of the preview and of the picture",
-            )
+        self.check_pictures(grid, len(vocabulary.image))
         if not vocabulary.image.stop <= self.head_ids < vocabulary.size:
             raise RecipeError(
                 "decoder.head_ids",

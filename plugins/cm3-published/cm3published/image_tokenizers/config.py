@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from cm3core.errors import CheckpointError, RecipeError, close_match
 from cm3core.files import user_path
-from cm3core.interfaces.component import check_value
+from cm3core.interfaces.component import check_given, check_value
 from cm3core.interfaces.image_tokenizer import ImageTokenizerConfig
 from cm3core.interfaces.reach import READS, TEXT, Outside
 from cm3published.image_tokenizers import Published
@@ -111,6 +111,16 @@ class PublicVQConfig(ImageTokenizerConfig):
                 size % factor == 0,
                 must_be=f"a multiple of the downsampling factor {factor}",
             )
+
+    def check_ready(self) -> None:
+        """Name the publisher's file, if it is missing."""
+        check_given(
+            "image_tokenizer.weights",
+            self.weights,
+            f"set image_tokenizer.weights to your copy of {self.facts.file}",
+            why=f"the publisher's file of the model {self.model!r}",
+        )
+        super().check_ready()
 
     def build(self) -> PublicTokenizer:
         """Return the tokenizer with its weights.
@@ -268,7 +278,9 @@ class DalleConfig(PublicVQConfig):
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {
-        "decoder_weights": Outside(READS, "the decoder's weights"),
+        "decoder_weights": Outside(
+            READS, "the decoder's weights", needed="set it to your copy of decoder.pkl"
+        ),
         "decoder_weights_sha256": TEXT,
     }
 

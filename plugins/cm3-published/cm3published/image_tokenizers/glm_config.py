@@ -39,7 +39,7 @@ class GlmImageVQConfig(ImageTokenizerConfig):
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {
-        "weights": Outside(READS, "its weights"),
+        "weights": Outside(READS, "its weights", needed="convert GLM-Image (cm3 convert)"),
         "weights_sha256": TEXT,
     }
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {

@@ -51,6 +51,8 @@ class ChameleonLayoutConfig(LayoutConfig):
     }
 
     has_sentinels: ClassVar[bool] = False
+    has_turns: ClassVar[bool] = True
+    needs_named_tokens: ClassVar[bool] = True
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"vocab_size": (1, 2**24)}
 
     vocab_size: int | None = None

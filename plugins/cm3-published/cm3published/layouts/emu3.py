@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from cm3core.errors import RecipeError
 from cm3core.interfaces.layout import Layout, LayoutConfig, VocabularyParts
 from cm3core.interfaces.reach import TEXT, Outside
 
@@ -65,6 +66,16 @@ class Emu3LayoutConfig(LayoutConfig):
     first_code: int = 151_854
     vocab_size: int = 184_622
     answer: str = ""
+
+    def check_pictures(self, grid: tuple[int, int], codebook_size: int) -> None:
+        """Raise `RecipeError` if the embedding table has not enough rows for all codes."""
+        needed = self.first_code + codebook_size
+        if needed > self.vocab_size:
+            raise RecipeError(
+                "layout.vocab_size",
+                f"is {self.vocab_size:,}, but the image tokenizer's {codebook_size:,} codes end at id {needed:,}",
+                f"use {needed} or more, or an image tokenizer with fewer codes",
+            )
 
     def num_ids(self, sizes: VocabularySizes) -> int | None:
         """`vocab_size`."""

@@ -37,6 +37,8 @@ class GlmImageLayoutConfig(LayoutConfig):
     """
 
     has_sentinels: ClassVar[bool] = False
+    writes_text: ClassVar[bool] = False
+    reads_pictures: ClassVar[bool] = False
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
         "resolution": (32, 2**14),
         "width": (32, 2**14),
@@ -80,10 +82,8 @@ class GlmImageLayoutConfig(LayoutConfig):
         """Return (rows, columns) of the preview and of the picture."""
         return grids_of(self.resolution, self.width or self.resolution)
 
-    def build(self, parts: VocabularyParts, grid: tuple[int, int]) -> Layout:
-        from cm3core.vocab import Vocabulary
-        from cm3published.layouts.turns import text_between
-
+    def check_pictures(self, grid: tuple[int, int], codebook_size: int) -> None:
+        """Raise `RecipeError` unless pictures have as many codes as `resolution` and `width` say."""
         number = sum(rows * columns for rows, columns in self.grids())
         if number != grid[0] * grid[1]:
             raise RecipeError(
@@ -92,6 +92,12 @@ class GlmImageLayoutConfig(LayoutConfig):
                 f"{grid[0] * grid[1]:,}",
                 "use the image tokenizer's size",
             )
+
+    def build(self, parts: VocabularyParts, grid: tuple[int, int]) -> Layout:
+        from cm3core.vocab import Vocabulary
+        from cm3published.layouts.turns import text_between
+
+        self.check_pictures(grid, parts.codebook_size)
         own = {
             "pad": self.padding,
             "boi": self.picture_begin,

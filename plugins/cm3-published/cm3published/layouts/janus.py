@@ -49,6 +49,8 @@ class JanusLayoutConfig(LayoutConfig):
     }
 
     has_sentinels: ClassVar[bool] = False
+    reads_pictures: ClassVar[bool] = False
+    needs_named_tokens: ClassVar[bool] = True
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"first_code": (1, 2**24)}
 
     first_code: int | None = None

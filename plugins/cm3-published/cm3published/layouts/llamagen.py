@@ -24,6 +24,7 @@ class LlamaGenLayoutConfig(LayoutConfig):
     """
 
     has_sentinels: ClassVar[bool] = False
+    writes_text: ClassVar[bool] = False
 
     def num_ids(self, sizes: VocabularySizes) -> int | None:
         """Classes, "none", codes, padding and the end."""

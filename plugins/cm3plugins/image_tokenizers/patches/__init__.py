@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from cm3core.document import PixelArray
 from cm3core.interfaces.image_tokenizer import ImageTokenizerConfig
 from cm3core.interfaces.reach import READS, Outside
-from cm3plugins.image_tokenizers import check_multiple
+from cm3plugins.image_tokenizers import NEEDED, check_multiple
 from cm3plugins.trained.bundled import BUNDLED, is_bundled
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class PatchTokenizerConfig(ImageTokenizerConfig):
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {
-        "weights": Outside(READS, "its squares", shipped="bundled:"),
+        "weights": Outside(READS, "its squares", shipped="bundled:", needed=NEEDED),
     }
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {

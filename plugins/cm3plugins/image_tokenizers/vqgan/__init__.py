@@ -13,6 +13,7 @@ from cm3core.interfaces.component import check_device
 from cm3core.interfaces.image_tokenizer import ImageTokenizerConfig
 from cm3core.interfaces.reach import READS, TEXT, Outside
 from cm3core.picture_form import PictureForm
+from cm3plugins.image_tokenizers import NEEDED
 from cm3plugins.image_tokenizers.vqgan.settings import (
     TRAINING_RANGES,
     VQGANArchitecture,
@@ -42,9 +43,11 @@ class VQGANConfig(VQGANArchitecture, ImageTokenizerConfig):
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {
-        "weights": Outside(READS, "its weights", shipped="bundled:"),
+        "weights": Outside(READS, "its weights", shipped="bundled:", needed=NEEDED),
         "weights_sha256": TEXT,
-        "training.perceptual_source": Outside(READS, "the weights of the perceptual loss"),
+        "training.perceptual_source": Outside(
+            READS, "the weights of the perceptual loss", shipped="package"
+        ),
         "training.device": TEXT,
     }
 
@@ -83,6 +86,11 @@ class VQGANConfig(VQGANArchitecture, ImageTokenizerConfig):
         }
         values |= {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
         return VQGANArchitecture(**values)
+
+    def check_ready(self) -> None:
+        """Weights may be missing if `cm3 train` trains them first."""
+        if self.weights is not None or self.train_minutes is None:
+            super().check_ready()
 
     def check(self) -> None:
         """Check ranges and combinations; raises a `RecipeError` that names the key."""

@@ -34,7 +34,12 @@ class EDSRConfig(EDSRArchitecture, UpscalerConfig):
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {
-        "weights": Outside(READS, "its weights", shipped="bundled:"),
+        "weights": Outside(
+            READS,
+            "its weights",
+            shipped="bundled:",
+            needed="train them with cm3 upscaler train, or leave the key out, which takes the bundled ones",
+        ),
         "device": TEXT,
     }
 

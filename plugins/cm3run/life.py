@@ -1,0 +1,322 @@
+"""What each command can do with a recipe, and with the models that it trains, before anything is built. No torch.
+
+The answers follow from what the components declare (`cm3core.recipe.abilities`) and from the prompt that a command
+makes: a caption stands before its picture, so writing one needs a model that fills holes; an edit has two pictures,
+which the context must hold. The matrix of swaps (`tests/matrix`) runs every command and compares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cm3core.config.schema import all_parts
+from cm3core.document import Codes, Document, Image, ImageHole, MaskedText, Text, TextHole
+from cm3core.errors import CM3Error, GenerationError, RecipeError
+from cm3core.interfaces.task import Method
+from cm3core.recipe.abilities import (
+    FIXED_DOCUMENTS,
+    GRADIENTS,
+    HOLES,
+    PLACES,
+    PREFIX,
+    TEXT,
+    TURNS,
+    known,
+    lack_of,
+)
+from cm3core.recipe.recipe import MissingComponent, available, default_layout
+from cm3core.sequence.grammar import ends_missing, num_holes
+from cm3run.tasks import TaskChoice, TunedTasks
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.component import ComponentConfig
+    from cm3core.interfaces.task import Task
+    from cm3core.plugins.registry import Registry
+    from cm3core.recipe import Recipe
+
+#: Sections without which a stage can't begin.
+NEEDED: Mapping[str, tuple[str, ...]] = {
+    "train": ("dataset", "text_tokenizer", "image_tokenizer", "objective", "attention", "decoder"),
+    "generate": ("text_tokenizer", "image_tokenizer", "attention", "decoder"),
+}
+#: Kinds whose components a checkpoint holds.
+TOKENIZERS = ("text_tokenizer", "image_tokenizer")
+#: Kinds that training builds, and kinds that generation builds. Others are built for one of them only if asked for.
+_BUILT: Mapping[str, tuple[str, ...]] = {
+    "train": (*NEEDED["train"], "layout", "task", "embedder", "retriever"),
+    "generate": (
+        *NEEDED["generate"],
+        "layout",
+        "embedder",
+        "retriever",
+        "dataset",
+        "sampler",
+        "reranker",
+        "prompt_rewriter",
+        "finisher",
+    ),
+}
+#: Commands that go with training, and commands that go with a model, by the method whose prompt they make.
+_OF_RUNS = ("resume", "export", "load")
+_METHODS: Mapping[str, Method] = {
+    "generate": "generate",
+    "edit": "edit",
+    "caption": "caption",
+    "ask": "ask",
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a command works with a recipe.
+
+    Args:
+        error: why it doesn't; None: it works.
+        here: whether only this machine is in the way: a device, a package or memory that it lacks.
+    """
+
+    error: CM3Error | None = None
+    here: bool = False
+
+    @property
+    def runs(self) -> bool:
+        """Whether the command works, on this machine."""
+        return self.error is None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The verdict as JSON: `runs`, and of a command that doesn't run `place`, `cause`, `next_step` and
+        `this_machine`."""
+        if self.error is None:
+            return {"runs": True}
+        error = self.error
+        parts = {"place": error.place, "cause": error.cause, "next_step": error.next_step}
+        return {"runs": False, **parts, "this_machine": self.here}
+
+
+YES = Verdict()
+
+
+def life_of(
+    recipe: Recipe,
+    registry: Registry,
+    *,
+    carried: Collection[str] = (),
+    device: str | None = None,
+) -> dict[str, Verdict]:
+    """What each command can do with a recipe: command -> verdict, in the order of a model's life.
+
+    A recipe without a decoder, for training a tokenizer, has no commands.
+
+    Args:
+        recipe: composed.
+        registry: the plugins that it was composed with.
+        carried: kinds whose components come from a checkpoint, in addition to the tokenizers of a model that
+            `train.start_from` names.
+        device: type of this machine's device, "cpu" or "cuda". None: looked up if a component needs to know.
+
+    Raises:
+        RecipeError: the recipe is refused: a value is wrong, something that training or a named component needs is
+            missing, or components can't be combined.
+    """
+    if recipe.train.start_from is not None:
+        carried = {*carried, *TOKENIZERS}
+    recipe.check(ready=recipe.decoder is not None, carried=carried)
+    if recipe.decoder is None:
+        return {}
+    _check_sections(recipe)
+    if recipe.layout is None:
+        names = {**recipe.component_names, "layout": "the default"}
+        recipe = replace(recipe, layout=default_layout(registry), component_names=names)
+    for ability in (GRADIENTS, FIXED_DOCUMENTS):
+        if (error := _lacking(recipe, ability, "train")) is not None:
+            raise error
+    machine = _Machine(recipe, device)
+    train = machine.verdict("train")
+    life = {"train": train, **dict.fromkeys(_OF_RUNS, train)}
+    here = machine.verdict("generate")
+    for command, error in _errors(recipe, registry):
+        life[command] = here if error is None else Verdict(error)
+    return life
+
+
+def _check_sections(recipe: Recipe) -> None:
+    missing = [kind for kind in NEEDED["train"] if recipe.section(kind) is None]
+    if missing:
+        raise RecipeError(
+            missing[0],
+            "is not in the recipe (or null), and training needs it",
+            f"add {missing[0]}=NAME (cm3 kinds {missing[0]} lists them)",
+        )
+
+
+def _lacking(recipe: Recipe, ability: str, command: str) -> RecipeError | None:
+    """The error of a command that needs an ability, if the recipe lacks it."""
+    lack = lack_of(recipe, ability)
+    if lack is None:
+        return None
+    return RecipeError(
+        command,
+        f"needs a model that {known(ability).words}, but {lack.cause}",
+        f"train with {lack.next_step}",
+    )
+
+
+def _errors(recipe: Recipe, registry: Registry) -> Iterator[tuple[str, CM3Error | None]]:
+    """(command, why it can't work) of the commands that use a model."""
+    layout = available(recipe.layout)
+    fills = layout is None or layout.has_sentinels
+    choice = TaskChoice(TunedTasks.of(recipe), registry, fills)
+    for command, method in _METHODS.items():
+        yield command, _error_of(recipe, command, choice, method)
+        if command == "edit":
+            yield "infill", _infill_error(recipe)
+    yield "chat", _chat_error(recipe, choice)
+
+
+def _error_of(
+    recipe: Recipe, command: str, choice: TaskChoice, method: Method, name: str | None = None
+) -> CM3Error | None:
+    if recipe.sampler is None:
+        return RecipeError(
+            "sampler", f"is not in the recipe, and {command} needs one", "add sampler=cfg"
+        )
+    try:
+        task = choice.task_for(method, name)
+    except CM3Error as error:
+        return error
+    return _prompt_error(recipe, command, prompt_of(task), fills=choice.fills)
+
+
+def _infill_error(recipe: Recipe) -> CM3Error | None:
+    """Infilling a box leaves holes among the codes of a picture."""
+    if recipe.sampler is None:
+        return RecipeError(
+            "sampler", "is not in the recipe, and infill needs one", "add sampler=cfg"
+        )
+    return _first_lack(recipe, "infill", (PLACES, HOLES))
+
+
+def _chat_error(recipe: Recipe, choice: TaskChoice) -> CM3Error | None:
+    if (name := choice.conversing()) is not None:
+        return _error_of(recipe, "chat", choice, "ask", name)
+    if choice.tuned.turns:
+        return _first_lack(recipe, "chat", (TURNS, TEXT))
+    return GenerationError(
+        "chat",
+        "the recipe trains on no conversations",
+        "train on some, with dataset=conversations or a data set that has the task chat (docs/tuning.md)",
+    )
+
+
+def prompt_of(task: Task) -> Document:
+    """A task's prompt for an example record."""
+    example = {"text": "a", "image": Codes(np.zeros(1, np.int32), (1, 1))}
+    return task.prompt({name: example[task.fields[name]] for name in task.given}, max_tokens=1)
+
+
+def _prompt_error(
+    recipe: Recipe, command: str, prompt: Document, *, fills: bool
+) -> CM3Error | None:
+    return _first_lack(recipe, command, needs_of(prompt, fills=fills)) or _too_long(
+        recipe, command, prompt
+    )
+
+
+def _first_lack(recipe: Recipe, command: str, abilities: Iterable[str]) -> CM3Error | None:
+    errors = (_lacking(recipe, ability, command) for ability in abilities)
+    return next((error for error in errors if error is not None), None)
+
+
+def needs_of(prompt: Document, *, fills: bool) -> list[str]:
+    """The abilities that completing a document needs.
+
+    Args:
+        prompt: a document with holes.
+        fills: whether the layout has sentinels. Without them, a text that ends in a hole is continued.
+    """
+    last = prompt[-1]
+    parts = [
+        part
+        for segment in prompt
+        for part in (segment.parts if isinstance(segment, MaskedText) else (segment,))
+    ]
+    continues = isinstance(last, TextHole) or ends_missing(last)
+    if not fills and isinstance(last, MaskedText):
+        continues = isinstance(last.parts[-1], TextHole)
+    found = []
+    if any(isinstance(part, TextHole) for part in parts):
+        found.append(TEXT)
+    if any(isinstance(part, (Codes, Image)) and not ends_missing(part) for part in parts):
+        found.append(PREFIX)
+    if num_holes(prompt) != 1 or not continues:
+        found.append(HOLES)
+    return found
+
+
+def _too_long(recipe: Recipe, command: str, prompt: Document) -> CM3Error | None:
+    """The error of a prompt whose pictures don't fit the context, at one token a text."""
+    layout, tokenizer = available(recipe.layout), available(recipe.image_tokenizer)
+    if layout is None or tokenizer is None or recipe.decoder is None:
+        return None
+    one = layout.picture_length(tokenizer.grid)
+    pictures = sum(isinstance(part, (Codes, Image, ImageHole)) for part in prompt)
+    texts = sum(isinstance(part, (Text, MaskedText, TextHole)) for part in prompt)
+    least, context = pictures * one + texts + 1, recipe.decoder.context_length
+    if least <= context:
+        return None
+    usual = least + texts * recipe.data.max_text_tokens
+    return RecipeError(
+        command,
+        f"its prompts have {pictures} pictures, {least:,} tokens without text, and decoder.context_length is {context:,}",
+        f"train with decoder.context_length={usual}",
+    )
+
+
+class _Machine:
+    """What keeps this machine from running a recipe's components."""
+
+    def __init__(self, recipe: Recipe, device: str | None) -> None:
+        self._recipe, self._device = recipe, device
+
+    @property
+    def device(self) -> str:
+        """Type of this machine's device; importing torch takes seconds, so it is asked for only where it matters."""
+        if self._device is None:
+            from cm3run.devices import choose_device
+
+            self._device = choose_device(None).type
+        return self._device
+
+    def verdict(self, stage: str) -> Verdict:
+        """Whether this machine has all that a stage's components need."""
+        for kind in _BUILT[stage]:
+            config = self._recipe.section(kind)
+            if config is None or isinstance(config, MissingComponent):
+                continue
+            for part in (config, *(inner for _, inner in all_parts(config))):
+                if (error := self._error(kind, part, stage)) is not None:
+                    return Verdict(error, here=True)
+        return YES
+
+    def _error(self, kind: str, part: ComponentConfig, stage: str) -> CM3Error | None:
+        if self._fits(part, stage, self._device or "cpu") is None:
+            return None
+        error = self._fits(part, stage, self.device)
+        if error is None:
+            return None
+        name = self._recipe.component_names[kind]
+        return type(error)(f"{kind} {name!r}", error.cause, error.next_step)
+
+    @staticmethod
+    def _fits(part: Any, stage: str, device: str) -> CM3Error | None:
+        try:
+            part.check_machine(device)
+            if stage == "train" and part.kind == "attention":
+                part.check_training(device)
+        except CM3Error as error:
+            return error
+        return None
