@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from cm3core.interfaces.task import TaskConfig
     from cm3core.interfaces.text_tokenizer import TextTokenizerConfig
 
+#: Fields of records of one captioned picture, see `DocumentSource.record`.
+CAPTIONED = ("image", "caption")
 #: Means a folder in `DocumentSourceConfig.reads`, instead of a file extension.
 FOLDER = "/"
 
@@ -72,6 +74,12 @@ class DocumentSourceConfig(ComponentConfig):
         """Return the data set to retrieve documents from if a recipe names no bank; by default
         this one."""
         return self
+
+    def record_fields(self) -> tuple[str, ...] | None:
+        """Return the names of the fields that every record has (`DocumentSource.record`), as far as its keys state them,
+        so that a task that asks for others is refused before the data is read. None (the default): known only from the
+        data."""
+        return None
 
     def structures(self) -> list[str]:
         """Return the names of structures in its records (the field `feature` of tasks such

@@ -30,10 +30,12 @@ class ImageTokenizerConfig(ComponentConfig):
     kind: ClassVar[str] = "image_tokenizer"
     #: False: `ImageTokenizer.codebook` is always None, which recipes can be checked for.
     has_codebook: ClassVar[bool] = True
+    #: Whether the tokenizer's `ImageTokenizer.reads_drawings` is True.
+    reads_drawings: ClassVar[bool] = False
 
     def offers(self) -> Mapping[str, bool]:
-        """Vectors of codes, and places of pictures that are no sequences."""
-        return {"code_vectors": self.has_codebook, "places": not self.form.is_sequence}
+        """Vectors of codes, and a grid of codes for pictures that are no sequences."""
+        return {"code_vectors": self.has_codebook, "grid": not self.form.is_sequence}
 
     def build(self) -> ImageTokenizer:
         """Return the tokenizer with its weights loaded."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TypeAlias
 
 from cm3core.config.schema import all_parts
 from cm3core.errors import RecipeError
+from cm3core.interfaces.component import ComponentConfig
 
-if TYPE_CHECKING:
-    from cm3core.recipe.recipe import Recipe
+#: Kind -> (name, config), as in `Recipe.components`.
+Components: TypeAlias = Mapping[str, tuple[str, ComponentConfig]]
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class Ability:
 
 #: Fills holes anywhere in a document. Objectives that mask spans offer it, layouts without sentinels rule it out.
 HOLES = "holes"
-#: Pictures are grids of places, so that the codes of a box can be filled. Image tokenizers say so.
-PLACES = "places"
+#: Pictures are grids of codes, so that those of a box can be filled. Image tokenizers say so.
+GRID = "grid"
 #: Each image code has a vector. Image tokenizers say so.
 CODE_VECTORS = "code_vectors"
 #: There are vectors of texts and pictures in one space. Embedders offer it.
@@ -62,9 +63,9 @@ ABILITIES: Mapping[str, Ability] = {
         "only continues documents",
         {"objective": "objective=cm3", "layout": "layout=cm3leon"},
     ),
-    PLACES: Ability(
-        "has pictures on a grid of places",
-        "has pictures without places",
+    GRID: Ability(
+        "has pictures on a grid of codes",
+        "has pictures without a grid",
         {"image_tokenizer": "image_tokenizer=vqgan"},
         usual=True,
     ),
@@ -123,10 +124,10 @@ def known(ability: str) -> Ability:
     return ABILITIES.get(ability, Ability(f"has {ability!r}", f"rules out {ability!r}"))
 
 
-def lack_of(recipe: Recipe, ability: str) -> Lack | None:
-    """Why a recipe lacks an ability; None: it has it. Components that are not installed say nothing."""
+def lack_of(components: Components, ability: str) -> Lack | None:
+    """Why a recipe's components lack an ability; None: they have it. Those that are not installed say nothing."""
     about, offered = known(ability), False
-    for kind, (name, config) in recipe.components.items():
+    for kind, (name, config) in components.items():
         stated = config.offers()
         if stated.get(ability) is False:
             instead = about.choices.get(kind, f"another {kind} (cm3 kinds {kind})")
@@ -138,12 +139,12 @@ def lack_of(recipe: Recipe, ability: str) -> Lack | None:
     return Lack("no component of the recipe offers that", choices[0])
 
 
-def check_required(recipe: Recipe) -> None:
+def check_required(components: Components) -> None:
     """Raise `RecipeError` if a component, or one inside it, requires an ability that the recipe lacks."""
-    for kind, (name, config) in recipe.components.items():
+    for kind, (name, config) in components.items():
         for part in (config, *(inner for _, inner in all_parts(config))):
             for ability in part.requires():
-                if (lack := lack_of(recipe, ability)) is not None:
+                if (lack := lack_of(components, ability)) is not None:
                     raise RecipeError(
                         kind,
                         f"{name!r} needs a model that {known(ability).words}, but {lack.cause}",

@@ -267,10 +267,11 @@ class Recipe(KindSections):
         self._check_needs()
         if ready:
             self._check_ready(carried)
-        check_required(self)
+        check_required(self.components)
         self._check_read()
         self._check_vocabulary()
         self._check_layout()
+        self._check_task()
         self._check_form()
         self._check_pictures()
         self._check_context()
@@ -331,6 +332,22 @@ class Recipe(KindSections):
                 f"{self.component_names['attention']!r} supports heads of at most {largest} dimensions, but "
                 f"the decoder's have {dim}",
                 "use more heads, or another attention backend (cm3 kinds attention)",
+            )
+
+    def _check_task(self) -> None:
+        """Check that records have the fields that the task asks for, as far as they are known."""
+        task, data = available(self.task), available(self.dataset)
+        if task is None or data is None or (fields := data.record_fields()) is None:
+            return
+        lacks = [field for field in task.build().fields if field not in fields]
+        if lacks:
+            name, source = self.component_names["task"], self.component_names["dataset"]
+            raise RecipeError(
+                "task",
+                f"{name!r} needs the field {lacks[0]!r}, and records of dataset {source!r} have "
+                f"{', '.join(fields)}",
+                "choose a task with these fields (cm3 task list), or a data set that has the others, such as table with "
+                "dataset.columns",
             )
 
     def _check_form(self) -> None:

@@ -20,8 +20,8 @@ from cm3core.interfaces.task import Method
 from cm3core.recipe.abilities import (
     FIXED_DOCUMENTS,
     GRADIENTS,
+    GRID,
     HOLES,
-    PLACES,
     PREFIX,
     TEXT,
     TURNS,
@@ -62,7 +62,7 @@ _BUILT: Mapping[str, tuple[str, ...]] = {
 }
 #: Commands that go with training, and commands that go with a model, by the method whose prompt they make.
 _OF_RUNS = ("resume", "export", "load")
-_METHODS: Mapping[str, Method] = {
+METHODS: Mapping[str, Method] = {
     "generate": "generate",
     "edit": "edit",
     "caption": "caption",
@@ -155,7 +155,7 @@ def _check_sections(recipe: Recipe) -> None:
 
 def _lacking(recipe: Recipe, ability: str, command: str) -> RecipeError | None:
     """The error of a command that needs an ability, if the recipe lacks it."""
-    lack = lack_of(recipe, ability)
+    lack = lack_of(recipe.components, ability)
     if lack is None:
         return None
     return RecipeError(
@@ -167,14 +167,18 @@ def _lacking(recipe: Recipe, ability: str, command: str) -> RecipeError | None:
 
 def _errors(recipe: Recipe, registry: Registry) -> Iterator[tuple[str, CM3Error | None]]:
     """(command, why it can't work) of the commands that use a model."""
-    layout = available(recipe.layout)
-    fills = layout is None or layout.has_sentinels
-    choice = TaskChoice(TunedTasks.of(recipe), registry, fills)
-    for command, method in _METHODS.items():
+    choice = choice_of(recipe, registry)
+    for command, method in METHODS.items():
         yield command, _error_of(recipe, command, choice, method)
         if command == "edit":
             yield "infill", _infill_error(recipe)
     yield "chat", _chat_error(recipe, choice)
+
+
+def choice_of(recipe: Recipe, registry: Registry) -> TaskChoice:
+    """Chooses tasks for a model that a recipe trains."""
+    layout = available(recipe.layout)
+    return TaskChoice(TunedTasks.of(recipe), registry, layout is None or layout.has_sentinels)
 
 
 def _error_of(
@@ -192,12 +196,19 @@ def _error_of(
 
 
 def _infill_error(recipe: Recipe) -> CM3Error | None:
-    """Infilling a box leaves holes among the codes of a picture."""
+    """Infilling a box leaves holes among the codes of a picture; pictures made of paths have no boxes."""
     if recipe.sampler is None:
         return RecipeError(
             "sampler", "is not in the recipe, and infill needs one", "add sampler=cfg"
         )
-    return _first_lack(recipe, "infill", (PLACES, HOLES))
+    tokenizer = available(recipe.image_tokenizer)
+    if tokenizer is not None and tokenizer.reads_drawings:
+        return _first_lack(recipe, "infill", (HOLES,)) or RecipeError(
+            "infill",
+            "pictures are made of paths, so there is no box to fill",
+            "infill a path of an SVG file: cm3 infill FILE.svg --path 1",
+        )
+    return _first_lack(recipe, "infill", (GRID, HOLES))
 
 
 def _chat_error(recipe: Recipe, choice: TaskChoice) -> CM3Error | None:
@@ -258,22 +269,33 @@ def needs_of(prompt: Document, *, fills: bool) -> list[str]:
 
 
 def _too_long(recipe: Recipe, command: str, prompt: Document) -> CM3Error | None:
-    """The error of a prompt whose pictures don't fit the context, at one token a text."""
+    """The error of a prompt whose pictures and generated texts don't fit the context, at one token a given text."""
     layout, tokenizer = available(recipe.layout), available(recipe.image_tokenizer)
     if layout is None or tokenizer is None or recipe.decoder is None:
         return None
     one = layout.picture_length(tokenizer.grid)
     pictures = sum(isinstance(part, (Codes, Image, ImageHole)) for part in prompt)
-    texts = sum(isinstance(part, (Text, MaskedText, TextHole)) for part in prompt)
-    least, context = pictures * one + texts + 1, recipe.decoder.context_length
+    texts = sum(isinstance(part, (Text, MaskedText)) for part in prompt)
+    new = most_new_tokens(recipe) * sum(
+        isinstance(part, TextHole)
+        for segment in prompt
+        for part in (segment.parts if isinstance(segment, MaskedText) else (segment,))
+    )
+    least, context = pictures * one + texts + new + 1, recipe.decoder.context_length
     if least <= context:
         return None
-    usual = least + texts * recipe.data.max_text_tokens
+    many = "one picture" if pictures == 1 else f"{pictures} pictures"
     return RecipeError(
         command,
-        f"its prompts have {pictures} pictures, {least:,} tokens without text, and decoder.context_length is {context:,}",
-        f"train with decoder.context_length={usual}",
+        f"takes {least:,} tokens for {many}{f' and {new} of text' if new else ''}, and decoder.context_length is "
+        f"{context:,}",
+        f"train with decoder.context_length={least + texts * recipe.data.max_text_tokens}",
     )
+
+
+def most_new_tokens(recipe: Recipe) -> int:
+    """Tokens of a generated text: as many as the recipe allows, and never more than texts had in training."""
+    return min(recipe.generate.max_text_tokens, recipe.data.max_text_tokens)
 
 
 class _Machine:

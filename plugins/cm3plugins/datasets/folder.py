@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cm3core.errors import DataError
-from cm3core.interfaces.dataset import FOLDER, Provenance, SkippedRecord
+from cm3core.interfaces.dataset import CAPTIONED, FOLDER, Provenance, SkippedRecord
 from cm3core.interfaces.reach import READS, Outside
 from cm3plugins.datasets.file_source import (
     MAX_TEXT_BYTES,
@@ -86,6 +86,10 @@ class FolderSourceConfig(FileSourceConfig):
     allow_outside: bool = False
     names_as_captions: bool = False
     svg_size: int | None = None
+
+    def record_fields(self) -> tuple[str, ...]:
+        """A picture and its caption."""
+        return CAPTIONED
 
     def scan(self, index: PictureIndex) -> Iterator[FoundRecord | SkippedRecord]:
         """Yield folders that are not searched, pictures in the order of their paths, then problems of the captions

@@ -147,6 +147,10 @@ class TableSourceConfig(FileSourceConfig):
                     f"dataset.constants.{name}", "is also a column", "keep one of the two"
                 )
 
+    def record_fields(self) -> tuple[str, ...]:
+        """Columns and constants."""
+        return (*self.columns, *self.constants)
+
     def structures(self) -> list[str]:
         return [self.constants["feature"]] if "feature" in self.constants else []
 

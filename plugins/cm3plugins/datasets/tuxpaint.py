@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from cm3core.errors import DataError
 from cm3core.files import user_path
-from cm3core.interfaces.dataset import SkippedRecord
+from cm3core.interfaces.dataset import CAPTIONED, SkippedRecord
 from cm3core.interfaces.reach import READS, TEXT, Outside
 from cm3plugins.datasets.file_source import (
     MAX_TEXT_BYTES,
@@ -52,6 +52,10 @@ class TuxPaintSourceConfig(FileSourceConfig):
     path: str = STAMPS
     language: str = "en"
     symbols: bool = False
+
+    def record_fields(self) -> tuple[str, ...]:
+        """A picture and its caption."""
+        return CAPTIONED
 
     def scan(self, index: PictureIndex) -> Iterator[FoundRecord | SkippedRecord]:
         """Yield stamps in the order of their paths."""

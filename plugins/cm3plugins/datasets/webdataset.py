@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 from cm3core.errors import DataError
 from cm3core.files import check_regular
-from cm3core.interfaces.dataset import Provenance, SkippedRecord
+from cm3core.interfaces.dataset import CAPTIONED, Provenance, SkippedRecord
 from cm3core.interfaces.reach import READS, TEXT, Outside
 from cm3plugins.datasets.file_source import (
     MAX_TEXT_BYTES,
@@ -74,6 +74,10 @@ class WebDatasetSourceConfig(FileSourceConfig):
     reads: ClassVar[tuple[str, ...]] = (".tar",)
     path: str
     caption_keys: tuple[str, ...] = ("caption", "text")
+
+    def record_fields(self) -> tuple[str, ...]:
+        """A picture and its caption."""
+        return CAPTIONED
 
     def scan(self, index: PictureIndex) -> Iterator[FoundRecord | SkippedRecord]:
         """Yield records shard by shard, in the order of their first members."""

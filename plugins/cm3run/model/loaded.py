@@ -34,12 +34,13 @@ from cm3core.files import open_regular
 from cm3core.plugins.registry import built, finder
 from cm3core.recipe.recipe import MissingComponent
 from cm3core.recipe.sections import MOST_AHEAD
-from cm3run.checkpoint.tasks import TunedTasks
 from cm3run.generation.engine import Engine, EngineOptions
 from cm3run.generation.prepare import MAX_THREADS, SHORTEN_OR_TRUNCATE, too_long
+from cm3run.life import most_new_tokens
 from cm3run.model.precision import arranged, held_out
 from cm3run.model.searching import ReadDocuments, SearchCache
 from cm3run.prompting import AnsweringRetrieverConfig
+from cm3run.tasks import TunedTasks
 
 if TYPE_CHECKING:
     from cm3core.interfaces.dataset import Original
@@ -393,7 +394,7 @@ def text_hole(recipe: Recipe, max_tokens: int | None) -> TextHole:
     None: as long as the recipe allows, and never longer than the training texts.
     """
     if max_tokens is None:
-        return TextHole(min(recipe.generate.max_text_tokens, recipe.data.max_text_tokens))
+        return TextHole(most_new_tokens(recipe))
     return TextHole(max_tokens)
 
 

@@ -31,7 +31,8 @@ def test_one_code_at_a_time_serves_every_form() -> None:
 
 
 def test_a_layout_of_pictures_of_one_length_refuses_sequences() -> None:
-    given = ["layout=janus", "objective=causal", "decoder.context_length=1024"]
+    tokens = ["text_tokenizer=hf", "text_tokenizer.path=tokenizer.json"]
+    given = [*tokens, "layout=janus", "objective=causal", "decoder.context_length=1024"]
     with pytest.raises(RecipeError) as info:
         compose("ordered-tiny", given, registry=REGISTRY).check()
     assert tells(
@@ -89,5 +90,8 @@ def test_later_keys_are_written_where_they_are_given() -> None:
 def test_a_sampler_that_compares_vectors_of_codes_refuses_codes_without(name: str) -> None:
     with pytest.raises(RecipeError) as info:
         compose(name, ["sampler=patch_knn"], registry=REGISTRY).check()
-    assert tells(info.value, "sampler: 'patch_knn' compares vectors of codes ... has none ... use")
+    assert tells(
+        info.value,
+        "sampler: 'patch_knn' needs ... a vector for each image code ... has no vectors of codes",
+    )
     compose("quickstart", ["sampler=patch_knn"], registry=REGISTRY).check()

@@ -33,7 +33,7 @@ def test_what_only_measures_is_refused(
     assert tells(capsys.readouterr().err, f"error: {kind}: {name!r} is for ... {NEXT}")
 
 
-@pytest.mark.parametrize("section", ["task=vqa", "condition=edges", "upscaler=lanczos"])
+@pytest.mark.parametrize("section", ["task=t2i", "condition=edges", "upscaler=lanczos"])
 def test_what_training_or_drawing_reads_is_not(section: str) -> None:
     compose("tiny", [section], registry=REGISTRY).check()
 

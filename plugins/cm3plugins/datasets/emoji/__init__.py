@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from cm3core.errors import RecipeError, close_match
-from cm3core.interfaces.dataset import DocumentSourceConfig
+from cm3core.interfaces.dataset import CAPTIONED, DocumentSourceConfig
 from cm3core.interfaces.reach import READS, TEXT, WRITES, Outside, Reach
 from cm3plugins.datasets.emoji.captions import DEFAULT_TEMPLATES, FIELDS
 from cm3plugins.datasets.emoji.packages import STYLE_PACKAGES
@@ -62,6 +62,10 @@ class EmojiSourceConfig(DocumentSourceConfig):
         default_factory=lambda: [template.weight for template in DEFAULT_TEMPLATES]
     )
     cache_dir: str | None = None
+
+    def record_fields(self) -> tuple[str, ...]:
+        """A picture and its caption."""
+        return CAPTIONED
 
     def reaches(self) -> list[Reach]:
         """Declare a user's file with a list of concepts."""

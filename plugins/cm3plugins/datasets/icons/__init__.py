@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 from cm3core.errors import RecipeError, close_match
-from cm3core.interfaces.dataset import DocumentSourceConfig
+from cm3core.interfaces.dataset import CAPTIONED, DocumentSourceConfig
 from cm3core.interfaces.reach import READS, TEXT, WRITES, Outside
 from cm3plugins.datasets.icons.captions import DEFAULT_TEMPLATES, FIELDS
 from cm3plugins.datasets.icons.sets import EMOJI_TITLES, STYLE_WORDS, all_sets
@@ -109,6 +109,10 @@ class IconSourceConfig(DocumentSourceConfig):
     )
     renamed_share: float = 0.0
     cache_dir: str | None = None
+
+    def record_fields(self) -> tuple[str, ...]:
+        """A picture and its caption."""
+        return CAPTIONED
 
     @property
     def splits(self) -> tuple[str, ...]:  # type: ignore[override]  # of the way of holding out

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from cm3core.errors import RecipeError
-from cm3core.interfaces.dataset import DocumentSourceConfig
+from cm3core.interfaces.dataset import CAPTIONED, DocumentSourceConfig
 from cm3core.interfaces.reach import READS, TEXT, Outside
 
 if TYPE_CHECKING:
@@ -54,6 +54,10 @@ class SvgFolderConfig(DocumentSourceConfig):
     valid: float = 0.05
     image_size: int = 64
     things: DocumentSourceConfig | None = None
+
+    def record_fields(self) -> tuple[str, ...]:
+        """A picture and its caption."""
+        return CAPTIONED
 
     def check(self) -> None:
         """Raise `RecipeError` for an unknown split."""

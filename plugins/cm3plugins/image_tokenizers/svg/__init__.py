@@ -33,6 +33,7 @@ class SvgConfig(ImageTokenizerConfig):
     """
 
     has_codebook: ClassVar[bool] = False
+    reads_drawings: ClassVar[bool] = True
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
         "resolution": (1, 2**14),
         "most_codes": (16, 2**16),

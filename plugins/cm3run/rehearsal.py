@@ -1,0 +1,141 @@
+"""A recipe tried on the first documents of its data set: `cm3 recipe check --data`.
+
+Everything that training builds is built, except for weights and caches; sequences are made, masked and measured, and the
+prompts of each command are written as its sampler asks for them. What can only be known from the data is found here in
+seconds, with the errors that training and the commands would raise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from cm3core.document import Codes, Document, Image, ImageHole, Text, TextHole
+from cm3core.errors import CM3Error, RecipeError
+from cm3core.sequence.grammar import num_new_tokens
+from cm3run.build import Components, build
+from cm3run.life import METHODS, Verdict, choice_of, most_new_tokens, prompt_of
+
+if TYPE_CHECKING:
+    from cm3core.plugins.registry import Registry
+    from cm3core.recipe import Recipe
+
+#: Documents that are tried.
+NUM_DOCUMENTS = 8
+
+
+def rehearse(recipe: Recipe, registry: Registry, life: Mapping[str, Verdict]) -> dict[str, Verdict]:
+    """Try training and prompts on the first documents of a recipe's data set.
+
+    Args:
+        recipe: composed.
+        registry: the plugins that it was composed with.
+        life: the answers of `cm3run.life.life_of`.
+
+    Returns:
+        The answers, corrected by what was found.
+
+    Raises:
+        CM3Error: training would be refused: the data set can't be read or has no usable document, documents don't fit
+            the context, or a component can't be built.
+    """
+    if not life["train"].runs:  # this machine lacks something, so nothing can be built
+        return dict(life)
+    assert recipe.decoder is not None
+    without_weights = torch.device("meta") if recipe.decoder.builds_without_weights else None
+    components = build(recipe, registry, stage="train", decoder_device=without_weights)
+    documents = list(_encoded(components))
+    _try_sequences(components, documents)
+    for part in ("embedder", "reranker", "upscaler", "finisher", "prompt_rewriter"):
+        getattr(components, part)
+    return {
+        command: verdict if not verdict.runs else _tried(components, command, documents, verdict)
+        for command, verdict in life.items()
+    }
+
+
+def _encoded(components: Components) -> Iterator[Document]:
+    """The first documents, with pictures as codes."""
+    source, tokenizer = components.source, components.image_tokenizer
+    for index in range(min(NUM_DOCUMENTS, len(source))):
+        yield tuple(
+            Codes(tokenizer.encode_image(segment), tokenizer.grid)
+            if isinstance(segment, Image)
+            else segment
+            for segment in source.document(index)
+        )
+
+
+def _try_sequences(components: Components, documents: list[Document]) -> None:
+    """Make training sequences; raises the error of the first if none fits the context."""
+    recipe, errors = components.recipe, []
+    for number, document in enumerate(documents):
+        try:
+            sequence = components.serializer.sequence(
+                document, max_text_tokens=recipe.data.max_text_tokens
+            )
+            components.objective.mask(
+                sequence, np.random.default_rng(number), components.context_length
+            )
+            return
+        except CM3Error as error:
+            errors.append(error)
+    raise RecipeError(
+        f"dataset, document {components.source.id(0)}", errors[0].cause, errors[0].next_step
+    )
+
+
+def _tried(
+    components: Components, command: str, documents: list[Document], verdict: Verdict
+) -> Verdict:
+    """The answer for a command after writing its prompt."""
+    if command not in METHODS:
+        return verdict
+    try:
+        task = choice_of(components.recipe, components.registry).task_for(METHODS[command])
+        prompt = _of_data(prompt_of(task), documents)
+        limit = most_new_tokens(components.recipe)
+        prompt = tuple(
+            replace(part, max_tokens=limit) if isinstance(part, TextHole) else part
+            for part in prompt
+        )
+        _check_prompts(components, command, prompt)
+    except CM3Error as error:
+        return Verdict(error)
+    return verdict
+
+
+def _of_data(prompt: Document, documents: list[Document]) -> Document:
+    """A prompt with the texts and pictures of a document."""
+    given = [segment for document in documents for segment in document]
+    picture = next((one for one in given if isinstance(one, Codes)), None)
+    text = next((one for one in given if isinstance(one, Text)), None)
+    return tuple(
+        picture
+        if isinstance(segment, Codes) and picture is not None
+        else Text(text.text)
+        if isinstance(segment, Text) and text is not None
+        else segment
+        for segment in prompt
+    )
+
+
+def _check_prompts(components: Components, command: str, prompt: Document) -> None:
+    """Write the prompt of each guidance stream; raises an error if one doesn't fit the context."""
+    context, recipe = components.context_length, components.recipe
+    modality = "image" if any(isinstance(part, ImageHole) for part in prompt) else "text"
+    for stream in components.sampler.plan(modality).streams:
+        written = components.serializer.prompt(
+            prompt, (), stream.variant, max_text_tokens=recipe.data.max_text_tokens
+        )
+        needed = len(written.tokens) + num_new_tokens(written.holes)
+        if needed > context:
+            raise RecipeError(
+                command,
+                f"a prompt and what it asks for take {needed:,} tokens, and decoder.context_length is {context:,}",
+                f"train with decoder.context_length={needed}",
+            )
