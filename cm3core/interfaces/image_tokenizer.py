@@ -34,8 +34,12 @@ class ImageTokenizerConfig(ComponentConfig):
     reads_drawings: ClassVar[bool] = False
 
     def offers(self) -> Mapping[str, bool]:
-        """Vectors of codes, and a grid of codes for pictures that are no sequences."""
-        return {"code_vectors": self.has_codebook, "grid": not self.form.is_sequence}
+        """One code with a vector at each place, and a grid of codes for pictures that are no sequences."""
+        single = self.form.depth == 1
+        return {
+            "code_vectors": self.has_codebook and single,
+            "grid": not self.form.is_sequence,
+        }
 
     def build(self) -> ImageTokenizer:
         """Return the tokenizer with its weights loaded."""

@@ -40,7 +40,7 @@ class Ability:
 HOLES = "holes"
 #: Pictures are grids of codes, so that those of a box can be filled. Image tokenizers say so.
 GRID = "grid"
-#: Each image code has a vector. Image tokenizers say so.
+#: Each place of a picture has one code, and each code a vector. Image tokenizers say so.
 CODE_VECTORS = "code_vectors"
 #: There are vectors of texts and pictures in one space. Embedders offer it.
 EMBEDDER = "embedder"
@@ -70,8 +70,8 @@ ABILITIES: Mapping[str, Ability] = {
         usual=True,
     ),
     CODE_VECTORS: Ability(
-        "has a vector for each image code",
-        "has no vectors of codes",
+        "has one image code with a vector at each place",
+        "has no vectors of codes, or several codes at a place",
         {"image_tokenizer": "image_tokenizer=vqgan"},
         usual=True,
     ),

@@ -18,7 +18,7 @@ import tempfile
 import time
 import types
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import chdir, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,8 +34,9 @@ from cm3core.config.schema import (
     nested_dataclass,
     to_plain,
 )
-from cm3core.errors import DeviceError, MissingPackageError
+from cm3core.errors import CM3Error, DeviceError, MissingPackageError, RecipeError
 from cm3core.interfaces.component import BrokenLawError, ComponentConfig, keys_not_in_outputs
+from cm3core.interfaces.reach import READS, Outside
 from cm3core.plugins.kinds import KINDS
 from cm3kits import _laws, _other_process
 from cm3kits._findings import (
@@ -186,7 +187,94 @@ class ConfigLaws(Contract[T]):
         component = self.make_again()
         return self.fingerprints(component), self.observe(component)
 
+    def abilities(self, component: T) -> Mapping[str, bool]:
+        """Return what a built component shows of the abilities that its config states (`ComponentConfig.offers`)."""
+        return {}
+
+    def works_without(self) -> Iterator[tuple[str, Callable[[], object]]]:
+        """Yield abilities that a component of this kind may require, each with a function that uses a new component
+        where they are missing: it raises an error if they are required (`ComponentConfig.requires`, `needs`)."""
+        yield from ()
+
     # ---- laws
+
+    def law_what_it_offers_is_true(self) -> None:
+        """`offers` of the config, by which recipes are checked before anything is built, states what the built component
+        shows."""
+        if self.config is None:
+            return
+        stated = self.config.offers()
+        did = "compared the config's offers() with the component that it builds: "
+        for ability, found in self.abilities(self.subject).items():
+            same(
+                stated.get(ability, found),
+                found,
+                f"{did}{ability!r}",
+                next_step="state what the component does: otherwise `cm3 recipe check` calls recipes valid that fail later",
+            )
+
+    def law_what_it_requires_is_stated(self) -> None:
+        """What a component can't work without is in `requires` or `needs` of its config, and nothing else is."""
+        if self.config is None:
+            return
+        stated = {*self.config.requires(), *self.config.needs}
+        for ability, use in self.works_without():
+            error = ""
+            with self.building():
+                try:
+                    use()
+                except Exception as raised:  # from a component: an error is a result, too
+                    error = shown(raised)
+            holds(
+                (ability in stated) == bool(error),
+                f"used it where {ability!r} is missing",
+                f"an error: requires() or needs names {ability!r}"
+                if ability in stated
+                else "no error",
+                error or "no error",
+                next_step=f"name {ability!r} in requires() or needs of the config if the component can't work without, "
+                "and only then",
+            )
+
+    def law_what_build_needs_is_stated(self) -> None:
+        """`check_ready` accepts a config that can be built, and refuses it with any key of `outside` null or naming a file
+        that doesn't exist if `build` does."""
+        if self.config is None:
+            return
+        advice = "declare it in `outside` (`needed`: what to do where the key is null), or override check_ready"
+        ready = _is_ready(self.config)
+        holds(
+            ready or self._fails(self.config),
+            "called check_ready of a config that build accepts",
+            "no error",
+            "" if ready else "an error",
+            next_step=advice,
+        )
+        for key, declared in _read_keys_of(type(self.config)).items():
+            optional = type(None) in get_args(hints(type(self.config))[key])
+            for value in (*((None,) if optional else ()), "no/such/file"):
+                changed = _with(self.config, key, value)
+                if changed is None or _is_ready(changed):
+                    holds(
+                        changed is None or not self._fails(changed),
+                        f"set {key} = {value!r}, which {declared.why or 'names a file'}",
+                        "an error of check_ready, as of build",
+                        "none",
+                        next_step=advice,
+                    )
+
+    def _fails(self, config: ComponentConfig) -> bool:
+        """Whether the component of another config can't be built, as its own errors say."""
+        try:
+            with self.building(), _laws.preserved():
+                _built(self, config)
+        except (DeviceError, MissingPackageError):
+            return False
+        except CM3Error:
+            return True
+        except Exception:  # a defect that another law reports
+            return False
+        return False
 
     def law_a_config_can_be_sent(self) -> None:
         """A config is the same after pickling, copying, or writing and reading it as a recipe; building changes
@@ -429,6 +517,22 @@ def _built(contract: Contract[Any], config: ComponentConfig) -> Any:
     own.config = config  # type: ignore[misc]  # of this instance alone
     config.check()
     return own.build(config)
+
+
+def _read_keys_of(config_class: type[ComponentConfig]) -> dict[str, Outside]:
+    """The keys of a config class itself, not of nested ones, that name files to read."""
+    found: dict[str, Outside] = {}
+    for parent in reversed(config_class.__mro__):
+        found |= vars(parent).get("outside", {})
+    return {key: one for key, one in found.items() if one.how == READS and "." not in key}
+
+
+def _is_ready(config: ComponentConfig) -> bool:
+    try:
+        config.check_ready()
+    except RecipeError:
+        return False
+    return True
 
 
 def _effect(contract: ConfigLaws[Any], base: _Trial, trial: _Trial) -> bool:

@@ -75,6 +75,14 @@ class DocumentSourceContract(ConfigLaws[DocumentSource]):
             found["quick_fingerprint"] = (quick, (*held, "texts"))
         return found
 
+    def law_records_have_the_stated_fields(self) -> None:
+        """Every record has the fields that the config's `record_fields` names, by which tasks are checked."""
+        fields = None if self.config is None else self.config.record_fields()
+        for index in range(min(len(self.subject), 12) if fields is not None else 0):
+            found = self.subject.record(index)
+            lacks = [field for field in fields or () if field not in found]
+            holds(not lacks, f"read record {index}", ", ".join(fields or ()), ", ".join(found))
+
     def law_ids_are_unique_and_stable(self) -> None:
         """Every document has a unique id, the same in a new source of the same config."""
         ids, did = _ids(self.subject), "looked at the ids of all documents"

@@ -6,6 +6,7 @@ class TestMine(EmbedderContract):
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -56,6 +57,10 @@ class EmbedderContract(ConfigLaws[Embedder]):
             "vectors of pictures": component.embed_images(some),
             "looks": component.embed_looks(some[:2]),
         }
+
+    def abilities(self, component: Embedder) -> Mapping[str, bool]:
+        """Vectors of texts and pictures."""
+        return {"embedder": True}
 
     def law_vectors_are_finite_unit_float32(self, data: st.DataObject) -> None:
         """Vectors are float32 [N, dimension], finite and of length 1."""

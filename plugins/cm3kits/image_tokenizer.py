@@ -115,6 +115,13 @@ class ImageTokenizerContract(ConfigLaws[ImageTokenizer]):
             "pictures of codes": component.decode(codes),
         }
 
+    def abilities(self, component: ImageTokenizer) -> Mapping[str, bool]:
+        """Vectors of codes, and a grid of codes."""
+        return {
+            "code_vectors": component.codebook() is not None and component.form.depth == 1,
+            "grid": not component.form.is_sequence,
+        }
+
     def _pictures(self, data: st.DataObject, num: int | None = None) -> PixelArray:
         return data.draw(images(num=num, size=self.subject.image_size, writable=False))
 

@@ -7,7 +7,7 @@ class TestMine(LayoutContract):
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -87,6 +87,25 @@ class LayoutContract(ConfigLaws[Layout]):
         parts = VocabularyParts(tokenizer, NUM_CODES, self.sizes)
         layout: Layout = config.build(parts, self.grid)
         return layout
+
+    def abilities(self, component: Layout) -> Mapping[str, bool]:
+        """What its sequences allow."""
+        return {
+            "holes": component.has_sentinels,
+            "text": component.writes_text,
+            "prefix": component.reads_pictures,
+            "turns": component.has_turns,
+        }
+
+    def works_without(self) -> Iterator[tuple[str, Callable[[], object]]]:
+        """Named tokens of the text tokenizer."""
+
+        def use() -> object:
+            tokenizer = NamedBytes(())
+            sizes = VocabularySizes(tokenizer.vocab_size, NUM_CODES, num_sentinels=8)
+            return self.config.build(VocabularyParts(tokenizer, NUM_CODES, sizes), self.grid)
+
+        yield "named_tokens", use
 
     @property
     def serializer(self) -> Serializer:

@@ -7,6 +7,7 @@ class TestMine(ObjectiveContract):
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -66,6 +67,10 @@ class ObjectiveContract(ConfigLaws[MaskingObjective]):
             found[f"tokens of sequence {number}"] = [one.tokens for one in masked]
             found[f"weights of sequence {number}"] = [one.weights for one in masked]
         return found
+
+    def abilities(self, component: MaskingObjective) -> Mapping[str, bool]:
+        """Holes are filled if spans were masked."""
+        return {"holes": component.max_added_tokens > 0}
 
     def _masked(self, data: st.DataObject) -> tuple[TokenSequence, MaskedSequence]:
         sequence = data.draw(token_sequences(self.vocabulary))

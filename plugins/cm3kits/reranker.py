@@ -11,8 +11,9 @@ override them to use others: any embedder, or
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -133,19 +134,35 @@ class RerankerContract(ConfigLaws[Reranker]):
     #: the end of a text), or both.
     kinds: ClassVar[tuple[str, ...]] = ("picture", "box", "text", "text after", "part", "both")
 
-    def likelihood(self) -> Likelihood:
-        """Return the likelihood under a tiny decoder with random weights, the same in every call."""
+    def likelihood(self, max_spans: int | None = None) -> Likelihood:
+        """Return the likelihood under a tiny decoder with random weights, the same in every call.
+
+        `max_spans`: masked spans per sequence in its training; 0: it only continues documents."""
         from cm3kits.attention import DenseAttention
         from cm3kits.tiny import TinyDecoder
         from cm3run.generation import likelihood
 
         decoder = TinyDecoder(VOCABULARY.size, DenseAttention()).eval()
-        return likelihood.Likelihood(decoder, SERIALIZER, VOCABULARY, max_text_tokens=6)
+        serializer = Serializer(VOCABULARY, LetterTokenizer(), GRID, max_spans=max_spans)
+        return likelihood.Likelihood(decoder, serializer, VOCABULARY, max_text_tokens=6)
 
     def build(self, config: Any) -> Reranker:
         """Build with the kit's embedder and likelihood."""
         reranker: Reranker = config.build(embedder=self.embedder, likelihood=self.likelihood())
         return reranker
+
+    def works_without(self) -> Iterator[tuple[str, Callable[[], object]]]:
+        """A model that fills holes anywhere, for a picture of a text; and an embedder."""
+        given = Codes(np.zeros(6, np.int32), GRID)
+        some = make_candidates("picture", "abe", (given, given), (), [("abc", given), ("j", given)])
+
+        def use(*, holes: bool, embedder: Embedder | None) -> object:
+            likelihood = self.likelihood() if holes else self.likelihood(max_spans=0)
+            reranker: Reranker = self.config.build(embedder=embedder, likelihood=likelihood)
+            return reranker.score(some)
+
+        yield "holes", partial(use, holes=False, embedder=self.embedder)
+        yield "embedder", partial(use, holes=True, embedder=None)
 
     def observe(self, component: Reranker) -> Outputs:
         """Return scores of candidates of each kind of request, and the measure's name."""

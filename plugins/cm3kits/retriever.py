@@ -9,7 +9,7 @@ For a retriever that is not built from a config, define `make` and `over`.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, ClassVar
 
 from hypothesis import strategies as st
@@ -56,6 +56,15 @@ class RetrieverContract(ConfigLaws[Retriever]):
         with own_cache():
             retriever: Retriever = self.config.build(memory, self.embedder)
         return retriever
+
+    def works_without(self) -> Iterator[tuple[str, Callable[[], object]]]:
+        """An embedder."""
+
+        def use() -> object:
+            with own_cache():
+                return self.config.build(self.memory(), None).retrieve([(Text("thing"),)], 1)
+
+        yield "embedder", use
 
     def observe(self, component: Retriever) -> Outputs:
         """Return results of a few queries, with few and many results."""

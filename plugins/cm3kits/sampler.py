@@ -12,7 +12,7 @@ import copy
 import dataclasses
 import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, ClassVar
 
@@ -63,6 +63,18 @@ class SamplerContract(StateLaws):
     def parts(self) -> ModelParts:
         """Return the parts of a small model for the pictures drawn here."""
         return example_parts(grid=GRID, num_codes=NUM_CODES, first_code=FIRST_ID)
+
+    def works_without(self) -> Iterator[tuple[str, Callable[[], object]]]:
+        """Vectors of codes."""
+
+        def use() -> object:
+            parts = self.parts()
+            tokenizer = copy.copy(parts.image_tokenizer)
+            tokenizer.codebook = lambda: None  # type: ignore[method-assign]  # of this copy alone
+            with own_cache():
+                return self.config.build_for(dataclasses.replace(parts, image_tokenizer=tokenizer))
+
+        yield "code_vectors", use
 
     def companions(self) -> Sequence[Sampler]:
         """Return other samplers that share calls with this one, mixed into its batches."""

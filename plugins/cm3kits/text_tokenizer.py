@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -49,6 +49,10 @@ class TextTokenizerContract(ConfigLaws[TextTokenizer]):
             "special ids": dict(component.special_ids()),
             "decoded ids": [component.decode([one]) for one in range(min(size, _MOST_IDS))],
         }
+
+    def abilities(self, component: TextTokenizer) -> Mapping[str, bool]:
+        """Named tokens. A file may have none, so only those are compared that there are."""
+        return {"named_tokens": True} if component.special_ids() else {}
 
     def trained_on(self, corpus: Sequence[str]) -> TextTokenizer:
         """Return the tokenizer trained on another corpus."""
