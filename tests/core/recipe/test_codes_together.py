@@ -92,6 +92,6 @@ def test_a_sampler_that_compares_vectors_of_codes_refuses_codes_without(name: st
         compose(name, ["sampler=patch_knn"], registry=REGISTRY).check()
     assert tells(
         info.value,
-        "sampler: 'patch_knn' needs ... a vector for each image code ... has no vectors of codes",
+        "sampler: 'patch_knn' needs ... one image code with a vector at each place ... has no vectors",
     )
     compose("quickstart", ["sampler=patch_knn"], registry=REGISTRY).check()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,17 @@ from typing import Any, ClassVar
 
 import pytest
 
+from cm3core.errors import RecipeError
+from cm3core.interfaces import ModelParts, Sampler
+from cm3core.interfaces.reach import READS, Outside
 from cm3kits._config_laws import ConfigLaws, UnusedKeyWarning
 from cm3kits._findings import LawBroken, difference, readable
 from cm3kits.condition import ConditionContract
 from cm3kits.extractor import ExtractorContract
 from cm3kits.image_tokenizer import ImageTokenizerContract
+from cm3kits.sampler import SamplerContract
 from cm3kits.text_tokenizer import TextTokenizerContract
+from cm3plugins.samplers.cfg import TopPSamplerConfig
 from kit_mutants import assert_law_fails, cases
 from messages import tells
 from planted_mistakes import (
@@ -30,7 +36,64 @@ from planted_mistakes import (
     planted,
 )
 
+
+@dataclass(kw_only=True)
+class StatesVectors(SquaresConfig):
+    """States that codes have vectors: the tokenizer has none."""
+
+    has_codebook: ClassVar[bool] = True
+
+
+@dataclass(kw_only=True)
+class StatesASequence(SquaresConfig):
+    """States that pictures have no grid of codes."""
+
+    has_codebook: ClassVar[bool] = False
+
+    def offers(self) -> Mapping[str, bool]:
+        return {"grid": False}
+
+
+@dataclass(kw_only=True)
+class NeedsVectorsSilently(TopPSamplerConfig):
+    """Can't be built without vectors of codes, and doesn't say so."""
+
+    def build_for(self, parts: ModelParts) -> Sampler:
+        if parts.image_tokenizer.codebook() is None:
+            raise RecipeError("sampler", "there are no vectors", "use others")
+        return super().build_for(parts)
+
+
+@dataclass(kw_only=True)
+class NeedsVectorsInVain(TopPSamplerConfig):
+    """Works without vectors of codes, and says that it doesn't."""
+
+    needs_codebook: ClassVar[bool] = True
+
+
+@dataclass(kw_only=True)
+class NeedsAFile(SquaresConfig):
+    """Args: weights: a file that `build` can't do without."""
+
+    outside: ClassVar[Mapping[str, Outside]] = {"weights": Outside(READS, "its weights")}
+    weights: str | None = __file__
+
+    def build(self) -> Any:
+        if self.weights is None:
+            raise RecipeError("image_tokenizer.weights", "is null", "train them")
+        return super().build()
+
+
+@dataclass(kw_only=True)
+class RefusesInVain(SquaresConfig):
+    """Refuses a config that can be built."""
+
+    def check_ready(self) -> None:
+        raise RecipeError("image_tokenizer", "is not ready", "wait")
+
+
 KITS = {
+    "sampler": SamplerContract,
     "text_tokenizer": TextTokenizerContract,
     "image_tokenizer": ImageTokenizerContract,
     "condition": ConditionContract,
@@ -42,6 +105,9 @@ MUTANTS: dict[str, list[Any]] = {
         planted(DigitsConfig, "ids by the order of a set"),
         planted(SquaresConfig, "fingerprint by hash()"),
     ],
+    "what_it_offers_is_true": [StatesVectors, StatesASequence],
+    "what_it_requires_is_stated": [NeedsVectorsSilently, NeedsVectorsInVain],
+    "what_build_needs_is_stated": [NeedsAFile, RefusesInVain],
     "every_key_counts": [ForgottenPicture, ForgottenCondition],
     "the_fingerprint_covers_every_key": [
         planted(DigitsConfig, "fingerprint without a key"),

@@ -4,7 +4,7 @@ way."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -203,7 +203,16 @@ class OriginalsAsText(Right):
         return Original(".svg", b"<html/>")
 
 
+@dataclass(kw_only=True)
+class StatesAnotherField(ThingsConfig):
+    """States a field that no record has."""
+
+    def record_fields(self) -> tuple[str, ...]:
+        return ("image", "title")
+
+
 MUTANTS: dict[str, list[Any]] = {
+    "records_have_the_stated_fields": [StatesAnotherField],
     "a_generator_decides_the_document": [ItsOwnGenerator, TurnsPictures],
     "an_index_outside_is_refused": [GoesRound],
     "content_keys_name_the_document": [HasNoKeys, KeysOfItsOwn],

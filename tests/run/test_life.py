@@ -1,0 +1,82 @@
+"""What each command can do with a recipe: by hand for the recipe `tiny`, and true for plugins' declarations."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cm3core.document import Codes, ImageHole, MaskedText, Text, TextHole
+from cm3core.errors import RecipeError
+from cm3core.plugins import load_registry
+from cm3core.recipe import compose
+from cm3run.life import life_of, needs_of
+from messages import tells
+
+REGISTRY = load_registry()
+PICTURE = Codes(np.zeros(4, np.int32), (2, 2))
+HOLED = Codes(np.zeros(4, np.int32), (2, 2), np.array([False, True, False, False]))
+
+
+def runs(*given: str, recipe: str = "tiny") -> dict[str, bool]:
+    life = life_of(compose(recipe, list(given), registry=REGISTRY), REGISTRY, device="cpu")
+    return {command: verdict.runs for command, verdict in life.items()}
+
+
+def test_tiny_by_hand() -> None:
+    """An edit has two pictures of 256 codes, which do not fit 384 tokens; nothing was tuned for conversations."""
+    train = dict.fromkeys(["train", "resume", "export", "load"], True)
+    plain = dict.fromkeys(["generate", "infill", "caption", "ask"], True)
+    assert runs() == train | plain | {"edit": False, "chat": False}
+    assert runs("decoder.context_length=700")["edit"]
+    causal = runs("objective=causal", "decoder.context_length=700")
+    assert causal["generate"]
+    assert causal["edit"]
+    assert not any(causal[command] for command in ("infill", "caption", "ask"))
+
+
+def test_the_reason_names_what_to_write() -> None:
+    life = life_of(compose("tiny", ["objective=causal"], registry=REGISTRY), REGISTRY)
+    error = life["caption"].error
+    assert error is not None
+    assert tells(
+        error, "caption: needs ... holes ... objective 'causal' ... train with objective=cm3"
+    )
+    assert life["caption"].to_dict()["next_step"] == "train with objective=cm3"
+
+
+def test_what_a_machine_lacks_refuses_nothing() -> None:
+    recipe = compose("tiny", ["attention=flex"], registry=REGISTRY)
+    life = life_of(recipe, REGISTRY, device="cpu")
+    assert life["train"].here
+    assert not life["train"].runs
+    assert life["generate"].runs, "flex runs on a CPU without gradients"
+    assert life_of(recipe, REGISTRY, device="cuda")["train"].runs
+
+
+def test_a_recipe_of_a_tokenizer_has_no_commands() -> None:
+    assert runs(recipe="tokenizer-colour64") == {}
+
+
+@pytest.mark.parametrize("kind", ["dataset", "image_tokenizer", "objective", "attention"])
+def test_a_missing_section_is_refused(kind: str) -> None:
+    with pytest.raises(RecipeError) as info:
+        runs(f"{kind}=null")
+    assert tells(info.value, f"{kind}: is not in the recipe (or null) ... add {kind}=NAME")
+
+
+def test_what_prompts_need_by_hand() -> None:
+    assert needs_of((Text("a"), ImageHole()), fills=True) == []
+    assert needs_of((TextHole(), PICTURE), fills=True) == ["text", "prefix", "holes"]
+    assert needs_of((PICTURE, TextHole()), fills=True) == ["text", "prefix"]
+    assert needs_of((Text("a"), HOLED), fills=True) == ["prefix", "holes"]
+    ends = (PICTURE, MaskedText(("a", TextHole())))
+    assert needs_of(ends, fills=True) == ["text", "prefix", "holes"]
+    assert needs_of(ends, fills=False) == ["text", "prefix"]
+
+
+@given(st.lists(st.sampled_from([Text("a"), PICTURE, HOLED]), max_size=3), st.booleans())
+def test_a_hole_at_the_end_alone_needs_no_holes(before: list[object], fills: bool) -> None:
+    prompt = (*before, ImageHole())
+    assert ("holes" in needs_of(prompt, fills=fills)) == (HOLED in before)
