@@ -183,7 +183,7 @@ def check_given(place: str, value: object, next_step: str, *, why: str = "") -> 
         why: what the key names: "its weights".
     """
     if value is None:
-        raise RecipeError(place, f"is null{f', but names {why}' if why else ''}", next_step)
+        raise RecipeError(place, f"is null{f', and has to name {why}' if why else ''}", next_step)
 
 
 def check_exists(place: str, path: str, what: str = "file or folder") -> None:

@@ -18,6 +18,7 @@ from cm3core.document import Codes, Document, Image, ImageHole, MaskedText, Text
 from cm3core.errors import CM3Error, GenerationError, RecipeError
 from cm3core.interfaces.task import Method
 from cm3core.recipe.abilities import (
+    EMBEDDER,
     FIXED_DOCUMENTS,
     GRADIENTS,
     GRID,
@@ -30,7 +31,7 @@ from cm3core.recipe.abilities import (
 )
 from cm3core.recipe.recipe import MissingComponent, available, default_layout
 from cm3core.sequence.grammar import ends_missing, num_holes
-from cm3run.tasks import TaskChoice, TunedTasks
+from cm3run.tasks import PLAIN, TaskChoice, TunedTasks
 
 if TYPE_CHECKING:
     from cm3core.interfaces.component import ComponentConfig
@@ -68,6 +69,8 @@ METHODS: Mapping[str, Method] = {
     "caption": "caption",
     "ask": "ask",
 }
+#: What a model must have been trained on for a command that plain documents don't teach.
+_EXAMPLES: Mapping[str, str] = {"edit": "edits", "ask": "questions"}
 
 
 @dataclass(frozen=True)
@@ -188,6 +191,8 @@ def _error_of(
         return RecipeError(
             "sampler", f"is not in the recipe, and {command} needs one", "add sampler=cfg"
         )
+    if name is None and method not in PLAIN and not choice.serves(method):
+        return _untrained(command, _EXAMPLES[command])
     try:
         task = choice.task_for(method, name)
     except CM3Error as error:
@@ -216,10 +221,15 @@ def _chat_error(recipe: Recipe, choice: TaskChoice) -> CM3Error | None:
         return _error_of(recipe, "chat", choice, "ask", name)
     if choice.tuned.turns:
         return _first_lack(recipe, "chat", (TURNS, TEXT))
+    return _untrained("chat", "conversations")
+
+
+def _untrained(command: str, what: str) -> GenerationError:
+    """The error of a command that only tuned models run without --force."""
     return GenerationError(
-        "chat",
-        "the recipe trains on no conversations",
-        "train on some, with dataset=conversations or a data set that has the task chat (docs/tuning.md)",
+        command,
+        f"the recipe trains on no {what}, so its results would be meaningless",
+        f"train on some (docs/tuning.md), or give cm3 {command} --force",
     )
 
 
@@ -319,10 +329,23 @@ class _Machine:
             config = self._recipe.section(kind)
             if config is None or isinstance(config, MissingComponent):
                 continue
+            if kind == "embedder" and not self._embeds(stage):  # nothing builds it
+                continue
             for part in (config, *(inner for _, inner in all_parts(config))):
                 if (error := self._error(kind, part, stage)) is not None:
                     return Verdict(error, here=True)
         return YES
+
+    def _embeds(self, stage: str) -> bool:
+        """Whether a component that the stage builds needs an embedder."""
+        configs = [self._recipe.section(kind) for kind in _BUILT[stage]]
+        parts = [
+            part
+            for config in configs
+            if config is not None
+            for part in (config, *(inner for _, inner in all_parts(config)))
+        ]
+        return any(EMBEDDER in (*part.needs, *part.requires()) for part in parts)
 
     def _error(self, kind: str, part: ComponentConfig, stage: str) -> CM3Error | None:
         if self._fits(part, stage, self._device or "cpu") is None:

@@ -159,6 +159,10 @@ class TaskChoice:
         config = make_task(self.registry, _default_name(self.registry, method))
         return config.for_untuned() if self.fills else config
 
+    def serves(self, method: Method) -> bool:
+        """Whether the model was tuned for a task that serves a method."""
+        return any(vars(type(one)).get("serves") == method for one in self.tuned.configs.values())
+
     def conversing(self, *, untuned: bool = False) -> str | None:
         """The name of the model's first conversation task: from a picture and a text called
         `CONVERSATION` to a text. None: it was not tuned for one.
