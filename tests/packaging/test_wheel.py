@@ -98,7 +98,7 @@ def test_commands_of_the_installed_package(clean: Path, run: Callable[..., str])
     listing = run(clean, "cm3", "plugin", "list", "-v")
     assert listing.startswith("bundled ")
     assert listing.splitlines()[0].endswith("  loaded")
-    assert "all values are valid" in run(clean, "cm3", "recipe", "check", "tiny")
+    assert "tiny: valid" in run(clean, "cm3", "recipe", "check", "tiny")
 
 
 def test_bundled_weights_are_found_in_the_installed_package(

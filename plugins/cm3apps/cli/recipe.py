@@ -141,7 +141,8 @@ def _check(args: Namespace, recipe: Recipe, registry: Registry) -> int:
         return 1
     memory = _memory(recipe, registry)
     if memory is not None and memory.error is not None and life["train"].runs:
-        life["train"] = Verdict(memory.error, here=True)
+        too_small = RecipeError("train", memory.error.cause, memory.error.next_step)
+        life |= dict.fromkeys(("train", "resume"), Verdict(too_small, here=True))
     warnings = [] if memory is None or memory.warning is None else [memory.warning]
     if args.json:
         commands = {command: verdict.to_dict() for command, verdict in life.items()}
@@ -172,7 +173,7 @@ def _answer(command: str, verdict: Verdict) -> str:
     error = verdict.error
     if error is None:
         return "yes"
-    place = "" if error.place in (command, f"task {command}") else f"{error.place}: "
+    place = "" if error.place in (command, f"task {command}", "train") else f"{error.place}: "
     where = "this machine can't: " if verdict.here else ""
     return f"no: {where}{place}{error.cause}; {error.next_step}"
 

@@ -16,7 +16,7 @@ from cm3apps.cli.main import COMMANDS, main
 from cm3core import __version__
 from messages import tells
 
-RECIPE = "# mine: for tests\ndecoder: {name: cm3leon, num_layers: 2}\nvocabulary: {num_text: 300}\ntrain: {steps: 10}\n"
+RECIPE = "# mine: for tests\nextends: [tiny]\ndecoder: {num_layers: 2}\nvocabulary: {num_text: 300}\ntrain: {steps: 10}\n"
 PLUGIN = """\
 from dataclasses import dataclass
 from cm3core.hookspecs import hookimpl
@@ -211,7 +211,7 @@ def test_show_says_what_check_refuses(recipe: str, capsys: pytest.CaptureFixture
 
 def test_check_and_diff(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipe", "check", recipe]) == 0
-    assert capsys.readouterr().out.startswith("mine: all values are valid (hash ")
+    assert capsys.readouterr().out.startswith("mine: valid (hash ")
     assert main(["recipe", "check", recipe, "train.minutes=3"]) == 2
     assert tells(capsys.readouterr().err, "error: train.steps, train.minutes: exactly one decides")
     other = tmp_path / "other.yaml"
