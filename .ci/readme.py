@@ -2,8 +2,8 @@
 
 python .ci/readme.py README.md FOLDER_OF_COMMANDS EMPTY_FOLDER
 
-Left out are what installs, serves or trains, and what draws and embeds all pictures of the memory first, which takes
-minutes: they have tests of their own.
+Left out are what installs, serves, trains for minutes or is refused, and what the other distributions bring: they have tests of
+their own. A block below `<!-- file: NAME -->` is written to that file.
 """
 
 from __future__ import annotations
@@ -14,27 +14,46 @@ import subprocess
 import sys
 from pathlib import Path
 
-#: Commands that are left out, and lines of Python that are.
-LONG = ("quickstart", "start", "train", "eval", "export", "ask", "serve")
-LONG_LINE = "caption"
-BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+#: Commands that are left out.
+LONG = ("quickstart", "start", "serve", "bench")
+BLOCK = re.compile(
+    r"(?:^<!-- (?P<mark>[^\n]*) -->\n)?^```(?P<language>bash|python)\n(?P<text>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+FILE = "file: "
 
 
 def examples(page: str) -> list[str]:
     """The shell commands and Python programs of a page that are run, in its order.
 
-    >>> examples("```bash\\ncm3 train x\\ncm3 generate x\\npip install x\\n```\\n```python\\nx = 1\\ny.caption(x)\\n```\\n")
+    >>> examples("```bash\\ncm3 serve x\\ncm3 generate x\\npip install x\\n```\\n```python\\nx = 1\\n```\\n")
     ['cm3 generate x', 'x = 1\\n']
     """
     found = []
     for match in BLOCK.finditer(page):
-        lines = match[2].splitlines(keepends=True)
-        if match[1] == "python":
-            found.append("".join(line for line in lines if LONG_LINE not in line))
+        mark = match["mark"] or ""
+        if mark == "fails" or mark.startswith(FILE):
+            continue
+        if match["language"] == "python":
+            found.append(match["text"])
         else:
+            lines = match["text"].splitlines()
             words = [line.split("#")[0].split("&&")[0].strip() for line in lines]
             found += [one for one in words if one.startswith("cm3 ") and one.split()[1] not in LONG]
     return found
+
+
+def files(page: str) -> dict[str, str]:
+    """The files that a page shows, by name.
+
+    >>> files("<!-- file: a.py -->\\n```python\\nx = 1\\n```\\n")
+    {'a.py': 'x = 1\\n'}
+    """
+    return {
+        match["mark"].removeprefix(FILE): match["text"]
+        for match in BLOCK.finditer(page)
+        if (match["mark"] or "").startswith(FILE)
+    }
 
 
 def main(page: Path, commands: Path, folder: Path) -> None:
@@ -47,7 +66,10 @@ def main(page: Path, commands: Path, folder: Path) -> None:
         "HF_HUB_OFFLINE": "1",
     }
     environ |= {key: os.environ[key] for key in ("OMP_NUM_THREADS", "LANG") if key in os.environ}
-    runs = examples(page.read_text(encoding="utf-8"))
+    text = page.read_text(encoding="utf-8")
+    for name, content in files(text).items():
+        (folder / name).write_text(content, encoding="utf-8")
+    runs = examples(text)
     if len(runs) < 5:
         raise SystemExit(f"{page}: {len(runs)} examples, fewer than there were")
     for one in runs:

@@ -765,7 +765,7 @@ def tables() -> dict[str, dict[str, list[str]]]:
             "tuned": _of_icons(),
         },
         "gallery.md": {
-            "sheets": _sheets("icons-drawn", "icons-model"),
+            "sheets": _sheets("icons-drawn", "icons-model", "guide-draw"),
         },
         "retrieval.md": {
             "gain": _gain(),

@@ -1,7 +1,7 @@
 """Store what a `cm3 quickstart` drew and measured, for docs/quickstart.md: `python docs/_quickstart.py cm3-quickstart`.
 
 It writes docs/figures/quickstart.json, and pictures: the answers to prompts, and the first cases of sets of which nothing was
-trained, none selected: with verdicts for docs/quickstart.md, with nearness for README.md. `python docs/_generate.py` makes
+trained, none selected: with verdicts for docs/quickstart.md, with nearness for docs/gallery.md. `python docs/_generate.py` makes
 the page's tables of the file.
 """
 
@@ -27,7 +27,7 @@ SCORES = ("usable", "thing", "thing_top5", "in_hand", "copied")
 #: Rows of the sheet of cases to show.
 SHEET_ROWS = 6
 _COLOURS = 32
-#: Cases of README.md's picture: side by side, and in all.
+#: Cases of the gallery's picture: side by side, and in all.
 BESIDE, CASES = 6, 24
 
 
@@ -41,7 +41,7 @@ def main() -> None:
     )
     splits = {split: scores_of(found) for split, found in drawn["scores"].items()}
     picture, near = cases_of(run / "evaluation" / "missing")
-    save(picture, "readme")
+    save(picture, "quickstart-cases")
     figures = {
         "minutes": round(drawn["minutes"], 1),
         "training_minutes": round(training["seconds"] / 60, 1),

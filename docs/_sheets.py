@@ -1,8 +1,8 @@
 """Collect how near the pictures of the pages' sheets are to the documents in front of them, and write
-docs/figures/sheets.json: `python docs/_sheets.py DRAWN_FOLDER MODEL_FOLDER`.
+docs/figures/sheets.json: `python docs/_sheets.py DRAWN_FOLDER MODEL_FOLDER GUIDE_FOLDER`.
 
-The folders are those that the two commands of docs/gallery.md under "Icons" wrote; each picture's file says what it was
-drawn after, and how near it is. `python docs/_generate.py` then writes the table.
+The folders are those that the two commands of docs/gallery.md under "Icons" wrote, and the first command of docs/guide.md;
+each picture's file says what it was drawn after, and how near it is. `python docs/_generate.py` then writes the table.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def drawn(folder: Path) -> dict[str, Any]:
 if __name__ == "__main__":
     figures = {
         name: drawn(Path(folder))
-        for name, folder in zip(("icons-drawn", "icons-model"), sys.argv[1:], strict=True)
+        for name, folder in zip(
+            ("icons-drawn", "icons-model", "guide-draw"), sys.argv[1:], strict=True
+        )
     }
     FILE.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     print(FILE)

@@ -42,17 +42,20 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)?(#[^)\s]+)?\)")
 WITH_ITS_MEMORY = [Path("docs/tuning.md")]
 #: Pages whose blocks take long: they train, draw many pictures or build banks.
 LONG = {
-    Path("docs", name)
-    for name in (
-        "tuning.md",
-        "decoding.md",
-        "guide.md",
-        "data.md",
-        "retrieval.md",
-        "scale.md",
-        "paper.md",
-        "kernels.md",
-    )
+    Path("README.md"),
+    *(
+        Path("docs", name)
+        for name in (
+            "tuning.md",
+            "decoding.md",
+            "guide.md",
+            "data.md",
+            "retrieval.md",
+            "scale.md",
+            "paper.md",
+            "kernels.md",
+        )
+    ),
 }
 
 

@@ -301,7 +301,10 @@ def test_links_of_a_page_in_a_folder() -> None:
 
 def test_examples_of_a_page() -> None:
     page = (
-        "```bash\npip install x\ncm3 train x   # long\ncm3 generate a -o b && cm3 serve\n```\n"
-        "```python\nx = 1\nx.caption()\n```\n```text\ncm3 ask\n```\n"
+        "```bash\npip install x\ncm3 quickstart x   # long\ncm3 generate a -o b && cm3 serve\n```\n"
+        "```python\nx = 1\n```\n```text\ncm3 ask\n```\n"
+        "<!-- fails -->\n```bash\ncm3 recipe check a\n```\n"
+        "<!-- file: mine.py -->\n```python\ny = 2\n```\n<!-- not run: slow -->\n```bash\ncm3 edit a\n```\n"
     )
-    assert readme.examples(page) == ["cm3 generate a -o b", "x = 1\n"]
+    assert readme.examples(page) == ["cm3 generate a -o b", "x = 1\n", "cm3 edit a"]
+    assert readme.files(page) == {"mine.py": "y = 2\n"}
