@@ -207,7 +207,7 @@ def check_exists(place: str, path: str, what: str = "file or folder") -> None:
         known = next((str(one) for one in found.parents if _is_folder(one)), "")
         hint = (
             f"{known} exists; correct the rest of the path"
-            if known not in ("", ".")
+            if known not in ("", ".", "/")
             else ("correct the path: it is read from the folder in which the command runs")
         )
         raise RecipeError(place, f"is {path!r}, and there is no such {what}", hint)

@@ -17,7 +17,7 @@ from cm3core import interfaces as base
 from cm3core.arguments import checked
 from cm3core.config.schema import all_parts, check_config, defaults, needs_of, to_plain
 from cm3core.errors import CM3Error, PluginError, RecipeError, TokenizerError
-from cm3core.interfaces.component import ComponentConfig, choose, chosen_name
+from cm3core.interfaces.component import ComponentConfig, check_exists, choose, chosen_name
 from cm3core.plugins.discovery import load_registry
 from cm3core.plugins.kinds import KINDS
 from cm3core.plugins.registry import (
@@ -266,6 +266,7 @@ class Recipe(KindSections):
             check_config(part, place)
         self._check_needs()
         if ready:
+            self.check_start()
             self._check_ready(carried)
         check_required(self.components)
         self._check_read()
@@ -285,6 +286,8 @@ class Recipe(KindSections):
                 check_config(config, kind, lambda part: part.check_ready())
         for place, part in self.section_parts:
             check_config(part, place, lambda part: part.check_ready())
+        if self.train.start_from is not None:
+            check_exists("train.start_from", self.train.start_from, "model")
 
     def _check_memory(self) -> None:
         split = self.generate.memory_split
@@ -414,6 +417,15 @@ class Recipe(KindSections):
                 "objective",
                 f"{own!r} {what}, but the layout {name!r} has no {lacks}",
                 "choose an objective that predicts the next token only (objective=causal)",
+            )
+
+    def check_start(self) -> None:
+        """Raise `RecipeError` if a part of a model is to be trained, but no model is named."""
+        if self.train.start_from is None and self.tune.method != "full":
+            raise RecipeError(
+                "tune.method",
+                f"is {self.tune.method!r}, but there is no model to tune",
+                "use cm3 tune MODEL RECIPE, or train.start_from=MODEL",
             )
 
     def _check_candidates(self) -> None:

@@ -147,7 +147,10 @@ def life_of(
 
 
 def _check_sections(recipe: Recipe) -> None:
-    missing = [kind for kind in NEEDED["train"] if recipe.section(kind) is None]
+    needed = list(NEEDED["train"])
+    if recipe.train.sample_every_steps is not None or recipe.train.sample_every_minutes is not None:
+        needed.append("sampler")
+    missing = [kind for kind in needed if recipe.section(kind) is None]
     if missing:
         raise RecipeError(
             missing[0],

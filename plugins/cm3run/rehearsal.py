@@ -19,6 +19,7 @@ from cm3core.errors import CM3Error, RecipeError
 from cm3core.sequence.grammar import num_new_tokens
 from cm3run.build import Components, build
 from cm3run.life import METHODS, Verdict, choice_of, most_new_tokens, prompt_of
+from cm3run.training.data_notes import check_licences
 
 if TYPE_CHECKING:
     from cm3core.plugins.registry import Registry
@@ -41,13 +42,14 @@ def rehearse(recipe: Recipe, registry: Registry, life: Mapping[str, Verdict]) ->
 
     Raises:
         CM3Error: training would be refused: the data set can't be read or has no usable document, documents don't fit
-            the context, or a component can't be built.
+            the context, have other licences than `train.licences`, or a component can't be built.
     """
     if not life["train"].runs:  # this machine lacks something, so nothing can be built
         return dict(life)
     assert recipe.decoder is not None
     without_weights = torch.device("meta") if recipe.decoder.builds_without_weights else None
     components = build(recipe, registry, stage="train", decoder_device=without_weights)
+    check_licences(components.source, recipe.train.licences)
     documents = list(_encoded(components))
     _try_sequences(components, documents)
     for part in ("embedder", "reranker", "upscaler", "finisher", "prompt_rewriter"):

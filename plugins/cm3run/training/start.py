@@ -116,12 +116,7 @@ class Origin:
             RecipeError: a part is to be trained, but no model is named.
         """
         model = recipe.train.start_from
-        if model is None and recipe.tune.method != "full":
-            raise RecipeError(
-                "tune.method",
-                f"is {recipe.tune.method!r}, but there is no model to tune",
-                "use cm3 tune MODEL RECIPE, or train.start_from=MODEL",
-            )
+        recipe.check_start()
         own = latest_checkpoint(out_dir)
         if own is not None:
             if not resume:
