@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from cm3core.errors import CheckpointError, CM3Error, RecipeError
+from cm3core.errors import CheckpointError, CM3Error
 from cm3core.files import check_links, check_writable, make_folder, write_text
 from cm3core.plugins.registry import plugin_versions
 from cm3core.recipe.layers import STORED
