@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import FlavaImageCodebook, FlavaImageCodebookConfig
 
 from cm3core.errors import RecipeError
 from cm3kits.image_tokenizer import ImageTokenizerContract
@@ -25,11 +24,11 @@ from cm3published.image_tokenizers.config import (
 from messages import tells
 from published_networks import (
     assert_near,
-    noisy,
     pictures,
     pixels_of,
     refusal,
 )
+from tiny_dall_e import dall_e_names, decoder_tensors, flava, squeezed
 
 
 class Conv2d(nn.Module):
@@ -67,60 +66,6 @@ def save_pickle(module: nn.Module, path: Path, monkeypatch: pytest.MonkeyPatch) 
         while_saving.setitem(sys.modules, "dall_e.utils", utils)
         torch.save(module, path)
     return path
-
-
-def squeezed() -> Tensor:
-    """Pictures in [0.1, 0.9], as FLAVA's processor gives them."""
-    return (to_input(pictures()) + 1) / 2 * 0.8 + 0.1
-
-
-def flava() -> FlavaImageCodebook:
-    """Weights are so large that residual branches count."""
-    model = noisy(FlavaImageCodebook(FlavaImageCodebookConfig(hidden_size=8, vocab_size=24)))
-    generator = torch.Generator().manual_seed(6)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            fan_in = parameter[0].numel()
-            parameter.copy_(3 * torch.randn(parameter.shape, generator=generator) / fan_in**0.5)
-        # every code wins somewhere: without that, one has the largest logits everywhere
-        output = model.blocks.output.conv.bias
-        output.sub_(model(squeezed()).mean(dim=(0, 2, 3)))
-    return model
-
-
-def dall_e_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """transformers' names -> OpenAI's."""
-    return {
-        name.replace(".group.", ".")
-        .replace("res_path.path", "res_path")
-        .replace(".weight", ".w")
-        .replace(".bias", ".b"): tensor
-        for name, tensor in state.items()
-    }
-
-
-def decoder_tensors() -> dict[str, Tensor]:
-    """Random weights of a decoder: 24 codes, 16 channels first, then 64, 32, 16 and 8."""
-    generator = torch.Generator().manual_seed(3)
-    tensors: dict[str, Tensor] = {}
-
-    def add(name: str, last: int, first: int, kernel: int) -> None:
-        shape = last, first, kernel, kernel
-        tensors[f"{name}.w"] = torch.randn(shape, generator=generator) / (first**0.5 * kernel)
-        tensors[f"{name}.b"] = torch.randn(last, generator=generator)
-
-    add("blocks.input", 16, 24, 1)
-    for number, (first, last) in enumerate([(16, 64), (64, 32), (32, 16), (16, 8)], start=1):
-        for block in (1, 2):
-            at, given = f"blocks.group_{number}.block_{block}", first if block == 1 else last
-            if given != last:
-                add(f"{at}.id_path", last, given, 1)
-            add(f"{at}.res_path.conv_1", last // 4, given, 1)
-            add(f"{at}.res_path.conv_2", last // 4, last // 4, 3)
-            add(f"{at}.res_path.conv_3", last // 4, last // 4, 3)
-            add(f"{at}.res_path.conv_4", last, last // 4, 3)
-    add("blocks.output.conv", 6, 8, 1)
-    return tensors
 
 
 def decoded(w: dict[str, Tensor], codes_NYX: Tensor) -> Tensor:

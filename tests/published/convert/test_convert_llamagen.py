@@ -22,35 +22,17 @@ from cm3core.interfaces.sampler import PromptVariant
 from cm3run.generation.engine import Request
 from cm3run.model import Model
 from messages import tells
-from tiny_vqgan import vq_weights
-
-CLASSES, CODES, GRID, WIDTH, HEADS, INNER, LAYERS = 5, 24, (4, 4), 128, 2, 96, 3
-
-
-def gpt_tensors(seed: int = 4) -> dict[str, Tensor]:
-    """Random weights under LlamaGen's names, shapes as its `Transformer` has them."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def drawn(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator) / shape[-1] ** 0.5
-
-    tensors = {
-        "cls_embedding.embedding_table.weight": 4 * drawn(CLASSES + 1, WIDTH),
-        "tok_embeddings.weight": 4 * drawn(CODES, WIDTH),
-        "norm.weight": 1 + drawn(WIDTH),
-        "output.weight": 3 * drawn(CODES, WIDTH),
-    }
-    for layer in range(LAYERS):
-        tensors |= {
-            f"layers.{layer}.attention.wqkv.weight": 2 * drawn(3 * WIDTH, WIDTH),
-            f"layers.{layer}.attention.wo.weight": drawn(WIDTH, WIDTH),
-            f"layers.{layer}.feed_forward.w1.weight": drawn(INNER, WIDTH),
-            f"layers.{layer}.feed_forward.w3.weight": drawn(INNER, WIDTH),
-            f"layers.{layer}.feed_forward.w2.weight": drawn(WIDTH, INNER),
-            f"layers.{layer}.attention_norm.weight": 1 + drawn(WIDTH),
-            f"layers.{layer}.ffn_norm.weight": 1 + drawn(WIDTH),
-        }
-    return tensors
+from tiny_llamagen import (
+    CLASSES,
+    CODES,
+    GRID,
+    HEADS,
+    LAYERS,
+    WIDTH,
+    gpt_tensors,
+    write_llamagen,
+    write_vq,
+)
 
 
 def reference(tensors: dict[str, Tensor], label: int, codes: list[int]) -> Tensor:
@@ -95,13 +77,6 @@ def reference(tensors: dict[str, Tensor], label: int, codes: list[int]) -> Tenso
     return norm(x, "norm.weight") @ w["output.weight"].T
 
 
-def write_vq(path: Path) -> None:
-    """LlamaGen's image tokenizer, small, with its count of used codes."""
-    state = vq_weights(CODES, "l2_normalized")
-    state["quantize.codebook_used"] = torch.zeros(65536)
-    torch.save({"model": state, "steps": 9}, path)
-
-
 class Converted(NamedTuple):
     folder: Path
     tensors: dict[str, Tensor]
@@ -111,15 +86,8 @@ class Converted(NamedTuple):
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Converted:
     folder = tmp_path_factory.mktemp("llamagen")
-    tensors = gpt_tensors()
-    optimizer = {"state": {}, "param_groups": [{"lr": 1e-4}]}
-    content = {"model": tensors, "optimizer": optimizer, "steps": 100}
-    torch.save(content, folder / "c2i_T_384.pt")
-    write_vq(folder / "vq_ds2_c2i.pt")
-    arguments = ["--tokenizer", str(folder / "vq_ds2_c2i.pt"), "--resolution", "8"]
-    source, own = str(folder / "c2i_T_384.pt"), str(folder / "own")
-    assert main(["convert", source, "-o", own, *arguments]) == 0
-    return Converted(folder, tensors, cm3core.load(own))
+    own = write_llamagen(folder)
+    return Converted(folder, gpt_tensors(), cm3core.load(own))
 
 
 def test_logits_are_the_references_at_each_step(converted: Converted) -> None:
