@@ -16,6 +16,7 @@ from cm3core.config.schema import (
     fit,
     hints,
 )
+from cm3core.config.words import correction, in_words
 from cm3core.errors import GenerationError, close_match
 from cm3core.interfaces.component import ComponentConfig, choose, chosen_name
 
@@ -139,9 +140,11 @@ def with_options(
 def _fitting(value: Any, annotation: Any, place: str) -> Any:
     try:
         return fit(value, annotation)
-    except WrongTypeError as error:
+    except WrongTypeError:
         raise GenerationError(
-            place, f"is {value!r}, not {error.expected}", "correct the value"
+            place,
+            f"is {value!r}, must be {in_words(annotation)}",
+            correction(place, value, annotation),
         ) from None
 
 
@@ -206,7 +209,9 @@ class _Change:
         elif whole is not None or ("" in given and current is None):
             if self.find is None or not isinstance(whole, str):
                 raise GenerationError(
-                    place, f"is {whole!r}, not {self.field.kind}", "correct the value"
+                    place,
+                    f"is {whole!r}, not {self.field.kind}",
+                    f"write {place}=NAME (cm3 kinds {self.field.kind})",
                 )
             current = _another(current, self.field, whole, self.find, inner, place)
         if current is None:

@@ -379,7 +379,9 @@ def check_config(
         inner = error.place.removeprefix(f"{config.kind}.")
         if place == config.kind or inner == error.place:
             raise
-        raise type(error)(f"{place}.{inner}", error.cause, error.next_step) from error
+        # the step, too, names keys of the component's section
+        step = re.sub(rf"\b{config.kind}\.(?=\w+=)", f"{place}.", error.next_step)
+        raise type(error)(f"{place}.{inner}", error.cause, step) from error
     for path, part in parts_of(config):
         check_config(part, f"{place}.{path}", check)
 

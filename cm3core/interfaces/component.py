@@ -127,10 +127,15 @@ class ComponentConfig:
 
         Must stay light: no torch, no reading of files. This method checks the fields' types and `ranges`: an override
         must begin with `super().check()`. Components in its fields are checked afterwards."""
-        ranges: dict[str, tuple[float, float]] = {}
-        for parent in reversed(type(self).__mro__):
-            ranges |= vars(parent).get("ranges", {})
-        check_numbers(self.kind, self, ranges)
+        check_numbers(self.kind, self, ranges_of(type(self)))
+
+
+def ranges_of(config_class: type[Any]) -> dict[str, tuple[float, float]]:
+    """Return the `ranges` of a config class and of its bases."""
+    ranges: dict[str, tuple[float, float]] = {}
+    for parent in reversed(config_class.__mro__):
+        ranges |= vars(parent).get("ranges", {})
+    return ranges
 
 
 def keys_not_in_outputs(config_class: type[ComponentConfig]) -> set[str]:
@@ -155,9 +160,10 @@ def check_value(
     place: str,
     value: object,
     holds: bool,
-    next_step: str = "correct the value",
+    next_step: str = "",
     *,
     must_be: str = "",
+    instead: str = "",
 ) -> None:
     """Raise `RecipeError` unless `holds`; for range checks in a config's `check`.
 
@@ -165,12 +171,16 @@ def check_value(
         place: the key, "section.key".
         value: the key's value.
         holds: whether the value is allowed; write comparisons so that nan fails.
-        next_step: what the user should do.
+        next_step: what the user should do; "": write another value.
         must_be: the rule, if `next_step` does not state it: completes "must be ...".
+        instead: a value that is allowed, as YAML: the nearest one, or the default.
     """
     if not holds:
         rule = f", must be {must_be}" if must_be else ""
-        raise RecipeError(place, f"is {value!r}{rule}", next_step)
+        another = f"write {place}={instead or 'VALUE'}"
+        if must_be and not instead:
+            another += f", which must be {must_be}"
+        raise RecipeError(place, f"is {value!r}{rule}", next_step or another)
 
 
 def check_given(place: str, value: object, next_step: str, *, why: str = "") -> None:
@@ -259,28 +269,32 @@ def check_numbers(place: str, values: object, ranges: Mapping[str, tuple[float, 
         ranges: see `ComponentConfig.ranges`.
     """
     check_fields(values, RecipeError, f"{place}.")
-    for key, value in _numbers(values, ""):
+    for key, value, below in _numbers(values, ""):
         usual = _INT_RANGE if isinstance(value, int) else _FLOAT_RANGE
         least, most = ranges.get(key, usual)
-        rule = f"at least {least:,}" if value < least else f"at most {most:,}"
+        low = value < least
+        rule = f"at least {least:,}" if low else f"at most {most:,}"
+        nearest = f"{least if low else most:.15g}"
         if not math.isfinite(value):
-            rule = "finite"
-        check_value(f"{place}.{key}", value, least <= value <= most, must_be=rule)
+            rule, nearest = "finite", ""
+        check_value(
+            f"{place}.{key}{below}", value, least <= value <= most, must_be=rule, instead=nearest
+        )
 
 
-def _numbers(value: object, key: str) -> Iterator[tuple[str, int | float]]:
-    """The numbers in a value, each with its dotted key."""
+def _numbers(value: object, key: str, below: str = "") -> Iterator[tuple[str, int | float, str]]:
+    """The numbers in a value, each with its dotted key, and where it is in the value of that key."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        yield key, value
+        yield key, value, below
     elif is_dataclass(value) and not isinstance(value, type):
         for item in fields(value):
             yield from _numbers(getattr(value, item.name), f"{key}.{item.name}".lstrip("."))
     elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _numbers(item, key)
+        for name, item in value.items():
+            yield from _numbers(item, key, f"{below}.{name}")
     elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _numbers(item, key)
+        for number, item in enumerate(value):
+            yield from _numbers(item, key, f"{below}[{number}]")
 
 
 # Laws that are checked while components run, and the component that broke one.

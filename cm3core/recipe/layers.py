@@ -7,12 +7,14 @@ reported.
 from __future__ import annotations
 
 import io
-import re
-from collections.abc import Container, Sequence
+import shlex
+import sys
+from collections.abc import Container, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import yaml
 from omegaconf import OmegaConf
@@ -23,6 +25,16 @@ from cm3core.errors import RecipeError
 from cm3core.files import read_text
 from cm3core.plugins.registry import ANYONE, KINDS, Writer, read_writer
 from cm3core.recipe import library
+from cm3core.recipe.forms import (
+    KEY_VALUE,
+    MANDATORY,
+    Items,
+    KeyPath,
+    next_step,
+    path_of,
+    plain,
+    whole,
+)
 
 #: Errors of YAML's scalar constructors for a text that does not match its tag
 #: (`!!int x`), or a number with more digits than Python converts.
@@ -191,7 +203,8 @@ COMMAND_LINE = "command line"
 _MOST_SHOWN = 100
 #: The file in which a run or a checkpoint stores its recipe.
 STORED = "recipe.yaml"
-OVERRIDE = re.compile(r"(?P<key>[A-Za-z_][\w-]*(\.[\w-]+)*)=(?P<value>.*)", re.DOTALL)
+#: Top-level keys of a file that begin with this hold values for YAML's anchors, and are not part of the recipe.
+NOTES = "x-"
 
 
 @dataclass(frozen=True)
@@ -270,22 +283,42 @@ def _extends(value: object, label: str) -> list[str]:
     return names
 
 
+#: What was read from a standard input, because it can be read only once.
+_READ: WeakKeyDictionary[object, str] = WeakKeyDictionary()
+
+
+def _standard_input() -> str:
+    """The text of the standard input."""
+    if sys.stdin is None:
+        raise OSError("it is closed")
+    if sys.stdin not in _READ:
+        _READ[sys.stdin] = sys.stdin.read()
+    return _READ[sys.stdin]
+
+
 def read(path: Path) -> str:
     """Return a recipe file's text."""
     try:
-        return read_text(path)
+        return _standard_input() if path == library.STANDARD_INPUT else read_text(path)
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(str(path), f"can't be read: {error}", "give a UTF-8 text file") from error
+        raise RecipeError(
+            library.label(path), f"can't be read: {error}", "give a UTF-8 text file"
+        ) from error
 
 
 def parse(text: str, label: str) -> dict[str, Any]:
     """Return a layer's values from YAML text, with interpolations unresolved.
 
-    Duplicate keys and non-text keys are refused."""
+    Duplicate keys and non-text keys are refused. Top-level keys that begin with `NOTES` are left out."""
     loaded = mapping_of(text, label)
+    loaded = {key: value for key, value in loaded.items() if not _is_note(key)}
     _check_keys(loaded, label, ())
     check_interpolations(f"{label}: ", loaded)
     return cast(dict[str, Any], loaded)  # every key is text, as just checked
+
+
+def _is_note(key: object) -> bool:
+    return isinstance(key, str) and key.startswith(NOTES)
 
 
 def _check_keys(values: dict[Any, Any], label: str, path: tuple[str, ...]) -> None:
@@ -301,72 +334,116 @@ def _check_keys(values: dict[Any, Any], label: str, path: tuple[str, ...]) -> No
 
 
 def override_layer(overrides: Sequence[str], kinds: Container[str] = KINDS) -> Layer:
-    """Return the command line's `key=value` arguments as one layer, regardless of their order.
+    """Return the command line's overrides as one layer, regardless of their order.
 
-    `kind=name` is short for `kind.name=name`, and is expanded before anything is merged;
-    `kind=null` removes the section. `key=name` for a component inside another one is expanded likewise
+    `cm3core.recipe.forms` lists their forms. `kind=name` is short for `kind.name=name`, and is expanded before anything
+    is merged; `kind=null` removes the section. `key=name` for a component inside another one is expanded likewise
     if keys below `key` are given too.
 
     Raises:
-        RecipeError: an argument is not `key=value`, its value is not YAML, or two of them
+        RecipeError: an argument has none of the forms, its value is not YAML, or two of them
             contradict each other.
     """
     values: dict[str, Any] = {}
-    seen: dict[str, object] = {}
-    given = {argument.partition("=")[0] for argument in overrides}
-    for argument in overrides:
-        match = OVERRIDE.fullmatch(argument)
+    given: dict[str, object] = {}
+    arguments = [plain(argument, kinds) for argument in overrides]
+    paths = {path_of(argument.partition("=")[0]) for argument in arguments}
+    for number, argument in enumerate(arguments):
+        match = KEY_VALUE.fullmatch(argument)
         if match is None:
             raise RecipeError(
-                f"{COMMAND_LINE}: {argument}",
+                f"{COMMAND_LINE}: {_shortened(overrides[number])}",
                 "is not key=value",
-                "write section.key=value, e.g. train.steps=100",
+                next_step(overrides[number], overrides[number + 1 :]),
             )
-        key = match["key"]
+        key, text = match["key"], match["value"].strip()
         if key.partition(".")[0] == "extends":
             raise RecipeError(
                 f"{COMMAND_LINE}: extends",
                 "works only in recipe files; the command line changes values of a recipe",
                 f"write a file that begins with `extends: {match['value'] or '[RECIPE]'}`, and name it",
             )
-        if key in kinds and match["value"].strip() not in {"", "null", "~"}:
-            key, argument = f"{key}.name", f"{key}.name={match['value']}"
-        value = _override_value(argument, key)
-        inside = key.partition(".")[0] in kinds and "." in key
-        if inside and isinstance(value, str) and any(one.startswith(f"{key}.") for one in given):
+        if key in kinds and text not in {"", "null", "~", MANDATORY} and text[0] != "{":
             key = f"{key}.name"
-        _check_contradiction(key, value, seen)
-        seen[key] = value
-    for key, value in sorted(seen.items()):
-        _put(values, key.split("."), value)
+        value = _override_value(f"{key}={match['value']}", key, arguments[number + 1 :])
+        path = path_of(key)
+        if path[0] in kinds and len(path) > 1 and isinstance(value, str) and value != MANDATORY:
+            above = any(one != path and one[: len(path)] == path for one in paths)
+            key = f"{key}.name" if above else key
+        _check_contradiction(key, value, given)
+        given[key] = value
+    for key, value in sorted(given.items()):
+        _put(values, path_of(key), value)
     return Layer(COMMAND_LINE, values)
 
 
-def _override_value(argument: str, key: str) -> object:
-    """Return the value of `a.b.c=value`, read as YAML by OmegaConf."""
-    shown = argument if len(argument) <= _MOST_SHOWN else f"{argument[:_MOST_SHOWN]}..."
-    shown = shown.encode(errors="backslashreplace").decode()  # bytes that are not UTF-8
-    value = value_of(argument, f"{COMMAND_LINE}: {shown}")
-    for part in key.split("."):
+def _override_value(argument: str, key: str, following: Sequence[str]) -> object:
+    """Return the value of `a.b.c=value`, read as YAML by OmegaConf; `following`: the arguments after it."""
+    place = f"{COMMAND_LINE}: {_shortened(argument)}"
+    # OmegaConf would read the number of an item as a key
+    named = f"{key.partition('[')[0]}={argument.partition('=')[2]}"
+    try:
+        value = value_of(named, place)
+    except RecipeError as error:
+        if complete := whole([argument, *following], _is_readable):
+            step = f"put the argument in quotes: {shlex.quote(complete)}"
+            raise RecipeError(place, f"{error.cause}: the shell split it", step) from error
+        raise
+    for part in named.partition("=")[0].split("."):
         value = value[part]
     check_numbers(value, f"{COMMAND_LINE}: {key}")
     check_interpolations(f"{COMMAND_LINE}: {key}", value)
+    if isinstance(value, dict):
+        _check_keys(value, COMMAND_LINE, (key,))
     return value
 
 
-def _check_contradiction(key: str, value: object, seen: dict[str, object]) -> None:
+def _is_readable(argument: str) -> bool:
+    try:
+        value_of(argument, "")
+    except RecipeError:
+        return False
+    return True
+
+
+def _shortened(argument: str) -> str:
+    """An argument as errors show it."""
+    shown = argument if len(argument) <= _MOST_SHOWN else f"{argument[:_MOST_SHOWN]}..."
+    return shown.encode(errors="backslashreplace").decode()  # bytes that are not UTF-8
+
+
+def _check_contradiction(key: str, value: object, given: dict[str, object]) -> None:
     """Refuse a key given twice, or inside another key's value, because the order would then matter."""
-    for other, known in seen.items():
-        if other == key and known == value:
-            continue
-        if other == key or other.startswith(f"{key}.") or key.startswith(f"{other}."):
-            shown = " and ".join(sorted({f"{other}={known}", f"{key}={value}"}))
-            raise RecipeError(
-                f"{COMMAND_LINE}: {key}", f"is given twice: {shown}", "keep one of them"
-            )
+    for path, inner in _leaves(path_of(key), value):
+        for other, known in given.items():
+            for other_path, other_inner in _leaves(path_of(other), known):
+                length = min(len(path), len(other_path))
+                if path == other_path and inner == other_inner:
+                    continue
+                if path[:length] == other_path[:length]:
+                    shown = " and ".join(sorted({f"{other}={known}", f"{key}={value}"}))
+                    raise RecipeError(
+                        f"{COMMAND_LINE}: {key}", f"is given twice: {shown}", "keep one of them"
+                    )
 
 
-def _put(values: dict[str, Any], path: list[str], value: object) -> None:
-    for part in path[:-1]:
-        values = values.setdefault(part, {})
-    values[path[-1]] = value
+def _leaves(path: KeyPath, value: object) -> Iterator[tuple[KeyPath, object]]:
+    """(path, value) of a value, or of everything in it if it is a mapping."""
+    if not isinstance(value, dict) or not value:
+        yield path, value
+        return
+    for key, inner in value.items():
+        yield from _leaves((*path, key), inner)
+
+
+def _put(values: dict[Any, Any], path: Sequence[str | int], value: object) -> None:
+    """Set the value at a path; a mapping is merged with what is there."""
+    first, *rest = path
+    if rest:
+        values = values.setdefault(first, Items() if isinstance(rest[0], int) else {})
+        _put(values, rest, value)
+    elif isinstance(value, dict) and isinstance(values.get(first), dict):
+        for key, inner in value.items():
+            _put(values[first], (key,), inner)
+    else:
+        values[first] = value

@@ -20,6 +20,10 @@ from cm3core.errors import RecipeError, close_match
 from cm3core.files import user_path
 
 SUFFIX = ".yaml"
+#: The path that means the standard input, its name in messages, and the default name of a recipe that is read there.
+STANDARD_INPUT = Path("-")
+STANDARD_INPUT_LABEL = "standard input"
+STANDARD_INPUT_NAME = "stdin"
 #: Group of the entry points that name folders of recipes.
 GROUP = "cm3core.recipes"
 
@@ -116,7 +120,8 @@ def find(
     """Return the file of a recipe.
 
     Args:
-        name_or_path: a shipped recipe's name, or a path (contains a `/` or ends with `.yaml`).
+        name_or_path: a shipped recipe's name, a path (contains a `/` or ends with `.yaml`), or "-" for the
+            standard input.
         relative_to: folder that paths are relative to; None: the working directory.
         place: where the name was written, for the error.
         distribution: the one that has the recipe, if known; for the error.
@@ -124,6 +129,8 @@ def find(
     Raises:
         RecipeError: there is no such recipe.
     """
+    if name_or_path == str(STANDARD_INPUT) and relative_to is None:
+        return STANDARD_INPUT
     if name_or_path.endswith((SUFFIX, ".yml")) or "/" in name_or_path:
         path = Path(relative_to or ".") / user_path(name_or_path, place)
         if not _is_file(path):
@@ -163,6 +170,8 @@ def _is_file(path: Path) -> bool:
 
 def label(path: Path) -> str:
     """Return a layer's name in messages: a shipped recipe's file name, otherwise the path."""
+    if path == STANDARD_INPUT:
+        return STANDARD_INPUT_LABEL
     return path.name if is_shipped(path) else str(path)
 
 

@@ -6,7 +6,8 @@ Each layer is merged separately, so that its errors are reported with its file a
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,14 @@ from cm3core.config.schema import (
     init_fields,
     keys_of,
     make,
-    shown_type,
     to_plain,
 )
-from cm3core.errors import PluginError, RecipeError, close_match
+from cm3core.config.words import in_words, setting
+from cm3core.errors import CM3Error, PluginError, RecipeError, close_match
 from cm3core.interfaces.component import ComponentConfig, choose, chosen_name
 from cm3core.plugins.registry import ANYONE, KINDS, Registry, Writer, moved_to
-from cm3core.recipe import library
+from cm3core.recipe import forms, library
+from cm3core.recipe.forms import MANDATORY, Items
 from cm3core.recipe.layers import COMMAND_LINE, Layer, file_layers, override_layer, parse
 from cm3core.recipe.recipe import MissingComponent, Recipe
 from cm3core.recipe.sections import FIXED_SECTIONS
@@ -188,8 +190,8 @@ def _fit_resolved(value: Any, wanted: Key, place: str, written: Any) -> Any:
     except WrongTypeError as error:
         raise RecipeError(
             place,
-            f"is {written!r}, which is {value!r}, expected {shown_type(wanted.annotation)}",
-            "correct the interpolation",
+            f"is {written!r}, which is {value!r}, must be {in_words(wanted.annotation)}",
+            f"write a value, or refer to a key that has {in_words(wanted.annotation)}",
         ) from error
 
 
@@ -231,8 +233,9 @@ def compose(
     """Compose a recipe from a shipped name or a file, with the command line's overrides.
 
     Args:
-        name_or_path: "cm3leon-350m", or a path ("./mine.yaml").
-        overrides: `section.key=value` in any order; `kind=name` changes a component, `kind=null` removes it.
+        name_or_path: "cm3leon-350m", a path ("./mine.yaml"), or "-" for the standard input.
+        overrides: `section.key=value` in any order; `kind=name` changes a component, `kind=null` removes it;
+            `cm3core.recipe.forms` has all forms.
         registry: the components that recipes may name.
         beneath: a layer below those of the recipe.
 
@@ -247,22 +250,71 @@ def compose(
         name_or_path, distribution=moved_to(registry.plugins, "recipe", name_or_path)
     )
     layers = file_layers(path)
+    name = library.STANDARD_INPUT_NAME if path == library.STANDARD_INPUT else path.stem
     if layers[-1].values.get("name") is None:
         _check_name(
             f"{layers[-1].label}: name",
-            path.stem,
+            name,
             "add a plain name (name: mine), or rename the file",
         )
     under = [] if beneath is None else [beneath]
-    return _compose(
-        path.stem, [*under, *layers, override_layer(overrides, registry.kinds)], registry
+
+    def composed(arguments: Sequence[str]) -> Recipe:
+        own = override_layer(arguments, registry.kinds)
+        return _compose(name, [*under, *layers, own], registry)
+
+    try:
+        return composed(overrides)
+    except CM3Error as error:
+        several = _several_values(name_or_path, overrides, composed, beneath is None)
+        if several is None:
+            raise
+        raise several from error
+
+
+def _several_values(
+    recipe: str,
+    overrides: Sequence[str],
+    composed: Callable[[Sequence[str]], Recipe],
+    sweeps: bool,
+) -> RecipeError | None:
+    """The error for overrides with several values for a key; None if there are none. `sweeps`: whether `cm3 sweep`
+    trains such recipes."""
+
+    def is_valid(arguments: Sequence[str]) -> bool:
+        try:
+            composed(arguments)
+        except CM3Error:
+            return False
+        return True
+
+    several = forms.swept(overrides, is_valid)
+    if not several:
+        return None
+    choices = forms.alternatives(several[0])
+    return RecipeError(
+        f"{COMMAND_LINE}: {several[0]}",
+        f"has {len(choices)} values, and a recipe has one for each key",
+        f"train and evaluate each: {shlex.join(['cm3', 'sweep', recipe, *overrides])}"
+        if sweeps
+        else f"run the command once for each: {shlex.join(choices)}",
     )
 
 
 @checked(RecipeError)
-def recipe_from_yaml(text: str, registry: Registry, *, label: str = "recipe.yaml") -> Recipe:
-    """Read the output of `Recipe.to_yaml`; `label` names the text in errors."""
-    return _compose(Path(label).stem, [_resolved_layer(text, label, ANYONE)], registry)
+def recipe_from_yaml(
+    text: str, registry: Registry, *, label: str = "recipe.yaml", overrides: Sequence[str] = ()
+) -> Recipe:
+    """Read the output of `Recipe.to_yaml`.
+
+    Args:
+        text: the YAML.
+        registry: the components that it may name.
+        label: names the text in errors.
+        overrides: change its values, as in `compose`.
+    """
+    own = [override_layer(overrides, registry.kinds)] if overrides else []
+    return _compose(Path(label).stem, [_resolved_layer(text, label, ANYONE), *own], registry)
 
 
 def stored_recipe(
@@ -302,7 +354,7 @@ def _compose(
         values = dict(layer.values)
         stated = values.pop("name", None)
         if stated is not None and not isinstance(stated, str):
-            raise wrong_type(f"{layer.label}: name", stated, "str")
+            raise wrong_type(f"{layer.label}: name", stated, str)
         if stated is not None:
             _check_name(f"{layer.label}: name", stated, "write a plain name")
         if position == own:
@@ -313,8 +365,11 @@ def _compose(
             if lenient and unknown and layer.writer.providers.get(section):
                 missing[section] = _of_missing_kind(layer, section, given, registry)
                 continue
-            if section in registry.kinds and given is None:
+            if section in registry.kinds and (given is None or given == MANDATORY):
                 choices.pop(section, None)
+                continue
+            if section in FIXED_SECTIONS and given == MANDATORY:
+                sections[section] = Section(FIXED_SECTIONS[section])
                 continue
             keys = _keys(layer.label, section, given, registry)
             if section in registry.kinds:
@@ -384,6 +439,15 @@ def _keys(label: str, section: str, given: object, registry: Registry) -> dict[s
     """Return a layer's values for a section: key -> value."""
     place = f"{label}: {section}"
     kinds = registry.kinds
+    if section == "defaults":
+        shipped = {recipe.name for recipe in library.list_recipes()}
+        lines = forms.extends_of(given, shipped.__contains__)
+        raise RecipeError(
+            place,
+            "is not a section of a recipe: a recipe names those that it builds on under extends, and its components "
+            "in their sections",
+            "write instead:" + "".join(f"\n    {line}" for line in lines),
+        )
     if section not in kinds and section not in FIXED_SECTIONS:
         step = close_match(section, [*kinds, *FIXED_SECTIONS, "extends", "name"])
         if not step.startswith("did you mean"):
@@ -391,8 +455,14 @@ def _keys(label: str, section: str, given: object, registry: Registry) -> dict[s
         raise RecipeError(place, "is not a section of a recipe", step)
     if section in kinds and isinstance(given, str):
         given = {"name": given}
-    if not isinstance(given, dict):
-        raise wrong_type(place, given, "a mapping of keys to values")
+    if not isinstance(given, dict) or isinstance(given, Items):
+        config_class = kinds[section].config if section in kinds else FIXED_SECTIONS[section]
+        key = next(iter(keys_of(config_class)), "KEY")
+        raise RecipeError(
+            place,
+            f"is {given!r}, must be a mapping of keys to values",
+            f"write {setting(f'{place}.{key}', '...')}",
+        )
     return given
 
 

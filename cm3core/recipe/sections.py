@@ -81,6 +81,7 @@ class VocabularySection:
         multiple_of: the embedding table's rows are padded to a multiple of this (metaseq: 8).
     """
 
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = VOCABULARY_RANGES
     num_text: int | None = None
     num_sentinels: int = 512
     num_reserved: int = 0
@@ -88,7 +89,7 @@ class VocabularySection:
 
     def check(self) -> None:
         """Raise `RecipeError` for a size out of range."""
-        check_numbers("vocabulary", self, VOCABULARY_RANGES)
+        check_numbers("vocabulary", self, self.ranges)
 
 
 @dataclass(kw_only=True)
@@ -147,6 +148,7 @@ class TrainSection:
             the recipe's hash.
     """
 
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = TRAIN_RANGES
     seed: int = 0
     steps: int | None = None
     minutes: float | None = None
@@ -186,7 +188,7 @@ class TrainSection:
 
     def check(self) -> None:
         """Raise `RecipeError` for values that are out of range or can't be combined."""
-        check_numbers("train", self, TRAIN_RANGES)
+        check_numbers("train", self, self.ranges)
         if (self.steps is None) == (self.minutes is None):
             given = (
                 "neither is given"
@@ -202,19 +204,31 @@ class TrainSection:
         for key in ("minutes", "validate_every_minutes", "sample_every_minutes"):
             value = getattr(self, key)
             check_value(
-                f"train.{key}", value, value is None or value > 0, must_be="null or greater than 0"
+                f"train.{key}",
+                value,
+                value is None or value > 0,
+                must_be="null or greater than 0",
+                instead="null",
             )
         for key in ("learning_rate", "muon_learning_rate", "eps", "checkpoint_every_minutes"):
             value = getattr(self, key)
-            check_value(f"train.{key}", value, value > 0, must_be="greater than 0")
+            usual = f"{getattr(type(self), key):g}"
+            check_value(f"train.{key}", value, value > 0, must_be="greater than 0", instead=usual)
         for key in ("final_learning_rate_fraction", "decay_fraction"):
             fraction = getattr(self, key)
-            check_value(f"train.{key}", fraction, 0 <= fraction <= 1, must_be="from 0 to 1")
+            check_value(
+                f"train.{key}",
+                fraction,
+                0 <= fraction <= 1,
+                must_be="from 0 to 1",
+                instead="1" if fraction > 1 else "0",
+            )
         check_value(
             "train.betas",
             self.betas,
             len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
             must_be="two numbers from 0 to 1, 1 not included",
+            instead="[0.9,0.95]",
         )
 
 
@@ -240,6 +254,7 @@ class TuneSection:
         blocks: numbers of the blocks that get adapters, from 0. Empty: all.
     """
 
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = TUNE_RANGES
     method: Literal["full", "layers", "head", "embeddings", "lora", "dora"] = "full"
     parameters: list[str] = field(default_factory=list)
     rank: int = 16
@@ -256,8 +271,10 @@ class TuneSection:
 
     def check(self) -> None:
         """Raise `RecipeError` for values that are out of range or meaningless together."""
-        check_numbers("tune", self, TUNE_RANGES)
-        check_value("tune.dropout", self.dropout, self.dropout < 1, must_be="less than 1")
+        check_numbers("tune", self, self.ranges)
+        check_value(
+            "tune.dropout", self.dropout, self.dropout < 1, must_be="less than 1", instead="0"
+        )
         if self.method == "layers" and not self.parameters:
             raise RecipeError(
                 "tune.parameters",
@@ -290,6 +307,7 @@ class DataSection:
             not on the number of processes. null: as many as there are processes when the run starts.
     """
 
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = DATA_RANGES
     #: Every recipe that was stored without the key had one stream.
     earlier: ClassVar[Mapping[str, int]] = {"num_streams": 1}
     cache_dir: str | None = None
@@ -299,7 +317,7 @@ class DataSection:
 
     def check(self) -> None:
         """Raise `RecipeError` for a count out of range."""
-        check_numbers("data", self, DATA_RANGES)
+        check_numbers("data", self, self.ranges)
 
 
 @dataclass(kw_only=True)
@@ -330,6 +348,7 @@ class GenerateSection:
         parallel: several codes of a picture per step; null or off: one. No part of the recipe's hash.
     """
 
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = GENERATE_RANGES
     num_images: int = 4
     num_candidates: int = 1
     retrieve: bool = True
@@ -344,12 +363,13 @@ class GenerateSection:
 
     def check(self) -> None:
         """Raise `RecipeError` for a count out of range."""
-        check_numbers("generate", self, GENERATE_RANGES)
+        check_numbers("generate", self, self.ranges)
         check_value(
             "generate.parallel.window",
             self.window,
             self.window == "auto" or 1 <= self.window <= MOST_AHEAD,
             must_be=f"from 1 to {MOST_AHEAD}, or auto",
+            instead="auto",
         )
 
 

@@ -8,27 +8,28 @@ must be known: a component that a later layer replaces may belong to a plugin th
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, replace
 from typing import Any
 
 from cm3core.config.schema import (
     ComponentField,
     WrongTypeError,
+    defaults,
     fit,
     is_interpolation,
     keys_of,
-    shown_type,
+    to_plain,
 )
+from cm3core.config.words import correction, in_words, setting, shown_value
 from cm3core.errors import PluginError, RecipeError, close_match
 from cm3core.interfaces.component import ComponentConfig
 from cm3core.plugins.registry import ANYONE, Registry, Writer, find
+from cm3core.recipe.forms import MANDATORY, Items
 from cm3core.recipe.layers import Layer
 
 logger = logging.getLogger("cm3core.recipe")
-
-#: OmegaConf's notation for "this must still be set".
-MANDATORY = "???"
 
 
 class ComponentValues(dict[str, Any]):
@@ -82,9 +83,10 @@ def merge_values(
     for key, value in _with_new_names(place, given, config_class).items():
         here = place.below(key)
         if key not in known:
-            raise RecipeError(
-                str(here), f"{place.owner} has no key {key!r}", close_match(key, known)
-            )
+            step = _component_step(place, key, value) or close_match(key, known)
+            raise RecipeError(str(here), f"{place.owner} has no key {key!r}", step)
+        if isinstance(value, Items):
+            value = _with_items(here, value, into.get(key, defaults(config_class)[key]))
         components, inner, annotation = (
             known[key].components,
             known[key].nested,
@@ -100,11 +102,14 @@ def merge_values(
             continue
         if value == MANDATORY:
             into.pop(key, None)
+            place.origins.pop(here.dotted, None)
+            forget(here.dotted, place.origins)
             continue
         try:
             fitting = fit(value, annotation)
         except WrongTypeError as error:
-            raise wrong_type(str(here), value, shown_type(annotation), error) from error
+            start = into.get(key, defaults(config_class)[key])
+            raise wrong_type(str(here), value, annotation, error, start) from error
         merged = (
             {**into[key], **fitting}
             if isinstance(fitting, dict) and isinstance(into.get(key), dict)
@@ -112,6 +117,41 @@ def merge_values(
         )
         forget(here.dotted, place.origins)
         into[key], place.origins[here.dotted] = merged, place.label
+
+
+def _component_step(place: Place, key: str, value: object) -> str:
+    """The next step if a section's key is the name of a component of its kind; "" otherwise."""
+    section = place.path[0]
+    if len(place.path) > 1 or key not in place.registry.names(section):
+        return ""
+    keys = value if isinstance(value, dict) else {}
+    return f"write {section}={key}" + "".join(
+        f" {section}.{name}={shown_value(inner)}" for name, inner in keys.items()
+    )
+
+
+def _with_items(place: Place, items: Items, current: object) -> list[Any]:
+    """Return a list with some of its items replaced; the keys given for a component are merged with it."""
+    plain = to_plain(current)
+    numbers = ", ".join(f"[{number}]" for number in items)
+    if not isinstance(plain, list):
+        shown = "has no value" if current is MISSING else f"is {plain!r}, not a list"
+        raise RecipeError(
+            f"{place}{numbers}", f"{place.dotted} {shown}", f"write {place.dotted}=[...]"
+        )
+    for number, item in items.items():
+        if number >= len(plain):
+            raise RecipeError(
+                f"{place}[{number}]",
+                f"the list has {len(plain)} items, numbered from 0",
+                f"write the whole list: {shlex.quote(f'{place.dotted}={shown_value(plain)}')}",
+            )
+        if isinstance(item, Items):
+            item = _with_items(place.below(str(number)), item, plain[number])
+        elif isinstance(item, dict) and isinstance(plain[number], dict):
+            item = {**plain[number], **item}
+        plain[number] = item
+    return plain
 
 
 def _merge_components(
@@ -137,13 +177,13 @@ def _merge_components(
             into[key] = {}
         place.origins.setdefault(place.dotted, place.label)
         for name, item in value.items():
-            if item is None:
+            if item is None or item == MANDATORY:
                 into[key].pop(name, None)
                 forget(f"{place.dotted}.{name}", place.origins)
             else:
                 _merge_component(place.below(name), wanted.kind, item, into[key], name)
     else:
-        raise wrong_type(str(place), value, shown_type(shown))
+        raise wrong_type(str(place), value, shown)
 
 
 def _merge_component(
@@ -152,7 +192,7 @@ def _merge_component(
     """Merge one component, `into[key]`, which an earlier layer may have chosen."""
     given = {"name": value} if isinstance(value, str) else value
     if not isinstance(given, dict):
-        raise wrong_type(str(place), value, f"a {kind}: its name, or a mapping with it")
+        raise wrong_type(str(place), value, place.registry.kinds[kind].config)
     chosen = into.get(key)
     chosen = chosen if isinstance(chosen, ComponentValues) else None
     name = given.get("name", None if chosen is None else chosen["name"])
@@ -160,7 +200,7 @@ def _merge_component(
     if name is None:
         raise RecipeError(at_name, f"is missing: the {kind}'s name", f"name one: {known}")
     if not isinstance(name, str) or is_interpolation(name):
-        raise wrong_type(at_name, name, f"the name of a component ({known})")
+        raise no_name(str(place), name, kind, place.registry)
     config_class = find(
         place.registry, kind, name, place=at_name, writer=place.writer, key=place.dotted
     )
@@ -198,20 +238,44 @@ def _with_new_names(place: Place, given: dict[str, Any], config_class: type[Any]
 
 
 def wrong_type(
-    place: str, value: object, expected: str, error: WrongTypeError | None = None
+    place: str,
+    value: object,
+    annotation: Any,
+    error: WrongTypeError | None = None,
+    default: Any = MISSING,
 ) -> RecipeError:
-    """The error for a value of another type than its key has."""
-    step = "correct the value"
-    if isinstance(value, float) and value.is_integer() and "int" in expected:
-        step = f"write {int(value)}"
-    elif "str" in expected and not isinstance(value, (str, list, dict)) and value is not None:
-        step = f"write it in quotes: '\"{value}\"'"
+    """The error for a value of another type than its key has.
+
+    Args:
+        place: the layer and the key.
+        value: wrong.
+        annotation: the key's.
+        error: says which part of the value is wrong.
+        default: the key's; `MISSING`: none.
+    """
     inside = (
         f" (in it, {error.value!r} is not {error.expected})"
         if error is not None and error.value is not value
         else ""
     )
-    return RecipeError(place, f"is {value!r}{inside}, expected {expected}", step)
+    return RecipeError(
+        place,
+        f"is {value!r}{inside}, must be {in_words(annotation)}",
+        correction(place, value, annotation, default),
+    )
+
+
+def no_name(place: str, value: object, kind: str, registry: Registry) -> RecipeError:
+    """The error for a value that is not the name of a component; `place` is the section's or key's."""
+    known = registry.names(kind)
+    meant = value[0] if isinstance(value, list) and len(value) == 1 else None
+    meant = value.get("name") if isinstance(value, dict) else meant
+    meant = meant if meant in known else next(iter(known), "NAME")
+    return RecipeError(
+        f"{place}.name",
+        f"is {value!r}, must be the name of a component ({', '.join(known)})",
+        f"write {setting(place, meant)}",
+    )
 
 
 def forget(section: str, origins: dict[str, str]) -> None:
@@ -264,11 +328,7 @@ class Choice:
         keys = dict(given)
         name = keys.pop("name", None)
         if name is not None and (not isinstance(name, str) or is_interpolation(name)):
-            raise wrong_type(
-                f"{layer.label}: {kind}.name",
-                name,
-                f"the name of a component ({', '.join(registry.names(kind))})",
-            )
+            raise no_name(f"{layer.label}: {kind}", name, kind, registry)
         return cls(layer, kind, name, keys)
 
     def find(self, registry: Registry) -> type[Any] | PluginError:

@@ -11,7 +11,6 @@ Modules here import no torch at module level. A command whose parser has a posit
 
 from __future__ import annotations
 
-import re
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from typing import TYPE_CHECKING
@@ -89,7 +88,6 @@ __all__ = [
     "INPUT",
     "MODEL",
     "OUTPUT",
-    "OVERRIDE",
     "RESULTS",
     "RETRIEVAL",
     "SAMPLING",
@@ -111,10 +109,6 @@ __all__ = [
     "window",
     "wrapped",
 ]
-
-#: An argument of this form is a recipe override; `cm3core.recipe` checks whether its key is well
-#: formed.
-OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=.*", re.DOTALL)
 
 #: Titles of the groups of options that commands share; a long help lists them in the order of `GROUPS`.
 INPUT, MODEL, RESULTS, SAMPLING = "input", "model and task", "results", "sampling"

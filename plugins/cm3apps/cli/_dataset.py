@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from cm3apps.cli import OVERRIDE
 from cm3core.errors import DataError, RecipeError, close_match
 from cm3core.files import user_path
 from cm3core.interfaces.dataset import TaskSource
 from cm3core.plugins.registry import built
+from cm3core.recipe.forms import OVERRIDE, plain
+from cm3core.recipe.library import STANDARD_INPUT
 from cm3run.hub import is_address
 from cm3run.picture_arrays import spread
 
@@ -34,8 +35,16 @@ _NUMBER = re.compile(r"-?[\d.]+")
 
 
 def is_override(argument: str) -> bool:
-    """Whether an argument is `section.key=value` rather than a path with `=` in it."""
-    return OVERRIDE.fullmatch(argument) is not None and not Path(argument).exists()
+    """Whether an argument has the form of an override, and is no path with `=` in it."""
+    return OVERRIDE.fullmatch(argument) is not None and not _exists(argument)
+
+
+def _exists(path: str) -> bool:
+    """Whether a path exists; false for an impossible one."""
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False
 
 
 def reader_of(path: str, registry: Registry) -> str | None:
@@ -89,7 +98,10 @@ def composed(values: dict[str, Any], overrides: Sequence[str], registry: Registr
     from cm3core.recipe import recipe_from_yaml
     from cm3core.recipe.layers import override_layer
 
-    given = override_layer(overrides, registry.kinds).values
+    # an item of a list is set last, as the list may be a default
+    items = [one for one in overrides if "[" in one.partition("=")[0]]
+    others = [one for one in overrides if one not in items]
+    given = override_layer(others, registry.kinds).values
     merged = dict(values)
     for section, keys in given.items():
         both = isinstance(keys, dict) and isinstance(merged.get(section), dict)
@@ -104,7 +116,7 @@ def composed(values: dict[str, Any], overrides: Sequence[str], registry: Registr
             "rename the folder or the file",
         ) from error
     text = OmegaConf.to_yaml(OmegaConf.create(merged))
-    return recipe_from_yaml(text, registry, label="arguments")
+    return recipe_from_yaml(text, registry, label="arguments", overrides=items)
 
 
 def recipe_of(target: str | None, overrides: Sequence[str], registry: Registry) -> Recipe:
@@ -123,9 +135,9 @@ def recipe_of(target: str | None, overrides: Sequence[str], registry: Registry) 
 
     if target is None:
         return composed({}, overrides, registry)
-    if is_override(target):
+    if is_override(target) or (plain(target, registry.kinds) != target and not _exists(target)):
         return composed({}, [target, *overrides], registry)
-    if target not in {recipe.name for recipe in list_recipes()}:
+    if target not in {recipe.name for recipe in list_recipes()} | {str(STANDARD_INPUT)}:
         if reader := reader_of(target, registry):
             return composed({"dataset": {"name": reader, "path": target}}, overrides, registry)
         if target in registry.names("dataset"):

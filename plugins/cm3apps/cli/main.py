@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cm3apps.cli import OVERRIDE
+from cm3apps.cli._hints import other_option, override_hint, takes_overrides
 from cm3apps.cli._process import (
     TRACEBACK_VARIABLE,
     VERBOSE,
@@ -31,6 +31,7 @@ from cm3apps.cli._process import (
 from cm3apps.cli.commands import BESIDE, COMMANDS, CommandParser
 from cm3core._version import __version__, how_to_install
 from cm3core.errors import CM3Error, close_match
+from cm3core.recipe.forms import plain
 from cm3run.ending import end_of_several
 from cm3run.faults import contained
 from cm3run.printing import make_safe, safe_output
@@ -96,7 +97,7 @@ def _run(argv: list[str]) -> int:
         top.print_help()
         return 0
     parser, run = _command(options.command, given.plugin)
-    args = _parse(parser, options.arguments)
+    args = _parse(parser, options.arguments, given.plugin)
     args.plugin = given.plugin
     chosen: Callable[[argparse.Namespace], int] = run or args.run
     with contextlib.ExitStack() as stack:
@@ -196,52 +197,34 @@ def _of_plugin(name: str, files: Sequence[Path]) -> Callable[[argparse.ArgumentP
     )
 
 
-def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse, with `key=value` anywhere among the options.
+def _parse(
+    parser: argparse.ArgumentParser, arguments: Sequence[str], files: Sequence[Path] = ()
+) -> argparse.Namespace:
+    """Parse, with overrides anywhere among the options. `files`: those of `--plugin`.
 
     (argparse takes a list of positionals in one place only.)
     """
-    args, rest = parser.parse_known_args(arguments)
+    before = ["cm3", *(word for file in files for word in ("--plugin", str(file)))]
+    before += parser.prog.split()[1:]
+    try:
+        args, rest = parser.parse_known_args(arguments)
+    except CM3Error as error:
+        if takes_overrides(parser) and (other := other_option(parser, arguments, before)):
+            raise other from error
+        raise
+    rest = [one for one in rest if one not in VERBOSE]  # options of every command, read by `main`
+    options = [one for one in rest if one.startswith("-")]
+    if hasattr(args, "overrides") and not options:
+        args.overrides = [plain(one) for one in [*args.overrides, *rest]]
+        return args
     if hasattr(args, "overrides"):
-        args.overrides = [*args.overrides, *(item for item in rest if OVERRIDE.fullmatch(item))]
-        rest = [item for item in rest if not OVERRIDE.fullmatch(item)]
-    rest = [
-        item for item in rest if item not in VERBOSE
-    ]  # options of every command, read by `main`
-    if rest and hasattr(args, "overrides") and (hint := override_hint(rest[0], arguments)):
-        raise CM3Error(parser.prog, f"unrecognized arguments: {' '.join(rest)}", hint)
+        if other := other_option(parser, arguments, before):
+            raise other
+        if hint := override_hint(options[0], arguments):
+            raise CM3Error(parser.prog, f"unrecognized arguments: {' '.join(rest)}", hint)
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return args
-
-
-def override_hint(option: str, arguments: Sequence[str]) -> str | None:
-    """The next step for an unknown option with the name of a recipe's key (`--steps 30`); None for other options.
-
-    >>> override_hint("--steps", ["tiny", "--steps", "30"])
-    'a recipe\'s key is given without dashes: train.steps=30'
-    """
-    from cm3core.config.schema import init_fields
-    from cm3core.plugins.kinds import KINDS
-    from cm3core.recipe.sections import FIXED_SECTIONS
-
-    name, equals, value = option.lstrip("-").partition("=")
-    name = name.replace("-", "_")
-    if not equals:
-        place = list(arguments).index(option) + 1
-        follows = arguments[place : place + 1]
-        value = follows[0] if follows and not follows[0].startswith("-") else "..."
-    section, _, key = name.partition(".")
-    keys = [
-        f"{own}.{item.name}"
-        for own, config_class in FIXED_SECTIONS.items()
-        for item in init_fields(config_class)
-    ]
-    if (key and (section in KINDS or name in keys)) or name in KINDS:
-        found = name
-    else:
-        found = next((own for own in keys if own.partition(".")[2] == name), "")
-    return f"a recipe's key is given without dashes: {found}={value}" if found else None
 
 
 if __name__ == "__main__":

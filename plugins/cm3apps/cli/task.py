@@ -161,7 +161,6 @@ def _task(args: Namespace, stored: TaskConfig | None, registry: Registry) -> Tas
     """The task, its keys overridden."""
     from cm3core.config.schema import to_plain
     from cm3core.recipe import recipe_from_yaml
-    from cm3core.recipe.layers import value_of
     from cm3run.trust import same_guard, unguarded_class
 
     keys: dict[str, Any] = {"name": args.task}
@@ -173,13 +172,10 @@ def _task(args: Namespace, stored: TaskConfig | None, registry: Registry) -> Tas
         ]
         keys = {**to_plain(stored), "name": names[0]}
     for override in args.overrides:
-        key, equals, _ = override.partition("=")
-        section, _, name = key.partition(".")
-        if not equals or section != "task" or not name.isidentifier():
+        if not override.startswith("task."):
             raise DataError(override, "is not task.KEY=VALUE", "write e.g. task.layout=paper")
-        keys[name] = value_of(override, override)["task"][name]
     text = json.dumps({"task": keys, "vocabulary": {"num_text": 256}})
-    config = recipe_from_yaml(text, registry, label="cm3 task show").task
+    config = recipe_from_yaml(text, registry, label="cm3 task show", overrides=args.overrides).task
     assert config is not None
     config.check()
     if stored is not None:  # keys without an override keep the model's values

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import MISSING
-from typing import Any
 
 import yaml
 
@@ -13,6 +12,7 @@ from cm3core.errors import PluginError, close_match
 from cm3core.interfaces import ComponentConfig
 from cm3core.plugins.discovery import load_registry
 from cm3core.plugins.registry import Registry
+from cm3core.recipe.forms import path_of, plain
 
 COMMAND_LINE = "command line"
 
@@ -69,7 +69,7 @@ def check_overrides(overrides: Sequence[str], registry: Registry) -> None:
 
 def _parts(override: str) -> tuple[str, str, str]:
     """ "sampler.training.steps=3" -> "sampler", "training", "training.steps=3"."""
-    dotted, equals, value = override.partition("=")
+    dotted, equals, value = plain(override).partition("=")
     prefix, dot, key = dotted.partition(".")
     if not equals or not dot or not prefix or not key:
         raise PluginError(
@@ -77,7 +77,7 @@ def _parts(override: str) -> tuple[str, str, str]:
             "is not KIND.KEY=VALUE or NAME.KEY=VALUE",
             "write e.g. sampler.temperature=0.5",
         )
-    return prefix, key.partition(".")[0], f"{key}={value}"
+    return prefix, str(path_of(key)[0]), f"{key}={value}"
 
 
 def own_overrides(
@@ -104,17 +104,14 @@ def config_of(
         RecipeError: a value is missing or of the wrong type.
     """
     from cm3core.recipe import recipe_from_yaml
-    from cm3core.recipe.layers import override_layer
 
-    given: dict[str, Any] = override_layer(
-        own_overrides(kind, name, overrides, registry.config_class(kind, name)), registry.kinds
-    ).values
+    own = own_overrides(kind, name, overrides, registry.config_class(kind, name))
     full_name = name
     if any(map(component_field, hints(registry.config_class(kind, name)).values())):
         full_name = f"{registry.plugins[0].name}/{name}"
         registry = with_installed(registry)
-    text = yaml.safe_dump({kind: {**given.get(kind, {}), "name": full_name}})
-    config = recipe_from_yaml(text, registry, label="given").section(kind)
+    text = yaml.safe_dump({kind: {"name": full_name}})
+    config = recipe_from_yaml(text, registry, label="given", overrides=own).section(kind)
     assert config is not None
     return config
 
@@ -133,7 +130,7 @@ def missing_keys(
 ) -> list[str]:
     """The keys without a default or an override."""
     given = {
-        override.partition("=")[0].split(".")[1]
+        str(path_of(override.partition("=")[0])[1])
         for override in own_overrides(kind, name, overrides, config_class)
     }
     return [
