@@ -131,7 +131,7 @@ def kind_entry(kind: str, registry: Registry) -> KindEntry:
     }
     return KindEntry(
         kind,
-        _purpose(entry),
+        purpose(entry),
         entry.hook,
         _full_name(entry.config),
         _full_name(entry.interface_class),
@@ -155,7 +155,7 @@ def interface_name(kind: Kind) -> str:
     return name if "." in name else f"cm3core.interfaces.{name}"
 
 
-def _purpose(kind: Kind) -> str:
+def purpose(kind: Kind) -> str:
     """Return the kind's summary, or the first sentence of its hook's documentation."""
     text = kind.summary or summary(getattr(hookspecs, kind.hook).__doc__ or "")
     return re.split(r" Recipe (?:section|key)", text)[0].removesuffix(".")
@@ -446,13 +446,12 @@ def keys_of(config_class: type[Any]) -> list[Key]:
 
 def _keys(config_class: type[Any], instance: object, prefix: str) -> Iterator[Key]:
     annotations = hints(config_class)
+    documented = [(parent.__name__, arguments(parent)) for parent in config_class.__mro__]
     for item in init_fields(config_class):
-        annotation, text, owner = annotations[item.name], "", ""
-        for parent in config_class.__mro__:
-            documented = arguments(parent)
-            if item.name in documented:
-                text, owner = documented[item.name], parent.__name__
-                break
+        annotation = annotations[item.name]
+        owner, text = next(
+            ((name, texts[item.name]) for name, texts in documented if item.name in texts), ("", "")
+        )
         start = default(item) if instance is None else getattr(instance, item.name)
         required = start is MISSING
         yield Key(

@@ -1,11 +1,11 @@
-"""`cm3 recipe list | show | check | memory | diff`: list, show, check and compare recipes, and compute the memory that
-training and generation need on each of several devices. No torch.
+"""`cm3 recipe list | show | check | memory | diff | hash | schema`: list, show, check and compare recipes, compute the
+memory that training and generation need on each of several devices, and write a JSON Schema for editors. No torch.
 """
 
 from __future__ import annotations
 
 import json
-import re
+import math
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Mapping
@@ -37,15 +37,22 @@ CHECK = """check what a recipe can do, before anything is built
 A recipe is refused if a value is wrong, if components can't be combined, or if training lacks something. Otherwise a
 table says which commands work with the recipe and with models trained with it, and why others don't. What this machine
 lacks, such as a GPU, is said in the table, and doesn't refuse a recipe."""
-#: Strings that need no quotes.
-PLAIN = re.compile(r"\(absent\)|[\w./-]+")
 
 HELP = "list, show, check and compare recipes"
 EXAMPLE = """  cm3 recipe list
   cm3 recipe show cm3leon-350m --origin
   cm3 recipe check ./mine.yaml train.steps=1000
   cm3 recipe memory cm3leon-7b --devices 8 --gb 80
-  cm3 recipe diff cm3leon-350m cm3leon-7b"""
+  cm3 recipe diff cm3leon-350m cm3leon-7b
+  cm3 recipe schema -o recipe.schema.json"""
+#: What a recipe's argument may be.
+RECIPE = "a shipped recipe's name, a path, a run's folder, or - for the standard input"
+SCHEMA = """print a JSON Schema (draft 2020-12) of recipe files, by which an editor completes, explains and checks them
+
+It has the components of all plugins in use, with their keys, types, ranges, defaults and descriptions; write it again after you
+install or change a plugin. Combinations of values are left to cm3 recipe check. An editor with a language server of YAML finds
+it by a comment at the top of a recipe:
+  # yaml-language-server: $schema=recipe.schema.json"""
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -61,21 +68,22 @@ def configure(parser: ArgumentParser) -> None:
             formatter_class=RawDescriptionHelpFormatter,
         )
 
-    add("list", "list the shipped recipes", "cm3 recipe list")
+    _add_json(add("list", "list the shipped recipes", "cm3 recipe list"))
     show = add(
         "show",
         "show a recipe with every value resolved",
         "cm3 recipe show cm3leon-350m train.steps=100 --origin",
     )
-    show.add_argument("recipe", help="a shipped recipe's name, a path, or a run's folder")
+    show.add_argument("recipe", help=RECIPE)
     show.add_argument(
         "--origin",
         action="store_true",
         help="show where each value comes from: a file or the command line",
     )
+    _add_json(show)
     add_overrides(show)
     check = add("check", CHECK, "cm3 recipe check tiny retriever=bm25 decoder.context_length=700")
-    check.add_argument("recipe", help="a shipped recipe's name, a path, or a run's folder")
+    check.add_argument("recipe", help=RECIPE)
     check.add_argument(
         "--data",
         action="store_true",
@@ -92,7 +100,24 @@ def configure(parser: ArgumentParser) -> None:
     compare.add_argument(
         "a", help="a shipped recipe's name, a path, or the folder of a run, checkpoint or model"
     )
-    compare.add_argument("b", help="the other recipe")
+    compare.add_argument("b", help="the other recipe, which the overrides change")
+    _add_json(compare)
+    add_overrides(compare)
+    digest = add(
+        "hash",
+        "print a recipe's hash, which equal settings share",
+        "cm3 recipe hash cm3leon-350m train.steps=100",
+    )
+    digest.add_argument("recipe", help=RECIPE)
+    add_overrides(digest)
+    schema = add("schema", SCHEMA, "cm3 recipe schema -o recipe.schema.json")
+    schema.add_argument(
+        "-o", "--out", type=Path, metavar="FILE", help="write it to a file (default: print it)"
+    )
+
+
+def _add_json(parser: ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: Namespace) -> int:
@@ -100,23 +125,31 @@ def run(args: Namespace) -> int:
     if args.action == "list":
         if args.plugin:
             registry_of(args)  # the list needs no plugins, but a wrong file is reported
-        return _list()
+        return _list(args)
     if args.action == "diff":
         return _diff(args)
+    if args.action == "schema":
+        return _schema(args)
     # imported here, because the list needs none of the modules for composing
     from cm3core.recipe.merge import compose
     from cm3core.recipe.recipe import in_full
 
     registry = registry_of(args)
     recipe = compose(recipe_of(args.recipe), args.overrides, registry=registry)
+    full = in_full(recipe, registry)
     if args.action == "memory":
         return _print_memory(args, recipe, registry)
     if args.action == "check":
         return _check(args, recipe, registry)
-    if args.origin:
-        print(with_origins(in_full(recipe, registry)))
+    if args.action == "hash":
+        print(recipe.hash)
+        return 0
+    if args.json:
+        print(_as_json(_with_origins_in_json(full) if args.origin else _values(full)))
+    elif args.origin:
+        print(with_origins(full))
     else:
-        print(in_full(recipe, registry).to_yaml(), end="")
+        print(full.to_yaml(), end="")
     _warn_of_refused(recipe)
     return 0
 
@@ -234,8 +267,15 @@ def _memory(recipe: Recipe, registry: Registry) -> Memory | None:
     return Memory(estimate, warning)
 
 
-def _list() -> int:
+def _list(args: Namespace) -> int:
     recipes = list_recipes()
+    if args.json:
+        rows = [
+            {"name": one.name, "description": one.description, "path": str(one.path)}
+            for one in recipes
+        ]
+        print(_as_json(rows))
+        return 0
     width = max((len(recipe.name) for recipe in recipes), default=0)
     for recipe in recipes:
         print(f"{recipe.name:<{width}}  {recipe.description}")
@@ -244,11 +284,21 @@ def _list() -> int:
 
 def _diff(args: Namespace) -> int:
     from cm3core.recipe.merge import compose
-    from cm3core.recipe.recipe import diff
+    from cm3core.recipe.recipe import ABSENT, diff
 
     registry = registry_of(args)
-    a, b = (compose(recipe_of(name), registry=registry) for name in (args.a, args.b))
+    a = compose(recipe_of(args.a), registry=registry)
+    b = compose(recipe_of(args.b), args.overrides, registry=registry)
     differences = diff(a, b)
+    if args.json:
+        rows = [
+            {"key": key, **{side: value for side, value in sides.items() if value is not ABSENT}}
+            for key, left, right in differences
+            for sides in [{"a": left, "b": right}]
+        ]
+        hashes = {side: {"name": one.name, "hash": one.hash} for side, one in (("a", a), ("b", b))}
+        print(_as_json({**hashes, "differences": rows}))
+        return 0
     for key, left, right in differences:
         print(f"{key}: {_shown(left)} -> {_shown(right)}")
     if not differences:
@@ -256,10 +306,52 @@ def _diff(args: Namespace) -> int:
     return 0
 
 
+def _schema(args: Namespace) -> int:
+    from cm3apps.recipe_schema import recipe_schema
+    from cm3core.files import write_text
+
+    text = _as_json(recipe_schema(registry_of(args)))
+    if args.out is None:
+        print(text)
+        return 0
+    write_text(args.out, f"{text}\n")
+    print(args.out)
+    return 0
+
+
+def _values(recipe: Recipe) -> dict[str, Any]:
+    """A recipe's name and all values, as its YAML has them."""
+    return {"name": recipe.name, **recipe.to_dict()}
+
+
+def _with_origins_in_json(recipe: Recipe) -> dict[str, Any]:
+    """`section.key` -> its value, and the layer that it comes from."""
+    return {
+        key: {"value": value, "origin": _origin(recipe, key)}
+        for key, value in recipe.flat().items()
+    }
+
+
+def _as_json(value: Any) -> str:
+    """A value as JSON; numbers that it lacks are texts, as in YAML (".inf")."""
+    return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return _shown(value)
+    return value
+
+
 def with_origins(recipe: Recipe) -> str:
     """One line per key: `section.key = value`, and the layer the value comes from."""
     rows = [
-        (f"{key} = {_shown(value)}", _origin(recipe, key)) for key, value in recipe.flat().items()
+        (f"{key} = {_shown(value)}", _origin(recipe, key))
+        for key, value in recipe.flat().items()
     ]
     width = min(max(len(text) for text, _ in rows), 60)
     return "\n".join(f"{text:<{width}}  # {origin}" for text, origin in rows)
@@ -274,18 +366,15 @@ def _origin(recipe: Recipe, key: str) -> str:
 
 def _shown(value: Any) -> str:
     """A value as YAML writes it, on one line."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):
-        return f"[{', '.join(map(_shown, value))}]"
-    return value if isinstance(value, str) and PLAIN.fullmatch(value) else repr(value)
+    from cm3core.config.words import shown_value
+    from cm3core.recipe.recipe import ABSENT
+
+    return ABSENT if value is ABSENT else shown_value(value)
 
 
 def _configure_memory(parser: ArgumentParser) -> None:
     """Add the recipe, the number of devices, and the memory of each."""
-    parser.add_argument("recipe", help="a shipped recipe's name, a path, or a run's folder")
+    parser.add_argument("recipe", help=RECIPE)
     parser.add_argument(
         "--devices",
         type=whole_number(1, 2**20),
