@@ -124,7 +124,8 @@ def with_options(
                 f"is not a key of this model's {place.replace('.', ' ')}",
                 close_match(key, known),
             )
-        fitting[key] = _fitting(value, hints(type(config))[key], f"{place}.{key}")
+        now = getattr(config, key)
+        fitting[key] = _fitting(value, hints(type(config))[key], f"{place}.{key}", now)
     for name, given in inside.items():
         field = held[name]
         assert field is not None
@@ -137,14 +138,15 @@ def with_options(
     return changed
 
 
-def _fitting(value: Any, annotation: Any, place: str) -> Any:
+def _fitting(value: Any, annotation: Any, place: str, now: Any = MISSING) -> Any:
+    """The value that fits. `now`: the key's present one, for the error; `MISSING`: none."""
     try:
         return fit(value, annotation)
     except WrongTypeError:
         raise GenerationError(
             place,
             f"is {value!r}, must be {in_words(annotation)}",
-            correction(place, value, annotation),
+            correction(place, value, annotation, now),
         ) from None
 
 

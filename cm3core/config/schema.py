@@ -87,13 +87,16 @@ SCALARS = (bool, int, float, str, types.NoneType)
 
 
 class WrongTypeError(Exception):
-    """A value doesn't fit; `expected` is the annotation of the innermost wrong value.
+    """A value doesn't fit; `annotation` is that of the innermost wrong value, and `expected` its `shown_type`."""
 
-    It is formatted for readers, see `shown_type`."""
+    def __init__(self, value: object, annotation: Any) -> None:
+        super().__init__(value, annotation)
+        self.value, self.annotation = value, annotation
 
-    def __init__(self, value: object, expected: str) -> None:
-        super().__init__(value, expected)
-        self.value, self.expected = value, expected
+    @property
+    def expected(self) -> str:
+        """The annotation, formatted for readers."""
+        return shown_type(self.annotation)
 
 
 @dataclass(frozen=True)
@@ -267,7 +270,7 @@ def fit(value: object, annotation: Any) -> Any:
         return float(value)
     elif annotation in SCALARS and type(value) is annotation:
         return value
-    raise WrongTypeError(value, shown_type(annotation))
+    raise WrongTypeError(value, annotation)
 
 
 def _fit_union(value: object, annotation: Any, members: tuple[Any, ...]) -> Any:
@@ -279,7 +282,7 @@ def _fit_union(value: object, annotation: Any, members: tuple[Any, ...]) -> Any:
             return fit(value, member)
         except WrongTypeError:
             continue
-    raise WrongTypeError(value, shown_type(annotation))
+    raise WrongTypeError(value, annotation)
 
 
 def to_plain(value: object) -> Any:

@@ -123,7 +123,8 @@ def correction(place: str, value: object, annotation: Any, default: Any = MISSIN
     if _fits(None, annotation):
         steps.append(f"{'or' if steps else 'write'} {setting(place, None)}")
     step = ", ".join(steps)
-    return step if step and len(step) <= _LONGEST else f"write {in_words(annotation)}"
+    key = place.rpartition(": ")[2]
+    return step if step and len(step) <= _LONGEST else f"write {key}=VALUE"
 
 
 def _meant(value: object, annotation: Any) -> Iterator[Any]:

@@ -274,7 +274,8 @@ def check_numbers(place: str, values: object, ranges: Mapping[str, tuple[float, 
         least, most = ranges.get(key, usual)
         low = value < least
         rule = f"at least {least:,}" if low else f"at most {most:,}"
-        nearest = f"{least if low else most:.15g}"
+        bound = least if low else most
+        nearest = str(int(bound) if isinstance(value, int) else bound)
         if not math.isfinite(value):
             rule, nearest = "finite", ""
         check_value(

@@ -43,6 +43,7 @@ from cm3core.recipe.values import (
     ComponentValues,
     Section,
     chosen,
+    not_a_component,
     with_moved_keys,
     wrong_type,
 )
@@ -295,7 +296,7 @@ def _several_values(
     return RecipeError(
         f"{COMMAND_LINE}: {several[0]}",
         f"has {len(choices)} values, and a recipe has one for each key",
-        f"train and evaluate each: {shlex.join(['cm3', 'sweep', recipe, *overrides])}"
+        f"train and evaluate each: cm3 sweep {shlex.join([recipe, *overrides])}"
         if sweeps
         else f"run the command once for each: {shlex.join(choices)}",
     )
@@ -455,15 +456,15 @@ def _keys(label: str, section: str, given: object, registry: Registry) -> dict[s
         raise RecipeError(place, "is not a section of a recipe", step)
     if section in kinds and isinstance(given, str):
         given = {"name": given}
-    if not isinstance(given, dict) or isinstance(given, Items):
-        config_class = kinds[section].config if section in kinds else FIXED_SECTIONS[section]
-        key = next(iter(keys_of(config_class)), "KEY")
-        raise RecipeError(
-            place,
-            f"is {given!r}, must be a mapping of keys to values",
-            f"write {setting(f'{place}.{key}', '...')}",
-        )
-    return given
+    if isinstance(given, dict) and not isinstance(given, Items):
+        return given
+    if section in kinds:
+        raise not_a_component(place, given, section, registry)
+    raise RecipeError(
+        place,
+        f"is {given!r}, must be a mapping of keys to values",
+        f"write {setting(f'{place}.KEY', given if isinstance(given, SCALARS) else 'VALUE')}",
+    )
 
 
 def _finish(

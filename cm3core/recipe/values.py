@@ -183,7 +183,10 @@ def _merge_components(
             else:
                 _merge_component(place.below(name), wanted.kind, item, into[key], name)
     else:
-        raise wrong_type(str(place), value, shown)
+        name = _near_name(value, wanted.kind, place.registry)
+        example = [name] if wanted.form == "list" else {name: name}
+        step = f"write {setting(str(place), example)}"
+        raise RecipeError(str(place), f"is {value!r}, must be {in_words(shown)}", step)
 
 
 def _merge_component(
@@ -192,7 +195,7 @@ def _merge_component(
     """Merge one component, `into[key]`, which an earlier layer may have chosen."""
     given = {"name": value} if isinstance(value, str) else value
     if not isinstance(given, dict):
-        raise wrong_type(str(place), value, place.registry.kinds[kind].config)
+        raise not_a_component(str(place), value, kind, place.registry)
     chosen = into.get(key)
     chosen = chosen if isinstance(chosen, ComponentValues) else None
     name = given.get("name", None if chosen is None else chosen["name"])
@@ -254,7 +257,7 @@ def wrong_type(
         default: the key's; `MISSING`: none.
     """
     inside = (
-        f" (in it, {error.value!r} is not {error.expected})"
+        f" (in it, {error.value!r} is not {in_words(error.annotation)})"
         if error is not None and error.value is not value
         else ""
     )
@@ -267,15 +270,28 @@ def wrong_type(
 
 def no_name(place: str, value: object, kind: str, registry: Registry) -> RecipeError:
     """The error for a value that is not the name of a component; `place` is the section's or key's."""
-    known = registry.names(kind)
-    meant = value[0] if isinstance(value, list) and len(value) == 1 else None
-    meant = value.get("name") if isinstance(value, dict) else meant
-    meant = meant if meant in known else next(iter(known), "NAME")
     return RecipeError(
         f"{place}.name",
-        f"is {value!r}, must be the name of a component ({', '.join(known)})",
-        f"write {setting(place, meant)}",
+        f"is {value!r}, must be the name of a component ({', '.join(registry.names(kind))})",
+        f"write {setting(place, _near_name(value, kind, registry))}",
     )
+
+
+def not_a_component(place: str, value: object, kind: str, registry: Registry) -> RecipeError:
+    """The error for a value that is neither the name of a component nor its keys."""
+    return RecipeError(
+        place,
+        f"is {value!r}, must be {in_words(registry.kinds[kind].config)}",
+        f"write {setting(place, _near_name(value, kind, registry))}",
+    )
+
+
+def _near_name(value: object, kind: str, registry: Registry) -> str:
+    """The name of a component that a wrong value may stand for, or else of any."""
+    meant = value[0] if isinstance(value, list) and len(value) == 1 else value
+    meant = value.get("name") if isinstance(value, dict) else meant
+    known = registry.names(kind)
+    return meant if isinstance(meant, str) and meant in known else next(iter(known), "NAME")
 
 
 def forget(section: str, origins: dict[str, str]) -> None:

@@ -43,36 +43,36 @@ ERRORS = {
     "`cm3 --plugin FILE.py ...` registers a class from a file",
     (
         "decoder=[a]",
-    ): "command line: decoder.name: is ['a'], expected the name of a component (plain)\n  next: correct the value",
+    ): "command line: decoder.name: is ['a'], must be the name of a component (plain)\n  next: write decoder=plain",
     (
         "decoder.num_layers=six",
-    ): "command line: decoder.num_layers: is 'six', expected int\n  next: correct the value",
+    ): "command line: decoder.num_layers: is 'six', must be a whole number\n  next: write decoder.num_layers=3",
     (
         "decoder.num_layers=true",
-    ): "command line: decoder.num_layers: is True, expected int\n  next: correct the value",
+    ): "command line: decoder.num_layers: is True, must be a whole number\n  next: write decoder.num_layers=3",
     (
         "train.steps=1e3",
-    ): "command line: train.steps: is 1000.0, expected int | None\n  next: write 1000",
-    ("text_tokenizer.path=2024",): "command line: text_tokenizer.path: is 2024, expected str\n"
-    "  next: write it in quotes: '\"2024\"'",
+    ): "command line: train.steps: is 1000.0, must be a whole number or null\n  next: write train.steps=1000, or train.steps=null",
+    ("text_tokenizer.path=2024",): "command line: text_tokenizer.path: is 2024, must be a text\n"
+    "  next: write 'text_tokenizer.path=\"2024\"'",
     (
         "text_tokenizer.style=bold",
-    ): "command line: text_tokenizer.style: is 'bold', expected 'plain' or 'byte'\n"
-    "  next: correct the value",
+    ): "command line: text_tokenizer.style: is 'bold', must be plain or byte\n"
+    "  next: write text_tokenizer.style=plain",
     (
         "train.betas=[0.9, high]",
-    ): "command line: train.betas: is [0.9, 'high'] (in it, 'high' is not float), "
-    "expected list[float]\n  next: correct the value",
+    ): "command line: train.betas: is [0.9, 'high'] (in it, 'high' is not a number), "
+    "must be a list of numbers\n  next: write 'train.betas=[0.9, 0.95]'",
     (
         "train=3",
-    ): "command line: train: is 3, expected a mapping of keys to values\n  next: correct the value",
+    ): "command line: train: is 3, must be a mapping of keys to values\n  next: write train.KEY=3",
     (
         "retriever.num_retrieved=2",
     ): "command line: retriever.name: is missing: no layer before this one chose a component\n"
     "  next: name one: near",
     (
         "train.seed",
-    ): "command line: train.seed: is not key=value\n  next: write section.key=value, e.g. train.steps=100",
+    ): "command line: train.seed: is not key=value\n  next: write train.seed=VALUE",
     (
         "train.seed=1",
         "train.seed=2",
@@ -87,8 +87,8 @@ ERRORS = {
     "  next: correct the interpolation",
     (
         "train.seed=${train.schedule}",
-    ): "command line: train.seed: is '${train.schedule}', which is 'cosine', expected int\n"
-    "  next: correct the interpolation",
+    ): "command line: train.seed: is '${train.schedule}', which is 'cosine', must be a whole number\n"
+    "  next: write a value, or refer to a key that has a whole number",
     (
         "text_tokenizer.path=???",
         "text_tokenizer.vocab_size=???",

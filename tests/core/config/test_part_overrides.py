@@ -117,7 +117,7 @@ def test_lists_and_what_may_be_null() -> None:
         ),
         (
             {"parts": "bm25"},
-            "retriever.parts: is 'bm25', not dict[str",
+            "retriever.parts: is 'bm25', must be a mapping of names ... the name of a component (retriever)",
         ),
         (
             {"parts.words": None, "parts.meaning": None},

@@ -51,7 +51,7 @@ def test_keys_of_a_wrapped_sampler_are_changed():
         (
             "inner.temperature",
             "x",
-            "sampler.inner.temperature: is 'x', not",
+            "sampler.inner.temperature: is 'x', must be a number\n  next: write sampler.inner.temperature=1.0",
         ),
         (
             "inner.temperature",

@@ -47,6 +47,6 @@ def test_windows_out_of_range(window: int) -> None:
 
 def test_a_method_that_is_not_there() -> None:
     with pytest.raises(
-        RecipeError, match=r"generate\.parallel\.method: is 'medusa', expected 'jacobi'"
+        RecipeError, match=r"generate\.parallel\.method: is 'medusa', must be jacobi"
     ):
         composed("generate.parallel.method=medusa")
