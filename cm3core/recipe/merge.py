@@ -34,7 +34,7 @@ from cm3core.errors import CM3Error, PluginError, RecipeError, close_match
 from cm3core.interfaces.component import ComponentConfig, choose, chosen_name
 from cm3core.plugins.registry import ANYONE, KINDS, Registry, Writer, moved_to
 from cm3core.recipe import forms, library
-from cm3core.recipe.forms import MANDATORY, Items
+from cm3core.recipe.forms import MANDATORY
 from cm3core.recipe.layers import COMMAND_LINE, Layer, file_layers, override_layer, parse
 from cm3core.recipe.recipe import MissingComponent, Recipe
 from cm3core.recipe.sections import FIXED_SECTIONS
@@ -456,7 +456,7 @@ def _keys(label: str, section: str, given: object, registry: Registry) -> dict[s
         raise RecipeError(place, "is not a section of a recipe", step)
     if section in kinds and isinstance(given, str):
         given = {"name": given}
-    if isinstance(given, dict) and not isinstance(given, Items):
+    if isinstance(given, dict):
         return given
     if section in kinds:
         raise not_a_component(place, given, section, registry)

@@ -78,6 +78,10 @@ def merge_values(
 ) -> None:
     """Merge a layer's keys over those of earlier layers, checking each against the dataclass."""
     known = keys_of(config_class)
+    if any(isinstance(key, int) for key in given):
+        raise RecipeError(
+            str(place), f"{place.owner} is not a list", f"write {place.dotted}.KEY=VALUE"
+        )
     if place.writer.stored:
         given = {**getattr(config_class, "earlier", {}), **given}
     for key, value in _with_new_names(place, given, config_class).items():

@@ -49,6 +49,15 @@ def recipe_schema(registry: Registry) -> Schema:
     return _Writer(registry).schema()
 
 
+@dataclass(frozen=True)
+class _Component:
+    """A component: its config class, the name to suggest, and a pattern of all of its names."""
+
+    config_class: type[Any]
+    shown: str
+    pattern: str
+
+
 @dataclass
 class _Writer:
     """Writes the schema. `definitions`: its `$defs`."""
@@ -61,7 +70,15 @@ class _Writer:
         for kind in kinds:
             self._add_kind(kind)
         sections: Schema = {
-            kind: {"anyOf": [_ref(kind), {"type": "null"}], "description": purpose(row)}
+            # the names again, because editors suggest no values from conditions
+            kind: {
+                "anyOf": [
+                    _ref(kind),
+                    *self.definitions[kind]["else"]["anyOf"][:1],
+                    {"type": "null"},
+                ],
+                "description": purpose(row),
+            }
             for kind, row in kinds.items()
             if not row.key
         }
@@ -97,63 +114,64 @@ class _Writer:
 
     def _add_kind(self, kind: str) -> None:
         """Add a definition of a kind's components, and of each component."""
-        names = self._names(kind)
-        if not names:
-            self.definitions[kind] = {"not": {}, "description": "no plugin in use provides one"}
+        components = self._components(kind)
+        if not components:
+            nothing = {"not": {}, "description": "no plugin in use provides one"}
+            self.definitions[kind] = {"else": {"anyOf": [nothing]}, "if": False}
             return
-        branches, properties = [], {}
-        for place, (component, config_class, _, _) in enumerate(names):
-            key = f"{kind}/{component}"
-            self.definitions[key] = self._component(kind, config_class)
+        branches: list[Schema] = []
+        properties: dict[str, list[tuple[Schema, str]]] = {}
+        for one in components:
+            key = f"{kind}/{one.shown}"
+            self.definitions[key] = self._component(kind, one.config_class)
             for name, own in self.definitions[key]["properties"].items():
-                properties.setdefault(name, []).append((own, f"{key}/properties/{name}"))
-            every = names[place][3]
+                properties.setdefault(name, []).append((own, f"{_pointer(key)}/properties/{name}"))
+            chosen = {"type": "string", "pattern": f"^{one.pattern}$"}
             branches.append(
                 {
-                    "if": {"properties": {"name": {"enum": every}}, "required": ["name"]},
+                    "if": {"properties": {"name": chosen}, "required": ["name"]},
                     "then": _ref(key),
                 }
             )
-        shown = {name: text for _, _, name, _ in names for text in [self._summary(kind, name)]}
-        others = [name for *_, every in names for name in every if name not in shown]
-        name = {
-            "description": f"the {self.registry.kinds[kind].words}",
-            "anyOf": [
-                {"enum": list(shown), "enumDescriptions": list(shown.values())},
-                {**_OLD, "enum": others},
-            ],
-        }
-        if not others:
-            name["anyOf"].pop()
+        names = [
+            {
+                "description": f"the {self.registry.kinds[kind].words}",
+                "enum": [one.shown for one in components],
+                "enumDescriptions": [self._summary(kind, one.shown) for one in components],
+            },
+            {
+                "description": "with the plugin that provides it",
+                "type": "string",
+                "pattern": f"^({'|'.join(one.pattern for one in components)})$",
+            },
+        ]
         without = {key: _either(found) for key, found in properties.items() if key != "name"}
         self.definitions[kind] = {
-            "anyOf": [
-                *name["anyOf"],
-                {
-                    "type": "object",
-                    "properties": {"name": name},
-                    "allOf": branches,
-                    # a file that extends another may change keys of the component that the other one names
-                    "if": {"required": ["name"]},
-                    "else": {"properties": without, "additionalProperties": False},
-                },
-            ]
+            "if": {"type": "object"},
+            "then": {
+                "properties": {"name": {"anyOf": names}},
+                "allOf": branches,
+                # a file that extends another may change keys of the component that the other one names
+                "if": {"required": ["name"]},
+                "else": {"properties": without, "additionalProperties": False},
+            },
+            "else": {"anyOf": names},
         }
 
-    def _names(self, kind: str) -> list[tuple[str, type[Any], str, list[str]]]:
-        """Every component of a kind: its full name, its config class, the name to suggest, and all of its names."""
+    def _components(self, kind: str) -> list[_Component]:
+        """Every component of a kind."""
         plugins = [info.name for info in self.registry.plugins if info.status == "loaded"]
         found = []
         for name in self.registry.names(kind):
             owners = self.registry.owners(kind, name)
             for owner in owners:
-                full = f"{owner}/{name}"
-                config_class = self.registry.config_class(kind, full)
+                config_class = self.registry.config_class(kind, f"{owner}/{name}")
                 # a component that moved between our own distributions has the names of all of them
                 every = [one for one in plugins if self._is(kind, f"{one}/{name}", config_class)]
-                bare = [name] if len(owners) == 1 else []
-                every_name = [*bare, *(f"{one}/{name}" for one in every)]
-                found.append((full, config_class, bare[0] if bare else full, every_name))
+                only = len(owners) == 1
+                pattern = f"(({'|'.join(every)})/){'?' if only else ''}{name}"
+                shown = name if only else f"{owner}/{name}"
+                found.append(_Component(config_class, shown, pattern))
         return found
 
     def _is(self, kind: str, name: str, config_class: type[Any]) -> bool:
@@ -274,22 +292,22 @@ def _limits(limits: tuple[float, float] | None) -> Schema:
 
 
 def _either(found: Sequence[tuple[Schema, str]]) -> Schema:
-    """The schema of a key of which it is not known which component has it: (schema, its place) of each."""
+    """The schema of a key of which it is not known which component has it: (schema, pointer to it) of each."""
     different: list[tuple[Schema, str]] = []
-    for own, place in found:
+    for own, pointer in found:
         if all(own != other for other, _ in different):
-            different.append((own, place))
-    if len(different) == 1:
-        return _ref(different[0][1], escaped=True)
-    return {"anyOf": [_ref(place, escaped=True) for _, place in different]}
+            different.append((own, pointer))
+    refs = [{"$ref": pointer} for _, pointer in different]
+    return refs[0] if len(refs) == 1 else {"anyOf": refs}
 
 
-def _ref(name: str, *, escaped: bool = False) -> Schema:
-    """A reference to a definition. `escaped`: to a part of one, KIND/PLUGIN/NAME/properties/KEY."""
-    if escaped:
-        component, words, key = name.partition("/properties/")
-        return {"$ref": f"#/$defs/{component.replace('/', '~1')}{words}{key}"}
-    return {"$ref": f"#/$defs/{name.replace('/', '~1')}"}
+def _ref(name: str) -> Schema:
+    """A reference to a definition."""
+    return {"$ref": _pointer(name)}
+
+
+def _pointer(name: str) -> str:
+    return f"#/$defs/{name.replace('/', '~1')}"
 
 
 def _is_json(value: Any) -> bool:

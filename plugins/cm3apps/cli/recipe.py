@@ -350,8 +350,7 @@ def _finite(value: Any) -> Any:
 def with_origins(recipe: Recipe) -> str:
     """One line per key: `section.key = value`, and the layer the value comes from."""
     rows = [
-        (f"{key} = {_shown(value)}", _origin(recipe, key))
-        for key, value in recipe.flat().items()
+        (f"{key} = {_shown(value)}", _origin(recipe, key)) for key, value in recipe.flat().items()
     ]
     width = min(max(len(text) for text, _ in rows), 60)
     return "\n".join(f"{text:<{width}}  # {origin}" for text, origin in rows)

@@ -229,7 +229,9 @@ def test_recipes_that_can_not_be(registry: Registry, overrides: list[str], messa
 def test_a_direction_that_is_not_known(registry: Registry) -> None:
     with pytest.raises(RecipeError) as caught:
         squares(registry, "reranker=pmi", "reranker.direction=sideways")
-    assert tells(caught.value, "command line: reranker.direction: is 'sideways', must be text or image")
+    assert tells(
+        caught.value, "command line: reranker.direction: is 'sideways', must be text or image"
+    )
 
 
 def test_configs_and_interface_import_nothing_heavy() -> None:

@@ -172,11 +172,17 @@ def test_errors_are_those_of_a_section_with_the_whole_place(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["retriever=rrf", "retriever.parts=bm25"], "is 'bm25', must be a mapping of names to values"),
+        (
+            ["retriever=rrf", "retriever.parts=bm25"],
+            "is 'bm25', must be a mapping of names to values",
+        ),
         (["retriever=rrf"], "retriever.parts: is empty\n  next: name a retriever or more"),
         (["sampler=plain"], "lacks a value for sampler.inner\n  next: give"),
         ([*PLAIN, "sampler.more=cfg"], "sampler.more: is 'cfg', must be a list of values"),
-        (["sampler=plain", "sampler.inner=null"], "sampler.inner: is None, must be the name of a component (sampler) or a mapping"),
+        (
+            ["sampler=plain", "sampler.inner=null"],
+            "sampler.inner: is None, must be the name of a component (sampler) or a mapping",
+        ),
     ],
 )
 def test_fields_without_a_component_are_refused(
