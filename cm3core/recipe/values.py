@@ -137,11 +137,13 @@ def _component_step(place: Place, key: str, value: object) -> str:
 def _with_items(place: Place, items: Items, current: object) -> list[Any]:
     """Return a list with some of its items replaced; the keys given for a component are merged with it."""
     plain = to_plain(current)
-    numbers = ", ".join(f"[{number}]" for number in items)
     if not isinstance(plain, list):
-        shown = "has no value" if current is MISSING else f"is {plain!r}, not a list"
+        first, item = next(iter(items.items()))
+        unset = current is MISSING or current is None
         raise RecipeError(
-            f"{place}{numbers}", f"{place.dotted} {shown}", f"write {place.dotted}=[...]"
+            f"{place}[{first}]",
+            f"{place.dotted} {'has no value' if unset else f'is {plain!r}, not a list'}",
+            f"write {setting(str(place), [item] if unset else item)}",
         )
     for number, item in items.items():
         if number >= len(plain):
