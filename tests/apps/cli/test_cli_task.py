@@ -87,7 +87,7 @@ def test_a_file_of_a_record(cm3, tmp_path) -> None:
         ),
         (
             "task show vqa task.layout=first",
-            "error: cm3 task show: task.layout: is 'first'",
+            "error: command line: task.layout: is 'first'",
         ),
         (
             """task show vqa --record '{"q": 1}'""",

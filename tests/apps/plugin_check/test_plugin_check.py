@@ -290,7 +290,7 @@ def test_values_that_check_refuses(write: WriteFile) -> None:
         ),
         (
             ["hot.heat=much"],
-            "given: upscaler.heat: is 'much', expected float\n  next: correct the value",
+            "command line: upscaler.heat: is 'much', must be a number\n  next: write upscaler.heat=0.5",
         ),
         (
             ["--only", "hut"],

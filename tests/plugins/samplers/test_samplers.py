@@ -147,48 +147,48 @@ ZERO, ONE_TO_ZERO = "use 0 or more", "use more than 0 and at most 1 (1 is off)"
     [
         (
             TopPSamplerConfig(temperature=-0.1),
-            "temperature: is -0.1, must be at least 0\n  next: correct the value",
+            "temperature: is -0.1, must be at least 0\n  next: write sampler.temperature=0",
         ),
         (
             TopPSamplerConfig(text_temperature=math.inf),
-            "text_temperature: is inf, must be finite\n  next: correct the value",
+            "text_temperature: is inf, must be finite\n  next: write sampler.text_temperature=VALUE, which must be finite",
         ),
         (
             TopPSamplerConfig(top_k=-1),
-            "top_k: is -1, must be at least 0\n  next: correct the value",
+            "top_k: is -1, must be at least 0\n  next: write sampler.top_k=0",
         ),
         (
             TopPSamplerConfig(text_top_k=-2),
-            "text_top_k: is -2, must be at least 0\n  next: correct the value",
+            "text_top_k: is -2, must be at least 0\n  next: write sampler.text_top_k=0",
         ),
         (TopPSamplerConfig(top_p=0.0), f"top_p: is 0.0\n  next: {ONE_TO_ZERO}"),
         (TopPSamplerConfig(text_top_p=1.5), f"text_top_p: is 1.5\n  next: {ONE_TO_ZERO}"),
         (TopPSamplerConfig(min_p=1.1), "min_p: is 1.1\n  next: use 0 (off) to 1"),
         (
             TopPSamplerConfig(text_min_p=math.nan),
-            "text_min_p: is nan, must be finite\n  next: correct the value",
+            "text_min_p: is nan, must be finite\n  next: write sampler.text_min_p=VALUE, which must be finite",
         ),
         (TopPSamplerConfig(typical_p=0.0), f"typical_p: is 0.0\n  next: {ONE_TO_ZERO}"),
         (TopPSamplerConfig(text_typical_p=-1.0), f"text_typical_p: is -1.0\n  next: {ONE_TO_ZERO}"),
         (
             CFGSamplerConfig(guidance_scale=math.inf),
-            "guidance_scale: is inf, must be finite\n  next: correct the value",
+            "guidance_scale: is inf, must be finite\n  next: write sampler.guidance_scale=VALUE, which must be finite",
         ),
         (
             CFGSamplerConfig(text_guidance_scale=-1.0),
-            "text_guidance_scale: is -1.0, must be at least 0\n  next: correct the value",
+            "text_guidance_scale: is -1.0, must be at least 0\n  next: write sampler.text_guidance_scale=0",
         ),
         (
             CFGSamplerConfig(plausible_top_p=math.nan),
-            "plausible_top_p: is nan, must be finite\n  next: correct the value",
+            "plausible_top_p: is nan, must be finite\n  next: write sampler.plausible_top_p=VALUE, which must be finite",
         ),
         (
             CFGSamplerConfig(plausible_top_k=-1),
-            "plausible_top_k: is -1, must be at least 0\n  next: correct the value",
+            "plausible_top_k: is -1, must be at least 0\n  next: write sampler.plausible_top_k=0",
         ),
         (
             CFGSamplerConfig(plausible_k=0),
-            "plausible_k: is 0, must be at least 1\n  next: correct the value",
+            "plausible_k: is 0, must be at least 1\n  next: write sampler.plausible_k=1",
         ),
         (
             CFGSamplerConfig(plausible_alpha=2.0),
@@ -206,7 +206,7 @@ ZERO, ONE_TO_ZERO = "use 0 or more", "use more than 0 and at most 1 (1 is off)"
         ),
         (
             EditCFGSamplerConfig(picture_guidance_scale=-1.0),
-            "picture_guidance_scale: is -1.0, must be at least 0\n  next: correct the value",
+            "picture_guidance_scale: is -1.0, must be at least 0\n  next: write sampler.picture_guidance_scale=0",
         ),
         (
             ContrastiveSamplerConfig(alpha=0.0),
@@ -216,18 +216,18 @@ ZERO, ONE_TO_ZERO = "use 0 or more", "use more than 0 and at most 1 (1 is off)"
             ContrastiveSamplerConfig(expert_top_p=0.0),
             f"expert_top_p: is 0.0\n  next: {ONE_TO_ZERO}",
         ),
-        (CDKSamplerConfig(k=0), "k: is 0, must be at least 1\n  next: correct the value"),
+        (CDKSamplerConfig(k=0), "k: is 0, must be at least 1\n  next: write sampler.k=1"),
         (
             CDKSamplerConfig(expert_temperature=0.0),
             "expert_temperature: is 0.0\n  next: use more than 0",
         ),
         (
             CDKSamplerConfig(amateur_temperature=math.nan),
-            "amateur_temperature: is nan, must be finite\n  next: correct the value",
+            "amateur_temperature: is nan, must be finite\n  next: write sampler.amateur_temperature=VALUE, which must be finite",
         ),
         (MixtureSamplerConfig(cd_k_share=1.5), "cd_k_share: is 1.5\n  next: use 0 to 1"),
         (MixtureSamplerConfig(alpha=1.5), "alpha: is 1.5\n  next: use more than 0 and at most 1"),
-        (MixtureSamplerConfig(k=0), "k: is 0, must be at least 1\n  next: correct the value"),
+        (MixtureSamplerConfig(k=0), "k: is 0, must be at least 1\n  next: write sampler.k=1"),
     ],
 )
 def test_values_out_of_range_are_named(config, message):

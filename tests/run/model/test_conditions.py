@@ -224,7 +224,7 @@ def test_a_blank_structure_is_told() -> None:
         (
             ("canny", picture(), {"low": "x"}),
             GenerationError,
-            "condition.low: is 'x', not float",
+            "condition.low: is 'x', must be a number",
         ),
         (("canny", picture(), {"low": -1.0}), Exception, "condition.low: is -1"),
     ],

@@ -60,7 +60,7 @@ def test_complete_takes_any_documents(model):
         ),
         (
             lambda model: model.generate("a", top_k="many"),
-            "sampler.top_k: is 'many', not int\n  next: correct the value",
+            "sampler.top_k: is 'many', must be a whole number\n  next: write sampler.top_k=0",
         ),
         (
             lambda model: model.generate("a", top_p=2.0),
