@@ -50,9 +50,8 @@ ERRORS = {
     (
         "decoder.num_layers=true",
     ): "command line: decoder.num_layers: is True, must be a whole number\n  next: write decoder.num_layers=3",
-    (
-        "train.steps=1e3",
-    ): "command line: train.steps: is 1000.0, must be a whole number or null\n  next: write train.steps=1000, or train.steps=null",
+    ("train.steps=1e3",): "command line: train.steps: is 1000.0, must be a whole number or null\n"
+    "  next: write train.steps=1000, or train.steps=null",
     ("text_tokenizer.path=2024",): "command line: text_tokenizer.path: is 2024, must be a text\n"
     "  next: write 'text_tokenizer.path=\"2024\"'",
     (
@@ -70,9 +69,7 @@ ERRORS = {
         "retriever.num_retrieved=2",
     ): "command line: retriever.name: is missing: no layer before this one chose a component\n"
     "  next: name one: near",
-    (
-        "train.seed",
-    ): "command line: train.seed: is not key=value\n  next: write train.seed=VALUE",
+    ("train.seed",): "command line: train.seed: is not key=value\n  next: write train.seed=VALUE",
     (
         "train.seed=1",
         "train.seed=2",

@@ -83,7 +83,10 @@ def test_items_of_lists_in_other_texts() -> None:
     ("overrides", "message"),
     [
         (["train.betas[2]=1"], "command line: train.betas[2]: the list has 2 items"),
-        (["train.steps[0]=1"], "command line: train.steps[0]: train.steps is 20, not a list\n  next: write train.steps=1"),
+        (
+            ["train.steps[0]=1"],
+            "command line: train.steps[0]: train.steps is 20, not a list\n  next: write train.steps=1",
+        ),
         (["train[0]=1"], "command line: train: the section 'train' is not a list"),
         (["sampler[0]=1"], "command line: sampler: the sampler 'top_p' is not a list"),
         (["train.betas[0]=1", "train.betas=[1, 2]"], "command line: train.betas: is given twice"),

@@ -218,7 +218,8 @@ def test_a_share_of_copies_that_is_no_share_is_refused() -> None:
     with pytest.raises(RecipeError) as caught:
         compose("icons-svg", ["retriever.own_share=1.5"], registry=load_registry()).check()
     assert tells(
-        caught.value, "retriever.own_share: is 1.5, must be at most 1.0\n  next: write retriever.own_share=1.0"
+        caught.value,
+        "retriever.own_share: is 1.5, must be at most 1.0\n  next: write retriever.own_share=1.0",
     )
 
 
