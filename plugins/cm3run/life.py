@@ -135,8 +135,8 @@ def life_of(
         names = {**recipe.component_names, "layout": "the default"}
         recipe = replace(recipe, layout=default_layout(registry), component_names=names)
     for ability in (GRADIENTS, FIXED_DOCUMENTS):
-        if (error := _lacking(recipe, ability, "train")) is not None:
-            raise error
+        if (lacking := _lacking(recipe, ability, "train")) is not None:
+            raise lacking
     machine = _Machine(recipe, device)
     train = machine.verdict("train")
     life = {"train": train, **dict.fromkeys(_OF_RUNS, train)}

@@ -62,7 +62,7 @@ from cm3run.checkpoint.opening import (
     open_for_generation,
     read_recipe,
 )
-from cm3run.checkpoint.tasks import TASKS, TunedTasks, read_tasks, tasks_of
+from cm3run.checkpoint.tasks import TASKS, read_tasks, tasks_of
 from cm3run.checkpoint.tensors import (
     load_weights,
     read_divided_state,
@@ -71,6 +71,7 @@ from cm3run.checkpoint.tensors import (
     restore_generators,
 )
 from cm3run.checkpoint.writing import Snapshot, remove_leftovers, save_checkpoint
+from cm3run.tasks import TunedTasks
 
 __all__ = [
     "CHANGEABLE_KEYS",

@@ -11,7 +11,7 @@ import cm3run.model
 from cm3apps.cli.main import main
 from cm3core.images import fit, open_image, read_png_metadata, save_png
 from cm3plugins.tasks.bundled import EditConfig, SuperResolutionConfig
-from cm3run.checkpoint.tasks import TunedTasks
+from cm3run.tasks import TunedTasks
 from messages import tells
 from toy_model import picture, toy_model
 

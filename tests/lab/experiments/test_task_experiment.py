@@ -24,8 +24,8 @@ from cm3lab.experiments.tasks.experiment import TaskExperiment, tasks_of
 from cm3lab.experiments.tasks.told import kind_of, names, styles
 from cm3plugins.datasets.icons.corpus import IconEntry
 from cm3run.build import build
-from cm3run.checkpoint.tasks import TunedTasks
 from cm3run.model import Model
+from cm3run.tasks import TunedTasks
 from messages import tells
 
 RECIPE = """

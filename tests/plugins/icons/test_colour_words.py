@@ -15,11 +15,11 @@ from cm3core.errors import RecipeError
 from cm3plugins.icons.config import IconFinisherConfig
 from cm3plugins.icons.ink import has_colour, without_colour
 from cm3plugins.tasks.bundled import EditConfig, StructureConfig
-from cm3run.checkpoint.tasks import TunedTasks
 from cm3run.model import Model
 from cm3run.model.chatting import Conversation
 from cm3run.model.jobs import results
 from cm3run.model.loaded import known_by_codes
+from cm3run.tasks import TunedTasks
 from messages import tells
 from toy_model import GreyTokenizer, toy_model
 

@@ -25,10 +25,10 @@ from cm3plugins.samplers.cfg import (
     TopPSamplerConfig,
 )
 from cm3plugins.tasks.bundled import CaptionConfig, EditConfig, StructureConfig
-from cm3run.checkpoint.tasks import TunedTasks
 from cm3run.model import Model, conditions
 from cm3run.model.conditions import LEAST_STRUCTURE, _what_works, condition_config
 from cm3run.model.jobs import results
+from cm3run.tasks import TunedTasks
 from messages import tells
 from toy_model import picture, toy_model
 

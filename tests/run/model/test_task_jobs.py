@@ -14,8 +14,8 @@ from cm3plugins.tasks.bundled import (
     QuestionConfig,
     StructureConfig,
 )
-from cm3run.checkpoint.tasks import TunedTasks
 from cm3run.model import AsyncModel, ImageReady
+from cm3run.tasks import TunedTasks
 from messages import tells
 from toy_model import picture, toy_model
 

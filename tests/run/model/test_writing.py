@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from cm3core.errors import GenerationError
-from cm3run.checkpoint.tasks import TunedTasks
+from cm3run.tasks import TunedTasks
 from messages import tells
 from toy_model import TASKS, picture, toy_model
 
