@@ -391,8 +391,8 @@ def check_config(
 
 def needs_of(config: ComponentConfig) -> tuple[str, ...]:
     """Sections that a component or its inner components need."""
-    needed = [*config.needs, *(kind for _, part in all_parts(config) for kind in part.needs)]
-    return tuple(dict.fromkeys(needed))
+    parts = [config, *(part for _, part in all_parts(config))]
+    return tuple(dict.fromkeys(kind for part in parts for kind in part.needed()))
 
 
 # The interpolations that a recipe may have: `${section.key}`, and nothing that reads from elsewhere.

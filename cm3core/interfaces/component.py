@@ -68,6 +68,10 @@ class ComponentConfig:
     #: path or an address.
     outside: ClassVar[Mapping[str, Outside]] = MappingProxyType({})
 
+    def needed(self) -> tuple[str, ...]:
+        """Return the other sections that a recipe with these values must have; by default `needs`."""
+        return self.needs
+
     def reaches(self) -> list[Reach]:
         """Return external resources that `outside` can't express: those named by several keys together,
         or used when a key is left out. None by default."""

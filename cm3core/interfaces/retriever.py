@@ -57,6 +57,8 @@ class RetrieverConfig(ComponentConfig):
     #: Whether it has its own memory, opened by `open_memory`, instead of a bank or the data
     #: set. Such a memory may change at any moment, so it can't be used in training.
     own_memory: ClassVar[bool] = False
+    #: Name of the embedder that it is built with for a model that has none; "": the kind's default one.
+    default_embedder: ClassVar[str] = ""
     #: How many facets take turns in results.
     num_facets: ClassVar[int] = 1
     later_keys: ClassVar[tuple[str, ...]] = ("own_share", "full_share")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from statistics import median
 from typing import Any, TypeVar
@@ -24,6 +24,8 @@ T = TypeVar("T")
 SECONDS_BETWEEN_LINES = 60.0
 #: Something that takes more than this many medians of its recent durations was paused.
 ATYPICAL = 5.0
+#: Seconds of work by which `estimated_bar` estimates the rest, and the shortest work that it tells of.
+SECONDS_TO_ESTIMATE, LEAST_ESTIMATE = 3.0, 10.0
 _silenced = 0
 
 
@@ -112,6 +114,57 @@ class _Lines(tqdm):  # type: ignore[misc]  # tqdm comes without types
         """End without a word: what comes next says that this is done."""
         self.sp = None  # what tqdm would write its last state by
         super().close()
+
+
+@contextmanager
+def estimated_bar(
+    what: str, *, disable: bool = False, note: str = "", **options: Any
+) -> Iterator[Callable[[int], None]]:
+    """A bar for work that is done once, such as an index; yields the function that advances it by a number.
+
+    After the first `SECONDS_TO_ESTIMATE` seconds, a note says how long the whole work takes at this rate, unless that is
+    less than `LEAST_ESTIMATE` seconds.
+
+    Args:
+        what: what is done, e.g. "embedding the memory".
+        disable: show neither bar nor note.
+        note: what follows the estimate, e.g. "the vectors are cached".
+        options: of `make_bar`; `total` and `unit` are required.
+    """
+    total, unit, done, is_told = int(options["total"]), options["unit"], 0, disable
+    with make_bar(desc=what, disable=disable, **options) as bar:
+        start = time.monotonic()
+
+        def advance(number: int) -> None:
+            nonlocal done, is_told
+            done += number
+            bar.update(number)
+            seconds = time.monotonic() - start
+            if is_told or not done or seconds < SECONDS_TO_ESTIMATE or _silenced:
+                return
+            is_told = True
+            whole = seconds / done * total
+            if whole >= LEAST_ESTIMATE and done < total:
+                after = f"; {note}" if note else ""
+                tqdm.write(
+                    f"note: {what}, {total:,} {unit}s, takes about {in_words(whole)}{after}",
+                    file=sys.stderr,
+                )
+
+        yield advance
+
+
+def in_words(seconds: float) -> str:
+    """A duration, roughly.
+
+    >>> in_words(14), in_words(89), in_words(200), in_words(9000)
+    ('10 seconds', '90 seconds', '3 minutes', '2.5 hours')
+    """
+    if seconds < 95:
+        return f"{max(1, round(seconds / 10)) * 10} seconds"
+    if seconds < 90 * 60:
+        return f"{round(seconds / 60)} minutes"
+    return f"{seconds / 3600:.1f} hours"
 
 
 def bars_shown(file: Any = None) -> bool:

@@ -57,16 +57,7 @@ def add_model_options(parser: ArgumentParser) -> None:
         metavar="K",
         help="documents to retrieve and prepend; 0: none (default: the model's recipe)",
     )
-    grouped(parser, RETRIEVAL).add_argument(
-        "--bank",
-        metavar="FOLDER",
-        help="retrieve from this memory bank (cm3 memory build) instead of the model's training data",
-    )
-    grouped(parser, RETRIEVAL).add_argument(
-        "--retriever",
-        metavar="NAME",
-        help="use another retriever, e.g. bm25; counts and bank keep the recipe's values",
-    )
+    add_memory_options(parser)
     grouped(parser, RETRIEVAL).add_argument(
         "--context",
         nargs=2,
@@ -92,6 +83,20 @@ def add_model_options(parser: ArgumentParser) -> None:
         "--show-retrieved",
         action="store_true",
         help="list the prepended documents, and show them in retrieved.png",
+    )
+
+
+def add_memory_options(parser: ArgumentParser) -> None:
+    """Add the options that choose the retriever and its documents."""
+    grouped(parser, RETRIEVAL).add_argument(
+        "--bank",
+        metavar="FOLDER",
+        help="retrieve from this memory bank (cm3 memory build) instead of the model's training data",
+    )
+    grouped(parser, RETRIEVAL).add_argument(
+        "--retriever",
+        metavar="NAME",
+        help="use another retriever (cm3 kinds retriever), e.g. bm25, or none; counts and bank keep the recipe's values",
     )
 
 
@@ -121,7 +126,7 @@ def add_loading_options(parser: ArgumentParser, model: str = DEFAULT_MODEL) -> N
         default=[],
         dest="settings",
         metavar="SECTION.KEY=VALUE",
-        help="change a key of the recipe's sampler or retriever, or of --condition, e.g. "
+        help="change a key of the recipe's sampler, retriever or embedder, or of --condition, e.g. "
         "sampler.guidance_scale=1.5, retriever.min_similarity=0.3, retriever.parts.words=bm25; may be given "
         "several times",
     )
@@ -170,13 +175,15 @@ def open_model(args: Namespace, num_candidates: int | None = None) -> Model:
         if (number or model.components.recipe.generate.num_candidates) == 1:
             model.told("--rerank has one candidate to choose from: give --candidates 2 or more")
     settings = settings_of(args.settings, "retriever")
-    changed = settings or args.bank is not None or args.retriever is not None
-    return model.with_memory(args.bank, args.retriever, **settings) if changed else model
+    embedder = settings_of(args.settings, "embedder") or None
+    if args.bank is None and args.retriever is None and not settings and embedder is None:
+        return model
+    return model.with_memory(args.bank, args.retriever, embedder=embedder, **settings)
 
 
 def _check_retrieves(args: Namespace) -> None:
     """Refuse options for retrieval if nothing is to be retrieved."""
-    if getattr(args, "num_retrieved", None) != 0:
+    if getattr(args, "num_retrieved", None) != 0 or args.retriever == "none":
         return
     for option, is_given in (
         ("--bank", args.bank is not None),
@@ -229,7 +236,7 @@ def task_options(args: Namespace) -> dict[str, Any]:
 
 
 #: Sections that `--set` changes; the last belongs to `cm3 generate --condition`.
-SECTIONS = ("sampler", "retriever", "condition")
+SECTIONS = ("sampler", "retriever", "embedder", "condition")
 
 
 def add_task(parser: ArgumentParser, what: str) -> None:
@@ -276,7 +283,7 @@ def settings_of(settings: Sequence[str], wanted: str) -> dict[str, Any]:
         if not equals or section not in SECTIONS or not all(map(str.isidentifier, name.split("."))):
             raise GenerationError(
                 f"--set {setting}",
-                "is not sampler.KEY=VALUE, retriever.KEY=VALUE or condition.KEY=VALUE",
+                f"is not {', '.join(f'{one}.KEY=VALUE' for one in SECTIONS[:-1])} or {SECTIONS[-1]}.KEY=VALUE",
                 "write e.g. --set sampler.guidance_scale=1.5",
             )
         parsed = value_of(f"value={value}", f"--set {setting}")["value"]
@@ -321,7 +328,7 @@ def written_facts(
     """A picture's metadata: everything needed to generate it again, and the prepended documents."""
     from cm3run.model.facts import facts_of
 
-    if args.retriever is not None and picture.retrieved:
+    if args.retriever is not None:
         texts["retriever"] = args.retriever
     if getattr(args, "condition", None):
         keys = settings_of(args.settings, "condition")

@@ -23,7 +23,7 @@ from cm3core.errors import RecipeError
 from cm3core.interfaces.dataset import DocumentSource
 from cm3core.interfaces.embedder import Embedder
 from cm3plugins.retrievers.index.opening import IndexOptions
-from cm3plugins.retrievers.memory_vectors import memory_vectors
+from cm3plugins.retrievers.memory_vectors import memory_vectors, open_kept, vectors_file
 from cm3plugins.retrievers.rules import FloatArray, RuleConfig, RuleRetriever
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class VectorRetrieverConfig(RuleConfig):
 
         Args:
             vectors: unit vectors of the memory's documents.
-            folder: where an index may be stored; None: nowhere.
+            folder: where an index may be stored: next to a bank, otherwise in the cache; None: nowhere.
             fingerprint: fingerprint of the vectors, if known.
         """
         raise NotImplementedError
@@ -72,8 +72,9 @@ class VectorRetrieverConfig(RuleConfig):
             from cm3plugins.retrievers.same_part import SamePartRetriever
 
             return SamePartRetriever(self, memory, embedder, self.open_index)
-        vectors_ME = memory_vectors(memory, embedder, cache=self.cache)
-        index = self.open_index(VectorRows.of(vectors_ME), None, None)
+        path = vectors_file(memory, embedder) if self.cache else None
+        vectors_ME = memory_vectors(memory, embedder, cache=self.cache, path=path)
+        index = open_kept(self.open_index, VectorRows.of(vectors_ME), path)
         return VectorRetriever(
             self, memory, embedder, index, unreadable=np.flatnonzero(~vectors_ME.any(1)).tolist()
         )

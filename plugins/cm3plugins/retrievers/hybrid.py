@@ -89,6 +89,7 @@ class HybridRetrieverConfig(AnsweringRetrieverConfig):
     not_in_outputs: ClassVar[tuple[str, ...]] = ("unknown_below", "same_above")
     only_in_generation: ClassVar[tuple[str, ...]] = ("unknown_below", "same_above")
     later_keys: ClassVar[tuple[str, ...]] = ("same_above",)
+    default_embedder: ClassVar[str] = "minilm"
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
         "words_share": (0.0, 1.0),
         "style_share": (0.0, 1.0),
@@ -113,6 +114,10 @@ class HybridRetrieverConfig(AnsweringRetrieverConfig):
     def answers(self) -> bool:
         """Whether `same_above` tells when a subject is the same thing."""
         return self.same_above is not None
+
+    def needed(self) -> tuple[str, ...]:
+        """An embedder, unless `encoder` is one."""
+        return (*self.needs, *(("embedder",) if self.encoder is None else ()))
 
     def avoids(self, style: str) -> bool:
         """Whether a style has a word of `only_if_asked`."""

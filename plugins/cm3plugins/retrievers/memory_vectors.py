@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 from weakref import ref
 
 import numpy as np
@@ -26,7 +27,11 @@ from cm3core.files import atomic_path, cache_folder, read_text, write_text
 from cm3core.interfaces.dataset import DocumentSource
 from cm3core.interfaces.embedder import Embedder, VectorArray, normalise
 from cm3run.npy import load_array, save_array
-from cm3run.progress import make_bar
+from cm3run.progress import estimated_bar
+
+if TYPE_CHECKING:
+    from cm3plugins.retrievers.index import VectorIndex
+    from cm3run.bank import VectorRows
 
 #: Documents whose ids and texts are read per block, and the largest memory whose texts are cached.
 _PIECE, _MOST_REMEMBERED = 1000, 500_000
@@ -34,28 +39,40 @@ _last_read: tuple[ref[DocumentSource] | None, tuple[bytes, ...]] = (None, ())
 #: Documents embedded per block; their pictures are in memory together, at full size. Texts alone are small, and a third of
 #: the time in larger blocks.
 AT_ONCE, _TEXTS_AT_ONCE = 32, 256
+#: Pictures loaded before the time of embedding is estimated: a memory may be a mixture of corpora.
+_PREPARED = 16
 
 
 def memory_vectors(
-    memory: DocumentSource, embedder: Embedder, *, part: str | None = None, cache: bool = True
+    memory: DocumentSource,
+    embedder: Embedder,
+    *,
+    part: str | None = None,
+    cache: bool = True,
+    path: Path | None = None,
 ) -> VectorArray:
     """Return unit vectors float32 [M, E] of the canonical documents of `memory`, or of only their `part`, "text"
     or "image" (zeros for a document without it; pictures are embedded by `Embedder.embed_looks`).
 
     The vectors are memory-mapped from the cache if stored there. Documents that can't be embedded (unreadable
     pictures) get zero vectors, and their number is reported. A cached file that is damaged or has another
-    shape is replaced.
+    shape is replaced. `path`: their file in the cache, if `vectors_file` was called before.
     """
-    path = _cached_file(memory, embedder, part) if cache else None
+    if cache and path is None:
+        path = vectors_file(memory, embedder, part)
     cached = None if path is None else _kept(path, (len(memory), embedder.dimension))
     if cached is not None:
         return cached
     vectors_ME = np.zeros((len(memory), embedder.dimension), np.float32)
     bad: list[DataError] = []
     _prepare_pictures(memory, part)
-    with make_bar(
-        total=len(memory), desc="embedding the memory", unit="document", disable=len(memory) <= 256
-    ) as bar:
+    with estimated_bar(
+        "embedding the memory",
+        total=len(memory),
+        unit="document",
+        disable=len(memory) <= 256,
+        note="" if path is None else "done once, then cached",
+    ) as advance:
         at_once = _TEXTS_AT_ONCE if part == "text" else AT_ONCE
         for start in range(0, len(memory), at_once):
             chunk = [
@@ -68,7 +85,7 @@ def memory_vectors(
                 asked = [_part_of(chunk[place - start], part) for place in places]
                 embed = partial(embed_part, embedder, part)
                 vectors_ME[places] = _embedded(asked, embedder.dimension, embed, bad)
-            bar.update(len(chunk))
+            advance(len(chunk))
     if bad:
         tqdm.write(
             f"note: {len(bad)} documents of the memory can't be embedded and are never found, "
@@ -82,7 +99,24 @@ def memory_vectors(
     return vectors_ME
 
 
-def _cached_file(memory: DocumentSource, embedder: Embedder, part: str | None) -> Path:
+def open_kept(
+    open_index: Callable[[VectorRows, Path | None, str | None], VectorIndex],
+    rows: VectorRows,
+    path: Path | None,
+) -> VectorIndex:
+    """Open an index over vectors of `memory_vectors`; one that takes building is stored in the cache.
+
+    Args:
+        open_index: see `VectorRetrieverConfig.open_index`.
+        rows: the vectors, or those that are not zero.
+        path: their file, named by everything that determines them; None: don't use the cache.
+    """
+    if path is None:
+        return open_index(rows, None, None)
+    return open_index(rows, cache_folder("indexes") / path.stem, path.stem)
+
+
+def vectors_file(memory: DocumentSource, embedder: Embedder, part: str | None = None) -> Path:
     """Return the file of the cached vectors, named by `vectors_key`."""
     folder = cache_folder("embeddings")
     if (quick := memory.quick_fingerprint) is None:
@@ -109,11 +143,13 @@ def _kept(path: Path, shape: tuple[int, int]) -> VectorArray | None:
 
 
 def _prepare_pictures(memory: DocumentSource, part: str | None) -> None:
-    """Load the first picture. Some corpora then render all of theirs, for minutes, with their own progress bar;
-    the estimate for embedding must not include that."""
-    if len(memory) and part != "text":
+    """Load some pictures from all over the memory. Some corpora then render all of theirs, for minutes, with their own
+    progress bar; the estimate for embedding must not include that."""
+    if part == "text":
+        return
+    for index in range(0, len(memory), max(1, len(memory) // _PREPARED)):
         with suppress(DataError):  # embedding counts unreadable pictures and names the first
-            for segment in memory.document(0):
+            for segment in memory.document(index):
                 if isinstance(segment, Image):
                     segment.load()
 

@@ -27,7 +27,12 @@ from cm3core.images import fit
 from cm3core.interfaces.dataset import DocumentSource
 from cm3core.interfaces.embedder import Embedder
 from cm3core.interfaces.retriever import Region, Retrieved
-from cm3plugins.retrievers.memory_vectors import embed_part, memory_vectors
+from cm3plugins.retrievers.memory_vectors import (
+    embed_part,
+    memory_vectors,
+    open_kept,
+    vectors_file,
+)
 from cm3plugins.retrievers.rules import FloatArray, RuleConfig, RuleRetriever, query_parts
 from cm3run.bank import VectorRows
 
@@ -263,11 +268,12 @@ class SamePartRetriever(RuleRetriever):
         """Return the index over a part of the documents, "text" or "image"."""
         if name not in self._opened:
             embedder, cache = self._embedder, self._config.cache
-            vectors_ME = memory_vectors(self._memory, embedder, part=name, cache=cache)
+            path = vectors_file(self._memory, embedder, name) if cache else None
+            vectors_ME = memory_vectors(self._memory, embedder, part=name, cache=cache, path=path)
             rows_P = _rows_with_a_vector(vectors_ME)
             if len(rows_P) < len(vectors_ME):  # else they stay mapped from their file
                 vectors_ME = np.ascontiguousarray(vectors_ME[rows_P])
-            index = self._open_index(VectorRows.of(vectors_ME), None, None)
+            index = open_kept(self._open_index, VectorRows.of(vectors_ME), path)
             self._opened[name] = _Part(index, rows_P)
         return self._opened[name]
 

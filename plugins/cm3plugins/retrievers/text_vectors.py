@@ -24,7 +24,7 @@ from cm3core.files import atomic_path, cache_folder
 from cm3core.interfaces.embedder import Embedder, VectorArray, normalise
 from cm3plugins.trained.four_bits import GROUP, dequantise, quantise
 from cm3run.npy import load_array, save_array
-from cm3run.progress import make_bar
+from cm3run.progress import estimated_bar
 
 _FORMAT = "cm3leon text vectors 1"
 _NEXT = "reinstall cm3leon, or build the file again: python -m cm3plugins.icons.names"
@@ -105,7 +105,7 @@ class TextVectors:
                 return normalise(cached.astype(np.float32))
         except (OSError, ValueError):  # missing or damaged
             pass
-        vectors = in_order_of_length(texts, self._embedder.embed_texts)
+        vectors = in_order_of_length(texts, self._embedder.embed_texts, "done once, then cached")
         try:
             with atomic_path(path) as temporary:
                 save_array(temporary, vectors.astype(np.float16))
@@ -115,17 +115,17 @@ class TextVectors:
 
 
 def in_order_of_length(
-    texts: Sequence[str], embed: Callable[[Sequence[str]], VectorArray]
+    texts: Sequence[str], embed: Callable[[Sequence[str]], VectorArray], note: str = ""
 ) -> VectorArray:
     """Return the vectors of texts, embedded in order of length (the longest of a batch decides its time), with a
-    progress bar."""
+    progress bar; `note`: see `estimated_bar`."""
     order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
     rows: list[VectorArray] = []
-    with make_bar(total=len(texts), desc="embedding texts", unit="text") as bar:
+    with estimated_bar("embedding texts", total=len(texts), unit="text", note=note) as advance:
         for start in range(0, len(order), _AT_ONCE):
             some = order[start : start + _AT_ONCE]
             rows.append(embed([texts[place] for place in some]))
-            bar.update(len(some))
+            advance(len(some))
     vectors = np.concatenate(rows)
     unsorted = np.empty_like(vectors)
     unsorted[order] = vectors

@@ -13,12 +13,15 @@ from usearch.index import Index
 
 from cm3plugins.indexes.kept import check_whole
 from cm3plugins.indexes.threads import num_threads
-from cm3plugins.retrievers.index.approximate import BLOCK_BYTES, Engine, check_finite
+from cm3plugins.retrievers.index.approximate import Engine, check_finite
 from cm3plugins.retrievers.index.base import NO_ROW, FloatArray, RowArray
-from cm3run.progress import make_bar
+from cm3run.progress import estimated_bar
 
 if TYPE_CHECKING:
     from cm3run.bank import VectorRows
+
+#: Rows added at a time.
+_AT_ONCE = 2048
 
 
 class UsearchEngine(Engine):
@@ -61,17 +64,19 @@ class UsearchEngine(Engine):
             connectivity=self.connectivity,
             expansion_add=self.expansion_add,
         )
-        with make_bar(
+        with estimated_bar(
+            f"building an index {self.name!r}",
             total=num_rows,
-            desc=f"index {self.name}",
             unit="document",
-            disable=None if progress else True,
-        ) as bar:
-            for start, block_nE in self.vectors.blocks(max(1, BLOCK_BYTES // (4 * dimension))):
+            disable=not progress,
+            note="done once, then stored",
+        ) as advance:
+            # small blocks: the graph is slow to build
+            for start, block_nE in self.vectors.blocks(_AT_ONCE):
                 rows_n = np.arange(start, start + len(block_nE))
                 check_finite(block_nE, rows_n)
                 native.add(rows_n, np.ascontiguousarray(block_nE), threads=num_threads())
-                bar.update(len(block_nE))
+                advance(len(block_nE))
         return native
 
     def candidates(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -33,17 +33,21 @@ def with_memory(
     settings: Mapping[str, Any],
     retriever: str | None = None,
     split: str | None = None,
+    embedder: str | Mapping[str, Any] | None = None,
+    told: Callable[[str], None] = lambda _: None,
 ) -> tuple[Recipe, Components]:
     """A recipe and its components with another memory or other retriever settings.
 
     See `Model.with_memory`. Decoder and tokenizers stay the same objects; so does the embedder if its config is
-    unchanged.
+    unchanged. `told` is called with what the user should know before the memory is read.
     """
     before = recipe.retriever
     names = dict(recipe.component_names)
     if not _retrieves(before) and bank is None and retriever is None:
         raise GenerationError(
-            "retriever", f"the model's recipe {recipe.name!r} has none", "name a memory bank (bank)"
+            "retriever",
+            f"the model's recipe {recipe.name!r} has none",
+            "name a retriever, such as 'bm25', or a memory bank (bank)",
         )
     names["retriever"], config = _retriever(recipe, components.registry, retriever, settings)
     if bank is not None:
@@ -54,13 +58,15 @@ def with_memory(
     config = named_by_user(config, options)
     if split is not None:
         _check_split(recipe, split, config.bank)
-    embedder = recipe.embedder
-    if embedder is None and "embedder" in needs_of(config):
-        names["embedder"], embedder = _embedder(recipe, components, config, names["retriever"])
+    own = recipe.embedder
+    if embedder is not None:
+        names["embedder"], own = _named_embedder(recipe, components.registry, embedder, config)
+    elif own is None and "embedder" in needs_of(config):
+        names["embedder"], own = _embedder(components, config, names["retriever"], told)
     recipe = replace(
         recipe,
         retriever=config,
-        embedder=embedder,
+        embedder=own,
         component_names=names,
         generate=replace(
             recipe.generate,
@@ -69,7 +75,7 @@ def with_memory(
         ),
     )
     kept = ["source"]
-    if embedder is components.recipe.embedder:
+    if own is components.recipe.embedder:
         kept.append("embedder")
     had_its_own = before is not None and before.own_memory
     if bank is None and split is None and not (config.own_memory or had_its_own):
@@ -94,34 +100,69 @@ def _retriever(
         wanted = default_name(registry, "retriever", place="bank")
     if config is not None and wanted == own:
         return wanted, config
-    shared = {}
-    if config is not None and config.retrieves:
-        shared = {item.name: getattr(config, item.name) for item in fields(RetrieverConfig)}
     place = "bank" if name is None else "retriever"
     config_class = cast(
         "type[RetrieverConfig]", registry.config_class("retriever", wanted, place=place)
     )
+    shared = {}
+    if config is not None and config.retrieves and config_class.retrieves:
+        shared = {item.name: getattr(config, item.name) for item in fields(RetrieverConfig)}
     if config_class.own_memory:
         shared.pop("bank", None)
     return wanted, same_guard(config, named_config(config_class, shared, "retriever", settings))
 
 
 def _embedder(
-    recipe: Recipe, components: Components, config: RetrieverConfig, retriever: str
+    components: Components, config: RetrieverConfig, retriever: str, told: Callable[[str], None]
 ) -> tuple[str, EmbedderConfig]:
-    """Name and config of the embedder that a bank was built with."""
+    """Name and config of the embedder that the retriever's bank was built with; without a bank, the retriever's default
+    one, which the user is told."""
     memory = memory_of(config)
     if not isinstance(memory, Memory):
-        raise GenerationError(
-            "retriever",
-            f"{retriever!r} needs an embedder, and the model's recipe {recipe.name!r} has none",
-            "name a memory bank (bank), which records its embedder, or another retriever",
+        name, default = _default_embedder(components.registry, config)
+        told(
+            f"the model has no embedder, so {retriever!r} uses {name!r} (embedder.name names another)"
         )
+        return name, default
     maker = memory.manifest.embedder
     found = config_of(
         components.registry, "embedder", maker, place=memory.place, trust=components.trust
     )
     return maker.name, cast("EmbedderConfig", found)
+
+
+def _default_embedder(registry: Registry, config: RetrieverConfig) -> tuple[str, EmbedderConfig]:
+    name = config.default_embedder or default_name(registry, "embedder", place="retriever")
+    config_class = cast(
+        "type[EmbedderConfig]", registry.config_class("embedder", name, place="embedder")
+    )
+    return name, named_config(config_class, {}, "embedder")
+
+
+def _named_embedder(
+    recipe: Recipe, registry: Registry, given: str | Mapping[str, Any], config: RetrieverConfig
+) -> tuple[str, EmbedderConfig]:
+    """Name and config of the embedder that the user names, or the model's with other keys.
+
+    Args:
+        recipe: the model's.
+        registry: has the embedders.
+        given: a name, or keys with or without "name".
+        config: the retriever that it is for.
+    """
+    keys = {"name": given} if isinstance(given, str) else dict(given)
+    name = keys.pop("name", None)
+    if name is None and recipe.embedder is not None:
+        name, own = recipe.component_names["embedder"], recipe.embedder
+    elif name is None:
+        name, own = _default_embedder(registry, config)
+    else:
+        config_class = cast(
+            "type[EmbedderConfig]", registry.config_class("embedder", name, place="embedder")
+        )
+        own = named_config(config_class, {}, "embedder", keys)
+    changed = with_options(own, keys, find=finder(registry))
+    return name, named_by_user(changed, keys)
 
 
 def _changed(
@@ -136,8 +177,9 @@ def _changed(
     for name in kept:
         if name in vars(components):
             setattr(changed, name, getattr(components, name))
-    # report an unusable bank now rather than at the first picture
-    assert changed.retriever is not None
+    if _retrieves(recipe.retriever):
+        # report an unusable memory now rather than at the first picture
+        assert changed.retriever is not None
     return changed
 
 

@@ -10,7 +10,7 @@ holes, which `cm3run.generation.engine.Engine` fills. For coroutines: `AsyncMode
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -57,6 +57,7 @@ def load(
     model: str | Path = DEFAULT_MODEL,
     *,
     bank: str | Path | None = None,
+    retriever: Name | None = None,
     registry: Registry | None = None,
     device: torch.device | str | None = None,
     num_threads: Threads | None = None,
@@ -71,8 +72,8 @@ def load(
     Args:
         model: a run's folder, a checkpoint, an exported model, "PLUGIN:NAME" for a bundled one, or
             "hf://USER/NAME[@REVISION]" for one on the Hugging Face Hub.
-        bank: a memory bank to retrieve from instead of the recipe's memory, see
-            `Model.with_memory`.
+        bank, retriever: a memory bank to retrieve from instead of the recipe's memory, and the name of a retriever to use
+            instead of the recipe's ("none": draw without documents), see `Model.with_memory`.
         registry: the components that recipes may name. None: those of the installed plugins.
         device: of the decoder and the image tokenizer. None: the GPU if there is one.
         num_threads, max_rows: see `Engine`.
@@ -116,7 +117,7 @@ def load(
         ),
     )
     loaded.words = opened.words
-    return loaded if bank is None else loaded.with_memory(bank)
+    return loaded if bank is None and retriever is None else loaded.with_memory(bank, retriever)
 
 
 class Model(Chatting):
@@ -187,30 +188,38 @@ class Model(Chatting):
         retriever: Name | None = None,
         *,
         split: Name | None = None,
+        embedder: Name | Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> Model:
         """This model with another memory, or with other retriever settings.
 
         Weights are shared and nothing is trained. A recipe without retrieval gets the default
-        retriever (bundled: `dense`); one without an embedder gets the one the bank was built with.
+        retriever (bundled: `dense`). If the retriever needs an embedder and the recipe has none, it gets the one the bank
+        was built with, or else its default one (bundled: `light_encoder`, for `hybrid` `minilm`), which `told` says.
+
+        What a retriever needs from the memory, such as vectors of its documents, is computed now, with a progress bar, and
+        cached.
 
         Args:
             bank: a folder written by `cm3 memory build`. None: the model's current memory.
             retriever: name of a retriever to use instead of the recipe's; the keys that all
-                retrievers share (`RetrieverConfig`) keep the recipe's values.
+                retrievers share (`RetrieverConfig`) keep the recipe's values. "none": draw without documents.
             split: the split of the model's data set to retrieve from, such as "train"; None: the
                 current memory.
+            embedder: name of an embedder to use instead of the recipe's, or its keys: `{"name": "clip", "path": FILE}`.
             settings: keys of the retriever to change, e.g. `num_retrieved=2`, `min_similarity=0.3`.
 
         Raises:
             DataError: the bank can't be opened, or was built with another embedder or image
                 tokenizer.
-            GenerationError: the retriever has no such key, the data set has no such split, there is neither a
-                retriever nor a bank, or the embedder that the retriever needs is missing.
-            PluginError: no plugin provides that retriever.
+            GenerationError: the retriever or embedder has no such key, the data set has no such split, or there is neither
+                a retriever nor a bank.
+            PluginError: no plugin provides that retriever or embedder.
         """
         changed = Model(
-            *with_memory(self.recipe, self.components, bank, settings, retriever, split),
+            *with_memory(
+                self.recipe, self.components, bank, settings, retriever, split, embedder, self.told
+            ),
             name=self.name,
             step=self.step,
             num_threads=self.options.num_threads,

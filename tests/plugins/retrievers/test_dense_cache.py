@@ -172,7 +172,10 @@ def test_the_estimate_of_embedding_leaves_out_the_drawing_before_it(monkeypatch,
     memory = ListSource([(Text(f"{row} 1"), Image(f"p{row}", draw)) for row in range(320)])
     memory_vectors(memory, SlowEmbedder(), cache=False)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "embedding the memory: 64 of 320, 20%, 4:16 left"
+    assert lines[:2] == [
+        "note: embedding the memory, 320 documents, takes about 5 minutes",
+        "embedding the memory: 64 of 320, 20%, 4:16 left",
+    ]
 
 
 def test_a_first_picture_that_cannot_be_read_is_only_noted(capsys):

@@ -199,7 +199,7 @@ def test_another_retriever_searches_the_same_memory(model, monkeypatch):
         ("word", "retriever: no retriever is ... 'word' ... 'words'"),
         (
             "vectors",
-            "retriever: 'vectors' needs an ... 'toy'",
+            "retriever: no embedder is named, and no plugin ... provides a default one",
         ),
     ):
         with pytest.raises(CM3Error) as error:

@@ -44,6 +44,7 @@ class LightEncoderConfig(EmbedderConfig):
         batch_size: pictures or texts per forward pass.
     """
 
+    is_default: ClassVar[bool] = True
     outside: ClassVar[Mapping[str, Outside]] = {
         "path": Outside(READS, "its weights", shipped="bundled:"),
         "looks": Outside(READS, "its weights for pictures"),

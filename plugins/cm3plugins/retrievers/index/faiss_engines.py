@@ -24,7 +24,7 @@ from cm3plugins.indexes.kept import write_faiss
 from cm3plugins.indexes.threads import faiss_calls
 from cm3plugins.retrievers.index.approximate import BLOCK_BYTES, Engine, check_finite
 from cm3plugins.retrievers.index.base import FloatArray, RowArray
-from cm3run.progress import make_bar
+from cm3run.progress import estimated_bar
 
 SAMPLE_BYTES = 256 << 20
 #: Training rows per k-means list, if available; more rows barely change the lists.
@@ -60,20 +60,20 @@ class FaissEngine(Engine):
         sample_SE = self.vectors.take(sample_S)
         check_finite(sample_SE, sample_S)
         native = self.empty()
-        bar = make_bar(
-            total=num_rows,
-            desc=f"index {self.name}: learning",
-            unit="document",
-            disable=None if progress else True,
-        )
-        with bar, faiss_calls(dimension):
+        with faiss_calls(dimension):
             native.train(sample_SE)
             del sample_SE
-            bar.set_description(f"index {self.name}")
-            for start, block_nE in self.vectors.blocks(max(1, BLOCK_BYTES // (4 * dimension))):
-                check_finite(block_nE, np.arange(start, start + len(block_nE)))
-                native.add(block_nE)
-                bar.update(len(block_nE))
+            with estimated_bar(
+                f"building an index {self.name!r}",
+                total=num_rows,
+                unit="document",
+                disable=not progress,
+                note="done once, then stored",
+            ) as advance:
+                for start, block_nE in self.vectors.blocks(max(1, BLOCK_BYTES // (4 * dimension))):
+                    check_finite(block_nE, np.arange(start, start + len(block_nE)))
+                    native.add(block_nE)
+                    advance(len(block_nE))
         return native
 
     def candidates(
