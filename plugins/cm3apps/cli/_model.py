@@ -209,10 +209,11 @@ def report_unknown_words(model: Model, texts: Sequence[str | None]) -> None:
     if unknown:
         *others, last = map(repr, unknown)
         words = f"{', '.join(others)} and {last} are" if others else f"{last} is"
+        mean = "they mean" if others else "it means"
         near = [repr(one) for one in unknown.values() if one is not None]
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         print(
-            f"note: {words} not in the training captions and will be ignored.{hint}",
+            f"note: {words} not in the training captions, so the model has not learnt what {mean}.{hint}",
             file=sys.stderr,
         )
 

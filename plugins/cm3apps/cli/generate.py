@@ -41,7 +41,7 @@ from cm3apps.cli._picture_files import (
     write_zip,
 )
 from cm3apps.cli._tracing import check_tracer, svg_of_image
-from cm3core.errors import CM3Error, FileError, GenerationError
+from cm3core.errors import CM3Error, FileError
 from cm3core.files import atomic_path, check_writable, held_folder, write_bytes
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def configure(parser: ArgumentParser) -> None:
         "--draw",
         action="store_true",
         help="draw even what the memory has; without it, a prompt of a thing that the memory has in the style that is asked "
-        "for is answered with the original file, for models that find originals",
+        "for is answered with the original file, for models that find originals; other models always draw",
     )
     grouped(parser, OUTPUT).add_argument(
         "--preview",
@@ -210,12 +210,6 @@ def _run(args: Namespace, options: dict[str, Any]) -> int:
     if args.svg and not model.components.image_tokenizer.reads_drawings:
         check_tracer("cm3 generate --svg")
     things, args.prompt = args.prompt, styled(args.prompt, args.style)
-    if args.draw and not model.answers:
-        raise GenerationError(
-            "--draw",
-            "has no effect: this model draws every picture, because its retriever does not tell what its memory has",
-            "leave it out",
-        )
     options["draw"] = args.draw
     report_unknown_words(model, args.prompt)
     each = model.recipe.generate.num_images if args.num_images is None else args.num_images

@@ -6,8 +6,8 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from importlib.util import find_spec
 from pathlib import Path
 
-from cm3apps.cli import RESULTS, RETRIEVAL, grouped, registry_of, whole_number
-from cm3apps.cli._model import add_loading_options
+from cm3apps.cli import RESULTS, grouped, registry_of, whole_number
+from cm3apps.cli._model import add_loading_options, add_memory_options
 from cm3core.errors import CheckpointError, CM3Error, MissingPackageError
 
 PLACE = "cm3 mcp"
@@ -66,13 +66,9 @@ def configure(parser: ArgumentParser) -> None:
         metavar="N",
         help="pictures of one call (default: %(default)s)",
     )
-    grouped(parser, RETRIEVAL).add_argument(
-        "--bank",
-        metavar="FOLDER",
-        help="search this memory bank (cm3 memory build) instead of the model's training data",
-    )
+    add_memory_options(parser)
     add_loading_options(parser)
-    parser.set_defaults(run=run, retriever=None)
+    parser.set_defaults(run=run)
 
 
 def run(args: Namespace) -> int:

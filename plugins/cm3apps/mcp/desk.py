@@ -109,7 +109,8 @@ class Desk:
         self._check_number(num)
         if not prompt.strip():
             raise GenerationError("prompt", "is empty", "say what the picture shows")
-        if self.model.components.retriever is None:
+        retriever = self.model.recipe.retriever
+        if retriever is None or not retriever.retrieves:
             raise GenerationError(
                 f"--model {self.model.name}", "has no memory to search", "use draw instead"
             )
@@ -196,7 +197,7 @@ class Desk:
         unknown = {} if knows_meanings(self.model) else self.model.unknown_words(text)
         if unknown:
             words = ", ".join(map(repr, unknown))
-            self._note(f"not in the training captions, and ignored: {words}")
+            self._note(f"not in the training captions, so the model has not learnt what they mean: {words}")
 
     def _drawn(
         self, prompt: str, made: Sequence[GeneratedImage], given: Sequence[Credit] = ()

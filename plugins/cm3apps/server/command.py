@@ -88,6 +88,13 @@ def _add_models(parser: ArgumentParser) -> None:
         "its data set; may be given several times",
     )
     grouped(parser, MODEL).add_argument(
+        "--retriever",
+        action="append",
+        default=[],
+        metavar="[NAME=]RETRIEVER",
+        help="retriever that the model NAME (default: the first) uses instead of its own, or none; may be given several times",
+    )
+    grouped(parser, MODEL).add_argument(
         "--force",
         action="append",
         default=[],
@@ -304,6 +311,7 @@ def token_of(file: Path | None) -> str | None:
 
 def openers_of(args: Namespace) -> dict[str, Callable[[], Model]]:
     """Name -> a function that opens the model, in the order of the options. Models that don't exist are reported now."""
+    from cm3run.bank.memory_bank import is_bank
     from cm3run.checkpoint import find_model
 
     registry = registry_of(args)
@@ -325,41 +333,50 @@ def openers_of(args: Namespace) -> dict[str, Callable[[], Model]]:
                 "name a run's folder (cm3 train -o), one of its checkpoints, or an exported model",
             )
         found[name] = source
-    banks = _banks(args.bank, list(found))
+    banks = _of_models("--bank", args.bank, list(found))
+    for folder in banks.values():
+        if not is_bank(Path(folder)):
+            raise CM3Error(
+                f"{PLACE} --bank {folder}",
+                "is not a memory bank",
+                "name a folder that cm3 memory build wrote",
+            )
+    retrievers = _of_models("--retriever", args.retriever, list(found))
+    for one in retrievers.values():
+        registry.config_class("retriever", one, place=f"{PLACE} --retriever {one}")
     return {
-        name: partial(_open, source, banks.get(name), registry, args)
+        name: partial(_open, source, banks.get(name), retrievers.get(name), registry, args)
         for name, source in found.items()
     }
 
 
-def _banks(given: Sequence[str], models: Sequence[str]) -> dict[str, str]:
-    """Name of a model -> its memory bank. Banks that don't exist are reported now."""
-    from cm3run.bank.memory_bank import is_bank
-
-    banks: dict[str, str] = {}
+def _of_models(option: str, given: Sequence[str], models: Sequence[str]) -> dict[str, str]:
+    """Name of a model -> its value of an option, given as [NAME=]VALUE."""
+    values: dict[str, str] = {}
     for one in given:
-        name, equals, folder = one.partition("=")
+        name, equals, value = one.partition("=")
         if not equals:
-            name, folder = models[0], one
-        place = f"{PLACE} --bank {one}"
+            name, value = models[0], one
+        place = f"{PLACE} {option} {one}"
         if name not in models:
             raise CM3Error(place, f"no model is called {name!r}", close_match(name, models))
-        if name in banks:
-            raise CM3Error(place, f"{name!r} already has a bank", "give each model one bank")
-        if not is_bank(Path(folder)):
+        if name in values:
             raise CM3Error(
-                place, "is not a memory bank", "name a folder that cm3 memory build wrote"
+                place, f"{name!r} already has {values[name]!r}", f"give each model one {option}"
             )
-        banks[name] = folder
-    return banks
+        values[name] = value
+    return values
 
 
-def _open(source: str, bank: str | None, registry: object, args: Namespace) -> Model:
+def _open(
+    source: str, bank: str | None, retriever: str | None, registry: object, args: Namespace
+) -> Model:
     from cm3run.model.model import load
 
     return load(
         source,
         bank=bank,
+        retriever=retriever,
         registry=registry,  # type: ignore[arg-type]  # typed `object`, so that the command line is light
         device=args.device,
         num_threads=args.threads,

@@ -158,7 +158,6 @@ class Asked:
             check_sampling(model, options)
             if "draw" in values and sort == "draw":
                 options["draw"] = values["draw"]
-                check_draws(model, draw=values["draw"])
             wish = Wish.of(values, model, limits)
         options = with_quality(options, wish.quality, model, number, limits)
         workshop.weight_of(model, number * max(1, len(texts)), options)
@@ -566,16 +565,6 @@ def _document(value: Any, place: str, limits: Limits) -> tuple[Upload, str]:
     text = Field(name=f"{place}.text", sort="text", most=limits.prompt_characters, help="")
     words = text.read(value["text"])
     return from_url(value["image_url"], f"{place}.image_url"), words
-
-
-def check_draws(model: Model, *, draw: bool) -> None:
-    """Raise `APIError` for `draw` where it has no effect."""
-    if draw and not model.answers:
-        raise invalid_value(
-            "draw",
-            "has no effect: this model draws every picture, because its retriever does not tell what its memory has. "
-            "Next: leave it out",
-        )
 
 
 def check_sampling(model: Model, options: Mapping[str, Any]) -> None:

@@ -6,11 +6,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cm3core.errors import CheckpointError
 from cm3core.files import read_text
 from cm3run.checkpoint.layout import WORDS, damaged
 from cm3run.words import singulars_of, words_of
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.dataset import DocumentSource
 
 #: Maximum number of texts to collect words from: with more, the list would be long, and incomplete anyway.
 MAX_TEXTS = 2_000_000
@@ -110,20 +114,24 @@ def edits(one: str, other: str) -> int:
     return last[-1]
 
 
-def words_of_training(
-    texts: Iterable[str], number: int, checkpoint: Path | None
-) -> TrainingWords | None:
-    """The words of a run: of its texts, and of the checkpoint that it starts or resumes from.
+def knows_words(source: DocumentSource) -> bool:
+    """Whether words are collected of a training on this source: not if reading its texts takes long, or if they are too
+    many."""
+    return not source.is_far and len(source) <= MAX_TEXTS
+
+
+def words_of_training(source: DocumentSource, checkpoint: Path | None) -> TrainingWords | None:
+    """The words that a run starts with: of its canonical texts, and of the checkpoint that it starts or resumes from.
+    Training adds the words of the texts that it draws (`MaskedSequences.words`).
 
     Args:
-        texts: all training texts.
-        number: of documents; above `MAX_TEXTS` nothing is read.
+        source: the training documents.
         checkpoint: its folder, if there is one.
 
     Returns:
-        None if the complete list is unknown: too many documents, or a checkpoint without a list.
+        None if the complete list is unknown: see `knows_words`, or a checkpoint without a list.
     """
-    if number > MAX_TEXTS:
+    if not knows_words(source):
         return None
     before = None
     if checkpoint is not None:
@@ -133,4 +141,4 @@ def words_of_training(
             return None
         if before is None:
             return None
-    return TrainingWords.of(texts).united(before)
+    return TrainingWords.of(source.texts()).united(before)

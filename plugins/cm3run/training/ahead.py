@@ -35,6 +35,11 @@ class AheadLoader:
         """Documents given to this process so far, by part of the data set."""
         return self._position.counts
 
+    @property
+    def words(self) -> frozenset[str]:
+        """See `MaskedSequences.words`; of this process. Call it between steps, while nothing is made."""
+        return frozenset(self._loader.data.words)
+
     def next_step(self) -> list[TrainingBatch]:
         """This process's micro-batches of the next step. What making them raised is raised here."""
         made, self._next = self._next, None

@@ -26,6 +26,7 @@ from cm3core.files import check_writable, locked, make_folder
 from cm3core.interfaces.tracker import CheckpointSaved
 from cm3run.checkpoint import CheckpointState, Snapshot, save_checkpoint
 from cm3run.checkpoint.tensors import generator_states, weights_of
+from cm3run.checkpoint.words import TrainingWords
 from cm3run.processes import Processes, own_part
 from cm3run.tuning import write_adapters
 
@@ -201,7 +202,7 @@ class Saver:
             optimizer_state=optimizer,
             state=stored,
             components=state.components,
-            words=state.words,
+            words=_words(state),
             adapter=adapter,
         )
 
@@ -245,6 +246,12 @@ def _check_finite(state: TrainState) -> None:
             "the weights are no longer finite; they are not saved",
             DIVERGED,
         )
+
+
+def _words(state: TrainState) -> TrainingWords | None:
+    """The words of the training texts, with those that any process has drawn."""
+    drawn = state.processes.all_of(state.loader.words)
+    return None if state.words is None else TrainingWords(state.words.words.union(*drawn))
 
 
 def _stored(state: TrainState) -> CheckpointState:

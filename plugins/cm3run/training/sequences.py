@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from cm3core.document import Document, MaskedSequence, Segment, Text, TokenSequence
+from cm3core.document import Document, MaskedSequence, Segment, Text, TokenSequence, text_of
 from cm3core.errors import DataError, DocumentError
 from cm3core.interfaces.layout import Boundary
 from cm3core.sequence.infill import TOKENS_PER_SPAN
 from cm3core.sequence.segments import modality_of
+from cm3run.checkpoint.words import knows_words
 from cm3run.prepending import prepended
+from cm3run.words import words_of
 
 if TYPE_CHECKING:
     from cm3core.interfaces.dataset import DocumentSource
@@ -166,6 +168,10 @@ class MaskedSequences:
         reserved = min(objective.max_added_tokens, _RESERVED_SPANS * TOKENS_PER_SPAN)
         self._room = self.max_length - reserved
         assert retrieved is None or len(retrieved.neighbours) == len(source)
+        #: Words of the texts drawn for training so far, of documents and of those prepended: captions and questions are
+        #: drawn from templates, which no list of documents shows. Not collected if the list would be too long.
+        self.words: set[str] = set()
+        self._collects_words = self.training and knows_words(source)
         #: Index into the source of each usable document, int64.
         self.indices: npt.NDArray[np.int64] = np.flatnonzero(code_cache.usable_N)
         self._warned = self._cut_is_told = False
@@ -258,7 +264,11 @@ class MaskedSequences:
         """The sequence before masking; longer than `max_length` if the query alone is."""
         place = int(self.indices[index])
         query = self.code_cache.encoded(self.source.document(place, rng if self.training else None))
-        sequence = self._fitting(query, self._retrieved(place, query, rng))
+        retrieved = self._retrieved(place, query, rng)
+        if self._collects_words:
+            for document in (query, *retrieved):
+                self.words.update(words_of(text_of(document)))
+        sequence = self._fitting(query, retrieved)
         if self.training and not self._cut_is_told:
             self._note_cut(place, query, sequence)
         return sequence

@@ -350,9 +350,7 @@ def start(
         place.dtype,
         processes,
         place.parallel,
-        words_of_training(source.texts(), len(source), origin.folder)
-        if first and not source.is_far
-        else None,
+        words_of_training(source, origin.folder) if first else None,
         done.step,
         done.elapsed_s,
         done.tokens,

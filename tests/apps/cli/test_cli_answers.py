@@ -93,8 +93,8 @@ def test_drawing_can_be_insisted_on(run, tmp_path, capsys, monkeypatch):
     assert "  restyled: the memory has 'bell' in this style, too: lucide/bell" in out
     own = toy_model()
     monkeypatch.setattr("cm3run.model.model.load", lambda *_, **__: own)
-    assert run("generate", "red", "--draw", "-o", tmp_path / "other") == 2
-    assert tells(capsys.readouterr().err, "... --draw: has no effect: ... leave it out")
+    assert run("generate", "red", "--draw", "--n", 1, "-o", tmp_path / "other") == 0
+    assert "draw" not in capsys.readouterr().err, "a script works with any model"
 
 
 def test_a_model_that_does_not_tell_says_nothing(monkeypatch, tmp_path, capsys):

@@ -410,7 +410,7 @@ def test_words_that_training_never_saw_are_named(cm3, model, tmp_path, capsys, m
     monkeypatch.setattr(model, "words", TrainingWords.of(["red", "green"]))
     assert cm3("generate", "red zebra", "greem", "-o", tmp_path / "b", "--n", 1) == 0
     note = (
-        "note: 'zebra' and 'greem' are not in the training captions and will be ignored. "
+        "note: 'zebra' and 'greem' are not in the training captions, so the model has not learnt what they mean. "
         "Did you mean 'green'?\n"
     )
     assert capsys.readouterr().err == note

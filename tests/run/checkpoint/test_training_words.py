@@ -6,15 +6,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cm3core.document import Text
 from cm3core.errors import CheckpointError
 from cm3core.plugins.discovery import load_registry
+from cm3kits.samples import ListSource
+from cm3plugins.objectives.causal import CausalObjectiveConfig
 from cm3run import DEFAULT_MODEL
 from cm3run.checkpoint import export_model, find_checkpoint, find_model, latest_checkpoint
 from cm3run.checkpoint import words as module
 from cm3run.checkpoint.words import TrainingWords, edits, words_of_training
 from cm3run.model import load
 from cm3run.training import train
+from cm3run.training.code_cache import CodeCache
+from cm3run.training.sequences import MaskedSequences, SequenceSettings
 from cm3run.words import words_of
+from tests.fixtures.toy_model import toy_model
 
 
 def test_words_by_hand():
@@ -105,10 +111,46 @@ def test_a_run_that_starts_from_a_model_keeps_its_words(
 
 
 def test_what_is_not_wholly_known_is_not_stored(monkeypatch, tmp_path):
-    assert words_of_training(["red"], 1, tmp_path) is None, "a checkpoint without a list"
-    assert words_of_training(["red"], 1, None) == TrainingWords.of(["red"])
+    red, two = ListSource([(Text("red"),)]), ListSource([(Text("red"),), (Text("blue"),)])
+    assert words_of_training(red, tmp_path) is None, "a checkpoint without a list"
+    assert words_of_training(red, None) == TrainingWords.of(["red"])
     monkeypatch.setattr(module, "MAX_TEXTS", 1)
-    assert words_of_training(["red", "blue"], 2, None) is None
+    assert words_of_training(two, None) is None
+
+
+class Templates(ListSource):
+    """Captions that no list of documents shows: "a NAME" in training, "NAME" elsewhere."""
+
+    def _document(self, index, rng):
+        [text] = super()._document(index, rng)
+        return (text if rng is None else Text(f"a {text.text}"),)
+
+
+def test_words_are_those_of_the_captions_that_training_draws(toy):
+    """Also of the documents in front; not of those that validation reads."""
+    sequences = toy(Templates([(Text("apple"),)]))
+    assert sequences.words == set()
+    sequences.sequence(0, 0)
+    assert sequences.words == {"a", "apple"}
+    held_out = toy(Templates([(Text("apple"),)]), training=False)
+    held_out.sequence(0, 0)
+    assert held_out.words == set()
+
+
+@pytest.fixture
+def toy(tmp_path):
+    """Makes sequences of a source without pictures."""
+
+    def make(source, training=True):
+        parts = toy_model().components
+        codes = CodeCache(source, parts.image_tokenizer, tmp_path, progress=False)
+        settings = SequenceSettings(
+            seed=0, context_length=128, max_text_tokens=32, training=training
+        )
+        objective = CausalObjectiveConfig().build(parts.vocabulary)
+        return MaskedSequences(source, parts.serializer, objective, codes, None, settings)
+
+    return make
 
 
 def test_a_list_that_cannot_be_read(tmp_path):

@@ -44,7 +44,8 @@ export function tellWords(place, words, field) {
   const listed = (parts, last) => parts.flatMap((part, number) => [...(number ? [number === parts.length - 1 ? last : ", "] : []), part]);
   place.replaceChildren(
     ...listed(told.map(([word]) => element("b", { textContent: `'${word}'` })), " and "),
-    ` ${told.length === 1 ? "is" : "are"} not in the training captions and will be ignored.`,
+    ` ${told.length === 1 ? "is" : "are"} not in the training captions, so the model has not learnt what ` +
+      `${told.length === 1 ? "it means" : "they mean"}.`,
     ...(near.length ? [" Did you mean ", ...listed(near.map(([word, one]) => element("button", { type: "button", className: "link", textContent: one, onclick: () => replaceWord(field, word, one, place) })), " or "), "?"] : []),
   );
 }
