@@ -28,6 +28,7 @@ EXAMPLE = """examples:
   cm3 eval runs/mine coco5k-v1 --data COCO --inception pt_inception-2015-12-05-6726825d.pth
   cm3 eval --from PICTURES coco30k-v1 --data COCO --inception FILE --label "another model"
   cm3 eval score PICTURES OTHERS --metric kid --extractor lite1
+  cm3 eval runs/mine my/pictures --compare retriever=none,bm25,dense
   cm3 eval compare eval/a eval/b
   cm3 eval table eval/a --beside paper
   cm3 eval card bundled:emoji64 eval/emoji -o CARD.md
@@ -205,10 +206,8 @@ def _task_options(parser: ArgumentParser) -> None:
 
 
 def _run(args: Namespace) -> int:
-    from cm3apps.evaluation.evaluating import Evaluation
     from cm3apps.evaluation.own_folder import folder_protocol, is_recipe, without_held_out
     from cm3apps.evaluation.reading import lines
-    from cm3apps.evaluation.tasks import open_task
     from cm3core.files import write_text
 
     _check_names(args)
@@ -222,7 +221,38 @@ def _run(args: Namespace) -> int:
     protocol = named or folder_protocol(folder, registry, model, args.num)
     label = args.label or (args.pictures.name if args.pictures else args.names[0])
     out = args.out or Path("eval") / f"{protocol.name}-{_slug(label)}"
-    evaluation = Evaluation(
+    try:
+        if args.compare is None:
+            scores = _evaluated(args, protocol, registry, model, _options(args), label, out)
+            print("\n".join(lines(scores)))
+            print(f"{out}/scores.json")
+        else:
+            _compare_settings(args, protocol, registry, model, label, out)
+    except KeyboardInterrupt:
+        print(f"interrupted; the same command resumes, see {out}", file=sys.stderr)
+        return 130
+    if named is None:
+        write_text(out / FOLDER_PROTOCOL, protocol.text())
+        print(
+            f"evaluate another model alike: cm3 eval MODEL {shlex.quote(str(out / FOLDER_PROTOCOL))}"
+        )
+    return 0
+
+
+def _evaluated(
+    args: Namespace,
+    protocol: Protocol,
+    registry: Registry,
+    model: Model | None,
+    options: dict[str, Any],
+    label: str,
+    out: Path,
+) -> dict[str, Any]:
+    """Run or resume one evaluation; return the content of scores.json."""
+    from cm3apps.evaluation.evaluating import Evaluation
+    from cm3apps.evaluation.tasks import open_task
+
+    return Evaluation(
         protocol,
         open_task(
             protocol.task,
@@ -235,27 +265,49 @@ def _run(args: Namespace) -> int:
         registry,
         out,
         model=model,
-        options=_options(args),
+        options=options,
         pictures=args.pictures,
         label=label,
         files=_files(args),
         skip_missing=args.skip_missing,
         allow_leaks=args.allow_leaks,
         allow_reranker=args.allow_reranker,
-    )
-    try:
-        scores = evaluation.run()
-    except KeyboardInterrupt:
-        print(f"interrupted; the same command resumes, see {out}", file=sys.stderr)
-        return 130
-    print("\n".join(lines(scores)))
-    print(f"{out}/scores.json")
-    if named is None:
-        write_text(out / FOLDER_PROTOCOL, protocol.text())
-        print(
-            f"evaluate another model alike: cm3 eval MODEL {shlex.quote(str(out / FOLDER_PROTOCOL))}"
+    ).run()
+
+
+def _compare_settings(
+    args: Namespace,
+    protocol: Protocol,
+    registry: Registry,
+    model: Model | None,
+    label: str,
+    out: Path,
+) -> None:
+    """Evaluate one model with each value of a setting, and print the paired differences from the first."""
+    from cm3apps.evaluation.pairs import COMPARISON, paired_table, write_comparison
+
+    if model is None:
+        raise CM3Error(
+            "--compare", "changes how a model draws, but --from gives pictures", "name a MODEL"
         )
-    return 0
+    key, values = args.compare
+    folders: dict[str, Path] = {}
+    for value in values:
+        options, own = _options(args), model
+        if key == "retriever":
+            own = model.with_memory(retriever=value)
+            if own.recipe.retriever is not None and not own.recipe.retriever.retrieves:
+                options.pop("num_retrieved", None)
+        else:
+            options[key] = value
+        print(f"{key}={value}", file=sys.stderr)
+        folders[str(value)] = out / _slug(f"{key}-{value}")
+        _evaluated(
+            args, protocol, registry, own, options, f"{label}, {key}={value}", folders[str(value)]
+        )
+    print("\n".join(paired_table(key, folders)))
+    write_comparison(key, folders, out / COMPARISON)
+    print(out / COMPARISON)
 
 
 def _named_protocol(args: Namespace) -> Protocol:
@@ -291,9 +343,11 @@ def _model_of(args: Namespace, registry: Registry) -> Model:
         num_threads=args.threads,
         precision=args.precision,
         trust_plugins=args.trust_plugins,
-        bank=args.bank,
     )
-    return model if args.memory_split is None else model.with_memory(split=args.memory_split)
+    model.told = lambda line: print(f"note: {line}", file=sys.stderr)
+    if args.bank is None and args.retriever is None and args.memory_split is None:
+        return model
+    return model.with_memory(args.bank, args.retriever, split=args.memory_split)
 
 
 def _options(args: Namespace) -> dict[str, Any]:
@@ -333,9 +387,16 @@ def _score(args: Namespace) -> int:
 
 
 def _compare(args: Namespace) -> int:
+    from cm3apps.evaluation.pairs import paired_table
     from cm3apps.evaluation.reading import compare, read_scores
 
     print("\n".join(compare(*map(read_scores, args.folders))))
+    first, second = args.folders
+    names = (first.name, second.name) if first.name != second.name else (str(first), str(second))
+    folders = dict(zip(names, args.folders, strict=True))
+    paired = paired_table("evaluation", folders, only_paired=True)
+    if paired:
+        print("\n".join(["", *paired]))
     return 0
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from cm3apps.cli import (
     DEVICE,
@@ -22,6 +24,35 @@ from cm3apps.cli import (
 
 #: Title of a group of options in the help.
 SCORES = "scores"
+
+
+#: What `--compare` can change, and the type of its values.
+COMPARED: Mapping[str, Callable[[str], Any]] = {
+    "retriever": str,
+    "num_retrieved": whole_number(0, 2**20),
+    "num_candidates": whole_number(1, 2**20),
+    "reranker": str,
+    "sampler": str,
+    "guidance_scale": real_number(0, 1e6),
+    "temperature": real_number(0, 1e6),
+}
+
+
+def compared(text: str) -> tuple[str, list[Any]]:
+    """KEY=A,B,... as the key and its values.
+
+    >>> compared("num_retrieved=0,2")
+    ('num_retrieved', [0, 2])
+    """
+    key, _, values = text.partition("=")
+    if key not in COMPARED:
+        raise ArgumentTypeError(
+            f"{text!r} is not KEY=A,B,... with one of the keys {', '.join(COMPARED)}"
+        )
+    given = [one.strip() for one in values.split(",")]
+    if len(given) < 2 or len(set(given)) < len(given) or not all(given):
+        raise ArgumentTypeError(f"{text!r} does not name two or more different values of {key}")
+    return key, [COMPARED[key](one) for one in given]
 
 
 def run_options(parser: ArgumentParser) -> None:
@@ -64,6 +95,13 @@ def _what_to_score(parser: ArgumentParser) -> None:
         "--data", type=Path, metavar="FOLDER", help="folder of the protocol's files (COCO)"
     )
     grouped(parser, SCORES).add_argument(
+        "--compare",
+        type=compared,
+        metavar="KEY=A,B,...",
+        help="evaluate the model with each of these values and print the paired differences from the first: "
+        f"{', '.join(COMPARED)}; e.g. retriever=none,bm25,dense",
+    )
+    grouped(parser, SCORES).add_argument(
         "--inception",
         type=Path,
         metavar="FILE",
@@ -94,6 +132,11 @@ def _how_to_draw(parser: ArgumentParser) -> None:
     )
     grouped(parser, RETRIEVAL).add_argument(
         "--bank", metavar="FOLDER", help="retrieve from this memory bank"
+    )
+    grouped(parser, RETRIEVAL).add_argument(
+        "--retriever",
+        metavar="NAME",
+        help="use another retriever (cm3 kinds retriever), e.g. bm25, or none",
     )
     grouped(parser, RETRIEVAL).add_argument(
         "--memory-split",

@@ -197,7 +197,9 @@ class Desk:
         unknown = {} if knows_meanings(self.model) else self.model.unknown_words(text)
         if unknown:
             words = ", ".join(map(repr, unknown))
-            self._note(f"not in the training captions, so the model has not learnt what they mean: {words}")
+            self._note(
+                f"not in the training captions, so the model has not learnt what they mean: {words}"
+            )
 
     def _drawn(
         self, prompt: str, made: Sequence[GeneratedImage], given: Sequence[Credit] = ()

@@ -10,7 +10,6 @@ import pytest
 
 from cm3apps.cli import main as cli
 from cm3run.attribution import facts_in
-from messages import tells
 from toy_finder import finder
 from toy_model import toy_model
 

@@ -12,7 +12,6 @@ import httpx
 import pytest
 
 from cm3run.attribution import facts_in
-from messages import tells
 from toy_finder import finder
 from toy_server import CHAT, Served, served, toy
 

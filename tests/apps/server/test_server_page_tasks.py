@@ -77,7 +77,8 @@ def test_words_that_the_model_never_saw_are_told_and_replaced(browser, server):
         says(
             page,
             "#draw-words",
-            "'a', 'bel', 'and', 'b' and 'zebra' are not in the training captions, so the model has not learnt what they mean. Did you mean bell?",
+            "'a', 'bel', 'and', 'b' and 'zebra' are not in the training captions, so the model has not learnt what they "
+            "mean. Did you mean bell?",
         )
         page.click("#draw-words button:has-text('bell')")
         assert page.input_value("#prompt") == "a bell and <b>zebra</b>"
