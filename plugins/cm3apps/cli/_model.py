@@ -183,7 +183,7 @@ def open_model(args: Namespace, num_candidates: int | None = None) -> Model:
 
 def _check_retrieves(args: Namespace) -> None:
     """Refuse options for retrieval if nothing is to be retrieved."""
-    if getattr(args, "num_retrieved", None) != 0 or args.retriever == "none":
+    if getattr(args, "num_retrieved", None) != 0:
         return
     for option, is_given in (
         ("--bank", args.bank is not None),

@@ -86,9 +86,7 @@ def compared_scores(folders: Mapping[str, Path]) -> list[Compared]:
     return found
 
 
-def paired_table(
-    key: str, folders: Mapping[str, Path], *, only_paired: bool = False
-) -> list[str]:
+def paired_table(key: str, folders: Mapping[str, Path], *, only_paired: bool = False) -> list[str]:
     """A table of `compared_scores`; no lines if the evaluations have no score in common.
 
     Args:

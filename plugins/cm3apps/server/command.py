@@ -362,7 +362,9 @@ def _of_models(option: str, given: Sequence[str], models: Sequence[str]) -> dict
             raise CM3Error(place, f"no model is called {name!r}", close_match(name, models))
         if name in values:
             raise CM3Error(
-                place, f"{name!r} already has {values[name]!r}", f"give each model one {option}"
+                place,
+                f"{name!r} already has {values[name]!r}",
+                f"give {option} once for each model",
             )
         values[name] = value
     return values

@@ -22,6 +22,7 @@ from cm3core.errors import RecipeError
 from cm3core.interfaces.dataset import DocumentSource
 from cm3core.interfaces.embedder import Embedder
 from cm3core.interfaces.retriever import Retrieved, Retriever, RetrieverConfig
+from cm3plugins.retrievers.memory_vectors import read_texts
 
 #: Scores are rounded to this many digits, so that documents with the same words score the same.
 DIGITS = 5
@@ -101,7 +102,7 @@ class BM25Retriever(QueryByQuery):
 
     def __init__(self, config: BM25RetrieverConfig, memory: DocumentSource) -> None:
         super().__init__(memory)
-        texts = (words_of(text_of(memory.document(index))) for index in range(len(memory)))
+        texts = map(words_of, read_texts(memory))
         self._word_ids, self._postings = indexed(texts, config)
 
     def _found(self, query: Document, number: int, exclude: Collection[str]) -> list[Retrieved]:

@@ -30,6 +30,7 @@ from cm3plugins.retrievers.bm25 import (
     words_of,
 )
 from cm3plugins.retrievers.hybrid import HybridRetriever, HybridRetrieverConfig
+from cm3plugins.retrievers.memory_vectors import read_texts
 from cm3run.prompting import Answer, AnsweringRetriever, AnsweringRetrieverConfig
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ class FacetsRetriever(QueryByQuery, AnsweringRetriever):
     @cached_property
     def _indexed(self) -> tuple[_Words, _Words]:
         """The words of all things, and of all hands."""
-        facets = [self._facets(self._memory.document(index)) for index in range(len(self._memory))]
+        facets = [self._facets(text) for text in read_texts(self._memory)]
         own = BM25RetrieverConfig(k1=self._config.k1, b=self._config.b)
         return _Words([thing for thing, _ in facets], own), _Words(
             [hand for _, hand in facets], own
@@ -146,12 +147,12 @@ class FacetsRetriever(QueryByQuery, AnsweringRetriever):
         ids = (self._memory.id(index) for index in range(len(self._memory)))
         return np.fromiter((_mark(one) for one in ids), np.uint64, len(self._memory))
 
-    def _facets(self, document: Document) -> tuple[list[str], list[str]]:
-        thing, _, hand = text_of(document).partition(self._config.separator)
+    def _facets(self, text: str) -> tuple[list[str], list[str]]:
+        thing, _, hand = text.partition(self._config.separator)
         return words_of(thing), words_of(hand)
 
     def _found(self, query: Document, number: int, exclude: Collection[str]) -> list[Retrieved]:
-        thing, hand = self._facets(query)
+        thing, hand = self._facets(text_of(query))
         things, hands = self._indexed
         found = self._in_turn(
             query,

@@ -31,6 +31,7 @@ from cm3core.interfaces.dataset import DocumentSource
 from cm3core.interfaces.embedder import Embedder, EmbedderConfig, VectorArray
 from cm3core.interfaces.reach import READS, TEXT, Outside
 from cm3core.interfaces.retriever import Retrieved, Retriever, RetrieverConfig
+from cm3plugins.retrievers.memory_vectors import read_texts
 from cm3run.prompting import Answer, AnsweringRetriever, AnsweringRetrieverConfig, Kind
 from cm3run.words import words_of
 
@@ -199,8 +200,8 @@ class HybridRetriever(AnsweringRetriever):
         styles: dict[str, int] = {}
         self._subject_M = np.full(len(memory), -1, np.int64)
         self._style_M = np.zeros(len(memory), np.int64)
-        for index in range(len(memory)):
-            if text := text_of(memory.document(index)):
+        for index, text in enumerate(read_texts(memory)):
+            if text:
                 subject, _, style = text.partition(",")
                 self._subject_M[index] = subjects.setdefault(subject, len(subjects))
                 self._style_M[index] = styles.setdefault(style, len(styles))

@@ -39,6 +39,8 @@ _last_read: tuple[ref[DocumentSource] | None, tuple[bytes, ...]] = (None, ())
 #: Documents embedded per block; their pictures are in memory together, at full size. Texts alone are small, and a third of
 #: the time in larger blocks.
 AT_ONCE, _TEXTS_AT_ONCE = 32, 256
+#: Documents of which a bar is shown while their texts are read: a second's work.
+_MANY_TEXTS = 50_000
 #: Pictures loaded before the time of embedding is estimated: a memory may be a mixture of corpora.
 _PREPARED = 16
 
@@ -97,6 +99,21 @@ def memory_vectors(
         with atomic_path(path) as temporary:
             save_array(temporary, vectors_ME)
     return vectors_ME
+
+
+def read_texts(memory: DocumentSource) -> Iterator[str]:
+    """Yield the text of each document, with a progress bar if there are many."""
+    with estimated_bar(
+        "reading the texts of the memory",
+        total=len(memory),
+        unit="document",
+        disable=len(memory) < _MANY_TEXTS,
+    ) as advance:
+        for start in range(0, len(memory), _PIECE):
+            stop = min(start + _PIECE, len(memory))
+            for index in range(start, stop):
+                yield text_of(memory.document(index))
+            advance(stop - start)
 
 
 def open_kept(

@@ -16,7 +16,7 @@ import pytest
 from cm3apps.cli.main import main
 from cm3apps.server import command, load
 from cm3apps.server.command import openers_of, token_of
-from cm3core.errors import CM3Error
+from cm3core.errors import CM3Error, PluginError
 from messages import tells
 from toy_server import served
 
@@ -109,7 +109,7 @@ def test_banks_that_are_not_there_or_of_no_model(capsys, tmp_path: Path):
     )
     assert tells(
         refused(capsys, *model, "--bank", bank, "--bank", f"emoji={bank}"),
-        f"error: cm3 serve --bank emoji={bank}: 'emoji' already has a",
+        f"error: cm3 serve --bank emoji={bank}: 'emoji' already has",
     )
 
 
@@ -117,11 +117,13 @@ def test_each_model_is_opened_with_its_bank(monkeypatch, tmp_path: Path):
     (tmp_path / "manifest.json").write_text("{}")
     opened = []
     monkeypatch.setattr(
-        "cm3run.model.model.load", lambda model, bank, **_: opened.append((model, bank))
+        "cm3run.model.model.load",
+        lambda model, bank, retriever, **_: opened.append((model, bank, retriever)),
     )
     args = Namespace(
         model=["x=bundled:emoji64", "bundled:icons64"],
         bank=[str(tmp_path)],
+        retriever=["bundled:icons64=bm25", "none"],
         plugin=[],
         device=None,
         threads=None,
@@ -133,13 +135,21 @@ def test_each_model_is_opened_with_its_bank(monkeypatch, tmp_path: Path):
     )
     for opener in openers_of(args).values():
         opener()
-    assert opened == [("bundled:emoji64", str(tmp_path)), ("bundled:icons64", None)]
+    assert opened == [
+        ("bundled:emoji64", str(tmp_path), "none"),
+        ("bundled:icons64", None, "bm25"),
+    ]
+    args.retriever = ["bm52"]
+    with pytest.raises(PluginError) as error:
+        openers_of(args)
+    assert tells(error.value, "cm3 serve --retriever bm52: ... 'bm52' ... 'bm25'")
 
 
 def test_models_are_named():
     args = Namespace(
         model=["x=bundled:emoji64", "bundled:emoji64"],
         bank=[],
+        retriever=[],
         plugin=[],
         threads=None,
         parallel=None,

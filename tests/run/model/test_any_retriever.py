@@ -138,7 +138,7 @@ def test_a_model_without_an_embedder_gets_the_retrievers_default_one(model):
     [
         ("clipp", "embedder: no embedder is called 'clipp' ... 'clip'"),
         ({"name": "light_encoder", "paht": "x"}, "embedder.paht: is not a key ... 'path'"),
-        ({"batch_size": "many"}, "embedder.batch_size: is 'many', not int"),
+        ({"batch_size": "many"}, "embedder.batch_size: is 'many', must be a whole number"),
     ],
 )
 def test_a_wrong_embedder_is_refused(model, embedder, words):

@@ -138,7 +138,7 @@ def test_another_memory_shares_the_weights_and_leaves_the_model_as_it_was(model,
         ),
         (
             lambda: model.with_memory(num_retrieved="two"),
-            "retriever.num_retrieved: is 'two', not int\n",
+            "retriever.num_retrieved: is 'two', must be a whole number",
         ),
         (
             lambda: model.with_memory("nowhere"),
