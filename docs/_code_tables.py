@@ -8,27 +8,56 @@ from typing import Any
 
 def inputs() -> list[str]:
     """What providers of each op get, in its smallest case."""
-    import torch
-
-    from cm3lab.benchmarks.ops import add
-    from cm3run.benchmarks import BenchmarkRegistry, Where
-
-    registry, where = BenchmarkRegistry(), Where(torch.device("cpu"), "cpu", "dry")
-    add(registry)
     lines = ["| op | inputs in the smallest case |", "| --- | --- |"]
-    for name, op in registry.ops.items():
+    where = _dry()
+    for name, op in _ops().items():
         case = op.cases(where)[0]
-        cells = (f"`{key}` {_input(value)}" for key, value in op.inputs(case, where, 0).items())
+        cells = (
+            f"`{key}` {_input(value)}{', with a gradient' if key in op.gradients else ''}"
+            for key, value in op.inputs(case, where, 0).items()
+        )
         lines.append(f"| `{name}` | {', '.join(cells)} |")
     return lines
+
+
+def costs() -> list[str]:
+    """Keys, dtypes, directions and formulas of each op."""
+    lines = [
+        "| op | keys of a shape | dtypes | directions | least bytes and operations |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, op in _ops().items():
+        keys = ", ".join(
+            f"`{key}` {one.meaning}" + (f" ({', '.join(one.choices)})" if one.choices else "")
+            for key, one in op.keys.items()
+        )
+        cells = keys, ", ".join(op.limits), ", ".join(op.directions), op.costs
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return lines
+
+
+def _ops() -> dict[str, Any]:
+    from cm3lab.benchmarks.kernels.ops import add
+    from cm3run.benchmarks import BenchmarkRegistry
+
+    registry = BenchmarkRegistry()
+    add(registry)
+    return registry.ops
+
+
+def _dry() -> Any:
+    import torch
+
+    from cm3run.benchmarks import Where
+
+    return Where(torch.device("cpu"), "cpu", "dry")
 
 
 def _input(value: Any) -> str:
     import torch
 
     if isinstance(value, torch.Tensor):
-        trained = ", with a gradient" if value.requires_grad else ""
-        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}{trained}"
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
     return "null" if value is None else type(value).__name__
 
 

@@ -16,6 +16,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import _code_tables
 import _figures
 import _icons
 import _plugin_reference
@@ -32,6 +33,7 @@ def tables() -> dict[str, dict[str, list[str]]]:
     made = {name: dict(own) for name, own in _figures.tables().items()}
     more = {
         "icons.md": _icons.tables(),
+        "kernels.md": {"ops of the benchmark": _code_tables.costs()},
     }
     for name, own in more.items():
         made.setdefault(name, {}).update(own)

@@ -17,14 +17,8 @@ from typing import Any
 
 #: A faster attention is proposed if it takes less than this fraction of the present one's time.
 WORTH = 0.97
-#: Providers of `cm3 bench kernels` -> implementations of the op (as `cm3lab.benchmarks.ops.attention`, which would import
-#: torch).
-IMPLEMENTATIONS = {
-    "cm3/triton_tma": "triton_tma",
-    "flex": "flex",
-    "flex flash": "flex_flash",
-    "sdpa cudnn": "cudnn",
-}
+#: Implementations of attention that `cm3kernels.dispatch.MEASURED` may name, beside the present one.
+CANDIDATES = ("triton_tma", "flex", "flex_flash", "cudnn")
 PRESENT = "cm3/triton"
 #: File -> what the expectations of its figures are for: its key, and the value.
 OF = {"training": ("recipe", "cm3leon-350m"), "decode": ("size", "7b")}
@@ -50,16 +44,16 @@ class Figure:
 
 
 def of_kernel(
-    op: str, case: str, provider: str, value: Callable[[Results], float]
+    op: str, shape: Mapping[str, object], direction: str, value: Callable[[Results], float]
 ) -> Callable[[Results], float]:
-    """Read a value of the first row of a provider whose case begins so."""
+    """Read a value of the present implementation's first row with these values in its shape."""
 
     def read(found: Results) -> float:
         return next(
             value(row)
             for row in found["results"]
-            if (row["op"], row["provider"]) == (op, provider)
-            and f"{row['case']} ".startswith(f"{case} ")
+            if (row["op"], row["direction"], row["provider"]) == (op, direction, PRESENT)
+            and shape.items() <= row["parameters"].items()
             and "warm" in row
         )
 
@@ -76,12 +70,13 @@ def _microseconds(row: Results) -> float:
 
 def figures() -> list[Figure]:
     """All lines, in the order of the report."""
-    long, short = "B1 H32 T4096 D128 causal", "B8 H16 T4096 D64 causal"
+    long = {"B": 1, "H": 32, "T": 4096, "D": 128, "documents": 1}
+    short = {"B": 8, "H": 16, "T": 4096, "D": 64, "documents": 1}
     kernels = [
-        ("attention, D 128, forward, TFLOP/s", f"{long} forward", "330"),
-        ("attention, D 64, forward, TFLOP/s", f"{short} forward", "300"),
-        ("attention, D 128, forward and backward, TFLOP/s", f"{long} forward+backward", "230-330"),
-        ("attention, D 64, forward and backward, TFLOP/s", f"{short} forward+backward", "230-300"),
+        ("attention, D 128, forward, TFLOP/s", long, "forward", "330"),
+        ("attention, D 64, forward, TFLOP/s", short, "forward", "300"),
+        ("attention, D 128, forward and backward, TFLOP/s", long, "both", "230-330"),
+        ("attention, D 64, forward and backward, TFLOP/s", short, "both", "230-300"),
     ]
     steps = [
         ("training", "31"),
@@ -96,17 +91,17 @@ def figures() -> list[Figure]:
         Figure(
             "product 8192^3 bfloat16, TFLOP/s",
             "quick",
-            lambda found: found["ceilings"]["matmul_flop_per_s"] / 1e12,
+            lambda found: found["ceilings"]["flop_per_s"]["bfloat16"] / 1e12,
             "650",
         ),
         *(
-            Figure(name, "quick", of_kernel("attention", case, PRESENT, _teraflops), expected)
-            for name, case, expected in kernels
+            Figure(name, "quick", of_kernel("attention", shape, way, _teraflops), expected)
+            for name, shape, way, expected in kernels
         ),
         Figure(
             "guided_sample, 8,192 ids, us",
             "quick",
-            of_kernel("guided_sample", "n8 V8192", PRESENT, _microseconds),
+            of_kernel("guided_sample", {"n": 8, "V": 8192}, "forward", _microseconds),
             "20-25",
         ),
         *(
@@ -191,7 +186,7 @@ def attention_lines(out: Path) -> list[str]:
     rows = [
         row
         for row in (found or {}).get("results", [])
-        if row["op"] == "attention" and row["parameters"]["backward"]
+        if row["op"] == "attention" and row["direction"] == "both"
     ]
     if not rows:
         return ["attention of a training step: not measured"]
@@ -199,7 +194,7 @@ def attention_lines(out: Path) -> list[str]:
     reasons: dict[str, str] = {}
     for row in rows:
         if "warm" in row:
-            times.setdefault(row["provider"], {})[row["case"]] = row["warm"]["us"]
+            times.setdefault(row["provider"], {})[row["shape"]] = row["warm"]["us"]
         else:
             reasons.setdefault(row["provider"], f"{row['status']}: {row.get('reason', '')}")
     present = times.get(PRESENT, {})
@@ -230,10 +225,12 @@ def proposal(out: Path, parts: Mapping[str, float], complete: set[str]) -> str:
     training = contents(out / "training.json") or {}
     capability = training.get("capability")
     key = f"({', '.join(map(str, capability))})" if capability else "(major, minor)"
-    able = [name for name in IMPLEMENTATIONS if name in complete and parts[name] < WORTH]
+    able = [
+        name for name in CANDIDATES if f"cm3/{name}" in complete and parts[f"cm3/{name}"] < WORTH
+    ]
     if not able:
         return f"cm3kernels.dispatch.MEASURED needs no entry for {key}: nothing is faster"
-    best = IMPLEMENTATIONS[min(able, key=lambda name: parts[name])]
+    best = min(able, key=lambda name: parts[f"cm3/{name}"])
     return f'enter in cm3kernels.dispatch.MEASURED:  {key}: "{best}"'
 
 

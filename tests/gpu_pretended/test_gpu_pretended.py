@@ -186,6 +186,43 @@ def test_faults_are_seen(library: Path) -> None:
     assert [fault for fault, log in found.items() if not log[fault]] == []
 
 
+#: Providers of the benchmark that read values on the host, so that a graph can't have them; on a GPU, events time them.
+READING = {
+    "guided_sample forward cm3/eager",
+    "guided_sample forward cm3/reference",
+    *(f"linear_cross_entropy {direction} cm3/torch" for direction in ("forward", "both")),
+    # its mask is built in each call
+    *(f"attention {direction} cm3/reference" for direction in ("forward", "both")),
+}
+
+
+def test_the_kernel_benchmark_takes_the_card_s_path(library: Path) -> None:
+    """Each provider is prepared, run, and captured in a graph, in every direction."""
+    logs = run_scenarios(library, HERE / "benchmark.py")
+    assert {name: log["mixed"] for name, log in logs.items() if log["mixed"]} == {}
+    assert {name: log["unguarded"] for name, log in logs.items() if log["unguarded"]} == {}
+    assert {name for name, log in logs.items() if log["uncaptured"]} == READING
+    assert {log["method"] for log in logs.values()} == {"graph"}
+    ours = {name: log["kernels"] for name, log in logs.items() if name.endswith("cm3/triton")}
+    assert sorted(ours) == [
+        "add_norm forward cm3/triton",
+        "attention backward cm3/triton",
+        "attention both cm3/triton",
+        "attention forward cm3/triton",
+        "guided_sample forward cm3/triton",
+        "linear_cross_entropy both cm3/triton",
+        "linear_cross_entropy forward cm3/triton",
+        "segment_decode forward cm3/triton",
+        "silu_gate forward cm3/triton",
+        "store_heads forward cm3/triton",
+    ]
+    # timed backwards: one forward, then gradients alone
+    backward = ours["attention backward cm3/triton"]
+    assert (backward["forward_kernel"], backward["grad_keys_kernel"]) == (1, 4)
+    both = ours["attention both cm3/triton"]
+    assert both["forward_kernel"] == both["grad_keys_kernel"] == 4
+
+
 def counts(logs: dict[str, Log]) -> dict[str, Any]:
     return {
         name: {key: log[key] for key in ("launches", "bytes", "replays", "graphs")}

@@ -26,7 +26,7 @@ def cm3_commands() -> Mapping[str, str]:
 
 @hookimpl
 def cm3_benchmarks() -> Mapping[str, str]:
-    return {"kernels": "cm3lab.benchmarks.ops:add"}
+    return {"kernels": "cm3lab.benchmarks.kernels.ops:add"}
 
 
 @hookimpl

@@ -53,6 +53,7 @@ NO_NETWORK = {
     "convert",
     "eval compare",
     "eval table",
+    "bench compare",
     "bench shards",
     "postgres init",
     "postgres index",

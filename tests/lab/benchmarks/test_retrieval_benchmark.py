@@ -139,8 +139,8 @@ def test_the_command_measures_everything(tmp_path, monkeypatch, capsys):
     loader = {"part": "loader", "recipe": "quickstart", "steps": 20, "share": 0.01}
     monkeypatch.setattr(runner, "loader_part", lambda registry, quick: loader)
     monkeypatch.setattr(
-        "cm3lab.benchmarks.runner.ceilings",
-        lambda where, stopwatch: {"copy_bytes_per_s": 1e9, "matmul_flop_per_s": 1e9, "matmul": "1"},
+        "cm3lab.benchmarks.machine.roofs",
+        lambda where, stopwatch: {"copy_bytes_per_s": 1e9, "flop_per_s": {}, "products": {}},
     )
     out = tmp_path / "results.json"
     assert (
@@ -210,8 +210,8 @@ def test_bad_arguments(capsys, arguments, message):
 @pytest.mark.slow
 def test_an_interrupted_run_keeps_what_it_has(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "cm3lab.benchmarks.runner.ceilings",
-        lambda where, stopwatch: {"copy_bytes_per_s": 1e9, "matmul_flop_per_s": 1e9, "matmul": "1"},
+        "cm3lab.benchmarks.machine.roofs",
+        lambda where, stopwatch: {"copy_bytes_per_s": 1e9, "flop_per_s": {}, "products": {}},
     )
 
     def interrupted(*arguments):

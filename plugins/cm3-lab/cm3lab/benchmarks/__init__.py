@@ -1,9 +1,10 @@
-"""`cm3 bench kernels`: time and memory of our kernels and alternatives, on the same machine, in the same call.
+"""`cm3 bench`: what this project measures.
 
-command.py    the command line; light
-registry.py   ops, cases and providers; plugins add theirs here (hook `cm3_benchmarks`)
-measure.py    time and memory on a CPU and on CUDA; a dry run without a GPU
-runner.py     checks correctness, then measures time; one case after the other
-report.py     table, JSON, plots
-ops/          one file per op: its cases, costs, reference and providers
+command.py     the command line; light
+machine.py     the machine and its roofs, the JSON file
+measure.py     time and memory on a CPU and on CUDA; a dry run without a GPU
+kernels/       kernels and alternative implementations; two files of results compared
+decode/        the engine's image tokens per second
+retrieval/     the search of a memory bank
+first_picture.py, metrics.py, precision.py, shards.py    one benchmark each
 """

@@ -262,17 +262,3 @@ def cache_bytes(device: torch.device) -> int:
         (int(size[:-1]) * units[size[-1]] for size in sizes if size[-1:] in units),
         default=32 * 2**20,
     )
-
-
-def copy_bandwidth(stopwatch: Stopwatch, device: torch.device, num_bytes: int) -> float:
-    """Measure the bytes per second of copying a large tensor, counting reads and writes."""
-    source = torch.zeros(num_bytes // 4, device=device)
-    target = torch.empty_like(source)
-    return 2 * num_bytes / (stopwatch.time([lambda: target.copy_(source)]).median * 1e-6)
-
-
-def matmul_rate(stopwatch: Stopwatch, device: torch.device, side: int, dtype: torch.dtype) -> float:
-    """Measure the operations per second of a square matrix product."""
-    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    out = torch.empty_like(a)
-    return 2 * side**3 / (stopwatch.time([lambda: torch.mm(a, b, out=out)]).median * 1e-6)

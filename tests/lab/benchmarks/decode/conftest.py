@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from cm3lab.benchmarks import measure
-from cm3lab.benchmarks import runner as kernels_runner
+from cm3lab.benchmarks import machine, measure
 from cm3lab.benchmarks.decode import runner
 from cm3lab.benchmarks.decode.sizes import EXTENTS, SIZES
 from decode_bench import EXTENT, LIMITS, MINI
@@ -29,5 +28,5 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SIZES, "mini", MINI)
     monkeypatch.setitem(EXTENTS, "quick", EXTENT)
     monkeypatch.setitem(runner.READ_BYTES, "cpu", 2**20)
-    monkeypatch.setattr(kernels_runner, "ceilings", lambda where, stopwatch: dict(LIMITS))
-    monkeypatch.setattr(kernels_runner, "stopwatch_for", lambda where: measure.CPUStopwatch(0.0, 3))
+    monkeypatch.setattr(machine, "roofs", lambda where, stopwatch: dict(LIMITS))
+    monkeypatch.setattr(machine, "stopwatch_for", lambda where: measure.CPUStopwatch(0.0, 3))

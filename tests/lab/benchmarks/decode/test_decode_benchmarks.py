@@ -14,7 +14,7 @@ from cm3core.errors import CM3Error
 from cm3lab.benchmarks.decode import baselines, engine, runner, workload
 from cm3lab.benchmarks.decode.sizes import SIZES, Size
 from cm3lab.benchmarks.decode.workload import Setup, decode_case
-from cm3lab.benchmarks.ops.guided_sample import GUIDANCE
+from cm3lab.benchmarks.kernels.ops.guided_sample import GUIDANCE
 from cm3plugins.samplers.cfg import CFGSamplerConfig
 from cm3run.benchmarks import BenchmarkRegistry, DecodeProvider
 from cm3run.generation.engine import Engine, EngineOptions

@@ -88,7 +88,7 @@ def test_command_measures_all_parts(
     )
     document = json.loads(out.read_text())
     environment, ceilings, rows = document["environment"], document["ceilings"], document["results"]
-    assert document["format"] == 1
+    assert (document["format"], document["benchmark"]) == (2, "decode")
     assert environment["decoder"] == {
         "name": "mini",
         "num_layers": 2,

@@ -42,7 +42,7 @@ from cm3lab.benchmarks.decode.workload import (
     decode_case,
     prompts_of,
 )
-from cm3lab.benchmarks.ops.guided_sample import GUIDANCE, TOP_K, TOP_P
+from cm3lab.benchmarks.kernels.ops.guided_sample import GUIDANCE, TOP_K, TOP_P
 from cm3plugins.decoders.cm3leon.model import CM3LeonDecoder
 from cm3run.benchmarks import (
     Case,

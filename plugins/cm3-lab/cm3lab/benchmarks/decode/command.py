@@ -116,17 +116,17 @@ def run(args: Namespace) -> int:
 
 
 def _run(args: Namespace) -> int:
-    from cm3lab.benchmarks import runner as kernels_runner
+    from cm3lab.benchmarks import machine
     from cm3lab.benchmarks.decode import report, runner
 
     where, extent, setup = _asked(args)
     if args.parallel:
         return _parallel(args, setup)
     providers = _providers(args, setup)
-    stopwatch = kernels_runner.stopwatch_for(where)
+    stopwatch = machine.stopwatch_for(where)
     if args.parts:
         return _parts(providers, extent, stopwatch)
-    results = _Results(args.out, where, setup, kernels_runner.ceilings(where, stopwatch))
+    results = _Results(args.out, where, setup, machine.roofs(where, stopwatch))
     results.print_heading()
     benchmark = runner.Benchmark(
         setup,
@@ -236,13 +236,13 @@ class _Results:
     def __init__(
         self, out: Path | None, where: Where, setup: Setup, limits: dict[str, Any]
     ) -> None:
-        from cm3lab.benchmarks import runner as kernels_runner
+        from cm3lab.benchmarks import machine
         from cm3lab.benchmarks.decode import runner
         from cm3lab.benchmarks.decode.workload import PROMPT_TOKENS
 
         self.out, self.setup, self.limits = out, setup, limits
         size = setup.size
-        self.environment: dict[str, Any] = kernels_runner.environment(where) | {
+        self.environment: dict[str, Any] = machine.environment(where) | {
             "decoder": asdict(size) | {"trunk_parameters": size.trunk_parameters},
             "prompt_tokens": PROMPT_TOKENS,
             "load": [runner.load(), None],
@@ -250,24 +250,28 @@ class _Results:
 
     def print_heading(self) -> None:
         """Print the machine, its limits, and the decoder."""
-        from cm3lab.benchmarks import report as kernels_report
+        from cm3lab.benchmarks import machine
         from cm3lab.benchmarks.decode import report
 
         print(
-            f"{kernels_report.heading(self.environment, self.limits)}\n"
+            f"{machine.heading(self.environment, self.limits)}\n"
             f"{report.heading(self.setup, self.environment['load'][0])}",
             flush=True,
         )
 
     def write(self, rows: list[dict[str, Any]]) -> None:
         """Write the results so far."""
-        from cm3lab.benchmarks import report as kernels_report
+        from cm3lab.benchmarks import machine
         from cm3lab.benchmarks.decode import report, runner
 
         self.environment["load"][1] = runner.load()
         if self.out is not None:
-            kernels_report.write_json(
-                self.out, self.environment, self.limits, report.completed(rows, self.limits)
+            machine.write_json(
+                self.out,
+                "decode",
+                self.environment,
+                self.limits,
+                report.completed(rows, self.limits),
             )
 
     def finish(self, rows: list[dict[str, Any]]) -> None:

@@ -28,7 +28,7 @@ from cm3lab.benchmarks.decode.workload import (
     prompt_text,
     prompts_of,
 )
-from cm3lab.benchmarks.ops.guided_sample import GUIDANCE, TOP_K, TOP_P
+from cm3lab.benchmarks.kernels.ops.guided_sample import GUIDANCE, TOP_K, TOP_P
 from cm3plugins.attention import SDPAAttentionConfig
 from cm3plugins.decoders.cm3leon import CM3LeonConfig
 from cm3plugins.layouts.cm3leon import NUM_CONTROL, CM3LeonVocabulary

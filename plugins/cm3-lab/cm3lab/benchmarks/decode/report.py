@@ -1,4 +1,4 @@
-"""Tables and plots; the JSON file is written by `benchmarks.report.write_json`."""
+"""Tables and plots; the JSON file is written by `benchmarks.machine.write_json`."""
 
 from __future__ import annotations
 

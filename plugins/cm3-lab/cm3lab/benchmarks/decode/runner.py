@@ -31,6 +31,7 @@ from cm3lab.benchmarks.decode.engine import (
 )
 from cm3lab.benchmarks.decode.sizes import Extent
 from cm3lab.benchmarks.decode.workload import Setup, decode_case, least_bytes, step_bytes
+from cm3lab.benchmarks.machine import copy_bandwidth
 from cm3lab.benchmarks.measure import Stopwatch
 from cm3run.benchmarks import Case, DecodeProvider, Where
 
@@ -98,7 +99,7 @@ class Machine:
 
     Args:
         where: device and extent ("full" or "quick").
-        limits: from the kernels' `runner.ceilings`; `read_bytes_per_s` is added, and both bandwidths grow
+        limits: from `machine.roofs`; `read_bytes_per_s` is added, and both bandwidths grow
             if a later measurement finds more: other load on the machine must not make a step look near its
             lower bound.
         stopwatch: stopwatch of the kernels' runner.
@@ -168,7 +169,7 @@ class Benchmark:
         """Measure copying and reading; keeps the highest value of this run."""
         num_bytes = READ_BYTES[self.where.target]
         for name, function in (
-            ("copy_bytes_per_s", measure.copy_bandwidth),
+            ("copy_bytes_per_s", copy_bandwidth),
             ("read_bytes_per_s", read_bandwidth),
         ):
             self.limits[name] = max(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cm3lab.benchmarks.decode.sizes import Size
-from cm3lab.benchmarks.ops.guided_sample import GUIDANCE, TOP_P, chain
+from cm3lab.benchmarks.kernels.ops.guided_sample import GUIDANCE, TOP_P, chain
 from cm3run.benchmarks import Case
 
 #: Tokens of a conditional prompt: a text of bytes between two special tokens; and of our unconditional one:

@@ -193,33 +193,33 @@ class _Results:
 
         import torch
 
-        from cm3lab.benchmarks import report, runner
+        from cm3lab.benchmarks import machine
         from cm3lab.benchmarks.retrieval.runner import load
 
         self.out, self.rows = out, list[dict[str, Any]]()
-        self._limits = runner.ceilings(where, runner.stopwatch_for(where))
+        self._limits = machine.roofs(where, machine.stopwatch_for(where))
         faiss, before = version("faiss-cpu"), load()
-        self._environment: dict[str, Any] = runner.environment(where) | {
+        self._environment: dict[str, Any] = machine.environment(where) | {
             "faiss": faiss,
             "load": [before, None],
             "clock": "processor time" if torch.get_num_threads() == 1 else "wall clock",
         }
         print(
-            f"{report.heading(self._environment, self._limits)}\nfaiss {faiss}, "
+            f"{machine.heading(self._environment, self._limits)}\nfaiss {faiss}, "
             f"{self._environment['clock']}, load {before}",
             flush=True,
         )
 
     def add(self, row: dict[str, Any]) -> None:
         """Add a row."""
-        from cm3lab.benchmarks.report import write_json
+        from cm3lab.benchmarks.machine import write_json
         from cm3lab.benchmarks.retrieval import report, runner
 
         self.rows.append(row)
         self._environment["load"][1] = runner.load()
         print(report.line(row), flush=True)
         if self.out is not None:
-            write_json(self.out, self._environment, self._limits, self.rows)
+            write_json(self.out, "retrieval", self._environment, self._limits, self.rows)
 
     def plot(self) -> None:
         """Write the plot next to the JSON file, if an index was measured."""

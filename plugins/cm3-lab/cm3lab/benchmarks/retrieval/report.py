@@ -1,4 +1,4 @@
-"""Lines of text and a plot; the JSON file is written by `benchmarks.report.write_json`."""
+"""Lines of text and a plot; the JSON file is written by `benchmarks.machine.write_json`."""
 
 from __future__ import annotations
 

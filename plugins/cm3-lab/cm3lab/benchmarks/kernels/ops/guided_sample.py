@@ -9,14 +9,24 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from cm3kernels.guided_sample import IMPLEMENTATIONS, guided_sample
-from cm3lab.benchmarks.ops.ours import OurImplementation
-from cm3run.benchmarks import Case, Inputs, Op, Provider, TorchProvider, Verdict, Where
+from cm3lab.benchmarks.kernels.ops.ours import OurImplementation
+from cm3run.benchmarks import (
+    Case,
+    Inputs,
+    Op,
+    Provider,
+    Shape,
+    ShapeKey,
+    TorchProvider,
+    Verdict,
+    Where,
+)
 
 GUIDANCE, TOP_K, TOP_P, ALPHA, PLAUSIBLE_K, PLAUSIBLE_P, MIN_P, TYPICAL_P = (
     3.0,
@@ -77,31 +87,48 @@ class GuidedSampleOp(Op):
     """`cm3kernels.guided_sample` and its alternatives."""
 
     name, baseline = "guided_sample", "torch chain compiled"
+    keys: ClassVar = {
+        "n": ShapeKey("requests, two rows of logits each"),
+        "V": ShapeKey("ids"),
+        "kind": ShapeKey("the filters", tuple(KINDS)),
+    }
+    #: Of the distance between distributions, for providers with other noise; the same ids are wanted of ours.
+    limits: ClassVar = dict.fromkeys(("float32", "bfloat16", "float16"), DISTRIBUTION_LIMIT)
+    # a filter's passes over ids are counted neither as traffic nor as operations
+    costs = "bytes 2 n V w + 8 n; operations not counted"
 
     def __init__(self) -> None:
         super().__init__()
-        self.providers += [OurImplementation(name, our_call) for name in IMPLEMENTATIONS]
+        self.providers += [
+            OurImplementation(name, IMPLEMENTATIONS, probe, our_call) for name in IMPLEMENTATIONS
+        ]
         self.providers += [
             ChainProvider("torch chain", chain_and_draw, compiled) for compiled in (False, True)
         ]
         self.providers += [HuggingFaceProvider(), FlashInferProvider()]
 
-    def cases(self, where: Where) -> list[Case]:
+    def shapes(self, where: Where) -> list[Shape]:
         kinds = list(KINDS) if where.size != "quick" else ["cfg+top_k+top_p", "cd_k"]
-        dtype = torch.bfloat16 if where.target == "cuda" and not where.dry else torch.float32
         sizes = [(2, 64)] if where.dry else SIZES[where.target, where.size]
         return [
-            Case(
-                f"n{n} V{V} {kind}",
-                {"n": n, "V": V, "kind": kind},
-                dtype,
-                2 * n * V * dtype.itemsize + 8 * n,
-                0,
-            )
+            {"n": n, "V": V, "kind": kind}
             for n, V in sizes
             for kind in kinds
             if where.dry or (n, V) in ONLY_AT.get(kind, sizes)
         ]
+
+    def refusal(self, shape: Any) -> str | None:
+        if "cd_k" in KINDS[shape["kind"]] and shape["V"] < PLAUSIBLE_K:
+            return f"V={shape['V']} is less than the {PLAUSIBLE_K} ids that CD-K compares with"
+        return None
+
+    def cost(self, shape: Any, dtype: torch.dtype, *, backward: bool) -> tuple[int, int]:
+        n, V = shape["n"], shape["V"]
+        return 2 * n * V * dtype.itemsize + 8 * n, 0
+
+    def reference_bytes(self, case: Case) -> int:
+        """The chain sorts ids several times in float64."""
+        return 16 * 8 * int(case.parameters["n"]) * int(case.parameters["V"])
 
     def inputs(self, case: Case, where: Where, seed: int) -> Inputs:
         n, V, kind = (case.parameters[name] for name in ("n", "V", "kind"))
@@ -141,6 +168,9 @@ class GuidedSampleOp(Op):
         }
         return made
 
+    def reference(self, case: Case, inputs: Inputs) -> Any:
+        return our_call("reference", case, inputs)()
+
     def expected(self, case: Case, inputs: Inputs) -> Expected:
         factors = (1.0,) if inputs["logits"].device.type == "cpu" else (1.0, 1 - 1e-5, 1 + 1e-5)
         tokens = tuple(
@@ -161,6 +191,10 @@ class GuidedSampleOp(Op):
             DISTRIBUTION_LIMIT,
             "distance between distributions",
         )
+
+
+def probe(case: Case, where: Where) -> Tensor:
+    return torch.empty(1, case.parameters["V"], dtype=case.dtype, device=where.device)
 
 
 def our_call(

@@ -6,20 +6,19 @@ Legend: M rows (streams of all pictures), H heads of queries, K of keys and of v
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
 from cm3kernels.store_heads import IMPLEMENTATIONS, HeadNorms, Turn, store_heads
-from cm3lab.benchmarks.ops.attention import LIMITS
-from cm3lab.benchmarks.ops.ours import OurImplementation
-from cm3run.benchmarks import Case, Inputs, Op, TorchProvider, Verdict, Where, relative_error
+from cm3lab.benchmarks.kernels.ops.attention import LIMITS
+from cm3lab.benchmarks.kernels.ops.ours import OurImplementation
+from cm3run.benchmarks import Case, Inputs, Op, Shape, ShapeKey, TorchProvider, Where
 
 #: (rows, query heads, key heads, head dimension)
-Shape = tuple[int, int, int, int]
-SHAPES: dict[tuple[str, str], list[Shape]] = {
+SHAPES: dict[tuple[str, str], list[tuple[int, int, int, int]]] = {
     ("cuda", "full"): [(M, 32, K, 128) for K in (32, 8) for M in (2, 16, 64)],
     ("cuda", "quick"): [(2, 32, 32, 128), (16, 32, 32, 128)],
     ("cpu", "full"): [(2, 16, 16, 64), (16, 16, 16, 64), (16, 16, 4, 64)],
@@ -32,26 +31,34 @@ NUM_SLOTS = 64
 class StoreHeadsOp(Op):
     """`cm3kernels.store_heads` and torch's operations."""
 
-    name, baseline = "store_heads", "torch"
+    name, baseline, limits = "store_heads", "torch", LIMITS
+    keys: ClassVar = {
+        "M": ShapeKey("rows: streams of all pictures"),
+        "H": ShapeKey("query heads"),
+        "K": ShapeKey("key heads"),
+        "D": ShapeKey("head dimension"),
+    }
+    costs = "bytes 2 M (H + 2 K) D w; operations 8 M (H + K) D"
 
     def __init__(self) -> None:
         super().__init__()
-        self.providers += [OurImplementation(name, our_call) for name in IMPLEMENTATIONS]
+        self.providers += [
+            OurImplementation(name, IMPLEMENTATIONS, probe, our_call) for name in IMPLEMENTATIONS
+        ]
         self.providers += [TorchProvider("torch", plain, compiled) for compiled in (False, True)]
 
-    def cases(self, where: Where) -> list[Case]:
-        dtype = torch.bfloat16 if where.target == "cuda" and not where.dry else torch.float32
-        shapes: list[Shape] = [(3, 4, 2, 16)] if where.dry else SHAPES[where.target, where.size]
-        return [
-            Case(
-                f"M{M} H{H} K{K} D{D}",
-                {"M": M, "H": H, "K": K, "D": D},
-                dtype,
-                2 * M * (H + 2 * K) * D * dtype.itemsize,
-                8 * M * (H + K) * D,
-            )
-            for M, H, K, D in shapes
-        ]
+    def shapes(self, where: Where) -> list[Shape]:
+        sizes = [(3, 4, 2, 16)] if where.dry else SHAPES[where.target, where.size]
+        return [dict(zip("MHKD", size, strict=True)) for size in sizes]
+
+    def refusal(self, shape: Any) -> str | None:
+        if shape["D"] % 2:
+            return f"D={shape['D']} is odd, but halves of a head are rotated"
+        return None
+
+    def cost(self, shape: Any, dtype: torch.dtype, *, backward: bool) -> tuple[int, int]:
+        M, H, K, D = (shape[name] for name in "MHKD")
+        return 2 * M * (H + 2 * K) * D * dtype.itemsize, 8 * M * (H + K) * D
 
     def inputs(self, case: Case, where: Where, seed: int) -> Inputs:
         M, H, K, D = (case.parameters[name] for name in "MHKD")
@@ -76,19 +83,12 @@ class StoreHeadsOp(Op):
             "sines": angles.sin(),
         }
 
-    def expected(self, case: Case, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
-        doubled = {
-            name: tensor.double() if tensor.is_floating_point() else tensor
-            for name, tensor in inputs.items()
-        }
-        found: tuple[Tensor, Tensor, Tensor] = our_call("reference", case, doubled)()
-        return found
+    def reference(self, case: Case, inputs: Inputs) -> Any:
+        return our_call("reference", case, inputs)()
 
-    def gate(self, case: Case, expected: tuple[Tensor, Tensor, Tensor], output: Any) -> Verdict:
-        errors = [
-            relative_error(given, right) for given, right in zip(output, expected, strict=True)
-        ]
-        return Verdict(max(errors), LIMITS[case.dtype], "relative error")
+
+def probe(case: Case, where: Where) -> Tensor:
+    return torch.empty(1, 1, case.parameters["D"], dtype=case.dtype, device=where.device)
 
 
 def our_call(implementation: str, case: Case, inputs: Inputs) -> Callable[[], Any]:

@@ -6,16 +6,16 @@ Legend: M rows (streams of all pictures), F inputs of the last product of a bran
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
 from cm3kernels.silu_gate import IMPLEMENTATIONS, silu_gate
-from cm3lab.benchmarks.ops.attention import LIMITS
-from cm3lab.benchmarks.ops.ours import OurImplementation
-from cm3run.benchmarks import Case, Inputs, Op, TorchProvider, Verdict, Where, relative_error
+from cm3lab.benchmarks.kernels.ops.attention import LIMITS
+from cm3lab.benchmarks.kernels.ops.ours import OurImplementation
+from cm3run.benchmarks import Case, Inputs, Op, Shape, ShapeKey, TorchProvider, Where
 
 #: (rows, F)
 SHAPES = {
@@ -29,20 +29,27 @@ SHAPES = {
 class SiluGateOp(Op):
     """`cm3kernels.silu_gate` and torch's operations."""
 
-    name, baseline = "silu_gate", "torch"
+    name, baseline, limits = "silu_gate", "torch", LIMITS
+    keys: ClassVar = {
+        "M": ShapeKey("rows: streams of all pictures"),
+        "F": ShapeKey("inputs of the branch's last product"),
+    }
+    costs = "bytes 3 M F w; operations 5 M F"
 
     def __init__(self) -> None:
         super().__init__()
-        self.providers += [OurImplementation(name, our_call) for name in IMPLEMENTATIONS]
+        self.providers += [
+            OurImplementation(name, IMPLEMENTATIONS, probe, our_call) for name in IMPLEMENTATIONS
+        ]
         self.providers += [TorchProvider("torch", plain, compiled) for compiled in (False, True)]
 
-    def cases(self, where: Where) -> list[Case]:
-        dtype = torch.bfloat16 if where.target == "cuda" and not where.dry else torch.float32
-        shapes = [(3, 20)] if where.dry else SHAPES[where.target, where.size]
-        return [
-            Case(f"M{M} F{F}", {"M": M, "F": F}, dtype, 3 * M * F * dtype.itemsize, 5 * M * F)
-            for M, F in shapes
-        ]
+    def shapes(self, where: Where) -> list[Shape]:
+        sizes = [(3, 20)] if where.dry else SHAPES[where.target, where.size]
+        return [{"M": M, "F": F} for M, F in sizes]
+
+    def cost(self, shape: Any, dtype: torch.dtype, *, backward: bool) -> tuple[int, int]:
+        M, F = shape["M"], shape["F"]
+        return 3 * M * F * dtype.itemsize, 5 * M * F
 
     def inputs(self, case: Case, where: Where, seed: int) -> Inputs:
         generator = torch.Generator(where.device).manual_seed(seed)
@@ -50,11 +57,12 @@ class SiluGateOp(Op):
         x = torch.randn(*shape, generator=generator, device=where.device)
         return {"gate_up": x.to(case.dtype)}
 
-    def expected(self, case: Case, inputs: Inputs) -> Tensor:
-        return silu_gate(inputs["gate_up"].double(), implementation="reference")
+    def reference(self, case: Case, inputs: Inputs) -> Tensor:
+        return silu_gate(inputs["gate_up"], implementation="reference")
 
-    def gate(self, case: Case, expected: Tensor, output: Any) -> Verdict:
-        return Verdict(relative_error(output, expected), LIMITS[case.dtype], "relative error")
+
+def probe(case: Case, where: Where) -> Tensor:
+    return torch.empty(1, 2 * case.parameters["F"], dtype=case.dtype, device=where.device)
 
 
 def our_call(implementation: str, case: Case, inputs: Inputs) -> Callable[[], Any]:

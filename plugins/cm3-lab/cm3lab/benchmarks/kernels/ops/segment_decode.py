@@ -11,21 +11,20 @@ P prompt, L generated tokens.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from cm3kernels.segment_decode import IMPLEMENTATIONS, plan_segments, segment_decode
-from cm3lab.benchmarks.ops.attention import LIMITS
-from cm3lab.benchmarks.ops.ours import OurImplementation
-from cm3run.benchmarks import Case, Inputs, Op, Provider, Verdict, Where, relative_error
+from cm3lab.benchmarks.kernels.ops.attention import LIMITS
+from cm3lab.benchmarks.kernels.ops.ours import OurImplementation
+from cm3run.benchmarks import Case, Inputs, Op, Provider, Shape, ShapeKey, Where
 
 UNCONDITIONAL_PROMPT = 3
 #: (images, prompt, generated, query heads, key heads, head dimension)
-Shape = tuple[int, int, int, int, int, int]
-SHAPES: dict[tuple[str, str], list[Shape]] = {
+SHAPES: dict[tuple[str, str], list[tuple[int, int, int, int, int, int]]] = {
     ("cuda", "full"): [
         (N, P, L, 32, K, 128)
         for N in (1, 8, 32)
@@ -51,27 +50,46 @@ SHAPES: dict[tuple[str, str], list[Shape]] = {
 class SegmentDecodeOp(Op):
     """`cm3kernels.segment_decode` and its alternatives."""
 
-    name, baseline = "segment_decode", "sdpa unshared"
+    name, baseline, limits = "segment_decode", "sdpa unshared", LIMITS
+    keys: ClassVar = {
+        "N": ShapeKey("pictures, two rows each"),
+        "P": ShapeKey("tokens of the shared prompt"),
+        "L": ShapeKey("generated tokens of a row"),
+        "H": ShapeKey("query heads"),
+        "K": ShapeKey("key heads"),
+        "D": ShapeKey("head dimension"),
+    }
+    # every key and value once, however many rows read it
+    costs = "bytes (2 (P + 3 + 2 N L) K + 4 N H) D w; operations 4 D H N (P + 3 + 2 L)"
 
     def __init__(self) -> None:
         super().__init__()
         self.providers += [
-            OurImplementation(name, our_call, our_refusal) for name in IMPLEMENTATIONS
+            OurImplementation(name, IMPLEMENTATIONS, probe, our_call, our_refusal)
+            for name in IMPLEMENTATIONS
         ]
         self.providers += [
             UnsharedImplementation(name) for name in IMPLEMENTATIONS if name != "reference"
         ]
         self.providers.append(UnsharedProvider())
 
-    def cases(self, where: Where) -> list[Case]:
-        dtype = torch.bfloat16 if where.target == "cuda" and not where.dry else torch.float32
-        shapes: list[Shape] = (
-            [(2, 20, 7, 4, 2, 32)] if where.dry else SHAPES[where.target, where.size]
-        )
-        return [decode_case(shape, dtype) for shape in shapes]
+    def shapes(self, where: Where) -> list[Shape]:
+        sizes = [(2, 20, 7, 4, 2, 32)] if where.dry else SHAPES[where.target, where.size]
+        return [dict(zip("NPLHKD", size, strict=True)) for size in sizes]
+
+    def refusal(self, shape: Any) -> str | None:
+        if shape["H"] % shape["K"]:
+            return f"H={shape['H']} is no multiple of K={shape['K']}"
+        return None
+
+    def cost(self, shape: Any, dtype: torch.dtype, *, backward: bool) -> tuple[int, int]:
+        N, P, L, H, K, D = (shape[name] for name in "NPLHKD")
+        num_keys = P + UNCONDITIONAL_PROMPT + 2 * N * L
+        pairs = N * (P + UNCONDITIONAL_PROMPT + 2 * L)
+        return (2 * num_keys * K + 4 * N * H) * D * dtype.itemsize, 4 * D * H * pairs
 
     def inputs(self, case: Case, where: Where, seed: int) -> Inputs:
-        N, P, L, H, K, D = (case.parameters[name] for name in ("N", "P", "L", "H", "K", "D"))
+        N, P, L, H, K, D = (case.parameters[name] for name in "NPLHKD")
         generator = torch.Generator(where.device).manual_seed(seed)
         shared = (P, UNCONDITIONAL_PROMPT)
         capacity = -(-L // 64) * 64  # as in an engine: room for the tokens still to come
@@ -100,29 +118,12 @@ class SegmentDecodeOp(Op):
             "lengths": torch.tensor(lengths, dtype=torch.int32, device=where.device),
         }
 
-    def expected(self, case: Case, inputs: Inputs) -> Tensor:
-        q, keys, values = (inputs[name].double() for name in ("q", "keys", "values"))
-        return segment_decode(
-            q, keys, values, inputs["lengths"], inputs["plan"], implementation="reference"
-        )
-
-    def gate(self, case: Case, expected: Tensor, output: Any) -> Verdict:
-        return Verdict(relative_error(output, expected), LIMITS[case.dtype], "relative error")
+    def reference(self, case: Case, inputs: Inputs) -> Any:
+        return our_call("reference", case, inputs)()
 
 
-def decode_case(shape: Shape, dtype: torch.dtype) -> Case:
-    """Return a case whose bytes count every key and value once, however many rows read it."""
-    N, P, L, H, K, D = shape
-    num_keys = P + UNCONDITIONAL_PROMPT + 2 * N * L
-    pairs = N * (P + UNCONDITIONAL_PROMPT + 2 * L)
-    num_bytes = (2 * num_keys * K * D + 2 * 2 * N * H * D) * dtype.itemsize
-    return Case(
-        f"images {N} prompt {P} generated {L} H{H} K{K} D{D}",
-        {"N": N, "P": P, "L": L, "H": H, "K": K, "D": D},
-        dtype,
-        num_bytes,
-        4 * D * H * pairs,
-    )
+def probe(case: Case, where: Where) -> Tensor:
+    return torch.empty(1, 1, case.parameters["D"], dtype=case.dtype, device=where.device)
 
 
 def our_call(implementation: str, case: Case, inputs: Inputs) -> Callable[[], Any]:
@@ -137,8 +138,6 @@ def our_call(implementation: str, case: Case, inputs: Inputs) -> Callable[[], An
 
 
 def our_refusal(implementation: str, case: Case, where: Where) -> str | None:
-    if implementation == "torch" and where.device.type != "cpu":
-        return "needs the CPU"
     if implementation == "reference" and where.target == "cuda" and not where.dry:
         return "copies each row's keys, row by row; only for tests"
     return None
@@ -189,7 +188,7 @@ class UnsharedImplementation(OurImplementation):
     """One of our implementations, with nothing to share."""
 
     def __init__(self, implementation: str) -> None:
-        super().__init__(implementation, unshared_call, our_refusal)
+        super().__init__(implementation, IMPLEMENTATIONS, probe, unshared_call, our_refusal)
         self.name += " unshared"
 
 
