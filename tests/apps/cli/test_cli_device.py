@@ -44,6 +44,8 @@ NO_NETWORK = {
     "recipe check",
     "recipe memory",
     "recipe diff",
+    "recipe hash",
+    "recipe schema",
     "kinds",
     "describe",
     "completion",
