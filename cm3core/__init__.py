@@ -13,7 +13,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from cm3core import _moved
-from cm3core._version import CM3_API, OLDEST_CM3_API, OUR_DISTRIBUTIONS, __version__
+from cm3core._engine import engine
+from cm3core._version import CM3_API, OLDEST_CM3_API, __version__
 
 if TYPE_CHECKING:
     from cm3run.model.model import Model, load
@@ -24,23 +25,7 @@ _moved.serve(_moved.MOVED)
 
 
 def __getattr__(name: str) -> Any:
-    """Import the engine's names on first use: it imports torch, and the core does not depend on it."""
+    """Import the engine's names on first use."""
     if name in {"Model", "load"}:
-        return _engine(name)
+        return engine(name)
     raise AttributeError(f"module 'cm3core' has no attribute {name!r}")
-
-
-def _engine(name: str) -> Any:
-    """Return the object of the entry point with this name; ours, if other distributions have one too."""
-    from importlib.metadata import entry_points
-
-    points = entry_points(group="cm3core.engine", name=name)
-    for point in sorted(
-        points, key=lambda one: one.dist is None or one.dist.name not in OUR_DISTRIBUTIONS
-    ):
-        return point.load()
-    from cm3core.errors import PluginError
-
-    raise PluginError(
-        f"cm3core.{name}", "no installed distribution provides it", "install cm3leon again"
-    )

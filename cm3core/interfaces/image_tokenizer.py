@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 
@@ -45,16 +45,26 @@ class ImageTokenizerConfig(ComponentConfig):
         """Return the tokenizer with its weights loaded."""
         raise NotImplementedError
 
+    def saved_in(self, folder: Path) -> Self | None:
+        """Return this config with its keys naming the files that `ImageTokenizer.save` wrote into `folder`, so that `build`
+        returns that tokenizer: a recipe can then take it out of a model (`image_tokenizer=runs/mine`).
+
+        Default: None, no keys can say so."""
+        return None
+
     def load(self, folder: Path) -> ImageTokenizer:
         """Return the tokenizer that `ImageTokenizer.save` wrote into `folder` (a checkpoint's).
 
-        The files are untrusted input. Called only if the folder exists. Override it together
-        with `ImageTokenizer.save`.
+        The files are untrusted input. Called only if the folder exists. Default: build `saved_in`. Override one of the
+        two together with `ImageTokenizer.save`.
         """
-        raise NotImplementedError(
-            f"{type(self).__name__}: its tokenizer writes files in save(), but load() does not "
-            "read them"
-        )
+        config = self.saved_in(folder)
+        if config is None:
+            raise NotImplementedError(
+                f"{type(self).__name__}: its tokenizer writes files in save(), but load() does not "
+                "read them"
+            )
+        return config.build()
 
     def train(
         self,

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from cm3core.errors import TokenizerError
 from cm3core.interfaces.component import ComponentConfig, broken, shown
@@ -38,9 +38,21 @@ class TextTokenizerConfig(ComponentConfig):
         `load`)."""
         raise NotImplementedError
 
+    def saved_in(self, folder: Path) -> Self | None:
+        """Return this config with its keys naming the files that `TextTokenizer.save` wrote into `folder`, so that `build`
+        returns that tokenizer: a recipe can then take it out of a model (`text_tokenizer=runs/mine`).
+
+        Default: None, no keys can say so."""
+        return None
+
     def load(self, folder: Path) -> TextTokenizer:
-        """Return the tokenizer that `TextTokenizer.save` wrote into `folder` (a checkpoint's)."""
-        raise NotImplementedError
+        """Return the tokenizer that `TextTokenizer.save` wrote into `folder` (a checkpoint's).
+
+        Default: build `saved_in`. Override one of the two."""
+        config = self.saved_in(folder)
+        if config is None:
+            raise NotImplementedError
+        return config.build()
 
 
 class TextTokenizer(ABC):

@@ -36,6 +36,7 @@ from cm3core.plugins.registry import ANYONE, KINDS, Registry, Writer, moved_to
 from cm3core.recipe import forms, library
 from cm3core.recipe.forms import MANDATORY
 from cm3core.recipe.layers import COMMAND_LINE, Layer, file_layers, override_layer, parse
+from cm3core.recipe.places import with_parts
 from cm3core.recipe.recipe import MissingComponent, Recipe
 from cm3core.recipe.sections import FIXED_SECTIONS
 from cm3core.recipe.values import (
@@ -230,15 +231,17 @@ def compose(
     *,
     registry: Registry,
     beneath: Layer | None = None,
+    trust_endpoints: Sequence[str] = (),
 ) -> Recipe:
     """Compose a recipe from a shipped name or a file, with the command line's overrides.
 
     Args:
         name_or_path: "cm3leon-350m", a path ("./mine.yaml"), or "-" for the standard input.
-        overrides: `section.key=value` in any order; `kind=name` changes a component, `kind=null` removes it;
-            `cm3core.recipe.forms` has all forms.
+        overrides: `section.key=value` in any order; `kind=name` changes a component, `kind=null` removes it,
+            `kind=PLACE` takes a trained part (`cm3core.recipe.places`); `cm3core.recipe.forms` has all forms.
         registry: the components that recipes may name.
         beneath: a layer below those of the recipe.
+        trust_endpoints: outside resources that trained parts made by somebody else may use.
 
     Returns:
         The recipe, complete and typed. `Recipe.check` checks whether its values make sense together.
@@ -246,6 +249,7 @@ def compose(
     Raises:
         RecipeError: a value in a layer is unknown, of the wrong type, missing or unresolvable.
         PluginError: a component is unknown, or several plugins provide it.
+        CM3Error: a trained part is not where the recipe says.
     """
     path = library.find(
         name_or_path, distribution=moved_to(registry.plugins, "recipe", name_or_path)
@@ -262,7 +266,7 @@ def compose(
 
     def composed(arguments: Sequence[str]) -> Recipe:
         own = override_layer(arguments, registry.kinds)
-        return _compose(name, [*under, *layers, own], registry)
+        return _with_parts(name, [*under, *layers, own], registry, trust_endpoints)
 
     try:
         return composed(overrides)
@@ -303,6 +307,38 @@ def _several_values(
 
 
 @checked(RecipeError)
+def compose_values(
+    values: Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    registry: Registry,
+    label: str,
+    trust_endpoints: Sequence[str] = (),
+) -> Recipe:
+    """Compose a recipe from values that a command gives itself, with the command line's overrides.
+
+    Args:
+        values: section -> its values, as in a recipe file.
+        label: the values' name in messages, and the recipe's.
+        overrides, registry, trust_endpoints: see `compose`.
+    """
+    layers = [Layer(label, dict(values)), override_layer(overrides, registry.kinds)]
+    return _with_parts(label, layers, registry, trust_endpoints)
+
+
+def _with_parts(
+    name: str, layers: Sequence[Layer], registry: Registry, trust_endpoints: Sequence[str]
+) -> Recipe:
+    """Compose layers that may name the places of trained parts."""
+    name = _own_name(name, layers)
+    layers, parts = with_parts(layers, registry, trust_endpoints)
+    recipe = _compose(name, layers, registry)
+    for part in parts:
+        part.guard(recipe)
+    return recipe
+
+
+@checked(RecipeError)
 def recipe_from_yaml(
     text: str, registry: Registry, *, label: str = "recipe.yaml", overrides: Sequence[str] = ()
 ) -> Recipe:
@@ -315,7 +351,8 @@ def recipe_from_yaml(
         overrides: change its values, as in `compose`.
     """
     own = [override_layer(overrides, registry.kinds)] if overrides else []
-    return _compose(Path(label).stem, [_resolved_layer(text, label, ANYONE), *own], registry)
+    layers = [_resolved_layer(text, label, ANYONE), *own]
+    return _compose(_own_name(Path(label).stem, layers), layers, registry)
 
 
 def stored_recipe(
@@ -331,7 +368,7 @@ def stored_recipe(
         lenient: report an unavailable component only when it is used, see `MissingComponent`.
     """
     layer = _resolved_layer(text, label, replace(writer, stored=True))
-    return _compose(Path(label).stem, [layer], registry, lenient=lenient)
+    return _compose(_own_name(Path(label).stem, [layer]), [layer], registry, lenient=lenient)
 
 
 def _resolved_layer(text: str, label: str, writer: Writer) -> Layer:
@@ -349,18 +386,8 @@ def _compose(
     sections = {key: Section(config_class) for key, config_class in FIXED_SECTIONS.items()}
     choices: dict[str, list[Choice]] = {}
     missing: dict[str, MissingComponent] = {}
-    layers = with_moved_keys(layers, registry)
-    own = max(position for position, layer in enumerate(layers) if layer.label != COMMAND_LINE)
-    for position, layer in enumerate(layers):
-        values = dict(layer.values)
-        stated = values.pop("name", None)
-        if stated is not None and not isinstance(stated, str):
-            raise wrong_type(f"{layer.label}: name", stated, str)
-        if stated is not None:
-            _check_name(f"{layer.label}: name", stated, "write a plain name")
-        if position == own:
-            # the recipe's own name, not that of a recipe it extends
-            name = name if stated is None else stated
+    for layer in with_moved_keys(layers, registry):
+        values = {key: value for key, value in layer.values.items() if key != "name"}
         for section, given in values.items():
             unknown = section not in registry.kinds and section not in FIXED_SECTIONS
             if lenient and unknown and layer.writer.providers.get(section):
@@ -408,6 +435,18 @@ def _merge_fixed(
         if not lenient or len(others) == len(keys):
             raise
         section.merge(layer, name, others, registry)
+
+
+def _own_name(name: str, layers: Sequence[Layer]) -> str:
+    """Return the recipe's name: as its own file states it, not a recipe that it extends; otherwise `name`."""
+    for layer in layers:
+        stated = layer.values.get("name")
+        if stated is not None and not isinstance(stated, str):
+            raise wrong_type(f"{layer.label}: name", stated, str)
+        if stated is not None:
+            _check_name(f"{layer.label}: name", stated, "write a plain name")
+    own = [layer for layer in layers if layer.label != COMMAND_LINE][-1]
+    return name if own.values.get("name") is None else str(own.values["name"])
 
 
 def _check_name(place: str, name: str, next_step: str) -> None:

@@ -451,7 +451,9 @@ class Recipe(KindSections):
         least = num_documents * one + 1
         if least > self.decoder.context_length:
             fitting = (self.decoder.context_length - 1) // one - 1
-            fewer = f"set retriever.num_retrieved={fitting}, or " if fitting >= 0 else ""
+            fewer = f", or retriever.num_retrieved={fitting}" if fitting >= 0 else ""
+            # a whole number of 32, which suits the memory of GPUs
+            whole = -(-(least + num_documents * self.data.max_text_tokens) // 32) * 32
             form = self.image_tokenizer.form
             pictures = "one picture" if num_documents == 1 else f"{num_documents} pictures"
             pictures += f" of {rows} x {columns} codes" if form.is_plain else f", each {form.name}"
@@ -459,7 +461,7 @@ class Recipe(KindSections):
                 "decoder.context_length",
                 f"is {self.decoder.context_length}, too short for {pictures} ({least} tokens "
                 "without text)",
-                f"{fewer}set decoder.context_length to {least} or more",
+                f"set decoder.context_length={whole}, which has room for the texts, too{fewer}",
             )
 
 

@@ -133,6 +133,7 @@ class _Writer:
                     "then": _ref(key),
                 }
             )
+        plugins = "|".join(info.name for info in self.registry.plugins)
         names = [
             {
                 "description": f"the {self.registry.kinds[kind].words}",
@@ -143,6 +144,11 @@ class _Writer:
                 "description": "with the plugin that provides it",
                 "type": "string",
                 "pattern": f"^({'|'.join(one.pattern for one in components)})$",
+            },
+            {
+                "description": "the place of a trained part: a path with a /, PLUGIN:NAME or hf://USER/NAME",
+                "type": "string",
+                "pattern": f"^(?!({plugins})/).*[/:]",
             },
         ]
         without = {key: _either(found) for key, found in properties.items() if key != "name"}

@@ -418,7 +418,8 @@ class ImageTokenizerContract(ConfigLaws[ImageTokenizer]):
         same(self.make_again().fingerprint, first, f"{did}s of two tokenizers of one config")
 
     def law_saved_is_loaded(self) -> None:
-        """`save`, then the config's `load`, gives the same tokenizer, if `save` writes files."""
+        """`save`, then the config's `load`, gives the same tokenizer, if `save` writes files; so does building what
+        `saved_in` returns, if it returns a config."""
         with tempfile.TemporaryDirectory() as name:
             self.subject.save(Path(name))
             if not any(Path(name).iterdir()):
@@ -432,6 +433,11 @@ class ImageTokenizerContract(ConfigLaws[ImageTokenizer]):
             )
             with self.building():
                 loaded = self.config.load(Path(name))
+            if (saved := self.config.saved_in(Path(name))) is not None:
+                with self.building():
+                    again = saved.build()
+                did = "saved it, built saved_in(folder), and compared the fingerprints"
+                same(again.fingerprint, self.subject.fingerprint, did)
         rng = np.random.default_rng(0)
         pictures = rng.integers(0, 256, (2, *self.subject.image_size, 3), dtype=np.uint8)
         codes = random_codes(self.subject.form, self.subject.codebook_size, 2, rng)

@@ -196,7 +196,8 @@ class TextTokenizerContract(ConfigLaws[TextTokenizer]):
             same(given_ids, list(ids), "decoded a list of ids, and looked at the list")
 
     def law_saved_is_loaded(self) -> None:
-        """`save`, then `load`, gives the same tokenizer, which saves the same files."""
+        """`save`, then `load`, gives the same tokenizer, which saves the same files; so does building what `saved_in`
+        returns, if it returns a config."""
         did = "saved it, loaded that, and compared "
         with tempfile.TemporaryDirectory() as name:
             folder, second = Path(name, "first"), Path(name, "second")
@@ -212,6 +213,11 @@ class TextTokenizerContract(ConfigLaws[TextTokenizer]):
                 self.subject.encode_batch(SAMPLE_TEXTS),
                 did + "the ids of texts",
             )
+            if (saved := self.config.saved_in(folder)) is not None:
+                with self.building():
+                    again = saved.build()
+                built = "saved it, built saved_in(folder), and compared the fingerprints"
+                same(again.fingerprint, self.subject.fingerprint, built)
             loaded.save(second)
             same(_contents(second), _contents(folder), did + "the files that both save")
 

@@ -136,7 +136,7 @@ def test_a_composed_recipe_is_valid(name: str) -> None:
         "trian.steps=5",
         "train.stepz=5",
         "decoder=cm3leom",
-        "decoder=nobody/cm3leon",
+        "decoder=bundled/nobody",
         "decoder.d_modle=96",
         "decoder={name: cm3leon, d_modle: 96}",
         "decoder.d_model=wide",

@@ -93,21 +93,10 @@ def _holds_tars(folder: Path) -> bool:
 
 def composed(values: dict[str, Any], overrides: Sequence[str], registry: Registry) -> Recipe:
     """A recipe made of `values` and the command line's overrides, which take precedence."""
-    from omegaconf import OmegaConf
+    from cm3core.recipe.merge import compose_values
 
-    from cm3core.recipe import recipe_from_yaml
-    from cm3core.recipe.layers import override_layer
-
-    # an item of a list is set last, as the list may be a default
-    items = [one for one in overrides if "[" in one.partition("=")[0]]
-    others = [one for one in overrides if one not in items]
-    given = override_layer(others, registry.kinds).values
-    merged = dict(values)
-    for section, keys in given.items():
-        both = isinstance(keys, dict) and isinstance(merged.get(section), dict)
-        merged[section] = {**merged[section], **keys} if both else keys
     try:
-        json.dumps(merged, ensure_ascii=False, default=str).encode()
+        json.dumps([values, *overrides], ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError as error:  # surrogates stand for bytes of a file name; some versions of OmegaConf would write them
         name = error.object[: error.end][-60:]
         raise DataError(
@@ -115,8 +104,7 @@ def composed(values: dict[str, Any], overrides: Sequence[str], registry: Registr
             f"have a name that is not UTF-8 ({name!a}), which no recipe can hold",
             "rename the folder or the file",
         ) from error
-    text = OmegaConf.to_yaml(OmegaConf.create(merged))
-    return recipe_from_yaml(text, registry, label="arguments", overrides=items)
+    return compose_values(values, overrides, registry=registry, label="arguments")
 
 
 def recipe_of(target: str | None, overrides: Sequence[str], registry: Registry) -> Recipe:

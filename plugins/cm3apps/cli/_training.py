@@ -5,8 +5,9 @@ It has their arguments, the training budget, the validation split, and the recip
 
 from __future__ import annotations
 
+import shlex
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args, get_type_hints
@@ -139,21 +140,53 @@ def require_section(recipe: Recipe, kind: str) -> None:
     getattr(recipe, kind).check()
 
 
-def takes_weights(recipe: Recipe, kind: str) -> bool:
-    """Whether a component's config has a key `weights`."""
-    return "weights" in {item.name for item in fields(getattr(recipe, kind))}
+def with_weights(config: Any, path: Path) -> Any:
+    """The config of a component with the weights that its training wrote; as it is if it has no key `weights`."""
+    known = {item.name for item in fields(config)}
+    return replace(config, weights=str(path.absolute())) if "weights" in known else config
 
 
-def write_recipe(
-    recipe: Recipe, kind: str, weights: Path, folder: Path, registry: Registry
-) -> None:
-    """Write the recipe into a folder, with the weights in its key `weights` if it has one."""
+def write_part(recipe: Recipe, kind: str, trained: Any, folder: Path, registry: Registry) -> None:
+    """Write the recipe of a trained part beside its files, so that `kind=FOLDER` takes it.
+
+    Args:
+        recipe: it was trained with.
+        kind: the part's.
+        trained: the part's config, with its files.
+        folder: where its files are.
+        registry: the components.
+    """
     from cm3core.files import write_text
     from cm3core.recipe.recipe import files_of
+    from cm3run.trust import reaches_of, record_own
 
-    if takes_weights(recipe, kind):
-        trained: Any = getattr(recipe, kind)  # the class belongs to the plugin
-        changed: dict[str, Any] = {kind: replace(trained, weights=str(weights.absolute()))}
-        recipe = replace(recipe, **changed)
-    for name, text in files_of(recipe, registry).items():
+    changed: dict[str, Any] = {kind: trained}
+    for name, text in files_of(replace(recipe, **changed), registry).items():
         write_text(folder / name, text)
+    record_own(folder, reaches_of(trained))
+
+
+def place_of(kind: str, folder: Path, registry: Registry) -> str:
+    """The folder of a trained part as a recipe names it: a folder may be called like a component.
+
+    >>> from cm3core.plugins import load_registry
+    >>> [place_of("text_tokenizer", Path(one), load_registry()) for one in ("bpe", "runs/bpe")]
+    ['./bpe', 'runs/bpe']
+    """
+    from cm3core.recipe.places import is_place
+
+    return str(folder) if is_place(str(folder), kind, registry) else f"./{folder}"
+
+
+def use_of(
+    kind: str, trained: Any, folder: Path, overrides: Sequence[str], registry: Registry
+) -> str:
+    """The command that uses a trained part, for the last line that a training command prints; "" if the component has
+    no keys for its files."""
+    from cm3run.parts import own_files
+
+    if not own_files(trained, folder):
+        return ""
+    data = [one for one in overrides if one.partition("=")[0].partition(".")[0] == "dataset"]
+    part = f"{kind}={place_of(kind, folder, registry)}"
+    return f"use it: cm3 train tiny {shlex.join([part, *data])}\n"

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cm3core.errors import RecipeError
-from cm3core.interfaces.reach import Reach
 from cm3core.interfaces.retriever import RetrieverConfig
 from cm3core.interfaces.task import TaskConfig
 from cm3core.plugins.registry import Registry, read_writer
 from cm3core.recipe.layers import STORED, Layer, parse, read
 from cm3core.recipe.merge import compose
 from cm3core.recipe.recipe import MissingComponent, Recipe
-from cm3run.trust import Trust, check_links, guard, refusal, trust_of
-from cm3run.trust.guard import section_reaches
+from cm3run.trust import check_links, guard_layer, trust_of
 
 #: Sections that are not taken from the model: its data, its training, and its retriever, unless `_carried`.
 OWN = ("name", "dataset", "task", "train", "tune", "retriever")
@@ -58,14 +55,23 @@ def compose_on_model(
     )
     label = str(path)
     recipe = compose(
-        name_or_path, overrides, registry=registry, beneath=Layer(label, values, writer)
+        name_or_path,
+        overrides,
+        registry=registry,
+        beneath=Layer(label, values, writer),
+        trust_endpoints=trust_endpoints,
     )
     if (retriever := _carried(stored.get("retriever"), recipe, registry)) is not None:
         values = {**values, "retriever": retriever}
         recipe = compose(
-            name_or_path, overrides, registry=registry, beneath=Layer(label, values, writer)
+            name_or_path,
+            overrides,
+            registry=registry,
+            beneath=Layer(label, values, writer),
+            trust_endpoints=trust_endpoints,
         )
-    _guard(recipe, trust, label)
+    # tokenizers are read from the model's folder: what their keys name is refused only if it is used
+    guard_layer(recipe, trust, label)
     return recipe
 
 
@@ -111,24 +117,3 @@ def _is_drawing(config: TaskConfig | MissingComponent) -> bool:
     return all(of[name] == "text" for name in task.given) and all(
         of[name] == "image" for name in task.responses
     )
-
-
-def _guard(recipe: Recipe, trust: Trust, label: str) -> None:
-    """Refuse outside targets named by the model's layer, which has this label. Tokenizers are read from the model's
-    folder, so the targets of their keys are refused only if they are used."""
-
-    def is_of_model(key: str) -> bool:
-        parts = key.split(".")
-        known = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
-        return next((recipe.origins[one] for one in known if one in recipe.origins), "") == label
-
-    for kind, (_, config) in recipe.components.items():
-        if not isinstance(config, MissingComponent):
-            guard(config, trust, label, only=partial(_named, is_of_model, kind))
-    named = [one for one in section_reaches(recipe) if is_of_model(one.key)]
-    if refused := trust.refused(named):
-        raise refusal(label, "", refused, "or give these keys in your recipe")
-
-
-def _named(is_of_model: Callable[[str], bool], kind: str, reach: Reach) -> bool:
-    return is_of_model(f"{kind}.{reach.key}")

@@ -25,10 +25,11 @@ from cm3apps.cli._training import (
     add_training_arguments,
     budget_of,
     require_section,
-    takes_weights,
+    use_of,
     validation_split,
     with_precision,
-    write_recipe,
+    with_weights,
+    write_part,
 )
 from cm3core.errors import DataError, TokenizerError
 from cm3core.files import check_links, check_writable, make_folder
@@ -181,14 +182,16 @@ def _train_text(args: Namespace) -> int:
     num_tokens = sum(map(len, tokenizer.encode_batch(corpus.first)))
     print(
         f"{args.out}: {tokenizer.vocab_size:,} ids from {corpus.num_texts:,} texts, "
-        f"{num_bytes / max(num_tokens, 1):.2f} bytes per token; "
-        f"use it with text_tokenizer={name} " + shlex.quote(f"text_tokenizer.path={args.out}")
+        f"{num_bytes / max(num_tokens, 1):.2f} bytes per token"
     )
     if tokenizer.vocab_size < args.vocab_size:
         print(
             f"note: {args.vocab_size:,} ids were requested; the texts have no more pieces that "
             "occur often enough"
         )
+    if (trained := recipe.text_tokenizer.saved_in(args.out.absolute())) is not None:
+        write_part(recipe, "text_tokenizer", trained, args.out, registry)
+        print(use_of("text_tokenizer", trained, args.out, overrides, registry), end="")
     return 0
 
 
@@ -253,13 +256,13 @@ def _train_image(args: Namespace) -> int:
         validation_NHWC=_validation_pictures(recipe),
         show_progress=not args.quiet,
     )
-    use = ""
-    if takes_weights(recipe, "image_tokenizer"):
-        use = f"; use it with {shlex.quote(f'image_tokenizer.weights={path}')}"
-    write_recipe(recipe, "image_tokenizer", path, args.out, registry)
+    trained = with_weights(recipe.image_tokenizer, path)
+    write_part(recipe, "image_tokenizer", trained, args.out, registry)
     print(
-        f"{path}: trained on {len(images_NHWC):,} pictures{use}\n"
-        f"measure it: cm3 tokenizer eval {shlex.quote(str(args.out))}"
+        f"{path}: trained on {len(images_NHWC):,} pictures\n"
+        f"measure it: cm3 tokenizer eval {shlex.quote(str(args.out))}\n"
+        + use_of("image_tokenizer", trained, args.out, args.overrides, registry),
+        end="",
     )
     return 0
 

@@ -75,7 +75,12 @@ def run(args: Namespace) -> int:
     from cm3core.recipe import compose
 
     def recipe_of(registry: Registry) -> Recipe:
-        return compose(args.recipe, args.overrides, registry=registry)
+        return compose(
+            args.recipe,
+            args.overrides,
+            registry=registry,
+            trust_endpoints=args.trust_endpoints,
+        )
 
     return train_and_report(args, recipe_of, ["train"])
 

@@ -21,6 +21,7 @@ HELP = "enlarge a picture"
 EXAMPLE = """  cm3 upscale out/000.png -o large.png
   cm3 upscale picture.jpg -o large.png --upscaler lanczos upscaler.scale=3
   cm3 upscale picture.png -o large.png --upscaler external upscaler.path=4x-esrgan.safetensors
+  cm3 upscale picture.png -o large.png --upscaler runs/upscaler
   cm3 upscale small.png -o sharp.png --model runs/tuned"""
 
 
@@ -30,8 +31,9 @@ def configure(parser: ArgumentParser) -> None:
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument(
         "--upscaler",
-        metavar="NAME",
-        help="the component (default: the installed plugins' default, such as edsr)",
+        metavar="NAME|FOLDER",
+        help="the component, or the folder of cm3 upscaler train (default: the installed plugins' default, such as "
+        "edsr)",
     )
     chosen.add_argument(
         "--recipe",

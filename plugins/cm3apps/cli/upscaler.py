@@ -18,10 +18,12 @@ from cm3apps.cli._training import (
     add_evaluation_arguments,
     add_training_arguments,
     budget_of,
+    place_of,
     require_section,
     validation_split,
     with_precision,
-    write_recipe,
+    with_weights,
+    write_part,
 )
 from cm3core.document import Image
 from cm3core.errors import DataError, RecipeError
@@ -186,11 +188,14 @@ def _train(args: Namespace) -> int:
         validation_NHWC=_validation_pictures(recipe, scale),
         show_progress=not args.quiet,
     )
-    write_recipe(recipe, "upscaler", path, args.out, registry)
+    trained = with_weights(recipe.upscaler, path)
+    write_part(recipe, "upscaler", trained, args.out, registry)
+    folder = shlex.quote(str(args.out))
+    place = shlex.quote(place_of("upscaler", args.out, registry))
     print(
-        f"{path}: trained on {len(images_NHWC):,} pictures; use it with "
-        f"{shlex.quote(f'upscaler.weights={path}')}\n"
-        f"measure it: cm3 upscaler eval {shlex.quote(str(args.out))}"
+        f"{path}: trained on {len(images_NHWC):,} pictures\n"
+        f"measure it: cm3 upscaler eval {folder}\n"
+        f"use it: cm3 upscale PICTURE.png --upscaler {place}"
     )
     return 0
 

@@ -13,9 +13,9 @@ import sys
 import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -122,10 +122,9 @@ class ArrayTokenizerConfig(ImageTokenizerConfig):
         )
         return self.of_arrays(read_arrays(path, self.label, self.sizes, self.shapes))
 
-    def load(self, folder: Path) -> ArrayTokenizer:
-        """Load the tokenizer saved in a checkpoint's folder; `weights` is ignored."""
-        self.check()
-        return self.of_arrays(read_arrays(folder / SAVED, self.label, self.sizes, self.shapes))
+    def saved_in(self, folder: Path) -> Self:
+        """With the arrays in `folder`."""
+        return replace(self, weights=str(folder / SAVED))
 
     def train(self, images_NHWC: PixelArray, out_dir: str | Path, **options: Any) -> Path:
         """Learn the arrays; steps are rounds. It takes seconds: an interrupted run starts over.

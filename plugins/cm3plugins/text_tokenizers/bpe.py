@@ -6,7 +6,7 @@ The tokenizer is in ``byte_level_bpe.py``, which imports HF `tokenizers`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -88,8 +88,8 @@ class BPETokenizerConfig(TextTokenizerConfig):
             )
         return ByteLevelBPETokenizer.train(corpus, self.vocab_size, self.min_frequency)
 
-    def load(self, folder: Path) -> ByteLevelBPETokenizer:
-        """Return the tokenizer saved in `folder`."""
-        from cm3plugins.text_tokenizers.byte_level_bpe import FILE_NAME, ByteLevelBPETokenizer
+    def saved_in(self, folder: Path) -> BPETokenizerConfig:
+        """With the tokenizer's file in `folder`."""
+        from cm3plugins.text_tokenizers.byte_level_bpe import FILE_NAME
 
-        return ByteLevelBPETokenizer.from_file(folder / FILE_NAME)
+        return replace(self, path=str(folder / FILE_NAME))

@@ -29,6 +29,10 @@ class ByteTokenizerConfig(TextTokenizerConfig):
         """Return the tokenizer; `corpus` is not used."""
         return ByteTokenizer()
 
+    def saved_in(self, folder: Path) -> ByteTokenizerConfig:
+        """As it is: there are no keys."""
+        return self
+
     def load(self, folder: Path) -> ByteTokenizer:
         """Return the tokenizer; raises `TokenizerError` if `folder` holds another one."""
         path = folder / MARK_FILE

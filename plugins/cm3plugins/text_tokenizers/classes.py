@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -58,10 +58,10 @@ class ClassesConfig(TextTokenizerConfig):
         """Read `path`, if given. Raises `TokenizerError` if the number of names doesn't match."""
         return self._read(None if self.path is None else user_path(self.path))
 
-    def load(self, folder: Path) -> ClassTokenizer:
-        """Return the tokenizer saved in `folder`."""
+    def saved_in(self, folder: Path) -> ClassesConfig:
+        """With the names in `folder`, if classes have names."""
         saved = folder / FILE_NAME
-        return self._read(saved if saved.is_file() else None)
+        return replace(self, path=str(saved) if saved.is_file() else None)
 
     def _read(self, path: Path | None) -> ClassTokenizer:
         if path is None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from cm3core.errors import RecipeError
 from cm3core.files import user_path
@@ -54,7 +54,8 @@ class PublishedTokenizerConfig(TextTokenizerConfig):
     }
 
     has_named_tokens: ClassVar[bool] = True
-
+    #: The file in the folder of `TextTokenizer.save`.
+    saved_as: ClassVar[str]
     path: str | None = None
     control: list[str] = field(default_factory=lambda: list(CONTROL))
 
@@ -71,6 +72,10 @@ class PublishedTokenizerConfig(TextTokenizerConfig):
                     "escape its special characters with a backslash",
                 ) from error
 
+    def saved_in(self, folder: Path) -> Self:
+        """With the file in `folder`."""
+        return replace(self, path=str(folder / self.saved_as))
+
     def _file(self, published: str) -> Path:
         """Return `path`; raises `RecipeError` if it is not set."""
         self.check()
@@ -86,18 +91,14 @@ class HFTokenizerConfig(PublishedTokenizerConfig):
     Ids are the file's with `add_special_tokens=False`, for texts that spell no special token.
     """
 
+    saved_as: ClassVar[str] = "tokenizer.json"
+
     def build(self, corpus: Iterable[str] | None = None) -> HFTokenizer:
         """Load `path`. Raises `TokenizerError` if it can't be used."""
         from cm3plugins.text_tokenizers.hf import FILE_NAME, HFTokenizer
 
         path = self._file("tokenizer.json")
         return HFTokenizer.from_file(path / FILE_NAME if path.is_dir() else path, self.control)
-
-    def load(self, folder: Path) -> HFTokenizer:
-        """Return the tokenizer saved in `folder`."""
-        from cm3plugins.text_tokenizers.hf import FILE_NAME, HFTokenizer
-
-        return HFTokenizer.from_file(folder / FILE_NAME, self.control)
 
 
 @dataclass(kw_only=True)
@@ -110,14 +111,11 @@ class SentencePieceConfig(PublishedTokenizerConfig):
     packages: ClassVar[Mapping[str, str]] = {
         "sentencepiece": "pip install 'cm3leon[sentencepiece]'"
     }
+    saved_as: ClassVar[str] = "tokenizer.model"
 
     def build(self, corpus: Iterable[str] | None = None) -> SentencePieceTokenizer:
         """Load `path`. Raises `TokenizerError` if it can't be used."""
         return self._read(self._file("tokenizer.model"))
-
-    def load(self, folder: Path) -> SentencePieceTokenizer:
-        """Return the tokenizer saved in `folder`."""
-        return self._read(folder / "tokenizer.model")
 
     def _read(self, path: Path) -> SentencePieceTokenizer:
         self.check_machine("cpu")
@@ -143,15 +141,12 @@ class TiktokenConfig(PublishedTokenizerConfig):
     has_named_tokens: ClassVar[bool] = False
     packages: ClassVar[Mapping[str, str]] = {"tiktoken": "pip install 'cm3leon[tiktoken]'"}
 
+    saved_as: ClassVar[str] = "tokenizer.tiktoken"
     pattern: str = QWEN_PATTERN
 
     def build(self, corpus: Iterable[str] | None = None) -> TiktokenTokenizer:
         """Load `path`. Raises `TokenizerError` if it can't be used."""
         return self._read(self._file("the .tiktoken file"))
-
-    def load(self, folder: Path) -> TiktokenTokenizer:
-        """Return the tokenizer saved in `folder`."""
-        return self._read(folder / "tokenizer.tiktoken")
 
     def _read(self, path: Path) -> TiktokenTokenizer:
         self.check_machine("cpu")

@@ -32,7 +32,7 @@ def weights_path(
         content: content of the files, for errors.
 
     Raises:
-        CheckpointError: `weights` is None, or an unknown bundled name.
+        CheckpointError: `weights` is None, a folder, or an unknown bundled name.
     """
     if weights is None:
         raise CheckpointError(
@@ -41,7 +41,14 @@ def weights_path(
             f"train them with `{trainer}`, then set {section}.weights to the file",
         )
     if not weights.startswith(BUNDLED):
-        return user_path(weights)
+        path = user_path(weights)
+        if path.is_dir():
+            raise CheckpointError(
+                f"{section}.weights={weights}",
+                "is a folder, and this key names a file",
+                f"write {section}={weights}, which takes the {component} with its weights from there",
+            )
+        return path
     name = weights.removeprefix(BUNDLED)
     if name not in bundled:
         raise CheckpointError(

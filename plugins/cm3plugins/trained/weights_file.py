@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from cm3core.errors import CheckpointError, CM3Error
 from cm3core.files import atomic_path
+from cm3core.recipe.layers import STORED
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -156,7 +157,9 @@ def check_architecture(
         raise CheckpointError(
             str(path),
             "has another architecture: " + ", ".join(differing),
-            f"set these keys of {section}, or use other weights",
+            f"write {section}={path.parent}, which takes all keys from there"
+            if (path.parent / STORED).is_file()
+            else f"set these keys of {section}, or use other weights",
         )
 
 

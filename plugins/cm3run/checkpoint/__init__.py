@@ -35,43 +35,50 @@ carried     plugin files included in a checkpoint
 words       the words of a prompt that the model has never seen
 """
 
-from cm3run.checkpoint.exporting import export_model, merge_adapter
-from cm3run.checkpoint.layout import (
-    FORMAT,
-    IMAGE_TOKENIZER,
-    OPTIMIZER,
-    PLUGINS,
-    RECIPE,
-    STATE,
-    TOKENIZER,
-    WEIGHTS,
-    CheckpointState,
-    complete_checkpoints,
-    find_checkpoint,
-    latest_checkpoint,
-    read_state,
-)
-from cm3run.checkpoint.naming import bundled_models, find_model, lasting_name
-from cm3run.checkpoint.opening import (
-    CHANGEABLE_KEYS,
-    OpenedCheckpoint,
-    check_decoder,
-    check_fingerprints,
-    check_recipe,
-    open_checkpoint,
-    open_for_generation,
-    read_recipe,
-)
-from cm3run.checkpoint.tasks import TASKS, read_tasks, tasks_of
-from cm3run.checkpoint.tensors import (
-    load_weights,
-    read_divided_state,
-    read_tensors,
-    read_training_state,
-    restore_generators,
-)
-from cm3run.checkpoint.writing import Snapshot, remove_leftovers, save_checkpoint
-from cm3run.tasks import TunedTasks
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cm3core._lazy import exporter
+
+if TYPE_CHECKING:
+    from cm3run.checkpoint.exporting import export_model, merge_adapter
+    from cm3run.checkpoint.layout import (
+        FORMAT,
+        IMAGE_TOKENIZER,
+        OPTIMIZER,
+        PLUGINS,
+        RECIPE,
+        STATE,
+        TOKENIZER,
+        WEIGHTS,
+        CheckpointState,
+        complete_checkpoints,
+        find_checkpoint,
+        latest_checkpoint,
+        read_state,
+    )
+    from cm3run.checkpoint.naming import bundled_models, find_model, lasting_name
+    from cm3run.checkpoint.opening import (
+        CHANGEABLE_KEYS,
+        OpenedCheckpoint,
+        check_decoder,
+        check_fingerprints,
+        check_recipe,
+        open_checkpoint,
+        open_for_generation,
+        read_recipe,
+    )
+    from cm3run.checkpoint.tasks import TASKS, read_tasks, tasks_of
+    from cm3run.checkpoint.tensors import (
+        load_weights,
+        read_divided_state,
+        read_tensors,
+        read_training_state,
+        restore_generators,
+    )
+    from cm3run.checkpoint.writing import Snapshot, remove_leftovers, save_checkpoint
+    from cm3run.tasks import TunedTasks
 
 __all__ = [
     "CHANGEABLE_KEYS",
@@ -113,3 +120,48 @@ __all__ = [
     "save_checkpoint",
     "tasks_of",
 ]
+
+#: Loaded on first use: finding a model imports no torch.
+__getattr__ = exporter(
+    __name__,
+    {
+        "CHANGEABLE_KEYS": "opening",
+        "CheckpointState": "layout",
+        "FORMAT": "layout",
+        "IMAGE_TOKENIZER": "layout",
+        "OPTIMIZER": "layout",
+        "OpenedCheckpoint": "opening",
+        "PLUGINS": "layout",
+        "RECIPE": "layout",
+        "STATE": "layout",
+        "Snapshot": "writing",
+        "TASKS": "tasks",
+        "TOKENIZER": "layout",
+        "TunedTasks": "tasks",
+        "WEIGHTS": "layout",
+        "bundled_models": "naming",
+        "check_decoder": "opening",
+        "check_fingerprints": "opening",
+        "check_recipe": "opening",
+        "complete_checkpoints": "layout",
+        "export_model": "exporting",
+        "find_checkpoint": "layout",
+        "find_model": "naming",
+        "lasting_name": "naming",
+        "latest_checkpoint": "layout",
+        "load_weights": "tensors",
+        "merge_adapter": "exporting",
+        "open_checkpoint": "opening",
+        "open_for_generation": "opening",
+        "read_divided_state": "tensors",
+        "read_recipe": "opening",
+        "read_state": "layout",
+        "read_tasks": "tasks",
+        "read_tensors": "tensors",
+        "read_training_state": "tensors",
+        "remove_leftovers": "writing",
+        "restore_generators": "tensors",
+        "save_checkpoint": "writing",
+        "tasks_of": "tasks",
+    },
+)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cm3core.errors import CheckpointError, close_match
-from cm3run.checkpoint.hub_models import download_model
 from cm3run.hub import is_address, repo_of
 
 if TYPE_CHECKING:
@@ -32,6 +31,8 @@ def find_model(model: str | Path, registry: Registry) -> Path:
         CheckpointError: no plugin ships it, or it can't be downloaded.
     """
     if is_address(model):
+        from cm3run.checkpoint.hub_models import download_model  # imports torch
+
         return download_model(model)
     shipped = bundled_models(registry)
     if (name := _present_name(str(model), registry)) in shipped:

@@ -10,6 +10,7 @@ An unused component is no reason to refuse a model: the refusal comes when the c
 
 from cm3run.trust.guard import (
     guard,
+    guard_layer,
     named_by_user,
     refuse_outside,
     refused_by,
@@ -34,6 +35,7 @@ __all__ = [
     "address_of",
     "check_links",
     "guard",
+    "guard_layer",
     "is_download",
     "named_by_user",
     "own_of",

@@ -13,6 +13,7 @@ import inspect
 import types
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -86,6 +87,31 @@ def guard(
             section = f"{config.kind}.{path}" if path else config.kind
             stored = frozenset((one.key, one.value) for one in refused)
             _put(part, Guard(trust, place, section, stored, hint))
+
+
+def guard_layer(recipe: Recipe, trust: Trust, label: str) -> None:
+    """Make the components of a recipe refuse the resources named by one of its layers, the file with this label; in
+    place. Values that other layers set are theirs.
+
+    Raises:
+        TrustError: a key of a fixed section names a resource that is not allowed.
+    """
+
+    def is_of_layer(key: str) -> bool:
+        parts = key.split(".")
+        known = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+        return next((recipe.origins[one] for one in known if one in recipe.origins), "") == label
+
+    for kind, (_, config) in recipe.components.items():
+        if not isinstance(config, MissingComponent):
+            guard(config, trust, label, only=partial(_named, is_of_layer, kind))
+    named = [one for one in section_reaches(recipe) if is_of_layer(one.key)]
+    if refused := trust.refused(named):
+        raise refusal(label, "", refused, "or give these keys in your recipe")
+
+
+def _named(is_of_layer: Callable[[str], bool], kind: str, reach: Reach) -> bool:
+    return is_of_layer(f"{kind}.{reach.key}")
 
 
 def refuse_outside(config: object) -> None:

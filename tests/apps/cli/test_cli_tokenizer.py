@@ -49,8 +49,8 @@ def test_train_text_on_files(place: Path, capsys: pytest.CaptureFixture[str]) ->
     (place / "lines.txt").write_text("abab\n\n  abab \nabab cd\n")
     assert main(["tokenizer", "train-text", "--vocab-size", "258", "-o", "bpe", "lines.txt"]) == 0
     assert capsys.readouterr().out == (
-        "bpe: 258 ids from 3 texts, 2.50 bytes per token; "
-        "use it with text_tokenizer=bpe text_tokenizer.path=bpe\n"
+        "bpe: 258 ids from 3 texts, 2.50 bytes per token\n"
+        "use it: cm3 train tiny text_tokenizer=./bpe\n"
     )
     tokenizer = BPETokenizerConfig(path="bpe").build()
     assert tokenizer.encode("abab") == [257]
@@ -114,9 +114,9 @@ def test_train_image_then_eval(place: Path, capsys: pytest.CaptureFixture[str]) 
     ]
     assert main(command) == 0
     assert capsys.readouterr().out == (
-        "tok/model.safetensors: trained on 4 pictures; use it with "
-        "image_tokenizer.weights=tok/model.safetensors\n"
+        "tok/model.safetensors: trained on 4 pictures\n"
         "measure it: cm3 tokenizer eval tok\n"
+        "use it: cm3 train tiny image_tokenizer=tok dataset=folder dataset.path=pictures dataset.valid=0.0\n"
     )
     weights = load_file(place / "tok" / "model.safetensors")
     assert main(command) == 0, "the same command again finds the run finished"

@@ -91,9 +91,9 @@ def test_train_measure_and_use(place: Path, capsys: pytest.CaptureFixture[str]) 
     assert lines == [
         "skipped: 4.png: 64 x 32 pixels, an enlarged one has 64 x 64",
         "  next: give a larger picture",
-        "up/model.safetensors: trained on 4 pictures; use it with "
-        "upscaler.weights=up/model.safetensors",
+        "up/model.safetensors: trained on 4 pictures",
         "measure it: cm3 upscaler eval up",
+        "use it: cm3 upscale PICTURE.png --upscaler up",
     ]
     before = weights.read_bytes()
     run(capsys, *command)

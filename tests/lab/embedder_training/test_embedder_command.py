@@ -79,6 +79,7 @@ def test_train_then_measure(tmp_path, capsys):
     assert (
         capsys.readouterr().out
         == f"{weights}\nevaluate it: cm3 embedder eval light_encoder 'embedder.path={weights}'\n"
+        f"use it: cm3 train quickstart embedder=light_encoder 'embedder.path={weights}'\n"
     )
     assert main(["embedder", "eval", "light_encoder", f"embedder.path={weights}", "--quiet"]) == 0
 
@@ -105,6 +106,7 @@ def test_fit_looks_then_measure(tmp_path, capsys):
     assert (
         capsys.readouterr().out
         == f"{out}\nevaluate it: cm3 embedder eval light_encoder embedder.looks={out}\n"
+        f"use it: cm3 train quickstart embedder=light_encoder embedder.looks={out}\n"
     )
     assert main(["embedder", "eval", "light_encoder", f"embedder.looks={out}", "--quiet"]) == 0
     assert "comp: picture -> versions among all pictures" in capsys.readouterr().out

@@ -1,6 +1,6 @@
 """An image tokenizer without a codebook: finite scalar quantisation (arXiv 2309.15505)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from cm3core.hookspecs import hookimpl
 from cm3core.interfaces import ImageTokenizerConfig
 
 CM3_API = 1
+FILE = "fsq.safetensors"
 
 
 @dataclass(kw_only=True)
@@ -55,10 +56,8 @@ class FSQConfig(ImageTokenizerConfig):
 
         return read(self, BUNDLED if self.weights is None else Path(self.weights).expanduser())
 
-    def load(self, folder):
-        from cm3_fsq.tokenizer import FILE, read
-
-        return read(self, folder / FILE)
+    def saved_in(self, folder):
+        return replace(self, weights=str(folder / FILE))
 
     def train(self, images_NHWC, out_dir, **options):
         from cm3_fsq.tokenizer import train

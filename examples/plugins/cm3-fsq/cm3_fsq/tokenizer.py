@@ -12,11 +12,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from cm3_fsq import FILE
 from cm3core.errors import CheckpointError
 from cm3core.files import atomic_path
 from cm3core.interfaces import ImageTokenizer
 
-FILE, BUNDLED = "fsq.safetensors", Path(__file__).parent / "emoji64.safetensors"
+BUNDLED = Path(__file__).parent / "emoji64.safetensors"
 BATCH_SIZE, LEARNING_RATE = 16, 2e-3
 
 

@@ -131,6 +131,7 @@ def _train(args: Namespace) -> int:
     name, key = ("light_encoder", "looks") if args.name == "looks" else (args.name, "path")
     trained = shlex.quote(f"embedder.{key}={args.out}")
     print(f"{args.out}\nevaluate it: cm3 embedder eval {name} {trained}")
+    print(f"use it: cm3 train quickstart embedder={name} {trained}")
     return 0
 
 

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+#: A checkpoint's copy of the weights.
+SAVED = "model.safetensors"
+
 
 @dataclass(frozen=True)
 class Published:

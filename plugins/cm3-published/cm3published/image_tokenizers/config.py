@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from cm3core.errors import CheckpointError, RecipeError, close_match
 from cm3core.files import user_path
 from cm3core.interfaces.component import check_given, check_value
 from cm3core.interfaces.image_tokenizer import ImageTokenizerConfig
 from cm3core.interfaces.reach import READS, TEXT, Outside
-from cm3published.image_tokenizers import Published
+from cm3published.image_tokenizers import SAVED, Published
 
 if TYPE_CHECKING:
     from cm3published.image_tokenizers.tokenizer import PublicTokenizer
@@ -151,9 +151,13 @@ class PublicVQConfig(ImageTokenizerConfig):
         """Return the decoder's file, if it has a separate one, after checking its hash."""
         return None
 
+    def saved_in(self, folder: Path) -> Self | None:
+        """With the weights in `folder`, whose hash is another."""
+        return replace(self, weights=str(folder / SAVED), weights_sha256=None)
+
     def load(self, folder: Path) -> PublicTokenizer:
         """Load the tokenizer saved in a checkpoint's folder; `weights` and its hash are ignored."""
-        from cm3published.image_tokenizers.tokenizer import SAVED, PublicTokenizer
+        from cm3published.image_tokenizers.tokenizer import PublicTokenizer
 
         self.check()
         return PublicTokenizer.from_file(folder / SAVED, self.facts, self.image_size)
@@ -291,6 +295,10 @@ class DalleConfig(PublicVQConfig):
     model: str = "dall_e"
     decoder_weights: str | None = None
     decoder_weights_sha256: str | None = None
+
+    def saved_in(self, folder: Path) -> None:
+        """None: both networks are saved in one file, and the keys name two."""
+        return None
 
     def second_file(self) -> Path:
         """Return the decoder's file."""

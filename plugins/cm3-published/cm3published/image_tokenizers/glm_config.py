@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -14,6 +14,7 @@ from cm3core.interfaces.image_tokenizer import ImageTokenizerConfig
 from cm3core.interfaces.reach import READS, TEXT, Outside
 from cm3core.picture_form import PictureForm
 from cm3published.glm_grids import DOWNSAMPLING, grids_of
+from cm3published.image_tokenizers import SAVED
 
 if TYPE_CHECKING:
     from cm3published.image_tokenizers.glm_image import GlmImageTokenizer
@@ -114,11 +115,9 @@ class GlmImageVQConfig(ImageTokenizerConfig):
         check_hash(path, self.weights_sha256, "weights_sha256")
         return self._from_file(path)
 
-    def load(self, folder: Path) -> GlmImageTokenizer:
-        """Load the tokenizer saved in a checkpoint's folder; `weights` and its hash are ignored."""
-        from cm3published.image_tokenizers.tokenizer import SAVED
-
-        return self._from_file(folder / SAVED)
+    def saved_in(self, folder: Path) -> GlmImageVQConfig:
+        """With the weights in `folder`, whose hash is another."""
+        return replace(self, weights=str(folder / SAVED), weights_sha256=None)
 
     def _from_file(self, path: Path) -> GlmImageTokenizer:
         from cm3published.image_tokenizers.glm_image import GlmImageTokenizer, read_network

@@ -26,8 +26,8 @@ from cm3core.picture_form import PictureForm
 from cm3plugins.image_tokenizers.by_network import NetworkTokenizer
 from cm3plugins.trained.tensor_files import open_tensors
 from cm3plugins.trained.weights_file import check_finite
+from cm3published.image_tokenizers import SAVED
 from cm3published.image_tokenizers.glm_config import GlmImageVQConfig
-from cm3published.image_tokenizers.tokenizer import SAVED
 
 #: CLIP's mean and deviation of pixels in [0, 1], by channel.
 MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -15,7 +15,7 @@ from cm3core.files import atomic_path, sha256_file
 from cm3plugins.image_tokenizers.by_network import NetworkTokenizer
 from cm3plugins.trained.tensor_files import open_tensors
 from cm3plugins.trained.weights_file import channels_last, check_finite
-from cm3published.image_tokenizers import Published
+from cm3published.image_tokenizers import SAVED, Published
 from cm3published.image_tokenizers.dvae import DVAE, dvae_names, dvae_of
 from cm3published.image_tokenizers.model import PublicVQ, empty
 from cm3published.image_tokenizers.names import Sizes, sizes_of, tamings
@@ -163,10 +163,6 @@ def _fill(
             f"use {facts.file} as published",
         )
     model.load_state_dict(state, assign=True)
-
-
-#: A checkpoint's copy of the weights.
-SAVED = "model.safetensors"
 
 
 class PublicTokenizer(NetworkTokenizer):

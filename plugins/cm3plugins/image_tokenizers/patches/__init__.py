@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -85,14 +85,11 @@ class PatchTokenizerConfig(ImageTokenizerConfig):
             bundled=is_bundled(self.weights),
         )
 
-    def load(self, folder: Path) -> PatchTokenizer:
-        """Load the tokenizer saved in a checkpoint's folder; `weights` is ignored."""
-        from cm3plugins.image_tokenizers.patches.tokenizer import SAVED, PatchTokenizer
+    def saved_in(self, folder: Path) -> PatchTokenizerConfig:
+        """With the squares in `folder`."""
+        from cm3plugins.image_tokenizers.patches.tokenizer import SAVED
 
-        self.check()
-        return PatchTokenizer.from_file(
-            folder / SAVED, self.resolution, self.patch_size, self.codebook_size
-        )
+        return replace(self, weights=str(folder / SAVED))
 
     def train(self, images_NHWC: PixelArray, out_dir: str | Path, **options: Any) -> Path:
         """Run k-means over the pictures' squares; `steps` is the number of rounds.

@@ -23,6 +23,7 @@ from cm3core.files import atomic_path
 from cm3core.interfaces.image_tokenizer import ImageTokenizer
 from cm3plugins.trained.bundled import weights_path
 
+#: The file in the folder of `PatchTokenizer.save`.
 SAVED = "patches.safetensors"
 _FORMAT = "cm3leon patches 1"
 #: Number of squares compared with all codes at once.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,6 +15,7 @@ from cm3core.interfaces.reach import READS, TEXT, Outside
 from cm3core.picture_form import PictureForm
 from cm3plugins.image_tokenizers import NEEDED
 from cm3plugins.image_tokenizers.vqgan.settings import (
+    SAVED,
     TRAINING_RANGES,
     VQGANArchitecture,
     VQGANTraining,
@@ -153,12 +154,9 @@ class VQGANConfig(VQGANArchitecture, ImageTokenizerConfig):
             bundled=is_bundled(self.weights),
         )
 
-    def load(self, folder: Path) -> VQGANTokenizer:
-        """Load the tokenizer saved in a checkpoint's folder; `weights` and its hash are ignored."""
-        from cm3plugins.image_tokenizers.vqgan.tokenizer import SAVED, VQGANTokenizer
-
-        self.check()
-        return VQGANTokenizer.from_file(folder / SAVED, self.architecture)
+    def saved_in(self, folder: Path) -> VQGANConfig:
+        """With the weights in `folder`, whose hash is another: a checkpoint may hold them in half precision."""
+        return replace(self, weights=str(folder / SAVED), weights_sha256=None)
 
     def train(self, images_NHWC: PixelArray, out_dir: str | Path, **options: Any) -> Path:
         """Train from scratch.

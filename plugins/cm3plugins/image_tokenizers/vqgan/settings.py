@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Literal
 
 from cm3core.picture_form import CodeRules, GridPositions, PictureForm
 
+#: The file in the folder of `VQGANTokenizer.save`.
+SAVED = "model.safetensors"
 #: Smallest and largest values of `VQGANTraining`'s keys.
 TRAINING_RANGES: Mapping[str, tuple[float, float]] = {
     "seed": (0, 2**63 - 1),

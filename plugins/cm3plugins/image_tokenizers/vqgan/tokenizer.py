@@ -16,7 +16,7 @@ from cm3core.files import sha256_file
 from cm3core.picture_form import PictureForm
 from cm3plugins.image_tokenizers.by_network import NetworkTokenizer
 from cm3plugins.image_tokenizers.vqgan.model import VQModel
-from cm3plugins.image_tokenizers.vqgan.settings import VQGANArchitecture, facts
+from cm3plugins.image_tokenizers.vqgan.settings import SAVED, VQGANArchitecture, facts
 from cm3plugins.trained.bundled import weights_path
 from cm3plugins.trained.weights_file import WeightsFormat, check_architecture, filled
 
@@ -58,10 +58,6 @@ def build_model(arch: VQGANArchitecture, state: Mapping[str, Tensor], place: str
         CheckpointError: keys or shapes differ.
     """
     return filled(VQModel(arch), state, place)
-
-
-#: A checkpoint's copy of the weights.
-SAVED = "model.safetensors"
 
 
 class VQGANTokenizer(NetworkTokenizer):
