@@ -714,6 +714,87 @@ def _scaled_losses() -> list[str]:
     return [line for line in losses(stored("scaling.json")["runs"], TITLES) if line.startswith("|")]
 
 
+#: Claims of which counts are stored: what is compared, the figure, the split, and the two arms; the second should be better.
+_CLAIMS = [
+    ("guidance", "settings.json", "unguided", ("cfg-1.5", "cfg-2", "cfg-3", "cfg-5", "cd-k")),
+    ("documents", "settings.json", "documents-0", ("documents-1", "cfg-2", "documents-3")),
+]
+
+
+def _counts(source: str, split: str, arm: str) -> tuple[int, int]:
+    """How many icons of an arm were usable, and of how many."""
+    num = stored(source)["settings"]["num"]
+    [run] = [run for run in stored(source)["runs"] if run["arm"] == arm]
+    return round(run["judged"][split]["scores"]["usable"][0] * num / 100), num
+
+
+def _claim_tests() -> list[str]:
+    """Fisher's exact test of stored counts, corrected for the number of rows."""
+    from cm3apps.sweep.comparison import LEVEL, fisher_p, holm
+    from cm3lab.experiments.judged.drawing import TITLES
+
+    found = [
+        ("guidance.json", "restyle", "cfg-2", "cfg-3"),
+        *(
+            (source, split, first, other)
+            for split in ("restyle", "variant")
+            for _, source, first, others in _CLAIMS
+            for other in others
+        ),
+    ]
+    tested = []
+    for source, split, first, other in found:
+        counts = (*_counts(source, split, first), *_counts(source, split, other))
+        tested.append((split, first, other, counts, fisher_p(*counts)))
+    rows = []
+    corrected = holm([one[-1] for one in tested])
+    for (split, first, other, (hits, num, more, others), p), own in zip(
+        tested, corrected, strict=True
+    ):
+        # both arms of guidance, too, have two documents
+        names = [
+            "2 documents" if arm == "cfg-2" and first == "documents-0" else TITLES[arm]
+            for arm in (first, other)
+        ]
+        shown_as = ("better" if more > hits else "worse") if own < LEVEL else "not shown"
+        cells = [names[0], names[1], f"{hits} of {num}", f"{more} of {others}"]
+        rows.append((f"`{split}`", *cells, f"{p:.2g}", f"{own:.2g}", shown_as))
+    return _table(
+        " | first | second | first usable | second usable | p | p, Holm | second is", rows
+    )
+
+
+def _swept_guidance() -> list[str]:
+    """Paired tests of the stored cases of a sweep: each way of drawing against none, and CD-K against guidance of scale 3."""
+    from cm3apps.sweep.comparison import LEVEL, Estimate, holm, paired_p
+
+    cells = {
+        label: [100 * int(value) for value in values]
+        for label, values in stored("swept-guidance.json")["usable"].items()
+    }
+    pairs = [("no guidance", other) for other in cells if other != "no guidance"]
+    pairs.append(("guidance of scale 3", "CD-K"))
+    differences = [
+        [b - a for a, b in zip(cells[first], cells[second], strict=True)] for first, second in pairs
+    ]
+    p_values = [paired_p(one) for one in differences]
+    rows = []
+    for (first, second), own, p, corrected in zip(
+        pairs, differences, p_values, holm(p_values), strict=True
+    ):
+        difference = Estimate.of(own)
+        assert difference.error is not None
+        shown_as = (
+            ("better" if difference.mean > 0 else "worse") if corrected < LEVEL else "not shown"
+        )
+        usable = [f"{mean(cells[one]):.0f}" for one in (first, second)]
+        change = f"{difference.mean:+.0f} ± {difference.error:.0f}"
+        rows.append((first, second, *usable, change, f"{p:.2g}", f"{corrected:.2g}", shown_as))
+    return _table(
+        "first | second | first usable | second usable | difference | p | p, Holm | second is", rows
+    )
+
+
 def _quickstart() -> list[str]:
     """What one quickstart drew of held-out icons, as `docs/_quickstart.py` stored it."""
     return _table(
@@ -780,6 +861,8 @@ def tables() -> dict[str, dict[str, list[str]]]:
             "completing variant": _completing("variant"),
         },
         "claims.md": {
+            "swept guidance": _swept_guidance(),
+            "tests": _claim_tests(),
             "scaled losses": _scaled_losses(),
             "scaled restyle": _scaling("restyle"),
             **{

@@ -35,6 +35,7 @@ COLUMNS: Mapping[str, str] = {
     "choices": "list of float: a score of each possible answer, higher is better",
     "answers": "int: position of the right answer",
     "image_nats": "float: -log p of the image tokens",
+    "retrieved_image_nats": "float: the same, after the documents that the model retrieves for the text",
     "image_tokens": "int: their number",
     "text_nats": "float: -log p of the text tokens",
     "text_tokens": "int: their number",

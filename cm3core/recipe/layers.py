@@ -201,6 +201,9 @@ def _reason(error: Exception) -> str:
 COMMAND_LINE = "command line"
 #: Length to which errors shorten an argument.
 _MOST_SHOWN = 100
+#: A file's block that says how its recipe is swept (`cm3 sweep`). It is no section: no run stores it, and no recipe
+#: inherits it.
+SWEEP = "sweep"
 #: The file in which a run or a checkpoint stores its recipe.
 STORED = "recipe.yaml"
 #: Top-level keys of a file that begin with this hold values for YAML's anchors, and are not part of the recipe.

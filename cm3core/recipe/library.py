@@ -24,6 +24,8 @@ SUFFIX = ".yaml"
 STANDARD_INPUT = Path("-")
 STANDARD_INPUT_LABEL = "standard input"
 STANDARD_INPUT_NAME = "stdin"
+#: Subfolder of recipes that are swept; their names begin with it.
+CLAIMS = "claims"
 #: Group of the entry points that name folders of recipes.
 GROUP = "cm3core.recipes"
 
@@ -86,11 +88,13 @@ def list_recipes() -> list[RecipeFile]:
     """Return all shipped recipes that can be run, by name: ours, and those of other distributions whose names are not
     used by ours.
 
-    The recipes that ours extend are in the subfolder `base`."""
+    The recipes that ours extend are in the subfolder `base`; those of `claims` are called `claims/NAME`."""
     found: dict[str, Path] = {}
     for folder in (recipes_directory(), *brought()):
         for path in folder.glob(f"*{SUFFIX}"):
             found.setdefault(path.stem, path)
+    for path in (recipes_directory() / CLAIMS).glob(f"*{SUFFIX}"):
+        found[f"{CLAIMS}/{path.stem}"] = path
     return [RecipeFile(name, description(path), path) for name, path in sorted(found.items())]
 
 
@@ -107,7 +111,7 @@ def header(path: Path) -> list[str]:
 def description(path: Path) -> str:
     """Return the header's first line without the recipe's name: "tiny: a ..." -> "a ..."."""
     first = (header(path) or [""])[0]
-    return first.removeprefix(f"{path.stem}:").strip()
+    return first.removeprefix(f"{CLAIMS}/").removeprefix(f"{path.stem}:").strip()
 
 
 def find(
@@ -131,6 +135,9 @@ def find(
     """
     if name_or_path == str(STANDARD_INPUT) and relative_to is None:
         return STANDARD_INPUT
+    claim = recipes_directory() / (name_or_path + SUFFIX)
+    if Path(name_or_path).parent == Path(CLAIMS) and _is_file(claim):
+        return claim
     if name_or_path.endswith((SUFFIX, ".yml")) or "/" in name_or_path:
         path = Path(relative_to or ".") / user_path(name_or_path, place)
         if not _is_file(path):
@@ -183,6 +190,6 @@ def is_shipped(path: Path) -> bool:
 def distribution_of(path: Path) -> str:
     """Return the distribution that ships a recipe file; "": none."""
     folder = recipes_directory()
-    if path.parent in (folder, folder / "base"):
+    if path.parent in (folder, folder / "base", folder / CLAIMS):
         return DISTRIBUTION
     return brought().get(path.parent, "")

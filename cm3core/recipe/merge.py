@@ -35,7 +35,14 @@ from cm3core.interfaces.component import ComponentConfig, choose, chosen_name
 from cm3core.plugins.registry import ANYONE, KINDS, Registry, Writer, moved_to
 from cm3core.recipe import forms, library
 from cm3core.recipe.forms import MANDATORY
-from cm3core.recipe.layers import COMMAND_LINE, Layer, file_layers, override_layer, parse
+from cm3core.recipe.layers import (
+    COMMAND_LINE,
+    SWEEP,
+    Layer,
+    file_layers,
+    override_layer,
+    parse,
+)
 from cm3core.recipe.places import with_parts
 from cm3core.recipe.recipe import MissingComponent, Recipe
 from cm3core.recipe.sections import FIXED_SECTIONS
@@ -356,7 +363,13 @@ def recipe_from_yaml(
 
 
 def stored_recipe(
-    text: str, registry: Registry, *, label: str, writer: Writer, lenient: bool = False
+    text: str,
+    registry: Registry,
+    *,
+    label: str,
+    writer: Writer,
+    lenient: bool = False,
+    overrides: Sequence[str] = (),
 ) -> Recipe:
     """Return the recipe stored with a run, a model or a bank.
 
@@ -366,9 +379,12 @@ def stored_recipe(
         label: names the text in errors.
         writer: resolves its bare names.
         lenient: report an unavailable component only when it is used, see `MissingComponent`.
+        overrides: the user's, see `compose`.
     """
-    layer = _resolved_layer(text, label, replace(writer, stored=True))
-    return _compose(_own_name(Path(label).stem, [layer]), [layer], registry, lenient=lenient)
+    layers = [_resolved_layer(text, label, replace(writer, stored=True))]
+    if overrides:
+        layers.append(override_layer(overrides, registry.kinds))
+    return _compose(_own_name(Path(label).stem, layers), layers, registry, lenient=lenient)
 
 
 def _resolved_layer(text: str, label: str, writer: Writer) -> Layer:
@@ -388,6 +404,8 @@ def _compose(
     missing: dict[str, MissingComponent] = {}
     for layer in with_moved_keys(layers, registry):
         values = {key: value for key, value in layer.values.items() if key != "name"}
+        if layer.label != COMMAND_LINE:
+            values.pop(SWEEP, None)
         for section, given in values.items():
             unknown = section not in registry.kinds and section not in FIXED_SECTIONS
             if lenient and unknown and layer.writer.providers.get(section):

@@ -14,6 +14,7 @@ PLACES = ("cm3core", "cm3run", "cm3apps/cli", "cm3apps/plugin_check")
 OTHER_MEANINGS = {
     ("cli/completion.py", "cm3"): "the program",
     ("cli/main.py", "cm3"): "the program",
+    ("cli/sweep.py", "cm3"): "the program",
     ("cli/completion.py", "cm3leon"): "the distribution",
     ("_version.py", "cm3leon"): "the distribution",
     ("boxes.py", "boxes"): "what a text holds",

@@ -39,7 +39,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "chat": ("cm3apps.cli.chat", "converse with a model in text and pictures"),
     "serve": ("", "serve a page to draw in, and OpenAI's Images API"),
     "mcp": ("", "serve a model to agents: tools that search its memory, draw, edit and credit"),
-    "sweep": ("cm3apps.cli.sweep", "compare settings side by side on the same prompts"),
+    "sweep": (
+        "cm3apps.cli.sweep",
+        "train and evaluate every cell of a grid of recipes, and compare them by paired tests",
+    ),
     "tokenizer": ("cm3apps.cli.tokenizer", "train and evaluate text and image tokenizers"),
     "upscale": ("cm3apps.cli.upscale", "enlarge a picture"),
     "upscaler": ("cm3apps.cli.upscaler", "train and evaluate upscalers"),

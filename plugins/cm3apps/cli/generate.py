@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Generator, Iterator, Sequence
@@ -45,6 +46,7 @@ from cm3core.errors import CM3Error, FileError
 from cm3core.files import atomic_path, check_writable, held_folder, write_bytes
 
 if TYPE_CHECKING:
+    from cm3apps.cli._vary import Varied
     from cm3core.document import PixelArray
     from cm3run.attribution import Credit, PictureFacts
     from cm3run.model.model import Model
@@ -61,6 +63,7 @@ EXAMPLE = """  cm3 generate "a red apple" --n 4 --seed 1 -o out/
   cm3 generate "a red apple" --condition canny photo.png --model runs/tuned
   cm3 generate "a red apple" "a green pear" --model runs/apples --num-retrieved 0
   cm3 generate "a red apple" --set sampler.guidance_scale=1.2 --set sampler.temperature=0.9
+  cm3 generate "red apple" "bell" --n 1 --vary sampler.guidance_scale=1,1.5,3 --vary sampler.top_p=0.8,1 --score clip
   cm3 generate bell house key --style "noto style" --n 1 --transparent --zip"""
 
 
@@ -80,6 +83,19 @@ def configure(parser: ArgumentParser) -> None:
         action="store_true",
         help="draw even what the memory has; without it, a prompt of a thing that the memory has in the style that is asked "
         "for is answered with the original file, for models that find originals; other models always draw",
+    )
+    grouped(parser, RESULTS).add_argument(
+        "--vary",
+        action="append",
+        default=[],
+        metavar="KEY=A,B,...",
+        help="draw with each of these values, side by side in grid.png: sampler.KEY or one of sampler, seed, num_retrieved, "
+        "num_candidates, reranker; the first key varies down, a second one across",
+    )
+    grouped(parser, RESULTS).add_argument(
+        "--score",
+        metavar="NAME",
+        help="with --vary: also print each cell's mean score by this reranker",
     )
     grouped(parser, OUTPUT).add_argument(
         "--preview",
@@ -178,13 +194,42 @@ def run(args: Namespace) -> int:
     check_writable(args.out, folder=True)
     if args.style is not None and not args.style.strip():
         raise CM3Error("--style", "is empty", "name a style, or leave it out")
+    varied = _varied(args)
     if args.condition and _is_file(args.condition[1]):
         check_not_replaced(args.out, Path(args.condition[1]))
     options = task_options(args) | {"truncate": args.truncate, "upscale": args.upscale}
     if args.condition:
         options["condition"] = (*args.condition, settings_of(args.settings, "condition"))
     with pictures_folder(args.out):
-        return _run(args, options)
+        return _run(args, options, varied)
+
+
+def _varied(args: Namespace) -> Varied | None:
+    """What `--vary` says; None without it.
+
+    Raises:
+        GenerationError: it is wrong, or an option has no use with or without it.
+    """
+    if args.score is not None and not args.vary:
+        raise GenerationError(
+            "--score",
+            "scores the cells of --vary, which is not given",
+            "give --vary, or leave it out",
+        )
+    if not args.vary:
+        return None
+    for option, is_given in (
+        ("--preview", args.preview),
+        ("--style", args.style is not None),
+        ("--zip", args.zip),
+    ):
+        if is_given:
+            raise GenerationError(
+                option, "shows the pictures in another way than --vary", "leave one of the two out"
+            )
+    from cm3apps.cli._vary import Varied
+
+    return Varied.of(args.vary)
 
 
 def _is_file(source: str) -> bool:
@@ -205,7 +250,7 @@ def check_not_replaced(out: Path, picture: Path) -> None:
         )
 
 
-def _run(args: Namespace, options: dict[str, Any]) -> int:
+def _run(args: Namespace, options: dict[str, Any], varied: Varied | None) -> int:
     model = open_model(args)
     if args.svg and not model.components.image_tokenizer.reads_drawings:
         check_tracer("cm3 generate --svg")
@@ -213,10 +258,35 @@ def _run(args: Namespace, options: dict[str, Any]) -> int:
     options["draw"] = args.draw
     report_unknown_words(model, args.prompt)
     each = model.recipe.generate.num_images if args.num_images is None else args.num_images
+    if varied is not None:
+        return _compare(args, model, options, varied, each)
     pictures = (_previewed if args.preview else _counted)(args, model, options)
     is_set = args.style is not None or args.zip
     return write_pictures(
         args, model, pictures, Series(args.prompt, each, things=things if is_set else None)
+    )
+
+
+def _compare(
+    args: Namespace, model: Model, options: dict[str, Any], varied: Varied, each: int
+) -> int:
+    """Generate every cell in one batch; originals are drawn, too."""
+    from cm3run.model.jobs import results
+
+    if args.score is not None:
+        model.reranker(args.score)  # report a wrong name before anything is generated
+    cells = [{**options, "draw": True, **own} for own in varied.options()]
+    planned = [model.image_jobs(args.prompt, each, **own) for own in cells]
+    jobs = itertools.chain.from_iterable(own for own, _ in planned)
+
+    def pictures() -> Generator[GeneratedImage, None, None]:
+        with progress_bar("generating") as progress:
+            yield from results(
+                model.engine, jobs, progress=progress, total=sum(total for _, total in planned)
+            )
+
+    return write_pictures(
+        args, model, pictures(), Series(args.prompt * len(cells), each, varied=varied)
     )
 
 
@@ -365,12 +435,14 @@ class Series:
         each: the number of pictures per prompt.
         edited: the picture that was edited.
         things: the objects of the prompts, if they are a set.
+        varied: the cells, if `prompts` are those of each cell.
     """
 
     prompts: list[str]
     each: int
     edited: PixelArray | None = None
     things: list[str] | None = None
+    varied: Varied | None = None
 
 
 def write_pictures(
@@ -419,8 +491,14 @@ def write_pictures(
         seed=str(args.seed),
     ).after(written.given)
     things = series.things
-    sheet = _contact_sheet(shown) if things is None else _set_sheet(shown, things)
+    if series.varied is not None:
+        sheet = series.varied.sheet(shown)
+        facts = facts.with_texts(prompt="\n".join(args.prompt), vary="\n".join(args.vary))
+    else:
+        sheet = _contact_sheet(shown) if things is None else _set_sheet(shown, things)
     write_bytes(grid, png(sheet, facts))
+    if series.varied is not None and args.score is not None:
+        print("\n".join(series.varied.scores(shown, model, args.score)))
     print(grid)
     if args.zip:
         print(written.write_zip(texts, grid))

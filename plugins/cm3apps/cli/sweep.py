@@ -1,184 +1,249 @@
-"""`cm3 sweep`: compare values of one or two keys on the same prompts and seeds, in one picture."""
+"""`cm3 sweep`: train and evaluate every cell of a grid of recipes, and compare them."""
 
 from __future__ import annotations
 
-import itertools
+import shlex
+import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from einops import rearrange
-
-from cm3apps.cli import INPUT, OUTPUT, RESULTS, grouped, whole_number
-from cm3apps.cli._model import (
-    add_model_options,
-    open_model,
-    progress_bar,
-    report_unknown_words,
-    settings_of,
-    task_options,
+from cm3apps.cli import (
+    DEVICE,
+    INPUT,
+    OUTPUT,
+    RESULTS,
+    add_device,
+    add_overrides,
+    add_trust,
+    grouped,
+    registry_of,
+    whole_number,
 )
-from cm3core.errors import GenerationError
-from cm3core.files import write_bytes
+from cm3core.errors import CM3Error, MissingPackageError
 
 if TYPE_CHECKING:
-    from cm3core.document import PixelArray
-    from cm3run.model.jobs import Job
-    from cm3run.model.model import Model
-    from cm3run.model.results import GeneratedImage
+    from cm3apps.sweep.block import SweepBlock
 
-#: A key, and each of its values as text and as arguments of `Model.image_jobs`.
-Varied: TypeAlias = tuple[str, list[tuple[str, dict[str, Any]]]]
-
-HELP = "compare settings side by side on the same prompts"
-EXAMPLE = """  cm3 sweep "red apple" "bell" --vary sampler.guidance_scale=1,1.5,3 --vary sampler.plausible_top_p=0.8,1
-  cm3 sweep "red apple" --vary sampler=cfg,cd_k,mixture --n 4 --score clip
-  cm3 sweep "red apple" --vary seed=1,2,3 --vary num_retrieved=0,1"""
-#: Arguments of `Model.generate` that may be varied, in addition to `sampler.KEY`.
-ARGUMENTS = ("sampler", "seed", "num_retrieved", "num_candidates", "reranker")
+HELP = "train and evaluate every cell of a grid of recipes, and compare them by paired tests"
+EXAMPLE = """  cm3 sweep tiny retriever=none,bm25 train.steps=200 --seeds 3
+  cm3 sweep ./mine.yaml train.learning_rate=1e-3,2e-3 decoder.num_layers=4,8 -o sweeps/size
+  cm3 sweep tiny sampler.guidance_scale=1,3 sampler=cfg      # one training, as training uses no sampler
+  cm3 sweep bundled:emoji64 sampler=cfg,cd_k                 # of a trained model: nothing is trained
+  cm3 sweep claims/documents                                 # a recipe that says how it is swept
+Commas separate values, except within brackets, braces and quotation marks. The same command resumes; finished cells are
+never trained again, and more values or seeds may be added."""
+#: What `cm3 sweep PROMPT --vary` was, and is now.
+_MOVED = "--vary"
 
 
 def configure(parser: ArgumentParser) -> None:
-    """Add the prompts, the varied keys, and the options."""
-    grouped(parser, INPUT).add_argument("prompt", nargs="+", help="a prompt, used in every cell")
+    """Add the recipe, what is measured, and the processes."""
     grouped(parser, INPUT).add_argument(
-        "--vary",
-        action="append",
-        required=True,
-        metavar="KEY=A,B,...",
-        help=f"sampler.KEY or one of {', '.join(ARGUMENTS)}, and its values; the first key varies down, a "
-        "second one across",
+        "recipe",
+        help="a shipped recipe's name, or a path to a YAML file, whose block `sweep` may say what follows; or a trained model, "
+        "of which nothing is trained",
     )
-    grouped(parser, RESULTS).add_argument(
-        "--n",
-        type=whole_number(1, 2**20),
-        default=1,
-        dest="num_images",
+    grouped(parser, INPUT).add_argument(
+        "--model",
+        metavar="MODEL",
+        help="vary what the recipe says, but of this trained model: a run's folder, PLUGIN:NAME or hf://USER/NAME; nothing is "
+        "trained",
+    )
+    grouped(parser, INPUT).add_argument(
+        "--seeds",
+        type=whole_number(1, 1000),
         metavar="N",
-        help="pictures per prompt in a cell (default: %(default)s)",
+        help="trainings of each cell, with the seeds from train.seed on; the same seed means the same order of data in all "
+        "cells (default: the recipe's block, else 1)",
     )
     grouped(parser, RESULTS).add_argument(
-        "--score",
+        "--protocol",
+        metavar="PROTOCOL",
+        help="how cells are measured: a name of `cm3 eval protocols`, or a file (default: the recipe's block, else the loss of "
+        "documents that the data set holds out; and drawings of them, if cells differ only in how is drawn)",
+    )
+    grouped(parser, RESULTS).add_argument(
+        "--num",
+        type=whole_number(1, 2**20),
+        metavar="N",
+        help="only the protocol's first N cases (default: all; 200 of the default protocol)",
+    )
+    grouped(parser, RESULTS).add_argument(
+        "--metric",
+        action="append",
+        default=[],
+        dest="metrics",
         metavar="NAME",
-        help="also print each cell's mean score by this reranker",
+        help="a score to compare, e.g. image_loss; fewer are corrected for fewer tests; may be given several times "
+        "(default: all)",
+    )
+    grouped(parser, RESULTS).add_argument(
+        "--data", type=Path, metavar="FOLDER", help="folder of the protocol's files (COCO)"
     )
     grouped(parser, OUTPUT).add_argument(
         "-o",
         "--out",
         type=Path,
-        default=Path("sweep.png"),
-        metavar="FILE.png",
-        help="the picture, one cell per combination (default: %(default)s)",
+        metavar="FOLDER",
+        help="folder of all trainings and results (default: sweeps/<recipe name>)",
     )
-    add_model_options(parser)
+    grouped(parser, DEVICE).add_argument(
+        "--jobs",
+        type=whole_number(1, 256),
+        metavar="N",
+        help="trainings at a time, each in a process (default: 2 if cores and memory suffice)",
+    )
+    add_device(parser, "where cells are trained and evaluated")
+    add_trust(parser, plugins=False)
+    add_overrides(parser)
+    parser.parse_known_args = _WithoutVary(parser)  # type: ignore[method-assign,assignment]  # of this parser
+
+
+class _WithoutVary:
+    """Answers `cm3 sweep PROMPT --vary ...`, which is now `cm3 generate PROMPT --vary ...`."""
+
+    def __init__(self, parser: ArgumentParser) -> None:
+        self._parse = parser.parse_known_args
+
+    def __call__(
+        self, args: Sequence[str] | None = None, namespace: Namespace | None = None
+    ) -> Any:
+        given = list(args or ())
+        if any(one == _MOVED or one.startswith(f"{_MOVED}=") for one in given):
+            raise CM3Error(
+                "cm3 sweep --vary",
+                "compares settings of one trained model on a prompt, which `cm3 generate` does now",
+                shlex.join(["cm3", "generate", *_as_folder(given)]),
+            )
+        return self._parse(given, namespace)
+
+
+def _as_folder(given: Sequence[str]) -> list[str]:
+    """Arguments whose picture becomes a folder.
+
+    >>> _as_folder(["bell", "-o", "out/a.png"])
+    ['bell', '-o', 'out/a']
+    """
+    return [
+        one.removesuffix(".png") if before in ("-o", "--out") or one.startswith("--out=") else one
+        for before, one in zip(["", *given], given, strict=False)
+    ]
 
 
 def run(args: Namespace) -> int:
-    """Generate all cells in one batch, write the picture, print the scores."""
-    from cm3core import images
-    from cm3run import sheets
-    from cm3run.attribution import png
-    from cm3run.model.facts import facts_of_sheet
-    from cm3run.model.jobs import results
+    """Check everything, run all cells, and write and print the comparison."""
+    from cm3apps.sweep.grid import Grid
+    from cm3apps.sweep.plan import check_claim, claim_folder, claim_of, names_a_model, plan_of
+    from cm3apps.sweep.protocols import check_cases, protocol_for
+    from cm3apps.sweep.running import Machine, Running, check_done, check_memory
+    from cm3core.files import held_folder
 
-    images.check_writable_png(args.out)
-    (down, values), (across, other_values) = _down_and_across(args.vary)
-    model = open_model(args)
-    report_unknown_words(model, args.prompt)
-    cells = [
-        task_options(args) | {"draw": True} | own | other
-        for (_, own), (_, other) in itertools.product(values, other_values)
-    ]
-    planned = [model.image_jobs(args.prompt, args.num_images, **options) for options in cells]
-    if args.score is not None:
-        model.reranker(args.score)  # report a wrong name before anything is generated
-    jobs: Iterator[Job[GeneratedImage]] = itertools.chain.from_iterable(own for own, _ in planned)
-    with progress_bar("generating") as progress:
-        pictures = list(
-            results(model.engine, jobs, progress=progress, total=sum(total for _, total in planned))
-        )
-    each = len(args.prompt) * args.num_images
-    drawn = [pictures[start : start + each] for start in range(0, len(pictures), each)]
-    tiles = [_mosaic(own, args.num_images) for own in drawn]
-    width = len(other_values)
-    rows = [tiles[start : start + width] for start in range(0, len(tiles), width)]
-    sheet = sheets.grid(
-        rows,
-        row_labels=[f"{down} {text}" for text, _ in values],
-        column_labels=[f"{across} {text}" for text, _ in other_values] if across else None,
-        scale=max(1, 128 // pictures[0].pixels.shape[0]),
+    registry, block = registry_of(args), _block(args)
+    grid = Grid.of([*_not_overridden(block, args.overrides), *args.overrides], block.cells)
+    trained = args.model is not None or names_a_model(args.recipe)
+    seeds = args.seeds or (1 if trained else block.seeds)
+    plan = plan_of(
+        args.model or args.recipe,
+        grid,
+        seeds,
+        registry,
+        is_model=trained,
+        trust_endpoints=args.trust_endpoints,
     )
-    facts = facts_of_sheet(
-        model,
-        pictures,
-        prompt="\n".join(args.prompt),
-        vary="\n".join(args.vary),
-        seed=str(args.seed),
-    )
-    write_bytes(args.out, png(sheet, facts))
-    if args.score is not None:
-        _print_scores(
-            model,
-            args.score,
-            drawn,
-            [text for text, _ in values],
-            [text for text, _ in other_values],
-        )
-    print(args.out)
+    out = args.out or Path("sweeps") / plan.runs[0].recipe.name
+    protocol = protocol_for(plan, args.protocol or block.protocol, args.num or block.num, registry)
+    check_cases(protocol, args.data, registry)
+    claim = claim_of(plan, protocol)
+    check_claim(out, claim)
+    jobs = check_memory(plan, args.device, args.jobs, registry)
+    busy = CM3Error(str(out), "another sweep is running in this folder", "wait for it")
+    machine = Machine(args.device, args.plugin, args.trust_endpoints, args.data)
+    command = _command(args, out)
+    print(_announced(plan, protocol, jobs), file=sys.stderr)
+    with held_folder(out, busy):
+        claim_folder(out, claim, protocol)
+        try:
+            failed = Running(out, plan, machine, jobs).run()
+        except KeyboardInterrupt:
+            print(f"interrupted; to continue: {command}", file=sys.stderr)
+            return 130
+        check_done(failed, len(list(plan.trainings())))
+        _report(out, plan, args.metrics or block.metrics, command)
     return 0
 
 
-def _down_and_across(texts: list[str]) -> tuple[Varied, Varied]:
-    """The varied keys with their values; with one key, the columns have a single empty value."""
-    varied = [_varied(text) for text in texts]
-    if len(varied) > 2:
-        raise GenerationError(
-            "--vary", f"is given {len(varied)} times", "vary one key down and at most one across"
+def _block(args: Namespace) -> SweepBlock:
+    """The block of the recipe's file; a file that it names is relative to the recipe's."""
+    from dataclasses import replace
+
+    from cm3apps.sweep.block import SweepBlock, block_of
+    from cm3apps.sweep.plan import names_a_model
+    from cm3core.recipe import library
+
+    if names_a_model(args.recipe):
+        return SweepBlock()
+    path = library.find(args.recipe)
+    block = block_of(path)
+    if block.protocol is not None and block.protocol.endswith(".json"):
+        block = replace(block, protocol=str(path.parent / block.protocol))
+    return block
+
+
+def _not_overridden(block: SweepBlock, overrides: Sequence[str]) -> list[str]:
+    """The block's overrides without those of keys that the command gives."""
+    given = {one.partition("=")[0] for one in overrides}
+    return [one for one in block.grid if one.partition("=")[0] not in given]
+
+
+def _announced(plan: Any, protocol: Any, jobs: int) -> str:
+    """What is going to be done."""
+    cells, runs = len(plan.cells), len(plan.runs)
+    trained = 0 if plan.model is not None else len(list(plan.trainings()))
+    seeds = f" with {len(plan.seeds)} seeds" if len(plan.seeds) > 1 else ""
+    shared = "; cells that differ only in generation share one" if 0 < trained < runs else ""
+    at_once = f", {jobs} at a time" if jobs > 1 else ""
+    return (
+        f"{cells} cell{'s' * (cells > 1)}{seeds}: {trained} training{'s' * (trained != 1)}{shared}{at_once}; measured by "
+        f"{protocol.name} ({protocol.title})"
+    )
+
+
+def _report(out: Path, plan: Any, metrics: Sequence[str], command: str) -> None:
+    from cm3apps.sweep.report import PLOT, TABLE, markdown, shown, tables, write_plot
+    from cm3core.files import write_text
+
+    found = tables(out, plan, metrics)
+    write_text(out / TABLE, markdown(found, plan, command))
+    print("\n".join(shown(found, plan)))
+    print(out / TABLE)
+    try:
+        write_plot(out / PLOT, found)
+        print(out / PLOT)
+    except MissingPackageError as error:
+        print(
+            f"note: {error.place} is not drawn: {error.cause}; {error.next_step}", file=sys.stderr
         )
-    if len({name for name, _ in varied}) < len(varied):  # the second key would win in every cell
-        raise GenerationError(
-            "--vary", f"names {varied[0][0]} twice", "give all values of a key in one --vary"
-        )
-    return varied[0], varied[1] if len(varied) == 2 else ("", [("", {})])
 
 
-def _varied(text: str) -> Varied:
-    """The key's last part, and each value as text and as arguments of `Model.image_jobs`.
-
-    >>> _varied("sampler.top_p=0.5,1")
-    ('top_p', [('0.5', {'top_p': 0.5}), ('1', {'top_p': 1})])
-    >>> _varied("seed=1,2")
-    ('seed', [('1', {'seed': 1}), ('2', {'seed': 2})])
-    """
-    key, equals, listed = text.partition("=")
-    parts = [part.strip() for part in listed.split(",")]
-    if not equals or not all(parts) or not (key in ARGUMENTS or key.startswith("sampler.")):
-        raise GenerationError(
-            f"--vary {text}",
-            f"is not sampler.KEY=A,B,... nor {', '.join(ARGUMENTS)}",
-            "write e.g. --vary sampler.guidance_scale=1,1.5,3",
-        )
-    name = key.removeprefix("sampler.")
-    found = [settings_of([f"sampler.{name}={part}"], "sampler") for part in parts]
-    return name, list(zip(parts, found, strict=True))
-
-
-def _mosaic(pictures: list[GeneratedImage], columns: int) -> PixelArray:
-    """A cell: a row per prompt."""
-    tiles = np.stack([one.pixels for one in pictures])
-    return rearrange(tiles, "(rows columns) h w rgb -> (rows h) (columns w) rgb", columns=columns)
-
-
-def _print_scores(
-    model: Model, name: str, drawn: list[list[GeneratedImage]], rows: list[str], columns: list[str]
-) -> None:
-    """A table of mean scores, cell by cell."""
-    reranker = model.reranker(name)
-    means = [float(np.mean([model.score(picture, name) for picture in cell])) for cell in drawn]
-    print(f"mean {reranker.measure}")
-    print("\t".join(["", *columns]))
-    for place, row in enumerate(rows):
-        own = means[place * len(columns) : (place + 1) * len(columns)]
-        print("\t".join([row, *(f"{mean:.4f}" for mean in own)]))
+def _command(args: Namespace, out: Path) -> str:
+    """The complete command."""
+    plugins = [word for path in args.plugin for word in ("--plugin", str(path))]
+    options = {
+        "--model": args.model,
+        "--seeds": args.seeds,
+        "--protocol": args.protocol,
+        "--num": args.num,
+        "--data": args.data,
+        "--device": args.device,
+        "--jobs": args.jobs,
+    }
+    own = [
+        word for key, value in options.items() if value is not None for word in (key, str(value))
+    ]
+    own += [word for name in args.metrics for word in ("--metric", name)]
+    own += [word for name in args.trust_endpoints for word in ("--trust-endpoints", name)]
+    return shlex.join(
+        ["cm3", *plugins, "sweep", args.recipe, *args.overrides, *own, "-o", str(out)]
+    )

@@ -193,7 +193,7 @@ class Evaluation:
     def _makes_something(self, scored: list[Scored]) -> bool:
         """Whether a metric needs generated results and not only likelihoods."""
         columns = measured.needed([one.metric for one in scored if not one.skipped])
-        return not self.protocol.scores or bool(columns & {"features", "pictures", "texts"})
+        return not self.protocol.scores or bool(columns & measured.OF_RESULTS)
 
     def _scored(self) -> list[Scored]:
         built: dict[str, Extractor] = {}
@@ -265,7 +265,10 @@ class Evaluation:
             own = [one for one in active if one.extractor is extractor]
             metrics = [one.metric for one in own]
             if extractor is None:
-                measured.feed_samples(metrics, made, self.protocol.size, self.model)
+                number = self.options.get("num_retrieved")
+                measured.feed_samples(
+                    metrics, made, self.protocol.size, self.model, num_retrieved=number
+                )
                 continue
             assert self.protocol.size is not None
             for prefix in dict.fromkeys(getattr(one.config, "prefix", "") for one in own):

@@ -20,18 +20,32 @@ from cm3core.errors import DataError
 from cm3core.images import fit
 from cm3core.interfaces import Extractor, Metric, MetricBatch
 from cm3run.evaluation.features import CHUNK, Load, features_in_chunks
+from cm3run.generation.engine import Request
 from cm3run.model import Model
+from cm3run.model.prepending import Retrieval
 from cm3run.nearness import Nearest
 from cm3run.progress import make_bar
 
 #: Columns that only the model itself can give.
-OF_MODEL = {"image_nats", "image_tokens", "text_nats", "text_tokens", "choices", "answers", "codes"}
+OF_MODEL = {
+    "image_nats",
+    "retrieved_image_nats",
+    "image_tokens",
+    "text_nats",
+    "text_tokens",
+    "choices",
+    "answers",
+    "codes",
+}
+#: Columns of what a model generates.
+OF_RESULTS = {"features", "pictures", "texts"}
 #: Columns that pictures made elsewhere lack.
 NEEDS_MODEL = OF_MODEL | {"documents"}
 #: Columns that count in tokens -> the model's tokenizer: other tokenizers make more or fewer tokens, with less or more
 #: information each.
 _TOKENIZER_OF = {
     "image_nats": "image_tokenizer",
+    "retrieved_image_nats": "image_tokenizer",
     "image_tokens": "image_tokenizer",
     "codes": "image_tokenizer",
     "text_tokens": "text_tokenizer",
@@ -151,6 +165,8 @@ def feed_samples(
     model: Model | None,
     pictures: Sequence[Load] | None = None,
     documents: Sequence[Sequence[Load]] | None = None,
+    *,
+    num_retrieved: int | None = None,
 ) -> None:
     """Give metrics everything but features.
 
@@ -159,6 +175,7 @@ def feed_samples(
         size: side of the pictures, in pixels.
         model: the model; None for pictures from elsewhere.
         documents: the documents before each prompt, instead of the model's.
+        num_retrieved: documents that the model retrieves; None: as its recipe says.
     """
     columns = needed(metrics)
     samples = made.task.samples
@@ -187,7 +204,8 @@ def feed_samples(
             _update(metrics, places, given)
             if likelihoods and model is not None:
                 codes = _coded(model, samples, places, left_out)
-                _update(metrics, list(codes), _likelihoods(model, samples, codes, likelihoods))
+                values = _likelihoods(model, samples, codes, likelihoods, num_retrieved)
+                _update(metrics, list(codes), values)
             bar.update(len(places))
     if left_out:
         print(
@@ -267,15 +285,20 @@ def _coded(
 
 
 def _likelihoods(
-    model: Model, samples: Sequence[Sample], codes: Mapping[int, Codes], columns: set[str]
+    model: Model,
+    samples: Sequence[Sample],
+    codes: Mapping[int, Codes],
+    columns: set[str],
+    num_retrieved: int | None,
 ) -> dict[str, list[Any]]:
-    """Columns with the model's own probabilities, without prepended documents.
+    """Columns with the model's own probabilities; only `retrieved_image_nats` is with prepended documents.
 
     Args:
         model: the model.
         samples: all samples.
         codes: place -> codes of the reference picture, for the samples to measure.
         columns: the columns to fill.
+        num_retrieved: see `feed_samples`.
     """
     given: dict[str, list[Any]] = {name: [] for name in columns}
     items = list(codes.items())
@@ -283,11 +306,17 @@ def _likelihoods(
         texts = [samples[place].prompt for place, _ in part]
         if "codes" in columns:
             given["codes"] += [np.asarray(one.codes) for _, one in part]
-        if columns & {"image_nats", "image_tokens"}:
-            pairs: Pairs = [
-                ((Text(text), ImageHole()), (Text(text), one))
-                for text, (_, one) in zip(texts, part, strict=True)
-            ]
+        pairs: Pairs = [
+            ((Text(text), ImageHole()), (Text(text), one))
+            for text, (_, one) in zip(texts, part, strict=True)
+        ]
+        if "retrieved_image_nats" in columns:
+            before = _retrieved(model, texts, num_retrieved)
+            values = _nats(model, pairs, before)
+            given["retrieved_image_nats"] += [-nats for nats, _ in values]
+            if "image_nats" not in columns:
+                given["image_tokens"] += [number for _, number in values]
+        if "image_nats" in columns:
             _add(given, "image", _nats(model, pairs))
         if columns & {"text_nats", "text_tokens"}:
             pairs = [
@@ -322,11 +351,24 @@ def choices_of(samples: Sequence[Sample], place: int) -> list[str]:
     return [own, *(others[int(index)] for index in chosen)]
 
 
-def _nats(model: Model, pairs: Pairs) -> list[tuple[float, int]]:
-    """(log p, tokens) of the content of the holes of each document."""
+def _retrieved(
+    model: Model, texts: Sequence[str], number: int | None
+) -> list[tuple[Document, ...]]:
+    """The documents that are prepended when each text is a prompt for a picture."""
+    queries: list[Document] = [(Text(text),) for text in texts]
+    requests = [Request((*query, ImageHole()), truncate=True) for query in queries]
+    found = Retrieval(model).retrieve(requests, queries, number, [])
+    return [tuple(one.all[0].request.retrieved) for one in found]
+
+
+def _nats(
+    model: Model, pairs: Pairs, retrieved: Sequence[Sequence[Document]] | None = None
+) -> list[tuple[float, int]]:
+    """(log p, tokens) of the content of the holes of each document, after the documents prepended to it."""
     likelihood = model.components.likelihood
     contents = [likelihood.contents_of(*pair) for pair in pairs]
-    found = likelihood.log_probability([asked for asked, _ in pairs], contents)
+    documents = [asked for asked, _ in pairs]
+    found = likelihood.log_probability(documents, contents, retrieved=retrieved)
     return [(value.nats, value.num_tokens) for value in found]
 
 

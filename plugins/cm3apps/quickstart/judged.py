@@ -61,6 +61,15 @@ def splits_of(config: DocumentSourceConfig) -> tuple[str, ...]:
     return tuple(split for split in config.splits if split not in others)
 
 
+def drawn_scores(config: DocumentSourceConfig) -> list[dict[str, Any]]:
+    """The scores of pictures drawn of a data set's held-out documents."""
+    if not are_judged(config):
+        return scores_beside(replace(config, split="train").build())
+    own = config.memory_config()
+    assert isinstance(own, IconSourceConfig)
+    return [{"metric": {"name": "usable", "sets": list(own.sets)}}]
+
+
 def protocol_of(model: Model, split: str, num: int, *, nats: bool = True) -> Protocol | None:
     """The protocol of a split; None if it has no document.
 
@@ -78,14 +87,9 @@ def protocol_of(model: Model, split: str, num: int, *, nats: bool = True) -> Pro
         return None
     if not number:
         return None
-    if are_judged(config):
-        own = config.memory_config()
-        assert isinstance(own, IconSourceConfig)
-        scores: list[dict[str, Any]] = [{"metric": {"name": "usable", "sets": list(own.sets)}}]
-        if nats:
-            scores.append({"metric": {"name": "nats", "modality": "image"}})
-    else:
-        scores = scores_beside(replace(config, split="train").build())
+    scores = drawn_scores(config)
+    if nats and are_judged(config):
+        scores.append({"metric": {"name": "nats", "modality": "image"}})
     task = {
         "name": "documents",
         "dataset": None,

@@ -201,6 +201,21 @@ class NatsConfig(MetricConfig):
 
 
 @dataclass(kw_only=True)
+class HeldOutLossConfig(MetricConfig):
+    """-log p per token of the true picture, given its text and the documents that the model retrieves for it: for each
+    document, and the mean over documents.
+
+    `nats` prepends no document, and weighs documents by their number of tokens.
+    """
+
+    def build(self) -> Metric:
+        """Return a metric without samples."""
+        from cm3plugins.metrics.likelihood import HeldOutLossMetric
+
+        return HeldOutLossMetric()
+
+
+@dataclass(kw_only=True)
 class CodebookConfig(MetricConfig):
     """Share of the codebook in use, and the perplexity of the codes' frequencies.
 
@@ -289,6 +304,7 @@ METRICS: Mapping[str, type[MetricConfig]] = {
     "clip_score": CLIPScoreConfig,
     "codebook": CodebookConfig,
     "fid": FIDConfig,
+    "held_out_loss": HeldOutLossConfig,
     "judge": JudgeConfig,
     "kid": KIDConfig,
     "lpips": LPIPSConfig,

@@ -37,6 +37,21 @@ class NatsMetric(ValueMetric):
         return [Score(f"{self._modality}_nats", value, len(nats), False, spread)]
 
 
+class HeldOutLossMetric(ValueMetric):
+    """-log p per image token of each document, after the documents retrieved for it."""
+
+    needs: ClassVar[tuple[Group, ...]] = (("retrieved_image_nats", "image_tokens"),)
+
+    def _value(self, sample: Mapping[str, Any]) -> float:
+        nats, tokens = (sample[name] for name in self.needs[0])
+        if tokens < 1:
+            raise DataError("a sample", "has no image tokens", "leave it out")
+        return float(nats) / int(tokens)
+
+    def _result(self) -> Sequence[Score]:
+        return [mean_score("image_loss", self.values, higher_is_better=False)]
+
+
 class ChoiceMetric(ValueMetric):
     """How often the right answer has the highest score, and its mean reciprocal rank."""
 

@@ -65,9 +65,11 @@ if TYPE_CHECKING:
         check_decoder,
         check_fingerprints,
         check_recipe,
+        generating_as,
         open_checkpoint,
         open_for_generation,
         read_recipe,
+        trains_the_same,
     )
     from cm3run.checkpoint.tasks import TASKS, read_tasks, tasks_of
     from cm3run.checkpoint.tensors import (
@@ -103,6 +105,7 @@ __all__ = [
     "export_model",
     "find_checkpoint",
     "find_model",
+    "generating_as",
     "lasting_name",
     "latest_checkpoint",
     "load_weights",
@@ -119,6 +122,7 @@ __all__ = [
     "restore_generators",
     "save_checkpoint",
     "tasks_of",
+    "trains_the_same",
 ]
 
 #: Loaded on first use: finding a model imports no torch.
@@ -147,6 +151,7 @@ __getattr__ = exporter(
         "export_model": "exporting",
         "find_checkpoint": "layout",
         "find_model": "naming",
+        "generating_as": "opening",
         "lasting_name": "naming",
         "latest_checkpoint": "layout",
         "load_weights": "tensors",
@@ -163,5 +168,6 @@ __getattr__ = exporter(
         "restore_generators": "tensors",
         "save_checkpoint": "writing",
         "tasks_of": "tasks",
+        "trains_the_same": "opening",
     },
 )

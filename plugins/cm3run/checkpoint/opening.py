@@ -8,11 +8,11 @@ in which they are stored. On a GPU they are loaded for generation alone, see `cm
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -25,6 +25,7 @@ from cm3core.plugins.registry import Writer, class_name, read_writer
 from cm3core.recipe import diff
 from cm3core.recipe.merge import stored_recipe
 from cm3core.recipe.recipe import MEASURING, MissingComponent, available
+from cm3core.recipe.sections import FIXED_SECTIONS
 from cm3core.vocab import Vocabulary
 from cm3run.build import Components, Stored, another_decoder, build
 from cm3run.checkpoint.adapters import is_adapter, load_model
@@ -55,18 +56,25 @@ from cm3run.trust import check_links, guard, trust_of
 
 if TYPE_CHECKING:
     from cm3core.interfaces.decoder import Decoder
+    from cm3core.interfaces.reach import Reach
     from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
 
 
+#: Sections that training doesn't use: recipes that differ only in these train the same model.
+ONLY_IN_GENERATION = (
+    "generate",
+    "sampler",
+    "reranker",
+    "upscaler",
+    "prompt_rewriter",
+    "finisher",
+)
 #: Keys that may differ between a checkpoint's recipe and the recipe it is resumed with, including
 #: everything after a dot.
 CHANGEABLE_KEYS = (
     "name",
-    "generate",
-    "sampler",
-    "prompt_rewriter",
-    "finisher",
+    *ONLY_IN_GENERATION,
     "data.cache_dir",
     "data.num_streams",  # compared with the loader's, which null stands for
     *MEASURING,  # older runs may have these; current recipes can't
@@ -118,6 +126,35 @@ def check_recipe(folder: Path, stored: Recipe, recipe: Recipe) -> None:
             f"was made under another recipe:{lines}",
             "start in another folder (-o), or resume with the recipe unchanged",
         )
+
+
+def trains_the_same(one: Recipe, other: Recipe) -> bool:
+    """Whether two recipes train the same model: they differ only in what training doesn't use."""
+    return all(
+        key.partition(".")[0] in ("name", *ONLY_IN_GENERATION)
+        or _names_the_same(key, one, other)
+        or _only_in_generation(key, other)
+        for key, _, _ in diff(one, other)
+    )
+
+
+def generating_as(recipe: Recipe, other: Recipe) -> Recipe:
+    """The recipe of a trained model, with what training doesn't use taken from another recipe that `trains_the_same`."""
+    names, brought = dict(recipe.component_names), dict(recipe.brought)
+    changed: dict[str, Any] = {}
+    for kind in (*ONLY_IN_GENERATION, "retriever"):
+        config = getattr(other, kind) if kind in FIXED_SECTIONS else other.section(kind)
+        if kind in FIXED_SECTIONS or kind in KINDS:
+            changed[kind] = config
+        elif config is not None:
+            brought[kind] = config
+        else:
+            brought.pop(kind, None)
+        if config is None:
+            names.pop(kind, None)
+        elif kind in other.component_names:
+            names[kind] = other.component_names[kind]
+    return replace(recipe, **changed, brought=brought, component_names=names)
 
 
 def check_decoder(folder: Path, stored: Recipe, recipe: Recipe) -> None:
@@ -284,7 +321,13 @@ class OpenedCheckpoint:
     words: TrainingWords | None = None
 
 
-def read_recipe(folder: Path, registry: Registry, *, trust_endpoints: Sequence[str] = ()) -> Recipe:
+def read_recipe(
+    folder: Path,
+    registry: Registry,
+    *,
+    trust_endpoints: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+) -> Recipe:
     """The recipe stored in a checkpoint.
 
     Bare names refer to the plugins that provided the components when it was stored. A component that is not
@@ -295,9 +338,11 @@ def read_recipe(folder: Path, registry: Registry, *, trust_endpoints: Sequence[s
         folder: the checkpoint's.
         registry: the components that the recipe may name.
         trust_endpoints: see `open_checkpoint`.
+        overrides: `section.key=value` of the user, which may name any resource.
 
     Raises:
         CheckpointError: it can't be read.
+        RecipeError, PluginError: an override is wrong.
         TrustError: a link in the folder points outside it.
     """
     trust = trust_of(folder, registry.models().values(), trust_endpoints)
@@ -307,7 +352,15 @@ def read_recipe(folder: Path, registry: Registry, *, trust_endpoints: Sequence[s
     except (OSError, UnicodeDecodeError) as error:
         raise damaged(folder / RECIPE, f"can't be read ({error})") from error
     writer = read_writer(folder, damaged)
-    recipe = stored_recipe(text, registry, label=str(folder / RECIPE), writer=writer, lenient=True)
+    recipe = stored_recipe(
+        text,
+        registry,
+        label=str(folder / RECIPE),
+        writer=writer,
+        lenient=True,
+        overrides=overrides,
+    )
+    given = {one.partition("=")[0] for one in overrides}
     for kind, (_, config) in recipe.components.items():
         if isinstance(config, MissingComponent):
             refused = refusal(registry, folder, _plugins_of(writer, kind))
@@ -316,8 +369,14 @@ def read_recipe(folder: Path, registry: Registry, *, trust_endpoints: Sequence[s
         else:
             has_its_own = getattr(config, "own_memory", False)  # a bank can't replace it
             hint = _WITHOUT if has_its_own else _HINTS.get(kind, "")
-            guard(config, trust, str(folder / RECIPE), hint=hint)
+            stored = partial(_is_stored, kind, given)
+            guard(config, trust, str(folder / RECIPE), only=stored, hint=hint)
     return recipe
+
+
+def _is_stored(kind: str, given: Collection[str], reach: Reach) -> bool:
+    """Whether a resource is named by the stored recipe and not by the user's overrides."""
+    return f"{kind}.{reach.key}" not in given
 
 
 def _plugins_of(writer: Writer, kind: str) -> set[str] | None:

@@ -211,9 +211,9 @@ def test_what_is_made_of_a_picture_names_its_documents_too(copier, tmp_path, cap
     assert copier("edit", made, "make it red", "--n", 1, "--force", "--truncate", "-o", edited) == 0
     assert names_ann(edited / "000.png")
     assert names_ann(edited / "grid.png")
-    swept = tmp_path / "sweep.png"
-    assert copier("sweep", "red", "--vary", "seed=1,2", "-o", swept) == 0
-    assert names_ann(swept)
+    varied = tmp_path / "varied"
+    assert copier("generate", "red", "--n", 1, "--vary", "seed=1,2", "-o", varied) == 0
+    assert names_ann(varied / "grid.png")
 
 
 def test_pictures_in_notebooks_name_them_too(model):

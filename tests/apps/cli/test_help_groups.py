@@ -75,7 +75,6 @@ def test_the_usage_of_a_long_command_has_what_must_be_given(
     # completion's parsers are all called cm3; a command's own has its name
     assert usages["cm3 generate"].endswith("[options] prompt [prompt ...]")
     assert usages["cm3 serve"].endswith("[options]")
-    assert usages["cm3 sweep"].endswith("[options] --vary KEY=A,B,... prompt [prompt ...]")
     assert usages["cm3 infill"].endswith(
         "[options] (--box x0,y0,x1,y1 | --mask FILE | --keep ROWS | --path N) picture"
     )

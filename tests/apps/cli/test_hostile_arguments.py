@@ -83,7 +83,7 @@ def test_boxes() -> None:
     ],
 )
 def test_options_of_a_wrong_type(option: str, value: object) -> None:
-    """`cm3 sweep --vary seed=x` gives them."""
+    """`cm3 generate --vary seed=x` gives them."""
     with pytest.raises(GenerationError, match=f"{option}: is {value!r}, must be"):
         GenerationOptions.of({option: value})
 

@@ -165,6 +165,16 @@ class TestNats(MetricContract):
         return [([batch(text_nats=[2.0, 4.0], text_tokens=[1, 3])], {"text_nats": 1.5})]
 
 
+class TestHeldOutLoss(MetricContract):
+    """The mean over documents of their losses per token, 2 / 1 and 3 / 3; not 5 / 4."""
+
+    config = metrics.HeldOutLossConfig()
+
+    def known_answers(self) -> Any:
+        given = batch(retrieved_image_nats=[2.0, 3.0], image_tokens=[1, 3])
+        return [([given], {"image_loss": 1.5})]
+
+
 class TestCodebook(MetricContract):
     config = metrics.CodebookConfig(codebook_size=16)
 
@@ -225,6 +235,12 @@ WRONG = [
     ),
     (metrics.ChoiceConfig, None, {"choices": [[1.0]], "answers": [1]}, "is 1 of 1 choices"),
     (metrics.NatsConfig, None, {"image_nats": [1.0], "image_tokens": [0]}, "has no image tokens"),
+    (
+        metrics.HeldOutLossConfig,
+        None,
+        {"retrieved_image_nats": [1.0], "image_tokens": [0]},
+        "has no image tokens",
+    ),
     (
         metrics.CodebookConfig,
         None,
