@@ -14,7 +14,7 @@ sweep:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cm3core.config.schema import WrongTypeError, fit, hints, make
 from cm3core.errors import RecipeError, close_match
@@ -60,7 +60,11 @@ def block_of(path: Path) -> SweepBlock:
     if given is None:
         return SweepBlock()
     if not isinstance(given, dict):
-        raise wrong_type(place, given, dict[str, Any])
+        raise RecipeError(
+            place,
+            f"is {given!r}, must be a mapping of keys to values",
+            "write e.g. sweep: {seeds: 3}",
+        )
     known, values = hints(SweepBlock), {}
     for key, value in given.items():
         if key not in known:
