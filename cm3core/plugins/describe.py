@@ -31,7 +31,7 @@ BENCHMARKS_HOOK = "cm3_benchmarks"
 MODELS_HOOK = "cm3_models"
 KINDS_HOOK = "cm3_kinds"
 #: Names of recipe sections and keys that a kind can't use.
-RESERVED = ("vocabulary", "train", "tune", "data", "generate", "extends", "name")
+RESERVED = ("vocabulary", "train", "tune", "data", "generate", "extends", "name", "sweep")
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 

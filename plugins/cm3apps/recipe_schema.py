@@ -19,7 +19,7 @@ from cm3core.config.schema import hints, is_kind_base, nested_dataclass
 from cm3core.errors import PluginError
 from cm3core.interfaces.component import ranges_of
 from cm3core.plugins.registry import Registry
-from cm3core.recipe.layers import NOTES
+from cm3core.recipe.layers import NOTES, SWEEP
 from cm3core.recipe.library import list_recipes
 from cm3core.recipe.sections import FIXED_SECTIONS
 
@@ -97,6 +97,7 @@ class _Writer:
                     "description": "shipped recipes and paths whose values this file changes, left to right",
                     "anyOf": [*recipe["anyOf"], {"type": "array", "items": recipe}],
                 },
+                SWEEP: {"description": "how `cm3 sweep` varies the recipe", "type": "object"},
                 "name": {
                     "description": "the recipe's name (default: the file's)",
                     "type": "string",

@@ -42,7 +42,7 @@ from cm3apps.cli._picture_files import (
     write_zip,
 )
 from cm3apps.cli._tracing import check_tracer, svg_of_image
-from cm3core.errors import CM3Error, FileError
+from cm3core.errors import CM3Error, FileError, GenerationError
 from cm3core.files import atomic_path, check_writable, held_folder, write_bytes
 
 if TYPE_CHECKING:

@@ -15,15 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-#: Patterns of signs of up to so many differences are enumerated; of more, `NUM_PATTERNS` are drawn.
-MOST_ENUMERATED = 16
+from cm3run.evaluation.paired import paired_test
+
+#: Patterns of signs: all if there are no more, else so many are drawn.
 NUM_PATTERNS = 100_000
-_SEED = 0
 #: Below this, a corrected p-value is called a difference.
 LEVEL = 0.05
-#: Means of sign patterns that differ by less, relative to the largest possible one, count as equal.
+#: Sizes of differences that differ by less, relatively, count as equal.
 _TOLERANCE = 1e-9
-_CHUNK = 1_000
 
 
 def paired_p(differences: Sequence[float] | npt.NDArray[np.float64]) -> float:
@@ -40,15 +39,7 @@ def paired_p(differences: Sequence[float] | npt.NDArray[np.float64]) -> float:
     sizes = np.abs(found)
     if np.allclose(sizes, sizes[0], rtol=_TOLERANCE, atol=0):
         return exact_p(int((found > 0).sum()), int((found < 0).sum()))
-    least = abs(found.sum()) - _TOLERANCE * sizes.sum()
-    if number <= MOST_ENUMERATED:
-        bits = np.arange(2**number)[:, None] >> np.arange(number) & 1
-        return float((np.abs((1 - 2 * bits) @ sizes) >= least).mean())
-    generator, extreme = np.random.default_rng(_SEED), 0
-    for _ in range(NUM_PATTERNS // _CHUNK):
-        signs = 1 - 2 * generator.integers(0, 2, (_CHUNK, number))
-        extreme += int((np.abs(signs @ sizes) >= least).sum())
-    return (extreme + 1) / (NUM_PATTERNS + 1)
+    return paired_test(found, np.zeros(number), num_permutations=NUM_PATTERNS).p_value
 
 
 def exact_p(more: int, fewer: int) -> float:
