@@ -182,7 +182,7 @@ def test_two_plugins_with_one_kind(install: Install) -> None:
 
 
 def test_names_of_sections_are_reserved() -> None:
-    assert set(RESERVED) == {*FIXED_SECTIONS, "extends", "name"}
+    assert set(RESERVED) == {*FIXED_SECTIONS, "extends", "name", "sweep"}
 
 
 def test_a_plugin_that_is_added_later_brings_one(tmp_path: Path) -> None:
