@@ -10,8 +10,8 @@ Last bits are the same only where the environment is (`environment.py` in tests/
 not compared, and numbers up to a thousandth: to compare all, store the answers of the commit before the change in a file of
 your own. Exit code 1: something differs, or a request fails.
 
-In tests/fixtures/golden: `models.py`, how each model is made; `requests.py`, name -> call; `answers.py`, what is stored of a result; `net.py`,
-which answers and compares; `environment.py`, what the last bits of a float depend on.
+In tests/fixtures/golden: `models.py`, how each model is made; `requests.py`, name -> call; `answers.py`, what is stored of
+a result; `net.py`, which answers and compares; `environment.py`, what the last bits of a float depend on.
 """
 
 from __future__ import annotations
