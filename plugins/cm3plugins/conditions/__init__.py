@@ -30,6 +30,7 @@ class DrawnConfig(ConditionConfig):
         vary: in training, each setting marked "varied" is multiplied by a random factor from (1 - vary) to (1 + vary).
     """
 
+    packages: ClassVar[Mapping[str, str]] = {"cv2": "pip install 'cm3leon[conditions]'"}
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"vary": (0, 0.99)}
     vary: float = 0.4
 
@@ -198,6 +199,7 @@ class NetworkConfig(ConditionConfig):
             rounded to multiples of 64.
     """
 
+    packages: ClassVar[Mapping[str, str]] = {"controlnet_aux": "pip install 'cm3leon[controlnet]'"}
     outside: ClassVar[Mapping[str, Outside]] = {
         "path": Outside(READS, "the network's weights"),
     }
@@ -217,10 +219,8 @@ class NetworkConfig(ConditionConfig):
             MissingPackageError: controlnet_aux is not installed.
         """
         self.check()
-        name = next(name for name, known in CONDITIONS.items() if isinstance(self, known))
-        step = f"give the file {self.file}, published at {WEIGHTS}"
-        if not self.path:
-            raise RecipeError("condition.path", f"is not set; {name!r} needs weights", step)
+        self._check_given()
+        name, step = self._name, self._step
         path = user_path(self.path)
         if not path.is_file():
             raise CheckpointError(str(path), "no such weights file", step)
@@ -229,6 +229,25 @@ class NetworkConfig(ConditionConfig):
         from cm3plugins.conditions.networks import NETWORKS, NetworkStructure
 
         return NetworkStructure(name, NETWORKS[name], path, self.resolution, step)
+
+    def check_ready(self) -> None:
+        """Refuse a config without a file."""
+        self._check_given()
+        super().check_ready()
+
+    @property
+    def _name(self) -> str:
+        return next(name for name, known in CONDITIONS.items() if isinstance(self, known))
+
+    @property
+    def _step(self) -> str:
+        return f"give the file {self.file}, published at {WEIGHTS}"
+
+    def _check_given(self) -> None:
+        if not self.path:
+            raise RecipeError(
+                "condition.path", f"is not set; {self._name!r} needs weights", self._step
+            )
 
 
 @dataclass(kw_only=True)

@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from cm3core.errors import CheckpointError, CM3Error, MissingPackageError
+from cm3core.config.schema import check_config
+from cm3core.errors import CheckpointError, CM3Error, MissingPackageError, RecipeError
 from cm3plugins.conditions import (
     CannyConfig,
     DepthConfig,
@@ -39,6 +40,9 @@ def test_without_a_file_it_is_named(name: str, tmp_path: Path) -> None:
         config().build()
     cause = f"condition.path: is not set; {name!r} needs weights"
     assert str(error.value) == f"{cause}\n  next: {step}"
+    with pytest.raises(RecipeError) as refused:
+        check_config(config(), "dataset.condition", lambda part: part.check_ready())
+    assert str(refused.value) == f"dataset.{error.value}"
     with pytest.raises(CheckpointError) as error:
         config(path=str(tmp_path / "none.pth")).build()
     cause = f"{tmp_path / 'none.pth'}: no such weights file"
