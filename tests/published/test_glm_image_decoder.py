@@ -55,6 +55,17 @@ def test_positions_by_hand() -> None:
     assert torch.allclose(sines[0, :, 0], angles.sin(), atol=1e-6)
 
 
+def test_positions_of_a_decoder_built_without_weights() -> None:
+    """As a large model is opened, and as `cm3 recipe check --data` builds one: on the device meta."""
+    with torch.device("meta"):
+        decoder = TINY.build(VOCABULARY, SDPAAttentionConfig().build(), (4, 4))
+    assert all(parameter.is_meta for parameter in decoder.parameters())
+    positions, cells = torch.arange(6)[None], torch.tensor([[-1, 0, 1, 2, 3, -1]])
+    found = decoder.rotary.of_tokens(positions, cells)
+    wanted = GridsRotary(TINY.grids, TINY.sections, 16, TINY.rope_theta).of_tokens(positions, cells)
+    assert all(map(torch.equal, found, wanted))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -42,6 +42,12 @@ class GridsRotary(Rotary):
         self, grids: list[list[int]], sections: list[int], head_dim: int, theta: float
     ) -> None:
         super().__init__(head_dim, theta)
+        with torch.device("cpu"):  # constants, also of a decoder that is built without weights
+            self._set(grids, sections, head_dim, theta)
+
+    def _set(
+        self, grids: list[list[int]], sections: list[int], head_dim: int, theta: float
+    ) -> None:
         offsets, start = [], 0
         for rows, columns in grids:
             places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).view(-1, 2)
