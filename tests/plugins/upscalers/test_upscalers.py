@@ -41,7 +41,7 @@ from cm3plugins.upscalers.tiles import upscale_in_tiles
 from cm3run.build import build
 from cm3run.evaluation.quality import evaluate_upscaler, lanczos
 from messages import tells
-from upscaler_parts import config
+from upscaler_parts import compact_state, config
 
 ARCHITECTURE_KEY = "edsr_architecture"
 
@@ -93,15 +93,6 @@ def compact_network() -> Any:
     from spandrel import ModelLoader
 
     return ModelLoader("cpu").load_from_state_dict(compact_state())
-
-
-def compact_state() -> dict[str, torch.Tensor]:
-    from spandrel.architectures.Compact.__arch.SRVGG import SRVGGNetCompact
-
-    torch.manual_seed(0)
-    return SRVGGNetCompact(
-        num_in_ch=3, num_out_ch=3, num_feat=8, num_conv=2, upscale=4
-    ).state_dict()
 
 
 # --- the network
