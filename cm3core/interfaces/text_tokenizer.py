@@ -20,10 +20,12 @@ class TextTokenizerConfig(ComponentConfig):
 
     #: Whether it has tokens besides those of texts, found by their names (`TextTokenizer.special_ids`).
     has_named_tokens: ClassVar[bool] = False
+    #: Whether every text has ids. False for tokenizers of classes.
+    reads_words: ClassVar[bool] = True
 
     def offers(self) -> Mapping[str, bool]:
-        """Named tokens."""
-        return {"named_tokens": self.has_named_tokens}
+        """Named tokens, and words."""
+        return {"named_tokens": self.has_named_tokens, "words": self.reads_words}
 
     @property
     def max_vocab_size(self) -> int | None:

@@ -54,6 +54,8 @@ TURNS = "turns"
 GRADIENTS = "gradients"
 #: Documents to retrieve stay as they are during training. Retrievers from shared databases rule it out.
 FIXED_DOCUMENTS = "fixed_documents"
+#: Any text has ids. Text tokenizers of classes rule it out.
+WORDS = "words"
 #: The text tokenizer has named tokens besides those of texts, such as "<s>". Text tokenizers offer it.
 NAMED_TOKENS = "named_tokens"
 
@@ -96,6 +98,12 @@ ABILITIES: Mapping[str, Ability] = {
         "retrieves from documents that stay as they are",
         "retrieves from documents that may change at any moment",
         {"retriever": "retriever=dense retriever.bank=FOLDER"},
+        usual=True,
+    ),
+    WORDS: Ability(
+        "reads any words",
+        "knows names of classes alone",
+        {"text_tokenizer": "text_tokenizer=byte"},
         usual=True,
     ),
     NAMED_TOKENS: Ability(

@@ -51,8 +51,14 @@ class TextTokenizerContract(ConfigLaws[TextTokenizer]):
         }
 
     def abilities(self, component: TextTokenizer) -> Mapping[str, bool]:
-        """Named tokens. A file may have none, so only those are compared that there are."""
-        return {"named_tokens": True} if component.special_ids() else {}
+        """Named tokens, and words. A file may have no named tokens, so only those are compared that there are."""
+        try:
+            component.encode("the quick brown fox")
+        except TokenizerError:
+            reads = False
+        else:
+            reads = True
+        return {"words": reads} | ({"named_tokens": True} if component.special_ids() else {})
 
     def trained_on(self, corpus: Sequence[str]) -> TextTokenizer:
         """Return the tokenizer trained on another corpus."""

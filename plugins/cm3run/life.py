@@ -18,7 +18,6 @@ from cm3core.document import Codes, Document, Image, ImageHole, MaskedText, Text
 from cm3core.errors import CM3Error, GenerationError, RecipeError
 from cm3core.interfaces.task import Method
 from cm3core.recipe.abilities import (
-    EMBEDDER,
     FIXED_DOCUMENTS,
     GRADIENTS,
     GRID,
@@ -26,6 +25,7 @@ from cm3core.recipe.abilities import (
     PREFIX,
     TEXT,
     TURNS,
+    WORDS,
     known,
     lack_of,
 )
@@ -46,23 +46,18 @@ NEEDED: Mapping[str, tuple[str, ...]] = {
 }
 #: Kinds whose components a checkpoint holds.
 TOKENIZERS = ("text_tokenizer", "image_tokenizer")
-#: Kinds that training builds, and kinds that generation builds. Others are built for one of them only if asked for.
+_RETRIEVING = ("layout", "embedder", "retriever", "dataset")
+_USING = (*NEEDED["generate"], *_RETRIEVING, "sampler", "prompt_rewriter", "finisher")
+#: Kinds that training builds, that generating or editing pictures builds, and that the other commands build.
 _BUILT: Mapping[str, tuple[str, ...]] = {
-    "train": (*NEEDED["train"], "layout", "task", "embedder", "retriever"),
-    "generate": (
-        *NEEDED["generate"],
-        "layout",
-        "embedder",
-        "retriever",
-        "dataset",
-        "sampler",
-        "reranker",
-        "prompt_rewriter",
-        "finisher",
-    ),
+    "train": (*NEEDED["train"], *_RETRIEVING, "task"),
+    "generate": (*_USING, "reranker"),
+    "write": _USING,
 }
 #: Commands that go with training, and commands that go with a model, by the method whose prompt they make.
 _OF_RUNS = ("resume", "export", "load")
+#: Commands that choose among candidates.
+_DRAWING = ("generate", "edit")
 METHODS: Mapping[str, Method] = {
     "generate": "generate",
     "edit": "edit",
@@ -137,13 +132,41 @@ def life_of(
     for ability in (GRADIENTS, FIXED_DOCUMENTS):
         if (lacking := _lacking(recipe, ability, "train")) is not None:
             raise lacking
+    choice = choice_of(recipe, registry)
+    _check_tasks(recipe, choice.tuned)
     machine = _Machine(recipe, device)
     train = machine.verdict("train")
     life = {"train": train, **dict.fromkeys(_OF_RUNS, train)}
-    here = machine.verdict("generate")
-    for command, error in _errors(recipe, registry):
+    drawing, writing = machine.verdict("generate"), machine.verdict("write")
+    for command, error in _errors(recipe, choice):
+        here = drawing if command in _DRAWING else writing
         life[command] = here if error is None else Verdict(error)
     return life
+
+
+def _check_tasks(recipe: Recipe, tuned: TunedTasks) -> None:
+    """Raise `RecipeError` if documents of a task can't be trained on: pictures before their end with a layout that allows
+    nothing after a picture, or words of a task with a text tokenizer that knows none."""
+    for name, config in tuned.configs.items():
+        prompt = prompt_of(config.build())
+        needed = [PREFIX] if any(isinstance(one, (Codes, ImageHole)) for one in prompt[:-1]) else []
+        if any(text not in ("", _EXAMPLE) for text in _texts_of(prompt)):
+            needed.append(WORDS)
+        for ability in needed:
+            if (lack := lack_of(recipe.components, ability)) is not None:
+                raise RecipeError(
+                    "dataset" if recipe.task is None else "task",
+                    f"documents of the task {name!r} need a model that {known(ability).words}, but {lack.cause}",
+                    f"write {lack.next_step}, or train on other documents",
+                )
+
+
+def _texts_of(prompt: Document) -> Iterator[str]:
+    """The given texts of a prompt."""
+    for segment in prompt:
+        for part in segment.parts if isinstance(segment, MaskedText) else (segment,):
+            if isinstance(part, (str, Text)):
+                yield (part if isinstance(part, str) else part.text).strip()
 
 
 def _check_sections(recipe: Recipe) -> None:
@@ -171,9 +194,8 @@ def _lacking(recipe: Recipe, ability: str, command: str) -> RecipeError | None:
     )
 
 
-def _errors(recipe: Recipe, registry: Registry) -> Iterator[tuple[str, CM3Error | None]]:
+def _errors(recipe: Recipe, choice: TaskChoice) -> Iterator[tuple[str, CM3Error | None]]:
     """(command, why it can't work) of the commands that use a model."""
-    choice = choice_of(recipe, registry)
     for command, method in METHODS.items():
         yield command, _error_of(recipe, command, choice, method)
         if command == "edit":
@@ -236,9 +258,13 @@ def _untrained(command: str, what: str) -> GenerationError:
     )
 
 
+#: A text of an example record.
+_EXAMPLE = "a"
+
+
 def prompt_of(task: Task) -> Document:
     """A task's prompt for an example record."""
-    example = {"text": "a", "image": Codes(np.zeros(1, np.int32), (1, 1))}
+    example = {"text": _EXAMPLE, "image": Codes(np.zeros(1, np.int32), (1, 1))}
     return task.prompt({name: example[task.fields[name]] for name in task.given}, max_tokens=1)
 
 
@@ -311,6 +337,13 @@ def most_new_tokens(recipe: Recipe) -> int:
     return min(recipe.generate.max_text_tokens, recipe.data.max_text_tokens)
 
 
+def embeds(recipe: Recipe, *, reranks: bool) -> bool:
+    """Whether the embedder is built: for a retriever, or, if candidates are ranked, for a reranker."""
+    retriever = available(recipe.retriever)
+    retrieves = retriever is not None and retriever.retrieves and retriever.num_retrieved > 0
+    return retrieves or (reranks and recipe.reranker is not None)
+
+
 class _Machine:
     """What keeps this machine from running a recipe's components."""
 
@@ -332,23 +365,14 @@ class _Machine:
             config = self._recipe.section(kind)
             if config is None or isinstance(config, MissingComponent):
                 continue
-            if kind == "embedder" and not self._embeds(stage):  # nothing builds it
+            if kind == "embedder" and not embeds(
+                self._recipe, reranks="reranker" in _BUILT[stage]
+            ):  # nothing builds it
                 continue
             for part in (config, *(inner for _, inner in all_parts(config))):
                 if (error := self._error(kind, part, stage)) is not None:
                     return Verdict(error, here=True)
         return YES
-
-    def _embeds(self, stage: str) -> bool:
-        """Whether a component that the stage builds needs an embedder."""
-        configs = [self._recipe.section(kind) for kind in _BUILT[stage]]
-        parts = [
-            part
-            for config in configs
-            if config is not None
-            for part in (config, *(inner for _, inner in all_parts(config)))
-        ]
-        return any(EMBEDDER in (*part.needs, *part.requires()) for part in parts)
 
     def _error(self, kind: str, part: ComponentConfig, stage: str) -> CM3Error | None:
         if self._fits(part, stage, self._device or "cpu") is None:

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 
-from cm3core.document import Codes, Document, Image, ImageHole, Text, TextHole
+from cm3core.document import Codes, Document, Image, MaskedText, Text, TextHole
 from cm3core.errors import CM3Error, RecipeError
 from cm3core.sequence.grammar import num_new_tokens
 from cm3run.build import Components, build
-from cm3run.life import METHODS, Verdict, choice_of, most_new_tokens, prompt_of
+from cm3run.life import METHODS, Verdict, choice_of, embeds, most_new_tokens, prompt_of
 from cm3run.training.data_notes import check_licences
 
 if TYPE_CHECKING:
@@ -52,7 +52,11 @@ def rehearse(recipe: Recipe, registry: Registry, life: Mapping[str, Verdict]) ->
     check_licences(components.source, recipe.train.licences)
     documents = list(_encoded(components))
     _try_sequences(components, documents)
-    for part in ("embedder", "reranker", "upscaler", "finisher", "prompt_rewriter"):
+    built = ["upscaler", "finisher", "prompt_rewriter"]
+    if life["generate"].runs:
+        built += ["reranker"] if recipe.reranker is not None else []
+        built += ["embedder"] if embeds(recipe, reranks=True) else []
+    for part in built:
         getattr(components, part)
     return {
         command: verdict if not verdict.runs else _tried(components, command, documents, verdict)
@@ -95,27 +99,62 @@ def _tried(
     components: Components, command: str, documents: list[Document], verdict: Verdict
 ) -> Verdict:
     """The answer for a command after writing its prompt."""
-    if command not in METHODS:
-        return verdict
     try:
-        task = choice_of(components.recipe, components.registry).task_for(METHODS[command])
-        prompt = _of_data(prompt_of(task), documents)
-        limit = most_new_tokens(components.recipe)
-        prompt = tuple(
-            replace(part, max_tokens=limit) if isinstance(part, TextHole) else part
-            for part in prompt
-        )
-        _check_prompts(components, command, prompt)
+        if command == "infill":
+            picture = next(_of_kind(documents, Codes), None)
+            prompt = () if picture is None else (_without_a_code(picture),)
+        elif command in METHODS:
+            task = choice_of(components.recipe, components.registry).task_for(METHODS[command])
+            prompt = prompt_of(task)
+            _check_words(components, command, prompt)
+            prompt = _of_data(prompt, documents)
+        else:
+            return verdict
+        if prompt:
+            _check_prompts(components, command, prompt)
     except CM3Error as error:
         return Verdict(error)
     return verdict
 
 
+def _without_a_code(picture: Codes) -> Codes:
+    """A picture whose first code is missing."""
+    missing = np.zeros(len(picture.codes), np.bool_)
+    missing[0] = True
+    return replace(picture, missing=missing)
+
+
+def _check_words(components: Components, command: str, prompt: Document) -> None:
+    """Raise `RecipeError` if a task's own words are longer than texts were in training, see `Preparer.prepare`."""
+    most = components.recipe.data.max_text_tokens
+    for segment in prompt:
+        parts = segment.parts if isinstance(segment, MaskedText) else (segment,)
+        known = [
+            part if isinstance(part, str) else part.text
+            for part in parts
+            if isinstance(part, (str, Text))
+        ]
+        length = sum(len(components.serializer.text_tokens(text)) for text in known)
+        length += sum(isinstance(part, TextHole) for part in parts) if known else 0
+        if length > most:
+            raise RecipeError(
+                command,
+                f"its prompts have a text of {length:,} tokens, and data.max_text_tokens is {most:,}",
+                f"train with data.max_text_tokens={length + most}",
+            )
+
+
+T = TypeVar("T", Codes, Text)
+
+
+def _of_kind(documents: list[Document], kind: type[T]) -> Iterator[T]:
+    """The segments of a kind in the documents."""
+    return (one for document in documents for one in document if isinstance(one, kind))
+
+
 def _of_data(prompt: Document, documents: list[Document]) -> Document:
     """A prompt with the texts and pictures of a document."""
-    given = [segment for document in documents for segment in document]
-    picture = next((one for one in given if isinstance(one, Codes)), None)
-    text = next((one for one in given if isinstance(one, Text)), None)
+    picture, text = next(_of_kind(documents, Codes), None), next(_of_kind(documents, Text), None)
     return tuple(
         picture
         if isinstance(segment, Codes) and picture is not None
@@ -129,7 +168,13 @@ def _of_data(prompt: Document, documents: list[Document]) -> Document:
 def _check_prompts(components: Components, command: str, prompt: Document) -> None:
     """Write the prompt of each guidance stream; raises an error if one doesn't fit the context."""
     context, recipe = components.context_length, components.recipe
-    modality = "image" if any(isinstance(part, ImageHole) for part in prompt) else "text"
+    limit = most_new_tokens(recipe)
+    prompt = tuple(
+        replace(part, max_tokens=limit) if isinstance(part, TextHole) else part for part in prompt
+    )
+    modality = (
+        "text" if any(isinstance(part, (TextHole, MaskedText)) for part in prompt) else "image"
+    )
     for stream in components.sampler.plan(modality).streams:
         written = components.serializer.prompt(
             prompt, (), stream.variant, max_text_tokens=recipe.data.max_text_tokens

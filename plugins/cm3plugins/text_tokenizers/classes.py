@@ -39,6 +39,7 @@ class ClassesConfig(TextTokenizerConfig):
     }
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"num_classes": (1, 2**24)}
+    reads_words: ClassVar[bool] = False
 
     num_classes: int | None = None
     path: str | None = None

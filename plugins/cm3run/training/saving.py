@@ -13,7 +13,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,10 +24,14 @@ from torch import Tensor
 from cm3core.errors import CM3Error, ProcessError
 from cm3core.files import check_writable, locked, make_folder
 from cm3core.interfaces.tracker import CheckpointSaved
+from cm3core.plugins.registry import COMPONENTS
+from cm3core.recipe.layers import STORED
 from cm3run.checkpoint import CheckpointState, Snapshot, save_checkpoint
+from cm3run.checkpoint.layout import PROVENANCE
 from cm3run.checkpoint.tensors import generator_states, weights_of
 from cm3run.checkpoint.words import TrainingWords
 from cm3run.processes import Processes, own_part
+from cm3run.training.metrics import METRICS, read_metrics
 from cm3run.tuning import write_adapters
 
 if TYPE_CHECKING:
@@ -41,9 +45,9 @@ _SEEN_S = 10.0
 
 @contextmanager
 def run_lock(out_dir: Path, processes: Processes | None = None) -> Iterator[None]:
-    """A context in which no other run trains in the folder: two runs would truncate each other's
-    metrics and delete each other's checkpoints. Makes the folder; a run that fails before writing
-    anything leaves none. Of processes that train together, the first holds the lock.
+    """A context in which no other run trains in the folder: two runs would truncate each other's metrics and delete each
+    other's checkpoints. Makes the folder; a run that fails before writing anything leaves none, nor does one that is
+    refused before its first record of metrics. Of processes that train together, the first holds the lock.
 
     Raises:
         CM3Error: another process is training there.
@@ -73,6 +77,10 @@ def _check_seen(out_dir: Path, processes: Processes) -> None:
             )
 
 
+#: What a run writes before its first step.
+DESCRIPTION = (STORED, COMPONENTS, PROVENANCE, METRICS)
+
+
 @contextmanager
 def _held(out_dir: Path) -> Iterator[None]:
     check_writable(out_dir, folder=True)
@@ -86,16 +94,19 @@ def _held(out_dir: Path) -> Iterator[None]:
     with locked(out_dir / LOCK, busy):
         try:
             yield
-        except BaseException:
-            if made and [path.name for path in out_dir.iterdir()] == [LOCK]:
-                _remove(made)
+        except BaseException as error:
+            names = {path.name for path in out_dir.iterdir()}
+            refused = isinstance(error, CM3Error) and not read_metrics(out_dir)
+            if made and names <= ({LOCK, *DESCRIPTION} if refused else {LOCK}):
+                _remove(made, names)
             raise
 
 
-def _remove(made: Sequence[Path]) -> None:
-    """Delete the folders if they are empty, innermost first."""
+def _remove(made: Sequence[Path], names: Collection[str]) -> None:
+    """Delete these files, and the folders if they are empty then, innermost first."""
     try:
-        (made[0] / LOCK).unlink()
+        for name in names:
+            (made[0] / name).unlink()
         for folder in made:
             folder.rmdir()
     except OSError:  # another process uses it

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cm3core.errors import TokenizerError
+from cm3core.errors import RecipeError, TokenizerError
 from cm3kits.strategies import texts
 from cm3plugins.text_tokenizers.classes import ClassesConfig, ClassTokenizer
 
@@ -52,10 +52,16 @@ def test_names_are_saved(tmp_path: Path) -> None:
 
 
 def test_their_number_must_be_given() -> None:
-    with pytest.raises(
-        TokenizerError, match=r"num_classes: is null, so the number of classes is unknown"
-    ):
+    with pytest.raises(RecipeError, match=r"text_tokenizer\.num_classes: is null"):
         ClassesConfig().build()
+
+
+def test_their_number_is_that_of_their_names(tmp_path: Path) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("tench\ngoldfish\n", encoding="utf-8")
+    tokenizer = ClassesConfig(path=str(names)).build()
+    assert tokenizer.vocab_size == 2
+    assert tokenizer.encode("Goldfish") == [1]
 
 
 @pytest.mark.parametrize(

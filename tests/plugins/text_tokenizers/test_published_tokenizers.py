@@ -436,7 +436,7 @@ def test_missing_files_and_packages_and_patterns_are_refused(
 ) -> None:
     with pytest.raises(TokenizerError, match="there is no such file"):
         HFTokenizerConfig(path=str(tmp_path / "tokenizer.json")).build()
-    with pytest.raises(TokenizerError, match=r"text_tokenizer\.path: is null"):
+    with pytest.raises(RecipeError, match=r"text_tokenizer\.path: is null"):
         TiktokenConfig().build()
     with pytest.raises(RecipeError, match="'\\(' is not a regular expression"):
         HFTokenizerConfig(control=["("]).check()
@@ -446,6 +446,6 @@ def test_missing_files_and_packages_and_patterns_are_refused(
         TiktokenConfig(path=str(folder / "qwen.tiktoken"), pattern="(").build()
     with pytest.raises(TokenizerError, match="encodes 'a' as the control token"):
         TiktokenConfig(path=str(folder / "qwen.tiktoken"), control=["a"]).build().encode("a")
-    monkeypatch.setattr("cm3plugins.text_tokenizers.published.find_spec", lambda name: None)
+    monkeypatch.setattr("cm3core.interfaces.component.find_spec", lambda name: None)
     with pytest.raises(MissingPackageError, match="pip install 'cm3leon\\[sentencepiece\\]'"):
         SentencePieceConfig(path=str(folder / "bpe.model")).build()
