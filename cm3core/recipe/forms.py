@@ -13,7 +13,7 @@ Imports only Python's own library, because `cm3 --help` imports it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import TypeAlias
 
 #: The parts of a key: names, and numbers of items.
@@ -29,7 +29,9 @@ OVERRIDE = re.compile(r"\+{0,2}[A-Za-z_][\w.\[\]-]*=.*|~[A-Za-z_][\w.\[\]-]*(=.*
 _GROUP = re.compile(r"(?P<kind>[A-Za-z_]\w*)/(?P<rest>[^=]*)(?P<value>=.*)?", re.DOTALL)
 #: Values of one key in a sweep that are tried.
 _MOST_VALUES = 64
-_BRACKETS = {"[": "]", "{": "}", "(": ")"}
+_BRACKETS = {"[": "]", "{": "}"}
+#: In YAML a quotation mark begins a text only behind one of these; elsewhere it is a letter (it's).
+_BEFORE_QUOTE = "[{,:"
 
 
 def plain(argument: str, kinds: Container[str] = ()) -> str:
@@ -111,29 +113,38 @@ def alternatives(argument: str) -> list[str]:
     ([], [])
     """
     key, equals, value = argument.partition("=")
-    parts = [part.strip() for part in _split(value)]
+    parts, _ = split_values(value)
     if not equals or not 1 < len(parts) <= _MOST_VALUES or not all(parts):
         return []
     return [f"{key}={part}" for part in parts]
 
 
-def _split(text: str) -> Iterator[str]:
-    """The parts of a text between its commas, except those in brackets and quotes."""
+def split_values(text: str) -> tuple[list[str], str]:
+    """The values between a text's commas, except those in brackets, braces and quotation marks; and the bracket or quotation
+    mark that is missing at the end, "" if none is.
+
+    A quotation mark begins a quoted text only where a value may begin: the one of "don't" does not.
+
+    >>> split_values("none,bm25"), split_values("[0.9, 0.95],'a,b'"), split_values("[1,2")
+    ((['none', 'bm25'], ''), (['[0.9, 0.95]', "'a,b'"], ''), (['[1,2'], ']'))
+    """
+    values: list[str] = []
     closing: list[str] = []
-    begin = 0
+    begin, quote, before = 0, "", ","
     for place, letter in enumerate(text):
-        if closing and letter == closing[-1]:
-            closing.pop()
-        elif closing and closing[-1] in "'\"":
-            continue
-        elif letter in "'\"":
-            closing.append(letter)
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"" and before in _BEFORE_QUOTE:
+            quote = letter
         elif letter in _BRACKETS:
             closing.append(_BRACKETS[letter])
+        elif closing and letter == closing[-1]:
+            closing.pop()
         elif letter == "," and not closing:
-            yield text[begin:place]
+            values.append(text[begin:place].strip())
             begin = place + 1
-    yield text[begin:]
+        before = before if letter.isspace() else letter
+    return [*values, text[begin:].strip()], quote or (closing[-1] if closing else "")
 
 
 def swept(overrides: Sequence[str], is_valid: Callable[[Sequence[str]], bool]) -> list[str]:

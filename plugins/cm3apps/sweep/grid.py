@@ -7,10 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from cm3core.errors import RecipeError
-
-_CLOSES = {"[": "]", "{": "}"}
-#: In YAML a quotation mark begins a text only here; elsewhere it is a letter (it's).
-_BEFORE_QUOTE = "[{,:"
+from cm3core.recipe import forms
 
 
 @dataclass(frozen=True)
@@ -96,27 +93,11 @@ def split_values(place: str, text: str) -> list[str]:
     Raises:
         RecipeError: one of several values is empty or given twice, or a bracket or quotation mark is not closed.
     """
-    values, start, open_brackets, quote, before = [""], 0, [], "", ","
-    for position, letter in enumerate(text):
-        if quote:
-            quote = "" if letter == quote else quote
-        elif letter in "'\"" and before in _BEFORE_QUOTE:
-            quote = letter
-        elif letter in _CLOSES:
-            open_brackets.append(_CLOSES[letter])
-        elif open_brackets and letter == open_brackets[-1]:
-            open_brackets.pop()
-        elif letter == "," and not open_brackets:
-            values[-1] = text[start:position].strip()
-            values.append("")
-            start = position + 1
-        if not letter.isspace():
-            before = letter
-    values[-1] = text[start:].strip()
-    if quote or open_brackets:
+    values, unclosed = forms.split_values(text)
+    if unclosed:
         raise RecipeError(
             place,
-            f"has no closing {quote or open_brackets[-1]}",
+            f"has no closing {unclosed}",
             "close it, or put the whole value in quotation marks",
         )
     if len(values) > 1:
