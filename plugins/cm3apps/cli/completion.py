@@ -150,7 +150,7 @@ def values_of(command: str, action: argparse.Action, registry: Registry) -> Valu
         else _KIND_OF_OPTION.get(option, option.removeprefix("--").replace("-", "_"))
     )
     if kind in registry.kinds:
-        return Values(tuple(registry.names(kind)))
+        return Values(tuple(registry.names(kind)), files="FOLDER" in metavar)
     if option == "--kind":
         return Values(tuple(template_kinds()))
     if option == "--model":

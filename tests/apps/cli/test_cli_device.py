@@ -86,6 +86,7 @@ OWN_PRECISION = {
     "embedder eval",
     "bench kernels",
     "bench precision",
+    "sweep",
 }
 
 

@@ -92,7 +92,7 @@ def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
         ),
         (
             {"prompt": "x", "sampling": {"null_prompt": "/etc/passwd"}},
-            "sampler.null_prompt: is '/etc/passwd', not 'mask' or 'mask_no_retrieved'",
+            "sampler.null_prompt: is '/etc/passwd', must be mask or mask_no_retrieved",
         ),
         (
             {"prompt": "x", "sampling": {"bank": "/etc"}},

@@ -109,7 +109,7 @@ def test_what_an_inner_component_requires_counts() -> None:
         ),
         (
             ["retriever=hybrid", "decoder.context_length=700"],
-            "retriever: 'hybrid' needs ... embedder ... embedder=light_encoder",
+            "retriever: 'hybrid' needs the section 'embedder'",
         ),
         (["layout=janus", "objective=causal"], "layout: 'janus' needs ... named tokens"),
         (["decoder=glm_image"], "decoder.grids: have 1,280 codes ... 256"),

@@ -40,7 +40,7 @@ NOT_BY_DEFAULT = {
         "layout",
         "janus",
     ): "needs the token '<\uff5c\u2581pad\u2581\uff5c>', but the text tokenizer lacks it",
-    ("text_tokenizer", "classes"): "is null, so the number of classes is unknown",
+    ("text_tokenizer", "classes"): "is null",
     ("text_tokenizer", "hf"): "is null",
     ("text_tokenizer", "sentencepiece"): "is null",
     ("text_tokenizer", "tiktoken"): "is null",

@@ -210,7 +210,7 @@ def test_an_unknown_split_names_those_of_its_way_of_holding_out() -> None:
         IconSourceConfig(split="missing", held_out="by_name").check()
     with pytest.raises(RecipeError, match="split: is 'missing'; known"):  # tasks have none of it
         IconTasksConfig(split="missing", held_out="by_name").check()
-    with pytest.raises(RecipeError, match="expected 'closed' or 'by_name'"):
+    with pytest.raises(RecipeError, match="must be closed or by_name"):
         compose("icons", ["dataset.held_out=closd"], registry=load_registry())
 
 

@@ -316,7 +316,8 @@ def test_damaged_sequences_are_refused() -> None:
 
 @pytest.mark.parametrize("objective", ["cm3", "fim"])
 def test_objectives_that_mask_need_sentinels(objective: str) -> None:
-    overrides = ["layout=chameleon", f"objective={objective}"]
+    tokens = ["text_tokenizer=hf", "text_tokenizer.path=tokenizer.json"]
+    overrides = [*tokens, "layout=chameleon", f"objective={objective}"]
     recipe = compose("tiny", registry=load_registry(), overrides=overrides)
     with pytest.raises(RecipeError) as caught:
         recipe.check()

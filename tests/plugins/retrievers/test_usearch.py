@@ -27,7 +27,7 @@ def test_the_package_is_missing(monkeypatch):
     monkeypatch.delitem(sys.modules, "cm3plugins.retrievers.usearch_engine", raising=False)
     with pytest.raises(MissingPackageError) as error:
         UsearchRetrieverConfig().build(ListSource(example_documents()), HashEmbedder())
-    assert tells(error.value, "retriever=usearch: the package 'usearch'")
+    assert tells(error.value, "retriever: the package 'usearch'")
 
 
 @pytest.mark.parametrize(

@@ -100,4 +100,4 @@ def test_without_minutes_weights_are_asked_for(
     own = [one for one in OWN if "minutes" not in one]
     command = ["train", "residual-tiny", "-o", str(tmp_path / "run"), *own]
     assert main([*command, f"dataset.path={pictures}"]) != 0
-    assert "image_tokenizer.weights: is null: there are no weights" in capsys.readouterr().err
+    assert "image_tokenizer.weights: is null, and has to name" in capsys.readouterr().err
