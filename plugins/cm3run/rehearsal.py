@@ -102,7 +102,7 @@ def _tried(
     try:
         if command == "infill":
             picture = next(_of_kind(documents, Codes), None)
-            prompt = () if picture is None else (_without_a_code(picture),)
+            prompt: Document = () if picture is None else (_without_a_code(picture),)
         elif command in METHODS:
             task = choice_of(components.recipe, components.registry).task_for(METHODS[command])
             prompt = prompt_of(task)
