@@ -35,7 +35,7 @@ from cm3run.tasks import PLAIN, TaskChoice, TunedTasks
 
 if TYPE_CHECKING:
     from cm3core.interfaces.component import ComponentConfig
-    from cm3core.interfaces.task import Task
+    from cm3core.interfaces.task import Task, TaskConfig
     from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
 
@@ -146,19 +146,43 @@ def life_of(
 
 def _check_tasks(recipe: Recipe, tuned: TunedTasks) -> None:
     """Raise `RecipeError` if documents of a task can't be trained on: pictures before their end with a layout that allows
-    nothing after a picture, or words of a task with a text tokenizer that knows none."""
+    nothing after a picture, words of a task with a text tokenizer that knows none, or more pictures than fit the context
+    in all documents."""
+    if tuned.configs and not tuned.plain:
+        errors = [_document_error(recipe, name, config) for name, config in tuned.configs.items()]
+        if None not in errors and errors[0] is not None:
+            raise errors[0]
     for name, config in tuned.configs.items():
         prompt = prompt_of(config.build())
         needed = [PREFIX] if any(isinstance(one, (Codes, ImageHole)) for one in prompt[:-1]) else []
         if any(text not in ("", _EXAMPLE) for text in _texts_of(prompt)):
             needed.append(WORDS)
+        place = "dataset" if recipe.task is None else "task"
         for ability in needed:
             if (lack := lack_of(recipe.components, ability)) is not None:
                 raise RecipeError(
-                    "dataset" if recipe.task is None else "task",
+                    place,
                     f"documents of the task {name!r} need a model that {known(ability).words}, but {lack.cause}",
                     f"write {lack.next_step}, or train on other documents",
                 )
+
+
+def _document_error(recipe: Recipe, name: str, config: TaskConfig) -> RecipeError | None:
+    """The error of a task whose documents have more pictures than fit the context, at no text."""
+    layout, tokenizer = available(recipe.layout), available(recipe.image_tokenizer)
+    if layout is None or tokenizer is None or recipe.decoder is None:
+        return None
+    prompt, context = prompt_of(config.build()), recipe.decoder.context_length
+    pictures = sum(isinstance(part, (Codes, Image, ImageHole)) for part in prompt)
+    least = pictures * layout.picture_length(tokenizer.grid)
+    if least <= context:
+        return None
+    texts = (len(prompt) - pictures) * recipe.data.max_text_tokens
+    return RecipeError(
+        "decoder.context_length",
+        f"is {context:,}, and documents of the task {name!r} have {pictures} pictures, {least:,} tokens without text",
+        f"write decoder.context_length={least + texts}",
+    )
 
 
 def _texts_of(prompt: Document) -> Iterator[str]:

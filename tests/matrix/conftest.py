@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import pytest
 
@@ -13,15 +14,22 @@ from swapping.report import breaks_a_law, grouped, row_of, summary
 
 
 @pytest.fixture(scope="session")
-def kitchen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kitchen]:
-    """The ingredients, with a cache of their own: what is encoded once serves all cells."""
-    folder = tmp_path_factory.mktemp("matrix")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CM3_CACHE", str(folder / "cache"))
-        patch.setenv(
-            "TRITON_INTERPRET", "0"
-        )  # as on a machine of a user: interpreted training takes minutes
-        yield Kitchen(folder)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the ingredients, and of their cache: what is encoded once serves all cells."""
+    return tmp_path_factory.mktemp("matrix")
+
+
+@pytest.fixture(autouse=True)
+def _as_a_user(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache of the ingredients, and no interpreter: interpreted training takes minutes. For these tests alone."""
+    monkeypatch.setenv("CM3_CACHE", str(folder / "cache"))
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+
+
+@pytest.fixture(scope="session")
+def kitchen(folder: Path) -> Kitchen:
+    """The ingredients, each made when a cell asks for it."""
+    return Kitchen(folder)
 
 
 @pytest.fixture(scope="session")
