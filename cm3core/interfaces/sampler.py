@@ -175,6 +175,16 @@ class SamplerConfig(ComponentConfig):
         """Vectors of codes, if `needs_codebook`."""
         return ("code_vectors",) if self.needs_codebook else ()
 
+    def check_pictures(self, grid: tuple[int, int], codebook_size: int) -> None:
+        """Raise `RecipeError` if the sampler can't draw such pictures. By default it can draw all.
+
+        Light, and called before anything is built.
+
+        Args:
+            grid: the image tokenizer's (rows, codes of a row).
+            codebook_size: its number of codes.
+        """
+
     def build(self) -> Sampler:
         """Return the sampler."""
         raise NotImplementedError

@@ -377,12 +377,12 @@ class Recipe(KindSections):
             raise RecipeError("decoder", error.cause, error.next_step) from None
 
     def _check_pictures(self) -> None:
-        """Check that decoder and layout can write the image tokenizer's pictures."""
+        """Check that decoder, layout and sampler can write the image tokenizer's pictures."""
         tokenizer = available(self.image_tokenizer)
         if tokenizer is None:
             return
-        for part in (available(self.layout), available(self.decoder)):
-            if part is not None:
+        for part in (self.layout, self.decoder, self.sampler):
+            if (part := available(part)) is not None:
                 part.check_pictures(tokenizer.grid, tokenizer.codebook_size)
 
     def _check_vocabulary(self) -> None:

@@ -56,16 +56,15 @@ _BUILT: Mapping[str, tuple[str, ...]] = {
 }
 #: Commands that go with training, and commands that go with a model, by the method whose prompt they make.
 _OF_RUNS = ("resume", "export", "load")
-#: Commands that choose among candidates.
-_DRAWING = ("generate", "edit")
+#: Commands that choose among the recipe's number of candidates.
+_DRAWING = ("generate", "generate --condition", "infill")
 METHODS: Mapping[str, Method] = {
     "generate": "generate",
+    "generate --condition": "structure",
     "edit": "edit",
     "caption": "caption",
     "ask": "ask",
 }
-#: What a model must have been trained on for a command that plain documents don't teach.
-_EXAMPLES: Mapping[str, str] = {"edit": "edits", "ask": "questions"}
 
 
 @dataclass(frozen=True)
@@ -75,10 +74,12 @@ class Verdict:
     Args:
         error: why it doesn't; None: it works.
         here: whether only this machine is in the way: a device, a package or memory that it lacks.
+        force: whether it works all the same with `--force`: only the training that its results need is missing.
     """
 
     error: CM3Error | None = None
     here: bool = False
+    force: bool = False
 
     @property
     def runs(self) -> bool:
@@ -86,13 +87,13 @@ class Verdict:
         return self.error is None
 
     def to_dict(self) -> dict[str, Any]:
-        """The verdict as JSON: `runs`, and of a command that doesn't run `place`, `cause`, `next_step` and
-        `this_machine`."""
+        """The verdict as JSON: `runs`, and of a command that doesn't run `place`, `cause`, `next_step`,
+        `this_machine` and `force`."""
         if self.error is None:
             return {"runs": True}
         error = self.error
         parts = {"place": error.place, "cause": error.cause, "next_step": error.next_step}
-        return {"runs": False, **parts, "this_machine": self.here}
+        return {"runs": False, **parts, "this_machine": self.here, "force": self.force}
 
 
 YES = Verdict()
@@ -138,9 +139,12 @@ def life_of(
     train = machine.verdict("train")
     life = {"train": train, **dict.fromkeys(_OF_RUNS, train)}
     drawing, writing = machine.verdict("generate"), machine.verdict("write")
-    for command, error in _errors(recipe, choice):
+    for command, found in _verdicts(recipe, choice):
         here = drawing if command in _DRAWING else writing
-        life[command] = here if error is None else Verdict(error)
+        if found.error is None:
+            life[command] = here
+        else:
+            life[command] = replace(found, force=found.force and here.runs)
     return life
 
 
@@ -155,8 +159,7 @@ def _check_tasks(recipe: Recipe, tuned: TunedTasks) -> None:
     for name, config in tuned.configs.items():
         prompt = prompt_of(config.build())
         needed = [PREFIX] if any(isinstance(one, (Codes, ImageHole)) for one in prompt[:-1]) else []
-        if any(text not in ("", _EXAMPLE) for text in _texts_of(prompt)):
-            needed.append(WORDS)
+        needed += [WORDS] if _has_own_words(prompt) else []
         place = "dataset" if recipe.task is None else "task"
         for ability in needed:
             if (lack := lack_of(recipe.components, ability)) is not None:
@@ -193,6 +196,11 @@ def _texts_of(prompt: Document) -> Iterator[str]:
                 yield (part if isinstance(part, str) else part.text).strip()
 
 
+def _has_own_words(prompt: Document) -> bool:
+    """Whether a prompt for the example record has words besides the record's."""
+    return any(text not in ("", EXAMPLE) for text in _texts_of(prompt))
+
+
 def _check_sections(recipe: Recipe) -> None:
     needed = list(NEEDED["train"])
     if recipe.train.sample_every_steps is not None or recipe.train.sample_every_minutes is not None:
@@ -218,13 +226,18 @@ def _lacking(recipe: Recipe, ability: str, command: str) -> RecipeError | None:
     )
 
 
-def _errors(recipe: Recipe, choice: TaskChoice) -> Iterator[tuple[str, CM3Error | None]]:
-    """(command, why it can't work) of the commands that use a model."""
+def _verdicts(recipe: Recipe, choice: TaskChoice) -> Iterator[tuple[str, Verdict]]:
+    """(command, whether it can work) of the commands that use a model, whatever the machine."""
     for command, method in METHODS.items():
-        yield command, _error_of(recipe, command, choice, method)
+        forced = _error_of(recipe, command, choice, method, force=True)
+        if method in PLAIN or choice.serves(method):
+            error = _error_of(recipe, command, choice, method)
+            yield command, Verdict(error, force=forced is None)
+        else:
+            yield command, _untrained(command, forced)
         if command == "edit":
-            yield "infill", _infill_error(recipe)
-    yield "chat", _chat_error(recipe, choice)
+            yield "infill", Verdict(_infill_error(recipe))
+    yield "chat", _chat_verdict(recipe, choice)
 
 
 def choice_of(recipe: Recipe, registry: Registry) -> TaskChoice:
@@ -234,16 +247,20 @@ def choice_of(recipe: Recipe, registry: Registry) -> TaskChoice:
 
 
 def _error_of(
-    recipe: Recipe, command: str, choice: TaskChoice, method: Method, name: str | None = None
+    recipe: Recipe,
+    command: str,
+    choice: TaskChoice,
+    method: Method,
+    name: str | None = None,
+    *,
+    force: bool = False,
 ) -> CM3Error | None:
     if recipe.sampler is None:
         return RecipeError(
             "sampler", f"is not in the recipe, and {command} needs one", "add sampler=cfg"
         )
-    if name is None and method not in PLAIN and not choice.serves(method):
-        return _untrained(command, _EXAMPLES[command])
     try:
-        task = choice.task_for(method, name)
+        task = choice.task_for(method, name, force=force)
     except CM3Error as error:
         return error
     return _prompt_error(recipe, command, prompt_of(task), fills=choice.fills)
@@ -265,30 +282,43 @@ def _infill_error(recipe: Recipe) -> CM3Error | None:
     return _first_lack(recipe, "infill", (GRID, HOLES))
 
 
-def _chat_error(recipe: Recipe, choice: TaskChoice) -> CM3Error | None:
+def _chat_verdict(recipe: Recipe, choice: TaskChoice) -> Verdict:
     if (name := choice.conversing()) is not None:
-        return _error_of(recipe, "chat", choice, "ask", name)
+        return Verdict(_error_of(recipe, "chat", choice, "ask", name))
+    layout = available(recipe.layout)
+    in_turns = layout is not None and layout.offers().get(TURNS) is True
+    name = None if in_turns else choice.conversing(untuned=True)
+    if name is None:
+        error = _first_lack(recipe, "chat", (TURNS, TEXT))
+    else:
+        error = _error_of(recipe, "chat", choice, "ask", name, force=True)
     if choice.tuned.turns:
-        return _first_lack(recipe, "chat", (TURNS, TEXT))
-    return _untrained("chat", "conversations")
+        return Verdict(error)
+    return _untrained("chat", error)
 
 
-def _untrained(command: str, what: str) -> GenerationError:
-    """The error of a command that only tuned models run without --force."""
-    return GenerationError(
+def _untrained(command: str, error: CM3Error | None) -> Verdict:
+    """The verdict on a command that only tuned models run without --force.
+
+    Args:
+        command: which one.
+        error: why it can't work with --force either.
+    """
+    told = GenerationError(
         command,
-        f"the recipe trains on no {what}, so its results would be meaningless",
-        f"train on some (docs/tuning.md), or give cm3 {command} --force",
+        "the recipe trains on no such examples, so its results would be meaningless",
+        f"train on some (docs/tuning.md){', or give --force' if error is None else ''}",
     )
+    return Verdict(told, force=error is None)
 
 
 #: A text of an example record.
-_EXAMPLE = "a"
+EXAMPLE = "a"
 
 
-def prompt_of(task: Task) -> Document:
-    """A task's prompt for an example record."""
-    example = {"text": _EXAMPLE, "image": Codes(np.zeros(1, np.int32), (1, 1))}
+def prompt_of(task: Task, text: str = EXAMPLE) -> Document:
+    """A task's prompt for an example record, whose texts are all `text`."""
+    example = {"text": text, "image": Codes(np.zeros(1, np.int32), (1, 1))}
     return task.prompt({name: example[task.fields[name]] for name in task.given}, max_tokens=1)
 
 
@@ -322,6 +352,8 @@ def needs_of(prompt: Document, *, fills: bool) -> list[str]:
     if not fills and isinstance(last, MaskedText):
         continues = isinstance(last.parts[-1], TextHole)
     found = []
+    if _has_own_words(prompt):
+        found.append(WORDS)
     if any(isinstance(part, TextHole) for part in parts):
         found.append(TEXT)
     if any(isinstance(part, (Codes, Image)) and not ends_missing(part) for part in parts):
@@ -385,13 +417,17 @@ class _Machine:
 
     def verdict(self, stage: str) -> Verdict:
         """Whether this machine has all that a stage's components need."""
+        built = set(_BUILT[stage])
+        ranks = "reranker" in built and self._recipe.generate.num_candidates > 1
+        if not ranks:
+            built.discard("reranker")
+        if not embeds(self._recipe, reranks=ranks):
+            built.discard("embedder")
         for kind in _BUILT[stage]:
             config = self._recipe.section(kind)
             if config is None or isinstance(config, MissingComponent):
                 continue
-            if kind == "embedder" and not embeds(
-                self._recipe, reranks="reranker" in _BUILT[stage]
-            ):  # nothing builds it
+            if kind not in built:
                 continue
             for part in (config, *(inner for _, inner in all_parts(config))):
                 if (error := self._error(kind, part, stage)) is not None:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 #: Documents that are tried.
 NUM_DOCUMENTS = 8
+#: What a user types into a prompt.
+TYPED = "What is in the picture?"
 
 
 def rehearse(recipe: Recipe, registry: Registry, life: Mapping[str, Verdict]) -> dict[str, Verdict]:
@@ -54,8 +56,9 @@ def rehearse(recipe: Recipe, registry: Registry, life: Mapping[str, Verdict]) ->
     _try_sequences(components, documents)
     built = ["upscaler", "finisher", "prompt_rewriter"]
     if life["generate"].runs:
-        built += ["reranker"] if recipe.reranker is not None else []
-        built += ["embedder"] if embeds(recipe, reranks=True) else []
+        ranks = recipe.reranker is not None and recipe.generate.num_candidates > 1
+        built += ["reranker"] if ranks else []
+        built += ["embedder"] if embeds(recipe, reranks=ranks) else []
     for part in built:
         getattr(components, part)
     return {
@@ -106,7 +109,7 @@ def _tried(
         elif command in METHODS:
             task = choice_of(components.recipe, components.registry).task_for(METHODS[command])
             prompt = prompt_of(task)
-            _check_words(components, command, prompt)
+            _check_words(components, command, prompt_of(task, TYPED))
             prompt = _of_data(prompt, documents)
         else:
             return verdict
@@ -125,7 +128,8 @@ def _without_a_code(picture: Codes) -> Codes:
 
 
 def _check_words(components: Components, command: str, prompt: Document) -> None:
-    """Raise `RecipeError` if a task's own words are longer than texts were in training, see `Preparer.prepare`."""
+    """Raise `RecipeError` if texts of a prompt with a task's own words are longer than texts were in training, see
+    `Preparer.prepare`."""
     most = components.recipe.data.max_text_tokens
     for segment in prompt:
         parts = segment.parts if isinstance(segment, MaskedText) else (segment,)
@@ -134,8 +138,10 @@ def _check_words(components: Components, command: str, prompt: Document) -> None
             for part in parts
             if isinstance(part, (str, Text))
         ]
+        if all(text.strip() in ("", TYPED) for text in known):
+            continue
         length = sum(len(components.serializer.text_tokens(text)) for text in known)
-        length += sum(isinstance(part, TextHole) for part in parts) if known else 0
+        length += sum(isinstance(part, TextHole) for part in parts)
         if length > most:
             raise RecipeError(
                 command,

@@ -32,7 +32,7 @@ PLACES = (
 LEFT_OUT: dict[str, str] = {}
 #: Languages of blocks. `py` and `pycon` only show: the signatures and examples of
 #: docs/plugins/reference.md.
-LANGUAGES = {"bash", "python", "text", "toml", "yaml", "json", "console", "py", "pycon"}
+LANGUAGES = {"bash", "python", "text", "toml", "yaml", "json", "csv", "console", "py", "pycon"}
 PAGES = sorted(
     {path.relative_to(ROOT) for place in PLACES for path in ROOT.glob(place)}
     - set(map(Path, LEFT_OUT))

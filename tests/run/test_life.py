@@ -11,6 +11,7 @@ from cm3core.document import Codes, ImageHole, MaskedText, Text, TextHole
 from cm3core.errors import RecipeError
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
+from cm3plugins.samplers.patch_knn import PatchKNNSamplerConfig
 from cm3run.life import life_of, needs_of
 from messages import tells
 
@@ -28,7 +29,7 @@ def test_tiny_by_hand() -> None:
     """It trains on captioned pictures: on no edits, questions or conversations."""
     train = dict.fromkeys(["train", "resume", "export", "load"], True)
     plain = dict.fromkeys(["generate", "infill", "caption"], True)
-    others = dict.fromkeys(["edit", "ask", "chat"], False)
+    others = dict.fromkeys(["generate --condition", "edit", "ask", "chat"], False)
     assert runs() == train | plain | others
     assert runs("objective=causal") == train | others | {
         "generate": True,
@@ -38,10 +39,48 @@ def test_tiny_by_hand() -> None:
 
 
 def test_tuned_by_hand() -> None:
-    """An edit has two pictures of 66 tokens, which do not fit 132 beside a text; a question has one."""
+    """An edit and a structure have two pictures of 66 tokens, which do not fit 132 beside a text; a question has one."""
     assert all(runs(recipe="icons-tuned").values())
     short = runs("decoder.context_length=132", "retriever=none", recipe="icons-tuned")
-    assert [command for command, works in short.items() if not works] == ["edit"]
+    assert [command for command, works in short.items() if not works] == [
+        "generate --condition",
+        "edit",
+    ]
+
+
+def test_what_force_changes() -> None:
+    """`tiny` trains on no edits, and runs them with --force if it holds two pictures of 258 tokens and a text."""
+    recipe = compose("tiny", ["decoder.context_length=700"], registry=REGISTRY)
+    life = life_of(recipe, REGISTRY, device="cpu")
+    untrained = ["generate --condition", "edit", "ask", "chat"]
+    assert [command for command, verdict in life.items() if verdict.force] == untrained
+    for command in untrained:
+        error = life[command].error
+        assert error is not None
+        assert tells(error, f"{command}: the recipe trains on no such examples ... or give --force")
+    short = life_of(compose("tiny", registry=REGISTRY), REGISTRY, device="cpu")
+    assert [command for command, verdict in short.items() if verdict.force] == ["ask", "chat"]
+    assert short["edit"].to_dict()["next_step"] == "train on some (docs/tuning.md)"
+    causal = life_of(
+        compose(
+            "tiny", ["text_tokenizer=classes", "text_tokenizer.num_classes=9"], registry=REGISTRY
+        ),
+        REGISTRY,
+    )
+    assert not any(verdict.force for verdict in causal.values())
+
+
+def test_what_a_sampler_needs_of_pictures() -> None:
+    """`patch_knn` compares a code with three above it and one on its left."""
+    sampler = PatchKNNSamplerConfig()
+    sampler.check_pictures((2, 3), 16)
+    for grid in ((1, 64), (64, 2)):
+        with pytest.raises(RecipeError) as info:
+            sampler.check_pictures(grid, 16)
+        assert tells(
+            info.value, f"sampler: patch_knn compares ... have {grid[0]} x {grid[1]} codes"
+        )
+    PatchKNNSamplerConfig(share=0).check_pictures((1, 64), 16)
 
 
 def test_the_reason_names_what_to_write() -> None:

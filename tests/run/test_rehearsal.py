@@ -51,3 +51,10 @@ def test_a_prompt_that_is_too_long_is_no_refusal() -> None:
     short = tried("decoder.context_length=300")
     assert short["generate"]
     assert not short["caption"]
+
+
+def test_a_task_needs_room_for_its_words_and_a_users() -> None:
+    """The words of this task take 64 bytes, and the question that is tried 23."""
+    task = ["task=lumina_draw", "text_tokenizer=byte", "decoder.context_length=700"]
+    assert tried(*task, "data.max_text_tokens=87")["generate"]
+    assert not tried(*task, "data.max_text_tokens=86")["generate"]

@@ -69,6 +69,18 @@ class PatchKNNSamplerConfig(SamplerConfig):
         require(self, "share", 0 <= self.share <= 1, "use 0 (off) to 1")
         require(self, "scale", 1e-6 <= self.scale <= 1e6, "use 0.000001 to 1000000")
 
+    def check_pictures(self, grid: tuple[int, int], codebook_size: int) -> None:
+        """Raise `RecipeError` if no code has all four neighbours."""
+        self.inner.check_pictures(grid, codebook_size)
+        rows, columns = grid
+        if self.share > 0 and (rows < 2 or columns < 3):
+            raise RecipeError(
+                "sampler",
+                f"patch_knn compares codes with a row above and columns on both sides, and pictures have {rows} x "
+                f"{columns} codes",
+                "choose another sampler, or an image tokenizer with 2 x 3 codes or more",
+            )
+
     def build(self) -> Sampler:
         """Raise a `RecipeError`: this sampler needs a model, see `build_for`."""
         raise RecipeError(
