@@ -381,8 +381,8 @@ class Recipe(KindSections):
         tokenizer = available(self.image_tokenizer)
         if tokenizer is None:
             return
-        for part in (self.layout, self.decoder, self.sampler):
-            if (part := available(part)) is not None:
+        for part in (available(self.layout), available(self.decoder), available(self.sampler)):
+            if part is not None:
                 part.check_pictures(tokenizer.grid, tokenizer.codebook_size)
 
     def _check_vocabulary(self) -> None:
