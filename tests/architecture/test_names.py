@@ -41,7 +41,7 @@ OTHER_MEANINGS = {
     ("tasks.py", "structure"): "a method of a model",
     ("life.py", "caption"): "a command",
     ("life.py", "chat"): "a command",
-    ("life.py", "conversations"): "what a model is tuned for",
+    ("life.py", "structure"): "a method of a model",
     ("life.py", "edit"): "a command",
     ("model/writing.py", "caption"): "a method of a model",
     ("files.py", "cm3leon"): "the distribution's cache folder",

@@ -12,7 +12,16 @@ import pytest
 
 from cm3apps.cli.main import main
 from swapping import cells
-from swapping.cells import WITH_OPTIONS, Outcome, Result, Swap, is_message, keys_of, run_cell
+from swapping.cells import (
+    WITH_OPTIONS,
+    Outcome,
+    Result,
+    Swap,
+    claims,
+    is_message,
+    keys_of,
+    run_cell,
+)
 from swapping.ingredients import Kitchen, as_overrides
 from swapping.report import breaks_a_law, grouped, groups, row_of, summary
 
@@ -82,9 +91,12 @@ def test_what_only_the_data_show_is_no_lie() -> None:
     assert result(outcomes, data_table=TABLE).bad
 
 
-def test_generation_with_options_is_claimed_by_training() -> None:
-    assert result([*SAID, Outcome(WITH_OPTIONS, "refused")]).bad
-    assert not result([*SAID, Outcome(WITH_OPTIONS, "runs")]).bad
+def test_generation_with_options_runs_if_it_may_be_forced() -> None:
+    for runs, force in ((True, False), (False, True)):
+        verdict = {"runs": runs, "force": force}
+        table = {**TABLE, "commands": {**TABLE["commands"], WITH_OPTIONS: verdict}}
+        assert claims(table, WITH_OPTIONS)
+    assert not claims(TABLE, WITH_OPTIONS)
 
 
 def test_groups_have_the_smallest_cell_first() -> None:
