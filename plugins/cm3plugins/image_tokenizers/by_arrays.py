@@ -69,7 +69,7 @@ class ArrayTokenizerConfig(ImageTokenizerConfig):
     not_in_outputs: ClassVar[tuple[str, ...]] = ("train_minutes",)
     has_codebook: ClassVar[bool] = False
     outside: ClassVar[Mapping[str, Outside]] = {
-        "weights": Outside(READS, "its arrays", needed=NEEDED)
+        "weights": Outside(READS, "its weights", needed=NEEDED)
     }
     #: The component's name, written into its files.
     label: ClassVar[str]
