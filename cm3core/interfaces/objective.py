@@ -39,7 +39,7 @@ class ObjectiveConfig(ComponentConfig):
 
     def offers(self) -> Mapping[str, bool]:
         """Holes are filled only if spans were masked in training."""
-        return {"holes": self.masks_spans}
+        return {"holes": self.masks_spans, "several_holes": self.masks_spans}
 
     def control_tokens(self) -> tuple[str, ...]:
         """Names of additional control tokens that the vocabulary must have; none by default.

@@ -130,6 +130,11 @@ class RerankerConfig(ComponentConfig):
 
     kind: ClassVar[str] = "reranker"
 
+    @property
+    def hides_texts(self) -> bool:
+        """Whether it hides all texts of a document at once, to score what the model fills in. By default not."""
+        return False
+
     def build(self, *, embedder: Embedder | None, likelihood: Likelihood) -> Reranker:
         """Return the reranker.
 

@@ -38,6 +38,8 @@ class Ability:
 
 #: Fills holes anywhere in a document. Objectives that mask spans offer it, layouts without sentinels rule it out.
 HOLES = "holes"
+#: Fills several holes of a document at once. Objectives that mask several spans offer it.
+SEVERAL_HOLES = "several_holes"
 #: Pictures are grids of codes, so that those of a box can be filled. Image tokenizers say so.
 GRID = "grid"
 #: Each place of a picture has one code, and each code a vector. Image tokenizers say so.
@@ -64,6 +66,9 @@ ABILITIES: Mapping[str, Ability] = {
         "fills holes anywhere in a document",
         "only continues documents",
         {"objective": "objective=cm3", "layout": "layout=cm3leon"},
+    ),
+    SEVERAL_HOLES: Ability(
+        "fills several holes at once", "masks one span at most", {"objective": "objective=cm3"}
     ),
     GRID: Ability(
         "has pictures on a grid of codes",

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from cm3core.document import NO_CELL, IntArray, MaskedSequence, TokenSequence
 from cm3core.errors import DocumentError
 from cm3core.interfaces.objective import MaskingObjective
-from cm3core.sequence.infill import unmask
+from cm3core.sequence.infill import TOKENS_PER_SPAN, unmask
 from cm3core.vocab import Vocabulary
 from cm3kits._config_laws import ConfigLaws, Outputs
 from cm3kits._findings import LawBroken, every, holds, refuses, same
@@ -69,8 +69,9 @@ class ObjectiveContract(ConfigLaws[MaskingObjective]):
         return found
 
     def abilities(self, component: MaskingObjective) -> Mapping[str, bool]:
-        """Holes are filled if spans were masked."""
-        return {"holes": component.max_added_tokens > 0}
+        """As many holes are filled as spans were masked."""
+        added = component.max_added_tokens
+        return {"holes": added > 0, "several_holes": added > TOKENS_PER_SPAN}
 
     def _masked(self, data: st.DataObject) -> tuple[TokenSequence, MaskedSequence]:
         sequence = data.draw(token_sequences(self.vocabulary))

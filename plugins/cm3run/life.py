@@ -23,6 +23,7 @@ from cm3core.recipe.abilities import (
     GRID,
     HOLES,
     PREFIX,
+    SEVERAL_HOLES,
     TEXT,
     TURNS,
     WORDS,
@@ -263,7 +264,19 @@ def _error_of(
         task = choice.task_for(method, name, force=force)
     except CM3Error as error:
         return error
-    return _prompt_error(recipe, command, prompt_of(task), fills=choice.fills)
+    prompt = prompt_of(task)
+    error = _prompt_error(recipe, command, prompt, fills=choice.fills)
+    if error is None and command in _DRAWING and _hides_texts(recipe, prompt):
+        return _lacking(recipe, SEVERAL_HOLES, command)
+    return error
+
+
+def _hides_texts(recipe: Recipe, prompt: Document) -> bool:
+    """Whether choosing among candidates hides several texts of a prompt."""
+    reranker = available(recipe.reranker)
+    if reranker is None or recipe.generate.num_candidates == 1 or not reranker.hides_texts:
+        return False
+    return sum(isinstance(segment, Text) and bool(segment.text) for segment in prompt) > 1
 
 
 def _infill_error(recipe: Recipe) -> CM3Error | None:
@@ -360,6 +373,8 @@ def needs_of(prompt: Document, *, fills: bool) -> list[str]:
         found.append(PREFIX)
     if num_holes(prompt) != 1 or not continues:
         found.append(HOLES)
+    if num_holes(prompt) > 1:
+        found.append(SEVERAL_HOLES)
     return found
 
 

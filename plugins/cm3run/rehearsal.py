@@ -80,13 +80,16 @@ def _encoded(components: Components) -> Iterator[Document]:
 
 
 def _try_sequences(components: Components, documents: list[Document]) -> None:
-    """Make training sequences; raises the error of the first if none fits the context."""
-    recipe, errors = components.recipe, []
-    for number, document in enumerate(documents):
+    """Make training sequences; raises the error of the first that can't be written, or if none fits the context."""
+    sequences = [
+        components.serializer.sequence(
+            document, max_text_tokens=components.recipe.data.max_text_tokens
+        )
+        for document in documents
+    ]
+    errors = []
+    for number, sequence in enumerate(sequences):
         try:
-            sequence = components.serializer.sequence(
-                document, max_text_tokens=recipe.data.max_text_tokens
-            )
             components.objective.mask(
                 sequence, np.random.default_rng(number), components.context_length
             )

@@ -70,6 +70,24 @@ def test_what_force_changes() -> None:
     assert not any(verdict.force for verdict in causal.values())
 
 
+def test_a_reranker_that_hides_two_texts_at_once() -> None:
+    """The texts of a structure's prompt are its name and what to draw; `fim` masks one span."""
+
+    def follows(**changed: str) -> bool:
+        given = {"reranker": "pmi", "objective": "fim", "generate.num_candidates": "2", **changed}
+        context = "decoder.context_length=700"
+        overrides = [context, *(f"{key}={value}" for key, value in given.items())]
+        recipe = compose("tiny", overrides, registry=REGISTRY)
+        life = life_of(recipe, REGISTRY, device="cpu")
+        assert life["generate"].runs
+        return life["generate --condition"].force
+
+    assert not follows()
+    assert follows(objective="cm3")
+    assert follows(**{"generate.num_candidates": "1"})
+    assert follows(**{"reranker.direction": "image"})
+
+
 def test_what_a_sampler_needs_of_pictures() -> None:
     """`patch_knn` compares a code with three above it and one on its left."""
     sampler = PatchKNNSamplerConfig()
@@ -118,6 +136,9 @@ def test_what_prompts_need_by_hand() -> None:
     assert needs_of((TextHole(), PICTURE), fills=True) == ["text", "prefix", "holes"]
     assert needs_of((PICTURE, TextHole()), fills=True) == ["text", "prefix"]
     assert needs_of((Text("a"), HOLED), fills=True) == ["prefix", "holes"]
+    assert needs_of((TextHole(), HOLED), fills=True) == [
+        *("text", "prefix", "holes", "several_holes")
+    ]
     ends = (PICTURE, MaskedText(("a", TextHole())))
     assert needs_of(ends, fills=True) == ["text", "prefix", "holes"]
     assert needs_of(ends, fills=False) == ["text", "prefix"]

@@ -67,8 +67,8 @@ class CM3ObjectiveConfig(LossWeightsConfig):
     hide_response: float = 0.5
 
     def offers(self) -> Mapping[str, bool]:
-        """Holes, unless `max_spans` is 0."""
-        return {"holes": self.max_spans > 0}
+        """As many holes as `max_spans`."""
+        return {"holes": self.max_spans > 0, "several_holes": self.max_spans > 1}
 
     def check(self) -> None:
         super().check()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -30,6 +31,10 @@ class FIMObjectiveConfig(LossWeightsConfig):
     masks_retrieved: ClassVar[bool] = True  # random spans cover the whole sequence
     fim_rate: float = 1.0
     mask_sentinel_loss: bool = True
+
+    def offers(self) -> Mapping[str, bool]:
+        """One hole."""
+        return {"holes": True, "several_holes": False}
 
     def check(self) -> None:
         super().check()

@@ -60,6 +60,11 @@ class LikelihoodRerankerConfig(RerankerConfig):
     normalise: bool = True
     with_retrieved: bool = False
 
+    @property
+    def hides_texts(self) -> bool:
+        """Always."""
+        return True
+
     def requires(self) -> tuple[str, ...]:
         """Texts before pictures are filled in again."""
         return ("holes",)
@@ -93,6 +98,11 @@ class PMIRerankerConfig(RerankerConfig):
 
     direction: Literal["text", "image"] = "text"
     with_retrieved: bool = False
+
+    @property
+    def hides_texts(self) -> bool:
+        """By direction."""
+        return self.direction == "text"
 
     def requires(self) -> tuple[str, ...]:
         """Texts and pictures are filled in again, wherever they are."""
