@@ -265,10 +265,10 @@ def _error_of(
     except CM3Error as error:
         return error
     prompt = prompt_of(task)
-    error = _prompt_error(recipe, command, prompt, fills=choice.fills)
-    if error is None and command in _DRAWING and _hides_texts(recipe, prompt):
+    found = _prompt_error(recipe, command, prompt, fills=choice.fills)
+    if found is None and command in _DRAWING and _hides_texts(recipe, prompt):
         return _lacking(recipe, SEVERAL_HOLES, command)
-    return error
+    return found
 
 
 def _hides_texts(recipe: Recipe, prompt: Document) -> bool:
