@@ -41,6 +41,7 @@ def own(models: Models) -> dict[str, net.Answer]:
     return json.loads(json.dumps({name: REQUESTS[name].run(models) for name in QUICK}))
 
 
+@pytest.mark.slow
 def test_two_processes_agree(own: dict[str, net.Answer], tmp_path: Path) -> None:
     assert {name.partition("/")[0] for name in QUICK} >= {"sampler", "infill", "caption", "train"}
     file = tmp_path / "other.json"

@@ -15,7 +15,7 @@ from swapping.plan import Cell, alone, pairs
 
 Try = Callable[[Iterable[Cell]], None]
 #: Cells of the plain tests, and of the parts of slow ones.
-FEW, SOME, PARTS = 8, 24, 4
+FEW, SOME, PARTS = 6, 24, 4
 #: Parts of the extended tests, whose combinations are others in every run, the same in all processes of a run.
 MANY = 12
 SEED = int(
