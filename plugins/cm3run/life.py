@@ -274,7 +274,7 @@ def _error_of(
 def _hides_texts(recipe: Recipe, prompt: Document) -> bool:
     """Whether choosing among candidates hides several texts of a prompt."""
     reranker = available(recipe.reranker)
-    if reranker is None or recipe.generate.num_candidates == 1 or not reranker.hides_texts:
+    if reranker is None or not ranks(recipe) or not reranker.hides_texts:
         return False
     return sum(isinstance(segment, Text) and bool(segment.text) for segment in prompt) > 1
 
@@ -408,11 +408,16 @@ def most_new_tokens(recipe: Recipe) -> int:
     return min(recipe.generate.max_text_tokens, recipe.data.max_text_tokens)
 
 
+def ranks(recipe: Recipe) -> bool:
+    """Whether a reranker chooses among candidates of a picture."""
+    return recipe.reranker is not None and recipe.generate.num_candidates > 1
+
+
 def embeds(recipe: Recipe, *, reranks: bool) -> bool:
-    """Whether the embedder is built: for a retriever, or, if candidates are ranked, for a reranker."""
+    """Whether the embedder is built: for a retriever, or for a reranker."""
     retriever = available(recipe.retriever)
     retrieves = retriever is not None and retriever.retrieves and retriever.num_retrieved > 0
-    return retrieves or (reranks and recipe.reranker is not None)
+    return retrieves or reranks
 
 
 class _Machine:
@@ -432,17 +437,12 @@ class _Machine:
 
     def verdict(self, stage: str) -> Verdict:
         """Whether this machine has all that a stage's components need."""
-        built = set(_BUILT[stage])
-        ranks = "reranker" in built and self._recipe.generate.num_candidates > 1
-        if not ranks:
-            built.discard("reranker")
-        if not embeds(self._recipe, reranks=ranks):
-            built.discard("embedder")
+        reranks = "reranker" in _BUILT[stage] and ranks(self._recipe)
+        unused = set() if reranks else {"reranker"}
+        unused |= set() if embeds(self._recipe, reranks=reranks) else {"embedder"}
         for kind in _BUILT[stage]:
             config = self._recipe.section(kind)
-            if config is None or isinstance(config, MissingComponent):
-                continue
-            if kind not in built:
+            if config is None or isinstance(config, MissingComponent) or kind in unused:
                 continue
             for part in (config, *(inner for _, inner in all_parts(config))):
                 if (error := self._error(kind, part, stage)) is not None:

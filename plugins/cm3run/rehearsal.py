@@ -18,7 +18,7 @@ from cm3core.document import Codes, Document, Image, MaskedText, Text, TextHole
 from cm3core.errors import CM3Error, RecipeError
 from cm3core.sequence.grammar import num_new_tokens
 from cm3run.build import Components, build
-from cm3run.life import METHODS, Verdict, choice_of, embeds, most_new_tokens, prompt_of
+from cm3run.life import METHODS, Verdict, choice_of, embeds, most_new_tokens, prompt_of, ranks
 from cm3run.training.data_notes import check_licences
 
 if TYPE_CHECKING:
@@ -56,9 +56,8 @@ def rehearse(recipe: Recipe, registry: Registry, life: Mapping[str, Verdict]) ->
     _try_sequences(components, documents)
     built = ["upscaler", "finisher", "prompt_rewriter"]
     if life["generate"].runs:
-        ranks = recipe.reranker is not None and recipe.generate.num_candidates > 1
-        built += ["reranker"] if ranks else []
-        built += ["embedder"] if embeds(recipe, reranks=ranks) else []
+        built += ["reranker"] if ranks(recipe) else []
+        built += ["embedder"] if embeds(recipe, reranks=ranks(recipe)) else []
     for part in built:
         getattr(components, part)
     return {
