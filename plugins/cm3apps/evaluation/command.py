@@ -463,8 +463,9 @@ def _export(args: Namespace) -> int:
 
 
 def _import(args: Namespace) -> int:
-    from cm3apps.evaluation.exchange import import_scores
     from cm3apps.evaluation.reading import aligned
+    from cm3apps.evaluation.scorers import import_scores
 
-    print("\n".join(aligned(import_scores(args.what, args.file))))
+    found = import_scores(args.what, args.file)
+    print("\n".join(aligned([(one.name, f"{one.value:.6g}", one.counted) for one in found])))
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from hypothesis import strategies as st
 
 from cm3apps.cli.main import main
 from cm3apps.evaluation.evaluating import Evaluation
-from cm3apps.evaluation.exchange import GEDIT, _from_geneval2, export, import_scores
+from cm3apps.evaluation.exchange import export
 from cm3apps.evaluation.made import Made
+from cm3apps.evaluation.scorers import GEDIT, _from_geneval2, import_scores
 from cm3apps.evaluation.shipped import find_protocol
 from cm3apps.evaluation.tasks.edits import open_edits
 from cm3apps.evaluation.tasks.gedit import open_gedit
@@ -51,7 +53,27 @@ def finished(tmp_path: Path) -> Path:
     return folder
 
 
+def told_of(folder: Path, tell: Callable[[dict[str, Any]], dict[str, Any]]) -> Path:
+    """The folder, its samples with a benchmark's metadata, made from each."""
+    path = folder / "samples.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps({**row, "metadata": tell(row)}) + "\n" for row in rows))
+    return folder
+
+
+def imported(what: str, path: Path) -> dict[str, str]:
+    """Name and value of each score, as it is printed."""
+    return {one.name: f"{one.value:.6g}" for one in import_scores(what, path)}
+
+
 def test_geneval_has_a_folder_a_prompt(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        export("geneval", finished, tmp_path / "none")
+    tells(
+        caught.value,
+        f"{finished}: has no objects of GenEval for the prompt 'a red dog' ... geneval-v1",
+    )
+    told_of(finished, lambda row: {"prompt": row["prompt"], "tag": "two_object"})
     out = export("geneval", finished, tmp_path / "out")
     names = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
     assert names == [
@@ -63,7 +85,10 @@ def test_geneval_has_a_folder_a_prompt(finished: Path, tmp_path: Path) -> None:
         "00001/metadata.jsonl",
         "00001/samples/0000.png",
     ]
-    assert json.loads((out / "00001" / "metadata.jsonl").read_text()) == {"prompt": "two / cats"}
+    assert json.loads((out / "00001" / "metadata.jsonl").read_text()) == {
+        "prompt": "two / cats",
+        "tag": "two_object",
+    }
     assert open_image(out / "00000" / "samples" / "0001.png")[0, 0, 0] == 100
 
 
@@ -128,12 +153,12 @@ FILES: list[tuple[str, str, dict[str, str]]] = [
     (
         "imgedit",
         '{"style": 3.5, "adjust": 2}',
-        {"imgedit adjust": "2", "imgedit style": "3.5", "imgedit": "2.75"},
+        {"imgedit adjust": "2", "imgedit style": "3.5"},
     ),
     (
         "dpg",
-        "Image path: out\n\tx - y: 86.125\nDPG-Bench score: 74.65\n",
-        {"dpg x - y": "86.12", "dpg DPG-Bench score": "74.65"},
+        "L2 category scores:\n\tx - y: 86.125\nImage path: out\nDPG-Bench score: 74.65\n",
+        {"dpg L2 x - y": "86.125", "dpg": "74.65"},
     ),
 ]
 
@@ -142,7 +167,7 @@ FILES: list[tuple[str, str, dict[str, str]]] = [
 def test_files_of_other_scorers(tmp_path: Path, what: str, text: str, found: Any) -> None:
     path = tmp_path / "file"
     path.write_text(text)
-    assert dict(import_scores(what, path)) == found
+    assert imported(what, path) == found
     path.write_text("nothing of the kind")
     with pytest.raises(DataError, match=r"is not a file of .*'s scorer|has no scores"):
         import_scores(what, path)
@@ -349,6 +374,11 @@ def test_wise_prompts_by_their_ids(tmp_path: Path) -> None:
         ("2/0", "a mooncake"),
         ("801/0", "ice in hot tea"),
     ]
+    # WISE_Verified's merge.json repeats the other files' prompts
+    repeated = [{"Prompt": "a lantern", "prompt_id": 1}]
+    (folder / "merge.json").write_text(json.dumps(repeated))
+    again = open_prompts(keys, size=None, data=folder, model=None, registry=None)
+    assert [one.key for one in again.samples] == [one.key for one in task.samples]
     alone = open_prompts(
         keys, size=None, data=folder / "natural_science.json", model=None, registry=None
     )
@@ -357,7 +387,7 @@ def test_wise_prompts_by_their_ids(tmp_path: Path) -> None:
         ('{"a": 1}', "is not a list of prompts ... next: write"),
         ('[{"prompt_id": "1", "Prompt": "x"}]', "is not a list of prompts"),
         ('[{"prompt_id": 3}]', "is not a list of prompts"),
-        ('[{"prompt_id": 1, "Prompt": "again"}]', "has the prompt 1 again"),
+        ('[{"prompt_id": 1, "Prompt": "again"}]', "has another prompt 1 than a file before it"),
     ):
         (folder / "natural_science.json").write_text(text)
         with pytest.raises(DataError) as caught:
@@ -368,12 +398,11 @@ def test_wise_prompts_by_their_ids(tmp_path: Path) -> None:
 def test_wise_pictures_are_named_by_ids(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         export("wise", finished, tmp_path / "none")
-    tells(caught.value, f"{finished}: has no id of WISE for the prompt 'a red dog' ... wise-v1")
-    path = finished / "samples.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    for row, number in zip(rows, (401, 7, 401), strict=True):
-        row["metadata"] = {"prompt_id": number}
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tells(
+        caught.value,
+        f"{finished}: has no id of WISE for the prompt 'a red dog' ... wise-verified-v1",
+    )
+    told_of(finished, lambda row: {"prompt_id": (401, 7, 401)[row["index"]]})
     out = export("wise", finished, tmp_path / "wise")
     assert sorted(one.name for one in out.iterdir()) == ["401.png", "7.png"]
     assert open_image(out / "401.png")[0, 0, 0] == 0, "the first picture of a prompt"
@@ -385,22 +414,26 @@ def judged(number: int, *scores: float) -> str:
 
 
 def test_wise_scores_by_hand(tmp_path: Path) -> None:
-    """(0.7 c + 0.2 r + 0.1 a) / 2, the mean of a category, and the weighted sum of all six."""
+    """(0.7 c + 0.2 r + 0.1 a) / 2, the mean of a category, and the weighted sum of all six, once no prompt is missing."""
     file = tmp_path / "cultural_scores_results.jsonl"
     file.write_text(judged(1, 2, 2, 2) + "\n" + judged(400, 1, 0, 0) + "\n")
-    assert dict(import_scores("wise", file)) == {"wise cultural": "0.675"}
-    others = [judged(number, 2, 0, 0) for number in (401, 568, 701, 801, 901)]
+    assert imported("wise", file) == {"wise cultural": "0.675"}
+    others = [judged(number, 2, 0, 0) for number in range(401, 1001)]
     (tmp_path / "others.jsonl").write_text("\n".join(others))
-    found = dict(import_scores("wise", tmp_path))
+    found = imported("wise", tmp_path)
     assert found["wise time"] == found["wise chemistry"] == "0.7"
-    assert found["wise"] == f"{0.4 * 0.675 + 0.6 * 0.7:.4g}"
+    assert "wise" not in found, "398 prompts are missing"
+    rest = [judged(number, 1, 1, 1) for number in range(2, 400)]
+    (tmp_path / "rest.jsonl").write_text("\n".join(rest))
+    cultural = (1 + 0.35 + 398 * 0.5) / 400
+    assert imported("wise", tmp_path)["wise"] == f"{0.4 * cultural + 0.6 * 0.7:.6g}"
     for line, message in (
-        (judged(3, 999, 999, 999), "the judge did not answer for prompt 3: run gpt_eval.py again"),
+        (judged(3, 999, 999, 999), "prompt 3 has the scores ... if the judge did not answer"),
         (judged(1, 1, 1, 1), "prompt 1 is scored twice"),
-        (judged(1001, 1, 1, 1), "prompt 1001 has the scores"),
+        (judged(1001, 1, 1, 1), "there is no prompt 1001 in wise, which has 1 to 1000"),
         (judged(5, 3, 1, 1), "prompt 5 has the scores"),
     ):
-        (tmp_path / "others.jsonl").write_text(line)
+        (tmp_path / "rest.jsonl").write_text(line)
         with pytest.raises(DataError) as caught:
             import_scores("wise", tmp_path)
         tells(caught.value, f"{tmp_path}: is not a file of wise's scorer (ValueError: {message}")
@@ -501,11 +534,7 @@ def test_geneval_2_reads_a_path_for_each_prompt(finished: Path, tmp_path: Path) 
     with pytest.raises(DataError) as caught:
         export("geneval2", finished, tmp_path / "none")
     tells(caught.value, f"{finished}: has no questions of GenEval 2 ... geneval2-v1")
-    path = finished / "samples.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    for row in rows:
-        row["metadata"] = {"prompt": row["prompt"], **ATOMS}
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told_of(finished, lambda row: {"prompt": row["prompt"], **ATOMS})
     out = export("geneval2", finished, tmp_path / "out")
     paths = json.loads((out / "image_paths.json").read_text())
     assert paths == {"a red dog": str(out / "000000.png"), "two / cats": str(out / "000001.png")}
@@ -532,12 +561,12 @@ def test_soft_tifa_by_hand(tmp_path: Path) -> None:
     """Arithmetic means 0.5 and 0.5, geometric means sqrt(0.25 * 0.75) and 0."""
     path = tmp_path / "score_lists.json"
     path.write_text("[[0.25, 0.75], [0, 1, 0.5]]")
-    assert dict(import_scores("geneval2", path)) == {
+    assert imported("geneval2", path) == {
         "geneval2 soft-tifa am": "50",
-        "geneval2 soft-tifa gm": f"{100 * math.sqrt(0.25 * 0.75) / 2:.4g}",
+        "geneval2 soft-tifa gm": f"{100 * math.sqrt(0.25 * 0.75) / 2:.6g}",
     }
     path.write_text("[[0.25], [0.75]]")
-    assert dict(import_scores("geneval2", path)) == {"geneval2 vqascore": "50"}
+    assert imported("geneval2", path) == {"geneval2 vqascore": "50"}
     for text in ("[[0.5, 1.5]]", "[[]]", "[0.5]", "[[NaN, 0.5]]", '[["a"]]'):
         path.write_text(text)
         with pytest.raises(DataError) as caught:
@@ -553,7 +582,7 @@ def test_soft_tifa_by_hand(tmp_path: Path) -> None:
 def test_soft_tifa_is_scipys(lists: list[list[float]]) -> None:
     from scipy.stats import gmean
 
-    found = _from_geneval2(json.dumps(lists))
+    found = {one.name: one.value for one in _from_geneval2([json.dumps(lists)])}
     assert found["geneval2 soft-tifa gm"] == pytest.approx(100 * np.mean([gmean(x) for x in lists]))
     assert found["geneval2 soft-tifa gm"] <= found["geneval2 soft-tifa am"] + 1e-9
 
@@ -702,8 +731,8 @@ def test_gedit_scores_by_hand(tmp_path: Path) -> None:
     first = gedit_scores("en", GEDIT[0], ("a", 4, 9, True), ("b", 1, 1, False), ("c", 0, 5, True))
     path = tmp_path / f"mine_{GEDIT[0]}_gpt_score.csv"
     path.write_text(head + first)
-    assert dict(import_scores("gedit", path)) == {
-        f"gedit en {GEDIT[0]}": f"{7 / 3:.4g}",
+    assert imported("gedit", path) == {
+        f"gedit en {GEDIT[0]}": f"{7 / 3:.6g}",
         f"gedit en intersection {GEDIT[0]}": "3",
     }
     others = [gedit_scores("en", kind, ("a", 9, 4, False)) for kind in GEDIT[1:]]
@@ -711,10 +740,10 @@ def test_gedit_scores_by_hand(tmp_path: Path) -> None:
         (tmp_path / f"mine_{kind}_gpt_score.csv").write_text(head + text)
     # the file of all repeats them, and each is counted once
     (tmp_path / "mine_combined_gpt_score.csv").write_text(head + first + "".join(others))
-    found = dict(import_scores("gedit", tmp_path))
-    assert found["gedit en overall"] == f"{(7 / 3 + 10 * 6) / 11:.4g}"
-    assert found["gedit en semantics"] == f"{(5 / 3 + 10 * 9) / 11:.4g}"
-    assert found["gedit en quality"] == f"{(5 + 10 * 4) / 11:.4g}"
+    found = imported("gedit", tmp_path)
+    assert found["gedit en overall"] == f"{(7 / 3 + 10 * 6) / 11:.6g}"
+    assert found["gedit en semantics"] == f"{(5 / 3 + 10 * 9) / 11:.6g}"
+    assert found["gedit en quality"] == f"{(5 + 10 * 4) / 11:.6g}"
     assert "gedit en intersection overall" not in found, "ten kinds have none in both languages"
     for text in (
         gedit_scores("en", "no_kind", ("a", 1, 1, True)),

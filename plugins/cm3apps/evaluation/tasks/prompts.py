@@ -5,8 +5,9 @@
     FILE.jsonl    a line a prompt, {"prompt": ..., anything else}: GenEval's evaluation_metadata.jsonl,
                   GenEval 2's geneval2_data.jsonl
     FILE.txt      a line a prompt: T2I-CompBench's examples/dataset/color_val.txt
-    FILE.json     a list of {"prompt_id": 1, "Prompt": ...}: WISE's data/natural_science.json
-    FOLDER        a file NAME.txt a prompt: DPG-Bench's prompts; or such lists, but for NAME_rewrite.json: WISE's data
+    FILE.json     a list of {"prompt_id": 1, "Prompt": ...}: WISE's data_verified/natural_science_verified.json
+    FOLDER        a file NAME.txt a prompt: DPG-Bench's prompts; or such lists, but for NAME_rewrite.json: WISE's
+                  data_verified, or WISE_legacy/data
 
 `scenes`: plain shapes, whose pictures an exact checker can judge (see `cm3apps.evaluation.scene_checker`):
 counting, colour, position, two objects. They are GenEval's questions with a known truth. The prompts are all
@@ -99,8 +100,13 @@ def _of_lists(paths: Sequence[Path]) -> list[tuple[str, dict[str, Any]]]:
                 str(path), "is not a list of prompts", 'write [{"prompt_id": 1, "Prompt": "..."}]'
             ) from error
         for number, row in own:
-            if number in found:
-                raise DataError(str(path), f"has the prompt {number} again", "give each id once")
+            # WISE_Verified's merge.json repeats the other files
+            if found.get(number, row) != row:
+                raise DataError(
+                    str(path),
+                    f"has another prompt {number} than a file before it",
+                    "give the files of one edition",
+                )
             found[number] = row
     return [(str(number), row) for number, row in sorted(found.items())]
 
