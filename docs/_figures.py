@@ -407,6 +407,17 @@ def _torchumm() -> list[str]:
     return _table(" | ".join(found["columns"]), rows)
 
 
+def _scorers() -> list[str]:
+    """The official scorers whose own code wrote what `cm3 eval import` is tested with."""
+    rows = []
+    for name, one in stored("scorers.json").items():
+        commit = f"https://github.com/{one['repository']}/tree/{one['commit']}"
+        files = ", ".join(f"`{Path(path).name}`" for path in one["files"] if path.endswith(".py"))
+        pinned = f"[{one['repository']}@{one['commit'][:7]}]({commit}), {one['date']}"
+        rows.append((f"`{name}`", pinned, files, one["replaced"], one.get("untried", "")))
+    return _table("benchmark | commit | executed | replaced by a stub | not tried", rows)
+
+
 def _postgres_clients() -> list[str]:
     """Queries a second of a database of 200,000 documents, by threads and connections."""
     rows: dict[tuple[int, int], list[str]] = {}
@@ -883,7 +894,7 @@ def tables() -> dict[str, dict[str, list[str]]]:
             "upscalers": _upscalers(),
         },
         "models.md": {"large model": _large_model()},
-        "evaluation.md": {"torchumm": _torchumm(), "usable": _usable()},
+        "evaluation.md": {"scorers": _scorers(), "torchumm": _torchumm(), "usable": _usable()},
         "own-pictures.md": {"colour-codes": _colour_codes()},
         "quickstart.md": {"quickstart": _quickstart()},
         "speedrun.md": {"speedrun": _speedrun()},
