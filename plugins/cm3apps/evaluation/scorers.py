@@ -120,7 +120,7 @@ def import_scores(what: str, path: Path) -> list[Imported]:
                 raise ValueError(f"{one.name} is {one.value}")
     except (
         *(ValueError, KeyError, TypeError, AttributeError, IndexError),
-        *(ZeroDivisionError, RecursionError, csv.Error),
+        *(ArithmeticError, RecursionError, csv.Error),
     ) as error:
         raise DataError(
             str(path),

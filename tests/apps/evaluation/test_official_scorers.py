@@ -5,15 +5,17 @@ pictures that `cm3 eval export` wrote, and only the network that judges was a st
 CM3_SCORERS=FOLDER, a folder of clones at these commits under their repositories' names (`GenEval2`, ...), that code is run again;
 it needs pandas and regex.
 
-Not tried: T2I-CompBench's scores by UniDet and by multimodal LLMs, whose files have the form of those of BLIP and CLIP; the
-networks themselves, their packages and a GPU.
+Not tried: T2I-CompBench's 3D_spatial_eval.py, whose file has the form of that of 2D_spatial_eval.py, and its scorers by
+multimodal LLMs; the networks themselves, their packages and a GPU.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import re
 import subprocess
@@ -71,8 +73,8 @@ def dpg(folder: Path) -> Iterator[Printed]:
 
 
 def t2i_compbench(folder: Path) -> Iterator[Printed]:
-    for name in ("blip", "clip", "3_in_1"):
-        [score] = re.findall(r"(?:score|avg): ([\d.]+)", (folder / f"{name}.txt").read_text())
+    for name in ("blip", "clip", "spatial", "numeracy", "3_in_1"):
+        [score] = re.findall(r"(?:score|avg): ?([\d.]+)", (folder / f"{name}.txt").read_text())
         yield "t2i-compbench", folder / f"{name}.json", {"t2i-compbench": score}
 
 
@@ -343,3 +345,45 @@ def test_what_is_no_number_is_no_score(tmp_path: Path, what: str, text: str) -> 
     path.write_text(text)
     with pytest.raises(DataError, match=f"is not a file of {what}'s scorer"):
         import_scores(what, path)
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+#: Rows with the keys that the scorers write, and any values.
+_ROWS = st.lists(
+    st.fixed_dictionaries(
+        {},
+        optional=dict.fromkeys(
+            (
+                "tag",
+                "correct",
+                "question_id",
+                "answer",
+                "prompt_id",
+                "score",
+                "consistency",
+                "realism",
+                "aesthetic_quality",
+            ),
+            _JSON | st.just(10**400),
+        ),
+    ),
+    max_size=3,
+)
+
+
+@given(_ROWS | _JSON, st.sampled_from(["geneval", "geneval2", "t2i-compbench", "wise", "imgedit"]))
+def test_other_json_is_refused_or_read(
+    tmp_path_factory: pytest.TempPathFactory, values: Any, what: str
+) -> None:
+    path = tmp_path_factory.mktemp("scores") / "scores.json"
+    rows = values if isinstance(values, list) else [values]
+    lines = "\n".join(map(json.dumps, rows))
+    path.write_text(lines if what in ("geneval", "wise") else json.dumps(values))
+    with contextlib.suppress(DataError):
+        assert all(math.isfinite(one.value) for one in import_scores(what, path))
