@@ -53,11 +53,13 @@ def finished(tmp_path: Path) -> Path:
     return folder
 
 
-def told_of(folder: Path, tell: Callable[[dict[str, Any]], dict[str, Any]]) -> Path:
+def with_metadata(folder: Path, metadata_of: Callable[[dict[str, Any]], dict[str, Any]]) -> Path:
     """The folder, its samples with a benchmark's metadata, made from each."""
     path = folder / "samples.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    path.write_text("".join(json.dumps({**row, "metadata": tell(row)}) + "\n" for row in rows))
+    path.write_text(
+        "".join(json.dumps({**row, "metadata": metadata_of(row)}) + "\n" for row in rows)
+    )
     return folder
 
 
@@ -73,7 +75,7 @@ def test_geneval_has_a_folder_a_prompt(finished: Path, tmp_path: Path) -> None:
         caught.value,
         f"{finished}: has no objects of GenEval for the prompt 'a red dog' ... geneval-v1",
     )
-    told_of(finished, lambda row: {"prompt": row["prompt"], "tag": "two_object"})
+    with_metadata(finished, lambda row: {"prompt": row["prompt"], "tag": "two_object"})
     out = export("geneval", finished, tmp_path / "out")
     names = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
     assert names == [
@@ -402,7 +404,7 @@ def test_wise_pictures_are_named_by_ids(finished: Path, tmp_path: Path) -> None:
         caught.value,
         f"{finished}: has no id of WISE for the prompt 'a red dog' ... wise-verified-v1",
     )
-    told_of(finished, lambda row: {"prompt_id": (401, 7, 401)[row["index"]]})
+    with_metadata(finished, lambda row: {"prompt_id": (401, 7, 401)[row["index"]]})
     out = export("wise", finished, tmp_path / "wise")
     assert sorted(one.name for one in out.iterdir()) == ["401.png", "7.png"]
     assert open_image(out / "401.png")[0, 0, 0] == 0, "the first picture of a prompt"
@@ -534,7 +536,7 @@ def test_geneval_2_reads_a_path_for_each_prompt(finished: Path, tmp_path: Path) 
     with pytest.raises(DataError) as caught:
         export("geneval2", finished, tmp_path / "none")
     tells(caught.value, f"{finished}: has no questions of GenEval 2 ... geneval2-v1")
-    told_of(finished, lambda row: {"prompt": row["prompt"], **ATOMS})
+    with_metadata(finished, lambda row: {"prompt": row["prompt"], **ATOMS})
     out = export("geneval2", finished, tmp_path / "out")
     paths = json.loads((out / "image_paths.json").read_text())
     assert paths == {"a red dog": str(out / "000000.png"), "two / cats": str(out / "000001.png")}
