@@ -17,7 +17,7 @@ from starlette.routing import Route
 from cm3apps.server import chat_api, field_tables, images_api, sets_api
 from cm3apps.server.documents import ORIGINALS, file_of_original, no_original
 from cm3apps.server.errors import APIError, internal
-from cm3apps.server.facts import facts_of
+from cm3apps.server.facts import FACTS, facts, shown_facts
 from cm3apps.server.field_tables import reference_page, schema
 from cm3apps.server.guard import Guard
 from cm3apps.server.http import Endpoint, answer_to
@@ -42,6 +42,10 @@ FILES = {
         )
     },
 }
+#: Paths that need no token: the page's files and the API's description, which have no secrets, and the server's health.
+OPEN_PATHS = frozenset({*FILES, "/docs", "/openapi.json", "/healthz", "/readyz"})
+#: Pages that links on other sites may open.
+PAGES = frozenset({"/"})
 
 
 def endpoints(workshop: Workshop, metrics: Metrics) -> list[Endpoint]:
@@ -86,6 +90,15 @@ def endpoints(workshop: Workshop, metrics: Metrics) -> list[Endpoint]:
             "Extract the structure of a picture (edges, lines, ...) for the field `condition`",
         ),
         Endpoint(
+            FACTS,
+            (field_tables.model_field(),),
+            partial(facts, workshop),
+            limits,
+            metrics,
+            workshop.gate,
+            "Load a model if it is not in memory, and return its facts",
+        ),
+        Endpoint(
             "/v1/chat/completions",
             field_tables.chat_fields(limits),
             partial(chat_api.completions, workshop),
@@ -127,15 +140,21 @@ def make_app(
         Route("/v1/models", api.models, methods=["GET"]),
         Route("/v1/models/{name:path}", api.model, methods=["GET"]),
         Route(ORIGINALS, api.original, methods=["GET"]),
-        Route("/studio/facts", api.facts, methods=["GET"]),
+        Route(FACTS, api.facts, methods=["GET"]),
         *(Route(one.path, one, methods=["POST"]) for one in generating),
     ]
     app = Starlette(
         routes=routes, exception_handlers={HTTPException: _http_error, Exception: _failed}
     )
     app.router.redirect_slashes = False
-    opened = {*files, "/healthz", "/readyz"}
-    return Guard(app, token=token, hosts=hosts, open_paths=opened, refused=metrics.refused)
+    return Guard(
+        app,
+        token=token,
+        hosts=hosts,
+        open_paths=OPEN_PATHS,
+        pages=PAGES,
+        refused=metrics.refused,
+    )
 
 
 def _file(name: str, media_type: str) -> tuple[bytes, str]:
@@ -157,36 +176,33 @@ class _Sent:
 
 
 class _Reading:
-    """The read-only routes."""
+    """The read-only routes. None loads a model or drops one: a browser sends a GET for any picture on any page."""
 
     def __init__(self, workshop: Workshop, metrics: Metrics) -> None:
         self.workshop, self.metrics = workshop, metrics
 
     async def health(self, _: Request) -> Response:
-        """Liveness: 503 if an engine has stopped or is stuck."""
-        pool, queue = self.workshop.pool, self.workshop.queue
-        trouble = pool.trouble(self.workshop.limits.stuck_seconds)
-        state = {
-            "status": "ok" if trouble is None else "failing",
-            "models": pool.loaded,
-            "waiting": queue.waiting,
-            "in_flight": queue.in_flight,
-        }
+        """Liveness: 503 if an engine has stopped or is stuck. Needs no token, so it names no model."""
+        trouble = self._trouble()
         if trouble is not None:
-            state["reason"] = trouble
-        return JSONResponse(state, 200 if trouble is None else 503)
+            return JSONResponse({"status": "failing", "reason": trouble}, 503)
+        return JSONResponse({"status": "ok"})
 
     async def ready(self, _: Request) -> Response:
-        """Readiness: 503 also if no model is in memory or the queue is full."""
-        pool, queue = self.workshop.pool, self.workshop.queue
-        reason = pool.trouble(self.workshop.limits.stuck_seconds)
-        if reason is None and not pool.loaded:
+        """Readiness: 503 also if no model is in memory or the queue is full. Needs no token, so it names no model."""
+        queue, reason = self.workshop.queue, self._trouble()
+        if reason is None and not self.workshop.pool.loaded:
             reason = "no model is loaded yet"
         if reason is None and queue.waiting >= queue.most_waiting:
-            reason = f"{queue.waiting} requests are already waiting"
+            reason = "the queue is full"
         if reason is not None:
             return JSONResponse({"status": "not ready", "reason": reason}, 503)
         return JSONResponse({"status": "ready"})
+
+    def _trouble(self) -> str | None:
+        if self.workshop.pool.trouble(self.workshop.limits.stuck_seconds) is None:
+            return None
+        return "an engine has stopped or is stuck; the log says which"
 
     async def metrics_text(self, _: Request) -> Response:
         """For Prometheus."""
@@ -205,7 +221,7 @@ class _Reading:
             return _answer(error)
 
     async def original(self, request: Request) -> Response:
-        """The source file of a document that was prepended for a recent result."""
+        """The source file of a document that was prepended for a recent result of a model in memory."""
         id = request.query_params.get("id", "")
         try:
             name = self.workshop.pool.name_of(request.query_params.get("model"))
@@ -215,7 +231,7 @@ class _Reading:
                     id,
                     "was not prepended for a recent result. Next: draw the picture again, then repeat this request",
                 )
-            async with self.workshop.pool.use(name) as loaded:
+            with self.workshop.pool.held(name) as loaded:
                 original = await in_thread(loaded.model.original, document)
             if original is None:
                 raise no_original(id, "the memory has no file of this document")
@@ -227,30 +243,14 @@ class _Reading:
         return Response(content, media_type=media_type, headers=headers)
 
     async def facts(self, request: Request) -> Response:
-        """The facts about a model that the page shows."""
+        """The facts about a model in memory."""
         pool = self.workshop.pool
         try:
             name = pool.name_of(request.query_params.get("model"))
-            async with pool.use(name) as loaded:
-                facts = await in_thread(facts_of, loaded, name, self.workshop)
+            with pool.held(name) as loaded:
+                return JSONResponse(await in_thread(shown_facts, loaded, name, self.workshop))
         except Exception as error:  # any error becomes a response in the API's format
-            return _answer(answer_to(error, "/studio/facts"))
-        limits = self.workshop.limits
-        return JSONResponse(
-            facts
-            | {
-                "limits": {
-                    "n": limits.number,
-                    "candidates": limits.candidates,
-                    "at_once": limits.at_once,
-                    "prompt_characters": limits.prompt_characters,
-                    "body_bytes": limits.body_bytes,
-                    "picture_pixels": limits.picture_pixels,
-                    "pictures": limits.pictures,
-                    "side": limits.side,
-                }
-            }
-        )
+            return _answer(answer_to(error, FACTS))
 
 
 def _described(name: str) -> Mapping[str, Any]:

@@ -8,7 +8,6 @@ started; `ray` does.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
 import logging
 import secrets
@@ -228,39 +227,3 @@ def event_name(event: bytes, number: int) -> object:
 
 def _is_stream(head: Message) -> bool:
     return Headers(raw=head["headers"]).get("content-type", "").startswith("text/event-stream")
-
-
-class LocalOnly:
-    """Guards an application without a token: only clients of this machine are answered, whatever address the
-    server listens on. Requests through a proxy would look local, so they are refused.
-
-    Args:
-        app: the application.
-    """
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or refuse it."""
-        if scope["type"] == "http" and not is_local(scope):
-            refusal = APIError(
-                403,
-                "without a token only clients of the server's own machine are answered; set "
-                "CM3_SERVE_TOKEN, or token_file, where the server is started",
-                code="token_needed",
-            )
-            await Reply(send).fail(refusal)
-            return
-        await self.app(scope, receive, send)
-
-
-def is_local(scope: Scope) -> bool:
-    """Whether a request comes from this machine and not through a proxy."""
-    headers = Headers(scope=scope)
-    if any(name in headers for name in ("x-forwarded-for", "x-real-ip", "forwarded")):
-        return False
-    try:
-        return ipaddress.ip_address((scope.get("client") or ("",))[0]).is_loopback
-    except ValueError:
-        return False

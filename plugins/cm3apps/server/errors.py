@@ -71,13 +71,15 @@ _FRAMING_CODES = {
 
 
 def framing(status: int, cause: str) -> APIError:
-    """The error for a request that is not valid HTTP, or is too large or too slow.
+    """The error for a request that is not valid HTTP, or is too large or too slow. It closes the connection, because nobody
+    knows where the next request begins (RFC 9112, sections 6.1 and 6.3).
 
     >>> framing(408, "its head did not arrive within 10 s").message
     "the request can't be read: its head did not arrive within 10 s"
     """
     code = _FRAMING_CODES.get(status, "bad_request")
-    return APIError(status, f"the request can't be read: {cause}", code=code)
+    cause = f"the request can't be read: {cause}"
+    return APIError(status, cause, code=code, headers={"Connection": "close"})
 
 
 def of_model(error: CM3Error) -> APIError:

@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Any
 from cm3apps.server.images_api import can_trace
 from cm3apps.server.tasks import able
 from cm3core.errors import CM3Error
+from cm3run.model.async_engine import in_thread
 from cm3run.prompting import AnsweringRetrieverConfig
 
 if TYPE_CHECKING:
+    from cm3apps.server.intake import Intake
     from cm3apps.server.tasks import Workshop
     from cm3run.model.aio import AsyncModel
     from cm3run.model.model import Model
 
+#: The route: GET reads the facts of a model in memory, POST loads it first.
+FACTS = "/studio/facts"
 #: Maximum number of texts to read for styles and examples.
 MOST_READ = 5000
 MOST_STYLES = 24
@@ -113,6 +117,30 @@ def facts_of(loaded: AsyncModel, name: str, workshop: Workshop) -> dict[str, Any
         "examples": examples_of(texts),
         "max_text_tokens": model.recipe.data.max_text_tokens,
     }
+
+
+def shown_facts(loaded: AsyncModel, name: str, workshop: Workshop) -> dict[str, Any]:
+    """The facts about a model, and the limits of requests."""
+    limits = workshop.limits
+    return facts_of(loaded, name, workshop) | {
+        "limits": {
+            "n": limits.number,
+            "candidates": limits.candidates,
+            "at_once": limits.at_once,
+            "prompt_characters": limits.prompt_characters,
+            "body_bytes": limits.body_bytes,
+            "picture_pixels": limits.picture_pixels,
+            "pictures": limits.pictures,
+            "side": limits.side,
+        }
+    }
+
+
+async def facts(workshop: Workshop, intake: Intake) -> dict[str, Any]:
+    """`POST /studio/facts`: load the model if it is not in memory."""
+    name = workshop.pool.name_of(intake.values.get("model"))
+    async with workshop.pool.use(name) as loaded:
+        return await in_thread(shown_facts, loaded, name, workshop)
 
 
 def drawn_styles(styles: Sequence[str], model: Model) -> list[str]:

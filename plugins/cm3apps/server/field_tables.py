@@ -128,6 +128,13 @@ def sampling_fields(limits: Limits) -> tuple[Field, ...]:
     )
 
 
+def model_field() -> Field:
+    """The field of routes that use a model."""
+    return Field(
+        name="model", sort="text", most=300, help="one of /v1/models; the first by default"
+    )
+
+
 def draw_field() -> Field:
     """The field of routes that draw prompts."""
     return Field(
@@ -148,7 +155,7 @@ def picture_fields(limits: Limits) -> tuple[Field, ...]:
             ours=True,
             help="also return each picture as an SVG: the drawing that the model wrote, or the picture traced",
         ),
-        Field(name="model", sort="text", most=300, help="one of /v1/models; the first by default"),
+        model_field(),
         Field(
             name="n",
             sort="whole",
@@ -276,7 +283,7 @@ def edit_fields(limits: Limits) -> tuple[Field, ...]:
 def chat_fields(limits: Limits) -> tuple[Field, ...]:
     """`POST /v1/chat/completions`."""
     return (
-        Field(name="model", sort="text", most=300, help="one of /v1/models; the first by default"),
+        model_field(),
         Field(
             name="messages",
             sort="list",
@@ -385,16 +392,16 @@ _ERROR = {
 #: Read-only routes: path -> what they return.
 READING = {
     "/v1/models": "The served models",
-    "/healthz": "Liveness, and how busy the server is; 503: an engine has stopped or is stuck",
+    "/healthz": "Liveness; 503: an engine has stopped or is stuck",
     "/readyz": "Readiness for requests; 503: not ready",
     "/metrics": "Counters for Prometheus",
-    "/studio/facts": "The facts about a model that the page shows (?model=NAME)",
+    "/studio/facts": "The facts about a model in memory that the page shows (?model=NAME); 409: it is not in memory",
 }
 
 
 def schema(endpoints: Sequence[Endpoint], has_token: bool) -> dict[str, Any]:
     """The API's description in OpenAPI 3.1."""
-    paths: dict[str, Any] = {
+    paths: dict[str, dict[str, Any]] = {
         path: {
             "get": {"summary": summary, "responses": {"200": {"description": "see the summary"}}}
         }
@@ -404,21 +411,19 @@ def schema(endpoints: Sequence[Endpoint], has_token: bool) -> dict[str, Any]:
         content = {"application/json": {"schema": _object(endpoint.fields, form=False)}}
         if endpoint.forms:
             content["multipart/form-data"] = {"schema": _object(endpoint.fields, form=True)}
-        paths[endpoint.path] = {
-            "post": {
-                "summary": endpoint.summary,
-                "requestBody": {"required": True, "content": content},
-                "responses": {
-                    "200": {
-                        "description": "the results; with stream: server-sent events",
-                        "content": {"application/json": {}, "text/event-stream": {}},
-                    },
-                    "default": {
-                        "description": "an error, in the format of OpenAI's API",
-                        "content": {"application/json": {"schema": _ERROR}},
-                    },
+        paths.setdefault(endpoint.path, {})["post"] = {
+            "summary": endpoint.summary,
+            "requestBody": {"required": True, "content": content},
+            "responses": {
+                "200": {
+                    "description": "the results; with stream: server-sent events",
+                    "content": {"application/json": {}, "text/event-stream": {}},
                 },
-            }
+                "default": {
+                    "description": "an error, in the format of OpenAI's API",
+                    "content": {"application/json": {"schema": _ERROR}},
+                },
+            },
         }
     described: dict[str, Any] = {
         "openapi": "3.1.0",

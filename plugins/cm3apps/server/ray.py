@@ -253,15 +253,19 @@ class Doors:
     def __init__(
         self, engine: Any, limits: Limits, token: str | None, hosts: Collection[str]
     ) -> None:
-        from cm3apps.server.app import FILES
-        from cm3apps.server.door import Door, LocalOnly
+        from cm3apps.server.app import OPEN_PATHS, PAGES
+        from cm3apps.server.door import Door
         from cm3apps.server.guard import LOOPBACK, Guard
 
         self._engine = engine.options(stream=True)
-        opened = {*FILES, "/docs", "/openapi.json", "/healthz", "/readyz"}
-        names = None if token is not None else {*LOOPBACK, *map(str.lower, hosts)}
-        guarded = Guard(Door(self._call, limits), token=token, hosts=names, open_paths=opened)
-        self._app = guarded if token is not None else LocalOnly(guarded)
+        self._app = Guard(
+            Door(self._call, limits),
+            token=token,
+            hosts=None if token is not None else {*LOOPBACK, *map(str.lower, hosts)},
+            open_paths=OPEN_PATHS,
+            pages=PAGES,
+            only_local=token is None,
+        )
 
     def __serve_build_asgi_app__(self) -> Any:
         """Answer Ray's health check."""

@@ -19,9 +19,10 @@ import uvicorn
 
 from cm3apps.server import images_api
 from cm3apps.server.app import make_app
+from cm3apps.server.connections import config_of
 from cm3apps.server.errors import APIError
 from cm3apps.server.facts import facts_of
-from cm3apps.server.guard import LOOPBACK, MOST_HEAD, Keeper
+from cm3apps.server.guard import LOOPBACK
 from cm3apps.server.http import Metrics
 from cm3apps.server.intake import Intake
 from cm3apps.server.scheduling import FairQueue, ModelPool
@@ -218,16 +219,11 @@ def http_server(settings: Settings, workshop: Workshop, metrics: Metrics) -> uvi
     hosts = None
     if settings.token is None:
         hosts = {*LOOPBACK, settings.host.lower(), *map(str.lower, settings.allowed_hosts)}
-    config = uvicorn.Config(
+    config = config_of(
         make_app(workshop, metrics, token=settings.token, hosts=hosts),
-        log_config=None,
-        access_log=False,
-        server_header=False,
+        settings.limits,
+        metrics.refused,
         lifespan="off",
-        ws="none",
-        http=Keeper(settings.limits, metrics.refused),  # type: ignore[arg-type]  # makes connections, as a class would
-        h11_max_incomplete_event_size=MOST_HEAD,
-        timeout_keep_alive=max(1, round(settings.limits.idle_seconds)),
         timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
     )
     return _Server(config)

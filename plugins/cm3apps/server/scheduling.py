@@ -9,8 +9,8 @@ import logging
 import math
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -93,6 +93,29 @@ class ModelPool:
             APIError: 503 if the model can't be loaded.
         """
         one = await self._take(name)
+        try:
+            yield one.model
+        finally:
+            one.users -= 1
+            self._freed.set()
+
+    @contextmanager
+    def held(self, name: str) -> Iterator[AsyncModel]:
+        """Context with a model that is in memory, which stays there meanwhile; for requests that must not load one.
+
+        Raises:
+            APIError: 409 if it is not in memory.
+        """
+        one = self._loaded.get(name)
+        if one is None:
+            raise APIError(
+                409,
+                f"the model {name!r} is not in memory, and a GET does not load it. Next: use it in a POST, then repeat this "
+                "request",
+                param="model",
+                code="model_not_loaded",
+            )
+        one.users += 1
         try:
             yield one.model
         finally:

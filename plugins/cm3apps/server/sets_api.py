@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cm3apps.cli._picture_files import LICENCES, file_names, sheet, styled, write_zip
 from cm3apps.server.errors import invalid_value
-from cm3apps.server.field_tables import draw_field, sampling_fields
+from cm3apps.server.field_tables import draw_field, model_field, sampling_fields
 from cm3apps.server.fields import Field, shown
 from cm3apps.server.images_api import Answer, Asked, Reply, can_trace
 from cm3apps.server.intake import Intake
@@ -56,7 +56,7 @@ def set_fields(limits: Limits) -> tuple[Field, ...]:
             ours=True,
             help=f"formats of each picture in the zip, of {', '.join(FORMATS)}; png by default",
         ),
-        Field(name="model", sort="text", most=300, help="one of /v1/models; the first by default"),
+        model_field(),
         Field(
             name="size",
             sort="text",

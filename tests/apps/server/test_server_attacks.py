@@ -19,8 +19,8 @@ from starlette.datastructures import Headers
 from attacks import bombs, cases
 from attacks.victim import MIB, Victim, victim
 from attacks.wires import CUT, answer_of, ask, head, post, whole_answer, wire
+from cm3apps.server.connections import Keeper
 from cm3apps.server.errors import APIError
-from cm3apps.server.guard import Keeper
 from cm3apps.server.intake import Structure, body_of
 from cm3apps.server.settings import Limits
 from messages import tells

@@ -79,7 +79,7 @@ def test_they_share_the_batch():
 def test_a_client_that_goes_away_frees_its_rows_at_once(stream, caplog):
     caplog.set_level(logging.INFO, "cm3.serve")
     with served({"toy": toy(0.05, 100)}) as server:
-        httpx.get(server.url + "/studio/facts")
+        server.load()
         pool, queue = server.workshop.pool, server.workshop.queue
         body = {"prompt": "red", "n": 10, "stream": stream, "partial_images": 3 if stream else 0}
         with (
@@ -185,7 +185,7 @@ def test_a_model_that_is_forced_edits_and_answers():
         edited = server.post("/v1/images/edits", sampler=None, **body).json()["data"]
         answer = server.post(CHAT, seed=3, **asked).json()["choices"][0]["message"]
         drawn = server.post(CHAT, seed=3, modalities=["image"], **asked).json()
-        facts = httpx.get(server.url + "/studio/facts").json()
+        facts = server.post("/studio/facts").json()
     for one, own in zip(edited, model.edit(whole, "blue", 2, seed=3), strict=True):
         assert (open_image(base64.b64decode(one["b64_json"])) == own.pixels).all()
     assert answer["content"] == model.ask(whole, "why?", seed=3).text

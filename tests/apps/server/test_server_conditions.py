@@ -6,7 +6,6 @@ import base64
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 
@@ -71,7 +70,7 @@ def test_large_pictures_are_drawn_smaller(server: Served) -> None:
 
 
 def test_the_page_is_told_what_can_be_drawn(server: Served) -> None:
-    facts = httpx.get(server.url + "/studio/facts").json()
+    facts = server.post("/studio/facts").json()
     offered = {one["name"]: one["feature"] for one in facts["conditions"]}
     # those from texts, without weights, and pictures as they are, are left out
     assert offered == {

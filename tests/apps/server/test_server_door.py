@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from cm3apps.server import door
-from cm3apps.server.door import SEED, Door, LocalOnly, ServerLost, ServersBusy
+from cm3apps.server.door import SEED, Door, ServerLost, ServersBusy
+from cm3apps.server.guard import Guard
 from cm3apps.server.sending import Event
 from cm3apps.server.settings import Limits
 from messages import tells
@@ -213,7 +214,8 @@ def test_without_a_token_only_this_machine_is_answered(client, headers, answered
         sent.append(message)
 
     scope = {"type": "http", "client": client, "headers": headers, "path": "/"}
-    asyncio.run(LocalOnly(inner)(scope, lambda: None, send))
+    guard = Guard(inner, token=None, hosts=None, only_local=True)
+    asyncio.run(guard({**scope, "method": "GET"}, lambda: None, send))
     assert bool(seen) == answered
     if not answered:
         assert error_of(sent)[0] == 403

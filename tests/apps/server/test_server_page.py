@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -314,6 +313,7 @@ def test_a_phone_shows_all_of_it(browser, server):
 
 def test_the_token_is_asked_for(browser):
     with served(token="a-long-enough-token") as server:
+        server.load()
         context = browser.new_context()
         page = context.new_page()
         page.goto(server.url)
@@ -337,7 +337,7 @@ def test_the_page_asks_for_nothing_from_elsewhere(server):
             re.findall(r"(?:https?:)?//[\w.-]+\.\w+", text.replace("http://www.w3.org", "")) == []
         )
         assert "innerHTML" not in text
-    assert json.loads(httpx.get(server.url + "/studio/facts").text)["tasks"] == [
+    assert server.post("/studio/facts").json()["tasks"] == [
         "draw",
         "fill",
         "caption",

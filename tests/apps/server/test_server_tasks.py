@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 
@@ -70,7 +69,7 @@ def test_what_models_can_do_is_what_they_were_tuned_for():
 
 def test_parts_of_a_sequence_are_not_offered(server):
     assert able(model_of_sequences(), ()) == ["draw", "caption"]
-    facts = httpx.get(f"{server.url}/studio/facts", params={"model": "sequences"}).json()
+    facts = server.post("/studio/facts", model="sequences").json()
     assert facts["tasks"] == ["draw", "caption"]
     marked = {"images": [{"image_url": URL}], "mask": {"image_url": URL_OF_MASK}}
     answer = server.post(EDIT, model="sequences", prompt="red", num_retrieved=0, **marked)

@@ -5,6 +5,7 @@ import { element } from "/results.js";
 
 export const $ = (id) => document.getElementById(id);
 export const GENERATE = "/v1/images/generations", EDIT = "/v1/images/edits", CHAT = "/v1/chat/completions", SETS = "/v1/sets", CONDITIONS = "/v1/conditions";
+export const NO_MODEL = "No model is loaded. Load one first.";
 const LONGEST_SIDE = 512;
 
 // The facts of the chosen model (/studio/facts), and the request that "Stop" aborts.
@@ -62,6 +63,7 @@ function replaceWord(field, word, near, place) {
 export async function opened(file, size = null) {
   const { facts } = state;
   if (!file) throw new Refusal("No file was chosen.", 0);
+  if (!facts) throw new Refusal(NO_MODEL, 0);
   if (file.size > facts.limits.body_bytes) throw new Refusal(`This file is too large: ${Math.round(file.size / 2 ** 20)} MiB, at most ${Math.floor(facts.limits.body_bytes / 2 ** 20)} MiB.`, 0);
   let bitmap;
   try { bitmap = await createImageBitmap(file); } catch { throw new Refusal("This file can't be read as a picture. Choose a PNG, JPEG, WebP, GIF or BMP.", 0); }

@@ -2,7 +2,7 @@
 // supports them.
 
 import { Refusal, stream } from "/api.js";
-import { $, CHAT, can, notice, opened, say, state } from "/common.js";
+import { $, CHAT, NO_MODEL, can, notice, opened, say, state } from "/common.js";
 import * as history from "/history.js";
 import { Card, element, saidOf } from "/results.js";
 
@@ -58,6 +58,7 @@ function label() {
 function reads() { return ["caption", "ask", "chat", "edit", "turns"].some(can); }
 
 function missing(question) {
+  if (!state.facts) return NO_MODEL;
   if (!reads()) return "This model can draw pictures but not read them.";
   if (can("turns")) return question || (source && isNew) ? "" : "Enter a message or choose a picture.";
   if (!source && answer() !== "image") return "Choose a picture first.";

@@ -1,6 +1,6 @@
 // Sets: several things in one style, as pictures, as a grid, and as a zip.
 
-import { $, SETS, chips, options, press, refuse, state, tellWords } from "/common.js";
+import { $, NO_MODEL, SETS, chips, options, press, refuse, state, tellWords } from "/common.js";
 import { run } from "/drawing.js";
 import { showSet } from "/repeat.js";
 import { download, element, empty } from "/results.js";
@@ -24,8 +24,9 @@ function requestOf() {
 async function draw(event, actions) {
   event.preventDefault();
   await state.loading;
-  if (!state.facts) return;
-  const body = requestOf(), status = $("set-status");
+  const status = $("set-status");
+  if (!state.facts) { refuse(NO_MODEL, status); return; }
+  const body = requestOf();
   if (!body.things.length) { refuse("Enter things to draw, one per line.", status); $("things").focus(); return; }
   $("set-whole").hidden = true;
   const { things, style, formats: _, ...rest } = body;

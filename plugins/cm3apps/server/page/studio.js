@@ -1,9 +1,9 @@
 // The page: its views, the model's facts, drawing and editing. Sets, conditions and conversations
 // are in separate files.
 
-import { Refusal, get } from "/api.js";
+import { Refusal, get, post } from "/api.js";
 import { Brush } from "/brush.js";
-import { $, EDIT, GENERATE, blobOf, can, chips, notice, opened, options, press, refuse, say, state, tellWords } from "/common.js";
+import { $, EDIT, GENERATE, NO_MODEL, blobOf, can, chips, notice, opened, options, press, refuse, say, state, tellWords } from "/common.js";
 import { conditionOf, offerConditions, putBoxes, startConditions } from "/condition.js";
 import { run } from "/drawing.js";
 import * as history from "/history.js";
@@ -14,6 +14,7 @@ import { offerSets, startSets } from "/sets.js";
 
 const VIEWS = ["draw", "set", "edit", "look", "history"];
 const SHOWN = 256;  // least side in pixels if there is an upscaler
+const FACTS = "/studio/facts", NOT_LOADED = 409;
 const EMPTY_DRAW = "Pictures appear here, row by row.", EMPTY_EDIT = "The result appears here.", CANT_EDIT = "This model can't edit pictures.";
 let style = "", byHand = null, edited = null, lastSeed = null;
 let opening = Promise.resolve();  // the file being read
@@ -33,8 +34,9 @@ function theme(dark) { document.documentElement.dataset.theme = dark ? "dark" : 
 
 // ---- the model
 
-async function useModel(name) {
-  const facts = (state.facts = await get(`/studio/facts?model=${encodeURIComponent(name)}`));
+// Shows a model's facts. Unless it `loads`, a model that is not in memory is refused with status 409.
+async function useModel(name, loads) {
+  const facts = (state.facts = await (loads ? post(FACTS, { model: name }) : get(`${FACTS}?model=${encodeURIComponent(name)}`)));
   const { limits, sampler, size } = facts;
   const upTo = (most) => Array.from({ length: most }, (_, place) => [place + 1, place + 1]);
   options($("number"), upTo(limits.n), Math.min(Number($("number").value) || 4, limits.n));
@@ -67,6 +69,23 @@ async function useModel(name) {
   $("edit-hint").textContent = !can("fill") ? (can("edit") ? "Enter an instruction. This model can't fill a painted part." : CANT_EDIT) : can("edit") ? "If you paint over a part, only that part changes. If you paint nothing, the text is an instruction." : "Paint over the part to change. Without a text, the model writes its own caption.";
   offerConditions(); offerSets(upTo, sizes, chosen[0]); offerLook();
   for (const id of ["draw-words", "set-words", "edit-words"]) $(id).hidden = true;
+}
+
+function loadModel(loads) { return (state.loading = changeModel($("model").value, loads)); }
+
+async function changeModel(name, loads) {
+  $("notice").hidden = true;
+  try { say($("draw-status"), "Loading the model…"); await useModel(name, loads); say($("draw-status"), ""); } catch (error) {
+    if (error.status === NOT_LOADED && !loads) offerLoading(name); else notice(error, $("draw-status"));
+  }
+}
+
+function offerLoading(name) {
+  say($("draw-status"), "");
+  const onclick = async () => { await loadModel(true); readLink(); };
+  $("notice").classList.remove("error");
+  $("notice").replaceChildren(`The model ${name} is not in memory. `, element("button", { type: "button", id: "load", className: "link", textContent: "Load it", onclick }));
+  $("notice").hidden = false;
 }
 
 function chooseStyle(text) { style = text; press($("styles"), text); }
@@ -110,7 +129,8 @@ async function given(body) {
 async function draw(event, seed = null) {
   event?.preventDefault();
   await state.loading;
-  if (!state.facts || !$("draw-form").reportValidity()) return;
+  if (!state.facts) { refuse(NO_MODEL, $("draw-status")); return; }
+  if (!$("draw-form").reportValidity()) return;
   let body;
   try { body = drawRequest(); } catch (error) { notice(error, $("draw-status")); return; }
   if (seed !== null) body.seed ??= seed;
@@ -260,10 +280,9 @@ async function start() {
     const models = (await get("/v1/models")).data.map((one) => one.id);
     const wanted = new URLSearchParams(location.hash.split("?")[1]).get("model");
     options($("model"), models.map((name) => [name, name]), models.includes(wanted) ? wanted : models[0]);
-    const change = () => (state.loading = load());
-    const load = async () => { try { say($("draw-status"), "Loading the model…"); await useModel($("model").value); say($("draw-status"), ""); } catch (error) { notice(error, $("draw-status")); } };
-    $("model").onchange = change;
-    await change();
+    $("model").onchange = () => loadModel(true);
+    // Any site may link to this page. Opening it must not load a model, which can drop another one.
+    await loadModel(false);
     readLink();
     document.documentElement.dataset.ready = "yes";
   } catch (error) { $("notice").hidden = false; notice(error, $("notice")); }
