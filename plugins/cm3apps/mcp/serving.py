@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import signal
 import sys
 import time
@@ -19,12 +20,16 @@ import anyio.from_thread
 import anyio.to_thread
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
+from mcp.server.stdio import stdio_server
 from mcp.server.transport_security import TransportSecuritySettings
 from mcp.types import CallToolResult, ContentBlock, ImageContent, TextContent, ToolAnnotations
 from pydantic import Field
 
+from cm3apps.mcp.answering import LIMITS, ReadableBodies, ReadableLines, readable
 from cm3apps.mcp.given import MOST_CHARACTERS, MOST_LETTERS, MOST_NAMES, AllowedFolders
 from cm3apps.mcp.results import Completed, Drawn, Found, Made, Reply
+from cm3apps.server.connections import config_of
+from cm3apps.server.guard import LOOPBACK, Guard
 from cm3core._version import __version__
 from cm3core.errors import CM3Error
 
@@ -193,8 +198,9 @@ class Tools:
         try:
             reply = await anyio.to_thread.run_sync(_apart, work, limiter=self._one)
         except CM3Error as error:
-            raise ToolError(f"{error.place}: {error.cause}. Next: {error.next_step}") from error
-        told = asdict(reply.result)
+            cause = f"{error.place}: {error.cause}. Next: {error.next_step}"
+            raise ToolError(readable(cause)) from error
+        told = readable(asdict(reply.result))
         content: list[ContentBlock] = [
             TextContent(type="text", text=json.dumps(told, ensure_ascii=False))
         ]
@@ -229,20 +235,22 @@ def serve_stdio(tools: Tools) -> int:
     """Serve one client over stdin and stdout, until it closes stdin. Ctrl-C ends the process at once: the thread that waits
     for stdin can't be stopped otherwise, and files are written whole or not at all."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    anyio.run(tools.server().run_stdio_async)
+    anyio.run(_stdio, tools)
     return 0
 
 
-def security_of(host: str, names: Sequence[str]) -> TransportSecuritySettings:
-    """Which hosts a request may name, and of which origins pages may send it: loopback, and the allowed names. Others are
-    refused, so that no web page can reach the server by a name of its own (DNS rebinding)."""
-    local = dict.fromkeys(["127.0.0.1", "localhost", "[::1]", f"[{host}]" if ":" in host else host])
-    hosts = [f"{one}:*" for one in (*local, *names)] + list(names)
-    origins = [f"http://{one}:*" for one in local]
-    origins += [f"{scheme}://{one}" for one in names for scheme in ("http", "https")]
-    return TransportSecuritySettings(
-        enable_dns_rebinding_protection=True, allowed_hosts=hosts, allowed_origins=origins
-    )
+async def _stdio(tools: Tools) -> None:
+    # what else reads stdin finds nothing there, and takes no message away
+    own = os.dup(0)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    with open(own, encoding="utf-8", errors="replace") as file:  # noqa: PTH123 (a descriptor)
+        lines = ReadableLines(anyio.wrap_file(file))
+        server = tools.server()._lowlevel_server  # `run_stdio_async` takes no lines
+        async with stdio_server(stdin=lines) as (read, write):  # type: ignore[arg-type]  # only iterated over
+            lines.answers = write
+            await server.run(read, write, server.create_initialization_options())
 
 
 def serve_http(tools: Tools, host: str, port: int, names: Sequence[str]) -> int:
@@ -264,8 +272,10 @@ def serve_http(tools: Tools, host: str, port: int, names: Sequence[str]) -> int:
             f"can't listen on {host} ({error.strerror})",
             "choose another port, or 0 for a free one",
         ) from error
-    app = tools.server().streamable_http_app(host=host, transport_security=security_of(host, names))
-    config = uvicorn.Config(app, log_level="warning", access_log=False)
+    checked_already = TransportSecuritySettings(enable_dns_rebinding_protection=False)
+    app = tools.server().streamable_http_app(transport_security=checked_already)
+    allowed = {*LOOPBACK, host.lower(), *map(str.lower, names)}
+    config = config_of(Guard(ReadableBodies(app), token=None, hosts=allowed), LIMITS)
     shown = f"[{host}]" if ":" in host else host
     url = f"http://{shown}:{listening.getsockname()[1]}/mcp"
     print(f"cm3 mcp: {url} (Ctrl-C ends)", file=sys.stderr, flush=True)

@@ -184,6 +184,8 @@ def test_stdout_is_the_protocols_and_ctrl_c_ends_it() -> None:
         assert server.stdout is not None
         server.stdin.write(f"no message\n{json.dumps(asked)}\n")
         server.stdin.flush()
+        unread = json.loads(server.stdout.readline())
+        assert (unread["id"], unread["error"]["code"]) == (None, -32700)
         assert json.loads(server.stdout.readline())["result"]["serverInfo"]["name"] == "cm3leon"
         server.send_signal(signal.SIGINT)
         assert server.wait(60) == -signal.SIGINT
@@ -286,17 +288,28 @@ def test_a_drawing_over_http_and_a_cancelled_one(address: str, mode: str) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("headers", "status"),
-    [({"Host": "evil.example"}, 421), ({"Origin": "http://evil.example"}, 403)],
+    ("headers", "code"),
+    [
+        ({"Host": "evil.example"}, "unknown_host"),
+        ({"Origin": "http://evil.example"}, "foreign_origin"),
+        ({"Origin": "http://localhost:3000"}, "foreign_origin"),
+        ({"Sec-Fetch-Site": "cross-site"}, "foreign_origin"),
+        ({"Sec-Fetch-Site": "same-site"}, "foreign_origin"),
+    ],
 )
-def test_web_pages_of_others_are_refused(
-    address: str, headers: dict[str, str], status: int
-) -> None:
+def test_web_pages_of_others_are_refused(address: str, headers: dict[str, str], code: str) -> None:
+    """By the guard of `cm3 serve`; a link of another site opens nothing here, either."""
     import httpx
 
     asked = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
     accepts = {"Accept": "application/json, text/event-stream"}
-    assert httpx.post(address, json=asked, headers=accepts | headers).status_code == status
+    link = {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+    for answer in (
+        httpx.post(address, json=asked, headers=accepts | headers),
+        httpx.get(address, headers=accepts | link | headers),
+    ):
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, code)
+        assert answer.headers["cross-origin-resource-policy"] == "same-origin"
 
 
 # ---- a model of drawings
