@@ -253,6 +253,20 @@ async def _stdio(tools: Tools) -> None:
             await server.run(read, write, server.create_initialization_options())
 
 
+def http_app(tools: Tools, host: str, names: Sequence[str]) -> Guard:
+    """The tools over HTTP, behind the guard of `cm3 serve`.
+
+    Args:
+        tools: the tools.
+        host: the address to listen on.
+        names: further names by which clients reach it.
+    """
+    checked_already = TransportSecuritySettings(enable_dns_rebinding_protection=False)
+    app = tools.server().streamable_http_app(transport_security=checked_already)
+    allowed = {*LOOPBACK, host.lower(), *map(str.lower, names)}
+    return Guard(ReadableBodies(app), token=None, hosts=allowed)
+
+
 def serve_http(tools: Tools, host: str, port: int, names: Sequence[str]) -> int:
     """Serve over HTTP until SIGTERM or Ctrl-C.
 
@@ -272,10 +286,7 @@ def serve_http(tools: Tools, host: str, port: int, names: Sequence[str]) -> int:
             f"can't listen on {host} ({error.strerror})",
             "choose another port, or 0 for a free one",
         ) from error
-    checked_already = TransportSecuritySettings(enable_dns_rebinding_protection=False)
-    app = tools.server().streamable_http_app(transport_security=checked_already)
-    allowed = {*LOOPBACK, host.lower(), *map(str.lower, names)}
-    config = config_of(Guard(ReadableBodies(app), token=None, hosts=allowed), LIMITS)
+    config = config_of(http_app(tools, host, names), LIMITS)
     shown = f"[{host}]" if ":" in host else host
     url = f"http://{shown}:{listening.getsockname()[1]}/mcp"
     print(f"cm3 mcp: {url} (Ctrl-C ends)", file=sys.stderr, flush=True)
