@@ -74,7 +74,9 @@ def _cause(error: ValidationError) -> tuple[int, str]:
 def _id(message: Raw) -> str | int | None:
     try:
         given = json.loads(_fields(message).get("id", "null"))
-        return given if type(given) is int or (isinstance(given, str) and given.encode()) else None
+        if isinstance(given, str):
+            given.encode()
+        return given if type(given) in (int, str) else None
     except ValueError:  # no JSON, a number of thousands of digits, or half of a character
         return None
 
