@@ -41,7 +41,9 @@ class Target:
 
 
 @contextmanager
-def target_server(monkeypatch: pytest.MonkeyPatch, *, guarded: bool) -> Iterator[Target]:
+def target_server(
+    monkeypatch: pytest.MonkeyPatch, *, guarded: bool, **settings: Any
+) -> Iterator[Target]:
     """`cm3 serve` with two models, of which one fits in memory: "toy" is there, "other" would drop it."""
     found: list[Behind] = []
     make_app = serving.make_app
@@ -56,7 +58,7 @@ def target_server(monkeypatch: pytest.MonkeyPatch, *, guarded: bool) -> Iterator
         patched.setattr(serving, "make_app", noted)
         if not guarded:
             patched.setattr(guarding, "HEADERS", {})
-        with served({"toy": toy(), "other": toy()}, most_models=1) as server:
+        with served({"toy": toy(), "other": toy()}, most_models=1, **settings) as server:
             server.load()
             [behind] = found
             routes = [one for one in behind.app.routes if isinstance(one, Route)]  # type: ignore[attr-defined]  # Starlette's
@@ -201,6 +203,28 @@ def test_names_that_lead_to_this_machine_are_no_way_around(browser):
         assert seen["error"]["code"] == "unknown_host"
         misled.close()
         assert httpx.get(server.url + "/v1/models").status_code == 200
+
+
+def test_over_plain_http_and_another_name_gets_change_nothing_and_are_not_read(
+    browser, monkeypatch
+):
+    """Browsers don't say there which site a request is from. All that isn't a GET is refused by its `Origin`."""
+    names = "MAP studio.example 127.0.0.1, MAP evil.example 127.0.0.1"
+    misled = browser.browser_type.launch(
+        executable_path=str(CHROMIUM), args=["--no-sandbox", f"--host-resolver-rules={names}"]
+    )
+    with (
+        other_site() as port,
+        target_server(monkeypatch, guarded=True, allowed_hosts=("studio.example",)) as target,
+    ):
+        target.url = target.url.replace("127.0.0.1", "studio.example")
+        assert attacked(misled, target, f"http://evil.example:{port}/") == []
+        reached = target.behind.reached
+        assert "GET /v1/models" in reached  # as a picture
+        assert {one.partition(" ")[0] for one in reached} == {"GET"}
+        pool = target.server.workshop.pool
+        assert (pool.loads, pool.drops, pool.loaded) == (1, 0, ["toy"])
+    misled.close()
 
 
 def test_the_servers_own_page_works(browser):
