@@ -5,6 +5,7 @@ and a fair, bounded queue, which decides which request is next and refuses reque
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import math
 import time
@@ -110,8 +111,8 @@ class ModelPool:
         if one is None:
             raise APIError(
                 409,
-                f"the model {name!r} is not in memory, and a GET does not load it. Next: use it in a POST, then repeat this "
-                "request",
+                f"the model {name!r} is not in memory, and a GET does not load it. Next: POST /studio/facts with "
+                f"{json.dumps({'model': name})} loads it; then repeat this request",
                 param="model",
                 code="model_not_loaded",
             )

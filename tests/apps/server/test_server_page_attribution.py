@@ -43,6 +43,20 @@ def test_a_card_names_documents_and_offers_originals(browser, server, monkeypatc
         assert [one.id for one in facts_in(content, "svg").credits] == ["red", "green"]
 
 
+def test_an_original_of_a_model_that_was_dropped_loads_it_again(browser, monkeypatch):
+    monkeypatch.setattr(Colours, "original", lambda self, index: Original(".svg", SVG))
+    with served({"toy": toy(), "other": toy()}, most_models=1) as server:
+        with opened(browser, server) as page:
+            draw(page, "red", 1, "3")
+            says(page, "#draw-status", "One picture in")
+            server.load("other")
+            assert server.workshop.pool.loaded == ["other"]
+            with page.expect_download() as found:
+                page.get_by_role("button", name="Download the original of red").click()
+            assert found.value.suggested_filename == "red.svg"
+        assert server.workshop.pool.loaded == ["toy"]
+
+
 def test_an_address_that_is_none_is_no_link(browser, monkeypatch):
     hostile = Provenance("MIT", "", "<b>Eve</b>", "", "", "javascript:alert(1)")
     monkeypatch.setattr(Colours, "provenance", lambda self, index: hostile)

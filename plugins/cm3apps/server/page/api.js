@@ -4,6 +4,8 @@ export class Refusal extends Error {
   constructor(message, status) { super(message); this.status = status; }
 }
 
+// The facts of a model: GET reads them if the model is in memory, else it answers NOT_LOADED; POST loads it.
+export const FACTS = "/studio/facts", NOT_LOADED = 409;
 let asking = null;
 
 function token() { return sessionStorage.getItem("cm3-token"); }
@@ -52,9 +54,14 @@ async function send(path, options = {}) {
 
 export async function get(path) { return (await send(path)).json(); }
 
-// Fetches a file: its content as a blob, and its name.
+// Fetches a file of a model, which is loaded if need be: its content as a blob, and its name.
 export async function file(path) {
-  const response = await send(path);
+  let response;
+  try { response = await send(path); } catch (error) {
+    if (error.status !== NOT_LOADED) throw error;
+    await post(FACTS, { model: new URL(path, location).searchParams.get("model") });
+    response = await send(path);
+  }
   const name = response.headers.get("content-disposition")?.match(/filename="([^"]+)"/)?.[1];
   return { blob: await response.blob(), name: name || "original" };
 }

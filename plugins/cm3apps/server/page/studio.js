@@ -1,7 +1,7 @@
 // The page: its views, the model's facts, drawing and editing. Sets, conditions and conversations
 // are in separate files.
 
-import { Refusal, get, post } from "/api.js";
+import { FACTS, NOT_LOADED, Refusal, get, post } from "/api.js";
 import { Brush } from "/brush.js";
 import { $, EDIT, GENERATE, NO_MODEL, blobOf, can, chips, notice, opened, options, press, refuse, say, state, tellWords } from "/common.js";
 import { conditionOf, offerConditions, putBoxes, startConditions } from "/condition.js";
@@ -14,7 +14,6 @@ import { offerSets, startSets } from "/sets.js";
 
 const VIEWS = ["draw", "set", "edit", "look", "history"];
 const SHOWN = 256;  // least side in pixels if there is an upscaler
-const FACTS = "/studio/facts", NOT_LOADED = 409;
 const EMPTY_DRAW = "Pictures appear here, row by row.", EMPTY_EDIT = "The result appears here.", CANT_EDIT = "This model can't edit pictures.";
 let style = "", byHand = null, edited = null, lastSeed = null;
 let opening = Promise.resolve();  // the file being read
