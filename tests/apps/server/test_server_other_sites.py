@@ -160,6 +160,7 @@ def test_a_link_opens_the_page_and_nothing_else(browser, monkeypatch, host):
         assert page.evaluate("window.opener") is None
         # the user may load it
         page.click("#load")
+        page.wait_for_function("() => window.cm3.facts?.model === 'other'")
         api.expect(page.locator("#notice")).to_be_hidden()
         api.expect(page.locator("#prompt")).to_have_value("red")
         assert (pool.loads, pool.drops, pool.loaded) == (2, 1, ["other"])
