@@ -173,8 +173,8 @@ def test_the_estimate_of_embedding_leaves_out_the_drawing_before_it(monkeypatch,
     memory_vectors(memory, SlowEmbedder(), cache=False)
     lines = capsys.readouterr().err.splitlines()
     assert lines[:2] == [
-        "note: embedding the memory, 320 documents, takes about 5 minutes",
         "embedding the memory: 64 of 320, 20%, 4:16 left",
+        "note: embedding the memory, 320 documents, takes about 5 minutes",
     ]
 
 
