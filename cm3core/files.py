@@ -483,11 +483,26 @@ def locked(path: str | Path, busy: CM3Error | None = None) -> Iterator[None]:
     """
     while not _still_there(path, handle := _open_lock_held(Path(path), busy)):
         os.close(handle)  # its last holder deleted it
+    _held.add(handle)
     try:
         yield
     finally:
-        with suppress(OSError):  # the lock is freed in any case, and no data can be lost
-            os.close(handle)
+        if handle in _held:
+            _held.remove(handle)
+            _close(handle)
+
+
+#: Descriptors of the locks that this process holds. A forked process closes them: otherwise it would hold them, too, and
+#: longer than a process that was killed.
+_held: set[int] = set()
+
+
+def _let_go() -> None:
+    while _held:
+        _close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,8 @@ from cm3run.npy import load_array, save_array
 from cm3run.progress import make_bar
 from cm3run.training.code_cache import sharded_rows
 from messages import tells
+from own_temporary import no_private_folder as no_private_folder
+from own_temporary import private_folder as private_folder
 from small_disk import leave_room, small_disk
 from squares import PARTS
 
@@ -91,8 +94,13 @@ def test_an_error_of_another_kind_stays_what_it_is(tmp_path: Path) -> None:
         raise OSError("without a number")
 
 
-def test_rows_that_are_kept(tmp_path: Path) -> None:
-    """Shards that were whole are not computed again."""
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_rows_that_are_kept(
+    tmp_path: Path, no_private_folder: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: bool
+) -> None:
+    """Shards that were whole are not computed again; the rest goes to a temporary folder, if there is one."""
+    if elsewhere:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     computed: list[int] = []
 
     def compute(start: int, stop: int) -> np.ndarray:
@@ -111,6 +119,14 @@ def test_rows_that_are_kept(tmp_path: Path) -> None:
 
     with small_disk(tmp_path / "disk") as disk:
         filler = leave_room(disk, 10 * PAGE_KIB)
+        if elsewhere:
+            np.testing.assert_array_equal(rows(disk / "rows"), rows(disk / "rows"))
+            assert computed == [0, 100, 200, 200, 300]
+            assert sorted(path.name for path in (disk / "rows").iterdir()) == [
+                "shard-000000000.npy",
+                "shard-000000100.npy",
+            ]
+            return
         with pytest.raises(FileError) as raised:
             rows(disk / "rows")
         assert str(raised.value) == full(disk / "rows" / "shard-000000200.npy")

@@ -65,7 +65,7 @@ def test_rows_that_are_complete_are_read_and_leftovers_beside_them_removed(tmp_p
         rows(cache_folder("codes", root=tmp_path))
         os._exit(0)
     os.waitpid(child, 0)
-    assert sorted(path.name for path in (tmp_path / "codes").iterdir()) == ["lock", "rows.npy"]
+    assert sorted(path.name for path in (tmp_path / "codes").iterdir()) == ["rows.npy"]
 
 
 def test_wrong_folders_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

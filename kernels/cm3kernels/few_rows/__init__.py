@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from cm3kernels._host import require
-from cm3kernels.few_rows.native import Unavailable, library, refusal
+from cm3kernels.few_rows.native import Unavailable, is_compiled, library, refusal
 
-__all__ = ["DecoderStep", "FewRowsProduct", "Unavailable", "library", "refusal"]
+__all__ = ["DecoderStep", "FewRowsProduct", "Unavailable", "is_compiled", "library", "refusal"]
 
 OP = "few_rows"
 #: Precision of the weights -> number in products.h, and inputs per group.

@@ -85,6 +85,17 @@ def library(folder: Path) -> ctypes.CDLL:
     return _in_use[0]
 
 
+def is_compiled(folder: Path) -> bool:
+    """Return whether `library` has nothing to compile: it is in the folder, or in use already.
+
+    Raises:
+        Unavailable: it can't be used here; states the reason.
+    """
+    if (reason := refusal()) is not None:
+        raise Unavailable(reason)
+    return bool(_in_use) or _fault(_path(folder, _compiler())) is None
+
+
 @functools.cache
 def _tried(folder: Path) -> ctypes.CDLL | str:
     """Return the library, or the reason why there is none."""
@@ -96,7 +107,7 @@ def _tried(folder: Path) -> ctypes.CDLL | str:
 
 def _loaded(folder: Path) -> ctypes.CDLL:
     compiler = _compiler()
-    path = folder / f"few_rows-{_fingerprint(compiler)}.so"
+    path = _path(folder, compiler)
     try:
         if not folder.exists():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -120,6 +131,11 @@ def _loaded(folder: Path) -> ctypes.CDLL:
     loaded.cm3_step.argtypes = list(shape)
     loaded.cm3_tiles(1)
     return loaded
+
+
+def _path(folder: Path, compiler: list[str]) -> Path:
+    """Return the library's path."""
+    return folder / f"few_rows-{_fingerprint(compiler)}.so"
 
 
 def _record(path: Path) -> Path:

@@ -18,12 +18,12 @@ import json
 import sqlite3
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cm3core.errors import DataError
+from cm3core.errors import DataError, FileError
 from cm3core.files import cache_directory, check_regular, user_path
 
 if TYPE_CHECKING:
@@ -263,8 +263,11 @@ class StoredPicture:
 class PictureIndex:
     """The open index; use `PictureIndex.open`."""
 
-    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
-        self.path, self._connection = path, connection
+    def __init__(
+        self, path: Path, connection: sqlite3.Connection, stack: contextlib.ExitStack
+    ) -> None:
+        self.path, self._connection, self._stack = path, connection, stack
+        self._reads_new = False
         self._undecodable = dict(connection.execute("SELECT key, cause FROM undecodable"))
 
     @classmethod
@@ -277,15 +280,25 @@ class PictureIndex:
         Raises:
             DataError: it can't be read or written.
         """
+        from cm3run.built_once import place_to_write
+
         path = path or index_path(None)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                path = place_to_write(path, "reading pictures")
             connection = sqlite3.connect(path, timeout=60)
         except (sqlite3.Error, OSError) as error:
             raise _unusable(path, error) from error
+        with contextlib.ExitStack() as stack:
+            yield from cls._opened(path, connection, stack)
+
+    @classmethod
+    def _opened(
+        cls, path: Path, connection: sqlite3.Connection, stack: contextlib.ExitStack
+    ) -> Iterator[PictureIndex]:
         try:
             connection.executescript(TABLES)
-            yield cls(path, connection)
+            yield cls(path, connection, stack)
         except sqlite3.Error as error:
             raise _unusable(path, error) from error
         finally:
@@ -314,15 +327,14 @@ class PictureIndex:
 
         check_regular(path, place)
         check_file_bytes(status.st_size, place)
-        name = str(path.absolute())
-        row = self._connection.execute(
-            "SELECT size, mtime_ns, key, width, height, cause, step FROM files WHERE path = ?",
-            (name,),
-        ).fetchone()
-        if row is None or row[:2] != (status.st_size, status.st_mtime_ns):
-            row = (status.st_size, status.st_mtime_ns, *_read_facts(path, place))
-            self._connection.execute(
-                "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (name, *row)
+        query = "SELECT size, mtime_ns, key, width, height, cause, step FROM files WHERE path = ?"
+        state = status.st_size, status.st_mtime_ns
+        row = self._row(query, path, state)
+        if row is None:
+            row = (*state, *_read_facts(path, place))
+            self._keep(
+                "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                [(str(path.absolute()), *row)],
             )
         size, _, key, width, height, cause, step = row
         if cause is not None:
@@ -345,19 +357,44 @@ class PictureIndex:
         The result must be serialisable as JSON.
         """
         status = path.stat()
-        name = str(path.absolute())
-        row = self._connection.execute(
-            "SELECT size, mtime_ns, content FROM shards WHERE path = ?", (name,)
-        ).fetchone()
-        if row is not None and row[:2] == (status.st_size, status.st_mtime_ns):
+        state = status.st_size, status.st_mtime_ns
+        row = self._row("SELECT size, mtime_ns, content FROM shards WHERE path = ?", path, state)
+        if row is not None:
             return json.loads(row[2])
         content = read(path)
-        self._connection.execute(
+        self._keep(
             "INSERT OR REPLACE INTO shards VALUES (?, ?, ?, ?)",
-            (name, status.st_size, status.st_mtime_ns, json.dumps(content)),
+            [(str(path.absolute()), *state, json.dumps(content))],
         )
         self._connection.commit()
         return content
+
+    def _row(self, query: str, path: Path, state: tuple[int, int]) -> tuple[Any, ...] | None:
+        """Return what is known of a file with this size and time; None: nothing, and only this process reads new files."""
+
+        def found() -> tuple[Any, ...] | None:
+            row: tuple[Any, ...] | None = self._connection.execute(
+                query, (str(path.absolute()),)
+            ).fetchone()
+            return row if row is not None and row[:2] == state else None
+
+        row = found()
+        if row is None and not self._reads_new:
+            from cm3run.built_once import only_builder
+
+            self._reads_new = True
+            with contextlib.suppress(FileError):  # what nobody can write, nobody waits for
+                self._stack.enter_context(only_builder(self.path, "reading new pictures"))
+            row = found()  # another process may have read it in the meantime
+        return row
+
+    def _keep(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Write rows, unless the index can only be read; then their files are read each time."""
+        try:
+            self._connection.executemany(statement, rows)
+        except sqlite3.OperationalError as error:
+            if not error.sqlite_errorname.startswith(("SQLITE_READONLY", "SQLITE_FULL")):
+                raise
 
     def looks(
         self, loaders: Mapping[str, Callable[[], PixelArray]]
@@ -391,13 +428,13 @@ class PictureIndex:
                 found[key] = look
                 unsaved.append((key, LOOKS_VERSION, look))
         finally:
-            self._connection.executemany("INSERT OR REPLACE INTO looks VALUES (?, ?, ?)", unsaved)
+            self._keep("INSERT OR REPLACE INTO looks VALUES (?, ?, ?)", unsaved)
         return found
 
     def mark_undecodable(self, key: str, cause: str) -> None:
         """Record that the picture's header is valid but its pixels can't be decoded."""
         self._undecodable[key] = cause
-        self._connection.execute("INSERT OR REPLACE INTO undecodable VALUES (?, ?)", (key, cause))
+        self._keep("INSERT OR REPLACE INTO undecodable VALUES (?, ?)", [(key, cause)])
 
 
 def index_path(cache_dir: str | None) -> Path:

@@ -6,9 +6,11 @@ A decoder adds the computation of its layers. Legend: B rows, T tokens, M = B * 
 
 from __future__ import annotations
 
+import functools
 import logging
 from abc import abstractmethod
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Protocol
@@ -17,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cm3core.errors import GenerationError
+from cm3core.errors import FileError, GenerationError
 from cm3core.files import cache_directory
 from cm3core.interfaces.attention import AttentionBackend
 from cm3core.interfaces.decoder import InferenceDecoder, KVCache
-from cm3kernels.few_rows import AFTER, FewRowsProduct, Unavailable, library
+from cm3kernels.few_rows import AFTER, FewRowsProduct, Unavailable, is_compiled, library
 from cm3plugins.decoders.cache import CacheLayout, CM3LeonCache, Reading
 from cm3plugins.decoders.products import (
     FEWEST_ROWS,
@@ -38,6 +40,7 @@ from cm3plugins.decoders.products import (
     with_activation,
 )
 from cm3plugins.decoders.transformer import mixed
+from cm3run.built_once import built_once
 from cm3run.devices import cpu_multiplies_bf16, multiplies_bf16
 from cm3run.generation.weights import joined, only_generates
 from cm3run.machine_memory import MachineMemory
@@ -75,12 +78,25 @@ def compiled_folder() -> Path:
 
 def can_compile() -> bool:
     """Whether products can be compiled for this machine; logs the reason if not."""
+    folder = compiled_folder()
     try:
-        library(compiled_folder())
+        _compile(folder)
+        library(folder)
     except Unavailable as reason:
         _log.info("using torch's products, which are slower than compiled ones: %s", reason)
         return False
     return True
+
+
+@functools.cache
+def _compile(folder: Path) -> None:
+    """Compile the library in one process, while others wait; `library` says why it can't be compiled there."""
+
+    def read(folder: Path) -> bool | None:
+        return True if is_compiled(folder) else None
+
+    with suppress(FileError, Unavailable):
+        built_once(folder, "compiling products for this CPU", read, library, or_alone=False)
 
 
 def num_padded(num_rows: int, fewest: int = FEWEST_ROWS) -> int:

@@ -3,7 +3,7 @@
         <folder>/manifest.json    written last: fingerprint of the vectors and build settings; size,
         hash and time of the file
     <folder>/vectors.index    the engine's own file
-    <folder>/lock             held while building
+    <folder>/vectors.index.lock   held while building
 
 The manifest is removed before the file is written and rewritten after it, both atomically: a killed
 build leaves no manifest, and the next one starts from scratch. Opening compares the file's size and
@@ -20,7 +20,6 @@ import contextlib
 import errno
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -33,12 +32,10 @@ from cm3core.errors import DataError, FileError
 from cm3core.files import (
     atomic_path,
     cache_folder,
-    check_writable,
-    locked,
-    make_folder,
     sha256_file,
     write_text,
 )
+from cm3run.built_once import built_once
 
 
 def write_faiss(native: Any, path: Path) -> None:
@@ -62,7 +59,7 @@ def check_whole(path: Path, num_bytes: int) -> None:
 
 #: Kind and format version of a manifest; raise the version when a key changes its meaning.
 KIND, FORMAT = "cm3leon vector index", 1
-MANIFEST, FILE, LOCK = "manifest.json", "vectors.index", "lock"
+MANIFEST, FILE = "manifest.json", "vectors.index"
 
 T = TypeVar("T")
 
@@ -100,7 +97,7 @@ def kept_index(
     build: Callable[[Path], Mapping[str, Any]],
     load: Callable[[Path, Mapping[str, Any]], T],
 ) -> T:
-    """Return the index in `folder`; builds it if none fits. Processes wait for each other.
+    """Return the index in `folder`; builds it if none fits, see `built_once`.
 
     Args:
         folder: folder of this index alone.
@@ -115,41 +112,36 @@ def kept_index(
             manifest.
         FileError: the folder can't be written.
     """
-    folder = cache_folder(root=folder)
-    # checked again under the lock: another process may be building
-    with contextlib.suppress(_NotUsable, DataError):
-        return _load(folder, fingerprint, built, load)
-    check_writable(folder, folder=True)
-    make_folder(folder)
-    with locked(folder / LOCK):
+    folder, reasons = cache_folder(root=folder), set[str]()
+
+    def read(file: Path) -> T | None:
         try:
-            # another process may have built it in the meantime
-            return _load(folder, fingerprint, built, load)
+            return _load(file.parent, fingerprint, built, load)
         except _NotUsable as reason:
-            if str(reason):
-                tqdm.write(f"note: rebuilding the index {folder}: {reason}", file=sys.stderr)
-        (folder / MANIFEST).unlink(missing_ok=True)
-        # left by a killed build; only the holder of the lock builds
-        for left_behind in folder.glob(f".{FILE}.*"):
-            if left_behind.is_dir():
-                shutil.rmtree(left_behind, ignore_errors=True)
-            else:  # left by earlier versions
-                left_behind.unlink()
-        with atomic_path(folder / FILE) as temporary:
+            reasons.add(str(reason))
+            return None
+
+    def build_file(file: Path) -> None:
+        for reason in filter(None, reasons):
+            tqdm.write(f"note: rebuilding the index {folder}: {reason}", file=sys.stderr)
+        reasons.clear()
+        (file.parent / MANIFEST).unlink(missing_ok=True)
+        with atomic_path(file) as temporary:
             measured = dict(build(temporary))
-        status = (folder / FILE).stat()
+        status = file.stat()
         _write(
-            folder,
+            file.parent,
             IndexManifest(
                 fingerprint,
                 dict(built),
                 measured,
                 status.st_size,
-                sha256_file(folder / FILE),
+                sha256_file(file),
                 status.st_mtime_ns,
             ),
         )
-        return load(folder / FILE, measured)
+
+    return built_once(folder / FILE, "building a search index", read, build_file)
 
 
 def _load(

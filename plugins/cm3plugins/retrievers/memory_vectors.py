@@ -23,9 +23,10 @@ from tqdm import tqdm
 
 from cm3core.document import Document, Image, Text, text_of
 from cm3core.errors import DataError, FileError
-from cm3core.files import atomic_path, cache_folder, read_text, write_text
+from cm3core.files import cache_folder, read_text, write_text
 from cm3core.interfaces.dataset import DocumentSource
 from cm3core.interfaces.embedder import Embedder, VectorArray, normalise
+from cm3run.built_once import computed_once
 from cm3run.npy import load_array, save_array
 from cm3run.progress import estimated_bar
 
@@ -62,9 +63,21 @@ def memory_vectors(
     """
     if cache and path is None:
         path = vectors_file(memory, embedder, part)
-    cached = None if path is None else _kept(path, (len(memory), embedder.dimension))
-    if cached is not None:
-        return cached
+    if path is None:
+        return _computed(memory, embedder, part)
+    shape = (len(memory), embedder.dimension)
+    return computed_once(
+        path,
+        f"embedding {len(memory):,} documents",
+        lambda path: _kept(path, shape),
+        lambda: _computed(memory, embedder, part, "done once, then cached"),
+        save_array,
+    )
+
+
+def _computed(
+    memory: DocumentSource, embedder: Embedder, part: str | None, note: str = ""
+) -> VectorArray:
     vectors_ME = np.zeros((len(memory), embedder.dimension), np.float32)
     bad: list[DataError] = []
     _prepare_pictures(memory, part)
@@ -73,7 +86,7 @@ def memory_vectors(
         total=len(memory),
         unit="document",
         disable=len(memory) <= 256,
-        note="" if path is None else "done once, then cached",
+        note=note,
     ) as advance:
         at_once = _TEXTS_AT_ONCE if part == "text" else AT_ONCE
         for start in range(0, len(memory), at_once):
@@ -95,9 +108,6 @@ def memory_vectors(
             f"{bad[0].cause}",
             file=sys.stderr,
         )
-    if path is not None:
-        with atomic_path(path) as temporary:
-            save_array(temporary, vectors_ME)
     return vectors_ME
 
 

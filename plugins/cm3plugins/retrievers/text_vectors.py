@@ -19,10 +19,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from cm3core.errors import DataError, FileError
+from cm3core.errors import DataError
 from cm3core.files import atomic_path, cache_folder
 from cm3core.interfaces.embedder import Embedder, VectorArray, normalise
 from cm3plugins.trained.four_bits import GROUP, dequantise, quantise
+from cm3run.built_once import computed_once
 from cm3run.npy import load_array, save_array
 from cm3run.progress import estimated_bar
 
@@ -99,19 +100,20 @@ class TextVectors:
         digest = hashlib.sha256("\n".join([self._embedder.fingerprint, *texts]).encode())
         path = cache_folder("texts") / f"{digest.hexdigest()[:32]}.npy"
         shape = (len(texts), self._embedder.dimension)
-        try:
-            cached = load_array(path)
-            if cached.shape == shape and cached.dtype == np.float16:
-                return normalise(cached.astype(np.float32))
-        except (OSError, ValueError):  # missing or damaged
-            pass
-        vectors = in_order_of_length(texts, self._embedder.embed_texts, "done once, then cached")
-        try:
-            with atomic_path(path) as temporary:
-                save_array(temporary, vectors.astype(np.float16))
-        except FileError:  # a read-only cache: they are computed each time
-            return vectors
-        return normalise(vectors.astype(np.float16).astype(np.float32))
+
+        def read(path: Path) -> npt.NDArray[np.float16] | None:
+            try:
+                cached: npt.NDArray[np.float16] = load_array(path)
+            except (OSError, ValueError):  # missing or damaged
+                return None
+            return cached if cached.shape == shape and cached.dtype == np.float16 else None
+
+        def compute() -> npt.NDArray[np.float16]:
+            embed = self._embedder.embed_texts
+            return in_order_of_length(texts, embed, "done once, then cached").astype(np.float16)
+
+        what = f"embedding {len(texts):,} texts"
+        return normalise(computed_once(path, what, read, compute, save_array).astype(np.float32))
 
 
 def in_order_of_length(

@@ -18,9 +18,10 @@ import numpy as np
 
 from cm3core.document import PixelArray
 from cm3core.errors import DataError
-from cm3core.files import atomic_path, cache_folder
+from cm3core.files import cache_folder
 from cm3core.interfaces.extractor import Extractor, ExtractorConfig, FeatureArray
 from cm3core.interfaces.metric import Metric, MetricBatch, MetricConfig, Score
+from cm3run.built_once import computed_once
 from cm3run.npy import load_array, save_array
 from cm3run.progress import make_bar
 
@@ -61,25 +62,25 @@ def features_in_chunks(
 def _cached(pixels: Sequence[PixelArray], extractor: Extractor, folder: Path) -> FeatureArray:
     names = "\n".join([extractor.fingerprint, *map(picture_hash, pixels)])
     path = folder / f"{hashlib.sha256(names.encode()).hexdigest()}.npy"
-    shape = (len(pixels), extractor.dimension)
-    found = _read(path)
-    if found is not None and found.shape == shape and np.isfinite(found).all():
-        return found
-    features_ND = extractor.extract(pixels)
-    with atomic_path(path) as temporary:
-        save_array(temporary, features_ND)
-    return features_ND
+    return computed_once(
+        path,
+        f"extracting features by {extractor.label}",
+        partial(_read, shape=(len(pixels), extractor.dimension)),
+        lambda: extractor.extract(pixels),
+        save_array,
+    )
 
 
-def _read(path: Path) -> FeatureArray | None:
-    """Cached features; None if missing or incomplete."""
+def _read(path: Path, shape: tuple[int, int]) -> FeatureArray | None:
+    """Cached features; None if missing, incomplete or not finite."""
     if not path.is_file():
         return None
     try:
         array = np.asarray(load_array(path))
     except (OSError, ValueError):
         return None
-    return array if array.dtype == np.float32 else None
+    is_whole = array.dtype == np.float32 and array.shape == shape and np.isfinite(array).all()
+    return array if is_whole else None
 
 
 #: Columns available for reconstructions.

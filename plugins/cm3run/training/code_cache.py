@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from cm3core.document import BoolArray, Codes, Document, Image, IntArray, as_codes
-from cm3core.errors import DataError
-from cm3core.files import atomic_path, cache_folder, locked, make_folder, write_text
+from cm3core.errors import DataError, FileError
+from cm3core.files import atomic_path, cache_folder, write_text
 from cm3core.interfaces.dataset import DocumentSource, SkippedRecord
+from cm3run.built_once import built_once
 from cm3run.npy import load_array, save_array
 from cm3run.progress import make_bar
 from cm3run.token_shards.writing import encoded_pictures
@@ -40,10 +42,9 @@ def sharded_rows(
     *,
     shard_size: int,
     bar: Callable[..., Any],
+    what: str = "computing rows",
 ) -> npt.NDArray[Any]:
-    """Rows [num_rows, width], memory-mapped from `folder`; missing rows are computed.
-
-    Only one process at a time computes; others wait.
+    """Rows [num_rows, width], memory-mapped from `folder`; missing rows are computed, see `built_once`.
 
     Args:
         folder: for this array alone; holds `rows.npy` when complete, shards before that.
@@ -51,33 +52,42 @@ def sharded_rows(
         compute: (start, stop) -> rows [stop - start, width].
         shard_size: number of rows computed and written at once.
         bar: `make_bar`; called with the `total` number of rows.
+        what: what is computed.
     """
     num_rows, width = shape
-    whole = folder / "rows.npy"
-    make_folder(folder)
-    with locked(folder / "lock"):
+
+    def read(whole: Path) -> npt.NDArray[Any] | None:
         if not whole.exists():
-            starts = range(0, num_rows, shard_size)
-            shards = [folder / f"shard-{start:09d}.npy" for start in starts]
-            with bar(total=num_rows) as shown:
-                for start, shard in zip(starts, shards, strict=True):
-                    stop = min(start + shard_size, num_rows)
-                    if not shard.exists():
-                        computed = np.asarray(compute(start, stop), dtype)
-                        assert computed.shape == (stop - start, width)
-                        _write(shard, computed)
-                    shown.update(stop - start)
-            _write(whole, np.concatenate([*map(_read, shards), np.zeros((0, width), dtype)]))
-            for shard in shards:
+            return None
+        rows = _read(whole, memory_map=True)
+        if rows.shape != shape:
+            raise DataError(
+                str(whole),
+                f"has shape {list(rows.shape)}, expected {list(shape)}",
+                f"delete the folder {whole.parent}; it will be recomputed",
+            )
+        return rows
+
+    def build(whole: Path) -> None:
+        starts = range(0, num_rows, shard_size)
+        shards: list[Path] = []
+        with bar(total=num_rows) as shown:
+            for start in starts:
+                stop, name = min(start + shard_size, num_rows), f"shard-{start:09d}.npy"
+                # where nothing can be written any more, earlier shards can still be read
+                found = [one for one in (folder / name, whole.parent / name) if one.exists()]
+                if not found:
+                    computed = np.asarray(compute(start, stop), dtype)
+                    assert computed.shape == (stop - start, width)
+                    _write(whole.parent / name, computed)
+                shards.append(found[0] if found else whole.parent / name)
+                shown.update(stop - start)
+        _write(whole, np.concatenate([*map(_read, shards), np.zeros((0, width), dtype)]))
+        for shard in shards:
+            if shard.parent == whole.parent:
                 shard.unlink()
-    rows = _read(whole, memory_map=True)
-    if rows.shape != shape:
-        raise DataError(
-            str(whole),
-            f"has shape {list(rows.shape)}, expected {list(shape)}",
-            f"delete the folder {folder}; it will be recomputed",
-        )
-    return rows
+
+    return built_once(folder / "rows.npy", what, read, build)
 
 
 def _write(path: Path, rows: npt.NDArray[Any]) -> None:
@@ -121,6 +131,7 @@ class CodeCache:
     ) -> None:
         self.grid = image_tokenizer.grid
         self._rows: dict[str, int] = {}
+        self._reasons: dict[str, dict[str, str]] = {}
         queue: list[Image] = []
         owners: list[int] = []  # the document of each picture segment, and the row of its codes
         owned: list[int] = []
@@ -149,13 +160,11 @@ class CodeCache:
             encode,
             shard_size=shard_size,
             bar=partial(make_bar, desc="image codes", unit="picture", disable=not progress),
+            what=f"encoding {len(queue):,} pictures",
         )
         bad = np.flatnonzero(self._codes[:, 0] == NOTHING)
         #: Unreadable pictures, with reasons.
-        self.skipped = [
-            SkippedRecord(**json.loads(self._reason(queue[row].key).read_text("utf-8")))
-            for row in bad
-        ]
+        self.skipped = [SkippedRecord(**self._why_unreadable(queue[row].key)) for row in bad]
         self._unreadable = {queue[row].key for row in bad}
         #: Whether all pictures of each document are readable, bool [N].
         self.usable_N: BoolArray = np.ones(len(source), bool)
@@ -181,10 +190,17 @@ class CodeCache:
                     "cause": result.cause,
                     "next_step": result.next_step,
                 }
-                write_text(self._reason(picture.key), json.dumps(reason))
+                self._reasons[picture.key] = reason
+                with suppress(FileError):  # where nothing can be written, for this process alone
+                    write_text(self._reason(picture.key), json.dumps(reason))
             else:
                 rows[row] = result
         return rows
+
+    def _why_unreadable(self, key: str) -> dict[str, str]:
+        """Place, cause and next step."""
+        found = self._reasons.get(key)
+        return found or json.loads(self._reason(key).read_text("utf-8"))
 
     def _reason(self, key: str) -> Path:
         """The file that records why a picture can't be read."""

@@ -216,6 +216,7 @@ class NeighbourTable:
             lambda start, stop: queries.rows(range(start, stop)),
             shard_size=shard_size,
             bar=partial(make_bar, desc="neighbours", unit="document", disable=not progress),
+            what=f"finding the neighbours of {len(queries.source):,} documents",
         )
 
     def __len__(self) -> int:

@@ -25,6 +25,8 @@ from cm3plugins.retrievers.index import (
 )
 from cm3run.bank import VectorRows
 from messages import tells
+from own_temporary import no_private_folder as no_private_folder
+from own_temporary import private_folder as private_folder
 
 
 class Kept:
@@ -79,7 +81,6 @@ def test_an_index_is_built_once(tmp_path, monkeypatch, index):
     ):
         np.testing.assert_array_equal(one, other)
     assert sorted(path.name for path in kept.folder.iterdir()) == [
-        "lock",
         "manifest.json",
         "vectors.index",
     ]
@@ -211,7 +212,19 @@ def test_what_belongs_to_somebody_else_is_left_alone(kept, harm, file, message):
     assert {path.name: path.read_bytes() for path in kept.folder.iterdir()} == before
 
 
-def test_where_nothing_can_be_written_it_is_built_in_memory(kept, capsys):
+def test_where_nothing_can_be_written_it_is_built_for_this_process(kept, capsys):
+    kept.root.parent.joinpath("index").write_text("a file")
+    index = kept.open()
+    assert index.search(kept.rows[:1], 1)[1].tolist() == [[0]]
+    assert tells(
+        capsys.readouterr().err,
+        f"note: {kept.folder} can't be written ... building a search index for this process alone. ... keep",
+    )
+    kept.open()
+    assert kept.num_built == 1
+
+
+def test_without_a_temporary_folder_it_is_built_in_memory(kept, capsys, no_private_folder):
     kept.root.parent.joinpath("index").write_text("a file")
     index = kept.open()
     assert index.search(kept.rows[:1], 1)[1].tolist() == [[0]]
@@ -262,7 +275,6 @@ def test_a_killed_build_starts_again(kept, tmp_path):
     np.testing.assert_array_equal(kept.open("bank 2").search(kept.rows, 5)[1], before)
     assert kept.num_built == 2
     assert sorted(path.name for path in kept.folder.iterdir()) == [
-        "lock",
         "manifest.json",
         "vectors.index",
     ]
@@ -272,7 +284,7 @@ def test_a_build_that_fails_leaves_nothing(kept, monkeypatch):
     monkeypatch.setattr(approximate.Engine, "measured_setting", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         kept.open()
-    assert [path.name for path in kept.folder.iterdir()] == ["lock"]
+    assert list(kept.folder.iterdir()) == []
 
 
 def test_a_bank_keeps_its_index_beside_it(tmp_path):

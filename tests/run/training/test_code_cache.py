@@ -32,15 +32,15 @@ def test_codes_are_computed_once(tmp_path: Path) -> None:
             7,
         ]
     assert cache.encoded(source.document(5)) == (Text("number 5"), cache.codes("picture 5"))
-    assert sorted(path.name for path in cache.folder.iterdir()) == ["lock", "rows.npy"]
+    assert sorted(path.name for path in cache.folder.iterdir()) == ["rows.npy"]
 
 
 def test_a_lock_that_is_a_link_leaves_what_it_names_alone(tmp_path: Path) -> None:
     folder = CodeCache(Numbers(3), Quadrants(), tmp_path, progress=False).folder
     precious = tmp_path / "precious"
     precious.write_text("kept")
-    (folder / "lock").unlink()
-    (folder / "lock").symlink_to(precious)
+    (folder / "rows.npy").unlink()
+    (folder / "rows.npy.lock").symlink_to(precious)
     with pytest.raises(FileError, match="is a link, a folder or a device"):
         CodeCache(Numbers(3), Quadrants(), tmp_path, progress=False)
     assert precious.read_text() == "kept"

@@ -8,6 +8,7 @@ from cm3core.document import text_of
 from cm3core.errors import DataError, MissingPackageError
 from cm3core.files import atomic_path
 from cm3core.interfaces import Retrieved, Retriever
+from cm3run.built_once import built_once
 
 #: Best first; rowids begin at 1. FTS5's scores are negative, lower is better.
 SEARCH = "SELECT rowid - 1, -rank FROM documents WHERE documents MATCH ? ORDER BY rank, rowid"
@@ -33,9 +34,18 @@ class SQLiteRetriever(Retriever):
     def __init__(self, memory, folder, *, stem):
         self.memory = memory
         self.path = folder / f"{memory.content_fingerprint[:32]}{'-stems' if stem else ''}.sqlite"
-        if not self.path.exists():
-            with atomic_path(self.path) as temporary:
+
+        def build(path):
+            with atomic_path(path) as temporary:
                 _write(temporary, memory, stem)
+
+        # processes that start together build one index
+        self.path = built_once(
+            self.path,
+            "building a search index",
+            lambda path: path if path.exists() else None,
+            build,
+        )
         self._database = sqlite3.connect(
             f"{self.path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False
         )

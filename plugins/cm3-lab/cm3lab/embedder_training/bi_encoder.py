@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cm3core.files import atomic_path, cache_folder
+from cm3core.files import cache_folder
 from cm3lab.bi_encoder import check_packages
 from cm3lab.bi_encoder.embedder import (
     NUM_PICTURE_FEATURES,
@@ -40,6 +41,7 @@ from cm3lab.embedder_training.contrastive import (
     two_of,
 )
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus, EmojiEntry
+from cm3run.built_once import computed_once
 from cm3run.devices import choose_device
 from cm3run.npy import load_array, save_array
 from cm3run.progress import make_bar
@@ -168,11 +170,13 @@ def _blocks(
     blocks = []
     for start in make_bar(range(0, kept.count, _BLOCK), desc=title, unit="block", disable=quiet):
         stop, path = min(start + _BLOCK, kept.count), kept.folder / f"{kept.name}-{start:06d}.npy"
-        block = _read(path, (stop - start, kept.width))
-        if block is None:
-            block = compute(start, stop).half().cpu().numpy()
-            with atomic_path(path) as temporary:
-                save_array(temporary, block)
+        block = computed_once(
+            path,
+            title,
+            partial(_read, shape=(stop - start, kept.width)),
+            lambda start=start, stop=stop: compute(start, stop).half().cpu().numpy(),
+            save_array,
+        )
         blocks.append(torch.from_numpy(block))
     return torch.cat(blocks)
 

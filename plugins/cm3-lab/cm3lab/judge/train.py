@@ -19,7 +19,9 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,9 +40,10 @@ from cm3apps.judge.judge import (
 )
 from cm3core.document import PixelArray
 from cm3core.errors import MissingPackageError
-from cm3core.files import atomic_path, cache_folder, write_text
+from cm3core.files import cache_folder, write_text
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus, EmojiEntry, select_concepts
-from cm3run.npy import save_array
+from cm3run.built_once import computed_once
+from cm3run.npy import load_array, save_array
 from cm3run.progress import make_bar
 
 
@@ -100,12 +103,11 @@ def picture_features(
 
     Each version is a file in `folder`.
     """
-    look = None
+    look = cache(partial(efficientnet_features, progress=True))
     versions = []
     for version in range(num_versions):
-        path = folder / f"pictures-{key}-v{version}.npy"
-        if not path.is_file():
-            look = look or efficientnet_features(progress=True)
+
+        def compute(version: int = version) -> npt.NDArray[np.float16]:
             rng = np.random.default_rng(version)
             seen = (
                 pictures
@@ -114,9 +116,15 @@ def picture_features(
                     [degrade(picture, rng) for picture in make_bar(pictures, desc="degrading")]
                 )
             )
-            _save(path, look(seen).astype(np.float16))
-        versions.append(np.load(path, allow_pickle=False))
+            return look()(seen).astype(np.float16)
+
+        path = folder / f"pictures-{key}-v{version}.npy"
+        versions.append(computed_once(path, "embedding pictures", _kept, compute, save_array))
     return np.stack(versions)
+
+
+def _kept(path: Path) -> npt.NDArray[Any] | None:
+    return load_array(path) if path.is_file() else None
 
 
 def text_features(texts: Sequence[str], folder: Path, key: str) -> FeatureArray:
@@ -127,9 +135,8 @@ def text_features(texts: Sequence[str], folder: Path, key: str) -> FeatureArray:
             only).
     """
     path = folder / f"texts-{key}.npy"
-    if not path.is_file():
-        _save(path, _minilm(texts))
-    return np.asarray(np.load(path, allow_pickle=False), np.float32)
+    vectors = computed_once(path, "embedding texts", _kept, lambda: _minilm(texts), save_array)
+    return np.asarray(vectors, np.float32)
 
 
 def _minilm(texts: Sequence[str]) -> FeatureArray:
@@ -161,11 +168,6 @@ def _minilm(texts: Sequence[str]) -> FeatureArray:
             mask = batch["attention_mask"][..., None]
             rows.append(((network(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)).numpy())
     return np.concatenate(rows).astype(np.float32)
-
-
-def _save(path: Path, array: npt.NDArray[np.generic]) -> None:
-    with atomic_path(path) as temporary:
-        save_array(temporary, array)
 
 
 _PIXELS = 64

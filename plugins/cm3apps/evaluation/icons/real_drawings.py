@@ -20,10 +20,10 @@ from safetensors.torch import load_file, save_file
 from cm3apps.judge.hands import HandReader
 from cm3apps.judge.things import ThingReader
 from cm3core.document import PixelArray
-from cm3core.errors import FileError
-from cm3core.files import atomic_path, cache_folder
+from cm3core.files import cache_folder
 from cm3plugins.datasets.icons.corpus import IconCorpus, set_of
 from cm3plugins.svg import renderer_version
+from cm3run.built_once import computed_once
 from cm3run.nearness import nearness, placed_ink
 from cm3run.progress import make_bar
 
@@ -146,14 +146,15 @@ class RealDrawings:
 
     @cached_property
     def _readings(self) -> dict[str, Floats]:
-        found = self._of_all() or _kept(self._path, len(self.indices))
+        found = self._of_all()
         if found is None:
-            found = self._read()
-            try:
-                with atomic_path(self._path) as temporary:
-                    save_file(found, temporary)
-            except FileError:  # a read-only cache: they are read each time
-                pass
+            found = computed_once(
+                self._path,
+                "reading real drawings",
+                lambda path: _kept(path, len(self.indices)),
+                self._read,
+                lambda path, read: save_file(read, path),
+            )
         readings: dict[str, Floats] = {name: own.float().numpy() for name, own in found.items()}
         return {**readings, "looks": _units(readings["looks"])}
 

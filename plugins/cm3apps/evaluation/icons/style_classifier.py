@@ -26,8 +26,9 @@ from torch.nn import functional as F
 from cm3apps.evaluation.icons.drawing import order
 from cm3apps.evaluation.icons.ranking import RealPictures, shrunk
 from cm3core.document import PixelArray
-from cm3core.files import atomic_path, cache_folder
+from cm3core.files import cache_folder
 from cm3plugins.svg import renderer_version
+from cm3run.built_once import computed_once
 from cm3run.progress import make_bar
 
 if TYPE_CHECKING:
@@ -109,15 +110,20 @@ def style_classifier(
     folder = cache_folder("icon-style-classifier") if folder is None else folder
     path = folder / f"{classifier_key(real, image_size)}.safetensors"
     network = _network(len(classes))
-    accuracy = _read(path, network)
-    if accuracy is None:
+
+    def train() -> dict[str, float]:
         _train(network, real, _chosen(entries, NUM_TRAINED, True), classes)
         held_out = _chosen(entries, NUM_HELD_OUT, False)
-        accuracy = StyleClassifier(network, classes).accuracy(
+        return StyleClassifier(network, classes).accuracy(
             [real[index] for index in held_out], [entries[index] for index in held_out]
         )
-        with atomic_path(path) as temporary:
-            save_file(network.state_dict(), temporary, {"accuracy": json.dumps(accuracy)})
+
+    def write(path: Path, accuracy: dict[str, float]) -> None:
+        save_file(network.state_dict(), path, {"accuracy": json.dumps(accuracy)})
+
+    accuracy = computed_once(
+        path, "training the style classifier", lambda path: _read(path, network), train, write
+    )
     return StyleClassifier(network, classes), accuracy
 
 

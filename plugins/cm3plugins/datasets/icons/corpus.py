@@ -273,6 +273,7 @@ def read_entries(folder: Path, manifest: Manifest, next_step: str) -> IconEntrie
     kept = cache_folder("icons") / f"entries-{hashlib.sha256(packed).hexdigest()[:32]}.txt"
     if (found := _kept_entries(kept, manifest)) is not None:
         return found
+    # less than two seconds' work, so processes don't wait for each other
     lines = unpack_lines(path, next_step, packed)
     try:
         entries = _entries(lines)

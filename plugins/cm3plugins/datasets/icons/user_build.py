@@ -30,7 +30,6 @@ from numpy.typing import NDArray
 
 from cm3core.errors import DataError
 from cm3core.files import (
-    atomic_path,
     cache_folder,
     check_writable,
     locked,
@@ -52,6 +51,7 @@ from cm3plugins.datasets.icons.sets import PERMITTED_LICENCES, IconSet, all_sets
 from cm3plugins.datasets.icons.splits import assign_splits, decided_by
 from cm3plugins.datasets.icons.write import attribution_of, corpus_files
 from cm3plugins.svg import renderer_version
+from cm3run.built_once import computed_once
 from cm3run.npy import load_array, save_array
 
 MAX_BYTES = 2**19
@@ -435,14 +435,16 @@ def _like_held_out(small_ND: NDArray[np.float32], bundled: IconCorpus) -> list[b
 def _kept_small(svgs: Sequence[str], folder: Path, title: str) -> NDArray[np.float32]:
     """Return `small_pictures`, cached in a folder; a truncated file is drawn again."""
     drawn = hashlib.sha256(json.dumps([renderer_version(), *svgs]).encode()).hexdigest()
-    path = folder / f"{drawn[:32]}.npy"
-    try:
-        kept: NDArray[np.float32] = load_array(path)
-    except (OSError, ValueError):
-        kept = np.empty((0, 0), np.float32)
-    if kept.shape == (len(svgs), SIDE * SIDE) and kept.dtype == np.float32:
-        return kept
-    small_ND = small_pictures(svgs, f"drawing {title}")
-    with atomic_path(path) as temporary:
-        save_array(temporary, small_ND)
-    return small_ND
+
+    def read(path: Path) -> NDArray[np.float32] | None:
+        try:
+            kept: NDArray[np.float32] = load_array(path)
+        except (OSError, ValueError):
+            return None
+        is_whole = kept.shape == (len(svgs), SIDE * SIDE) and kept.dtype == np.float32
+        return kept if is_whole else None
+
+    what = f"drawing {title}"
+    return computed_once(
+        folder / f"{drawn[:32]}.npy", what, read, lambda: small_pictures(svgs, what), save_array
+    )

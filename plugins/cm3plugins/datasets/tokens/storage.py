@@ -20,13 +20,13 @@ from cm3core.errors import CM3Error, DataError, MissingPackageError
 from cm3core.files import (
     atomic_path,
     cache_folder,
-    locked,
     make_folder,
     open_regular,
     sha256_file,
     write_bytes,
 )
 from cm3plugins.datasets.hub_data import TOKENS, local
+from cm3run.built_once import built_once
 from cm3run.hub import is_address
 from cm3run.token_shards import StoredFile
 
@@ -171,14 +171,8 @@ class ObjectStorage(Storage):
 
     def _fetched(self, name: str, num_bytes: int, sha256: str) -> Path:
         """Return the path of a file in the cache, checked when it was fetched."""
-        path = cache_folder(sha256[:2], root=self.cache) / sha256
-        if path.is_file():
-            return path
-        make_folder(path.parent)
-        # processes on a machine fetch a file once
-        with locked(path.with_suffix(".lock")):
-            if path.is_file():
-                return path
+
+        def build(path: Path) -> None:
             self._make_room(num_bytes)
 
             def once() -> None:
@@ -187,7 +181,14 @@ class ObjectStorage(Storage):
                     check_bytes(temporary, self.place(name), num_bytes, sha256)
 
             self._tried(self.place(name), once)
-        return path
+
+        return built_once(
+            cache_folder(sha256[:2], root=self.cache) / sha256,
+            f"fetching {self.place(name)}",
+            lambda path: path if path.is_file() else None,
+            build,
+            or_alone=False,  # `max_bytes` limits the cache, and no other folder
+        )
 
     def _make_room(self, num_bytes: int) -> None:
         """Delete the least recently used files until `num_bytes` more are within the limit."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from cm3core.files import atomic_path, cache_folder
 from cm3plugins.svg import renderer_version
+from cm3run.built_once import built_once
 from cm3run.npy import allocate, load_array
 from cm3run.progress import make_bar
 
@@ -47,37 +48,35 @@ class Renderings:
 
     def exist(self) -> bool:
         """Return whether the file exists and is complete (a truncated one is drawn again)."""
-        return self._kept() is not None
+        return self._kept(self.path) is not None
 
     def load(self, indices: Sequence[int], render: Render) -> NDArray[np.uint8]:
-        """Return the array, read-only; draws it first if it is missing.
+        """Return the array, read-only; if it is missing, one process draws it first.
 
         Args:
             indices: the pictures, as arguments of `render`; a grey array holds their first channel.
             render: draws one picture.
         """
-        kept = self._kept()
-        if kept is None:
-            self._draw(indices, render)
-            kept = load_array(self.path, memory_map=True)
-        return kept
+        title = f"drawing {self._corpus} at {self._shape[1]} px"
+        return built_once(
+            self.path, title, self._kept, lambda path: self._draw(path, title, indices, render)
+        )
 
-    def _kept(self) -> NDArray[np.uint8] | None:
+    def _kept(self, path: Path) -> NDArray[np.uint8] | None:
         try:
-            pictures: NDArray[np.uint8] = load_array(self.path, memory_map=True)
+            pictures: NDArray[np.uint8] = load_array(path, memory_map=True)
         except (ValueError, OSError):
             return None
         return pictures if pictures.shape == self._shape else None
 
-    def _draw(self, indices: Sequence[int], render: Render) -> None:
+    def _draw(self, path: Path, title: str, indices: Sequence[int], render: Render) -> None:
         from numpy.lib.format import open_memmap
 
         grey = len(self._shape) == 3
-        with atomic_path(self.path) as temporary:
+        with atomic_path(path) as temporary:
             pictures = open_memmap(temporary, mode="w+", dtype=np.uint8, shape=self._shape)
             with temporary.open("rb+") as file:
                 allocate(file.fileno(), pictures.offset, pictures.nbytes)
-            title = f"drawing {self._corpus} at {self._shape[1]} px"
             for position, index in enumerate(make_bar(indices, desc=title, unit="picture")):
                 picture = render(index)
                 pictures[position] = picture[..., 0] if grey else picture
