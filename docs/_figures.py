@@ -740,8 +740,8 @@ def _counts(source: str, split: str, arm: str) -> tuple[int, int]:
 
 
 def _claim_tests() -> list[str]:
-    """Fisher's exact test of stored counts, corrected for the number of rows."""
-    from cm3apps.sweep.comparison import LEVEL, fisher_p, holm
+    """What stored counts say of McNemar's exact test over the same icons, corrected for the number of rows."""
+    from cm3apps.sweep.comparison import LEVEL, exact_p_of_counts, holm
     from cm3lab.experiments.judged.drawing import TITLES
 
     found = [
@@ -755,24 +755,33 @@ def _claim_tests() -> list[str]:
     ]
     tested = []
     for source, split, first, other in found:
-        counts = (*_counts(source, split, first), *_counts(source, split, other))
-        tested.append((split, first, other, counts, fisher_p(*counts)))
+        (hits, num), (more, same) = _counts(source, split, first), _counts(source, split, other)
+        assert num == same
+        tested.append((split, first, other, hits, more, num, exact_p_of_counts(hits, more, num)))
     rows = []
-    corrected = holm([one[-1] for one in tested])
-    for (split, first, other, (hits, num, more, others), p), own in zip(
-        tested, corrected, strict=True
+    least, most = (holm([one[-1][end] for one in tested]) for end in (0, 1))
+    for (split, first, other, hits, more, num, p), low, high in zip(
+        tested, least, most, strict=True
     ):
         # both arms of guidance, too, have two documents
         names = [
             "2 documents" if arm == "cfg-2" and first == "documents-0" else TITLES[arm]
             for arm in (first, other)
         ]
-        shown_as = ("better" if more > hits else "worse") if own < LEVEL else "not shown"
-        cells = [names[0], names[1], f"{hits} of {num}", f"{more} of {others}"]
-        rows.append((f"`{split}`", *cells, f"{p:.2g}", f"{own:.2g}", shown_as))
+        shown_as = "better" if more > hits else "worse"
+        if high >= LEVEL:
+            shown_as = "undecided" if low < LEVEL else "not shown"
+        cells = [names[0], names[1], f"{hits} of {num}", f"{more} of {num}"]
+        rows.append((f"`{split}`", *cells, _from_to(*p), _from_to(low, high), shown_as))
     return _table(
         " | first | second | first usable | second usable | p | p, Holm | second is", rows
     )
+
+
+def _from_to(least: float, most: float) -> str:
+    """Bounds as in "0.016 to 0.12"; equal ones are one number."""
+    ends = dict.fromkeys((f"{least:.2g}", f"{most:.2g}"))
+    return " to ".join(ends)
 
 
 def _swept_guidance() -> list[str]:

@@ -55,21 +55,16 @@ def exact_p(more: int, fewer: int) -> float:
     return min(1.0, tail)
 
 
-def fisher_p(hits: int, num: int, other_hits: int, other_num: int) -> float:
-    """Fisher's exact test, two-sided, of two counts: what is left if the cases of each are not stored.
+def exact_p_of_counts(hits: int, other_hits: int, num: int) -> tuple[float, float]:
+    """The least and the greatest p-value of McNemar's exact test, if it is known how many of the same cases two settings
+    had right, and not which ones.
 
-    >>> round(fisher_p(4, 100, 11, 100), 3)
-    0.105
+    >>> exact_p_of_counts(1, 6, 100)  # all six others, or five others
+    (0.0625, 0.125)
     """
-    total, whole = hits + other_hits, num + other_num
-
-    def ways(place: int) -> int:
-        return math.comb(num, place) * math.comb(other_num, total - place)
-
-    least, most = max(0, total - other_num), min(num, total)
-    observed = ways(hits)
-    extreme = sum(ways(one) for one in range(least, most + 1) if ways(one) <= observed)
-    return extreme / math.comb(whole, total)
+    both = range(max(0, hits + other_hits - num), min(hits, other_hits) + 1)
+    p_values = [exact_p(other_hits - one, hits - one) for one in both]
+    return min(p_values), max(p_values)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

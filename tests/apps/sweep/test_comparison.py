@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from cm3apps.sweep.comparison import NUM_PATTERNS, Estimate, exact_p, fisher_p, holm, paired_p
+from cm3apps.sweep.comparison import NUM_PATTERNS, Estimate, exact_p, exact_p_of_counts, holm, paired_p
 
 
 def test_a_small_example_by_hand() -> None:
@@ -51,15 +51,16 @@ def test_right_or_wrong_is_mcnemars_exact_test(
     assert paired_p([unit] * more + [-unit] * fewer + [0] * same) == exact_p(more, fewer)
 
 
-@given(st.integers(0, 30), st.integers(1, 30), st.integers(0, 30), st.integers(1, 30))
-def test_fishers_exact_test_is_that_of_scipy(hits: int, num: int, other: int, others: int) -> None:
-    hits, other = min(hits, num), min(other, others)
-    expected = stats.fisher_exact([[hits, num - hits], [other, others - other]]).pvalue
-    assert fisher_p(hits, num, other, others) == pytest.approx(expected, rel=1e-6)
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
+def test_counts_bound_the_paired_test(cases: list[tuple[bool, bool]]) -> None:
+    first, second = (sum(values) for values in zip(*cases, strict=True))
+    least, most = exact_p_of_counts(first, second, len(cases))
+    assert least <= paired_p([int(b) - int(a) for a, b in cases]) <= most
 
 
-def test_11_of_100_is_not_shown_to_be_more_than_4_of_100() -> None:
-    assert fisher_p(4, 100, 11, 100) == pytest.approx(0.105, abs=5e-4)
+def test_11_of_100_is_not_decided_to_be_more_than_4_of_100() -> None:
+    """Of the 4 all are among the 11, or none: 7 to 0 cases differ, 2 / 2^7, or 11 to 4, 2 x 1941 / 2^15."""
+    assert exact_p_of_counts(4, 11, 100) == (2 / 2**7, 2 * 1941 / 2**15)
 
 
 def test_holm_by_hand() -> None:
