@@ -37,6 +37,7 @@ from cm3core.errors import CM3Error, PluginError, close_match
 from cm3core.interfaces.component import ComponentConfig
 from cm3core.plugins.kinds import Kind
 from cm3core.plugins.registry import Registry
+from cm3core.recipe.sections import FIXED_SECTIONS
 
 #: The mark in a recipe for a value that the user must give.
 MANDATORY = "???"
@@ -113,6 +114,101 @@ class ComponentEntry:
     keys: list[Key]
     laws: dict[str, str]
     snippet: str
+
+
+@dataclass(frozen=True)
+class SectionEntry:
+    """A recipe's section that holds no component, such as `train`.
+
+    Args:
+        section: its name.
+        summary: the first paragraph of its documentation.
+        text: the documentation's other paragraphs, without `Args:`.
+        keys: its keys.
+        snippet: the section with all defaults.
+    """
+
+    section: str
+    summary: str
+    text: str
+    keys: list[Key]
+    snippet: str
+
+
+@dataclass(frozen=True)
+class KeyEntry:
+    """A key by its path in a recipe, such as `sampler.temperature`.
+
+    Args:
+        path: the path.
+        key: the key.
+        of: the section, as "train", or the components that have such a key, as "sampler/cfg".
+    """
+
+    path: str
+    key: Key
+    of: list[str]
+
+
+def section_entry(section: str) -> SectionEntry:
+    """Return a section; `section` is one of `FIXED_SECTIONS`."""
+    config_class = FIXED_SECTIONS[section]
+    text, keys = docstring(config_class), keys_of(config_class)
+    values = {key.name: key.default for key in keys if "." not in key.name}
+    snippet = "\n".join([f"{section}:", *_yaml(values, "  ")]) + "\n"
+    return SectionEntry(section, summary(text), _other_paragraphs(text), keys, snippet)
+
+
+def key_entries(path: str, registry: Registry) -> list[KeyEntry]:
+    """Return the keys of a path: a section's, a component's, or those of all components of a kind. Equal keys of several
+    components are one entry.
+
+    Args:
+        path: `SECTION.KEY`, `KIND.KEY` or, as in `find`, `NAME.KEY`; `KEY` may have dots.
+        registry: the available components.
+
+    Raises:
+        PluginError: there is no such section, component or key.
+    """
+    owner, _, name = path.partition(".")
+    place = f"cm3 describe {path}"
+    if owner in FIXED_SECTIONS:
+        owned = {owner: keys_of(FIXED_SECTIONS[owner])}
+        has_no_key = f"the section {owner!r} has no key {name!r}"
+    elif owner in registry.kinds:
+        owned = {
+            f"{owner}/{shown}": keys_of(registry.config_class(owner, full))
+            for shown, full in _components_of(owner, registry)
+        }
+        has_no_key = f"no {owner} has a key {name!r}"
+    else:
+        kind, component = find(owner, registry, place)
+        owned = {f"{kind}/{component}": keys_of(registry.config_class(kind, component))}
+        has_no_key = f"the {kind} {component!r} has no key {name!r}"
+    entries: list[KeyEntry] = []
+    for one, keys in owned.items():
+        for key in keys:
+            if key.name != name:
+                continue
+            same = next((entry for entry in entries if entry.key == key), None)
+            if same is None:
+                entries.append(KeyEntry(path, key, [one]))
+            else:
+                same.of.append(one)
+    if not entries:
+        known = {key.name for keys in owned.values() for key in keys}
+        near = close_match(name, known)
+        step = near if near.startswith("did you mean") else f"`cm3 describe {owner}` lists its keys"
+        raise PluginError(place, has_no_key, step)
+    return entries
+
+
+def _components_of(kind: str, registry: Registry) -> Iterator[tuple[str, str]]:
+    """Yield the components of a kind: (name to show, name for `Registry.config_class`)."""
+    for name in registry.names(kind):
+        owners = registry.owners(kind, name)
+        for owner in owners:
+            yield name if len(owners) == 1 else f"{owner}/{name}", f"{owner}/{name}"
 
 
 def kind_entries(registry: Registry) -> list[KindEntry]:
@@ -209,12 +305,11 @@ def component_entry(kind: str, name: str, registry: Registry) -> ComponentEntry:
     owner = owner or registry.owners(kind, short)[0]
     info = next(info for info in registry.plugins if info.name == owner)
     keys, text = keys_of(config_class), docstring(config_class)
-    body = [part for part in text.split("\n\n")[1:] if not part.startswith("Args:")]
     return ComponentEntry(
         kind,
         short,
         summary(text),
-        "\n\n".join(" ".join(part.split()) for part in body),
+        _other_paragraphs(text),
         owner,
         info.version,
         info.origin,
@@ -225,6 +320,12 @@ def component_entry(kind: str, name: str, registry: Registry) -> ComponentEntry:
         laws_of(registry.kinds[kind]),
         _snippet(registry.kinds[kind], name, keys, _names_of_parts(config_class, registry)),
     )
+
+
+def _other_paragraphs(text: str) -> str:
+    """Return a docstring's paragraphs after the first one, each in one line, without `Args:`."""
+    body = [part for part in text.split("\n\n")[1:] if not part.startswith("Args:")]
+    return "\n\n".join(" ".join(part.split()) for part in body)
 
 
 def _names_of_parts(config_class: type[Any], registry: Registry) -> dict[str, str]:
@@ -333,12 +434,13 @@ def _family(name: str, classes: dict[str, ast.ClassDef]) -> Iterator[str]:
             yield from _family(named.id if isinstance(named, ast.Name) else "", classes)
 
 
-def find(wanted: str, registry: Registry) -> tuple[str, str]:
+def find(wanted: str, registry: Registry, place: str = "") -> tuple[str, str]:
     """Find the component or kind for `cm3 describe`.
 
     Args:
         wanted: `KIND`, `KIND/NAME`, `KIND/PLUGIN/NAME`, `PLUGIN/NAME` or `NAME`.
         registry: the available components.
+        place: for errors; "": the command with `wanted`.
 
     Returns:
         The kind, and the component's name for `Registry.config_class`; "" for the kind itself.
@@ -346,7 +448,7 @@ def find(wanted: str, registry: Registry) -> tuple[str, str]:
     Raises:
         PluginError: nothing, or more than one component, has this name.
     """
-    place = f"cm3 describe {wanted}"
+    place = place or f"cm3 describe {wanted}"
     kinds = registry.kinds
     if wanted in kinds:
         return wanted, ""
@@ -381,7 +483,9 @@ def find(wanted: str, registry: Registry) -> tuple[str, str]:
         )
     if not found:
         raise PluginError(
-            place, f"there is no kind and no component {wanted!r}", _near(wanted, registry)
+            place,
+            f"there is no kind, no component and no section {wanted!r}",
+            _near(wanted, registry),
         )
     registry.config_class(found[0], wanted, place=place)  # several plugins may provide it
     return found[0], wanted
@@ -390,7 +494,7 @@ def find(wanted: str, registry: Registry) -> tuple[str, str]:
 def _near(wanted: str, registry: Registry) -> str:
     """Return the next step: a close match or where to look, and the plugins that are not in use."""
     names = (name for kind in registry.kinds for name in registry.names(kind))
-    near = close_match(wanted, {*registry.kinds, *names})
+    near = close_match(wanted, {*registry.kinds, *FIXED_SECTIONS, *names})
     if not near.startswith("did you mean"):
         near = _near_key(wanted, registry) or "`cm3 kinds` lists all"
     return registry.with_reasons(near)
@@ -400,11 +504,12 @@ def _near_key(wanted: str, registry: Registry) -> str:
     """Return the components that have a key of about this name; "" if there is none."""
     owners: dict[str, list[str]] = {}
     for kind in registry.kinds:
-        for name in registry.names(kind):
-            for owner in registry.owners(kind, name):
-                shown = name if len(registry.owners(kind, name)) == 1 else f"{owner}/{name}"
-                for key in hints(registry.config_class(kind, f"{owner}/{name}")):
-                    owners.setdefault(key, []).append(f"{kind}/{shown}")
+        for shown, full in _components_of(kind, registry):
+            for key in hints(registry.config_class(kind, full)):
+                owners.setdefault(key, []).append(f"{kind}/{shown}")
+    for section, config_class in FIXED_SECTIONS.items():
+        for field in init_fields(config_class):
+            owners.setdefault(field.name, []).append(section)
     near = close_match(wanted.rpartition(".")[2], owners)
     if not near.startswith("did you mean"):
         return ""

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from cm3apps.catalog import component_entry, kind_entry, laws_of
 from cm3apps.cli.main import main
 from cm3core import interfaces
 from cm3core.plugins import KINDS, PluginInfo, load_registry
 from cm3core.recipe import recipe_from_yaml
+from cm3core.recipe.sections import FIXED_SECTIONS
 from messages import tells
 
 REGISTRY = load_registry()
@@ -180,8 +182,32 @@ def test_names(mine: str, capsys: pytest.CaptureFixture[str]) -> None:
             "the sampler 'top_p' comes from several plugins: bundled, mine\n  next: write "
             "bundled/top_p or mine/top_p, or leave one out: CM3_DISABLE_PLUGINS=mine",
         ),
-        ("smpler", "there is no kind and no component 'smpler'\n  next: did you mean 'sampler'?"),
-        ("zzzzzz", "there is no kind and no component 'zzzzzz'\n  next: `cm3 kinds` lists all"),
+        (
+            "smpler",
+            "there is no kind, no component and no section 'smpler'\n  next: did you mean 'sampler'?",
+        ),
+        (
+            "zzzzzz",
+            "there is no kind, no component and no section 'zzzzzz'\n  next: `cm3 kinds` lists all",
+        ),
+        (
+            "trian",
+            "there is no kind, no component and no section 'trian'\n  next: did you mean 'train'?",
+        ),
+        (
+            "train.lerning_rate",
+            "the section 'train' has no key 'lerning_rate'\n  next: did you mean 'learning_rate'?",
+        ),
+        (
+            "train.lr",
+            "the section 'train' has no key 'lr'\n  next: `cm3 describe train` lists its keys",
+        ),
+        ("warm.heta", "the sampler 'warm' has no key 'heta'\n  next: did you mean 'heat'?"),
+        ("sampler.heta", "no sampler has a key 'heta'\n  next: did you mean 'heat'?"),
+        (
+            "wram.heat",
+            "there is no kind, no component and no section 'wram'\n  next: did you mean 'warm'?",
+        ),
         ("sampler/worm", "no sampler is called 'worm'\n  next: did you mean 'warm'?"),
         ("sampler/mina/warm", "no plugin 'mina' is loaded\n  next: did you mean 'mine'?"),
         (
@@ -199,6 +225,79 @@ def test_names_that_are_nothing_or_several(
 ) -> None:
     assert main(["--plugin", mine, "describe", name]) == 2
     assert capsys.readouterr().err == f"error: cm3 describe {name}: {expected}\n"
+
+
+def test_a_section_by_hand(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["describe", "vocabulary"]) == 0
+    assert (
+        capsys.readouterr().out
+        == """\
+vocabulary: The table of token ids, see `cm3core.vocab.Vocabulary`.
+  The image tokenizer determines the size of the image range.
+
+keys
+  num_text: int | None, default null
+      size of the text range, including 4 control tokens (paper: 56,320). null:
+      the text tokenizer's size + 4.
+  num_sentinels: int, default 512
+      mask tokens; the maximum number of spans masked in a sequence (metaseq:
+      512).
+  num_reserved: int, default 0
+      unused ids between image codes and special tokens (paper: 1,024).
+  multiple_of: int, default 8
+      the embedding table's rows are padded to a multiple of this (metaseq: 8).
+
+in a recipe
+  vocabulary:
+    num_text: null
+    num_sentinels: 512
+    num_reserved: 0
+    multiple_of: 8
+"""
+    )
+
+
+@pytest.mark.parametrize("section", FIXED_SECTIONS)
+def test_each_key_of_a_section_is_described(
+    section: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a type and a text; its snippet is the section of a recipe, and each key has a path of its own."""
+    assert main(["describe", section, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    config_class = FIXED_SECTIONS[section]
+    top = [key for key in answer["keys"] if "." not in key["name"]]
+    assert [key["name"] for key in top] == [one.name for one in fields(config_class)]
+    assert all(key["text"] and key["type"] for key in answer["keys"])
+    assert yaml.safe_load(answer["snippet"]) == {
+        section: {one["name"]: one["default"] for one in top}
+    }
+    for key in answer["keys"]:
+        assert main(["describe", f"{section}.{key['name']}", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == [
+            {"path": f"{section}.{key['name']}", "key": key, "of": [section]}
+        ]
+
+
+def test_a_key_of_components(
+    mine: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for all that have the same."""
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["--plugin", mine, "describe", "sampler.heat"]) == 0
+    assert capsys.readouterr().out == (
+        "sampler.heat: float, required\n    how hot, 0..1.\n    of sampler/mine/top_p, sampler/warm\n"
+    )
+    assert main(["--plugin", mine, "describe", "warm.inner.steps"]) == 0
+    assert capsys.readouterr().out == (
+        "warm.inner.steps: int, default 2\n    how many.\n    of sampler/warm\n"
+    )
+    assert main(["describe", "train.learning_rate"]) == 0
+    assert capsys.readouterr().out == (
+        "train.learning_rate: float, default 0.001\n    peak learning rate of AdamW.\n"
+    )
 
 
 def test_a_plugin_that_is_left_out_is_named_where_its_name_is_missed(

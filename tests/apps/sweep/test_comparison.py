@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from cm3apps.sweep.comparison import NUM_PATTERNS, Estimate, exact_p, exact_p_of_counts, holm, paired_p
+from cm3apps.sweep.comparison import (
+    NUM_PATTERNS,
+    Estimate,
+    exact_p,
+    exact_p_of_counts,
+    holm,
+    paired_p,
+)
 
 
 def test_a_small_example_by_hand() -> None:

@@ -170,8 +170,10 @@ class EmojiCorpus:
     def _renderings(
         self, size: int, cache_dir: Path | str | None, indices: Sequence[int] | None
     ) -> Renderings:
-        number = len(self) if indices is None else len(indices)
-        names = None if indices is None else [self.entries[index].id for index in indices]
+        if indices is None or list(indices) == list(range(len(self))):
+            number, names = len(self), None
+        else:
+            number, names = len(indices), [self.entries[index].id for index in indices]
         return Renderings("emoji", self.data_sha256, (number, size, size, 3), cache_dir, names)
 
     @cached_property

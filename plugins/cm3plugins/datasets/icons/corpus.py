@@ -465,7 +465,7 @@ class IconCorpus:
             indices: positions in ``entries``; None: all.
         """
         kinds = self._by_colour(indices)
-        files = self._renderings(size, cache_dir, kinds, whole=indices is None)
+        files = self._renderings(size, cache_dir, kinds)
         return IconPictures(
             kinds,
             *(
@@ -481,33 +481,37 @@ class IconCorpus:
         indices: Sequence[int] | None = None,
     ) -> bool:
         """Return whether the files of ``pictures`` are cached and complete."""
-        kinds, whole = self._by_colour(indices), indices is None
-        return all(file.exist() for file in self._renderings(size, cache_dir, kinds, whole=whole))
+        kinds = self._by_colour(indices)
+        return all(file.exist() for file in self._renderings(size, cache_dir, kinds))
 
     def _renderings(
         self,
         size: int,
         cache_dir: Path | str | None,
         kinds: tuple[Sequence[int], Sequence[int]],
-        *,
-        whole: bool,
     ) -> tuple[Renderings, Renderings]:
-        """Return the files of grey and of coloured pictures; `whole`: these are all of the corpus."""
+        """Return the files of grey and of coloured pictures; a file of all has one name, whoever asks for it."""
         grey, coloured = kinds
+        all_grey, all_coloured = self._num_by_colour
 
-        def file(name: str, kind: Sequence[int], *channels: int) -> Renderings:
-            names = None if whole else [self.entries.ids[index] for index in kind]
+        def file(name: str, kind: Sequence[int], number: int, *channels: int) -> Renderings:
+            names = None if len(kind) == number else [self.entries.ids[index] for index in kind]
             shape = (len(kind), size, size, *channels)
             return Renderings(name, self.data_sha256, shape, cache_dir, names)
 
-        return file("icons", grey), file("icons-in-colour", coloured, 3)
+        return file("icons", grey, all_grey), file("icons-in-colour", coloured, all_coloured, 3)
+
+    @cached_property
+    def _num_by_colour(self) -> tuple[int, int]:
+        grey, coloured = self._by_colour(None)
+        return len(grey), len(coloured)
 
     def _by_colour(self, indices: Sequence[int] | None) -> tuple[list[int], list[int]]:
-        """Return the positions of the grey entries and of the coloured ones."""
+        """Return the positions of the grey entries and of the coloured ones, each once and in order."""
         kinds: tuple[list[int], list[int]] = ([], [])
         styles = self.entries.styles
         coloured = {style for style in set(styles) if has_colour(style)}
-        for index in range(len(self)) if indices is None else indices:
+        for index in range(len(self)) if indices is None else sorted(set(indices)):
             kinds[styles[index] in coloured].append(index)
         return kinds
 
