@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import NoReturn
@@ -17,6 +18,14 @@ def end_at_once(code: int) -> NoReturn:
         with suppress(OSError, ValueError):  # its reader exited, or it is closed
             stream.flush()
     os._exit(code)
+
+
+def end_soon(code: int, seconds: float = 5.0) -> None:
+    """Exit the process after some seconds, unless it ends by itself: Python waits for threads, which may build an index for
+    minutes."""
+    timer = threading.Timer(seconds, end_at_once, (code,))
+    timer.daemon = True
+    timer.start()
 
 
 def end_of_several(codes: Sequence[int]) -> None:

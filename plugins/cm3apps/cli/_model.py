@@ -296,8 +296,13 @@ def settings_of(settings: Sequence[str], wanted: str) -> dict[str, Any]:
 
 
 @contextmanager
-def progress_bar(what: str) -> Iterator[Progress]:
-    """A progress bar of tokens on the terminal, shown from the first token on."""
+def progress_bar(what: str, *, may_end_early: bool = False) -> Iterator[Progress]:
+    """A progress bar of tokens on the terminal, shown from the first token on.
+
+    Args:
+        what: what is done.
+        may_end_early: the total is only the greatest number, as of texts; no time left is shown then.
+    """
     from cm3run.progress import make_bar
 
     bars: list[Any] = []
@@ -307,7 +312,8 @@ def progress_bar(what: str) -> Iterator[Progress]:
             bars.append(
                 make_bar(
                     desc=what,
-                    total=total,
+                    total=None if may_end_early else total,
+                    postfix=f"at most {total:,}" if may_end_early else None,
                     unit="token",
                     file=sys.stderr,
                     leave=False,

@@ -60,7 +60,7 @@ def run(args: Namespace) -> int:
     options = task_options(args) | ({} if args.template is None else {"template": args.template})
     model = open_model(args, num_candidates=1)
     report_unknown_words(model, [args.question])
-    with progress_bar("answering") as progress:
+    with progress_bar("answering", may_end_early=True) as progress:
         answer = model.ask(
             args.picture, args.question, max_tokens=args.max_tokens, progress=progress, **options
         )

@@ -49,7 +49,7 @@ def run(args: Namespace) -> int:
     """Print one line per picture."""
     options = task_options(args)
     model = open_model(args, num_candidates=1)
-    with progress_bar("captioning") as progress:
+    with progress_bar("captioning", may_end_early=True) as progress:
         texts = model.captions(
             args.picture, max_tokens=args.max_tokens, progress=progress, **options
         )

@@ -32,9 +32,12 @@ from cm3apps.cli.commands import BESIDE, COMMANDS, CommandParser
 from cm3core._version import __version__, how_to_install
 from cm3core.errors import CM3Error, close_match
 from cm3core.recipe.forms import plain
-from cm3run.ending import end_of_several
+from cm3run.ending import end_of_several, end_soon
 from cm3run.faults import contained
 from cm3run.printing import make_safe, safe_output
+
+#: The exit code after Ctrl-C.
+INTERRUPTED = 130
 
 
 def entry() -> None:
@@ -47,6 +50,8 @@ def entry() -> None:
     calm_threads()
     with Interrupts() as interrupts:
         codes.append(main(interrupts=interrupts))
+    if codes[0] == INTERRUPTED:
+        end_soon(INTERRUPTED)
     sys.exit(codes[0])
 
 
@@ -84,7 +89,7 @@ def _main(arguments: list[str], interrupts: Interrupts | None) -> int:
 
 def _interrupted() -> int:
     print("interrupted; the same command resumes where it can", file=sys.stderr)
-    return 130
+    return INTERRUPTED
 
 
 def _run(argv: list[str]) -> int:

@@ -9,6 +9,7 @@ import zipfile
 import pytest
 
 from cm3apps.cli import main as cli
+from cm3apps.cli._model import progress_bar
 from cm3run.attribution import facts_in
 from toy_finder import finder
 from toy_model import toy_model
@@ -102,3 +103,21 @@ def test_a_model_that_does_not_tell_says_nothing(monkeypatch, tmp_path, capsys):
     assert cli.main(["generate", "red", "--n", "1", "-o", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"{tmp_path / '000.png'}\n{tmp_path / 'grid.png'}\n"
     assert "answer" not in facts_in((tmp_path / "000.png").read_bytes(), "000.png").texts
+
+
+def test_an_answer_shows_no_time_left_because_it_may_end_at_any_token(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    for early in (True, False):
+        with progress_bar("answering", may_end_early=early) as progress:
+            for done in range(0, 121, 4):
+                now[0] += 4
+                progress(done, 1_276)
+    assert capsys.readouterr().err.splitlines() == [
+        "answering: 60, at most 1,276",
+        "answering: 120, at most 1,276",
+        "answering: 60 of 1,276, 5%, 20:16 left",
+        "answering: 120 of 1,276, 9%, 19:16 left",
+    ]

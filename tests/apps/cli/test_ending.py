@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -52,3 +53,26 @@ def test_an_exit_code_survives_a_closed_stream() -> None:
     program = PROGRAM.replace("return int", "sys.stderr.close()\n    return int")
     done = ended(program, 0, "2")
     assert (done.returncode, done.stdout, done.stderr) == (0, "handled\n", "")
+
+
+INTERRUPTED = """
+import threading, time
+from cm3apps.cli import main
+
+def run(arguments):
+    threading.Thread(target=time.sleep, args=(60,)).start()
+    raise KeyboardInterrupt
+
+main._run = run
+main.entry()
+"""
+
+
+@pytest.mark.slow
+def test_after_ctrl_c_no_thread_keeps_the_process() -> None:
+    """A server's thread that builds an index, or waits for one, can't be told to stop."""
+    start = time.monotonic()
+    done = ended(INTERRUPTED, 0, None)
+    assert done.returncode == 130
+    assert done.stderr == "interrupted; the same command resumes where it can\n"
+    assert time.monotonic() - start < 40
