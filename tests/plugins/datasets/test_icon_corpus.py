@@ -254,6 +254,19 @@ def test_a_cache_of_some_is_another_file(tmp_path: Path) -> None:
         some[0]
 
 
+def test_all_are_one_file_whoever_asks_for_them(tmp_path: Path) -> None:
+    """A source of all icons, in its own order, and the whole corpus: not drawn twice."""
+    corpus, cache = IconCorpus(write_corpus(tmp_path)), tmp_path / "cache"
+    listed = corpus.pictures(3, cache, [2, 0, 1])
+    assert corpus.is_rendered(3, cache)
+    whole = corpus.pictures(3, cache)
+    for index in range(3):
+        np.testing.assert_array_equal(listed[index], whole[index])
+    assert len(list(cache.rglob("*.npy"))) == 2
+    corpus.pictures(3, cache, [0, 1])  # all coloured ones, and some of the others
+    assert len(list(cache.rglob("*.npy"))) == 3
+
+
 def test_a_cut_cache_is_drawn_again(tmp_path: Path) -> None:
     corpus, cache = IconCorpus(write_corpus(tmp_path)), tmp_path / "cache"
     before = corpus.pictures(3, cache)[0]
