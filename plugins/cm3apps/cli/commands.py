@@ -68,7 +68,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "describe": (
         "cm3apps.cli.describe",
-        "explain a component, its keys and its recipe section; or a kind",
+        "explain a component, its keys and its recipe section; or a kind, a section or a key",
     ),
     "completion": (
         "cm3apps.cli.completion",
