@@ -221,10 +221,15 @@ def _hold(stack: ExitStack, lock: Path, what: str) -> None:
     finally:
         if waiting is not None:
             waiting.close()
-    stack.callback(lock.unlink, missing_ok=True)
+    stack.callback(_remove, lock)
     record = _Record(lock, what)
     stack.callback(record.close)
     stack.enter_context(shown_to(record.write))
+
+
+def _remove(lock: Path) -> None:
+    with suppress(OSError):  # it is free in any case
+        lock.unlink(missing_ok=True)
 
 
 class _Record:
