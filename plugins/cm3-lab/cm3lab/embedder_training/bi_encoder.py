@@ -170,11 +170,16 @@ def _blocks(
     blocks = []
     for start in make_bar(range(0, kept.count, _BLOCK), desc=title, unit="block", disable=quiet):
         stop, path = min(start + _BLOCK, kept.count), kept.folder / f"{kept.name}-{start:06d}.npy"
+
+        def half(start: int = start, stop: int = stop) -> npt.NDArray[np.float16]:
+            found: npt.NDArray[np.float16] = compute(start, stop).half().cpu().numpy()
+            return found
+
         block = computed_once(
             path,
             title,
             partial(_read, shape=(stop - start, kept.width)),
-            lambda start=start, stop=stop: compute(start, stop).half().cpu().numpy(),
+            half,
             save_array,
         )
         blocks.append(torch.from_numpy(block))
