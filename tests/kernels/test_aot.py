@@ -71,6 +71,19 @@ def test_the_tests_are_run_with_the_triton_that_is_recorded() -> None:
     assert f"<{major}.{minor + 1}" in map(str, triton.specifier)
 
 
+def test_every_kernel_is_recorded_for_all_nvidia_targets() -> None:
+    """Where a launch differs between capabilities, its entries cover all of them together."""
+    recorded = {f"sm_{arch}" for arch in aot.ARCHS}
+    for series in aot.read_budget().values():
+        targets: dict[str, set[str]] = {}
+        for name, of in series["entries"].items():
+            op, kernel, *_ = name.split(".")
+            targets.setdefault(f"{op}.{kernel}", set()).update(of)
+        fewer = {kernel: of for kernel, of in targets.items() if of != recorded}
+        # tensor descriptors need sm_90
+        assert fewer == {"attention.described": recorded - {"sm_80"}}
+
+
 def test_no_recorded_kernel_spills() -> None:
     assert all(
         usage["spill"] == 0

@@ -45,7 +45,7 @@ class AotEntry:
     num_warps: int = 4
     num_stages: int = 2
     expects: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
-    archs: tuple[int, ...] = (80, 90)
+    archs: tuple[int, ...] = ARCHS
     multiply_adds: int = 0
 
 

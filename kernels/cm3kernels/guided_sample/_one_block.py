@@ -62,13 +62,16 @@ def plausible_floor(key, num_ids, top_k, top_p, alpha, alpha_k, request):
 
 
 @triton.jit
-def typical_keys(key, floor, high, inverse, p):
+def typical_keys(key, floor, high, inverse, p, again):
     """The keys of the typical ids among those from `floor` on; `NEVER` for others. Nearness is
-    recomputed for each sum: kept in registers, it would be too much."""
+    recomputed for each sum: kept in registers, it would be too much. So would masses until the mean is
+    known: `again` is a 0 that the compiler doesn't know, so it computes them twice."""
     highest = value_of(high)
     mass = mass_of(key, floor, highest, inverse)
     total = tl.sum(mass).to(tl.float64)
     mean = (tl.sum(moment_of(key, mass, highest, inverse)).to(tl.float64) / total).to(tl.float32)
+    highest = value_of(high | again)
+    mass = mass_of(key, floor, highest, inverse)
     furthest, nearest = range_of(
         tl.where(mass > 0, nearness_of(key, highest, inverse, mean), NEVER)
     )
@@ -176,6 +179,10 @@ def one_block_kernel(
         )
         key = tl.where(conditional >= floor, key, NEVER)
 
+    # 0, since the grid has no second axis, but the compiler doesn't know: it computes columns and counters again for
+    # the race instead of keeping them in registers until then.
+    again = tl.program_id(1)
+    column = columns_of(again, SHIFT, C, True)
     high = tl.max(key)
     inverse = inverse_temperature(temperature, request)
     greedy = False
@@ -191,13 +198,13 @@ def one_block_kernel(
         if typical_p is not None:
             p = tl.load(typical_p + request).to(tl.float64)
             if p < 1.0:
-                key = typical_keys(key, floor, high, inverse, p)
+                key = typical_keys(key, floor, high, inverse, p, again)
         kept = (key >= floor) & (key > NEVER)
         winner, _ = race_tile(
             key,
             kept,
             column,
-            0,
+            again,
             first_counter,
             first_id,
             value_of(high),

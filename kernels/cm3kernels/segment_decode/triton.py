@@ -35,6 +35,13 @@ MERGE_BLOCK = 16
 
 
 @triton.jit
+def _rows(base, slot, stride, d, filled, in_head):
+    """Keys or values [slots, columns]; 0 where there is none."""
+    place = base + slot.to(tl.int64)[:, None] * stride + d[None, :]
+    return tl.load(place, mask=filled[:, None] & in_head[None, :], other=0.0)
+
+
+@triton.jit
 def _segment_kernel(
     q_ptr,
     keys_ptr,
@@ -89,11 +96,9 @@ def _segment_kernel(
         n = key + tl.arange(0, BLOCK_KEYS)
         filled = n < end
         slot = start + n
-        k = tl.load(
-            keys_base + slot[:, None] * keys_slot + d[None, :],
-            mask=filled[:, None] & in_head[None, :],
-            other=0.0,
-        )
+        k = _rows(keys_base, slot, keys_slot, d, filled, in_head)
+        if TILE >= 64:  # else it spills on sm_120, and smaller tiles on sm_80 if they do it
+            v = _rows(values_base, slot, values_slot, d, filled, in_head)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
         scores = tl.where(filled[None, :], scores, float("-inf"))
         # a split that is read has a key: finite
@@ -101,11 +106,8 @@ def _segment_kernel(
         weights = tl.exp2(scores - new_largest[:, None])
         shrink = tl.exp2(largest - new_largest)
         total = total * shrink + tl.sum(weights, 1)
-        v = tl.load(
-            values_base + slot[:, None] * values_slot + d[None, :],
-            mask=filled[:, None] & in_head[None, :],
-            other=0.0,
-        )
+        if TILE < 64:
+            v = _rows(values_base, slot, values_slot, d, filled, in_head)
         out = tl.dot(weights.to(v.dtype), v, out * shrink[:, None], input_precision="ieee")
         largest = new_largest
 
