@@ -15,7 +15,7 @@ import re
 import shutil
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -30,6 +30,11 @@ _MAX_LETTERS = 40
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 _mask_lock = threading.Lock()
+
+#: Checks what a command writes where its user wants it; set by `cm3core.outputs`, which says what the arguments are.
+guard: Callable[[Path, Path, Path | None], bool] | None = None
+#: Folders that `cache_folder` named.
+_caches: set[str] = set()
 
 #: Path, device and inode of the folders in which this process has looked for leftovers. A new folder
 #: may get the inode of a removed one. A forked process looks again.
@@ -203,9 +208,17 @@ def cache_folder(*names: str, root: str | Path | None = None) -> Path:
         FileError: see `cache_directory`.
     """
     folder = (cache_directory() if root is None else user_path(root)).joinpath(*names)
+    _caches.add(os.path.realpath(folder))
     with suppress(OSError):  # does not exist yet
         remove_unfinished_once(folder)
     return folder
+
+
+def is_cache(path: Path) -> bool:
+    """Whether a path, with links resolved, is in the cache or in a folder that `cache_folder` named."""
+    if path.is_relative_to(os.path.realpath(cache_directory())):
+        return True
+    return not _caches.isdisjoint(map(str, path.parents))
 
 
 _SPECIAL = "is a device, a pipe or a socket, not a regular file"
@@ -230,11 +243,16 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     next process that writes in the folder removes it. A symbolic link is kept, and its target
     replaced.
 
+    Where a command writes what its user asked for, the file that is replaced must be one that it wrote itself, see
+    `cm3core.outputs`.
+
     Raises:
-        FileError: the disk is full, or the path is not writable: a folder, a device, a pipe.
+        FileError: the disk is full, or the path is not writable: a folder, a device, a pipe, somebody else's file.
     """
     target = Path(os.path.realpath(path))
     _check_replaceable(path, target)
+    if guard is not None:
+        guard(Path(path), target, None)
     with new_place(target) as temporary:
         try:
             temporary.touch()
@@ -246,6 +264,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             if (cause := _disk_error(error, temporary)) is not None:
                 raise not_written(target, cause) from error
             raise
+        if guard is not None and not guard(Path(path), target, temporary):
+            return  # the same bytes are there
         try:
             _take_place(temporary, target, mode)
         except OSError as error:

@@ -10,12 +10,10 @@ the folder's files gains nothing. A run that was moved, or came from elsewhere, 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
 import shlex
-import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
@@ -23,7 +21,7 @@ from typing import Any, Final, Literal, get_args, get_origin
 
 from cm3core.config.schema import all_parts, component_field, default, hints, init_fields
 from cm3core.errors import CM3Error, TrustError
-from cm3core.files import state_folder, write_text
+from cm3core.files import write_text
 from cm3core.interfaces.component import ComponentConfig
 from cm3core.interfaces.reach import (
     CONNECTS,
@@ -34,6 +32,7 @@ from cm3core.interfaces.reach import (
     Outside,
     Reach,
 )
+from cm3core.user_state import is_private, make_records_folder, record_path, remove_old_records
 
 #: s3://bucket/folder, as written or as spelled by a `Path`.
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/+(?=[^/])")
@@ -219,10 +218,6 @@ def looks_outside(text: str) -> bool:
     )
 
 
-#: Maximum number of records kept for folders that no longer exist.
-_MOST = 1024
-
-
 def record_own(folder: str | Path, reaches: Iterable[Reach]) -> None:
     """Record that this user's command made a folder, and the resources it may use.
 
@@ -234,13 +229,13 @@ def record_own(folder: str | Path, reaches: Iterable[Reach]) -> None:
         path = _file(real)
         if recorded(folder) == frozenset(targets):
             return
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_records_folder(path)
         if targets:
             write_text(path, json.dumps({"path": real, "reaches": targets}) + "\n")
             path.chmod(0o600)
         else:
             path.unlink(missing_ok=True)
-        _forget(path.parent)
+        remove_old_records(path.parent)
 
 
 def own_of(folder: str | Path) -> list[Reach]:
@@ -259,14 +254,8 @@ def recorded(folder: str | Path) -> frozenset[str]:
     try:
         real = os.path.realpath(folder)
         path = _file(real)
-        for one in (path.parent, path):
-            status = one.lstat()
-            if (
-                status.st_uid != os.geteuid()
-                or status.st_mode & 0o022
-                or stat.S_ISLNK(status.st_mode)
-            ):
-                return frozenset()
+        if not is_private(path):
+            return frozenset()
         found = json.loads(path.read_text(encoding="utf-8"))
         targets = found["reaches"] if found["path"] == real else []
         return frozenset(one for one in targets if isinstance(one, str))
@@ -275,19 +264,7 @@ def recorded(folder: str | Path) -> frozenset[str]:
 
 
 def _file(real: str) -> Path:
-    name = hashlib.sha256(os.fsencode(real)).hexdigest()[:32]
-    return state_folder("own") / f"{name}.json"
-
-
-def _forget(folder: Path) -> None:
-    """Remove the records of folders that no longer exist, once there are many."""
-    records = list(folder.glob("*.json"))
-    if len(records) <= _MOST:
-        return
-    for path in records:
-        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-            if not Path(json.loads(path.read_text(encoding="utf-8"))["path"]).exists():
-                path.unlink()
+    return record_path("own", real)
 
 
 OPTION = "--trust-endpoints"
