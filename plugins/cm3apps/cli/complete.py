@@ -53,7 +53,7 @@ def configure(parser: ArgumentParser) -> None:
         default=Path("cm3-complete"),
         metavar="FOLDER",
         help="folder for NAME.svg, all candidates, adapted versions, sheet.png, report.json and LICENSES; results of an "
-        "earlier call with the same settings are kept, those with other settings are replaced (default: %(default)s)",
+        "earlier call with the same settings are kept, unchanged ones with other settings are replaced (default: %(default)s)",
     )
     grouped(parser, RESULTS).add_argument(
         "-n",
@@ -115,7 +115,7 @@ def run(args: Namespace) -> int:
 
     names = list(dict.fromkeys(name_of(one) for one in args.names))
     folder = Path(args.set) if Path(args.set).is_dir() else None
-    with results_folder(args.out, folder):
+    with results_folder(args.out, folder, names):
         model = open_model(args)
         _check_tracer(model)
         dataset = model.recipe.dataset

@@ -127,13 +127,13 @@ class Completing:
         """Complete the set by these things; yield each thing's entry of the report when its files are written. Things
         of an earlier call come first, then those that the set has."""
         stems = self._stems(names)
+        kept = {name for name in names if self._is_kept(name)}
+        self.results.refuse_foreign([stems[name] for name in names if name not in kept])
         drawn = []
         for name in names:
-            known = self.results.entries.get(name)
-            found = self.own.has(name) and not self.settings.draw
-            if known is not None and (known["kind"] == "found") == found:
-                yield known
-            elif found:
+            if name in kept:
+                yield self.results.entries[name]
+            elif self._is_found(name):
                 yield self._found(name, stems[name])
             else:
                 drawn.append(name)
@@ -145,13 +145,19 @@ class Completing:
         for name, candidates in zip(drawn, pictures, strict=True):
             yield self._drawn(self.documents(name), candidates, stems[name])
 
+    def _is_found(self, name: str) -> bool:
+        """Whether the set's own drawing is the answer."""
+        return self.own.has(name) and not self.settings.draw
+
+    def _is_kept(self, name: str) -> bool:
+        """Whether an earlier call has given this answer already."""
+        known = self.results.entries.get(name)
+        return known is not None and (known["kind"] == "found") == self._is_found(name)
+
     def _stems(self, names: Sequence[str]) -> dict[str, str]:
-        """A file name for each thing, which no file of anybody else has."""
+        """A file name for each thing."""
         every = list(dict.fromkeys([*self.results.entries, *names]))
-        stems = dict(zip(every, file_names(every), strict=True))
-        for name in names:
-            self.results.file_name(stems[name])
-        return stems
+        return dict(zip(every, file_names(every), strict=True))
 
     def _found(self, name: str, stem: str) -> Entry:
         """The entry of a thing that the set has. Of a set of the memory, its original is written with its licence."""

@@ -7,27 +7,23 @@
     report.json                   how each was made and judged
     LICENSES                      the documents that each adapts
 
-The report is written after each thing, so an interrupted call goes on where it was.
+The report is written after each thing, so an interrupted call goes on where it was. It says which files are results; whether
+one of them may be replaced or deleted is not read from it, but decided by `cm3core.outputs`.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cm3apps.cli._picture_files import file_names
 from cm3core.errors import CM3Error, FileError
-from cm3core.files import (
-    check_writable,
-    held_folder,
-    make_folder,
-    open_regular,
-    write_bytes,
-    write_text,
-)
+from cm3core.files import held_folder, make_folder, open_regular, write_bytes, write_text
+from cm3core.outputs import OutputFolder
 from cm3run.attribution import Credit, credit_in, licences_text
 
 REPORT, SHEET, LICENCES = "report.json", "sheet.png", "LICENSES"
@@ -45,15 +41,15 @@ class Results:
     """The report and the files of a folder.
 
     Args:
-        folder: exists.
+        folder: exists, and is held by `results_folder`.
         settings: what the results depend on; results of other settings are replaced.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self.folder = folder
+        self._own = OutputFolder(folder)
         self.settings = json.loads(json.dumps(settings))
-        before = _read(folder / REPORT)
-        self._known = set(_files(before))
+        before = _read(folder / REPORT) if self._own.is_own(REPORT) else {}
         is_same = before.get("settings") == self.settings
         #: Thing -> its entry in the report.
         self.entries: dict[str, Entry] = {}
@@ -67,31 +63,19 @@ class Results:
         self._writing: list[str] = []
         #: Further facts for the report.
         self.notes: dict[str, Any] = {}
-        self._gone = self._known - set(_files({"things": list(self.entries.values())}))
+        self._gone = set(_files(before)) - set(_files({"things": list(self.entries.values())}))
 
     def _is_whole(self, entry: Entry) -> bool:
         return all((self.folder / name).is_file() for name in _files({"things": [entry]}))
 
-    def file_name(self, stem: str) -> str:
-        """The name of a thing's file.
-
-        Raises:
-            FileError: a file of this name is there, and is not of this command.
-        """
-        name = f"{stem}.svg"
-        if (self.folder / name).exists() and name not in self._known:
-            raise FileError(
-                str(self.folder / name),
-                "is there already, and not written by cm3 complete",
-                "move it, or name another folder (-o)",
-            )
-        return name
+    def refuse_foreign(self, stems: Sequence[str]) -> None:
+        """Raise `FileError` if somebody else's files have the names of these results."""
+        self._own.refuse(*_names_of(stems))
 
     def clear(self) -> None:
-        """Remove the files of an earlier call with other settings."""
+        """Remove the files of an earlier call with other settings; those that were changed since stay."""
         for name in self._gone:
-            with suppress(FileNotFoundError, IsADirectoryError):
-                (self.folder / name).unlink()
+            self._own.remove(name)
         self._gone = set()
 
     def add(self, entry: Entry, files: Mapping[str, str]) -> None:
@@ -103,9 +87,7 @@ class Results:
             make_folder((self.folder / name).parent)
             write_text(self.folder / name, text)
         for name in set(_files({"things": [self.entries.get(entry["name"], {})]})) - set(files):
-            with suppress(FileNotFoundError):
-                (self.folder / name).unlink()
-        self._known |= set(files)
+            self._own.remove(name)
         self._writing = []
         self.entries[entry["name"]] = entry
         self.write()
@@ -134,15 +116,17 @@ class Results:
 
 
 @contextmanager
-def results_folder(folder: Path, own: Path | None) -> Iterator[None]:
+def results_folder(folder: Path, own: Path | None, names: Sequence[str]) -> Iterator[None]:
     """Context in which no other command completes into the folder.
 
     Args:
         folder: made if it is missing.
         own: the set's folder, which must not be it or around it; None: the set has none.
+        names: of the things.
 
     Raises:
-        FileError: the folder is not writable, or is inside the set's folder.
+        FileError: the folder is not writable, is inside the set's folder, or has somebody else's files under the names of
+            results.
     """
     if own is not None and folder.absolute().resolve().is_relative_to(own.resolve()):
         raise FileError(
@@ -150,7 +134,10 @@ def results_folder(folder: Path, own: Path | None) -> Iterator[None]:
             f"is inside the set {own}, which would then have the results, too",
             "name a folder elsewhere (-o)",
         )
-    check_writable(folder, folder=True)
+    place = OutputFolder(folder, REPORT, SHEET, LICENCES)
+    # now, before a model is opened; `Results` checks what the report makes of these names
+    known = {entry["name"] for entry in _read(folder / REPORT).get("things", ())}
+    place.refuse(*_names_of(file_names([name for name in names if name not in known])))
     busy = CM3Error(
         str(folder),
         "another process is completing a set into this folder",
@@ -158,6 +145,15 @@ def results_folder(folder: Path, own: Path | None) -> Iterator[None]:
     )
     with held_folder(folder, busy):
         yield
+
+
+def _names_of(stems: Sequence[str]) -> list[str]:
+    """The files of things, as patterns."""
+    return [
+        name
+        for stem in stems
+        for name in (f"{stem}.svg", f"{CANDIDATES}/{stem}-[0-9]*.svg", f"{ADAPTED}/{stem}.svg")
+    ]
 
 
 def _read(path: Path) -> dict[str, Any]:

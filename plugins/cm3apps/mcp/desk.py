@@ -252,9 +252,6 @@ class Desk:
             raise GenerationError("names", cause, "call the tool again for the others")
         named = list(dict.fromkeys(map(name_of, names)))
         own, target = self._places(folder, out)
-        model = self.completing
-        if not model.components.image_tokenizer.reads_drawings:
-            check_tracer("complete_set")
         settings = Settings(
             number=num,
             seed=self.args.seed,
@@ -262,7 +259,10 @@ class Desk:
             sampling=settings_of(self.args.settings, "sampler"),
         )
         inside = None if own == folder else Path(own)
-        with results_folder(target, inside):
+        with results_folder(target, inside, named):
+            model = self.completing  # opened only now that the files can be written
+            if not model.components.image_tokenizer.reads_drawings:
+                check_tracer("complete_set")
             dataset = model.recipe.dataset
             memory = None if dataset is None else dataset.memory_config()
             chosen = open_set(own, memory, None, None)

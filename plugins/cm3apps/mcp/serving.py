@@ -178,7 +178,8 @@ class Tools:
     ) -> Annotated[CallToolResult, Completed]:
         """Draw the icons that a folder of SVG icons lacks, in the folder's own style, and write them as SVG files.
 
-        Existing files are never overwritten. Returns the best candidate of each name as SVG, the licences of what it was
+        Results of earlier calls are replaced where they are unchanged. If any other file is in the way, the call is refused,
+        names it, and draws nothing. Returns the best candidate of each name as SVG, the licences of what it was
         drawn from, and a sheet of all candidates as an image; look at them, for not every drawing is usable. Where the
         memory has the thing, a drawing of it in the folder's form is written, too (`adapted`). Needs a folder that the user
         allowed when the server was started (--allow)."""

@@ -406,5 +406,56 @@ class TestWrongInput:
         out.mkdir()
         (out / "violin.svg").write_text("mine")
         assert complete(run, str(own), "violin", "-o", str(out)) == 2
-        assert tells(capsys.readouterr().err, "error: ... is there already, and not written by")
+        assert tells(
+            capsys.readouterr().err, "error: ... is there already, and was not written by cm3leon"
+        )
         assert (out / "violin.svg").read_text() == "mine"
+
+    @pytest.mark.parametrize("name", ["LICENSES", "report.json", "sheet.png"])
+    def test_other_files_of_the_user(
+        self,
+        name: str,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """In the way, though nothing would be drawn; no model is opened."""
+        from cm3apps.cli import complete as command
+
+        monkeypatch.setattr(command, "open_model", lambda *_: pytest.fail("a model is opened"))
+        (tmp_path / name).write_text("mine")
+        assert complete(tmp_path, str(OWN_ICONS), "bell", "-o", str(tmp_path)) == 2
+        assert name in capsys.readouterr().err
+        assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: "mine"}
+
+    def test_a_report_of_somebody_else_names_no_files_to_delete(
+        self, run: Path, tmp_path: Path
+    ) -> None:
+        """Neither one that the user put there, nor one that a folder of our own results was given since."""
+        out = tmp_path / "out"
+        out.mkdir()
+        strange = {"form": 1, "settings": {}, "things": [], "writing": ["logo.svg"]}
+        (out / "logo.svg").write_text("mine")
+        (out / "report.json").write_text(json.dumps(strange))
+        assert complete(run, str(OWN_ICONS), "bar off", "-o", str(out), "-n", "1") == 2
+        (out / "report.json").unlink()
+        assert complete(run, str(OWN_ICONS), "bar off", "-o", str(out), "-n", "1") == 0
+        (out / "report.json").write_text(json.dumps(strange))
+        assert complete(run, str(OWN_ICONS), "bar off", "-o", str(out), "-n", "2") == 2
+        assert (out / "logo.svg").read_text() == "mine"
+
+    def test_a_changed_drawing_stays(
+        self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """With the same settings the call goes on; with others it would be replaced, and is refused."""
+        out = tmp_path / "out"
+        command = (str(OWN_ICONS), "bar off", "-o", str(out), "-n", "1")
+        assert complete(run, *command) == 0
+        (out / "bar-off.svg").write_text("mine")
+        assert complete(run, *command) == 0
+        assert complete(run, *command, "--seed", "7") == 2
+        assert "bar-off.svg" in capsys.readouterr().err
+        assert (out / "bar-off.svg").read_text() == "mine"
+        (out / "bar-off.svg").rename(out / "kept.svg")
+        assert complete(run, *command, "--seed", "7") == 0
+        assert (out / "kept.svg").read_text() == "mine"

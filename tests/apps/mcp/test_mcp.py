@@ -312,6 +312,44 @@ def test_web_pages_of_others_are_refused(address: str, headers: dict[str, str], 
         assert answer.headers["cross-origin-resource-policy"] == "same-origin"
 
 
+# ---- files of the user
+
+MINE = {"LICENSES": b"MIT", "report.json": b"{}", "sheet.png": b"mine", "bell-off.svg": b"<svg/>"}
+
+
+@pytest.mark.parametrize(
+    "taken", [["LICENSES"], ["report.json"], ["sheet.png"], ["bell-off.svg"], list(MINE)]
+)
+@pytest.mark.parametrize("name", ["bell off", "bell"])
+def test_files_of_the_user_are_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: list[str], name: str
+) -> None:
+    """Also where nothing is drawn. No model is opened."""
+    from cm3apps.mcp import desk
+
+    monkeypatch.setattr(desk, "open_model", lambda *_, **__: pytest.fail("a model is opened"))
+    shutil.copytree(OWN_ICONS, tmp_path / "icons")
+    if taken == ["bell-off.svg"] and name == "bell":
+        taken = ["candidates/bell-2.svg"]
+        (tmp_path / "candidates").mkdir()
+    for file in taken:
+        (tmp_path / file).write_bytes(MINE.get(file, b"mine"))
+    before = files_in(tmp_path)
+    one = desk.Desk(options("--model", "nowhere"), AllowedFolders([tmp_path]))
+    with pytest.raises(FileError) as caught:
+        one.complete([name], "icons", ".", 2)
+    assert os.path.relpath(caught.value.place, tmp_path.resolve()) in taken
+    assert files_in(tmp_path) == before
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {
+        os.path.relpath(path, folder): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
 # ---- a model of drawings
 
 
