@@ -21,7 +21,8 @@ from PIL import ImageOps, PngImagePlugin, UnidentifiedImageError
 from cm3core.arguments import Called, Range, Shape, checked
 from cm3core.document import PixelArray, Pixels
 from cm3core.errors import DataError, FileError
-from cm3core.files import atomic_path, check_regular, check_writable
+from cm3core.files import atomic_path, check_regular
+from cm3core.outputs import claim_file
 
 #: Pictures with more pixels are refused before decoding, because a small file can be a decompression bomb.
 MAX_PIXELS = 64_000_000
@@ -321,15 +322,14 @@ def fit(pixels: Pixels, size: tuple[Side, Side]) -> PixelArray:
     ).copy()
 
 
-def check_writable_png(path: str | Path) -> None:
-    """`files.check_writable` for a PNG: a name with another format's extension is refused, too.
+def claim_png(path: str | Path) -> None:
+    """`outputs.claim_file` for a PNG: a name with another format's extension is refused, too.
 
     Only extensions made of letters count: a known format's, or a misspelt `.png`. The name `drawing.v2` has none.
 
     Raises:
-        FileError: the file can't be written, or its name has another format's extension.
+        FileError: the file can't be written, is somebody else's, or its name has another format's extension.
     """
-    check_writable(path)
     suffix = Path(path).suffix
     if suffix.lower() != ".png" and (suffix[1:].isalpha() or suffix.lower() in OTHER_SUFFIXES):
         raise FileError(
@@ -337,6 +337,7 @@ def check_writable_png(path: str | Path) -> None:
             f"ends in {suffix}, but pictures are written as PNG",
             f"name it {Path(path).with_suffix('.png').name}",
         )
+    claim_file(path)
 
 
 @checked(DataError)

@@ -264,15 +264,15 @@ def test_pictures_of_too_many_pixels_are_refused_before_they_are_decoded() -> No
 def test_a_name_of_another_format_is_refused_before_work(tmp_path: Path) -> None:
     """A .jpg that holds a PNG misleads whoever opens it."""
     for name in ("a.png", "A.PNG", "noext", "a.v2"):
-        images.check_writable_png(tmp_path / name)
+        images.claim_png(tmp_path / name)
     for name in ("a.xyz", "a.pgn", "a.avif", "a.b.Pdf"):
         with pytest.raises(FileError, match=r": ends in \.\w+, but pictures are written as PNG\n"):
-            images.check_writable_png(tmp_path / name)
+            images.claim_png(tmp_path / name)
     with pytest.raises(FileError) as caught:
-        images.check_writable_png(tmp_path / "a.JPG")
+        images.claim_png(tmp_path / "a.JPG")
     assert tells(caught.value, f"{tmp_path}/a.JPG: ends in .JPG ... PNG ... a.png")
     with pytest.raises(FileError, match="is a folder"):
-        images.check_writable_png(tmp_path)
+        images.claim_png(tmp_path)
 
 
 def test_png_bytes_carry_transparency_and_text(tmp_path: Path) -> None:

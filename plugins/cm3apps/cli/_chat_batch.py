@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cm3apps.cli._chat_files import MOST_BYTES, turns_in
 from cm3core.errors import CM3Error, DataError
 from cm3core.files import check_not_input, read_text, write_text
+from cm3core.outputs import set_aside
 
 if TYPE_CHECKING:
     from cm3apps.cli._chat_loop import Replies
@@ -52,7 +53,7 @@ class _ReplyFile:
         return cls(path, keys, done)
 
     def write(self) -> None:
-        """Write all replies."""
+        """Write all replies. A file of somebody else's, whose replies are among them, is kept under another name."""
         rows = {**self.done, **self.failed}
         text = [
             json.dumps(
@@ -60,6 +61,7 @@ class _ReplyFile:
             )
             for number in sorted(rows)
         ]
+        set_aside(self.path)
         write_text(self.path, "".join(f"{row}\n" for row in text))
         self._written = time.monotonic()
 
@@ -78,6 +80,20 @@ class _Asked:
     name: str
 
 
+def names_of_replies(args: Namespace) -> list[str]:
+    """The files that `reply_to_all` replaces, as patterns: also the file of replies, unless it has replies that an
+    interrupted call wrote, perhaps on another machine.
+
+    Raises:
+        DataError: the conversations can't be read.
+        FileError: they are the file of replies.
+    """
+    check_not_input(args.out / FILE, args.conversations)
+    numbers = range(1, len(_lines(args.conversations)) + 1)
+    resumed = [] if _known(args.out / FILE) else [FILE]
+    return [*resumed, *(f"{number:05d}-[0-9]*.png" for number in numbers)]
+
+
 def reply_to_all(args: Namespace, model: Model, replies: Replies, options: dict[str, Any]) -> int:
     """Reply to each line of a file and write the replies in its order; the exit code is 1 if a line failed.
 
@@ -86,7 +102,6 @@ def reply_to_all(args: Namespace, model: Model, replies: Replies, options: dict[
     from cm3run.progress import make_bar
 
     path = args.out / FILE
-    check_not_input(path, args.conversations)
     lines = _lines(args.conversations)
     facts = json.dumps([model.name, model.recipe_hash, model.step, args.seed, options], default=str)
     file = _ReplyFile.of(path, lines, facts)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from cm3apps.cli._model import printable, settings_of
 from cm3core.errors import CM3Error, FileError, close_match
 from cm3core.files import check_not_input, user_path, write_bytes
+from cm3core.outputs import claim_file
 
 if TYPE_CHECKING:
     from cm3run.generation.engine import Event
@@ -283,6 +284,7 @@ class Loop:
             raise FileError(str(path), "does not end with .json", "save as NAME.json")
         shown = [part for turn in self.talk.turns for part in turn.parts if isinstance(part, Path)]
         check_not_input(path, *shown)
+        claim_file(path)
         write_conversation(path, self.talk.turns, self.replies.files)
         print(path, file=sys.stderr)
 

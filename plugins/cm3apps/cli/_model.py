@@ -31,6 +31,7 @@ from cm3apps.cli import (
 )
 from cm3core.errors import GenerationError
 from cm3core.files import write_bytes
+from cm3core.outputs import claim_file
 from cm3run import DEFAULT_MODEL
 from cm3run.printing import printable as printable
 
@@ -488,6 +489,12 @@ def report_unlike_picture(model: Model, picture: Path, answer: GeneratedText) ->
             f"({score:.2f}; below {least:g} it means little); the answer may be wrong",
             file=sys.stderr,
         )
+
+
+def claim_retrieved(args: Namespace, folder: Path) -> None:
+    """Before a model is opened: raise `FileError` if `write_retrieved` would replace somebody else's file."""
+    if args.show_retrieved:
+        claim_file(folder / FILE)
 
 
 def write_retrieved(folder: Path, retrievals: Sequence[Retrieval]) -> None:

@@ -10,12 +10,12 @@ import sys
 import unicodedata
 import zipfile
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from cm3core._version import PROGRAM, SOFTWARE
 from cm3core.files import open_regular
+from cm3core.outputs import OutputFolder
 
 if TYPE_CHECKING:
     from cm3core.document import PixelArray
@@ -34,8 +34,6 @@ _SHEET_SIDE = 192
 LICENCES = "LICENSES"
 #: The time of every file in a zip, so that equal pictures make equal zips.
 _TIME = (1980, 1, 1, 0, 0, 0)
-#: The comment by which our zips are recognised.
-ZIP_COMMENT = b"cm3leon"
 
 
 def styled(things: Sequence[str], style: str | None) -> list[str]:
@@ -95,48 +93,50 @@ def sheet(pictures: Sequence[PixelArray], texts: Sequence[str]) -> PixelArray:
 def write_zip(target: Path | IO[bytes], files: Iterable[tuple[str, bytes]]) -> None:
     """Write files, (name, content), to a zip. Equal files make equal zips."""
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.comment = ZIP_COMMENT
         for name, content in files:
             info = zipfile.ZipInfo(name, _TIME)
             info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
             archive.writestr(info, content)
 
 
-_PNG = re.compile(r"(\d{3,})(-large|-transparent)?\.png|grid\.png|retrieved\.png")
-_ZIP = "set.zip"
-#: All files that are written beside pictures.
-_WRITTEN = re.compile(
-    r"\d{3,}(-large|-transparent)?\.(png|svg)|(grid|retrieved|preview)\.png|set\.zip"
-)
 #: Files beside the pictures: sheets, and other versions of a picture.
 _SHEET = ("grid.png", "retrieved.png", "preview.png")
-_ORIGINAL = re.compile(r"(\d{3,})-original\.[a-z0-9]{1,8}(\.license)?")
+_ZIP = "set.zip"
+#: A picture, by its number, and its other files.
+_NUMBERED = re.compile(
+    r"(\d{3,})((-large|-transparent)?\.png|\.svg|-original\.[a-z0-9]{1,8}(\.license)?)"
+)
 _VERSION = re.compile(r"(\d{3,})-(large|transparent)\.png")
 
 
-def earlier_pictures(folder: Path) -> list[Path]:
-    """The numbered pictures of an earlier call and their other files, sorted. They are recognised by name and by the
-    metadata in the files, so pictures from elsewhere and renamed ones are not among them. The folder need not exist.
+def digits_of(number: int) -> int:
+    """Digits in the names of so many pictures.
+
+    >>> digits_of(1000), digits_of(1001)
+    (3, 4)
     """
-    if not folder.is_dir():
-        return []
-    names = [path for path in folder.iterdir() if not path.is_symlink()]
-    found = [path for path in names if _PNG.fullmatch(path.name) and _is_ours(path)]
-    traced = {path.with_suffix(".svg") for path in found if path.stem.isdecimal()}
-    found += [path for path in names if path in traced and path.is_file()]
-    stems = {path.stem for path in found}
-    found += [
-        path
-        for path in names
-        if (own := _ORIGINAL.fullmatch(path.name)) and own[1] in stems and path.is_file()
+    return max(3, len(str(number - 1)))
+
+
+def refuse_foreign_pictures(folder: OutputFolder, number: int, *others: str) -> None:
+    """Raise `FileError` if somebody else's files have the names of so many pictures, of their other files, or of
+    these `others`."""
+    digits = digits_of(number)
+    found = [
+        name
+        for name in _entries(folder.folder)
+        if (own := _NUMBERED.fullmatch(name)) and len(own[1]) == digits and int(own[1]) < number
     ]
-    found += [path for path in names if path.name == _ZIP and _is_our_zip(path)]
-    return sorted(found)
+    folder.refuse(*others, *found)
+
+
+def _entries(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
 
 def beside_pictures(folder: Path) -> list[Path]:
     """The sheets that this program wrote into a folder, and the enlarged and transparent versions of
-    existing pictures, recognised as above; sorted. The folder exists."""
+    existing pictures, sorted. They are recognised by name and by the metadata in the files. The folder exists."""
     found = []
     for path in folder.iterdir():
         version = _VERSION.fullmatch(path.name)
@@ -146,33 +146,26 @@ def beside_pictures(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def remove_earlier_pictures(folder: Path) -> None:
-    """Remove old pictures and print their number: beside new ones they would look new."""
+def remove_earlier_pictures(folder: OutputFolder) -> None:
+    """Remove the numbered pictures of an earlier call and its sheets, and print their number: beside new ones they would
+    look new. Files that this program did not write, or that were changed since, stay."""
     from tqdm import tqdm
 
-    if not (found := earlier_pictures(folder)):
+    found = [
+        name
+        for name in _entries(folder.folder)
+        if (_NUMBERED.fullmatch(name) or name in ("grid.png", "retrieved.png", _ZIP))
+        and folder.is_own(name)
+    ]
+    for name in found:
+        folder.remove(name)
+    if not found:
         return
-    for path in found:
-        with suppress(FileNotFoundError):
-            path.unlink()
     number = "1 file" if len(found) == 1 else f"{len(found)} files"
     tqdm.write(
-        f"note: {folder}: {number} of an earlier call {'is' if len(found) == 1 else 'are'} replaced",
+        f"note: {folder.folder}: {number} of an earlier call {'is' if len(found) == 1 else 'are'} replaced",
         file=sys.stderr,
     )
-
-
-def remove_links(folder: Path) -> None:
-    """Remove links with the names of pictures to be written, but not their targets."""
-    from tqdm import tqdm
-
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.is_symlink() and _WRITTEN.fullmatch(path.name):
-            with suppress(FileNotFoundError):
-                path.unlink()
-            tqdm.write(
-                f"note: {path} was a link; the picture is written in its place", file=sys.stderr
-            )
 
 
 def _is_ours(path: Path) -> bool:
@@ -183,11 +176,3 @@ def _is_ours(path: Path) -> bool:
             return str(image.info.get(SOFTWARE, "")).startswith(PROGRAM)
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
         return False  # not a picture: somebody else's
-
-
-def _is_our_zip(path: Path) -> bool:
-    try:
-        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
-            return archive.comment == ZIP_COMMENT
-    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
-        return False

@@ -10,6 +10,7 @@ from cm3apps.cli._model import (
     Retrieval,
     add_model_options,
     add_task,
+    claim_retrieved,
     open_model,
     printable,
     progress_bar,
@@ -57,6 +58,7 @@ def configure(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Print the answer."""
     refuse_untuned(args, "ask", "questions")
+    claim_retrieved(args, Path())
     options = task_options(args) | ({} if args.template is None else {"template": args.template})
     model = open_model(args, num_candidates=1)
     report_unknown_words(model, [args.question])

@@ -10,6 +10,7 @@ from cm3apps.cli._model import (
     Retrieval,
     add_model_options,
     add_task,
+    claim_retrieved,
     open_model,
     printable,
     progress_bar,
@@ -48,6 +49,7 @@ def configure(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Print one line per picture."""
     options = task_options(args)
+    claim_retrieved(args, Path())
     model = open_model(args, num_candidates=1)
     with progress_bar("captioning", may_end_early=True) as progress:
         texts = model.captions(

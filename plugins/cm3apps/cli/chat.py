@@ -15,9 +15,9 @@ from cm3apps.cli._model import (
     refuse_untuned,
     settings_of,
 )
-from cm3apps.cli.generate import pictures_folder
 from cm3core.errors import CM3Error
-from cm3core.files import check_not_input, check_writable
+from cm3core.files import check_not_input, held_folder
+from cm3core.outputs import OutputFolder, claim_file
 
 if TYPE_CHECKING:
     from cm3apps.cli._chat_loop import Replies
@@ -118,11 +118,19 @@ def run(args: Namespace) -> int:
     """Converse, and print texts and the paths of pictures."""
     _check(args)
     refuse_untuned(args, "chat", "conversations")
-    check_writable(args.out, folder=True)
     if args.save is not None:
-        check_writable(args.save)
         check_not_input(args.save, *args.images)
-    with pictures_folder(args.out):
+        claim_file(args.save)
+    from cm3apps.cli._chat_batch import names_of_replies
+
+    names = [] if args.conversations is None else names_of_replies(args)
+    OutputFolder(args.out, *names)
+    busy = CM3Error(
+        str(args.out),
+        "another process is generating into this folder",
+        "wait for it, or name another folder (-o)",
+    )
+    with held_folder(args.out, busy):
         return _run(args)
 
 

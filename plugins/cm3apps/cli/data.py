@@ -221,9 +221,9 @@ def _check_document(source: DocumentSource, index: int) -> DataError | None:
 
 def _show(data: ChosenData, out: Path, num: int) -> int:
     from cm3core.document import Codes, Image
-    from cm3core.images import check_writable_png, save_png
+    from cm3core.images import claim_png, save_png
 
-    check_writable_png(out)
+    claim_png(out)
     print(data.title)
     chosen, pictures, only_codes = None, dict[str, set[str]](), dict[str, bool]()
     for split in dict.fromkeys((*data.config.splits, data.config.split)):

@@ -24,7 +24,6 @@ from cm3apps.cli.generate import (
     pictures_folder,
     write_pictures,
 )
-from cm3core.files import check_writable
 
 HELP = "edit a picture by an instruction"
 EXAMPLE = """  cm3 edit apple.png "make it green" --n 4 --model runs/tuned --force -o out/
@@ -49,10 +48,9 @@ def configure(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Generate, write the pictures with their metadata, print the paths."""
     refuse_untuned(args, "edit", "edits")
-    check_writable(args.out, folder=True)
     check_not_replaced(args.out, args.picture)
     options = task_options(args) | {"truncate": args.truncate, "upscale": args.upscale}
-    with pictures_folder(args.out):
+    with pictures_folder(args, args.num_images or 1):
         return _run(args, options)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from cm3apps.cli import INPUT, OUTPUT, RESULTS, grouped, whole_number
 from cm3apps.cli._model import (
+    FILE,
     Retrieval,
     add_model_options,
     add_task,
@@ -34,16 +35,18 @@ from cm3apps.cli._model import (
 )
 from cm3apps.cli._picture_files import (
     LICENCES,
+    digits_of,
     file_names,
+    refuse_foreign_pictures,
     remove_earlier_pictures,
-    remove_links,
     sheet,
     styled,
     write_zip,
 )
 from cm3apps.cli._tracing import check_tracer, svg_of_image
 from cm3core.errors import CM3Error, FileError, GenerationError
-from cm3core.files import atomic_path, check_writable, held_folder, write_bytes
+from cm3core.files import atomic_path, held_folder, write_bytes
+from cm3core.outputs import OutputFolder
 
 if TYPE_CHECKING:
     from cm3apps.cli._vary import Varied
@@ -52,6 +55,8 @@ if TYPE_CHECKING:
     from cm3run.model.model import Model
     from cm3run.model.results import GeneratedImage
 
+#: The file of `--preview`.
+PREVIEW = "preview.png"
 #: Pictures side by side in the contact sheet.
 COLUMNS = 8
 #: Maximum pictures per prompt in the contact sheet, which must fit in memory and on a screen.
@@ -191,7 +196,6 @@ def run(args: Namespace) -> int:
     """
     if args.condition:
         refuse_untuned(args, "generate --condition", "structures")
-    check_writable(args.out, folder=True)
     if args.style is not None and not args.style.strip():
         raise CM3Error("--style", "is empty", "name a style, or leave it out")
     varied = _varied(args)
@@ -200,7 +204,9 @@ def run(args: Namespace) -> int:
     options = task_options(args) | {"truncate": args.truncate, "upscale": args.upscale}
     if args.condition:
         options["condition"] = (*args.condition, settings_of(args.settings, "condition"))
-    with pictures_folder(args.out):
+    cells = 1 if varied is None else sum(1 for _ in varied.options())
+    number = (args.num_images or 1) * len(args.prompt) * cells
+    with pictures_folder(args, number):
         return _run(args, options, varied)
 
 
@@ -291,17 +297,28 @@ def _compare(
 
 
 @contextmanager
-def pictures_folder(folder: Path) -> Iterator[None]:
-    """Context in which no other command generates into the folder, because both would replace each other's
-    numbered pictures. Links with the names of pictures are removed first."""
+def pictures_folder(args: Namespace, number: int) -> Iterator[None]:
+    """Context in which no other command generates into the folder `args.out`, because both would replace each other's
+    numbered pictures.
+
+    Raises:
+        FileError: somebody else's files have the names of so many pictures, or of their sheets.
+    """
+    refuse_foreign_pictures(OutputFolder(args.out), number, *_sheets(args))
     busy = CM3Error(
-        str(folder),
+        str(args.out),
         "another process is generating into this folder",
         "wait for it, or name another folder (-o)",
     )
-    with held_folder(folder, busy):
-        remove_links(folder)
+    with held_folder(args.out, busy):
         yield
+
+
+def _sheets(args: Namespace) -> list[str]:
+    """The files that `write_pictures` writes besides numbered ones."""
+    optional = {FILE: args.show_retrieved, PREVIEW: getattr(args, "preview", False)}
+    optional["set.zip"] = getattr(args, "zip", False)
+    return ["grid.png", *(name for name, is_written in optional.items() if is_written)]
 
 
 def _counted(args: Namespace, model: Model, options: dict[str, Any]) -> Iterator[GeneratedImage]:
@@ -316,7 +333,7 @@ def _previewed(args: Namespace, model: Model, options: dict[str, Any]) -> Iterat
     from cm3run.generation.engine import PictureGrown
     from cm3run.model.results import ImageReady
 
-    live = LivePreview(model, args.out / "preview.png")
+    live = LivePreview(model, args.out / PREVIEW)
     try:
         for event in model.events(args.prompt, args.num_images, **options):
             if isinstance(event, PictureGrown):
@@ -366,11 +383,11 @@ class _Written:
 
         args = self.args
         if not self.count:
-            remove_earlier_pictures(args.out)
+            remove_earlier_pictures(OutputFolder(args.out))
         with tqdm.external_write_mode():
             self._show(picture)
         facts = written_facts(self.model, args, picture).after(self.given)
-        stem = f"{self.count:0{max(3, len(str(self.number - 1)))}d}"
+        stem = f"{self.count:0{digits_of(self.number)}d}"
         files = [(".png", png(picture.pixels, facts))]
         if picture.upscaled is not None:
             own = self.model.recipe.component_names.get("upscaler", "")
@@ -453,6 +470,8 @@ def write_pictures(
     from cm3run.model.facts import facts_of_sheet
 
     prompts, edited = series.prompts, series.edited
+    # now that their number is known
+    refuse_foreign_pictures(OutputFolder(args.out), series.each * len(prompts))
     written = _Written(args, model, series.each * len(prompts), names_things=edited is None)
     if edited is not None and (known := facts_of_file(args.picture)) is not None:
         written.given = known.credits

@@ -11,6 +11,7 @@ from cm3apps.cli import INPUT, OUTPUT, grouped, whole_number
 from cm3apps.cli._model import (
     Retrieval,
     add_model_options,
+    claim_retrieved,
     open_model,
     printable,
     progress_bar,
@@ -25,6 +26,7 @@ from cm3apps.cli._model import (
 )
 from cm3core.errors import GenerationError
 from cm3core.files import check_not_input, write_bytes
+from cm3core.outputs import claim_file
 
 if TYPE_CHECKING:
     from cm3run.attribution import PictureFacts
@@ -112,8 +114,9 @@ def run(args: Namespace) -> int:
         return _redraw(args)
     args.out = args.out or Path("infilled.png")
     for path in filter(None, (args.out, args.decoded)):
-        images.check_writable_png(path)
         check_not_input(path, *filter(None, (args.picture, args.mask)))
+        images.claim_png(path)
+    claim_retrieved(args, args.out.parent)
     if args.decoded is not None and args.decoded.resolve() == args.out.resolve():
         raise GenerationError(
             f"--decoded {args.decoded}",
@@ -175,8 +178,10 @@ def _redraw(args: Namespace) -> int:
         raise GenerationError(
             f"-o {args.out}", "is no SVG file, which --path writes", "name it with the end .svg"
         )
+    claim_file(args.out)
+    claim_retrieved(args, args.out.parent)
     if args.decoded is not None:
-        images.check_writable_png(args.decoded)
+        images.claim_png(args.decoded)
     options = task_options(args) | {"truncate": args.truncate}
     model = open_model(args)
     report_unknown_words(model, [args.text])

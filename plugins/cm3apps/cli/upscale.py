@@ -69,8 +69,8 @@ def run(args: Namespace) -> int:
     from cm3core import images
     from cm3run.attribution import facts_of_file, png
 
-    images.check_writable_png(args.out)
     check_not_input(args.out, args.picture)
+    images.claim_png(args.out)
     pixels, large, made_by = (_by_upscaler if args.model is None else _by_model)(args)
     if (known := facts_of_file(args.picture)) is not None:
         write_bytes(args.out, png(large, known.again(**made_by)))

@@ -93,13 +93,13 @@ def configure(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Look, choose, try, and write; return the exit code."""
     from cm3apps.start.survey import Survey, reader_of
-    from cm3core.files import check_writable
-    from cm3core.images import check_writable_png
+    from cm3core.images import claim_png
+    from cm3core.outputs import claim_file
 
     out = args.out or Path(f"{args.folder.resolve().name or 'pictures'}.yaml")
     sheet = out.with_name(f"{out.stem}-codes.png")
-    check_writable(out)
-    check_writable_png(sheet)
+    claim_file(out)
+    claim_png(sheet)
     registry = registry_of(args)
     survey = Survey.of(reader_of(args.folder), args.valid)
     _print(_survey_lines(args.folder, survey, _known_words(survey, registry, args.tune)))

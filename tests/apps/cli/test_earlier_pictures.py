@@ -1,4 +1,4 @@
-"""A folder of pictures holds those of one call, and what others put there."""
+"""A folder of pictures has those of one call, and files of others, which are never replaced or removed."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cm3apps.cli._picture_files import earlier_pictures
 from cm3core import images
 from cm3core.errors import GenerationError
 from cm3run.model import Model
+from messages import tells
 from toy_model import picture
 
 Command = Callable[..., int]
@@ -24,16 +24,17 @@ def names(folder: Path) -> list[str]:
 
 @pytest.fixture
 def foreign(tmp_path: Path) -> dict[str, bytes]:
-    """Files of others in tmp_path/out: names as ours without our mark, our mark under other names."""
+    """Files of others in tmp_path/out: with names and marks as ours have them."""
     (out := tmp_path / "out").mkdir()
     pixels = np.zeros((4, 4, 3), np.uint8)
     images.save_png(out / "007.png", pixels)
-    images.save_png(out / "008.png", pixels, {"software": "paint 1.0"})
+    images.save_png(out / "008.png", pixels, {"software": "cm3leon 0.1.0"})
     images.save_png(out / "best.png", pixels, {"software": "cm3leon 0.1.0"})
     (out / "009.png").write_bytes(b"no picture")
     (out / "007.svg").write_text("<svg/>")
     (out / "notes.txt").write_text("mine")
     with zipfile.ZipFile(out / "set.zip", "w") as archive:
+        archive.comment = b"cm3leon"
         archive.writestr("a", "b")
     return {path.name: path.read_bytes() for path in out.iterdir()}
 
@@ -49,9 +50,8 @@ def test_fewer_pictures_leave_none_of_an_earlier_call(
     assert cm3("generate", "red", "--n", 3, *shown, "-o", out) == 0
     assert "note:" not in capsys.readouterr().err
     assert len(names(out)) == len(foreign) + 3 * 2 + 2  # with grid.png and retrieved.png
-    (out / "000-large.png").write_bytes((out / "000.png").read_bytes())  # as --upscale writes it
     assert cm3("generate", "blue", "--n", 1, "-o", out) == 0
-    assert f"note: {out}: 9 files of an earlier call are replaced\n" in capsys.readouterr().err
+    assert f"note: {out}: 8 files of an earlier call are replaced\n" in capsys.readouterr().err
     assert names(out) == sorted([*foreign, "000.png", "grid.png"])
     assert {name: (out / name).read_bytes() for name in foreign} == foreign
     assert images.read_png_metadata(out / "000.png")["prompt"] == "blue"
@@ -67,21 +67,42 @@ def test_edits_replace_pictures_too(cm3: Command, tmp_path: Path) -> None:
     assert names(out) == ["000.png", "grid.png"]
 
 
-def test_traced_pictures_and_zips_go_with_their_pictures(cm3: Command, tmp_path: Path) -> None:
+def test_zips_go_with_their_pictures_and_changed_files_stay(
+    cm3: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
-    assert cm3("generate", "red", "--n", 2, "--zip", "-o", out) == 0
-    for number in range(3):
-        (out / f"{number:03d}.svg").write_text("<svg/>")
-    assert [path.name for path in earlier_pictures(out)] == [
-        "000.png",
-        "000.svg",
-        "001.png",
-        "001.svg",
-        "grid.png",
-        "set.zip",
-    ]
-    assert cm3("generate", "red", "--n", 1, "-o", out) == 0
-    assert names(out) == ["000.png", "002.svg", "grid.png"]
+    assert cm3("generate", "red", "--n", 4, "--zip", "-o", out) == 0
+    (out / "003.png").write_bytes(b"retouched")
+    (out / "002.svg").write_text("<svg/>")
+    assert cm3("generate", "red", "--n", 2, "-o", out) == 0
+    assert names(out) == ["000.png", "001.png", "002.svg", "003.png", "grid.png"]
+    assert (out / "003.png").read_bytes() == b"retouched"
+    capsys.readouterr()
+    assert cm3("generate", "red", "--n", 4, "-o", out) == 2
+    assert tells(capsys.readouterr().err, "error: ... was not written by cm3leon ... (and 1 more)")
+    assert (out / "003.png").read_bytes() == b"retouched"
+
+
+@pytest.mark.parametrize(
+    "name", ["000.png", "001.png", "000.svg", "001-original.jpg", "grid.png", "retrieved.png"]
+)
+def test_a_foreign_file_in_the_way_is_named_before_the_model_is_opened(
+    cm3: Command,
+    tmp_path: Path,
+    name: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from cm3apps.cli import generate
+
+    monkeypatch.setattr(generate, "open_model", lambda *_: pytest.fail("a model is opened"))
+    (out := tmp_path / "out").mkdir()
+    images.save_png(out / "x.png", picture(1), {"software": "cm3leon 0.1.0", "recipe_hash": "x"})
+    (out / "x.png").rename(out / name)
+    before = (out / name).read_bytes()
+    assert cm3("generate", "red", "--n", 2, "--show-retrieved", "-o", out) == 2
+    assert name in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == {name: before}
 
 
 def test_a_call_that_fails_before_its_first_picture_removes_nothing(
@@ -117,33 +138,15 @@ def test_an_interrupted_call_leaves_new_pictures_only(
     assert images.read_png_metadata(out / "000.png")["prompt"] == "blue"
 
 
-def test_links_and_pipes_are_left_alone(tmp_path: Path) -> None:
-    import os
-
-    out = tmp_path / "out"
-    assert earlier_pictures(out) == []
-    out.mkdir()
-    images.save_png(
-        tmp_path / "a.png", np.zeros((4, 4, 3), np.uint8), {"software": "cm3leon 0.1.0"}
-    )
-    (out / "000.png").symlink_to(tmp_path / "a.png")
-    (out / "001.png").mkdir()
-    os.mkfifo(out / "002.png")
-    assert earlier_pictures(out) == []
-
-
 def test_nothing_is_written_through_a_link(
     cm3: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Nor is the link replaced: it is the user's."""
     (out := tmp_path / "out").mkdir()
     (mine := tmp_path / "mine").write_text("mine")
     for name in ("000.png", "grid.png", "preview.png", "other.png"):
         (out / name).symlink_to(mine)
-    assert cm3("generate", "red", "--n", 1, "--preview", "-o", out) == 0
+    assert cm3("generate", "red", "--n", 1, "--preview", "-o", out) == 2
+    assert "grid.png" in capsys.readouterr().err
     assert mine.read_text() == "mine"
-    assert images.read_png_metadata(out / "000.png")["prompt"] == "red"
-    assert (out / "other.png").is_symlink()
-    assert (
-        f"note: {out / '000.png'} was a link; the picture is written in its place\n"
-        in capsys.readouterr().err
-    )
+    assert all(path.is_symlink() for path in out.iterdir())
