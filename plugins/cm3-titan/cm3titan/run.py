@@ -23,9 +23,11 @@ import torch
 from cm3core.errors import CheckpointError, CM3Error, TrustError
 from cm3core.files import make_folder, write_text
 from cm3core.interfaces.reach import Reach
+from cm3core.outputs import OutputFolder
 from cm3core.recipe.recipe import files_of
 from cm3run.build import Stored, build
 from cm3run.checkpoint import CheckpointState, Snapshot, read_state, save_checkpoint
+from cm3run.checkpoint.layout import latest_checkpoint
 from cm3run.checkpoint.tensors import weights_of
 from cm3run.checkpoint.writing import step_name
 from cm3run.devices import choose_precision
@@ -90,6 +92,7 @@ def train(job: Job) -> Path:
     from cm3titan.config import Parts, Plan, trainer_config
 
     plan = Plan.of(job.recipe, job.settings, job.processes.world_size)
+    _claim(job)
     with run_lock(job.out_dir, job.processes), _group(job.device):
         job.processes.first(lambda: check_trusted(job))
         preparation, num_streams = _prepared(job, plan.num_shares)
@@ -213,6 +216,12 @@ def _prepared(job: Job, num_shares: int) -> tuple[Preparation, int]:
     return preparation, num_streams
 
 
+def _claim(job: Job) -> None:
+    """Refuse a folder in which somebody else's files would be replaced by a new run."""
+    if latest_checkpoint(job.out_dir) is None:
+        OutputFolder(job.out_dir, f"{FOLDER}/**/*")
+
+
 def _begin(job: Job, origin: Origin, preparation: Preparation, num_streams: int) -> None:
     """Write a new run's description and its initial weights, those that `cm3 train` would begin with."""
     components, recipe = preparation.components, job.recipe
@@ -316,6 +325,7 @@ def export_only(job: Job) -> Path:
             "has no complete checkpoint",
             "train first: the same command without --export",
         )
+    _claim(job)
     with run_lock(job.out_dir, job.processes):
         job.processes.first(lambda: check_trusted(job))
         preparation, _ = _prepared(job, 1)

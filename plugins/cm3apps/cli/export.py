@@ -32,7 +32,8 @@ def configure(parser: ArgumentParser) -> None:
         "--out",
         type=Path,
         metavar="FOLDER",
-        help="the model's folder; an older model there is replaced. With --push, an exported model needs none",
+        help="the model's folder; an older model there is replaced if you changed nothing in it. With --push, an exported "
+        "model needs none",
     )
     parser.add_argument(
         "--dtype",

@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from cm3core.arguments import checked
 from cm3core.errors import CheckpointError
-from cm3core.files import read_text
+from cm3core.outputs import OutputFolder, refuse_foreign_in
 from cm3run.checkpoint.adapters import base_folder, is_adapter
-from cm3run.checkpoint.carried import CARRIED, copy_carried
-from cm3run.checkpoint.hub_models import PICTURES_OF_CARDS, README
+from cm3run.checkpoint.carried import copy_carried
 from cm3run.checkpoint.layout import (
     COMPONENTS,
     FORMAT,
@@ -54,15 +53,8 @@ if TYPE_CHECKING:
 
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-#: Contents of a model folder. A model card belongs to the weights, and is replaced with them.
-_PARTS = frozenset(
-    [
-        *(WEIGHTS, STATE, RECIPE, PLUGINS, COMPONENTS, WORDS, TASKS, PROVENANCE),
-        *(TOKENIZER, IMAGE_TOKENIZER, CARRIED, "CARD.md"),
-    ]
-)
-#: The first line of a README.md that `cm3 export` wrote and may replace.
-README_MARK = "<!-- written by cm3 export, which replaces this file unless this line is removed -->"
+#: A line of a README.md that `cm3 export` wrote.
+README_MARK = "<!-- written by cm3 export: --push writes a new one, unless this line is removed -->"
 
 
 @checked(CheckpointError)
@@ -76,7 +68,7 @@ def export_model(
     trust_endpoints: Sequence[str] = (),
 ) -> Path:
     """Write a model folder for distribution: a checkpoint without optimiser state, with floating weights in
-    `dtype`. An older export is replaced.
+    `dtype`. An older export is replaced, if this user's commands wrote it and nothing in it was changed.
 
     Args:
         checkpoint: a run's folder, a checkpoint or a model folder.
@@ -155,13 +147,8 @@ def check_target(folder: str | Path, dtype: str) -> Path:
             "exists and is not a model folder",
             "name a new folder, or an older export to replace",
         )
-    if target.exists() and (others := _others_in(target)):
-        named = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
-        raise CheckpointError(
-            str(folder),
-            f"contains {named}, which is not part of a model and would be lost",
-            "name a new folder, or move that elsewhere first",
-        )
+    OutputFolder(target)
+    refuse_foreign_in(target)
     return target
 
 
@@ -171,25 +158,6 @@ def _not_utf8(name: str) -> bool:
     except UnicodeEncodeError:
         return True
     return False
-
-
-def _others_in(target: Path) -> list[str]:
-    """Names of entries in a model's folder that don't belong to it: a README, a repository."""
-    return sorted(
-        path.name
-        for path in target.iterdir()
-        if path.name not in _PARTS
-        and not path.match(PICTURES_OF_CARDS)
-        and not (path.name == README and _is_written(path))
-    )
-
-
-def _is_written(readme: Path) -> bool:
-    """Whether a README.md was written by `cm3 export`, and not changed into the user's own."""
-    try:
-        return README_MARK in read_text(readme)
-    except (OSError, UnicodeDecodeError):
-        return False
 
 
 def write_model(source: Path, target: Path, tensors: Mapping[str, Tensor], dtype: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from cm3core.errors import CheckpointError, FileError
 from cm3core.files import make_ordinary, new_place, remove_unfinished, sync_directory
+from cm3core.outputs import foreign_in, record_folder, refuse_foreign_in, set_aside
 from cm3core.plugins.registry import plugin_versions
 from cm3core.recipe.recipe import files_of
 from cm3run.checkpoint.adapters import base_reaches
@@ -87,8 +87,8 @@ def save_checkpoint(
     sharded: bool = False,
     best: int | None = None,
 ) -> Path:
-    """Write `OUT/checkpoints/step-N` and delete all but the newest `keep`; an existing checkpoint of this step
-    is kept unchanged.
+    """Write `OUT/checkpoints/step-N` and delete all but the newest `keep` of those that this user's commands wrote; an
+    existing checkpoint of this step is kept unchanged.
 
     Args:
         out_dir: the run's folder.
@@ -106,6 +106,7 @@ def save_checkpoint(
         optimizer_state = {**generator_states(), **snapshot.optimizer_state}
         snapshot = replace(snapshot, optimizer_state=optimizer_state)
     target = Path(out_dir) / "checkpoints" / step_name(snapshot.state.step)
+    processes.first(lambda: None if (target / STATE).is_file() else set_aside(target))
     if processes.first(target.exists):
         pass
     elif sharded:
@@ -165,20 +166,25 @@ def _write_sharded(target: Path, snapshot: Snapshot, processes: Processes) -> No
 
 def _remove_all_but(out_dir: Path, keep: int, best: int | None) -> None:
     for old in complete_checkpoints(out_dir)[: -max(1, keep)]:
-        if old.name != step_name(best):
+        if old.name != step_name(best) and not foreign_in(
+            old
+        ):  # it stays if somebody else wrote it
             _remove(old)
 
 
 def end_with_best(out_dir: Path, step: int) -> Path | None:
-    """Delete the checkpoints after this step, so that the run's newest one is its best; None: there is no such checkpoint,
-    and all stay."""
+    """Delete the checkpoints after this step, or rename those of somebody else, so that the run's newest one is its best;
+    None: there is no such checkpoint, and all stay."""
     found = complete_checkpoints(out_dir)
     names = [one.name for one in found]
     if step_name(step) not in names:
         return None
     place = names.index(step_name(step))
     for later in found[place + 1 :]:
-        _remove(later)
+        if foreign_in(later):
+            set_aside(later)
+        else:
+            _remove(later)
     return found[place]
 
 
@@ -275,8 +281,8 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """Make a folder beside `target` that replaces it once it is written and flushed. On any error
-    nothing changes."""
+    """Make a folder beside `target` that replaces it once it is written and flushed. On any error, nothing changes;
+    one is that `target` has files that this user's commands did not write."""
     try:
         with new_place(target) as temporary:
             temporary.mkdir()
@@ -289,6 +295,9 @@ def new_folder(target: Path) -> Iterator[Path]:
                 else:
                     sync_directory(path)
             sync_directory(temporary)
+            if target.exists():
+                refuse_foreign_in(target)
+            record_folder(temporary, target)
             if target.exists():
                 _remove(target)
             temporary.rename(target)
@@ -311,8 +320,4 @@ def _remove(folder: Path) -> None:
 
 def remove_leftovers(out_dir: Path) -> None:
     """Delete what killed processes left: half-written and half-deleted checkpoints."""
-    checkpoints = Path(out_dir) / "checkpoints"
-    remove_unfinished(checkpoints)
-    for path in checkpoints.glob(".step-*"):  # names used by earlier versions
-        if path.suffix in (".writing", ".deleting"):
-            shutil.rmtree(path, ignore_errors=True)
+    remove_unfinished(Path(out_dir) / "checkpoints")

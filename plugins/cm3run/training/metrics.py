@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -27,7 +26,6 @@ from tqdm import tqdm
 from cm3core._version import OUR_DISTRIBUTIONS
 from cm3core.config.schema import check_config
 from cm3core.errors import CheckpointError, MissingPackageError
-from cm3core.files import write_bytes
 from cm3core.interfaces.component import chosen_name
 from cm3core.interfaces.decoder import Decoder
 from cm3core.interfaces.tracker import (
@@ -43,6 +41,7 @@ from cm3core.interfaces.tracker import (
     TrackerConfig,
     Validated,
 )
+from cm3core.outputs import AppendedFile
 from cm3core.plugins.registry import built, marked
 from cm3run.progress import ATYPICAL
 
@@ -135,8 +134,8 @@ class MetricsLog:
     def __init__(self, out_dir: Path, step: int = 0) -> None:
         self.path = Path(out_dir) / METRICS
         kept = [line for line in read_metrics(out_dir) if line["step"] <= step]
-        write_bytes(self.path, b"".join(json.dumps(line).encode() + b"\n" for line in kept))
-        self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+        content = b"".join(json.dumps(line).encode() + b"\n" for line in kept)
+        self._file = AppendedFile(self.path, content)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append one line {"step": ..., name: value ...}.
@@ -146,7 +145,7 @@ class MetricsLog:
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         line = json.dumps({"step": step, **finite}).encode() + b"\n"
         try:
-            written = os.write(self._file, line)
+            written = self._file.write(line)
         except OSError as error:
             raise self._not_written(str(error)) from error
         if written < len(line):
@@ -162,7 +161,7 @@ class MetricsLog:
     def flush(self) -> None:
         """Flush everything written so far to disk. Raises `CheckpointError` if that fails."""
         try:
-            os.fsync(self._file)
+            self._file.flush()
         except OSError as error:
             raise self._not_written(str(error)) from error
 
@@ -171,7 +170,7 @@ class MetricsLog:
         try:
             self.flush()
         finally:
-            os.close(self._file)
+            self._file.close()
 
 
 class NoLog(MetricsLog):

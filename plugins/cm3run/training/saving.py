@@ -22,12 +22,13 @@ import torch
 from torch import Tensor
 
 from cm3core.errors import CM3Error, ProcessError
-from cm3core.files import check_writable, locked, make_folder
+from cm3core.files import locked, make_folder
 from cm3core.interfaces.tracker import CheckpointSaved
+from cm3core.outputs import OutputFolder
 from cm3core.plugins.registry import COMPONENTS
 from cm3core.recipe.layers import STORED
 from cm3run.checkpoint import CheckpointState, Snapshot, save_checkpoint
-from cm3run.checkpoint.layout import PROVENANCE
+from cm3run.checkpoint.layout import PROVENANCE, latest_checkpoint
 from cm3run.checkpoint.tensors import generator_states, weights_of
 from cm3run.checkpoint.words import TrainingWords
 from cm3run.processes import Processes, own_part
@@ -79,11 +80,19 @@ def _check_seen(out_dir: Path, processes: Processes) -> None:
 
 #: What a run writes before its first step.
 DESCRIPTION = (STORED, COMPONENTS, PROVENANCE, METRICS)
+#: What it writes later, as patterns.
+_LATER = (
+    "early_stopping.json",
+    "samples/step-*.png",
+    "checkpoints/step-*",
+    "checkpoints/step-*/**/*",
+)
 
 
 @contextmanager
 def _held(out_dir: Path) -> Iterator[None]:
-    check_writable(out_dir, folder=True)
+    goes_on = latest_checkpoint(out_dir) is not None
+    OutputFolder(out_dir, *(() if goes_on else (*DESCRIPTION, *_LATER)), resumes=True)
     made = [place for place in (out_dir, *out_dir.parents) if not place.exists()]
     make_folder(out_dir)
     busy = CM3Error(

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from cm3core.errors import CheckpointError, CM3Error
-from cm3core.files import check_links, check_writable, make_folder, write_text
+from cm3core.files import check_links, make_folder, write_text
+from cm3core.outputs import OutputFolder
 from cm3core.plugins.registry import plugin_versions
 from cm3core.recipe.layers import STORED
 from cm3core.recipe.recipe import files_of
@@ -310,7 +311,7 @@ def start(
     trackers = trackers_of(recipe, registry) if processes.is_first else []
     micro_batches(recipe.train.batch_rows, recipe.train.accumulate, processes.world_size)
     processes.check_same({**plugin_versions(registry.plugins), "recipe": recipe.hash})
-    check_writable(out_dir, folder=True)
+    OutputFolder(out_dir, resumes=True)
     check_links(out_dir)
     origin = Origin.find(
         recipe, out_dir, registry, resume=options.resume, trust_endpoints=options.trust_endpoints

@@ -10,6 +10,8 @@ import torch
 
 from cm3apps.cli.main import main
 from cm3core.errors import CheckpointError
+from cm3core.files import write_text
+from cm3core.outputs import claim_file
 from cm3core.plugins import load_registry
 from cm3run.checkpoint import open_checkpoint
 from cm3run.checkpoint.exporting import check_target, write_model
@@ -90,8 +92,8 @@ def test_what_is_refused(
         ("run/checkpoints/step-00000009", "is among a run's checkpoints", "name a new folder"),
         (
             "mine",
-            "contains .git, README.md, b, ..., which is not part of a model and would be lost",
-            "name a new folder, or move that elsewhere first",
+            "is there already, and was not written by cm3leon or was changed since (and 2 more)",
+            "move it, or name another folder",
         ),
     ],
 )
@@ -107,23 +109,39 @@ def test_nothing_else_is_lost(
         shutil.copytree(folder / "run/checkpoints/step-00000001", folder / target)
     if target == "mine":
         assert cm3("export", "run", "-o", target) == 0
-        for name in (".git", "b", "c"):
+        for name in (".git", "b"):
             (folder / target / name).mkdir()
+            (folder / target / name / "config").write_text("of mine")
         (folder / target / "README.md").write_text("of mine")
     before = sorted(folder.rglob("*"))
     capsys.readouterr()
     assert cm3("export", "run", "-o", target) == 2
-    assert capsys.readouterr().err == f"error: {target}: {cause}\n  next: {next_step}\n"
+    place = "mine/.git/config" if target == "mine" else target
+    assert capsys.readouterr().err == f"error: {place}: {cause}\n  next: {next_step}\n"
     assert sorted(folder.rglob("*")) == before
 
 
 def test_an_older_model_is_replaced_with_its_card(folder: Path) -> None:
     assert cm3("export", "run", "-o", "old") == 0
-    for name in ("CARD.md", "CARD-faces.png", "plugins/old.py"):
-        (folder / "old" / name).write_text("of older weights")
+    for name in ("CARD.md", "CARD-faces.png"):  # as `cm3 eval card` writes them
+        claim_file(folder / "old" / name)
+        write_text(folder / "old" / name, "of older weights")
     assert cm3("export", "run", "-o", "old") == 0
     assert not list((folder / "old").glob("CARD*"))
-    assert not (folder / "old/plugins/old.py").exists()
+
+
+@pytest.mark.parametrize("name", ["CARD.md", "model.safetensors", "plugins/notes.txt"])
+def test_a_model_with_files_of_somebody_else_is_not_replaced(
+    name: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever their names."""
+    target = f"of-{Path(name).stem}"
+    assert cm3("export", "run", "-o", target) == 0
+    (folder / target / name).parent.mkdir(exist_ok=True)
+    (folder / target / name).write_text("mine")
+    assert cm3("export", "run", "-o", target) == 2
+    assert name in capsys.readouterr().err
+    assert (folder / target / name).read_text() == "mine"
 
 
 def test_the_folder_may_be_a_link_or_this_one(

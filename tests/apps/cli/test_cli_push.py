@@ -106,7 +106,9 @@ def test_a_readme_of_ones_own(
     assert hub.repos["models/me/squares"].files()["README.md"] == b"# Mine\n"
     capsys.readouterr()
     assert cm3("export", "run", "-o", "m") == 2
-    assert tells(capsys.readouterr().err, "error: m: contains README.md, which is not part of")
+    assert tells(
+        capsys.readouterr().err, "error: m/README.md: is there already, and was not written"
+    )
     assert (tmp_path / "m" / "README.md").read_text() == "# Mine\n"
 
 

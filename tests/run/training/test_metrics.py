@@ -54,7 +54,7 @@ def test_lines_that_can_not_be_read_are_left_out(
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines))
     MetricsLog(tmp_path, 3).close()
     path = tmp_path / "metrics.jsonl"
-    assert capsys.readouterr().err == (
+    assert capsys.readouterr().err.startswith(
         f"note: {path}: 8 of 11 lines can't be read and are skipped\n"
     )
     assert path.read_bytes() == b"\n".join([*good, b""])
@@ -78,7 +78,7 @@ def test_metrics_that_the_disk_does_not_take_are_an_error(
         ):
             call()
     with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(log._file)  # closed nevertheless
+        os.fstat(log._file._handle)  # closed nevertheless
 
 
 def test_metrics_on_a_full_disk(tmp_path: Path) -> None:
