@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,10 +21,20 @@ from cm3core.errors import DataError
 from cm3core.files import user_path
 from cm3core.interfaces.dataset import DocumentSource, SkippedRecord
 from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
+from cm3core.outputs import OutputFolder, remove_own
 from cm3run.bank.manifest import WORK, Manifest
 from cm3run.bank.memory_bank import MemoryBank, is_bank
 from cm3run.bank.shard import SHARDS
-from cm3run.bank.writing import Helper, ShardWork, Tools, save_tokenizer, telling, tidy, writing
+from cm3run.bank.writing import (
+    Helper,
+    ShardWork,
+    Tools,
+    is_begun,
+    save_tokenizer,
+    telling,
+    tidy,
+    writing,
+)
 from cm3run.trust import record_own
 
 #: Documents per shard: the most that an interruption costs, and held in memory until written.
@@ -165,6 +174,9 @@ def build_bank(
 
 def _check_free(folder: Path) -> None:
     """Refuse a folder with other files than those of a bank or of an unfinished build."""
+    begun = is_bank(folder) or is_begun(folder)
+    parts = () if begun else (f"{SHARDS}/**/*", f"{IMAGE_TOKENIZER}/**/*", f"{WORK}/**/*")
+    OutputFolder(folder, *parts, resumes=True)
     if not folder.is_dir() or is_bank(folder):
         return
     names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
@@ -280,7 +292,7 @@ def duplicate_ids(place: str, names: Sequence[str], cause: str) -> DataError:
 
 
 def _nothing_usable(folder: Path, skipped: Sequence[SkippedRecord]) -> DataError:
-    shutil.rmtree(folder / WORK, ignore_errors=True)
+    remove_own(folder / WORK)
     first = f"; the first is {skipped[0].place}: {skipped[0].cause}" if skipped else ""
     return DataError(
         "the data set",

@@ -108,11 +108,12 @@ def remove_documents(
 def _tidied(folder: Path) -> Iterator[None]:
     """Delete files that don't belong to the bank, now and at the end, so that a failed write on a full disk
     leaves nothing behind."""
-    tidy(folder, Manifest.read(folder))
+    before = Manifest.read(folder)
+    tidy(folder, before)
     try:
         yield
     finally:
-        tidy(folder, Manifest.read(folder))
+        tidy(folder, Manifest.read(folder), before)
 
 
 def _set_aside(folder: Path, shards: Collection[str]) -> None:

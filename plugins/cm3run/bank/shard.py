@@ -35,6 +35,7 @@ from cm3core.document import Codes, Document, IntArray, Text
 from cm3core.errors import DataError, FileError
 from cm3core.files import make_folder, not_written, sha256_file, sync_directory
 from cm3core.interfaces.dataset import Provenance
+from cm3core.outputs import record_folder, remove_own, set_aside
 from cm3run.bank.manifest import (
     CODES,
     DOCUMENTS,
@@ -246,7 +247,9 @@ def _write_files(
     ):
         shutil.rmtree(temporary)  # left by a process that was killed before the manifest listed it
     else:
-        shutil.rmtree(target, ignore_errors=True)
+        if target.exists() and not remove_own(target):
+            set_aside(target)
+        record_folder(temporary, target)
         temporary.rename(target)
         sync_directory(target.parent)
     return info

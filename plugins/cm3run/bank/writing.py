@@ -39,8 +39,8 @@ from cm3core.files import (
     write_text,
 )
 from cm3core.interfaces.dataset import DocumentSource, Provenance, SkippedRecord
+from cm3core.outputs import OutputFolder, record_folder, remove_own, set_aside
 from cm3run.bank.manifest import (
-    MANIFEST,
     WORK,
     ImageTokenizerMaker,
     Maker,
@@ -110,12 +110,13 @@ class Tools:
 def save_tokenizer(tokenizer: ImageTokenizer, folder: Path) -> None:
     """Save the image tokenizer's files, so that the bank can be moved; writes nothing if
     its config is sufficient."""
-    if folder.exists():
-        shutil.rmtree(folder)
+    if folder.exists() and not remove_own(folder):
+        set_aside(folder)
     with new_place(folder) as temporary:
         temporary.mkdir()
         tokenizer.save(temporary)
         if any(temporary.iterdir()):
+            record_folder(temporary, folder)
             temporary.rename(folder)
             sync_directory(folder.parent)
 
@@ -272,18 +273,33 @@ def is_of(error: FileError, folder: Path) -> bool:
     return Path(os.path.realpath(error.place)).is_relative_to(os.path.realpath(folder))
 
 
-def tidy(folder: Path, manifest: Manifest) -> None:
-    """Delete files that don't belong to the bank: records of finished shards, and files that were never
-    finished or are no longer listed."""
-    shutil.rmtree(folder / WORK, ignore_errors=True)
+def tidy(folder: Path, manifest: Manifest, before: Manifest | None = None) -> None:
+    """Delete files that don't belong to the bank: records of finished shards, and shards of this user's commands that
+    were never finished or are not listed.
+
+    Args:
+        folder: the bank's.
+        manifest: its manifest.
+        before: that of the bank that the user asked to change; shards that are no longer listed are deleted, whoever
+            wrote them.
+    """
+    remove_own(folder / WORK)
     remove_unfinished(folder)
-    for path in folder.glob(f".{MANIFEST}.*"):  # names used by earlier versions
-        if path.is_file():
-            path.unlink(missing_ok=True)
+    remove_unfinished_shards(folder)
     kept = {shard.name for shard in manifest.shards}
+    replaced = set() if before is None else {shard.name for shard in before.shards}
     for path in (folder / SHARDS).glob("*"):
-        if path.name not in kept and (is_shard_name(path.name) or path.suffix == WRITING):
+        if path.name in kept or not is_shard_name(path.name):
+            continue
+        if path.name in replaced:
             shutil.rmtree(path, ignore_errors=True)
+        else:
+            remove_own(path)
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether a folder has an unfinished build."""
+    return (folder / WORK / _PLAN).is_file()
 
 
 def remove_unfinished_shards(folder: Path) -> None:
@@ -351,6 +367,7 @@ class ShardWork:
 
     def help(self, share: tuple[int, int]) -> None:
         """Write the missing shards of a share; see `cm3run.bank.help_build`."""
+        OutputFolder(self.folder / WORK, resumes=True)
         path = self.folder / WORK / _PLAN
         if not path.is_file() or path.read_text() != self.plan:
             raise DataError(
@@ -429,6 +446,7 @@ class ShardWork:
     def _begin(self) -> None:
         """Keep the records of this plan, and delete those of any other."""
         work = self.folder / WORK
+        OutputFolder(work, resumes=True)
         path = work / _PLAN
         if work.is_dir():
             if path.is_file() and path.read_text() == self.plan:
@@ -439,7 +457,8 @@ class ShardWork:
                     "from scratch",
                     file=sys.stderr,
                 )
-            shutil.rmtree(work)
+            if not remove_own(work):
+                set_aside(work)
         make_folder(work)
         write_text(path, self.plan)
 

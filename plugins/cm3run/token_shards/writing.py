@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,7 +22,6 @@ from cm3core.errors import CM3Error, DataError
 from cm3core.files import (
     atomic_path,
     check_links,
-    check_writable,
     locked,
     make_folder,
     new_place,
@@ -34,6 +32,7 @@ from cm3core.files import (
     write_text,
 )
 from cm3core.interfaces.dataset import DocumentSource, Provenance, SkippedRecord
+from cm3core.outputs import OutputFolder, remove_own
 from cm3run.token_shards.manifest import (
     MANIFEST,
     Manifest,
@@ -261,7 +260,7 @@ class Encoder:
     def _begin(self) -> None:
         """Check the folder, and save the text tokenizer there."""
         folder = self.folder
-        check_writable(folder, folder=True)
+        OutputFolder(folder, resumes=True)
         if folder.is_dir() and not self.work.is_dir() and not (folder / MANIFEST).is_file():
             strange = sorted(path.name for path in folder.iterdir() if path.name[0] != ".")
             if strange:
@@ -451,7 +450,7 @@ class Encoder:
         )
 
     def _tidy(self) -> None:
-        shutil.rmtree(self.work, ignore_errors=True)
+        remove_own(self.work)
         remove_unfinished(self.folder)
 
     def _source_skipped(self) -> list[SkippedRecord]:
