@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, cast, get_args, get_type_hints
 
 from cm3apps.cli import add_device, add_length, add_overrides, whole_number
 from cm3core.errors import RecipeError
+from cm3core.files import check_links
+from cm3core.outputs import OutputFolder
 
 if TYPE_CHECKING:
     from cm3core.plugins.registry import Registry
@@ -21,6 +23,21 @@ if TYPE_CHECKING:
 
 #: The recipe that names the weights, in the same folder.
 RECIPE_FILE = "recipe.yaml"
+#: What trainers of components write.
+_TRAINED = (
+    *("model.safetensors", "state.pt", "log.jsonl", "run.json", "training.json"),
+    *("reconstructions.png", "comparison.png", RECIPE_FILE),
+)
+
+
+def claim_training(out: Path) -> None:
+    """Before pictures are read: refuse a folder with somebody else's files under the names that a trainer writes, unless
+    it has the state of a training, perhaps of another machine, which the trainer checks."""
+    from cm3core.plugins.registry import COMPONENTS
+
+    names = () if (out / "state.pt").is_file() else (*_TRAINED, COMPONENTS)
+    OutputFolder(out, *names, resumes=True)
+    check_links(out)
 
 
 def action_adder(parser: ArgumentParser) -> Callable[[str, str, str], ArgumentParser]:

@@ -309,7 +309,10 @@ def _diff(args: Namespace) -> int:
 def _schema(args: Namespace) -> int:
     from cm3apps.recipe_schema import recipe_schema
     from cm3core.files import write_text
+    from cm3core.outputs import claim_file
 
+    if args.out is not None:
+        claim_file(args.out)
     text = _as_json(recipe_schema(registry_of(args)))
     if args.out is None:
         print(text)

@@ -24,6 +24,7 @@ from cm3apps.cli._training import (
     add_evaluation_arguments,
     add_training_arguments,
     budget_of,
+    claim_training,
     require_section,
     use_of,
     validation_split,
@@ -32,8 +33,9 @@ from cm3apps.cli._training import (
     write_part,
 )
 from cm3core.errors import DataError, TokenizerError
-from cm3core.files import check_links, check_writable, make_folder
-from cm3core.plugins.registry import default_name
+from cm3core.files import check_links, make_folder
+from cm3core.outputs import OutputFolder
+from cm3core.plugins.registry import COMPONENTS, default_name
 from cm3run.picture_arrays import pictures_of
 
 if TYPE_CHECKING:
@@ -48,6 +50,8 @@ HELP = "train and evaluate text and image tokenizers"
 EXAMPLE = """  cm3 tokenizer train-text --vocab-size 4096 -o runs/bpe --recipe quickstart
   cm3 tokenizer train-image tokenizer-emoji64 --minutes 25 -o runs/tokenizer
   cm3 tokenizer eval runs/tokenizer --split unseen -o reconstructions.png"""
+#: What text tokenizers write; other files are refused when they are written.
+_TEXT_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer.tiktoken", "classes.txt", "byte.txt")
 #: Number of texts on which the mean token length is measured.
 NUM_MEASURED = 2000
 #: Number of validation pictures in training.
@@ -170,7 +174,7 @@ def _train_text(args: Namespace) -> int:
         texts = data_source(recipe, None).texts()
     assert recipe.text_tokenizer is not None
     recipe.text_tokenizer.check()
-    check_writable(args.out, folder=True)
+    OutputFolder(args.out, *_TEXT_FILES, RECIPE_FILE, COMPONENTS)
     check_links(args.out)
     corpus = _Corpus(texts)
     tokenizer = recipe.text_tokenizer.build(corpus)
@@ -243,8 +247,7 @@ def _train_image(args: Namespace) -> int:
     require_section(recipe, "image_tokenizer")
     recipe = replace(recipe, image_tokenizer=with_precision(recipe.image_tokenizer, args.precision))
     assert recipe.image_tokenizer is not None
-    check_writable(args.out, folder=True)
-    check_links(args.out)
+    claim_training(args.out)
     budget = budget_of(args, recipe, "cm3 tokenizer train-image")
     limit_threads(recipe)
     images_NHWC = pictures_of(data_source(recipe, None), recipe.image_tokenizer.image_size)
@@ -282,12 +285,12 @@ def _validation_pictures(recipe: Recipe) -> PixelArray | None:
 
 
 def _evaluate(args: Namespace) -> int:
-    from cm3core.images import check_writable_png, save_png
+    from cm3core.images import claim_png, save_png
     from cm3core.recipe import compose
     from cm3run.devices import choose_device
     from cm3run.evaluation.quality import LEAST_PSNR, evaluate_image_tokenizer
 
-    check_writable_png(args.out)
+    claim_png(args.out)
     target, ours = _evaluated(args.recipe)
     registry = registry_of(args)
     scores = [_score_of(given, registry) for given in args.scores]

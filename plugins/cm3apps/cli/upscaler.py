@@ -18,6 +18,7 @@ from cm3apps.cli._training import (
     add_evaluation_arguments,
     add_training_arguments,
     budget_of,
+    claim_training,
     place_of,
     require_section,
     validation_split,
@@ -27,7 +28,6 @@ from cm3apps.cli._training import (
 )
 from cm3core.document import Image
 from cm3core.errors import DataError, RecipeError
-from cm3core.files import check_links, check_writable
 from cm3core.interfaces.dataset import DocumentSource
 from cm3run.picture_arrays import pictures_of
 
@@ -172,8 +172,7 @@ def _train(args: Namespace) -> int:
     assert recipe.upscaler is not None
     assert recipe.image_tokenizer is not None
     scale = recipe.upscaler.training_scale
-    check_writable(args.out, folder=True)
-    check_links(args.out)
+    claim_training(args.out)
     budget = budget_of(args, recipe, "cm3 upscaler train")
     limit_threads(recipe)
     tokenizer = recipe.image_tokenizer.build()
@@ -211,12 +210,12 @@ def _validation_pictures(recipe: Recipe, scale: int) -> PixelArray | None:
 
 
 def _evaluate(args: Namespace) -> int:
-    from cm3core.images import check_writable_png, save_png
+    from cm3core.images import claim_png, save_png
     from cm3run.devices import choose_device
     from cm3run.evaluation.quality import evaluate_upscaler
     from cm3run.progress import make_bar
 
-    check_writable_png(args.out)
+    claim_png(args.out)
     recipe = _composed(args.recipe, args.overrides, registry_of(args))
     assert recipe.upscaler is not None
     assert recipe.image_tokenizer is not None

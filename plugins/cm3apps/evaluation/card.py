@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cm3apps.cli import add_trust, registry_of, whole_number
-from cm3core.errors import CM3Error, DataError, FileError
+from cm3core.errors import CM3Error, DataError
+from cm3core.outputs import claim_file
 
 if TYPE_CHECKING:
     from cm3apps.evaluation.card_text import Evaluated, Measured
@@ -79,7 +80,7 @@ def run(args: Namespace) -> int:
         check_card(text, str(args.check), model)
         print(f"{args.check}: was written for the weights of {args.model}")
         return 0
-    _check_place(args.out)
+    claim_file(args.out)
     notes = "" if args.notes is None else _read(args.notes, "correct --notes")
     model = load(
         args.model,
@@ -121,6 +122,8 @@ def write_card(args: Namespace, model: Any, registry: Any, notes: str) -> None:
             f"have two evaluations by {twice}",
             "name only the one that the card should show",
         )
+    shown = [one for one in results if isinstance(one, Evaluated) and args.pictures]
+    claim_file(args.out, *(_sheet_of(args.out, one) for one in shown))
     sheets = _write_sheets(args.out, results, args.pictures)
     stated = Stated(
         licence=args.licence,
@@ -151,23 +154,13 @@ def _write_sheets(out: Path, results: list[Evaluated | Measured], num: int) -> d
                 scale=scale,
                 font_size=10,
             )
-            file = f"{out.stem}-{one.protocol}.png"
-            save_png(out.with_name(file), sheet)
-            sheets[one.protocol] = file
+            save_png(_sheet_of(out, one), sheet)
+            sheets[one.protocol] = _sheet_of(out, one).name
     return sheets
 
 
-def _check_place(out: Path) -> None:
-    """Refuse to overwrite anything but a card."""
-    from cm3apps.evaluation.card_text import marked_weights
-    from cm3core.files import check_links, check_writable
-
-    check_writable(out)
-    check_links(out.parent, out.name)
-    if out.exists() and marked_weights(_read(out, "name another file (-o)")) is None:
-        raise FileError(
-            str(out), "already exists, but is not a card of this command", "name another file (-o)"
-        )
+def _sheet_of(out: Path, one: Evaluated) -> Path:
+    return out.with_name(f"{out.stem}-{one.protocol}.png")
 
 
 def _read(path: Path, step: str) -> str:

@@ -206,11 +206,14 @@ def _task_options(parser: ArgumentParser) -> None:
 
 
 def _run(args: Namespace) -> int:
+    from cm3apps.evaluation.evaluating import claim_results
     from cm3apps.evaluation.own_folder import folder_protocol, is_recipe, without_held_out
     from cm3apps.evaluation.reading import lines
     from cm3core.files import write_text
 
     _check_names(args)
+    if args.out is not None:
+        claim_results(args.out)
     folder, registry = Path(args.names[-1]), registry_of(args)
     named = None if folder.is_dir() or is_recipe(folder) else _named_protocol(args)
     model = None if args.pictures else _model_of(args, registry)

@@ -24,7 +24,15 @@ import torch
 
 import cm3core
 from cm3apps.evaluation import leakage, measured
-from cm3apps.evaluation.made import Made, check_tuned, make, model_keys, take_pictures
+from cm3apps.evaluation.made import (
+    LOG,
+    PICTURES,
+    Made,
+    check_tuned,
+    make,
+    model_keys,
+    take_pictures,
+)
 from cm3apps.evaluation.measured import bounding_pictures
 from cm3apps.evaluation.tasks.base import Task
 from cm3core._version import OUR_DISTRIBUTIONS
@@ -33,6 +41,7 @@ from cm3core.errors import CM3Error, DataError, MissingPackageError
 from cm3core.files import check_links, held_folder, write_text
 from cm3core.images import save_png
 from cm3core.interfaces import Extractor, Metric, MetricConfig, Score
+from cm3core.outputs import OutputFolder
 from cm3core.plugins.registry import Registry
 from cm3run.evaluation.features import picture_hash
 from cm3run.evaluation.protocol import (
@@ -96,6 +105,14 @@ class Scored:
         return score.name if self.extractor is None else f"{score.name}-{self.extractor.label}"
 
 
+def claim_results(out: Path) -> None:
+    """Refuse a folder with somebody else's files under the names of results, unless it has an evaluation, perhaps of
+    another machine, which `Evaluation` checks."""
+    names = ("protocol.json", "scores.json", "samples.jsonl", "environment.json", SHEET, LOG)
+    own = (*names, f"{PICTURES}/*.png", "folder-protocol.json", "comparison.json")
+    OutputFolder(out, *(() if (out / "protocol.json").is_file() else own), resumes=True)
+
+
 @dataclass
 class Evaluation:
     """One evaluation.
@@ -135,6 +152,7 @@ class Evaluation:
 
     def run(self) -> dict[str, Any]:
         """Run or resume; return the content of scores.json."""
+        claim_results(self.out)
         busy = CM3Error(
             str(self.out), "another process is evaluating into this folder", "wait for it"
         )
@@ -185,8 +203,8 @@ class Evaluation:
         path = self.out / "protocol.json"
         if path.is_file() and path.read_text(encoding="utf-8") != claim:
             raise DataError(
-                str(self.out),
-                "has an evaluation with another model, protocol or setting",
+                str(path),
+                "is of an evaluation with another model, protocol or setting",
                 "name another folder (-o)",
             )
 

@@ -22,6 +22,7 @@ from cm3core.document import PixelArray
 from cm3core.errors import DataError
 from cm3core.files import check_links, sha256_file, write_bytes
 from cm3core.images import fit, open_image, save_png
+from cm3core.outputs import AppendedFile
 from cm3run.attribution import png
 from cm3run.generation.weights import sha256_of
 from cm3run.model import Model
@@ -47,6 +48,9 @@ class Made:
     def __init__(self, folder: Path, task: Task) -> None:
         self.folder, self.task = folder, task
         check_links(folder, LOG, PICTURES)
+        #: The log, opened for the first new line, and its complete lines before that.
+        self._log: AppendedFile | None = None
+        self._whole = b""
         self.rows: dict[int, dict[str, Any]] = self._read()
         #: Finds the nearest training picture of the task, once a metric needs it.
         self.nearest: Nearest | None = None
@@ -63,8 +67,9 @@ class Made:
             row["metadata"] = sample.target["metadata"]
         if sample.references:  # so that `cm3 eval score` reads samples.jsonl
             row["references"] = list(sample.references)
-        with (self.folder / LOG).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        if self._log is None:
+            self._log = AppendedFile(self.folder / LOG, self._whole)
+        self._log.write(json.dumps(row).encode() + b"\n")
         self.rows[index] = row
 
     def picture_path(self, index: int) -> Path:
@@ -76,13 +81,12 @@ class Made:
         return fit(open_image(self.picture_path(index)), (size, size))
 
     def _read(self) -> dict[int, dict[str, Any]]:
-        """The complete lines whose pictures are unchanged; an incomplete last line is deleted."""
+        """The complete lines whose pictures are unchanged."""
         path, rows = self.folder / LOG, {}
         if not path.is_file():
             return {}
-        whole, _, torn = path.read_bytes().rpartition(b"\n")
-        if torn:
-            path.write_bytes(whole + b"\n" if whole else b"")
+        whole, end, _ = path.read_bytes().rpartition(b"\n")  # without an incomplete last line
+        self._whole = whole + end
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
                 row = json.loads(line)

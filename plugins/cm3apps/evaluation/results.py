@@ -16,7 +16,8 @@ import numpy as np
 
 from cm3core.document import PixelArray
 from cm3core.errors import CM3Error
-from cm3core.files import atomic_path, check_writable, make_folder, remove_unfinished, write_text
+from cm3core.files import atomic_path, make_folder, remove_unfinished, write_text
+from cm3core.outputs import OutputFolder
 from cm3run.generation.weights import sha256_of
 from cm3run.npy import save_array
 
@@ -47,14 +48,14 @@ class ResultFolder:
         wanted = json.loads(
             json.dumps({"version": _VERSION, "model": model, "settings": asdict(settings)})
         )
-        check_writable(folder, folder=True)
+        OutputFolder(folder, resumes=True)
         path = folder / SETTINGS
         if path.is_file():
             _check_same(folder, _read_json(path), wanted)
         elif folder.is_dir() and not _is_begun(folder):
             raise CM3Error(
                 str(folder),
-                "is not empty, but has no results of this experiment",
+                f"is not empty, but has no results of this experiment (it has {min(folder.iterdir()).name})",
                 "name another folder with -o",
             )
         make_folder(folder)

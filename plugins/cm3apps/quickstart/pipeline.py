@@ -22,8 +22,11 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cm3core.errors import MissingPackageError, RecipeError
-from cm3core.files import check_writable, make_folder, write_text
+from cm3core.errors import DataError, MissingPackageError, RecipeError
+from cm3core.files import make_folder, write_text
+from cm3core.outputs import OutputFolder, foreign_in, set_aside
+from cm3core.plugins.registry import COMPONENTS
+from cm3core.recipe.layers import STORED
 from cm3run.machine_memory import peak_resident
 
 if TYPE_CHECKING:
@@ -141,7 +144,7 @@ class Quickstart:
         """Run all stages; return the report's path."""
         started = time.monotonic()
         recipe = self.recipe()  # before anything is done, so that a wrong override is found now
-        check_writable(self.out, folder=True)
+        OutputFolder(self.out, *self._names(), resumes=True)
         total = self.minutes + (self.tokenizer_minutes or 0.0)
         until = time.strftime("%H:%M", time.localtime(time.time() + 60 * total))
         print(
@@ -169,6 +172,17 @@ class Quickstart:
         drawn["peak_memory_bytes"] = max(drawn.get("peak_memory_bytes", 0), peak)
         write_text(self.out / "drawn.json", json.dumps(drawn, indent=1, ensure_ascii=False))
         return write_report(self.out, recipe, self.registry, training, drawn, self.command)
+
+    def _names(self) -> list[str]:
+        """What may not be in the folder unless this user's commands wrote it; nothing if it has a run's checkpoint or
+        tokenizer, perhaps of another machine."""
+        from cm3run.checkpoint import latest_checkpoint
+
+        if latest_checkpoint(self.out / "run") or (self.out / "tokenizer" / "state.pt").is_file():
+            return []
+        names = [PLAN, "drawn.json", "training.json", "losses.png", "answers.png", "report.md"]
+        names += ["captions-*.png", "inpainted-*.png", STORED, COMPONENTS]
+        return [*names, *(f"{name}/**/*" for name in ("run", "model", "evaluation", "tokenizer"))]
 
     def _say_what_is_missing(self) -> None:
         """Check now, so that nobody waits for a report without curves."""
@@ -221,13 +235,15 @@ class Quickstart:
         from cm3run.training import train
 
         kept = self.out / "training.json"
-        if kept.exists() and (self.out / "model").exists():
-            stored: dict[str, Any] = json.loads(kept.read_text())
-            if stored["recipe_hash"] == recipe.hash:
-                return stored
+        stored = _stored(kept)
+        if stored.get("recipe_hash") == recipe.hash and (self.out / "model").exists():
+            return stored
         result = train(recipe, self.out / "run", self.registry, command=self.command)
+        if foreign_in(self.out / "model"):
+            set_aside(self.out / "model")
         export_model(result.checkpoint, self.out / "model", "fp16")
-        (self.out / "drawn.json").unlink(missing_ok=True)
+        if not OutputFolder(self.out, resumes=True).remove("drawn.json"):
+            set_aside(self.out / "drawn.json")
         training = {
             "recipe_hash": recipe.hash,
             "step": result.step,
@@ -241,9 +257,7 @@ class Quickstart:
 
     def _draw(self, recipe: Recipe) -> dict[str, Any]:
         """Judge held-out pictures, answer prompts, caption and inpaint."""
-        kept = self.out / "drawn.json"
-        if kept.exists():
-            stored: dict[str, Any] = json.loads(kept.read_text())
+        if stored := _stored(self.out / "drawn.json"):
             return stored
         from cm3apps.quickstart.judged import judged
         from cm3apps.quickstart.showing import show
@@ -254,3 +268,20 @@ class Quickstart:
         model = load(self.out / "model", registry=self.registry)
         drawn = {"scores": judged(model, self.out, share), **show(model, self.out, share)}
         return {**drawn, "drawing_seconds": time.monotonic() - started}
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    """The results of a stage that an earlier call has finished; empty if there are none.
+
+    Raises:
+        DataError: the file is not of this command.
+    """
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError):
+        stored = None
+    if not isinstance(stored, dict):
+        raise DataError(str(path), "is not of cm3 quickstart", "move it, or name another folder")
+    return stored

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cm3apps.sweep.grid import Cell, Grid
 from cm3core.errors import CM3Error, RecipeError
-from cm3core.files import check_writable, make_folder, remove_unfinished, write_text
+from cm3core.files import make_folder, remove_unfinished, write_text
+from cm3core.outputs import OutputFolder
 from cm3core.recipe import compose, diff
 from cm3run.checkpoint import find_checkpoint, find_model, read_recipe, trains_the_same
 from cm3run.life import life_of
@@ -303,14 +304,19 @@ def claim_folder(folder: Path, claim: dict[str, Any], protocol: Protocol) -> Non
 
 def check_claim(folder: Path, claim: dict[str, Any]) -> None:
     """See `claim_folder`; writes nothing."""
-    check_writable(folder, folder=True)
+    OutputFolder(folder, resumes=True)
     path = folder / CLAIM
     other = "name another folder (-o)"
     if not path.is_file():
         if folder.is_dir():
             remove_unfinished(folder)
-        if folder.is_dir() and any(one.name != PROTOCOL for one in folder.iterdir()):
-            raise CM3Error(str(folder), "is not empty, but has no sweep", other)
+        others = (
+            [one for one in folder.iterdir() if one.name != PROTOCOL] if folder.is_dir() else []
+        )
+        if others:
+            cause = f"is not empty, but has no sweep (it has {min(others).name})"
+            raise CM3Error(str(folder), cause, other)
+        OutputFolder(folder, PROTOCOL)
         return
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from cm3core.document import PixelArray
 from cm3core.errors import CheckpointError, CM3Error, DataError
 from cm3core.files import atomic_path, open_regular
+from cm3core.outputs import AppendedFile
 from cm3run.progress import make_bar
 from cm3run.stop_signals import StopSignals
 
@@ -195,8 +196,7 @@ class TrainingRun:
     def log(self, values: Mapping[str, float]) -> None:
         """Append a line to `LOG`: the step, the seconds, and `values`."""
         line = {"step": self.step_count, "seconds": round(self.seconds, 2), **values}
-        with (self.out_dir / LOG).open("a", encoding="utf-8") as log:
-            log.write(json.dumps(line) + "\n")
+        self._log.write(json.dumps(line).encode() + b"\n")
 
     def train(
         self,
@@ -225,7 +225,10 @@ class TrainingRun:
             return path
 
         stop = StopSignals()
-        (self.out_dir / LOG).touch()
+        path = self.out_dir / LOG
+        # with the lines of an interrupted run
+        before = path.read_bytes() if self.step_count and path.exists() else b""
+        self._log = AppendedFile(path, before)
         last_saved = time.monotonic()
         started = last_saved - self.seconds
         with (

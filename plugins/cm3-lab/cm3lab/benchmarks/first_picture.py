@@ -81,10 +81,11 @@ def configure(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Measure and print; returns the exit code 0."""
-    from cm3core.files import check_writable, write_text
+    from cm3core.files import write_text
+    from cm3core.outputs import claim_file
 
     if args.out is not None:
-        check_writable(args.out)
+        claim_file(args.out)
     measure(args.model, args.prompt)  # fills the caches
     runs = [measure(args.model, args.prompt) for _ in range(args.runs)]
     names = [*(item.name for item in fields(Seconds)), "difference"]

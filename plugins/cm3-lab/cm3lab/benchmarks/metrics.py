@@ -79,10 +79,11 @@ def configure(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Measure, print, and save each line immediately; returns the exit code 0."""
-    from cm3core.files import check_writable, write_text
+    from cm3core.files import write_text
+    from cm3core.outputs import claim_file
 
     if args.out is not None:
-        check_writable(args.out)
+        claim_file(args.out)
     num, dimension = QUICK if args.quick else FULL
     num, dimension = args.num or num, args.dimension or dimension
     rows: list[Timing] = []

@@ -97,11 +97,12 @@ def run(args: Namespace) -> int:
     import json
     from dataclasses import asdict
 
-    from cm3core.files import check_writable, write_text
+    from cm3core.files import write_text
+    from cm3core.outputs import claim_file
     from cm3run.model import load
 
     if args.out is not None:
-        check_writable(args.out)
+        claim_file(args.out)
     model = load(
         args.model,
         registry=registry_of(args),

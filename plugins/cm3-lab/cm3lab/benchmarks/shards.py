@@ -90,7 +90,8 @@ def run(args: Namespace) -> int:
     import tempfile
 
     from cm3core.errors import MissingPackageError
-    from cm3core.files import check_writable, write_text
+    from cm3core.files import write_text
+    from cm3core.outputs import claim_file
 
     try:
         import webdataset  # noqa: F401  # checks that it is installed
@@ -101,7 +102,7 @@ def run(args: Namespace) -> int:
             "pip install webdataset",
         ) from error
     if args.out is not None:
-        check_writable(args.out)
+        claim_file(args.out)
     num, codes = QUICK if args.quick else FULL
     num, codes = args.num or num, args.codes or codes
     with tempfile.TemporaryDirectory() as folder:

@@ -17,7 +17,7 @@ from cm3apps.cli import (
     whole_number,
 )
 from cm3core.errors import CM3Error, close_match
-from cm3core.files import check_writable
+from cm3core.outputs import claim_file
 
 if TYPE_CHECKING:
     from cm3core.interfaces.embedder import Embedder
@@ -111,7 +111,7 @@ def _train(args: Namespace) -> int:
     if args.name == "looks" and (args.steps, args.minutes) != (None, None):
         given = "--minutes" if args.steps is None else "--steps"
         raise CM3Error(given, "looks is fitted in closed form, without steps", "leave it out")
-    check_writable(args.out)
+    claim_file(args.out)
     options = {"steps": args.steps, "minutes": args.minutes, "seed": args.seed, "quiet": args.quiet}
     if args.name == "light_encoder":
         from cm3lab.embedder_training import light_encoder
@@ -144,7 +144,7 @@ def _evaluate(args: Namespace) -> int:
     if args.bm25 and corpus != "icons":
         raise CM3Error("--bm25", f"needs the corpus icons, not {corpus}", "add --corpus icons")
     if args.out is not None:
-        check_writable(args.out)
+        claim_file(args.out)
     recipe = composed({"embedder": {"name": args.name}}, args.overrides, registry_of(args))
     assert recipe.embedder is not None
     recipe.embedder.check()

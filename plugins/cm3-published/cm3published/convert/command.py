@@ -134,8 +134,11 @@ def run(args: Namespace) -> int:
     from cm3published.convert.glm_image import stage_of
     from cm3published.convert.janus import is_janus
     from cm3published.convert.lumina2 import LAYOUT, LICENCE
+    from cm3published.convert.model import check_new
     from cm3published.convert.opt import is_opt
 
+    if args.out is not None and not args.check:
+        check_new(args.out, args.source)
     if (stage := stage_of(args.source)) is not None:
         from cm3published.convert.glm_image import run_glm_image
 

@@ -141,6 +141,13 @@ def check_finite(place: str, name: str, tensor: torch.Tensor) -> None:
 NOTICES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 
+def check_new(out: Path, source: Path) -> None:
+    """Raise `FileError` for a folder that exists; called before the source is opened, and again before it is written."""
+    check_not_input(out, source)
+    if Path(os.path.realpath(out)).exists():
+        raise FileError(str(out), "already exists", "choose a new folder")
+
+
 def write_new_folder(
     out: Path, source: Path, write: Callable[[Path], None], provenance: Mapping[str, Any]
 ) -> None:
@@ -155,10 +162,8 @@ def write_new_folder(
     Raises:
         FileError: it already exists, or can't be written; nothing is left behind.
     """
-    check_not_input(out, source)
+    check_new(out, source)
     target = Path(os.path.realpath(out))
-    if target.exists():
-        raise FileError(str(out), "already exists", "choose a new folder")
     try:
         with new_place(target) as new:
             new.mkdir()

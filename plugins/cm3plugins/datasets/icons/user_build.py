@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,12 +31,13 @@ from numpy.typing import NDArray
 from cm3core.errors import DataError
 from cm3core.files import (
     cache_folder,
-    check_writable,
     locked,
     make_folder,
+    remove_unfinished,
     sha256_file,
     write_bytes,
 )
+from cm3core.outputs import OutputFolder, foreign_in, remove_own
 from cm3plugins.datasets.icons.comparison import (
     EMPTY,
     NEAR,
@@ -278,7 +279,6 @@ def read_set(path: Path, *, any_version: bool, licences: Collection[str]) -> Use
 
 UNFINISHED = ".unfinished"
 """Subfolder of drawings while the corpus is incomplete."""
-_OWN = re.compile(rf"{re.escape(UNFINISHED)}|entries\.jsonl\.xz|svg-.+\.jsonl\.xz|ATTRIBUTION\.md")
 
 
 @dataclass(frozen=True)
@@ -299,15 +299,18 @@ class Built:
 
 def check_output(out: Path) -> None:
     """Raise `CM3Error` unless a corpus can be built in this folder: it must be new, or left by a killed build."""
-    check_writable(out, folder=True)
+    own = OutputFolder(out)
+    remove_unfinished(out)
     if not out.is_dir():
         return
     names = sorted(path.name for path in out.iterdir())
     if "manifest.json" in names:
-        raise DataError(
-            str(out), "already holds a corpus", "choose another folder, or delete this one"
-        )
-    if foreign := [name for name in names if not _OWN.fullmatch(name)]:
+        cause = "already holds a corpus (manifest.json)"
+        step = "choose another folder, or delete this one"
+        raise DataError(str(out), cause, step)
+    foreign = [name for name in names if name != UNFINISHED and not own.is_own(name)]
+    inside = [path for path in foreign_in(out / UNFINISHED) if path.name != "lock"]
+    if foreign := [*foreign, *(os.path.relpath(path, out) for path in inside)]:
         cause = f"holds other files, such as {foreign[0]}"
         raise DataError(str(out), cause, "choose a new folder")
 
@@ -331,12 +334,13 @@ def build(sets: Sequence[UserSet], out: Path, bundled: IconCorpus) -> Built:
         built, files = _corpus(sets, unfinished, bundled)
         for path in out.glob("svg-*.jsonl.xz"):
             if path.name not in files:
-                path.unlink()  # left by a killed build of other sets
+                OutputFolder(out).remove(path.name)  # left by a killed build of other sets
         manifest = files.pop("manifest.json")
         for name, data in files.items():
             write_bytes(out / name, data)
         write_bytes(out / "manifest.json", manifest)
-        shutil.rmtree(unfinished)
+        (unfinished / "lock").unlink(missing_ok=True)
+        remove_own(unfinished)
     return built
 
 

@@ -109,9 +109,10 @@ def run(args: Namespace) -> int:
     """Run the command; returns 1 if a provider is wrong or failed."""
     _check_known("--size", "size", [] if args.size is None else [args.size], SIZES)
     if args.out is not None:
-        from cm3core.files import check_writable
+        from cm3core.outputs import claim_file
+        from cm3lab.benchmarks.decode.report import plot_of
 
-        check_writable(args.out)
+        claim_file(args.out, *(plot_of(args.out, name) for name in ("speed", "length")))
     return _run(args)
 
 

@@ -126,11 +126,12 @@ def write_plots(
         [row for row in timed if row.get("points")],
     )
     plots = [(_plot_speed, "speed", bars), (_plot_length, "length", curves)]
-    return [
-        plot(path.with_name(f"{path.stem}-{name}.png"), shown, title, limits)
-        for plot, name, shown in plots
-        if shown
-    ]
+    return [plot(plot_of(path, name), shown, title, limits) for plot, name, shown in plots if shown]
+
+
+def plot_of(path: Path, name: str) -> Path:
+    """The file of a plot of the results in a JSON file."""
+    return path.with_name(f"{path.stem}-{name}.png")
 
 
 def _plot_speed(path: Path, rows: Sequence[Row], title: str, limits: Mapping[str, Any]) -> Path:

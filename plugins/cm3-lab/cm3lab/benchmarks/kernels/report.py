@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cm3core.errors import CM3Error, MissingPackageError
-from cm3core.files import atomic_path, check_writable, write_text
+from cm3core.files import atomic_path, write_text
+from cm3core.outputs import claim_file
 from cm3lab.benchmarks.machine import write_json
 
 Row = Mapping[str, Any]
@@ -98,7 +99,7 @@ class Files:
                 )
             if path.suffix.lower() in PICTURES:
                 _require_matplotlib(path)
-            check_writable(path)
+            claim_file(path)
 
     def write(self, environment: Row, limits: Row, rows: Sequence[Row]) -> None:
         """Write JSON and CSV; called after each case, so that an interrupted run keeps its results so far."""

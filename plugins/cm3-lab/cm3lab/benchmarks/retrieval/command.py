@@ -133,9 +133,11 @@ def run(args: Namespace) -> int:
         if getattr(args, name) and not getattr(args, needed):
             raise CM3Error(f"{PLACE} --{name}", f"needs --{needed}", f"give --{needed}, too")
     from cm3core.files import check_writable
+    from cm3core.outputs import claim_file
+    from cm3lab.benchmarks.retrieval.report import plot_of
 
     if args.out is not None:
-        check_writable(args.out)
+        claim_file(args.out, plot_of(args.out))
     if args.folder is not None:
         check_writable(args.folder, folder=True)
     return _run(args, [name for name in known if not args.index or name in args.index])

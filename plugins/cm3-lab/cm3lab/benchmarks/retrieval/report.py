@@ -119,6 +119,11 @@ def _met(good: bool) -> str:
     return "met:    " if good else "MISSED: "
 
 
+def plot_of(path: Path) -> Path:
+    """The file of the plot of the results in a JSON file."""
+    return path.with_name(f"{path.stem}-recall.png")
+
+
 def write_plot(path: Path, rows: Sequence[Row], environment: Mapping[str, Any]) -> Path:
     """Plot recall against milliseconds per query, with a panel per modality; dots are the chosen settings. Writes a
     PNG next to `path`."""
@@ -155,7 +160,7 @@ def write_plot(path: Path, rows: Sequence[Row], environment: Mapping[str, Any]) 
     figure.suptitle(
         f"{bank['num']:,} vectors of {bank['dimension']} numbers on {device}", fontsize=10
     )
-    target = path.with_name(f"{path.stem}-recall.png")
+    target = plot_of(path)
     with atomic_path(target) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
     pyplot.close(figure)

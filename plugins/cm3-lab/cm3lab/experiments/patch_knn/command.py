@@ -96,7 +96,7 @@ def run(args: Namespace) -> int:
     """Measure and print a table; return the exit code."""
     import cm3core
     from cm3core.config.overrides import with_options
-    from cm3core.files import check_writable
+    from cm3core.outputs import claim_file
     from cm3lab.experiments.patch_knn.measuring import HeldOut
     from cm3plugins.samplers.patch_knn import PatchKNNSamplerConfig
     from cm3plugins.samplers.patch_knn.sampler import PatchKNNSampler
@@ -106,7 +106,7 @@ def run(args: Namespace) -> int:
     for share in args.shares:
         with_options(PatchKNNSamplerConfig(), {"share": share})
     if args.out is not None:
-        check_writable(args.out)
+        claim_file(args.out)
     config = with_options(PatchKNNSamplerConfig(share=0.2), given)
     model = cm3core.load(
         args.model,

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cm3core.errors import CM3Error
-from cm3core.files import check_writable, make_folder, write_text
+from cm3core.files import make_folder, write_text
+from cm3core.outputs import OutputFolder
 from cm3lab.experiments.retrieval import ARMS, RetrievalSettings
 from cm3run.progress import make_bar
 
@@ -85,7 +86,12 @@ class RetrievalExperiment:
         }
         from cm3lab.experiments.retrieval.report import write_report
 
-        check_writable(self.out, folder=True)
+        runs = [f"{arm}-{seed}" for arm, seed in recipes]
+        names = [
+            f"{run}/{name}" for run in runs for name in ("losses.json", "drawn.json", "drawn.npz")
+        ]
+        names += ["results.json", "told.json", "report.md", "*.png"]
+        OutputFolder(self.out, *([] if self._resumes() else names), resumes=True)
         make_folder(self.out)
         told = self._told(next(iter(recipes.values())))
         results = []
@@ -104,6 +110,11 @@ class RetrievalExperiment:
             write_text(self.out / "results.json", json.dumps(facts, indent=1))
             report = write_report(self.out, results, self.compared.command, told)
         return report
+
+    def _resumes(self) -> bool:
+        """Whether the folder has results of this experiment, perhaps of another machine."""
+        key = {"recipe": self.compared.recipe, "overrides": self.overrides}
+        return _kept(self.out / "told.json", key) is not None
 
     def _told(self, recipe: Recipe) -> dict[str, Any]:
         """Count once for all arms, which share data, tokenizer and retrievers."""
@@ -233,10 +244,16 @@ class RetrievalExperiment:
 
 def _kept(path: Path, key: dict[str, Any]) -> dict[str, Any] | None:
     """Return the result of an earlier call with the same settings, or None."""
-    if not path.exists():
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return None
-    stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return stored if all(stored.get(name) == value for name, value in key.items()) else None
+    return (
+        stored
+        if isinstance(stored, dict)
+        and all(stored.get(name) == value for name, value in key.items())
+        else None
+    )
 
 
 def curve(run: Path) -> list[dict[str, float]]:
