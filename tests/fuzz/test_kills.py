@@ -12,13 +12,9 @@ import pytest
 
 from fuzzing.argument_cases import leaves
 from fuzzing.prepared import Done, Prepared, alone
-from fuzzing.writers import READERS, TESTED_ELSEWHERE, WRITERS
+from fuzzing.writers import QUICK, READERS, REST, SLOW, TESTED_ELSEWHERE, WRITERS
 
 HERE = Path(__file__).parent
-#: Quick ones, of every sort: a run, pictures, a memory bank, a new project.
-QUICK = ("train", "generate", "tokenizer train-text", "memory merge", "plugin new")
-SLOW = tuple(name for name, writer in WRITERS.items() if writer.slow)
-REST = tuple(name for name in WRITERS if name not in (*QUICK, *SLOW))
 
 
 def kill(
