@@ -8,7 +8,8 @@
       next: correct the value
 
 Annotations are read at the first call, which also imports names that are imported for type checkers only. Numpy's
-numbers are accepted as numbers, lists as tuples; nothing is converted. Fields of frozen dataclasses are checked too.
+numbers are accepted as numbers, lists as tuples; nothing is converted. Fields of frozen dataclasses are checked too, and
+the keys of a `TypedDict`, which declares the form of a stored document (`misfit`).
 A text in a union with `Path` is a path. The function itself checks what an annotation can't express (that a name is
 known, that a picture fits).
 """
@@ -21,6 +22,7 @@ import functools
 import importlib
 import inspect
 import os
+import re
 import sys
 import types
 import typing
@@ -33,6 +35,8 @@ from typing import Annotated, Any, ForwardRef, Literal, TypeVar, Union, get_args
 from cm3core.errors import CM3Error
 
 F = TypeVar("F", bound=Callable[..., Any])
+#: Next step of a message if nothing more exact is known.
+_CORRECT = "correct the value"
 #: Maximum length of a wrong value in a message.
 _SHOWN = 60
 #: Limits of usual file systems for the bytes of a file name and of a path.
@@ -66,7 +70,7 @@ class Called:
     """A value's description in messages, instead of its type's, and the next step."""
 
     words: str
-    next_step: str = "correct the value"
+    next_step: str = _CORRECT
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,33 @@ class Shape:
             wanted in (None, size) for size, wanted in zip(value.shape, self.sizes, strict=True)
         )
         return fixed and 0 not in value.shape
+
+
+@dataclass(frozen=True)
+class Matching:
+    """A text that matches a pattern as a whole."""
+
+    pattern: str
+    words: str
+
+    def __contains__(self, value: str) -> bool:
+        return _compiled(self.pattern).fullmatch(value) is not None
+
+
+@dataclass(frozen=True)
+class Without:
+    """A text that doesn't have a character."""
+
+    character: str
+    words: str
+
+    def __contains__(self, value: str) -> bool:
+        return self.character not in value
+
+
+@functools.cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern, re.DOTALL)
 
 
 #: Counts.
@@ -97,7 +128,7 @@ class _WrongError(Exception):
         cause, next_step: as in `CM3Error`.
     """
 
-    def __init__(self, path: str, cause: str, next_step: str = "correct the value") -> None:
+    def __init__(self, path: str, cause: str, next_step: str = _CORRECT) -> None:
         super().__init__(path, cause, next_step)
         self.path, self.cause, self.next_step = path, cause, next_step
         #: Overrides the message's place: for a file path with this problem.
@@ -163,6 +194,24 @@ def check_value(place: str, value: object, annotation: Any, error: type[CM3Error
         _check(value, annotation)
     except _WrongError as wrong:
         raise error(wrong.place or place + wrong.path, wrong.cause, wrong.next_step) from None
+
+
+def misfit(value: object, annotation: Any) -> tuple[str, str] | None:
+    """What is wrong with a value that does not fit its annotation: where in it, and the cause; None: it fits.
+
+    Keys of a `TypedDict` that it doesn't declare are ignored: a later version may have written them.
+
+    >>> misfit([1, True], list[int])
+    ('[1]', 'is True, must be a whole number')
+    """
+    if _likely(annotation)(value):
+        return None
+    try:
+        _check(value, annotation)
+    except _WrongError as wrong:
+        advice = "" if wrong.next_step == _CORRECT else f" ({wrong.next_step})"
+        return wrong.path, wrong.cause + advice
+    return None
 
 
 def check_fields(instance: Any, error: type[CM3Error], within: str = "") -> None:
@@ -264,6 +313,8 @@ def _check(value: object, annotation: Any) -> None:
         _check_parts(value, origin, arguments, annotation)
     elif not _is_of(value, annotation):
         raise _wrong(value, annotation)
+    elif (keys := _keys(annotation)) is not None:
+        _check_keys(value, keys)
     elif isinstance(value, Path):
         _check_path(value)
     else:
@@ -285,6 +336,32 @@ def _frozen_fields(owner: Any) -> list[tuple[str, Any]]:
     return [(item.name, annotations[item.name]) for item in fields(owner)]
 
 
+@functools.cache
+def _keys(annotation: Any) -> list[tuple[str, bool, Any]] | None:
+    """The keys of a `TypedDict`, whether each must be there, and its annotation; None for other classes."""
+    if not typing.is_typeddict(annotation):
+        return None
+    found = []
+    for name, one in typing.get_type_hints(annotation, include_extras=True).items():
+        # Python doesn't see `NotRequired` in annotations that are kept as text
+        optional = get_origin(one) is typing.NotRequired
+        required = name in annotation.__required_keys__ and not optional
+        found.append((name, required, get_args(one)[0] if optional else one))
+    return found
+
+
+def _check_keys(value: Any, keys: list[tuple[str, bool, Any]]) -> None:
+    """Check what the keys of a mapping hold."""
+    for name, required, annotation in keys:
+        if name in value:
+            try:
+                _check(value[name], annotation)
+            except _WrongError as wrong:
+                raise wrong.within(f".{name}") from None
+        elif required:
+            raise _WrongError("", f"has no {name!r}")
+
+
 def _check_annotated(value: Any, annotation: Any) -> None:
     marks = annotation.__metadata__
     try:
@@ -298,6 +375,8 @@ def _check_annotated(value: Any, annotation: Any) -> None:
             raise _WrongError("", f"is {shown(value)}", limit.advice)
         if isinstance(limit, Shape) and value not in limit:
             raise _wrong(value, annotation)
+        if isinstance(limit, (Matching, Without)) and value not in limit:
+            raise _WrongError("", f"is {shown(value)}, must be {limit.words}")
 
 
 def _check_union(value: object, annotation: Any, members: tuple[Any, ...]) -> None:
@@ -352,9 +431,93 @@ def _check_parts(value: Any, origin: Any, arguments: tuple[Any, ...], annotation
                 _check(one, arguments[1])
             except _WrongError as wrong:
                 raise wrong.within(f"[{shown(key)}]") from None
-    elif arguments and issubclass(origin, Iterable) and isinstance(value, Collection):
-        # an iterator that is not a collection can only be consumed once, by the function
+    elif not (arguments and issubclass(origin, Iterable) and isinstance(value, Collection)):
+        return  # an iterator that is not a collection can only be consumed once, by the function
+    elif not _likely(annotation)(value):
         _check_items((one, arguments[0]) for one in value)
+
+
+def _likely(annotation: Any) -> Callable[[Any], bool]:
+    """A quick look at values, most of which fit: whether one surely fits. False: `_check` decides.
+
+    Stored documents have lists of thousands of ids, and training reads tens of thousands of them in a second."""
+    try:
+        return _looker(annotation)
+    except TypeError:  # what it is made of can't be hashed
+        return _unlikely
+
+
+def _unlikely(value: Any) -> bool:
+    return False
+
+
+@functools.cache
+def _looker(annotation: Any) -> Callable[[Any], bool]:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if annotation in _PLAIN:
+        return lambda value: type(value) is annotation
+    if origin is Annotated and arguments[0] in _PLAIN:
+        kind, *marks = arguments
+        limits = [one for one in marks if isinstance(one, (Range, Matching, Without))]
+        if len(limits) == 1:
+            [limit] = limits
+            if isinstance(limit, Without):  # of every name; a call less
+                character = limit.character
+                return lambda value: type(value) is kind and character not in value
+            return lambda value: type(value) is kind and value in limit
+    if origin in _UNIONS:
+        members = [_looker(one) for one in arguments]
+        return lambda value: any(fits(value) for fits in members)
+    if annotation is Any:
+        return lambda value: True
+    if origin is dict:
+        key, inner = map(_looker, arguments)
+        return lambda value: (
+            type(value) is dict and all(map(key, value)) and all(map(inner, value.values()))
+        )
+    if origin is list:
+        return _looker_of_list(arguments[0])
+    if origin is tuple and arguments[1:] != (Ellipsis,):
+        items, number = [_looker(one) for one in arguments], len(arguments)
+        return lambda value: (
+            type(value) in (list, tuple)
+            and len(value) == number
+            and all(fits(one) for fits, one in zip(items, value, strict=True))
+        )
+    if (keys := _keys(annotation)) is not None:
+        return _looker_of_keys([(name, needed, _looker(one)) for name, needed, one in keys])
+    return _unlikely
+
+
+def _looker_of_list(annotation: Any) -> Callable[[Any], bool]:
+    kind, *marks = get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
+    if kind in (int, str) and all(isinstance(one, Range) for one in marks):
+        kinds = {kind}
+        if not marks:
+            return lambda value: type(value) is list and set(map(type, value)) <= kinds
+        return lambda value: (
+            type(value) is list
+            and set(map(type, value)) <= kinds
+            and (not value or all(min(value) in one and max(value) in one for one in marks))
+        )
+    fits = _looker(annotation)
+    return lambda value: type(value) is list and all(map(fits, value))
+
+
+def _looker_of_keys(keys: list[tuple[str, bool, Callable[[Any], bool]]]) -> Callable[[Any], bool]:
+    looks = {name: fits for name, _, fits in keys}
+    needed = {name for name, required, _ in keys if required}
+
+    def fits_keys(value: Any) -> bool:
+        if type(value) is not dict or not needed <= value.keys():
+            return False
+        for name, one in value.items():
+            fits = looks.get(name)
+            if fits is not None and not fits(one):
+                return False
+        return True
+
+    return fits_keys
 
 
 def _check_items(items: Iterable[tuple[object, Any]]) -> None:
@@ -397,7 +560,9 @@ def _is_of(value: object, kind: Any) -> bool:
             return False
         return isinstance(value, Integral if kind is int else Real)
     if not isinstance(kind, type):
-        return True  # a TypedDict, a ParamSpec: can't be checked
+        return True  # a ParamSpec: can't be checked
+    if typing.is_typeddict(kind):
+        return isinstance(value, Mapping)
     if kind is Callable or kind.__name__ == "Callable":
         return callable(value)
     if getattr(kind, "_is_protocol", False):
@@ -475,7 +640,7 @@ def _words(annotation: Any) -> list[str]:
         return list(dict.fromkeys([one for one in several if one != "None"] + several))
     if isinstance(annotation, ForwardRef):
         return [_a(annotation.__forward_arg__)]
-    kind = annotation if origin is None else origin
+    kind = dict if typing.is_typeddict(annotation) else annotation if origin is None else origin
     if kind in _WORDS:
         return [_WORDS[kind]]
     if origin is not None and origin.__module__ == "numpy":

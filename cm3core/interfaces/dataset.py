@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Final, TypedDict
 
 from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 
@@ -106,6 +106,14 @@ class SkippedRecord:
     next_step: str
 
 
+class StatedSkipped(TypedDict):
+    """The form of `dataclasses.asdict` of a `SkippedRecord` in stored documents."""
+
+    place: str
+    cause: str
+    next_step: str
+
+
 #: Licence of a document whose source does not state one.
 UNKNOWN_LICENCE = "unknown"
 
@@ -167,14 +175,24 @@ class Original:
     content: bytes
 
 
-def provenance_in(values: Mapping[str, object]) -> Provenance:
-    """Read the output of `Provenance.stated` from the values of a stored document; older files have fewer fields.
+class StatedProvenance(TypedDict, total=False):
+    """The form of `Provenance.stated` in stored documents; older files have fewer keys."""
 
-    Raises:
-        KeyError: the licence is missing.
-    """
-    stated = {one.name: str(values.get(one.name, "")) for one in fields(Provenance)}
-    return Provenance(**stated | {"licence": str(values["licence"])})
+    licence: str
+    source: str
+    attribution: str
+    collection: str
+    title: str
+    link: str
+
+
+#: The keys of `StatedProvenance`.
+_STATED: Final = tuple(one.name for one in fields(Provenance))
+
+
+def provenance_in(values: StatedProvenance) -> Provenance:
+    """Read the output of `Provenance.stated` from a stored document that has its form."""
+    return Provenance(**{name: values[name] for name in _STATED if name in values})  # type: ignore[literal-required]
 
 
 def content_entry(name: str, document: Document) -> bytes:

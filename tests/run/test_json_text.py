@@ -41,7 +41,7 @@ def test_one_key_among_many_is_found_at_once() -> None:
         ),
         ('[{"a": {"é": 1, "\\u00e9": 1}}]', "has the key '\\xe9' twice in one object", None),
         ("{", "is not JSON: Expecting property name enclosed in double", "correct it"),
-        ("[" * 100_000, "is not JSON: maximum recursion depth exceeded", "correct it"),
+        ("[" * 100_000, "is nested deeper than 64 levels", "correct it"),
     ],
 )
 def test_what_is_wrong_is_named(content: str, cause: str, next_step: str | None) -> None:

@@ -19,14 +19,17 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
+from cm3core.arguments import CountOrZero
 from cm3core.document import Codes, Document, Text, text_of
 from cm3core.errors import DatabaseError, DataError
 from cm3core.interfaces.dataset import Provenance
-from cm3run.bank.manifest import ImageTokenizerMaker, Maker, Manifest
+from cm3run.bank.manifest import MadeWith, made_with
 from cm3run.bank.shard import LENGTH_TOLERANCE, BankDocument, code_type
+from cm3run.json_text import StoredName, check_form, parse_json
 
 if TYPE_CHECKING:
     from cm3postgres.connection import Database
@@ -186,10 +189,13 @@ def read_manifest(connection: Connection, database: Database) -> Manifest:
             "use a newer cm3leon",
         )
     try:
-        return _manifest_of(values)
-    except (KeyError, TypeError, ValueError) as error:
+        check_form(values, MadeWith, database.place)
+        return made_with(values)
+    except DataError as error:
         raise DatabaseError(
-            database.place, f"its table 'about' is damaged ({error})", "create the memory again"
+            database.place,
+            f"its table 'about' is damaged ({error.cause})",
+            "create the memory again",
         ) from error
 
 
@@ -240,36 +246,10 @@ def _made_with(manifest: Manifest) -> dict[str, Any]:
     return kept
 
 
-def _manifest_of(values: Any) -> Manifest:
-    embedder, tokenizer, dimension = (
-        values["embedder"],
-        values["image_tokenizer"],
-        values["dimension"],
-    )
-    rows, columns = tokenizer["grid"]
-    numbers = (dimension, rows, columns, tokenizer["codebook_size"])
-    if not all(type(number) is int and number > 0 for number in numbers):
-        raise ValueError(f"has sizes {list(numbers)}")
-    for maker in (embedder, tokenizer):
-        if not isinstance(maker["name"], str) or not isinstance(maker["fingerprint"], str):
-            raise TypeError("has invalid names")
-        if not isinstance(maker["config"], dict):
-            raise TypeError("has an invalid config")
-    return Manifest(
-        dimension,
-        Maker(embedder["name"], embedder["config"], embedder["fingerprint"]),
-        ImageTokenizerMaker(
-            tokenizer["name"],
-            tokenizer["config"],
-            tokenizer["fingerprint"],
-            (rows, columns),
-            tokenizer["codebook_size"],
-        ),
-    )
-
-
 #: Columns to read, in order.
 READ = "number, id, keys, has_both, segments, codes, vector"
+#: What they hold, but for the vector. The tables may be anybody's: columns of other types, NULL within an array.
+_Row = tuple[int, StoredName, list[str], bool, bytes, bytes]
 
 
 @dataclass(frozen=True)
@@ -316,9 +296,7 @@ def row_of(one: BankDocument, about: About, manifest: Manifest) -> tuple[Any, ..
     )
     segments, pictures = _segments_of(place, one, manifest)
     vector = np.ascontiguousarray(one.vector, np.float32)
-    if vector.shape != (manifest.dimension,) or not (
-        abs(float(np.linalg.norm(vector)) - 1) <= LENGTH_TOLERANCE
-    ):
+    if vector.shape != (manifest.dimension,) or not _is_unit(vector):
         raise DataError(
             place,
             f"its vector is not a unit vector of {manifest.dimension} numbers",
@@ -354,6 +332,9 @@ def _segments_of(
     pictures: list[bytes] = []
     for segment in one.document:
         if isinstance(segment, Text):
+            if not _is_unicode(segment.text):
+                cause = "its text contains half a character (a lone surrogate)"
+                raise DataError(place, cause, "correct the text")
             segments.append(segment.text)
         elif isinstance(segment, Codes) and segment.missing is None:
             segments.append(len(pictures))
@@ -378,9 +359,8 @@ def stored(row: tuple[Any, ...], manifest: Manifest, place: str) -> StoredDocume
     number, name, keys, has_both, segments, codes, vector = row
     tokenizer = manifest.image_tokenizer
     try:
-        parts = json.loads(segments)
-        if not isinstance(parts, list) or not all(type(part) in (str, int) for part in parts):
-            raise TypeError("segments of unexpected types")
+        check_form(row[:-1], _Row, place)
+        parts = parse_json(segments, "segments", form=list[str | CountOrZero])
         codes_pc = np.frombuffer(codes, code_type(tokenizer)).astype(np.int32)
         codes_pc = codes_pc.reshape(-1, tokenizer.grid[0] * tokenizer.grid[1])
         if codes_pc.size and not 0 <= codes_pc.min() <= codes_pc.max() < tokenizer.codebook_size:
@@ -388,7 +368,7 @@ def stored(row: tuple[Any, ...], manifest: Manifest, place: str) -> StoredDocume
                 f"codes {codes_pc.min()}..{codes_pc.max()}, but the codebook has "
                 f"{tokenizer.codebook_size} entries"
             )
-        if any(type(part) is int and not 0 <= part < len(codes_pc) for part in parts):
+        if any(isinstance(part, int) and part >= len(codes_pc) for part in parts):
             raise ValueError("a missing picture")
         document: Document = tuple(
             Text(part) if isinstance(part, str) else Codes(codes_pc[part], tokenizer.grid)
@@ -398,13 +378,20 @@ def stored(row: tuple[Any, ...], manifest: Manifest, place: str) -> StoredDocume
         values = np.asarray(getattr(vector, "to_numpy", lambda: vector)(), np.float32)
         if values.shape != (manifest.dimension,):
             raise ValueError(f"a vector of {values.size} numbers")
-    except (ValueError, TypeError, RecursionError) as error:
+        if not _is_unit(values):
+            raise ValueError(f"a vector of length {np.linalg.norm(values):g}, not 1")
+    except (ValueError, TypeError) as error:
+        cause = f"{error.place} {error.cause}" if isinstance(error, DataError) else error
         raise DataError(
             f"{place}, document {name!r}",
-            f"is damaged ({error})",
+            f"is damaged ({cause})",
             "remove it (cm3 postgres remove) and push it again",
         ) from error
     return StoredDocument(number, has_both, BankDocument(name, document, frozenset(keys), values))
+
+
+def _is_unit(vector: npt.NDArray[np.float32]) -> bool:
+    return bool(abs(float(np.linalg.norm(vector)) - 1) <= LENGTH_TOLERANCE)
 
 
 def _is_unicode(text: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from cm3postgres.schema import VECTOR_INDEX, formatted
+from cm3run.printing import printable
 
 if TYPE_CHECKING:
     from cm3postgres.memory import SharedMemory
@@ -47,7 +48,10 @@ def facts(memory: SharedMemory) -> list[tuple[str, str]]:
                 f"SELECT {column}, count(*) FROM {{s}}.documents GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT "
                 f"{NUM_VALUES + 1}"
             )
-            shown = [f"{value or 'none'} ({count:,})" for value, count in found[:NUM_VALUES]]
+            shown = [
+                f"{printable(str(value or 'none'))} ({count:,})"
+                for value, count in found[:NUM_VALUES]
+            ]
             rows.append((title, ", ".join(shown) + (", ..." if len(found) > NUM_VALUES else "")))
         return rows
 
@@ -56,13 +60,14 @@ def facts(memory: SharedMemory) -> list[tuple[str, str]]:
         *memory.database.run(work, limited=False),
         (
             "embedder",
-            f"{manifest.embedder.name}, {manifest.dimension:,} numbers per vector, fingerprint "
-            f"{manifest.embedder.fingerprint[-12:]}",
+            f"{printable(manifest.embedder.name)}, {manifest.dimension:,} numbers per vector, fingerprint "
+            f"{printable(manifest.embedder.fingerprint[-12:])}",
         ),
         (
             "image tokenizer",
-            f"{tokenizer.name}, {tokenizer.grid[0]} x {tokenizer.grid[1]} codes of "
-            f"{tokenizer.codebook_size:,}, fingerprint {tokenizer.fingerprint[-12:]}",
+            f"{printable(tokenizer.name)}, {tokenizer.grid[0]} x {tokenizer.grid[1]} codes of "
+            f"{tokenizer.codebook_size:,}, fingerprint "
+            f"{printable(tokenizer.fingerprint[-12:])}",
         ),
         ("pgvector", ".".join(map(str, memory.version))),
     ]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from cm3core.errors import DataError, FileError
 from cm3core.files import (
@@ -24,6 +24,7 @@ from cm3postgres.memory import AT_ONCE, AddReport, Filter, SharedMemory
 from cm3postgres.schema import READ, About, formatted, stored
 from cm3run.bank import MemoryBank
 from cm3run.bank.shard import SHARDS, write_shard
+from cm3run.json_text import StoredName, check_form, parse_json
 from cm3run.progress import make_bar
 
 if TYPE_CHECKING:
@@ -36,6 +37,18 @@ if TYPE_CHECKING:
 #: A file of pulled banks, which `push` reads. Each line is {"id": ..., "licence": ..., "source": ...,
 #: "attribution": ..., "style": ...}.
 METADATA = "metadata.jsonl"
+
+
+class _Metadata(TypedDict):
+    """A line of `METADATA`."""
+
+    id: StoredName
+    licence: str
+    source: str
+    attribution: str
+    style: str
+
+
 #: Size limit of image tokenizers: a database value is limited to 1 GB.
 _MOST_BYTES = 512 << 20
 
@@ -215,8 +228,15 @@ def _pulled(
         def documents() -> Iterator[BankDocument]:
             for row in cursor:
                 one = stored(row[4:], memory.manifest, memory.place).document
-                told = Provenance(*map(str, row[:3])).stated() | {"style": row[3]}
-                lines.append(json.dumps({"id": one.id, **told}))
+                licence, source, attribution, style = row[:4]
+                told = Provenance(licence, source, attribution).stated() | {"id": one.id}
+                line = told | {"style": style}
+                place, step = (
+                    f"{memory.place}, document {one.id!r}",
+                    "remove it: cm3 postgres remove",
+                )
+                check_form(line, _Metadata, place, step)
+                lines.append(json.dumps(line))
                 bar.update()
                 yield one
 
@@ -257,16 +277,13 @@ def read_metadata(path: Path) -> dict[str, About]:
     found = {}
     for number, line in enumerate(lines, 1):
         try:
-            values = json.loads(line)
-            name, style = values["id"], values["style"]
-            told = [values[key] for key in ("licence", "source", "attribution")]
-            if not all(isinstance(value, str) for value in (name, style, *told)):
-                raise TypeError("unexpected types")
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            values = parse_json(line, f"{path}:{number}", form=_Metadata)
+        except DataError as error:
             raise DataError(
-                f"{path}:{number}",
-                f"is damaged ({error})",
+                error.place,
+                f"is damaged ({error.cause})",
                 "pull the bank again, or remove the file",
             ) from error
-        found[name] = About(Provenance(*told), style)
+        told = Provenance(values["licence"], values["source"], values["attribution"])
+        found[values["id"]] = About(told, values["style"])
     return found

@@ -10,15 +10,16 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
+from cm3core.arguments import Count, CountOrZero
 from cm3core.errors import DataError, FileError
 from cm3core.files import read_text, write_text
+from cm3run.json_text import Sha256, StoredName, check_form, parse_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -30,7 +31,6 @@ VECTORS, CODES, TABLE, DOCUMENTS = FILES = (
     "table.npy",
     "documents.jsonl",
 )
-_HASH = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[0-9a-f]{24}")
 
 
@@ -144,17 +144,17 @@ class Manifest:
         """
         path = folder / MANIFEST
         try:
-            values = json.loads(read_text(path))
+            values = parse_json(read_text(path), str(path), form=_Stated)
         except FileNotFoundError as error:
             raise _no_bank(folder) from error
         except NotADirectoryError as error:
             raise _no_bank(folder) from error
         except PermissionError as error:
             raise refused(path, error) from error
-        except (OSError, ValueError, RecursionError) as error:
+        except DataError as error:
+            raise damaged(path, f"is not a memory bank's manifest ({error.cause})") from error
+        except (OSError, ValueError) as error:
             raise damaged(path, f"can't be read ({error})") from error
-        if not isinstance(values, dict) or not isinstance(values.get("format"), int):
-            raise damaged(path, "is not a memory bank's manifest")
         if values["format"] > FORMAT:
             raise DataError(
                 str(path),
@@ -162,9 +162,17 @@ class Manifest:
                 "use a newer cm3leon",
             )
         try:
-            return _manifest_of(values)
-        except (KeyError, TypeError, ValueError) as error:
-            raise damaged(path, f"is damaged ({error})") from error
+            check_form(values, _Form, str(path))
+        except DataError as error:
+            raise damaged(path, f"is damaged ({error.cause})") from error
+        made, psnr = made_with(values), values.get("codes_psnr")
+        return replace(
+            made,
+            shards=tuple(map(shard_of, values["shards"])),
+            built_from=values["built_from"],
+            format=values["format"],
+            codes_psnr=None if psnr is None else float(psnr),
+        )
 
 
 def damaged(path: Path, cause: str) -> DataError:
@@ -213,68 +221,84 @@ def _no_bank(folder: Path) -> DataError:
     return DataError(str(folder), cause, "name a folder that 'cm3 memory build' wrote")
 
 
-def _manifest_of(values: dict[str, Any]) -> Manifest:
-    """Raises `KeyError`, `TypeError` or `ValueError` for an invalid manifest."""
-    tokenizer = values["image_tokenizer"]
+# The file's form.
+
+
+class _Maker(TypedDict):
+    name: StoredName
+    config: dict[str, Any]
+    fingerprint: StoredName
+
+
+class _ImageTokenizer(_Maker):
+    grid: tuple[Count, Count]
+    codebook_size: Count
+
+
+class MadeWith(TypedDict):
+    """What a bank's vectors and codes were made with, in a manifest or in a database."""
+
+    dimension: Count
+    embedder: _Maker
+    image_tokenizer: _ImageTokenizer
+
+
+class _File(TypedDict):
+    num_bytes: Count
+    sha256: Sha256
+
+
+_Files = TypedDict(
+    "_Files",
+    {"vectors.npy": _File, "codes.npy": _File, "table.npy": _File, "documents.jsonl": _File},
+)
+
+
+class ShardForm(TypedDict):
+    """A shard as `dataclasses.asdict` gives it."""
+
+    num_documents: Count
+    num_pictures: CountOrZero
+    files: _Files
+
+
+class _Stated(TypedDict):
+    format: int
+
+
+class _Form(_Stated, MadeWith):
+    shards: list[ShardForm]
+    built_from: str
+    codes_psnr: NotRequired[float | None]
+
+
+def made_with(values: MadeWith) -> Manifest:
+    """A manifest without shards."""
+    embedder, tokenizer = values["embedder"], values["image_tokenizer"]
     rows, columns = tokenizer["grid"]
     return Manifest(
-        _positive(values["dimension"], "dimension"),
-        Maker(*_maker(values["embedder"])),
+        values["dimension"],
+        Maker(embedder["name"], embedder["config"], embedder["fingerprint"]),
         ImageTokenizerMaker(
-            *_maker(tokenizer),
-            (_positive(rows, "grid"), _positive(columns, "grid")),
-            _positive(tokenizer["codebook_size"], "codebook_size"),
+            tokenizer["name"],
+            tokenizer["config"],
+            tokenizer["fingerprint"],
+            (rows, columns),
+            tokenizer["codebook_size"],
         ),
-        tuple(shard_of(shard) for shard in values["shards"]),
-        _typed(values["built_from"], str, "built_from"),
-        values["format"],
-        _decibels(values.get("codes_psnr")),
     )
 
 
-def _decibels(value: Any) -> float | None:
-    if value is None:
-        return None
-    if type(value) not in (int, float) or not math.isfinite(value):
-        raise ValueError(f"codes_psnr is {value!r}")
-    return float(value)
-
-
-def _maker(values: dict[str, Any]) -> tuple[str, dict[str, Any], str]:
-    return (
-        _typed(values["name"], str, "name"),
-        _typed(values["config"], dict, "config"),
-        _typed(values["fingerprint"], str, "fingerprint"),
-    )
-
-
-def shard_of(values: dict[str, Any]) -> ShardInfo:
-    """Read a shard from `dataclasses.asdict`; raises `KeyError`, `TypeError` or `ValueError` for
-    anything else."""
-    files = {}
-    for name in FILES:
-        file = values["files"][name]
-        if not _HASH.fullmatch(file["sha256"]):
-            raise ValueError(f"{name}: {file['sha256']!r} is not a SHA-256")
-        files[name] = StoredFile(_positive(file["num_bytes"], name), file["sha256"])
-    num_pictures = _typed(values["num_pictures"], int, "num_pictures")
-    if num_pictures < 0:
-        raise ValueError(f"num_pictures is {num_pictures}")
-    return ShardInfo(_positive(values["num_documents"], "num_documents"), num_pictures, files)
+def shard_of(values: ShardForm) -> ShardInfo:
+    """A shard from its stored form."""
+    files = {
+        name: StoredFile(file["num_bytes"], file["sha256"])
+        for name in FILES
+        for file in [values["files"][name]]  # type: ignore[literal-required]
+    }
+    return ShardInfo(values["num_documents"], values["num_pictures"], files)
 
 
 def is_shard_name(name: str) -> bool:
     """Whether a shard's folder can have this name."""
     return _NAME.fullmatch(name) is not None
-
-
-def _positive(value: Any, name: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} is {value!r}")
-    return value
-
-
-def _typed(value: Any, kind: type, name: str) -> Any:
-    if not isinstance(value, kind):
-        raise TypeError(f"{name} is {value!r}")
-    return value

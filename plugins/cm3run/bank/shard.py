@@ -22,7 +22,7 @@ import shutil
 import uuid
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cm3core.arguments import checked
+from cm3core.arguments import CountOrZero, checked
 from cm3core.document import Codes, Document, IntArray, Text
 from cm3core.errors import DataError, FileError
 from cm3core.files import make_folder, not_written, sha256_file, sync_directory
-from cm3core.interfaces.dataset import Provenance
+from cm3core.interfaces.dataset import Provenance, StatedProvenance, provenance_in
 from cm3core.outputs import record_folder, remove_own, set_aside
 from cm3run.bank.manifest import (
     CODES,
@@ -48,6 +48,7 @@ from cm3run.bank.manifest import (
     StoredFile,
     refused,
 )
+from cm3run.json_text import StoredName, parse_json
 from cm3run.mapped import map_array, map_bytes
 from cm3run.npy import save_array
 
@@ -143,8 +144,18 @@ HAS_TEXT, HAS_IMAGE = 1, 2
 #: Folder of a bank's shards; suffix of a shard that is being written.
 SHARDS = "shards"
 WRITING = ".writing"
-#: Optional fields of a document's line: the fields of `Provenance`.
-_STATED = tuple(item.name for item in fields(Provenance))
+#: Most bytes of a document's line.
+_MOST_BYTES = 1 << 24
+
+
+class _Line(StatedProvenance):
+    """A document's line."""
+
+    id: StoredName
+    segments: list[str | CountOrZero]
+    keys: list[str]
+
+
 _UNSTATED = Provenance()
 #: Largest deviation of a unit vector's length from 1, due to rounding.
 LENGTH_TOLERANCE = 1e-3
@@ -225,7 +236,14 @@ def _line(one: BankDocument, codes: list[IntArray]) -> tuple[bytes, int]:
     record = {"id": one.id, "segments": segments, "keys": sorted(one.content_keys)}
     if one.provenance != _UNSTATED:
         record |= one.provenance.stated()
-    line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+    try:
+        line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"document {one.id!a}",
+            f"holds half a character ({error.object[error.start]!a}), which is not Unicode",
+            "correct its text, or leave it out",
+        ) from error
     return line, sum({HAS_TEXT if isinstance(part, str) else HAS_IMAGE for part in segments})
 
 
@@ -344,16 +362,12 @@ class Shard:
         try:
             if not 0 <= offset <= offset + length <= len(self._lines):
                 raise ValueError(f"bytes {offset} to {offset + length} of {len(self._lines)}")
-            values = json.loads(self._lines[offset : offset + length].tobytes())
-            name, segments, keys = values["id"], values["segments"], values["keys"]
-            if not (isinstance(name, str) and _all(segments, (str, int)) and _all(keys, (str,))):
-                raise TypeError("unexpected types")
-            stated = {key: values[key] for key in _STATED if key in values}
-            if not _all(list(stated.values()), (str,)):
-                raise TypeError("unexpected types")
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise self.damaged(DOCUMENTS, f"document {row} can't be read ({error})") from error
-        return name, segments, keys, Provenance(**stated)
+            line = self._lines[offset : offset + length].tobytes()
+            values = parse_json(line, DOCUMENTS, form=_Line, most_bytes=_MOST_BYTES)
+        except ValueError as error:
+            cause = error.cause if isinstance(error, DataError) else error
+            raise self.damaged(DOCUMENTS, f"document {row} can't be read ({cause})") from error
+        return values["id"], values["segments"], values["keys"], provenance_in(values)
 
     def id(self, row: int) -> str:
         """A document's id."""
@@ -424,9 +438,3 @@ class Shard:
         self.check_vectors()
         for row in range(len(self)):
             self.document(row)
-
-
-def _all(values: Any, kinds: Sequence[type]) -> bool:
-    return isinstance(values, list) and all(
-        isinstance(value, tuple(kinds)) and not isinstance(value, bool) for value in values
-    )

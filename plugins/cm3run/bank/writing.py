@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 import numpy as np
 from tqdm import tqdm
@@ -38,19 +38,21 @@ from cm3core.files import (
     sync_directory,
     write_text,
 )
-from cm3core.interfaces.dataset import DocumentSource, Provenance, SkippedRecord
+from cm3core.interfaces.dataset import DocumentSource, Provenance, SkippedRecord, StatedSkipped
 from cm3core.outputs import OutputFolder, record_folder, remove_own, set_aside
 from cm3run.bank.manifest import (
     WORK,
     ImageTokenizerMaker,
     Maker,
     Manifest,
+    ShardForm,
     ShardInfo,
     is_shard_name,
     shard_of,
 )
 from cm3run.bank.shard import LENGTH_TOLERANCE, SHARDS, WRITING, BankDocument, Shard, write_shard
 from cm3run.devices import choose_device
+from cm3run.json_text import check_form, parse_json
 from cm3run.progress import make_bar
 
 if TYPE_CHECKING:
@@ -432,14 +434,16 @@ class ShardWork:
     def _finished(self, start: int) -> tuple[ShardInfo | None, list[SkippedRecord]] | None:
         """A finished shard and its skipped records; None if it must be built."""
         try:
-            values = json.loads(read_text(self._note(start)))
+            path = self._note(start)
+            values = parse_json(read_text(path), str(path))
+            check_form(values, _NoteForm, str(path))  # file names in it may be no Unicode
             info = None if values["shard"] is None else shard_of(values["shard"])
             if info is not None:
                 Shard(self.folder, info, self.tools.manifest)
             return info, [SkippedRecord(**record) for record in values["skipped"]]
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError):
             # a `DataError` is a `ValueError`: a lost shard is rebuilt
             return None
 
@@ -461,6 +465,13 @@ class ShardWork:
                 set_aside(work)
         make_folder(work)
         write_text(path, self.plan)
+
+
+class _NoteForm(TypedDict):
+    """A finished shard in its file."""
+
+    shard: ShardForm | None
+    skipped: list[StatedSkipped]
 
 
 @dataclass(frozen=True)

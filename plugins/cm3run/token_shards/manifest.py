@@ -6,25 +6,73 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
+from cm3core.arguments import Count, CountOrZero, Matching
 from cm3core.document import text_of
 from cm3core.errors import DataError
 from cm3core.files import write_text
-from cm3core.interfaces.dataset import DocumentSource, Provenance, provenance_in
+from cm3core.interfaces.dataset import DocumentSource, Provenance, StatedProvenance, provenance_in
+from cm3run.json_text import Sha256, StoredName, check_form, parse_json
 
 MANIFEST = "manifest.json"
 FORMAT = "cm3 token shards 1"
-_HASH = re.compile(r"[0-9a-f]{64}")
 #: Name of a file beside the manifest: not a path, not hidden.
-_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
+_FileName = Annotated[str, Matching(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}", "a file's name")]
+
+
+# The file's form.
+
+
+class _File(TypedDict):
+    num_bytes: CountOrZero
+    sha256: Sha256
+
+
+class ShardForm(_File):
+    """A shard as `dataclasses.asdict` gives it."""
+
+    name: _FileName
+    num_documents: Count
+
+
+class ProvenanceForm(StatedProvenance):
+    """A provenance, and its number of documents."""
+
+    documents: Count
+
+
+class _Split(TypedDict):
+    shards: list[ShardForm]
+    num_skipped: CountOrZero
+    num_duplicates: CountOrZero
+    provenance: list[ProvenanceForm]
+
+
+class _Tokenizer(TypedDict):
+    name: StoredName
+    config: dict[str, Any]
+    fingerprint: StoredName
+    files: dict[_FileName, _File]
+
+
+class _Stated(TypedDict):
+    format: str
+
+
+class _Form(_Stated):
+    text_tokenizer: _Tokenizer
+    image_tokenizer: _Tokenizer
+    grid: tuple[Count, Count]
+    task: StoredName
+    plan: str
+    splits: dict[StoredName, _Split]
 
 
 @dataclass(frozen=True)
@@ -114,88 +162,73 @@ class Manifest:
             DataError: not a manifest, or of another version. `place`: its name in messages.
         """
         try:
-            values = json.loads(content)
-            given = values["format"]
-        except (ValueError, RecursionError, KeyError, TypeError) as error:
-            raise DataError(
-                place, "is not the manifest of token shards", "write them with 'cm3 data encode'"
-            ) from error
-        if given != FORMAT:
+            values = parse_json(content, place, form=_Stated)
+        except DataError as error:
             raise DataError(
                 place,
-                f"has the format {str(given)[:60]!r}, but this version reads {FORMAT!r}",
+                f"is not the manifest of token shards ({error.cause})",
+                "write them with 'cm3 data encode'",
+            ) from error
+        if values["format"] != FORMAT:
+            raise DataError(
+                place,
+                f"has the format {values['format'][:60]!r}, but this version reads {FORMAT!r}",
                 "use the version that wrote the shards, or encode the data set again",
             )
         try:
-            return _manifest(values)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(
-                place,
-                f"is damaged ({type(error).__name__}: {error})",
-                "copy it again from its source",
-            ) from error
+            check_form(values, _Form, place)
+            _check_sums(values, place)
+        except DataError as error:
+            cause = f"is damaged ({error.cause})"
+            raise DataError(place, cause, "copy it again from its source") from error
+        return _manifest(values)
 
 
-def shard_of(values: Mapping[str, Any]) -> ShardInfo:
-    """A shard from `dataclasses.asdict`; raises `KeyError`, `TypeError` or `ValueError` for anything else."""
-    name = values["name"]
-    if not _FILE.fullmatch(name):
-        raise ValueError(f"{name!r} is not a file's name")
-    file = _file(values)
-    return ShardInfo(
-        name, file.num_bytes, file.sha256, _number(values["num_documents"], "num_documents", 1)
-    )
+def shard_of(values: ShardForm) -> ShardInfo:
+    """A shard from its stored form."""
+    return ShardInfo(values["name"], values["num_bytes"], values["sha256"], values["num_documents"])
 
 
-def _manifest(values: Mapping[str, Any]) -> Manifest:
-    rows, columns = (_number(one, "grid", 1) for one in values["grid"])
+def provenance_of(values: ProvenanceForm) -> tuple[Provenance, int]:
+    """A provenance and its number of documents from their stored form."""
+    return provenance_in(values), values["documents"]
+
+
+def _check_sums(values: _Form, place: str) -> None:
+    for name, split in values["splits"].items():
+        shards = sum(shard["num_documents"] for shard in split["shards"])
+        if shards != sum(one["documents"] for one in split["provenance"]):
+            cause = f"splits[{name!r}] has licences of another number of documents"
+            raise DataError(place, cause, "correct it")
+
+
+def _manifest(values: _Form) -> Manifest:
+    rows, columns = values["grid"]
     return Manifest(
         _tokenizer(values["text_tokenizer"]),
         _tokenizer(values["image_tokenizer"]),
         (rows, columns),
-        str(values["task"]),
-        str(values["plan"]),
-        {str(name): _split(split) for name, split in values["splits"].items()},
+        values["task"],
+        values["plan"],
+        {name: _split(split) for name, split in values["splits"].items()},
     )
 
 
-def _split(values: Mapping[str, Any]) -> SplitInfo:
-    split = SplitInfo(
-        tuple(shard_of(shard) for shard in values["shards"]),
-        _number(values["num_skipped"], "num_skipped", 0),
-        _number(values["num_duplicates"], "num_duplicates", 0),
-        tuple(provenance_of(one) for one in values["provenance"]),
-    )
-    if sum(number for _, number in split.provenance) != split.num_documents:
-        raise ValueError("licences of another number of documents")
-    return split
-
-
-def provenance_of(values: Mapping[str, Any]) -> tuple[Provenance, int]:
-    """A provenance and its number of documents, from a dictionary; raises the errors of `shard_of`."""
-    return provenance_in(values), _number(values["documents"], "documents", 1)
-
-
-def _tokenizer(values: Mapping[str, Any]) -> TokenizerInfo:
-    files = {name: _file(file) for name, file in values["files"].items()}
-    for name in files:
-        if not _FILE.fullmatch(name):
-            raise ValueError(f"{name!r} is not a file's name")
-    return TokenizerInfo(
-        str(values["name"]), dict(values["config"]), str(values["fingerprint"]), files
+def _split(values: _Split) -> SplitInfo:
+    return SplitInfo(
+        tuple(map(shard_of, values["shards"])),
+        values["num_skipped"],
+        values["num_duplicates"],
+        tuple(map(provenance_of, values["provenance"])),
     )
 
 
-def _file(values: Mapping[str, Any]) -> StoredFile:
-    if not _HASH.fullmatch(values["sha256"]):
-        raise ValueError(f"{values['sha256']!r} is not a SHA-256")
-    return StoredFile(_number(values["num_bytes"], "num_bytes", 0), values["sha256"])
-
-
-def _number(value: object, name: str, least: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} is {value!r}")
-    return value
+def _tokenizer(values: _Tokenizer) -> TokenizerInfo:
+    files = {
+        name: StoredFile(file["num_bytes"], file["sha256"])
+        for name, file in values["files"].items()
+    }
+    return TokenizerInfo(values["name"], values["config"], values["fingerprint"], files)
 
 
 #: What makes documents duplicates: the same pictures and words, the same pictures (words, without pictures),

@@ -14,17 +14,19 @@ import io
 import json
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
+from cm3core.arguments import CountOrZero
 from cm3core.document import Codes, Document, IntArray, Segment, Text, starts_turn
 from cm3core.errors import DataError
-from cm3core.interfaces.dataset import Provenance, provenance_in
+from cm3core.interfaces.dataset import Provenance, StatedProvenance, provenance_in
+from cm3run.json_text import StoredName, parse_json
 from cm3run.npy import readable_header
 
 if TYPE_CHECKING:
@@ -185,7 +187,14 @@ def written(
     if len(versions) > 1:
         values["together"] = True
     values |= {"keys": sorted(facts.keys), **facts.provenance.stated(), "group": facts.group}
-    text = json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode()
+    try:
+        text = json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"document {facts.id!a}",
+            f"holds half a character ({error.object[error.start]!a}), which is not Unicode",
+            "correct its text, or leave it out",
+        ) from error
     if not rows:
         return text, None
     dtype = np.uint16 if codebook_size <= _SMALL else np.int32
@@ -215,36 +224,60 @@ def _text(texts: Sequence[Text], tokenizer: TextTokenizer) -> dict[str, Any]:
     return entry
 
 
+#: Most bytes of `KEY.json`.
+_MOST_BYTES: Final = 1 << 24
+
+
+class _Segment(TypedDict, total=False):
+    """A text with its alternatives, each with its ids and its ranges of a response; or a picture's row of the codes."""
+
+    texts: list[str]
+    ids: list[list[int]]  # which of them there are is known where they become tokens
+    responses: list[list[tuple[CountOrZero, CountOrZero]]]
+    picture: CountOrZero
+    response: bool
+    turn: bool
+
+
+class _Record(StatedProvenance):
+    """`KEY.json`."""
+
+    id: StoredName
+    segments: list[_Segment]
+    together: NotRequired[bool]
+    keys: NotRequired[list[str]]
+    group: NotRequired[str]
+
+
 @dataclass(frozen=True, eq=False)
 class StoredDocument:
     """A document as stored in a shard.
 
     Args:
-        values: `KEY.json`.
+        values: `KEY.json`, checked by `stored_document`.
         codes: int32 [P, c] of its pictures.
         grid: (rows, columns) of a picture.
         place: its name in messages.
     """
 
-    values: Mapping[str, Any]
+    values: _Record
     codes: IntArray
     grid: tuple[int, int]
-    place: str = field(repr=False)
 
     @property
     def id(self) -> str:
         """Its id."""
-        return str(self.values["id"])
+        return self.values["id"]
 
     @property
     def group(self) -> str:
         """Its group, "" if it has none."""
-        return str(self.values.get("group", ""))
+        return self.values.get("group", "")
 
     @property
     def content_keys(self) -> frozenset[str]:
         """The content keys of the document that was encoded."""
-        return frozenset(map(str, self.values.get("keys", ())))
+        return frozenset(self.values.get("keys", ()))
 
     @property
     def provenance(self) -> Provenance:
@@ -258,33 +291,24 @@ class StoredDocument:
 
     def document(self, rng: np.random.Generator | None = None) -> Document:
         """Return the document. With `rng`, each text is drawn from its alternatives; alternatives that belong together
-        are drawn together.
-
-        Raises:
-            DataError: the record is malformed.
-        """
+        are drawn together."""
         values = self.values
         together = values.get("together", False)
         number: int | None = 0 if rng is None else None
         segments: list[Segment] = []
-        try:
-            for one in values["segments"]:
-                is_picture = "picture" in one
-                turn = bool(one.get("turn"))
-                if is_picture:
-                    codes, asked = self.codes[one["picture"]], one.get("response", False)
-                    segments.append(Codes(codes, self.grid, response=asked, starts_turn=turn))
-                    continue
-                texts = one["texts"]
-                if rng is not None and (number is None or not together):
-                    number = int(rng.integers(len(texts)))
-                assert number is not None
-                spans = one["responses"][number] if "responses" in one else ()
-                responses = tuple((int(start), int(stop)) for start, stop in spans)
-                ids = tuple(one["ids"][number])
-                segments.append(Text(texts[number], responses, turn, ids))
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise _malformed(self.place, error) from error
+        for one in values["segments"]:
+            turn = one.get("turn", False)
+            if "picture" in one:
+                codes, asked = self.codes[one["picture"]], one.get("response", False)
+                segments.append(Codes(codes, self.grid, response=asked, starts_turn=turn))
+                continue
+            texts = one["texts"]
+            if rng is not None and (number is None or not together):
+                number = int(rng.integers(len(texts)))
+            assert number is not None
+            spans = one["responses"][number] if "responses" in one else ()
+            responses = tuple((start, stop) for start, stop in spans)
+            segments.append(Text(texts[number], responses, turn, tuple(one["ids"][number])))
         return tuple(segments)
 
 
@@ -298,15 +322,45 @@ def stored_document(
     """
     width = grid[0] * grid[1]
     try:
-        values = json.loads(bytes(text))
-        if not isinstance(values, dict) or not {"id", "segments", "licence"} <= set(values):
-            raise ValueError("no document")
+        values = parse_json(bytes(text), place, form=_Record, most_bytes=_MOST_BYTES)
+    except DataError as error:
+        raise _malformed(place, error.cause) from error
+    try:
         array = _array(codes) if len(codes) else np.empty((0, width), np.int32)
         if array.ndim != 2 or array.shape[1] != width:
             raise ValueError(f"codes {list(array.shape)}")
-    except (ValueError, RecursionError, OverflowError) as error:
-        raise _malformed(place, error) from error
-    return StoredDocument(values, array, grid, place)
+    except (ValueError, OverflowError) as error:
+        raise _malformed(place, f"{type(error).__name__}: {error}") from error
+    if (cause := _misfit(values, len(array))) is not None:
+        raise _malformed(place, cause)
+    return StoredDocument(values, array, grid)
+
+
+def _misfit(values: _Record, num_pictures: int) -> str | None:
+    """What is wrong with the lengths and rows that a record states; None: nothing."""
+    together = values.get("together", False)
+    counts = set()
+    for place, one in enumerate(values["segments"]):
+        if "picture" in one:
+            if one["picture"] >= num_pictures:
+                return f"segments[{place}] is picture {one['picture']} of {num_pictures}"
+            continue
+        if "texts" not in one or "ids" not in one:
+            return f"segments[{place}] is neither a text with its ids nor a picture"
+        texts, number = one["texts"], len(one["texts"])
+        counts.add(number)
+        spans = one.get("responses", [[]] * number)
+        if not number == len(one["ids"]) == len(spans) or not number:
+            return (
+                f"segments[{place}] has {number} texts, {len(one['ids'])} of ids and "
+                f"{len(spans)} of responses"
+            )
+        for text, own in zip(texts, spans, strict=True):
+            if any(not start <= stop <= len(text) for start, stop in own):
+                return f"segments[{place}] has a response outside of its text"
+    if together and len(counts) > 1:
+        return f"segments have {sorted(counts)} texts, which belong together"
+    return None
 
 
 def _array(content: bytes | memoryview) -> IntArray:
@@ -330,9 +384,9 @@ def _header(header: bytes) -> tuple[npt.DTypeLike, tuple[int, ...]]:
     return dtype, shape
 
 
-def _malformed(place: str, error: Exception) -> DataError:
+def _malformed(place: str, cause: str) -> DataError:
     return DataError(
         place,
-        f"is not a document of token shards ({type(error).__name__}: {error})",
+        f"is not a document of token shards ({cause})",
         "encode the data set again with this version",
     )

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypedDict
 
 import numpy as np
 
@@ -31,12 +31,15 @@ from cm3core.files import (
     sync_directory,
     write_text,
 )
-from cm3core.interfaces.dataset import DocumentSource, Provenance, SkippedRecord
+from cm3core.interfaces.dataset import DocumentSource, Provenance, SkippedRecord, StatedSkipped
 from cm3core.outputs import OutputFolder, remove_own
+from cm3run.json_text import check_form, parse_json
 from cm3run.token_shards.manifest import (
     MANIFEST,
     Manifest,
+    ProvenanceForm,
     Settings,
+    ShardForm,
     ShardInfo,
     SplitInfo,
     StoredFile,
@@ -392,7 +395,8 @@ class Encoder:
         """
         path = self._note_path(split, number)
         try:
-            values = json.loads(read_text(path))
+            values = parse_json(read_text(path), str(path))
+            check_form(values, _NoteForm, str(path))  # file names in it may be no Unicode
             shard = None if values["shard"] is None else shard_of(values["shard"])
             if shard is not None and (self.folder / shard.name).stat().st_size != shard.num_bytes:
                 return None
@@ -401,7 +405,7 @@ class Encoder:
                 [SkippedRecord(**record) for record in values["skipped"]],
                 dict(map(provenance_of, values["provenance"])),
             )
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, ValueError):  # of a process that was killed, or damaged
             return None
         except OSError as error:  # writing it again would not repair the disk
             cause = f"can't be read ({error.strerror or error})"
@@ -455,6 +459,14 @@ class Encoder:
 
     def _source_skipped(self) -> list[SkippedRecord]:
         return [record for source in self.sources.values() for record in source.skipped]
+
+
+class _NoteForm(TypedDict):
+    """A `_Note` in its file."""
+
+    shard: ShardForm | None
+    skipped: list[StatedSkipped]
+    provenance: list[ProvenanceForm]
 
 
 @dataclass(frozen=True)

@@ -316,14 +316,14 @@ def test_manifests_that_are_none(shards: Path, tmp_path: Path) -> None:
             json.dumps(values | {"format": "cm3 token shards 9"}),
             "has the format 'cm3 token shards 9' ... 'cm3 token shards 1'",
         ),
-        (json.dumps(values | {"grid": [0, 1]}), "is damaged (ValueError: grid is 0)"),
+        (json.dumps(values | {"grid": [0, 1]}), "is damaged (grid[0] is 0 (use 1 or more))"),
         (
             json.dumps(values | {"splits": 3}),
-            "is damaged (AttributeError: 'int' object has ... 'items'",
+            "is damaged (splits is 3, must be a mapping)",
         ),
         (
             json.dumps(values).replace("train-000001.tar", "../1.tar"),
-            "is damaged (ValueError: '../1.tar' is not a file's name)",
+            "is damaged (splits['train'].shards[1].name is '../1.tar', must be a file's name)",
         ),
     ):
         path.write_text(content)

@@ -39,19 +39,19 @@ def edited(folder: Path, **changes) -> None:
         ),
         (
             lambda folder: edited(folder, dimension="8"),
-            f"manifest.json: is damaged (dimension is '8')\n  next: {AGAIN}",
+            f"manifest.json: is damaged (dimension is '8' ... )\n  next: {AGAIN}",
         ),
         (
             lambda folder: edited(folder, shards=[{}]),
-            f"manifest.json: is damaged ('files')\n  next: {AGAIN}",
+            f"manifest.json: is damaged (shards[0] has no ... )\n  next: {AGAIN}",
         ),
         (
             lambda folder: (folder / MANIFEST).write_text("[]"),
-            f"manifest.json: is not a memory bank's manifest\n  next: {AGAIN}",
+            f"manifest.json: is not a memory bank's manifest (is [] ... )\n  next: {AGAIN}",
         ),
         (
             lambda folder: (folder / MANIFEST).write_text('{"format": 1'),
-            "manifest.json: can't be read (Expecting ',' delimiter",
+            "manifest.json: is not a memory bank's manifest (is not JSON: Expecting ',' delimiter",
         ),
     ],
 )
@@ -167,7 +167,7 @@ def test_a_name_in_the_manifest_leads_nowhere_else(tmp_path):
     values = json.loads((bank.folder / MANIFEST).read_text())
     values["shards"][0]["files"]["vectors.npy"]["sha256"] = "../" * 20
     (bank.folder / MANIFEST).write_text(json.dumps(values))
-    with pytest.raises(DataError, match=r"is damaged \(vectors\.npy: '\.\./.*' is not a SHA-256\)"):
+    with pytest.raises(DataError, match=r"is damaged \(.*vectors\.npy.*, must be a SHA-256\)"):
         MemoryBank.open(bank.folder)
 
 
