@@ -13,7 +13,6 @@ import dataclasses
 import re
 from collections.abc import Iterator
 from typing import Any, ClassVar
-from xml.etree import ElementTree
 
 import numpy as np
 from hypothesis import strategies as st
@@ -24,6 +23,7 @@ from cm3core.images import open_image
 from cm3core.interfaces.dataset import DocumentSource
 from cm3kits._config_laws import ConfigLaws, Outputs
 from cm3kits._findings import holds, refuses, same, shown
+from cm3run.xml_text import parse_xml
 
 #: Maximum number of documents checked by laws that check all.
 _MOST = 256
@@ -159,7 +159,7 @@ class DocumentSourceContract(ConfigLaws[DocumentSource]):
         good = re.fullmatch(r"\.[a-z0-9]{1,8}", original.suffix)
         holds(good, f"{did}: its suffix", "a dot, lower-case letters and digits", original.suffix)
         if original.suffix == ".svg":
-            tag = ElementTree.fromstring(original.content).tag
+            tag = parse_xml(original.content, public_type=True).tag
             same(tag, "{http://www.w3.org/2000/svg}svg", f"{did}, and read the SVG's root")
         else:
             size = open_image(original.content, self.subject.id(index)).size

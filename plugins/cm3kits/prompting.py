@@ -11,17 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
-from xml.etree import ElementTree
 
 import numpy as np
 from hypothesis import strategies as st
 
 from cm3core.document import Codes, Document, PixelArray, Text, text_of
+from cm3core.errors import DataError
 from cm3core.interfaces.retriever import Retrieved
 from cm3kits._findings import LawBroken, holds, same
 from cm3kits._laws import Contract
 from cm3kits.strategies import images
 from cm3run.prompting import Asked, Finisher, Found, PromptRewriter
+from cm3run.xml_text import parse_xml
 
 #: Texts of the memory to search.
 MEMORY = (
@@ -189,9 +190,9 @@ class FinisherContract(Contract[Finisher]):
             return
         if text is not None:
             try:
-                root = ElementTree.fromstring(text).tag.rpartition("}")[2]
-            except ElementTree.ParseError as error:
-                root = f"not XML ({error})"
+                root = parse_xml(text).tag.rpartition("}")[2]
+            except DataError as error:
+                root = f"not XML ({error.cause})"
             holds(root == "svg", "wrote a picture as SVG", "a document whose root is svg", root)
 
 

@@ -35,6 +35,7 @@ from cm3core.files import check_regular
 from cm3core.images import FORMATS, MAX_FILE_BYTES, open_image, png_bytes
 from cm3core.interfaces.dataset import UNKNOWN_LICENCE, Provenance, provenance_in
 from cm3run.nearness import NEARLY_A_COPY
+from cm3run.xml_text import parse_xml
 
 if TYPE_CHECKING:
     import numpy as np
@@ -554,19 +555,12 @@ def _is_svg(content: bytes) -> bool:
 
 
 def _in_svg(content: bytes, place: str) -> dict[str, str]:
-    if len(content) > MAX_BYTES:
-        raise DataError(place, f"has more than {MAX_BYTES:,} bytes", _NEXT)
     return _in_xml(content, place)
 
 
 def _in_xml(content: bytes, place: str) -> dict[str, str]:
     """The chunks in the facts element."""
-    if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
-        raise DataError(place, "has a document type declaration, which is refused", _NEXT)
-    try:
-        root = ElementTree.fromstring(content)
-    except (ElementTree.ParseError, ValueError, RecursionError) as error:
-        raise DataError(place, f"is not well-formed XML ({error})", _NEXT) from error
+    root = parse_xml(content, place, _NEXT, most_bytes=MAX_BYTES)
     element = next(root.iter(FACTS), None)
     if element is None:
         return {}

@@ -19,6 +19,7 @@ from cm3plugins.datasets.svg_folder.reading import MOST_BYTES, SHAPES, SvgFile, 
 from cm3plugins.image_tokenizers.svg.reading import number_of
 from cm3plugins.svg import render_svg
 from cm3run.nearness import nearness
+from cm3run.xml_text import parse_xml
 
 if TYPE_CHECKING:
     from cm3apps.complete.documents import Shown
@@ -103,7 +104,7 @@ def adapted(file: SvgFile, hand: Hand, small: float = 1.0) -> str:
 
 def _keeps_shapes(file: SvgFile, hand: Hand) -> bool:
     """Whether a drawing's shapes can stay as they are: lines in a set of lines, areas in one of areas."""
-    root = ElementTree.fromstring(file.svg)
+    root = parse_xml(file.svg)
     strokes = any(style_of(one)["stroke"] != "none" for one in shapes_of(root))
     return strokes == hand.draws_lines and _is_plain(root)
 
@@ -120,7 +121,7 @@ def _is_plain(root: ElementTree.Element) -> bool:
 def _in_lines_of(svg: str, hand: Hand) -> str:
     """A drawing on the canvas with the set's usual width instead of its own, others wider or thinner alike, and with the
     set's ends of lines."""
-    root = ElementTree.fromstring(svg)
+    root = parse_xml(svg)
     lines = [one for one in root if one.get("stroke") != "none"]
     widths = Counter(number_of(one.attrib["stroke-width"]) for one in lines)
     [(usual, _)] = widths.most_common(1)

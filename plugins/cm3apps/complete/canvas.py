@@ -15,6 +15,7 @@ from cm3plugins.datasets.svg_folder.reading import NAMESPACE, SHAPES, Box
 from cm3plugins.image_tokenizers.svg.alphabet import UNITS
 from cm3plugins.image_tokenizers.svg.reading import commands_of, number_of, path_of, points_of
 from cm3plugins.svg import render_svg
+from cm3run.xml_text import parse_xml
 
 #: The paint that elements have without attributes.
 DEFAULTS = {
@@ -75,7 +76,7 @@ def on_canvas(svg: str, box: Box | None = None) -> str:
         svg: without transforms.
         box: what of it the canvas shows; None: its view box, which is square.
     """
-    root = ElementTree.fromstring(svg)
+    root = parse_xml(svg)
     left, top, side, _ = (
         (float(one) for one in root.attrib["viewBox"].split()) if box is None else box
     )
@@ -112,7 +113,7 @@ def scaled(svg: str, larger: float) -> str:
     """A drawing on the canvas, so many times as large about its middle; its lines stay as wide as they are."""
     side = UNITS / larger
     start = (UNITS - side) / 2
-    root = ElementTree.fromstring(on_canvas(svg, (start, start, side, side)))
+    root = parse_xml(on_canvas(svg, (start, start, side, side)))
     for one in root:
         one.set("stroke-width", f"{number_of(one.attrib['stroke-width']) / larger:.4f}")
     return ElementTree.tostring(root, encoding="unicode")
@@ -136,7 +137,7 @@ def within(svg: str, least: float, most: float) -> str:
 
 def _reach_around(svg: str) -> float:
     """The reach of a drawing on the canvas with what is beyond it."""
-    root = ElementTree.fromstring(svg)
+    root = parse_xml(svg)
     side = UNITS * _AROUND
     root.set("viewBox", f"{(UNITS - side) / 2} {(UNITS - side) / 2} {side} {side}")
     return _AROUND * reach(render_svg(ElementTree.tostring(root, encoding="unicode"), _SIDE))

@@ -22,6 +22,7 @@ from cm3plugins.image_tokenizers.svg.alphabet import PER_UNIT, UNITS
 from cm3plugins.image_tokenizers.svg.reading import codes_of, commands_of
 from cm3plugins.image_tokenizers.svg.writing import svg_of
 from cm3plugins.svg import render_svg
+from cm3run.xml_text import parse_xml
 
 #: A canvas unit as a share of which grids are looked for, and the share of a set's points that must lie on its grid.
 _STEPS = (16, 8, 4, 2, 1, 0.5, 0.25, 0.125)
@@ -85,7 +86,7 @@ class Hand:
         shades: Counter[bool] = Counter()
         points: list[float] = []
         for file in files:
-            for element in shapes_of(ElementTree.fromstring(file.svg)):
+            for element in shapes_of(parse_xml(file.svg)):
                 style = style_of(element)
                 kinds[_kind(style)] += 1
                 shades[_is_shaded(element, style)] += 1
@@ -125,7 +126,7 @@ class Hand:
         Args:
             svg: on the model's canvas.
         """
-        elements = list(shapes_of(ElementTree.fromstring(svg)))
+        elements = list(shapes_of(parse_xml(svg)))
         return sum(map(self._is_own, elements)) / len(elements) if elements else 0.0
 
     def _is_own(self, element: ElementTree.Element) -> bool:
@@ -150,7 +151,7 @@ class Hand:
         """
         root = ElementTree.Element("svg", dict(self.root))
         root.text = root.tail = "\n"
-        for element in shapes_of(ElementTree.fromstring(svg)):
+        for element in shapes_of(parse_xml(svg)):
             style = self._style(element)
             name, place = local_name(element), element
             if name == "path" and style.get("stroke-linecap") == "butt":

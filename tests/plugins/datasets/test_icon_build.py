@@ -159,7 +159,7 @@ def test_the_command_builds_what_the_data_set_reads(
     assert "mine 1.0.0: " in printed
     assert "1 prefixes or suffixes are not known styles and stay in the names: solid" in printed
     assert "left out, is empty: 1 (mine/empty)" in printed
-    assert "left out, is not a well-formed SVG: 1 (mine/broken)" in printed
+    assert "left out, is not well-formed XML: 1 (mine/broken)" in printed
     assert "left out, same as another: 1" in printed
     assert "left out, look like what the bundled corpus holds out: 1" in printed
     corpus = IconCorpus(out)

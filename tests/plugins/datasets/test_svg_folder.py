@@ -118,7 +118,7 @@ def test_nearly_equal_colours_are_one() -> None:
         (svg(BODY, ""), "has neither a viewBox nor a width and a height"),
         (svg(BODY, 'viewBox="0 0 0 24"'), "has an empty or huge viewBox"),
         (svg(BODY, 'viewBox="0 0 nan 24"'), "has neither a viewBox nor a width and a height"),
-        ('<!DOCTYPE svg [<!ENTITY a "b">]>' + svg(BODY), "declares entities"),
+        ('<!DOCTYPE svg [<!ENTITY a "b">]>' + svg(BODY), "declares entities or attributes"),
         (svg("<script>x</script>"), "has <script>, which is no plain shape"),
         (svg('<image href="/etc/passwd"/>'), "has <image>, which is no plain shape"),
         (svg('<use href="other.svg#a"/>'), "has <use>, which is no plain shape"),

@@ -249,9 +249,7 @@ def test_a_licence_that_is_no_text_is_damage(tmp_path: Path) -> None:
     path.write_bytes(data.replace(b'"MIT"', b"[1,2]"))
     with pytest.raises(DataError) as error:
         MemoryBank.open(tmp_path / "bank").provenance(1)
-    assert error.value.cause == (
-        "document 1 can't be read (licence is [1, 2], must be a text)"
-    )
+    assert error.value.cause == ("document 1 can't be read (licence is [1, 2], must be a text)")
 
 
 # ---- what codes keep
@@ -293,5 +291,7 @@ def test_what_codes_keep_stays_with_a_bank(tmp_path: Path) -> None:
         )
     path = tmp_path / "all" / MANIFEST
     path.write_text(path.read_text().replace("12.5", '"x"'))
-    with pytest.raises(DataError, match=r"is damaged \(codes_psnr is 'x', must be a number or None\)"):
+    with pytest.raises(
+        DataError, match=r"is damaged \(codes_psnr is 'x', must be a number or None\)"
+    ):
         MemoryBank.open(tmp_path / "all")

@@ -24,6 +24,7 @@ from cm3plugins.icons.ink import Ink, ink_areas, ink_of, ink_svg, without_colour
 from cm3plugins.image_tokenizers.svg.alphabet import UNITS
 from cm3plugins.image_tokenizers.svg.reading import commands_of
 from cm3plugins.svg import render_svg
+from cm3run.xml_text import parse_xml
 
 Floats = NDArray[np.float64]
 
@@ -137,7 +138,7 @@ def _stroked(shape: ElementTree.Element, width: float, hand: Hand) -> ElementTre
 
 def _areas(pixels: PixelArray, ink: Ink, *, full: bool = True) -> Iterator[ElementTree.Element]:
     """Yield the areas of grey and, if wanted, of full ink."""
-    root = ElementTree.fromstring(ink_svg(pixels, ink))
+    root = parse_xml(ink_svg(pixels, ink))
     scale = UNITS / max(map(float, root.attrib["viewBox"].split()[2:]))
     for group in root:
         faint = float(group.get("opacity", "1"))

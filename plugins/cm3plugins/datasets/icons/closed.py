@@ -24,11 +24,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, TypedDict
 
-from cm3core.errors import DataError
+from cm3core.arguments import Matching
 from cm3plugins.datasets.icons.splits import parts
 from cm3plugins.datasets.vector.files import compress, unpack_lines
+from cm3run.json_text import parse_json
 
 FILE = "closed.json.xz"
 LETTERS: Mapping[str, str] = {
@@ -197,6 +198,18 @@ class Closed:
         return compress(json.dumps(values, ensure_ascii=False) + "\n")
 
 
+class _Form(TypedDict):
+    data_sha256: str
+    made_with: dict[str, float]
+    words: dict[str, list[str]]
+    names: list[str]
+    kin: list[list[str]]
+    pairs: list[tuple[str, str, list[str], list[str]]]
+    variants: dict[str, str]
+    sets: list[str]
+    splits: Annotated[str, Matching(f"[{''.join(LETTERS.values())}]*", "letters of splits")]
+
+
 def read_closed(folder: Path, next_step: str) -> Closed:
     """Read the closed splits in a corpus folder.
 
@@ -206,21 +219,18 @@ def read_closed(folder: Path, next_step: str) -> Closed:
     path = folder / FILE
     lines = unpack_lines(path, next_step)
     split_of = {letter: split for split, letter in LETTERS.items()}
-    try:
-        values: Any = json.loads(lines[0])
-        pairs = {(a, b): (tuple(near_a), tuple(near_b)) for a, b, near_a, near_b in values["pairs"]}
-        return Closed(
-            data_sha256=values["data_sha256"],
-            made_with=dict(values["made_with"]),
-            held_out=HeldOut(
-                words={word: tuple(near) for word, near in values["words"].items()},
-                names=tuple(values["names"]),
-                kin=tuple(map(tuple, values["kin"])),
-                pairs=pairs,
-                variants=dict(values["variants"]),
-                sets=tuple(values["sets"]),
-            ),
-            splits=[split_of[letter] for letter in values["splits"]],
-        )
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
-        raise DataError(str(path), "the file is damaged", next_step) from error
+    values = parse_json(lines[0], str(path), next_step, form=_Form)
+    pairs = {(a, b): (tuple(near_a), tuple(near_b)) for a, b, near_a, near_b in values["pairs"]}
+    return Closed(
+        data_sha256=values["data_sha256"],
+        made_with=values["made_with"],
+        held_out=HeldOut(
+            words={word: tuple(near) for word, near in values["words"].items()},
+            names=tuple(values["names"]),
+            kin=tuple(map(tuple, values["kin"])),
+            pairs=pairs,
+            variants=values["variants"],
+            sets=tuple(values["sets"]),
+        ),
+        splits=[split_of[letter] for letter in values["splits"]],
+    )

@@ -10,12 +10,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
+from cm3core.arguments import CountOrZero
 from cm3core.errors import DataError
 from cm3plugins.datasets.vector.files import compress, unpack_lines
+from cm3run.json_text import parse_json
 
 FILE = "copies.json.xz"
+
+
+class _Form(TypedDict):
+    data_sha256: str
+    groups: list[list[CountOrZero]]
 
 
 def written(data_sha256: str, groups: Iterable[Sequence[int]]) -> bytes:
@@ -33,16 +40,12 @@ def read_copies(folder: Path, data_sha256: str, next_step: str) -> Mapping[int, 
     path = folder / FILE
     lines = unpack_lines(path, next_step)
     copies: dict[int, int] = {}
-    try:
-        values: Any = json.loads(lines[0])
-        other = values["data_sha256"] != data_sha256
-        for steps in values["groups"]:
-            place = 0
-            for step in steps:
-                place += int(step)
-                copies[place] = int(steps[0])
-    except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
-        raise DataError(str(path), "the file is damaged", next_step) from error
-    if other:
+    values = parse_json(lines[0], str(path), next_step, form=_Form)
+    if values["data_sha256"] != data_sha256:
         raise DataError(str(path), "belongs to other data than the corpus beside it", next_step)
+    for steps in values["groups"]:
+        place = 0
+        for step in steps:
+            place += step
+            copies[place] = steps[0]
     return copies

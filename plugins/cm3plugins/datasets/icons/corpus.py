@@ -17,11 +17,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Annotated, Any, NamedTuple, NotRequired, TypedDict, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cm3core.arguments import CountOrZero, Matching
 from cm3core.errors import DataError, FileError, close_match
 from cm3core.files import cache_folder, open_regular, write_bytes
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus
@@ -42,6 +43,7 @@ from cm3plugins.datasets.vector.captions import author_and_address
 from cm3plugins.datasets.vector.files import read, unpack_lines
 from cm3plugins.datasets.vector.render import Renderings
 from cm3plugins.svg import render_svg
+from cm3run.json_text import StoredName, parse_json
 
 REINSTALL = "reinstall cm3leon"
 REBUILD = "build it again with `cm3 icons build`"
@@ -128,6 +130,26 @@ class Manifest:
         return f"npm {package_name}{version}", author, address
 
 
+class _ManifestForm(TypedDict):
+    data_sha256: str
+    num_entries: CountOrZero
+    num_of_split: dict[str, CountOrZero]
+    packages: dict[str, str]
+    licences: dict[Annotated[str, Matching(SET_NAME.pattern, "a set's name")], str]
+    titles: NotRequired[dict[str, str]]
+    authors: NotRequired[dict[str, str]]
+
+
+class _EntryForm(TypedDict):
+    """A line of `entries.jsonl.xz`."""
+
+    id: StoredName
+    words: str
+    style: str
+    tags: list[str]
+    split: str
+
+
 def read_manifest(folder: Path, next_step: str) -> Manifest:
     """Read the manifest in a corpus folder.
 
@@ -136,34 +158,23 @@ def read_manifest(folder: Path, next_step: str) -> Manifest:
     """
     path = folder / "manifest.json"
     content = read(path, next_step)
-    emoji = {f"{EMOJI_SET}{style}": licence for style, licence in EMOJI_LICENCES.items()}
+    emoji: dict[str, str] = {
+        f"{EMOJI_SET}{style}": licence for style, licence in EMOJI_LICENCES.items()
+    }
     try:
-        values: Any = json.loads(content)
-        manifest = Manifest(
-            data_sha256=values["data_sha256"],
-            num_entries=values["num_entries"],
-            num_of_split=_table(values["num_of_split"], int),
-            packages=_table(values["packages"], str),
-            licences=_table(values["licences"], str) | (emoji if folder == ASSETS else {}),
-            titles=_table(values.get("titles", {}), str),
-            authors=_table(values.get("authors", {}), str),
-        )
-        well_formed = (
-            type(manifest.data_sha256) is str
-            and type(manifest.num_entries) is int
-            and all(SET_NAME.fullmatch(name) for name in manifest.licences)
-        )
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        well_formed = False
-    if not well_formed:
-        raise DataError(str(path), "is not the manifest of an icon corpus", next_step)
-    return manifest
-
-
-def _table(values: Any, kind: type) -> dict[str, Any]:
-    if not isinstance(values, dict) or any(type(value) is not kind for value in values.values()):
-        raise TypeError
-    return values
+        values = parse_json(content, str(path), form=_ManifestForm)
+    except DataError as error:
+        cause = f"is not the manifest of an icon corpus ({error.cause})"
+        raise DataError(str(path), cause, next_step) from error
+    return Manifest(
+        data_sha256=values["data_sha256"],
+        num_entries=values["num_entries"],
+        num_of_split=values["num_of_split"],
+        packages=values["packages"],
+        licences=values["licences"] | (emoji if folder == ASSETS else {}),
+        titles=values.get("titles", {}),
+        authors=values.get("authors", {}),
+    )
 
 
 class IconEntries(Sequence[IconEntry]):
@@ -229,7 +240,11 @@ class IconEntries(Sequence[IconEntry]):
         """All entries, created once, for callers that read them all."""
         one = _once()
         with _no_collection():
-            tags = (tuple([one(tag, tag) for tag in row]) for row in _rows(self._tags))
+            tags = (
+                tuple([one(tag, tag) for tag in row])
+                for _, _, text in _blocks(self._tags)  # checked when the corpus was read
+                for row in json.loads(text)
+            )
             columns = zip(self.ids, self.words, self.styles, tags, self.splits, strict=True)
             return tuple(map(IconEntry._make, columns))
 
@@ -278,8 +293,9 @@ def read_entries(folder: Path, manifest: Manifest, next_step: str) -> IconEntrie
     try:
         entries = _entries(lines)
         _check(entries, manifest)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise DataError(str(path), f"the file is damaged ({_cause(error)})", next_step) from error
+    except ValueError as error:
+        cause = f"{error.place} {error.cause}" if isinstance(error, DataError) else error
+        raise DataError(str(path), f"the file is damaged ({cause})", next_step) from error
     if len(entries) != manifest.num_entries:
         cause = f"holds {len(entries):,} entries, but the manifest states {manifest.num_entries:,}"
         raise DataError(str(path), cause, next_step)
@@ -314,10 +330,23 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _rows(lines: Sequence[str]) -> Iterator[Any]:
-    """Parse lines in blocks: much faster than one by one, with less memory than all at once."""
+def _blocks(lines: Sequence[str]) -> Iterator[tuple[int, Sequence[str], str]]:
+    """Lines as lists, each parsed at once: much faster than one by one, with less memory than all. Yields the index of
+    the first, the lines, and their list."""
     for start in range(0, len(lines), _BLOCK):
-        yield from json.loads(f"[{','.join(lines[start : start + _BLOCK])}]")
+        block = lines[start : start + _BLOCK]
+        yield start, block, f"[{','.join(block)}]"
+
+
+def _rows(lines: Sequence[str], form: Any) -> Iterator[Any]:
+    """Parse lines of a form."""
+    for start, block, text in _blocks(lines):
+        try:
+            yield from parse_json(text, "lines", form=list[form])
+        except DataError:
+            for number, line in enumerate(block, start + 1):  # which of them it is
+                parse_json(line, f"line {number}:", form=form)
+            raise
 
 
 def _once() -> Callable[[str, str], str]:
@@ -330,12 +359,8 @@ def _entries(lines: Sequence[str]) -> IconEntries:
     with _no_collection():
         rows = [
             IconEntry(row["id"], row["words"], row["style"], tuple(row["tags"]), row["split"])
-            for row in _rows(lines)
+            for row in _rows(lines, _EntryForm)
         ]
-        texts = {text for row in rows for text in (row.id, row.words, row.style, row.split)}
-        texts.update(tag for row in rows for tag in row.tags)
-    if not all(type(text) is str for text in texts):
-        raise TypeError("a value is not a string")
     if len({row.id for row in rows}) < len(rows):
         raise ValueError("an id occurs twice")
     return IconEntries.of(rows)
@@ -348,10 +373,6 @@ def _check(entries: IconEntries, manifest: Manifest) -> None:
         raise ValueError(f"the manifest has no licence for {unknown[0]!r}")
     if unknown := sorted(set(entries.splits).difference(SPLITS)):
         raise ValueError(f"there is no split {unknown[0]!r}")
-
-
-def _cause(error: Exception) -> str:
-    return f"no {error}" if isinstance(error, KeyError) else str(error).split("\n")[0]
 
 
 class IconCorpus:
@@ -427,13 +448,9 @@ class IconCorpus:
                 raise DataError(str(path), cause, self._next_step)
             self._drawings[set_name] = lines
         row = self._rows[index]
-        try:
-            svg = json.loads(self._drawings[set_name][row])
-        except (ValueError, RecursionError) as error:
-            raise DataError(
-                f"{path}, line {row + 1}", "the file is damaged", self._next_step
-            ) from error
-        return str(svg)
+        place = f"{path}, line {row + 1}"
+        svg: str = parse_json(self._drawings[set_name][row], place, self._next_step, form=str)
+        return svg
 
     def render(self, index: int, size: int) -> NDArray[np.uint8]:
         """Draw one entry on white.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
 import re
 import tarfile
 import zlib
@@ -20,6 +19,7 @@ from cm3plugins.datasets.emoji.corpus import EmojiCorpus
 from cm3plugins.datasets.icons.sets import SET_NAME, IconSet
 from cm3plugins.datasets.icons.splits import IconName, read_name
 from cm3plugins.svg import square_svg
+from cm3run.json_text import parse_json
 
 MAX_JSON_BYTES = 64 * 2**20
 """Larger files in a package are rejected unread: the largest pinned one has 25 MB."""
@@ -136,13 +136,11 @@ def _json_files(path: Path, tar: tarfile.TarFile) -> dict[str, Any]:
         if member.size > MAX_JSON_BYTES:
             raise _refused(path, f"its {name} has {member.size:,} bytes")
         try:
-            files[name] = json.load(content)
-        except RecursionError as error:
-            raise _refused(path, f"its {name} is nested too deeply") from error
-        except ValueError as error:
-            raise _refused(path, f"its {name} is not JSON ({error})") from error
-        if not isinstance(files[name], dict):
-            raise _refused(path, f"its {name} is not an object")
+            files[name] = parse_json(
+                content.read(), name, form=dict[str, Any], most_bytes=MAX_JSON_BYTES
+            )
+        except DataError as error:
+            raise _refused(path, f"its {name} {error.cause}") from error
     return files
 
 

@@ -20,10 +20,8 @@ import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,74 +49,9 @@ from cm3plugins.datasets.icons.read import Drawing, drawings_of_set, read_tarbal
 from cm3plugins.datasets.icons.sets import PERMITTED_LICENCES, IconSet, all_sets, style_words
 from cm3plugins.datasets.icons.splits import assign_splits, decided_by
 from cm3plugins.datasets.icons.write import attribution_of, corpus_files
-from cm3plugins.svg import renderer_version
+from cm3plugins.svg import fault, renderer_version
 from cm3run.built_once import computed_once
 from cm3run.npy import load_array, save_array
-
-MAX_BYTES = 2**19
-"""Size limit of a drawing; the largest one in the bundled corpus has a third of it."""
-MAX_DRAWN = 20_000
-"""Limit of drawn elements, counting each reference."""
-MAX_DEPTH = 100
-
-_FORBIDDEN = re.compile(
-    r"<\s*(?:\w+:)?(image|feImage|script|foreignObject)\b|<!(?!--)|<\?", re.IGNORECASE
-)
-_REFERENCE = re.compile(r"url\(\s*['\"]?#([^'\")\s]+)")
-
-
-def fault(svg: str) -> str | None:
-    """Return why a drawing is rejected; None if it is accepted.
-
-    Args:
-        svg: a whole document from `square_svg`.
-    """
-    if len(svg) > MAX_BYTES:
-        return f"has {len(svg):,} letters"
-    inner = svg[svg.index(">") + 1 :]
-    if found := _FORBIDDEN.search(inner):
-        return f"holds {found.group().strip()}"
-    try:
-        root = ElementTree.fromstring(svg)
-    except (ElementTree.ParseError, ValueError):
-        return "is not a well-formed SVG"
-    try:
-        return None if _num_drawn(root) <= MAX_DRAWN else "has too many nested references"
-    except RecursionError:
-        return "is nested too deeply"
-
-
-def _num_drawn(root: ElementTree.Element) -> int:
-    """Return the number of elements, counting each reference."""
-    by_id = {element.get("id"): element for element in root.iter()}
-    open_ids: set[str] = set()
-
-    @cache
-    def of_id(name: str) -> int:
-        if name in open_ids or len(open_ids) > MAX_DEPTH:
-            raise RecursionError
-        if name not in by_id:
-            return 0
-        open_ids.add(name)
-        number = number_of(by_id[name], 0)
-        open_ids.remove(name)
-        return number
-
-    def number_of(element: ElementTree.Element, depth: int) -> int:
-        if depth > MAX_DEPTH:
-            raise RecursionError
-        number = 1
-        if element.tag.endswith("style") and "url(" in (element.text or ""):
-            raise RecursionError  # the elements in the cycle are not known
-        for key, value in element.attrib.items():
-            if key.rpartition("}")[2] == "href":
-                number += of_id(value.removeprefix("#"))
-            for name in _REFERENCE.findall(value):
-                number += of_id(name)
-        return number + sum(number_of(child, depth + 1) for child in element)
-
-    return number_of(root, 0)
-
 
 _STYLE_OF_WORD = {
     "outline": ("regular", "line", "lined", "lineal", "linear", "outline", "outlined", "stroke"),

@@ -11,6 +11,7 @@ import numpy as np
 
 from cm3plugins.datasets.svg_folder.reading import SHAPES, SvgFile
 from cm3plugins.svg import render_svg
+from cm3run.xml_text import parse_xml
 
 _WORD = re.compile(r"[^\W\d_]+|\d+")
 #: Where a word begins in the middle of letters: bellOff, HTMLFile.
@@ -89,7 +90,7 @@ def kind_of(file: SvgFile) -> str:
 
 
 def _shapes(file: SvgFile) -> list[ElementTree.Element]:
-    return [one for one in ElementTree.fromstring(file.svg).iter() if _local(one) in SHAPES]
+    return [one for one in parse_xml(file.svg).iter() if _local(one) in SHAPES]
 
 
 def _has_areas(svg: str) -> bool:

@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 
 from cm3core.errors import DataError
 from cm3core.files import check_regular, open_regular
+from cm3run.xml_text import parse_xml
 
 #: Icons have a few thousand bytes; more is an illustration, or a picture in disguise.
 MOST_BYTES, MOST_ELEMENTS, MOST_LEVELS = 1 << 18, 2000, 50
@@ -87,12 +88,8 @@ def read_svg(path: Path, *, one_paint: bool = True) -> SvgFile:
 def parsed(content: bytes, *, one_paint: bool = True) -> SvgFile:
     """Read the content of a file; see `read_svg`. `one_paint`: refuse several colours, and replace the one by
     `currentColor`."""
-    if b"<!ENTITY" in content:
-        raise _refused("declares entities")
-    try:
-        root = ElementTree.fromstring(content)
-    except (ElementTree.ParseError, ValueError, LookupError) as error:
-        raise _refused(f"is not well-formed XML ({error})") from error
+    # drawing programs name the document type that is published for SVG
+    root = parse_xml(content, "SVG", _NEXT, most_bytes=MOST_BYTES, public_type=True)
     if root.tag not in ("svg", f"{{{NAMESPACE}}}svg"):
         raise _refused("has no <svg> at its root")
     box = box_of(root.attrib)

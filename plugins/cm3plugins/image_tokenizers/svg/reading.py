@@ -21,6 +21,7 @@ from cm3plugins.image_tokenizers.svg.alphabet import (
     Alphabet,
     alphabet,
 )
+from cm3run.xml_text import parse_xml
 
 NEXT_STEP = "leave the drawing out, or convert it to plain paths (for example with svgo)"
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
@@ -49,11 +50,11 @@ def codes_of(svg: str) -> list[int]:
     Raises:
         DataError: it is no SVG document, or has what the codes can't say.
     """
+    root = parse_xml(svg)
     try:
-        root = ElementTree.fromstring(svg)
         left, top, width, height = (float(value) for value in root.attrib["viewBox"].split())
         scale = UNITS / max(width, height)
-    except (ElementTree.ParseError, KeyError, ValueError, ZeroDivisionError) as error:
+    except (KeyError, ValueError, ZeroDivisionError) as error:
         raise DataError(
             "SVG", f"can't be read ({error!r})", "give a document with a viewBox"
         ) from error
