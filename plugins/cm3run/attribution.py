@@ -23,17 +23,19 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired
 from xml.etree import ElementTree
 
 from PIL import Image as Pillow
 from PIL import PngImagePlugin
 
 from cm3core._version import SOFTWARE, THIS_PROGRAM
+from cm3core.arguments import Range
 from cm3core.errors import DataError
 from cm3core.files import check_regular
 from cm3core.images import FORMATS, MAX_FILE_BYTES, open_image, png_bytes
-from cm3core.interfaces.dataset import UNKNOWN_LICENCE, Provenance, provenance_in
+from cm3core.interfaces.dataset import UNKNOWN_LICENCE, Provenance, StatedProvenance, provenance_in
+from cm3run.json_text import check_form, parse_json
 from cm3run.nearness import NEARLY_A_COPY
 from cm3run.xml_text import parse_xml
 
@@ -129,15 +131,18 @@ class Credit:
         return known
 
 
-def credit_in(values: object) -> Credit:
-    """Read the output of `Credit.as_json`; raises `TypeError`, `KeyError` or `ValueError` for anything else."""
-    if not isinstance(values, dict) or not isinstance(values["id"], str):
-        raise TypeError("no document")
+class CreditForm(StatedProvenance):
+    """The form of `Credit.as_json`."""
+
+    id: str
+    nearness: NotRequired[Annotated[float, Range(0, 1)] | None]
+
+
+def credit_in(values: Any) -> Credit:
+    """Read the output of `Credit.as_json`; raises `DataError` for anything else."""
+    check_form(values, CreditForm, "credit")
     near = values.get("nearness")
-    if near is not None and (type(near) not in (int, float) or not 0 <= near <= 1):
-        raise ValueError("nearness")
-    texts = {key: value for key, value in values.items() if isinstance(value, str)}
-    return Credit(values["id"], provenance_in(texts), None if near is None else float(near))
+    return Credit(values["id"], provenance_in(values), None if near is None else float(near))
 
 
 def nearest(credits: Iterable[Credit]) -> Credit | None:
@@ -564,10 +569,8 @@ def _in_xml(content: bytes, place: str) -> dict[str, str]:
     element = next(root.iter(FACTS), None)
     if element is None:
         return {}
-    values = _json(element.text or "", place)
-    if not isinstance(values, dict):
-        raise _damaged(place)
-    return {str(key): str(value) for key, value in values.items()}
+    values = _json(element.text or "", place, dict[str, Any])
+    return {key: str(value) for key, value in values.items()}
 
 
 def _in_picture(content: bytes, place: str) -> dict[str, str]:
@@ -585,27 +588,17 @@ def _in_picture(content: bytes, place: str) -> dict[str, str]:
 
 
 def _facts(texts: Mapping[str, str], place: str) -> FileFacts:
-    ids = _json(texts.get(RETRIEVED, "[]"), place)
-    if not isinstance(ids, list) or not all(isinstance(one, str) for one in ids):
-        raise _damaged(place)
+    ids = _json(texts.get(RETRIEVED, "[]"), place, list[str])
     others = {key: text for key, text in texts.items() if key not in (RETRIEVED, DOCUMENTS)}
     if DOCUMENTS not in texts:
         return FileFacts(others, tuple(map(Credit, ids)), False)
-    documents = _json(texts[DOCUMENTS], place)
+    documents = _json(texts[DOCUMENTS], place, list[CreditForm])
+    return FileFacts(others, tuple(map(credit_in, documents)), True)
+
+
+def _json(text: str, place: str, form: Any) -> Any:
     try:
-        if not isinstance(documents, list):
-            raise TypeError("no list")
-        return FileFacts(others, tuple(map(credit_in, documents)), True)
-    except (TypeError, ValueError, KeyError) as error:
-        raise _damaged(place) from error
-
-
-def _json(text: str, place: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise _damaged(place) from error
-
-
-def _damaged(place: str) -> DataError:
-    return DataError(place, "its metadata are damaged", "generate the picture again")
+        return parse_json(text, place, form=form, most_bytes=MAX_BYTES)
+    except DataError as error:
+        cause = f"its metadata are damaged ({error.cause})"
+        raise DataError(place, cause, "generate the picture again") from error

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cm3apps.cli import add_trust, registry_of
 from cm3core.errors import CM3Error, DataError
+from cm3run.json_text import parse_json
 from cm3run.printing import printable
 
 if TYPE_CHECKING:
@@ -204,8 +205,8 @@ def told_of(facts: FileFacts) -> dict[str, Any]:
 def _answer(stored: str) -> object:
     """What the memory had for the prompt, as the file says it."""
     try:
-        return json.loads(stored)
-    except (ValueError, RecursionError):  # from anyone's file
+        return parse_json(stored, "answer", form=Any)
+    except DataError:  # from anyone's file
         return stored
 
 

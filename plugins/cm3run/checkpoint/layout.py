@@ -6,20 +6,20 @@ tensor files, which are checked on reading to detect bits flipped on disk or in 
 
 from __future__ import annotations
 
-import json
-import math
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, NotRequired, TypedDict
 
-from cm3core.errors import CheckpointError
+from cm3core.arguments import Count, CountOrZero, Range
+from cm3core.errors import CheckpointError, DataError
 from cm3core.files import read_text, sha256_file
 from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
 from cm3core.plugins.registry import COMPONENTS, PLUGINS
 from cm3core.recipe.layers import STORED
+from cm3run.json_text import check_form, parse_json
 
 __all__ = [
     "COMPONENTS",
@@ -113,9 +113,10 @@ def _hugging_face_type(folder: Path) -> str | None:
     if not path.is_file():
         return None
     try:
-        kind = json.loads(read_text(path))["model_type"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        values = parse_json(read_text(path), str(path))
+    except (OSError, ValueError):
         return None
+    kind = values.get("model_type") if isinstance(values, dict) else None
     return kind if isinstance(kind, str) and kind.isprintable() else None
 
 
@@ -142,11 +143,6 @@ SHARDED_FORMAT = 2
 
 #: Largest steps, seconds and tokens: the maximum of int64, beyond any real run.
 MAX_COUNT = 2**63 - 1
-
-#: Maximum nesting depth of `state.json`; valid ones have four levels.
-MAX_DEPTH = 8
-
-_NESTED = "can't be read (it is nested too deeply)"
 
 
 @dataclass
@@ -183,65 +179,46 @@ class CheckpointState:
     format: int = FORMAT
 
 
-#: Keys of `state.json`, and the types of their values.
-_TYPES: Final[Mapping[str, type | tuple[type, ...]]] = {
-    "step": int,
-    "elapsed_s": (int, float),
-    "tokens": int,
-    "loader": dict,
-    "vocabulary": dict,
-    "fingerprints": dict,
-    "loss_sums": list,
-    "max_spans": (int, type(None)),
-    "files": dict,
-    "base": dict,
-    "format": int,
-}
+_Count = Annotated[int, Range(0, MAX_COUNT)]
+
+
+class _File(TypedDict):
+    bytes: CountOrZero
+    sha256: str
+
+
+class _Base(TypedDict, total=False):
+    model: str
+    sha256: str
+
+
+class _Form(TypedDict):
+    """`state.json`."""
+
+    step: _Count
+    elapsed_s: Annotated[float, Range(0, MAX_COUNT)]
+    tokens: _Count
+    loader: dict[str, Any]
+    vocabulary: dict[str, Any]
+    fingerprints: dict[str, Any]
+    loss_sums: NotRequired[list[list[float]]]
+    max_spans: NotRequired[_Count | None]
+    files: NotRequired[dict[str, _File]]
+    base: NotRequired[_Base]
+    format: Count
 
 
 def read_state(folder: Path) -> CheckpointState:
     """Parse and check `state.json`."""
     path = folder / STATE
     try:
-        values = json.loads(read_text(path))
+        values = parse_json(read_text(path), str(path))  # losses may be no numbers
+        check_form(values, _Form, str(path))
+    except DataError as error:
+        raise damaged(path, f"is not a checkpoint's state ({error.cause})") from error
     except (OSError, ValueError) as error:
         raise damaged(path, f"can't be read ({error})") from error
-    except RecursionError as error:
-        raise damaged(path, _NESTED) from error
-    if not _is_shallow(values, MAX_DEPTH):
-        raise damaged(path, _NESTED)
-    if isinstance(values, dict):
-        values = {"loss_sums": [], "max_spans": None, "files": {}, "base": {}, **values}
-    if not isinstance(values, dict) or any(
-        not isinstance(values.get(name), kind) or isinstance(values[name], bool)
-        for name, kind in _TYPES.items()
-    ):
-        raise damaged(path, "is not a checkpoint's state")
-    _check_state(path, values)
-    return CheckpointState(**{item.name: values[item.name] for item in fields(CheckpointState)})
-
-
-def _check_state(path: Path, values: Mapping[str, Any]) -> None:
-    """Raise `CheckpointError` for impossible values."""
-    for name in ("step", "elapsed_s", "tokens"):
-        # Python integers are finite, but may be too large for a float
-        value = values[name]
-        if not (isinstance(value, int) or math.isfinite(value)) or not 0 <= value <= MAX_COUNT:
-            raise damaged(path, f"has an impossible {name}: {str(value)[:40]}")
-    spans = values["max_spans"]
-    if spans is not None and not 0 <= spans <= MAX_COUNT:
-        raise damaged(path, f"has an impossible max_spans: {str(spans)[:40]}")
-    if values["format"] < 1:
-        raise damaged(path, f"has an impossible format: {values['format']}")
-    for name, file in values["files"].items():
-        if (
-            not isinstance(file, dict)
-            or type(file.get("bytes")) is not int
-            or type(file.get("sha256")) is not str
-        ):
-            raise damaged(path, f"lacks the size and SHA-256 of the file {name!r}")
-    base = values["base"]
-    if base and {key: type(value) for key, value in base.items()} != {"model": str, "sha256": str}:
+    if values.get("base") and set(values["base"]) != {"model", "sha256"}:
         raise damaged(path, "lacks the name and SHA-256 of the model that it started from")
     if values["format"] > SHARDED_FORMAT:
         raise CheckpointError(
@@ -249,16 +226,8 @@ def _check_state(path: Path, values: Mapping[str, Any]) -> None:
             f"has format {values['format']}, but this version reads {SHARDED_FORMAT}",
             "use a newer cm3leon",
         )
-
-
-def _is_shallow(value: object, depth: int) -> bool:
-    """Whether lists and objects are nested at most `depth` deep; deeper ones would exceed Python's
-    recursion limit when compared or printed."""
-    if isinstance(value, dict):
-        value = list(value.values())
-    if not isinstance(value, list):
-        return True
-    return depth > 0 and all(_is_shallow(item, depth - 1) for item in value)
+    known = {item.name for item in fields(CheckpointState)}
+    return CheckpointState(**{name: value for name, value in values.items() if name in known})
 
 
 #: Files up to this size are hashed whenever they are read; of larger ones, only the size is compared.

@@ -351,6 +351,8 @@ def read_recipe(
         text = read_text(folder / RECIPE)
     except (OSError, UnicodeDecodeError) as error:
         raise damaged(folder / RECIPE, f"can't be read ({error})") from error
+    if all(not line or line.startswith("#") for line in map(str.strip, text.splitlines())):
+        raise damaged(folder / RECIPE, "is empty: its content was lost after it was written")
     writer = read_writer(folder, damaged)
     recipe = stored_recipe(
         text,

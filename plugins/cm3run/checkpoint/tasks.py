@@ -9,15 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from cm3core.config.schema import to_plain
-from cm3core.errors import PluginError, RecipeError
+from cm3core.errors import DataError, PluginError, RecipeError
 from cm3core.files import read_text
 from cm3core.interfaces.task import TaskConfig
 from cm3core.recipe.merge import recipe_from_yaml
 from cm3run.checkpoint.carried import hint
 from cm3run.checkpoint.layout import damaged
+from cm3run.json_text import check_form, parse_json
 from cm3run.tasks import TunedTasks, title_of, trained_tasks
 from cm3run.trust import guard, trust_of
 
@@ -65,39 +66,45 @@ def read_tasks(
     if not path.is_file():
         return TunedTasks()
     stored, trust = _stored(path), trust_of(folder, registry.models().values(), trust_endpoints)
-    tasks = stored.get("tasks")
-    if not isinstance(tasks, dict) or not all(isinstance(keys, dict) for keys in tasks.values()):
-        raise damaged(path, "contains no tasks")
-    retrieving = stored.get("retrieving", [])
-    if not isinstance(retrieving, list) or not all(isinstance(one, str) for one in retrieving):
-        raise damaged(path, "names no tasks under 'retrieving'")
     configs: dict[str, TaskConfig] = {}
     lost: dict[str, str] = {}
-    for title, keys in tasks.items():
+    for title, keys in stored["tasks"].items():
         text = json.dumps({"task": keys, "vocabulary": {"num_text": 256}})
         try:
             config = recipe_from_yaml(text, registry, label=str(path)).task
         except PluginError as error:
-            lost[str(title)] = hint(registry, folder) or error.next_step
+            lost[title] = hint(registry, folder) or error.next_step
             continue
         except RecipeError as error:
             raise damaged(path, f"has an invalid task {title!r}: {error.cause}") from error
         assert config is not None
         guard(config, trust, str(path))
-        configs[str(title)] = config
+        configs[title] = config
     return TunedTasks(
         configs,
-        stored.get("plain") is True,
+        stored.get("plain", False),
         lost,
-        stored.get("turns") is True,
-        frozenset(retrieving),
+        stored.get("turns", False),
+        frozenset(stored.get("retrieving", ())),
     )
 
 
-def _stored(path: Path) -> dict[str, Any]:
+class _Form(TypedDict):
+    """The file's form."""
+
+    tasks: dict[str, dict[str, Any]]
+    plain: NotRequired[bool]
+    turns: NotRequired[bool]
+    retrieving: NotRequired[list[str]]
+
+
+def _stored(path: Path) -> _Form:
     """The file's contents."""
     try:
-        stored = json.loads(read_text(path))
-    except (OSError, ValueError, RecursionError) as error:
+        stored: _Form = parse_json(read_text(path), str(path))  # keys of recipes may be infinite
+        check_form(stored, _Form, str(path))
+    except DataError as error:
+        raise damaged(path, f"contains no tasks ({error.cause})") from error
+    except (OSError, ValueError) as error:
         raise damaged(path, f"can't be read ({error})") from error
-    return stored if isinstance(stored, dict) else {}
+    return stored

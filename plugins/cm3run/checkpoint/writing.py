@@ -133,7 +133,7 @@ def _record(out_dir: Path, components: Components, state: CheckpointState) -> No
 
 
 def _write_whole(target: Path, snapshot: Snapshot) -> None:
-    with new_folder(target) as folder:
+    with new_folder(target, in_training=True) as folder:
         if (adapter := snapshot.adapter) is None:
             save_file(dict(snapshot.weights), folder / WEIGHTS)
         else:
@@ -151,7 +151,7 @@ def _write_whole(target: Path, snapshot: Snapshot) -> None:
 def _write_sharded(target: Path, snapshot: Snapshot, processes: Processes) -> None:
     """Each process writes its part into a folder made by the first one, which renames it at the end."""
     with ExitStack() as stack:
-        folder = processes.first(lambda: stack.enter_context(new_folder(target)))
+        folder = processes.first(lambda: stack.enter_context(new_folder(target, in_training=True)))
         files = write_shards(folder, WEIGHTS, snapshot.weights, processes, target)
         optimizer_state = contiguous(snapshot.optimizer_state)
         files |= write_shards(folder, OPTIMIZER, optimizer_state, processes, target)
@@ -280,9 +280,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
+def new_folder(target: Path, *, in_training: bool = False) -> Iterator[Path]:
     """Make a folder beside `target` that replaces it once it is written and flushed. On any error, nothing changes;
-    one is that `target` has files that this user's commands did not write."""
+    one is that `target` has files that this user's commands did not write. `in_training`: the command goes on where
+    it was when it is run again."""
     try:
         with new_place(target) as temporary:
             temporary.mkdir()
@@ -304,11 +305,11 @@ def new_folder(target: Path) -> Iterator[Path]:
             sync_directory(target.parent)
     except (OSError, SafetensorError, FileError) as error:
         cause = error.cause if isinstance(error, FileError) else f"can't be written ({error})"
+        step = "check the disk's free space and the folder's permissions, then run the same command again"
+        if in_training:
+            step += ": training resumes from the newest checkpoint"
         raise CheckpointError(
-            str(target),
-            f"{cause}; existing files are unchanged",
-            "check the disk's free space and the folder's permissions, then run the same command "
-            "again: training resumes from the newest checkpoint",
+            str(target), f"{cause}; existing files are unchanged", step
         ) from error
 
 

@@ -312,6 +312,7 @@ def test_full_disk_leaves_the_old_checkpoint(
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "can't be written" in str(caught.value)
     assert tells(caught.value.next_step, "check the disk's free space")
+    assert "resumes" not in caught.value.next_step, "an export begins again"
     assert {path: path.read_bytes() for path in out.rglob("*.safetensors")} == before
     assert not list((out / "models").iterdir()), "nothing half-written is left"
     assert latest_checkpoint(out) == newest

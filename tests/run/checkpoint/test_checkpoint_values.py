@@ -81,10 +81,8 @@ def test_counters_that_can_not_be(spoiled: Path, name: str, value: Any) -> None:
     with pytest.raises(CheckpointError) as caught:
         read_state(spoiled)
     assert caught.value.place == str(spoiled / STATE)
-    if isinstance(value, bool):
-        assert caught.value.cause == "is not a checkpoint's state"
-    else:
-        assert caught.value.cause == f"has an impossible {name}: {str(value)[:40]}"
+    shown = "a number of very many digits" if value == 10**400 else str(value)
+    assert caught.value.cause.startswith(f"is not a checkpoint's state ({name} is {shown}")
 
 
 def train_on(run: Path, registry: Registry, recipe: Recipe) -> str:
@@ -194,16 +192,35 @@ def test_loss_sums_that_are_no_numbers(
     small_registry: Registry, small_recipe: Recipe, spoiled_run: Path, spoiled: Path, sums: Any
 ) -> None:
     set_state(spoiled, loss_sums=sums)
-    assert "loss_sums is not" in train_on(spoiled_run, small_registry, small_recipe)
+    assert re.search(r"loss_sums(\[0\]\S*)? is ", train_on(spoiled_run, small_registry, small_recipe))
 
 
-@pytest.mark.parametrize("depth", [9, 900, 100_000])
+@pytest.mark.parametrize("depth", [65, 900, 100_000])
 def test_state_that_is_nested_deeply(spoiled: Path, depth: int) -> None:
     text = (spoiled / STATE).read_text()
     nested = f'{{"deep": {"[" * depth}{"]" * depth}, '
     (spoiled / STATE).write_text(text.replace("{", nested, 1))
-    with pytest.raises(CheckpointError, match="nested too deeply"):
+    with pytest.raises(CheckpointError, match="is nested deeper than 64 levels"):
         read_state(spoiled)
+
+
+@pytest.mark.parametrize("content", ["", "\n \n", "# name: tiny\n"])
+def test_recipe_that_was_emptied(
+    small_registry: Registry,
+    small_recipe: Recipe,
+    spoiled_run: Path,
+    spoiled: Path,
+    content: str,
+) -> None:
+    """By a disk that was full, or a copy that was interrupted: it says so, not that the recipe has changed."""
+    (spoiled / RECIPE).write_text(content)
+    message = train_on(spoiled_run, small_registry, small_recipe)
+    assert message == (
+        f"{spoiled / RECIPE}: is empty: its content was lost after it was written\n"
+        f"  next: delete {spoiled} to use the previous checkpoint, or copy it again from its source"
+    )
+    with pytest.raises(CheckpointError, match="is empty"):
+        open_checkpoint(spoiled, small_registry)
 
 
 def test_recipe_that_is_nested_deeply(small_registry: Registry, spoiled: Path) -> None:
