@@ -6,9 +6,11 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import tarfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +22,7 @@ from hypothesis import strategies as st
 from cm3apps.cli.main import main
 from cm3core.document import Codes, Text
 from cm3core.errors import CM3Error, DataError
+from cm3core.files import sha256_file
 from cm3core.interfaces.dataset import DocumentSource, Provenance
 from cm3core.plugins import Registry, load_registry
 from cm3core.recipe import compose
@@ -27,6 +30,7 @@ from cm3kits.dataset import DocumentSourceContract
 from cm3plugins.datasets.tokens import TokensSourceConfig
 from cm3plugins.datasets.tokens.source import Ahead, TokensSource, stream_part
 from cm3run.build import build
+from cm3run.token_shards.record import write_tar
 from cm3run.training.preparation import Preparation
 from messages import tells
 from picture_files import picture, write
@@ -334,6 +338,97 @@ def test_manifests_that_are_none(shards: Path, tmp_path: Path) -> None:
         refused(tmp_path / "nothing"),
         f"dataset.path {tmp_path / 'nothing'}: there is no such folder ... dataset.path",
     )
+
+
+def with_records(shards: Path, folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """The shards with every record changed, and the manifest's hashes as its author would state them."""
+    folder = shutil.copytree(shards, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for shard in manifest["splits"]["train"]["shards"]:
+        path, documents = folder / shard["name"], []
+        with tarfile.open(path) as tar:
+            members = {one.name: file.read() for one in tar if (file := tar.extractfile(one))}
+        for name, content in members.items():
+            if name.endswith(".json"):
+                values = json.loads(content)
+                change(values)
+                key = name.removesuffix(".json")
+                documents.append((key, json.dumps(values).encode(), members.get(f"{key}.npy")))
+        write_tar(path, documents)
+        shard |= {"num_bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def of_text(**values: object) -> Callable[[dict[str, Any]], object]:
+    """Change the text of a record."""
+    return lambda record: next(one for one in record["segments"] if "texts" in one).update(values)
+
+
+HOSTILE_RECORDS = {
+    "a number as a text": (of_text(texts=[5]), "segments[0].texts[0] is 5, must be a text"),
+    "null as a text": (of_text(texts=[None]), "segments[0].texts[0] is None, must be a text"),
+    "texts as ids": (of_text(ids=[["x"]]), "segments[0].ids[0][0] is 'x', must be a whole number"),
+    "a boolean as an id": (of_text(ids=[[True]]), "is True, must be a whole number"),
+    "a fraction as an id": (of_text(ids=[[1.5]]), "is 1.5, must be a whole number"),
+    "half a character": (of_text(texts=["\ud800"]), "holds half a character ('\\ud800'"),
+    "no ids": (of_text(ids=[]), "texts, 0 of ids"),
+    "no texts": (of_text(texts=[], ids=[]), "has 0 texts, 0 of ids"),
+    "a text alone": (of_text(texts="a"), "texts is 'a', must be a list of texts"),
+    "a response elsewhere": (of_text(texts=["a"], ids=[[97]], responses=[[[0, 2]]]), "outside"),
+    "a response backwards": (of_text(responses=[[[1, 0]]]), "outside of its text"),
+    "a picture elsewhere": (
+        lambda record: record["segments"].append({"picture": 1}),
+        "picture 1 of",
+    ),
+    "a picture before": (lambda record: record["segments"].append({"picture": -1}), "is -1"),
+    "nothing": (lambda record: record["segments"].append({}), "neither a text with its ids nor"),
+    "no number": (lambda record: record.update(group=float("nan")), "holds NaN"),
+    "an id of no name": (lambda record: record.update(id="a\0"), "without the character 0"),
+    "a licence of no text": (
+        lambda record: record.update(licence=3),
+        "licence is 3, must be a text",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_RECORDS)
+def test_records_with_right_hashes_and_wrong_values(
+    shards: Path, tmp_path: Path, name: str
+) -> None:
+    change, cause = HOSTILE_RECORDS[name]
+    error = refused(with_records(shards, tmp_path / "out", change))
+    assert isinstance(error, DataError)
+    assert error.place == "train-000000.tar, document 0"
+    assert error.cause.startswith("is not a document of token shards (")
+    assert cause in error.cause
+    assert error.next_step == "encode the data set again with this version"
+
+
+@pytest.mark.parametrize("name", ["a number as a text", "null as a text", "texts as ids"])
+def test_training_refuses_records_with_right_hashes_and_wrong_values(
+    shards: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change, cause = HOSTILE_RECORDS[name]
+    folder = with_records(shards, tmp_path / "out", change)
+    options = [*TEXTS, "dataset=tokens", f"dataset.path={folder}", "train.steps=2"]
+    out = str(tmp_path / "run")
+    assert main(["--plugin", PLUGIN, "train", SQUARES, *options, "-o", out, "--quiet"]) == 2
+    said = capsys.readouterr().err
+    assert cause in said
+    assert "\n  next: encode the data set again" in said
+
+
+def test_ids_that_the_text_tokenizer_lacks(
+    registry: Registry, shards: Path, tmp_path: Path
+) -> None:
+    """Types are checked where shards are read, and the range where the vocabulary is known."""
+    for ids in ([-1], [256], [10**30]):
+        folder = with_records(
+            shards, tmp_path / f"out{ids[0] % 97}", of_text(texts=["a"], ids=[ids])
+        )
+        with pytest.raises(CM3Error, match=r"text ids .*, but the text tokenizer has 256"):
+            next(prepared(registry, "dataset=tokens", f"dataset.path={folder}").loader())
 
 
 def test_another_tokenizer(registry: Registry, shards: Path) -> None:

@@ -117,6 +117,39 @@ def test_stat_and_remove(place, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_half_a_character_in_a_shared_memory(place, postgres, tmp_path, capsys):
+    """One caption that anybody pushed may not end the pull of everybody in a traceback."""
+    built(tmp_path / "bank", 10)
+    assert main(["postgres", "init", "bank", "--no-index", *place]) == 0
+    assert main(["postgres", "push", "bank", "--quiet", *place]) == 0
+    table, half = f"{place[3]}.documents", b'["\\ud800"]'
+    postgres.sql(f"UPDATE {table} SET segments = %s WHERE id = 'd3'", [half])
+    capsys.readouterr()
+    assert main(["postgres", "pull", "-o", "out", "--quiet", *place]) == 2
+    said = capsys.readouterr().err
+    assert "document 'd3': is damaged (segments holds half a character ('\\ud800'" in said
+    assert "\n  next: remove it (cm3 postgres remove) and push it again" in said
+    assert not (tmp_path / "out").exists()
+    assert main(["postgres", "remove", "d3", *place]) == 0
+    assert main(["postgres", "pull", "-o", "out", "--quiet", *place]) == 0
+
+
+def test_what_others_wrote_is_shown_on_one_line(place, postgres, tmp_path, capsys):
+    built(tmp_path / "bank", 4)
+    assert main(["postgres", "init", "bank", "--no-index", *place]) == 0
+    assert main(["postgres", "push", "bank", "--quiet", *place]) == 0
+    for column in ("style", "licence", "source"):
+        value = "ink\nindex            HNSW\x1b[2J\u202e"
+        postgres.sql(f"UPDATE {place[3]}.documents SET {column} = %s", [value])
+    capsys.readouterr()
+    assert main(["postgres", "stat", *place]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("index")] == [
+        "index            none; every search is exact: cm3 postgres index"
+    ]
+    assert "styles           ink index            HNSW\\u001b[2J\\u202e (4)" in lines
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -157,7 +190,7 @@ def test_a_damaged_metadata_file(place, tmp_path, capsys):
     assert main(["postgres", "init", "bank", "--no-index", *place]) == 0
     (tmp_path / "bank/metadata.jsonl").write_text('{"id": "d0"}\n')
     assert main(["postgres", "push", "bank", "--quiet", *place]) == 2
-    assert "metadata.jsonl:1: is damaged ('style')" in capsys.readouterr().err
+    assert "metadata.jsonl:1: is damaged (has no 'licence')" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -301,6 +301,14 @@ def test_an_unknown_database_is_refused_at_once(postgres):
         ("segments", b"{", "is damaged"),
         ("codes", b"\xff\xff" * 4, "codes 65535..65535, but the codebook has 16 entries"),
         ("codes", b"\0", "is damaged"),
+        ("segments", b"[true]", "segments [0] is True, must be"),
+        ("segments", b"[-1]", "segments [0] is -1 (use 0 or more)"),
+        ("segments", b"[1.0]", "segments [0] is 1.0, must be"),
+        ("segments", b"[null]", "segments [0] is None, must be"),
+        ("segments", b'["a\xff"]', "is not UTF-8"),
+        ("segments", b'["\\udfff"]', "holds half a character"),
+        ("segments", b"[" * 10_000, "is nested deeper than"),
+        ("keys", ["a", None], "[2][1] is None, must be a text"),
     ],
 )
 def test_a_damaged_row(postgres, column, value, cause):

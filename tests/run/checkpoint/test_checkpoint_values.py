@@ -192,7 +192,9 @@ def test_loss_sums_that_are_no_numbers(
     small_registry: Registry, small_recipe: Recipe, spoiled_run: Path, spoiled: Path, sums: Any
 ) -> None:
     set_state(spoiled, loss_sums=sums)
-    assert re.search(r"loss_sums(\[0\]\S*)? is ", train_on(spoiled_run, small_registry, small_recipe))
+    assert re.search(
+        r"loss_sums(\[0\]\S*)? is ", train_on(spoiled_run, small_registry, small_recipe)
+    )
 
 
 @pytest.mark.parametrize("depth", [65, 900, 100_000])
