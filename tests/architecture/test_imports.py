@@ -124,6 +124,20 @@ def test_import_contracts(tmp_path: Path) -> None:
     assert "0 broken" in done.stdout
 
 
+def test_xml_is_parsed_in_one_place() -> None:
+    """`cm3run.xml_text` refuses declarations; whoever parses beside it would have to, too."""
+    parsers = {"fromstring", "XML", "XMLParser", "iterparse", "fromstringlist", "XMLPullParser"}
+    found = []
+    for folder in PACKAGES.values():
+        for path in folder.rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                name = getattr(node, "attr", "")
+                owner = getattr(getattr(node, "value", None), "id", "")
+                if (name in parsers and owner in ("ElementTree", "ET")) or name == "ParserCreate":
+                    found.append(path.name)
+    assert set(found) == {"xml_text.py"}
+
+
 #: The table of earlier names; the types of the door `cm3core.load`.
 EXEMPT = {PACKAGES["cm3core"] / "_moved.py", PACKAGES["cm3core"] / "__init__.py"}
 

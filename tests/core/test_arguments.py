@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cm3core.arguments import Called, Count, Name, Range, Shape, check_value, checked, shown
+from cm3core import arguments
+from cm3core.arguments import (
+    Called,
+    Count,
+    CountOrZero,
+    Matching,
+    Name,
+    Range,
+    Shape,
+    Without,
+    check_value,
+    checked,
+    misfit,
+    shown,
+)
 from cm3core.errors import CM3Error, DataError, GenerationError
 from messages import tells
 
@@ -228,3 +242,73 @@ def test_a_range_has_both_ends(number: int, least: int, most: int) -> None:
     else:
         with pytest.raises(DataError, match=f"use {least} to {most}"):
             check_value("it", number, annotation, DataError)
+
+
+# ---- forms of stored documents
+
+
+class Inner(TypedDict):
+    sizes: NotRequired[tuple[Count, Count]]
+    hash: NotRequired[Annotated[str, Matching("[0-9a-f]{4}", "four digits")]]
+    name: NotRequired[Annotated[str, Without("/", "a name")]]
+
+
+class Outer(TypedDict):
+    inner: dict[str, Inner]
+    ids: NotRequired[list[int]]
+    parts: NotRequired[list[str | CountOrZero]]
+    ratio: NotRequired[Annotated[float, Range(0, 1)] | None]
+
+
+@pytest.mark.parametrize(
+    ("value", "where", "cause"),
+    [
+        ({}, "", "has no 'inner'"),
+        ({"inner": []}, ".inner", "is [], must be a mapping"),
+        ({"inner": {"a": 1}}, ".inner['a']", "is 1, must be a mapping"),
+        ({"inner": {"a": {"sizes": [1]}}}, ".inner['a'].sizes", "is [1], must be 2 whole numbers"),
+        ({"inner": {"a": {"sizes": [1, 0]}}}, ".inner['a'].sizes[1]", "is 0 (use 1 or more)"),
+        ({"inner": {"a": {"hash": "12"}}}, ".inner['a'].hash", "is '12', must be four digits"),
+        ({"inner": {"a": {"hash": "123a\n"}}}, ".inner['a'].hash", None),
+        ({"inner": {"a": {"name": "a/b"}}}, ".inner['a'].name", "is 'a/b', must be a name"),
+        ({"inner": {}, "ids": [1, True]}, ".ids[1]", "is True, must be a whole number"),
+        ({"inner": {}, "parts": ["a", -1]}, ".parts[1]", "is -1 (use 0 or more)"),
+        ({"inner": {}, "ratio": 1.5}, ".ratio", "is 1.5 (use 0 to 1)"),
+        ({"inner": {}, "ratio": float("nan")}, ".ratio", "is nan (use 0 to 1)"),
+    ],
+)
+def test_what_does_not_have_its_form(value: Any, where: str, cause: str | None) -> None:
+    found = misfit(value, Outer)
+    assert found is not None
+    assert found[0] == where
+    assert cause in (None, found[1])
+
+
+def test_what_has_its_form() -> None:
+    inner = {"a": {"sizes": [1, 2], "hash": "12af", "name": "b", "of a later version": None}}
+    assert misfit({"inner": inner, "ids": [-1], "parts": ["a", 0], "ratio": None}, Outer) is None
+    assert misfit({"inner": {}, "ids": [], "ratio": 1}, Outer) is None
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 9)
+    | st.floats()
+    | st.sampled_from(("", "12af", "/")),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(("inner", "sizes", "hash", "name", "ids", "parts", "ratio")), inner
+        )
+    ),
+    max_leaves=12,
+)
+FORMS = (Outer, Inner, list[int], list[Count], dict[str, Inner], list[str | CountOrZero])
+
+
+@given(JSON, st.sampled_from(FORMS))
+def test_the_quick_look_only_lets_through_what_the_check_does(value: Any, form: Any) -> None:
+    """Of long lists and large documents, most of which fit; it decides nothing else."""
+    if arguments._likely(form)(value):
+        arguments._check(value, form)

@@ -14,9 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cm3core.errors import CheckpointError
+from cm3core.errors import CheckpointError, DataError
 from cm3core.files import atomic_path
 from cm3plugins.trained.weights_file import check_before_saving, check_finite
+from cm3run.json_text import parse_json
 
 
 def save_weights(path: Path, network: nn.Module, form: str, header: Mapping[str, Any]) -> None:
@@ -51,12 +52,13 @@ def read_weights(path: Path, form: str, next_step: str) -> tuple[dict[str, Any],
             str(path), f"is not a complete safetensors file ({error})", next_step
         ) from error
     try:
-        header: dict[str, Any] = json.loads(metadata.get("cm3leon", "{}"))
-        found = header.pop("format", metadata.get("format"))
-    except (json.JSONDecodeError, TypeError, AttributeError) as error:
+        stated = metadata.get("cm3leon", "{}")
+        header: dict[str, Any] = parse_json(stated, str(path), form=dict[str, Any])
+    except DataError as error:
         raise CheckpointError(
-            str(path), f"its header can't be read ({error})", next_step
+            str(path), f"its header can't be read ({error.cause})", next_step
         ) from error
+    found = header.pop("format", metadata.get("format"))
     if found != form:
         raise CheckpointError(str(path), f"has the format {found!r}, not {form!r}", next_step)
     check_finite(tensors, path)

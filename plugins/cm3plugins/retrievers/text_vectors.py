@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,7 @@ from cm3core.files import atomic_path, cache_folder
 from cm3core.interfaces.embedder import Embedder, VectorArray, normalise
 from cm3plugins.trained.four_bits import GROUP, dequantise, quantise
 from cm3run.built_once import computed_once
+from cm3run.json_text import parse_json
 from cm3run.npy import load_array, save_array
 from cm3run.progress import estimated_bar
 
@@ -55,7 +57,8 @@ class TextVectors:
     def _open(self, file: Path) -> None:
         try:
             with safe_open(file, "pt") as opened:
-                header = json.loads((opened.metadata() or {}).get("cm3leon", "{}"))
+                stated = (opened.metadata() or {}).get("cm3leon", "{}")
+                header = parse_json(stated, str(file), form=dict[str, Any])
                 names = ("hashes", "codes", "scales", "mean", "projection")
                 hashes, codes, scales, mean, projection = map(opened.get_tensor, names)
         except (SafetensorError, OSError, ValueError, KeyError) as error:

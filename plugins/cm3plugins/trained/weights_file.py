@@ -16,9 +16,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cm3core.errors import CheckpointError, CM3Error
+from cm3core.errors import CheckpointError, CM3Error, DataError
 from cm3core.files import atomic_path
 from cm3core.recipe.layers import STORED
+from cm3run.json_text import parse_json
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -130,13 +131,16 @@ class WeightsFormat(Generic[ArchitectureT]):
         try:
             values: dict[str, Any] = {
                 key: tuple(value) if isinstance(value, list) else value
-                for key, value in json.loads(metadata[self.key]).items()
+                for key, value in parse_json(
+                    metadata[self.key], str(path), form=dict[str, Any]
+                ).items()
             }
             arch = self.architecture(**values)
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError) as error:
+            cause = error.cause if isinstance(error, DataError) else error
             raise CheckpointError(
                 str(path),
-                f"its architecture can't be read ({error})",
+                f"its architecture can't be read ({cause})",
                 "use weights written by this version's trainer",
             ) from error
         check_finite(state, Path(path))

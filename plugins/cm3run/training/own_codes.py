@@ -21,6 +21,7 @@ from cm3core.interfaces.dataset import DocumentSource, TaskSource
 from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
 from cm3core.plugins.registry import built
 from cm3core.recipe.recipe import files_of
+from cm3run.json_text import parse_json
 from cm3run.picture_arrays import pictures_of
 
 if TYPE_CHECKING:
@@ -44,7 +45,10 @@ def trained_codes(recipe: Recipe, out_dir: Path, registry: Registry, *, progress
     settings = json.dumps(to_plain(config), sort_keys=True, default=str)
     identity = hashlib.sha256(settings.encode()).hexdigest()
     if (folder / DONE).is_file():
-        if json.loads((folder / DONE).read_text(encoding="utf-8")).get("settings") != identity:
+        done = parse_json(
+            (folder / DONE).read_bytes(), str(folder / DONE), "delete it", form=dict[str, Any]
+        )
+        if done.get("settings") != identity:
             raise CheckpointError(
                 str(folder),
                 "holds image codes that were trained with other settings of image_tokenizer",

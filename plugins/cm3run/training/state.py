@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from cm3core.files import write_text
 from cm3run import progress
+from cm3run.json_text import parse_json
 from cm3run.processes import Processes
 from cm3run.training.metrics import GROUPS, MetricsLog, SpeedMeter, Tracking, TypicalDuration
 from cm3run.training.optim import OptimizerGroup, Schedule
@@ -149,9 +150,10 @@ def ended_early(recipe: Recipe, out_dir: Path) -> bool:
 def _stored_losses(out_dir: Path) -> dict[str, Any]:
     """The contents of `EARLY_STOPPING`; empty if there is none, or it can't be read: the losses are then measured again."""
     try:
-        found = json.loads((out_dir / EARLY_STOPPING).read_text(encoding="utf-8"))
+        path = out_dir / EARLY_STOPPING
+        found = parse_json(path.read_bytes(), str(path))  # losses may be no numbers
         losses = [(int(step), float(loss)) for step, loss in found["losses"]]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError):
         return {}
     return {"losses": losses, "ended": found.get("ended")}
 

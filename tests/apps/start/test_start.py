@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,22 @@ from picture_files import picture, write
 def pictures(tmp_path: Path) -> Path:
     files = {f"noise {name}.png": picture(place) for place, name in enumerate("abcdefgh")}
     return write(tmp_path / "own", dict(files))
+
+
+def test_drawings_that_would_become_large_are_refused_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In UTF-16, which has no bytes `<!ENTITY`: each of these 31 kB is 16 million letters."""
+    text = f"""<!DOCTYPE svg [<!ENTITY a "{"M0 0h1 " * 1500}">]>
+        <svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24"><path d="{"&a;" * 1600}"/></svg>"""
+    write(tmp_path / "own", {f"icon{number}.svg": text.encode("utf-16") for number in range(26)})
+    begin = time.process_time()
+    assert main(["start", str(tmp_path / "own"), "-o", str(tmp_path / "out")]) == 2
+    assert time.process_time() - begin < 20
+    said = capsys.readouterr().err
+    assert "no picture can be read: declares entities or attributes, which is refused" in said
+    assert "\n  next: leave it out" in said
+    assert not (tmp_path / "out").exists()
 
 
 def kept(*, lost: float) -> Kept:

@@ -7,7 +7,6 @@ encoder), Reimers and Gurevych 2019 (the mean); weights: sentence-transformers/a
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from cm3core.errors import CheckpointError
 from cm3core.files import read_text
 from cm3plugins.embedders.weights import fill
 from cm3plugins.trained.weights_file import check_finite
+from cm3run.json_text import parse_json
 
 #: Maximum number of word pieces read, including start and end tokens; as in training.
 MAX_TOKENS = 256
@@ -176,9 +176,10 @@ class SentenceEncoder:
         """
         weights = folder / "model.safetensors"
         try:
-            sizes = BertSizes.of(json.loads(read_text(folder / "config.json")))
+            config = folder / "config.json"
+            sizes = BertSizes.of(parse_json(read_text(config), str(config), form=dict[str, Any]))
             tensors = load_file(weights)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise CheckpointError(
                 str(folder), f"is not a readable BERT ({error})", _NEXT
             ) from error
