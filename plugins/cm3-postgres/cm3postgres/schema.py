@@ -172,7 +172,7 @@ def read_manifest(connection: Connection, database: Database) -> Manifest:
     Raises:
         DatabaseError: it is damaged, or has a newer version.
     """
-    rows = connection.execute(
+    rows: list[Any] = connection.execute(
         formatted("SELECT format, made_with FROM {s}.about", database.options.schema)
     ).fetchall()
     if not rows:

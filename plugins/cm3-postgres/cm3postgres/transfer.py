@@ -228,7 +228,8 @@ def _pulled(
         def documents() -> Iterator[BankDocument]:
             for row in cursor:
                 one = stored(row[4:], memory.manifest, memory.place).document
-                licence, source, attribution, style = row[:4]
+                about: tuple[Any, ...] = row[:4]
+                licence, source, attribution, style = about
                 told = Provenance(licence, source, attribution).stated() | {"id": one.id}
                 line = told | {"style": style}
                 place, step = (

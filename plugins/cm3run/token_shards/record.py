@@ -349,7 +349,9 @@ def _misfit(values: _Record, num_pictures: int) -> str | None:
             return f"segments[{place}] is neither a text with its ids nor a picture"
         texts, number = one["texts"], len(one["texts"])
         counts.add(number)
-        spans = one.get("responses", [[]] * number)
+        spans = (
+            one["responses"] if "responses" in one else list[list[tuple[int, int]]]([[]] * number)
+        )
         if not number == len(one["ids"]) == len(spans) or not number:
             return (
                 f"segments[{place}] has {number} texts, {len(one['ids'])} of ids and "
