@@ -55,7 +55,6 @@ OTHER_MEANINGS = {
     ("sequence/prompt_writer.py", "none"): "which texts are hidden",
     ("plugin_check/probe.py", "none"): "how many keys there are",
     ("training/metrics.py", "none"): "a group of tokens",
-    ("checkpoint/layout.py", "tokens"): "how many were trained on",
     ("cli/task.py", "tokens"): "how many a document has",
     ("interfaces/objective.py", "tokens"): "a field of sequences",
     ("benchmarks.py", "tokens"): "how many a case draws",

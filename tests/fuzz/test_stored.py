@@ -47,6 +47,7 @@ def search(one: Format, folder: Path, number: int, *, same: bool = False) -> dic
 
     @settings(
         max_examples=number,
+        deadline=None,  # `check` has its own
         database=None,
         phases=[Phase.generate] if same else [Phase.generate, Phase.shrink],
         suppress_health_check=list(HealthCheck),
