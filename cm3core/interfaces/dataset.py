@@ -7,7 +7,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,7 @@ from cm3core.document import Codes, Document, Image, Text, content_keys, text_of
 from cm3core.errors import DataError
 from cm3core.interfaces.component import ComponentConfig
 from cm3core.interfaces.reach import TEXT, Outside
-from cm3core.interfaces.task import Record, Task
+from cm3core.interfaces.task import Record, Task, instruction_field
 
 if TYPE_CHECKING:
     import numpy as np
@@ -312,6 +312,11 @@ class DocumentSource(ABC):
         and independent, in the order of its draws; None: not applicable, or unknown."""
         return None
 
+    def instructions(self) -> Mapping[str, Mapping[str, int] | None]:
+        """Return, for each task whose documents change a picture by an instruction, by its title, the instructions with
+        their numbers of documents; None: more than `MOST_INSTRUCTIONS`. By default there is no such task."""
+        return {}
+
     def provenances(self) -> Mapping[Provenance, int]:
         """Return the documents' provenances (`Provenance.shared`), each with its number of documents."""
         return Counter(self.provenance(index).shared for index in range(len(self)))
@@ -390,16 +395,22 @@ class DocumentSource(ABC):
             yield text_of(self._document(index, None))
 
 
+#: The most different instructions of a task that are counted; with more, they are free text.
+MOST_INSTRUCTIONS = 20_000
+
+
 class TaskSource(DocumentSource):
     """The documents that a task makes from a source's records. Unusable records are skipped.
 
     Args:
         source: its `record` gives the fields.
         task: makes the documents.
+        title: the task's name as users see it, for `instructions`.
     """
 
-    def __init__(self, source: DocumentSource, task: Task) -> None:
-        self.source, self.task = source, task
+    def __init__(self, source: DocumentSource, task: Task, title: str = "") -> None:
+        self.source, self.task, self.title = source, task, title
+        self._instructions: Counter[str] | None = Counter()
         self._skipped: list[SkippedRecord] = []
         self._indices: list[int] = []
         # all documents are made here to find the usable ones; their hash is a by-product
@@ -411,9 +422,28 @@ class TaskSource(DocumentSource):
                 self._skipped.append(SkippedRecord(error.place, error.cause, error.next_step))
             else:
                 self._indices.append(index)
+                self._count_instruction(index)
                 digest.update(content_entry(source.id(index), document))
         if not self._skipped:  # otherwise the hash is not that of the stored fingerprint
             self._content_fingerprint = digest.hexdigest()
+
+    def _count_instruction(self, index: int) -> None:
+        """Count a record's instruction, in each of its wordings."""
+        name, counts = instruction_field(self.task), self._instructions
+        if name is None or counts is None:
+            return
+        record = self.source.record(index)
+        wordings: Sequence[str] = (str(record[name]),)
+        alternatives = self.source.text_alternatives(index) or []
+        # constants of a table come before the fields of its rows
+        texts = [one for one, value in record.items() if isinstance(value, str)]
+        own = dict(zip(texts[len(texts) - len(alternatives) :], alternatives, strict=False))
+        counts.update(text.strip() for text in own.get(name, wordings))
+        if len(counts) > MOST_INSTRUCTIONS:
+            self._instructions = None
+
+    def instructions(self) -> Mapping[str, Mapping[str, int] | None]:
+        return {} if instruction_field(self.task) is None else {self.title: self._instructions}
 
     def _make(self, index: int, rng: np.random.Generator | None) -> Document:
         record = self.source.record(index, rng)

@@ -267,6 +267,15 @@ def fields_of_type(task: Task, names: Sequence[str], kind: FieldType) -> list[st
     return [name for name in names if task.fields[name] == kind]
 
 
+def instruction_field(task: Task) -> str | None:
+    """The field of a task that says how to change a picture: the one text that is given with pictures, where the
+    response is a picture; None: it is no such task."""
+    texts = fields_of_type(task, task.given, "text")
+    pictures = fields_of_type(task, task.given, "image")
+    changes = [task.fields[name] for name in task.responses] == ["image"]
+    return texts[0] if len(texts) == 1 and pictures and changes else None
+
+
 def check_serves(task: Task, method: str, texts: int, pictures: int, response: FieldType) -> None:
     """Raise `PluginError` unless a task's fields match the inputs and output of a model's method."""
     kinds = [task.fields[name] for name in task.given]

@@ -28,6 +28,7 @@ from cm3core.vocab import VocabularySizes
 from cm3run.bank import Memory, memory_of
 from cm3run.devices import check_weights_fit
 from cm3run.generation.likelihood import Likelihood
+from cm3run.tasks import title_of
 from cm3run.generation.weights import GenerationWeights, version_of, whole_of
 from cm3run.life import NEEDED
 from cm3run.machine_memory import fitting_memory
@@ -253,7 +254,8 @@ def source_of(recipe: Recipe, registry: Registry, *, split: str | None = None) -
     if recipe.task is None:
         return source
     task = section(recipe, "task")
-    return TaskSource(source, built(task.build(), task, registry))
+    title = title_of(recipe.component_names["task"], task)
+    return TaskSource(source, built(task.build(), task, registry), title)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from cm3core.interfaces.component import ComponentConfig, broken, is_array, show
 from cm3core.interfaces.retriever import Retrieved, Retriever, RetrieverConfig
 
 if TYPE_CHECKING:
+    from cm3core.interfaces.embedder import VectorArray
     from cm3core.document import PixelArray
 
 
@@ -81,6 +82,11 @@ class AnsweringRetriever(Retriever):
     def answers(self) -> bool:
         """Return whether to call `answer` for prompts."""
         return True
+
+    def likeness(self, texts: Sequence[str], others: Sequence[str]) -> VectorArray | None:
+        """Return how similar N texts are to M others in meaning, at most 1, float32 [N, M]; None, the default: it compares
+        no meanings."""
+        return None
 
     @abstractmethod
     def _answer(

@@ -24,6 +24,7 @@ from cm3core.interfaces.task import (
     check_serves,
 )
 from cm3core.plugins.registry import built, marked
+from cm3run.instructions import Forms
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,6 +55,7 @@ class TunedTasks:
         lost: name -> next step, for tasks that no installed plugin provides.
         turns: whether it was tuned on conversations in its layout's turns.
         retrieving: the tasks whose documents had retrieved documents prepended.
+        instructions: task -> the forms of its instructions in tuning; without those that are free text or unknown.
     """
 
     configs: Mapping[str, TaskConfig] = field(default_factory=dict)
@@ -61,6 +63,7 @@ class TunedTasks:
     lost: Mapping[str, str] = field(default_factory=dict)
     turns: bool = False
     retrieving: frozenset[str] = frozenset()
+    instructions: Mapping[str, Forms] = field(default_factory=dict)
 
     @classmethod
     def of(cls, recipe: Recipe) -> TunedTasks:

@@ -13,7 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cm3apps.cli._model import printable, settings_of
+from cm3apps.cli._model import printable, settings_of, show_note
 from cm3core.errors import CM3Error, FileError, close_match
 from cm3core.files import check_not_input, user_path, write_bytes
 from cm3core.outputs import claim_file
@@ -70,7 +70,8 @@ class Replies:
                 found.append({"type": "text", "text": part})
             else:
                 path = self.save(part, prompt, stem and f"{stem}-{number}")
-                found.append({"type": "image", "file": str(path)})
+                noted = {"note": part.note} if part.note else {}
+                found.append({"type": "image", "file": str(path), **noted})
         return found
 
     def show(self, events: Generator[Event, None, None], prompt: str) -> Reply:
@@ -112,6 +113,7 @@ class Replies:
                         if begun:
                             print()
                         print(self.save(event.part, prompt), flush=True)
+                        show_note(event.part.note)
                         begun = False
                     elif isinstance(event, ReplyReady):
                         reply = event.reply

@@ -366,6 +366,12 @@ def show_answer(picture: GeneratedImage) -> None:
         print(f"  {printable(picture.told)}")
 
 
+def show_note(note: str) -> None:
+    """Print a note about an instruction, such as how it is read; none for ""."""
+    if note:
+        print(f"note: {printable(note)}", file=sys.stderr)
+
+
 FILE = "retrieved.png"
 #: Minimum size of a picture on the sheet, in pixels, and maximum length of its caption.
 TILE, LETTERS = 128, 120

@@ -15,6 +15,7 @@ from cm3apps.cli._model import (
     refuse_untuned,
     report_unknown_words,
     seen,
+    show_note,
     task_options,
 )
 from cm3apps.cli.generate import (
@@ -61,5 +62,6 @@ def _run(args: Namespace, options: dict[str, Any]) -> int:
         pictures = model.edit(
             args.picture, args.instruction, args.num_images, progress=progress, **options
         )
+    show_note(next((one.note for one in pictures), ""))
     series = Series([args.instruction], len(pictures), edited=seen(args.picture, model))
     return write_pictures(args, model, iter(pictures), series)

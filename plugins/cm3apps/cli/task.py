@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, cast
 from cm3apps.cli import MAX_SEED, add_trust, registry_of, whole_number
 from cm3core.errors import DataError, FileError
 from cm3run import DEFAULT_MODEL
+from cm3run.instructions import SLOT
 from cm3run.json_text import parse_json
+from cm3run.printing import printable
 
 if TYPE_CHECKING:
     from cm3core.document import Document
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from cm3core.interfaces.task import Task, TaskConfig
     from cm3core.plugins.registry import Registry
     from cm3run.build import Components
+    from cm3run.instructions import Forms
 
 HELP = "list tasks, and show a task's training documents and prompts"
 EXAMPLE = """  cm3 task list
@@ -95,6 +98,8 @@ def _list(args: Namespace) -> int:
         )
         for name, config in tuned.configs.items():
             _print_task(name, config)
+            if (forms := tuned.instructions.get(name)) is not None:
+                _print_instructions(forms)
         for name, step in tuned.lost.items():
             print(f"{name:<18} the plugin that provides it is not in use; {step}")
         if tuned.plain:
@@ -105,6 +110,13 @@ def _list(args: Namespace) -> int:
     for name in registry.names("task"):
         _print_task(name, registry.config_class("task", name))
     return 0
+
+
+def _print_instructions(forms: Forms) -> None:
+    """The instructions of a task, below it."""
+    print(f"{'':<18} tuned on {len(forms.forms)} instructions ({SLOT}: any words):")
+    for form in forms.forms:
+        print(f"{'':<20}{printable(form)}")
 
 
 def _print_task(name: str, config: TaskConfig | type[ComponentConfig]) -> None:

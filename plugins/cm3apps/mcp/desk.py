@@ -172,6 +172,8 @@ class Desk:
         else:
             pixels = self._pixels(content)
             made = self.model.edit(pixels, instruction, num, progress=progress, **options)
+        if made and made[0].note:
+            self._note(made[0].note)
         try:
             given = facts_in(content, "picture").credits
         except DataError:  # not made here

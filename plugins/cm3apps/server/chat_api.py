@@ -244,11 +244,13 @@ class _Chat:
         most = values.get("max_completion_tokens", values.get("max_tokens"))
         options = self.options | ({} if most is None else {"max_tokens": most})
         cuts, client = bool(values.get("truncate")), self.intake.client
+        task = task_of(model, "chat")
         question, own_task, num_read = await self.workshop.call(
-            self.name, _question, model, turn, most, cuts
+            self.name, _question, model, task, turn, most, cuts
         )
         plain = not self.given and _is_plain(options, documents)
-        if own_task and values.get("stream") and number == 1 and plain:
+        streams = task is not None and question is not None and values.get("stream")
+        if streams and number == 1 and plain:
             turns = await _seen_turns(turn, self.workshop, self.intake, model, self.name)
             options |= {"answer": "text", "truncate": cuts}
             return streamed_in_turns(self.workshop, self.intake, self.name, turns, options)
@@ -318,24 +320,23 @@ def _with_picture(model: Model, picture: Any, task: PictureTask, naming: Naming)
 
 
 def _question(
-    model: Model, turn: Asked, most: int | None, cuts: bool
+    model: Model, task: str | None, turn: Asked, most: int | None, cuts: bool
 ) -> tuple[str | None, dict[str, Any], int]:
-    """The question for the model, the option that names its task, and the number of earlier turns that it reads
-    (0 unless it was tuned for conversations).
+    """The question for the model, the option that names its task, and the number of earlier turns that it reads.
 
     Args:
+        task: the model's conversation task; None: it was not tuned for one.
         most: maximum tokens of the answer; None: the model's own.
         cuts: leave out the oldest turns that don't fit; otherwise a conversation that is too long is
             refused.
     """
-    name = task_of(model, "chat") if turn.text else None
-    if name is None:
-        return turn.text or None, {}, 0
+    if not turn.text:
+        return None, {}, 0
     said = [*turn.earlier, ("user", turn.text)]
-    conversation, number = model.conversation_read(
-        name, said, max_tokens=most, truncate=cuts, place="messages"
+    question, own, number = model.question_read(
+        task, said, max_tokens=most, truncate=cuts, place="messages"
     )
-    return conversation, {"task": name}, number
+    return question, {} if own is None else {"task": own}, number
 
 
 async def _seen_turns(

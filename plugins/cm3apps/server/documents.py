@@ -99,7 +99,9 @@ class Naming:
         told = told_copy(picture.credits)
         near = picture.nearest
         answer = answer_as_json(picture) if isinstance(picture, GeneratedImage) else None
-        return ({} if answer is None else {"answer": answer}) | {
+        note = picture.note if isinstance(picture, GeneratedImage) else ""
+        told_of_it = {"answer": answer, "note": note}
+        return {name: one for name, one in told_of_it.items() if one} | {
             "documents": self.documents(picture.retrieved, picture.credits),
             "nearness": None if near is None else round(near.nearness, 3),
             "nearest": None if near is None else near.document.id,

@@ -32,8 +32,10 @@ from cm3core.interfaces.dataset import (
     SkippedRecord,
     TaskSource,
 )
+from cm3core.interfaces.component import chosen_name
 from cm3core.interfaces.reach import TEXT, Outside
 from cm3core.interfaces.task import TaskConfig
+from cm3run.tasks import title_of
 
 if TYPE_CHECKING:
     from cm3core.interfaces.task import Record
@@ -257,7 +259,9 @@ class MixtureConfig(DocumentSourceConfig):
             config.check()
             source = config.build()
             task = self.tasks.get(name)
-            sources[name] = source if task is None else TaskSource(source, task.build())
+            if task is not None:
+                source = TaskSource(source, task.build(), title_of(chosen_name(task), task))
+            sources[name] = source
             if not len(sources[name]):
                 raise DataError(f"dataset.parts.{name}", *_why_empty(sources[name], self.split))
         if not sources:
@@ -408,6 +412,15 @@ class MixtureSource(DocumentSource):
     def text_alternatives(self, index: int) -> list[tuple[str, ...]] | None:
         source, place = self._place(index)
         return source.text_alternatives(place)
+
+    def instructions(self) -> Mapping[str, Mapping[str, int] | None]:
+        found: dict[str, Counter[str] | None] = {}
+        for source in self.sources:
+            for title, counts in source.instructions().items():
+                before = found.get(title, Counter())
+                known = None not in (before, counts)
+                found[title] = Counter(before) + Counter(counts) if known else None
+        return found
 
     def provenances(self) -> Mapping[Provenance, int]:
         return sum((Counter(source.provenances()) for source in self.sources), Counter())

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from cm3core.document import Document, Image, text_of
 from cm3core.errors import DataError, RecipeError
 from cm3core.interfaces.dataset import DocumentSource
-from cm3core.interfaces.embedder import Embedder
+from cm3core.interfaces.embedder import Embedder, VectorArray
 from cm3core.interfaces.reach import TEXT, Outside
 from cm3core.interfaces.retriever import Retrieved, RetrieverConfig
 from cm3plugins.retrievers.bm25 import (
@@ -169,6 +169,10 @@ class FacetsRetriever(QueryByQuery, AnsweringRetriever):
     def answers(self) -> bool:
         """Whether prompts are compared by meaning."""
         return self._config.meanings is not None
+
+    def likeness(self, texts: Sequence[str], others: Sequence[str]) -> VectorArray | None:
+        """That of `meanings`."""
+        return self._meanings.likeness(texts, others) if self.answers else None
 
     def _answer(
         self, queries: Sequence[Document], num_retrieved: int, exclude: Sequence[Collection[str]]

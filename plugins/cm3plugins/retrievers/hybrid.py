@@ -269,6 +269,11 @@ class HybridRetriever(AnsweringRetriever):
         """Those of the config."""
         return self._config.answers
 
+    def likeness(self, texts: Sequence[str], others: Sequence[str]) -> VectorArray:
+        """Cosines of the encoder's vectors."""
+        first_ND, second_MD = self._vectors.of_queries(texts), self._vectors.of_queries(others)
+        return first_ND @ second_MD.T
+
     @property
     def same_above(self) -> float:
         """The least similarity of the same thing; without one that of the same name."""

@@ -18,11 +18,13 @@ from cm3core.interfaces.task import TaskConfig
 from cm3core.recipe.merge import recipe_from_yaml
 from cm3run.checkpoint.carried import hint
 from cm3run.checkpoint.layout import damaged
+from cm3run.instructions import Forms
 from cm3run.json_text import check_form, parse_json
 from cm3run.tasks import TunedTasks, title_of, trained_tasks
 from cm3run.trust import guard, trust_of
 
 if TYPE_CHECKING:
+    from cm3core.interfaces.dataset import DocumentSource
     from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
 
@@ -30,8 +32,11 @@ if TYPE_CHECKING:
 TASKS = "tasks.json"
 
 
-def tasks_of(recipe: Recipe) -> dict[str, Any] | None:
-    """The contents of `tasks.json` for a recipe; None if it tunes for no task."""
+def tasks_of(recipe: Recipe, source: DocumentSource | None = None) -> dict[str, Any] | None:
+    """The contents of `tasks.json` for a recipe; None if it tunes for no task.
+
+    `source`: its training documents, whose instructions are stored; None: they are unknown.
+    """
     tuned = TunedTasks.of(recipe)
     tasks: dict[str, Any] = {}
     for one in trained_tasks(recipe):
@@ -40,12 +45,16 @@ def tasks_of(recipe: Recipe) -> dict[str, Any] | None:
             tasks.setdefault(title_of(name, config), {**to_plain(config), "name": name})
     if not tasks and not tuned.turns:
         return None
-    # older versions don't know these two keys, so they are written only if they are not empty
+    # older versions don't know these keys, so they are written only if they are not empty
     retrieving = sorted(tuned.retrieving)
+    counted = {} if source is None else source.instructions()
+    forms = {title: Forms.of(counts) for title, counts in counted.items() if counts is not None}
+    instructions = {title: list(one.forms) for title, one in forms.items() if one is not None}
     return (
         {"plain": tuned.plain, "tasks": tasks}
         | ({"turns": True} if tuned.turns else {})
         | ({"retrieving": retrieving} if retrieving else {})
+        | ({"instructions": instructions} if instructions else {})
     )
 
 
@@ -86,6 +95,7 @@ def read_tasks(
         lost,
         stored.get("turns", False),
         frozenset(stored.get("retrieving", ())),
+        {title: Forms(tuple(own)) for title, own in stored.get("instructions", {}).items() if own},
     )
 
 
@@ -96,6 +106,8 @@ class _Form(TypedDict):
     plain: NotRequired[bool]
     turns: NotRequired[bool]
     retrieving: NotRequired[list[str]]
+    #: title -> forms of its instructions
+    instructions: NotRequired[dict[str, list[str]]]
 
 
 def _stored(path: Path) -> _Form:

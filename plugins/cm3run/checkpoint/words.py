@@ -11,16 +11,13 @@ from typing import TYPE_CHECKING
 from cm3core.errors import CheckpointError
 from cm3core.files import read_text
 from cm3run.checkpoint.layout import WORDS, damaged
-from cm3run.words import singulars_of, words_of
+from cm3run.words import nearest_word, words_of
 
 if TYPE_CHECKING:
     from cm3core.interfaces.dataset import DocumentSource
 
 #: Maximum number of texts to collect words from: with more, the list would be long, and incomplete anyway.
 MAX_TEXTS = 2_000_000
-#: Word length from which a word counts as misspelt if it is one edit away from a known word, and from which two edits
-#: are allowed, see `edits`. Chosen to correct many common misspellings and few correct words.
-_SHORTEST, _TWO_SLIPS = 3, 10
 
 
 @dataclass(frozen=True)
@@ -66,52 +63,7 @@ class TrainingWords:
     def nearest(self, word: str) -> str | None:
         """The known word that is the singular of `word`, or the one with the most similar spelling; None if none is
         close."""
-        for one in singulars_of(word):
-            if one in self.words:
-                return one
-        most = _slips(word)
-        letters = set(word)
-        alike = (
-            (
-                slips,
-                own[:1] != word[:1],
-                -len(own),
-                own,
-            )  # omitting letters is more common than adding them
-            for own in self.words
-            if abs(len(own) - len(word)) <= most
-            and len(letters.symmetric_difference(own)) <= 2 * most
-            and 0 < (slips := edits(word, own)) <= most
-            # two edits can lead to an unrelated word; the first letter is seldom wrong
-            and (slips == 1 or own[:1] == word[:1])
-        )
-        return min(alike, default=(0, False, 0, None))[-1]
-
-
-def _slips(word: str) -> int:
-    """Maximum number of edits in a misspelt word of this length."""
-    return 0 if len(word) < _SHORTEST else 1 if len(word) < _TWO_SLIPS else 2
-
-
-def edits(one: str, other: str) -> int:
-    """The minimum number of insertions, deletions, replacements and swaps of adjacent letters between two words.
-
-    Optimal string alignment: Damerau (1964), without changes between exchanged letters.
-
-    >>> edits("recieve", "receive"), edits("launching", "punching"), edits("", "ab")
-    (1, 2, 2)
-    """
-    before: list[int] = []
-    last = list(range(len(other) + 1))
-    for i, left in enumerate(one, start=1):
-        row = [i]
-        for j, right in enumerate(other, start=1):
-            cost = min(row[-1] + 1, last[j] + 1, last[j - 1] + (left != right))
-            if i > 1 and j > 1 and left == other[j - 2] and one[i - 2] == right:
-                cost = min(cost, before[j - 2] + 1)
-            row.append(cost)
-        before, last = last, row
-    return last[-1]
+        return nearest_word(word, self.words)
 
 
 def knows_words(source: DocumentSource) -> bool:

@@ -201,7 +201,9 @@ def _write_description(
         snapshot.words.write(folder)
     components = snapshot.components
     _write_tokenizers(folder, components.text_tokenizer, components.image_tokenizer)
-    _write_recipe(folder, components.recipe, components.registry, snapshot.state, files)
+    recipe, registry = components.recipe, components.registry
+    tasks = tasks_of(recipe, components.source)
+    _write_recipe(folder, recipe, registry, snapshot.state, files, tasks)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -240,10 +242,10 @@ def write_model(
     """
     write_tensors(folder / WEIGHTS, weights)
     _write_tokenizers(folder, description.text_tokenizer, description.image_tokenizer)
-    if description.tasks is not None:
-        write_json(folder / TASKS, description.tasks)
+    recipe, registry = description.recipe, description.registry
     files = file_hashes(folder, [WEIGHTS])
-    _write_recipe(folder, description.recipe, description.registry, state, files)
+    tasks = tasks_of(recipe) or description.tasks
+    _write_recipe(folder, recipe, registry, state, files, tasks)
 
 
 def _write_tokenizers(
@@ -263,11 +265,12 @@ def _write_recipe(
     registry: Registry,
     state: CheckpointState,
     files: Mapping[str, dict[str, Any]],
+    tasks: Mapping[str, Any] | None,
 ) -> None:
     for name, text in files_of(recipe, registry).items():
         (folder / name).write_text(text, encoding="utf-8")
     write_carried(folder, recipe, registry)
-    if (tasks := tasks_of(recipe)) is not None:
+    if tasks is not None:
         write_json(folder / TASKS, tasks)
     write_json(folder / PLUGINS, {**plugin_versions(registry.plugins), "torch": torch.__version__})
     # last, because it has the hashes of the other files

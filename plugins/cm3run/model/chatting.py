@@ -332,15 +332,15 @@ class Chatting(Drawing, Writing):
             options["max_tokens"] = asked.max_tokens
             [job], _ = self.caption_jobs([_pixels_or_file(shown[-1])], **options)
         else:
-            earlier, read = self.conversation_read(
+            question, own, read = self.question_read(
                 task,
                 [(turn.role, turn.text.strip()) for turn in turns],
                 max_tokens=asked.max_tokens,
                 truncate=asked.truncate,
                 force=asked.force,
             )
-            options |= {"task": task, "max_tokens": asked.max_tokens}
-            job, _ = self.ask_job(_pixels_or_file(shown[-1]), earlier, **options)
+            options |= {"task": own, "max_tokens": asked.max_tokens}
+            job, _ = self.ask_job(_pixels_or_file(shown[-1]), question, **options)
         completions: list[Completion] = []
         for request in job.requests:
             done = yield Step(replace(request, keep=True), 0)
@@ -349,7 +349,7 @@ class Chatting(Drawing, Writing):
         made = job.finish(completions)
         part: str | ReplyPicture
         if isinstance(made, GeneratedImage):
-            part = ReplyPicture(made.pixels, made.codes, made.seed, made.log_probability)
+            part = ReplyPicture(made.pixels, made.codes, made.seed, made.log_probability, made.note)
         else:
             part = made.text
         yield ReplyPart(0, 0, part)
@@ -357,6 +357,37 @@ class Chatting(Drawing, Writing):
         nats = made.log_probability
         left_out = len(turns) - 1 - read
         return Reply((part,), asked.seed, "length" if cut else "stop", read, left_out, nats)
+
+    @checked(GenerationError)
+    def question_read(
+        self,
+        task: Name | None,
+        said: Sequence[tuple[str, str]],
+        *,
+        max_tokens: Count | None = None,
+        truncate: bool = False,
+        force: bool = False,
+        place: str = CONVERSATION,
+    ) -> tuple[str, Name | None, int]:
+        """What to ask about a conversation's picture: the text, the task for it, and how many of the turns before the
+        last one it includes.
+
+        A question without an earlier turn, or of which none fits, is put as `Model.ask` puts it (task None): the model
+        was tuned on single questions and on conversations in different wordings.
+
+        Args:
+            task: the conversation task; None: the model was not tuned for one, and only the last turn is read.
+            said, max_tokens, truncate, force, place: see `conversation_read`.
+
+        Raises:
+            GenerationError: the turns together are too long.
+        """
+        if task is None or not any(text for _, text in said[:-1]):
+            return said[-1][1], None, 0
+        conversation, number = self.conversation_read(
+            task, said, max_tokens=max_tokens, truncate=truncate, force=force, place=place
+        )
+        return (conversation, task, number) if number else (said[-1][1], None, 0)
 
     @checked(GenerationError)
     def conversation_read(

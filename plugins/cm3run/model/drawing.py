@@ -50,10 +50,13 @@ from cm3run.model.results import (
     Scored,
 )
 from cm3run.model.tasks import (
+    Instruction,
     edit_task,
     encoded_record,
     named_task,
     pictures_given,
+    read_instruction,
+    record_as_tuned,
     record_of,
     serves,
     task_for,
@@ -150,6 +153,9 @@ class Drawing(Loaded):
             check_text(self, "task_text", task_text, truncate=truncate)
             chosen = edit_task(task_text)
         check_text(self, "instruction", instruction, truncate=truncate)
+        read = Instruction(instruction)
+        if task_text is None:
+            read = read_instruction(self, "edit", task, instruction, force=force)
         number = _num_images(self, num_images)
         if sampler is None:
             sampler = sampler_for("edits", self.recipe, self.components.registry)
@@ -162,16 +168,18 @@ class Drawing(Loaded):
             given = replace(given, num_candidates=1)
         plan = Plan.of(self, given, truncate=truncate)
         source = seen(self, picture)
-        document = chosen.prompt(record_of(chosen, instruction, codes_of(self, picture, source)))
+        document = chosen.prompt(record_of(chosen, read.text, codes_of(self, picture, source)))
         check_prompt(self, f"task {task or 'edit'}", document, truncate=truncate)
         [alternatives] = plan.augmented(
-            [Request(document, seed=seed, truncate=truncate)], [(Text(instruction),)]
+            [Request(document, seed=seed, truncate=truncate)], [(Text(read.text),)]
         )
         enlarger = upscaler(self, upscale)
         jobs = (
             plan.job(
                 alternatives,
-                _image_maker(plan, instruction, alternatives, enlarger, number=place),
+                _image_maker(
+                    plan, instruction, alternatives, enlarger, number=place, note=read.note
+                ),
                 place=place,
                 given=[source],
             )
@@ -219,6 +227,7 @@ class Drawing(Loaded):
         if given.get("sampler") is None and (role := _ROLES.get(serves(self, task))) is not None:
             given["sampler"] = sampler_for(role, self.recipe, self.components.registry)
         plan = Plan.of(self, GenerationOptions.of(given), truncate=truncate)
+        record, note = record_as_tuned(self, task, chosen, record, force=force)
         document = chosen.prompt(encoded_record(self, chosen, record), place=f"task {task!r}")
         check_prompt(self, f"task {task}", document, truncate=truncate)
         [alternatives] = plan.augmented(
@@ -228,7 +237,7 @@ class Drawing(Loaded):
         jobs = (
             plan.job(
                 alternatives,
-                _image_maker(plan, prompt, alternatives, enlarger, number=place),
+                _image_maker(plan, prompt, alternatives, enlarger, number=place, note=note),
                 place=place,
                 given=pictures,
             )
@@ -527,6 +536,7 @@ def _image_maker(
     enlarger: Upscaler | None,
     answer: Answer | None = None,
     number: int = 0,
+    note: str = "",
 ) -> Make[GeneratedImage]:
     """A function that makes a picture from its chosen completion."""
 
@@ -547,6 +557,7 @@ def _image_maker(
             plan.sampler_name,
             number=number,
             answer=answer,
+            note=note,
         )
 
     return make

@@ -77,6 +77,8 @@ class Loaded:
         tasks: the tasks it was tuned for.
     """
 
+    #: As the model was opened: a path, or `bundled:NAME`; "": it was not opened by name.
+    name = ""
     #: The words of the training texts; None: unknown.
     words: TrainingWords | None = None
     #: Maximum pictures of one call, and candidates of one result, that are kept until the last is drawn. Guards against

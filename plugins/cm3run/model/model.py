@@ -42,7 +42,12 @@ from cm3run.model.loaded import (
 )
 from cm3run.model.memory import note_on_bank, with_memory
 from cm3run.model.results import GeneratedImage, GeneratedImages, GeneratedText, InfilledImage
-from cm3run.model.tasks import encoded_record, named_task, pictures_given
+from cm3run.model.tasks import (
+    encoded_record,
+    named_task,
+    pictures_given,
+    record_as_tuned,
+)
 
 if TYPE_CHECKING:
     from cm3core.interfaces.reranker import Reranker
@@ -485,6 +490,9 @@ class Model(Chatting):
             the responses by field: texts, and pictures uint8 [height, width, 3].
         """
         chosen = named_task(self, task, force=force)
+        record, note = record_as_tuned(self, task, chosen, record, force=force)
+        if note:
+            self.told(note)
         given = encoded_record(self, chosen, record)
         hole = text_hole(self.recipe, max_tokens)
         prompt = chosen.prompt(given, place=f"task {task!r}", max_tokens=hole.max_tokens)

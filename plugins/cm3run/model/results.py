@@ -128,6 +128,7 @@ class GeneratedImage:
         number: its place among the pictures of its prompt.
         answer: what the memory has for the prompt; None: its retriever does not tell.
         original: the file of a picture that was found, as published; None: it was drawn.
+        note: how its instruction was read, or why it may be wrong; "": nothing to say.
     """
 
     pixels: PixelArray
@@ -142,6 +143,7 @@ class GeneratedImage:
     number: int = 0
     answer: Answer | None = None
     original: Original | None = None
+    note: str = ""
 
     @property
     def codes(self) -> Codes:

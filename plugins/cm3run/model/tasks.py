@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from cm3core.document import Codes, Image, MaskedText, Text
 from cm3core.errors import GenerationError
-from cm3core.interfaces.task import Blank, FieldType, Line, Method, Record, Task, fields_of_type
+from cm3core.interfaces.task import (
+    Blank,
+    FieldType,
+    Line,
+    Method,
+    Record,
+    Task,
+    fields_of_type,
+    instruction_field,
+)
 from cm3core.plugins.registry import built
 from cm3run.model.loaded import codes_of, given_pixels, known_by_codes
+from cm3run.prompting import AnsweringRetriever
 from cm3run.tasks import InlineTask, TaskChoice, make_task
+from cm3run.words import nearest_word
 
 if TYPE_CHECKING:
     from cm3core.document import PixelArray
@@ -69,6 +82,103 @@ def serving_task(loaded: Loaded, method: Method) -> str | None:
         (name for name, one in loaded.tasks.configs.items() if serves(loaded, name) == method),
         None,
     )
+
+
+#: Notes for pictures whose instruction can't be compared with those of the model's tuning.
+_FREE = (
+    "it is not recorded which instructions the model was tuned on, or they were free text; whether it can follow this one "
+    "shows only in the picture"
+)
+_UNTUNED = "the model was not tuned for this task, so the picture is meaningless"
+_FORCED = "the model was not tuned on such an instruction, so the picture is meaningless"
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """An instruction as the model is given it.
+
+    Args:
+        text: the instruction.
+        note: what users are shown of it: how it is read, or why the picture may be wrong; "": nothing.
+    """
+
+    text: str
+    note: str = ""
+
+
+def read_instruction(
+    loaded: Loaded, method: Method, name: str | None, text: str, *, force: bool = False
+) -> Instruction:
+    """An instruction as a model tuned on closed forms of instructions is given it.
+
+    Args:
+        loaded: the model.
+        method: what it is used for.
+        name: of the task; None: the model's first task that serves the method.
+        text: the instruction.
+        force: use it as it is, even if it has none of the forms.
+
+    Raises:
+        GenerationError: it has none of the forms, and `force` is not set.
+    """
+    config = choice_of(loaded).config_for(method, name, force=True)
+    title = next((one for one, own in loaded.tasks.configs.items() if own is config), None)
+    return read_as_tuned(loaded, title, text, force=force)
+
+
+def read_as_tuned(
+    loaded: Loaded, title: str | None, text: str, *, force: bool = False
+) -> Instruction:
+    """See `read_instruction`; `title`: of one of the model's tasks; None: it was tuned for none."""
+    if title is None:
+        return Instruction(text, _UNTUNED)
+    forms = loaded.tasks.instructions.get(title)
+    if forms is None:
+        return Instruction(text, _FREE)
+    likeness = partial(_likeness, loaded)
+    read = forms.read(text, partial(_respelt, loaded), likeness)
+    if read is not None:
+        return Instruction(read.text, read.note)
+    if force:
+        return Instruction(text, _FORCED)
+    nearest = forms.nearest(text, likeness)
+    raise GenerationError(
+        f"instruction {text!r}",
+        "is not among the instructions that the model was tuned on, so what it would draw is meaningless",
+        (f"did you mean {nearest!r}? " if nearest else "")
+        + f"It can: {forms.listed()}; `cm3 task list --model {loaded.name}` prints all. force=True (--force) runs it anyway",
+    )
+
+
+def record_as_tuned(
+    loaded: Loaded, title: str, task: Task, record: Record, *, force: bool = False
+) -> tuple[Record, str]:
+    """A record with its instruction as the model is given it, and the note about it; see `read_instruction`."""
+    name = instruction_field(task)
+    if name is None or not isinstance(text := record.get(name), str) or not text.strip():
+        return record, ""
+    known = title if title in loaded.tasks.configs else None
+    read = read_as_tuned(loaded, known, text, force=force)
+    return {**record, name: read.text}, read.note
+
+
+def _respelt(loaded: Loaded, word: str, vocabulary: Collection[str]) -> str | None:
+    """The word of a vocabulary that a word is a typing error of; None: there is none, or it is a word of the training
+    texts."""
+    if loaded.words is not None and word in loaded.words.words:
+        return None
+    return nearest_word(word, vocabulary)
+
+
+def _likeness(
+    loaded: Loaded, texts: Sequence[str], others: Sequence[str]
+) -> Sequence[Sequence[float]] | None:
+    """How similar texts are in meaning, by the model's retriever; None: it compares no meanings."""
+    retriever = loaded.components.retriever if loaded.answers else None
+    if not isinstance(retriever, AnsweringRetriever):
+        return None
+    found = retriever.likeness(texts, others)
+    return None if found is None else found.tolist()
 
 
 def question_task(template: str) -> Task:

@@ -30,12 +30,14 @@ class ReplyPicture:
         codes: the picture's codes, which later turns read.
         seed: of this picture's draws.
         log_probability: nats, see `Completion`.
+        note: of an edited picture, see `GeneratedImage`.
     """
 
     pixels: PixelArray
     codes: Codes
     seed: int
     log_probability: float
+    note: str = ""
 
     def _repr_png_(self) -> bytes:
         """The picture, for display in notebooks."""

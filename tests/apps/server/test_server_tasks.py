@@ -17,6 +17,7 @@ from cm3apps.server.settings import Limits
 from cm3apps.server.tasks import able, task_of
 from cm3core.errors import GenerationError
 from cm3core.images import open_image
+from cm3run.model import Conversation
 from messages import tells
 from toy_model import model_of_sequences, picture, toy_model
 from toy_server import CHAT, EDIT, GENERATE, Served, mask, png, served, toy, tuned, tuned_model
@@ -106,6 +107,24 @@ def test_a_conversation_is_read_whole(server):
     own = tuned_model().ask(picture(8, 8), whole, task="talk", seed=3)
     assert message["content"] == own.text
     assert (message["turns_read"], message["turns_left_out"]) == (2, 0)
+
+
+def test_a_first_question_is_put_as_ask_puts_it(server):
+    """Alone, in a stream, after a system message, and where no earlier turn fits."""
+    model, question = tuned_model(), "Is it filled?"
+    own = model.ask(picture(8, 8), question, seed=3).text
+    assert own != model.ask(picture(8, 8), question, task="talk", seed=3).text
+    messages = [CONVERSATION[0], user(PICTURE, text(question))]
+    message = message_of(server.post(CHAT, model="tuned", messages=messages, seed=3))
+    assert (message["content"], message["turns_read"]) == (own, 0)
+    long = [user(text("what? " * 30)), {"role": "assistant", "content": "no"}, messages[1]]
+    cut = message_of(server.post(CHAT, model="tuned", messages=long, truncate=True, seed=3))
+    assert (cut["content"], cut["turns_left_out"]) == (own, 2)
+    lines = server.post(CHAT, model="tuned", messages=messages, seed=3, stream=True).text
+    chunks = [json.loads(line[6:]) for line in lines.splitlines() if line.startswith("data: {")]
+    deltas = [one["choices"][0]["delta"] for one in chunks if one["choices"]]
+    assert "".join(one.get("content", "") for one in deltas).strip() == own
+    assert Conversation(model, seed=3).say(question, picture(8, 8)).text == own
 
 
 def test_penalties_may_be_sent_as_long_as_they_are_none(server):

@@ -14,12 +14,12 @@ from cm3plugins.objectives.causal import CausalObjectiveConfig
 from cm3run import DEFAULT_MODEL
 from cm3run.checkpoint import export_model, find_checkpoint, find_model, latest_checkpoint
 from cm3run.checkpoint import words as module
-from cm3run.checkpoint.words import TrainingWords, edits, words_of_training
+from cm3run.checkpoint.words import TrainingWords, words_of_training
 from cm3run.model import load
 from cm3run.training import train
 from cm3run.training.code_cache import CodeCache
 from cm3run.training.sequences import MaskedSequences, SequenceSettings
-from cm3run.words import words_of
+from cm3run.words import edits, words_of
 from tests.fixtures.toy_model import toy_model
 
 

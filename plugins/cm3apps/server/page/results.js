@@ -17,7 +17,7 @@ export function download(source, name) { element("a", { href: source, download: 
 // nearly a copy of one, and whether it was found, restyled or composed.
 export function saidOf(answer) {
   const documents = answer.documents?.map(({ b64_json: _, ...one }) => one);
-  return { documents, copyOf: answer.copy_of, svg: answer.svg, answer: answer.answer };
+  return { documents, copyOf: answer.copy_of, svg: answer.svg, answer: answer.answer, note: answer.note };
 }
 
 // A link if its address is http or https, else text: a data set's documents come from anyone.
@@ -63,6 +63,7 @@ function toldOf({ kind, text }) {
 function sourcesOf(entry) {
   const parts = [], { answer } = entry;
   if (answer?.kind) parts.push(toldOf(answer));
+  if (entry.note) parts.push(element("p", { className: "told", textContent: `${entry.note[0].toUpperCase()}${entry.note.slice(1)}.` }));
   if (entry.copyOf) parts.push(element("p", { className: "copy", textContent: `${entry.copyOf[0].toUpperCase()}${entry.copyOf.slice(1)}` }));
   if (entry.documents?.length) parts.push(element("div", { className: "sources" }, element("span", { textContent: answer?.kind === "found" ? "Original" : "Drawn from" }), element("ul", {}, ...entry.documents.map(sourceOf))));
   return parts;
