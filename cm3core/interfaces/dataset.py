@@ -331,6 +331,15 @@ class DocumentSource(ABC):
         """Return the document's group (a concept, an album); "" if the data set has none."""
         return ""
 
+    def is_withheld(self, index: int) -> bool:
+        """Whether the document is never retrieved, such as a logo, whose owner decides on its use. By default False."""
+        return False
+
+    def collection(self, index: int) -> str:
+        """Return the name of the document's collection, for prompts that name it ("fire, emoji"), if it is quickly found;
+        "", the default: it has none, or only its caption and `provenance` name it."""
+        return ""
+
     def provenance(self, index: int) -> Provenance:
         """Return the document's licence and source. By default both are unknown."""
         return Provenance()

@@ -158,8 +158,9 @@ class Retriever(ABC):
         return self
 
     def is_excluded(self, index: int, exclude: Collection[str]) -> bool:
-        """Whether `exclude` contains the id or a content key of the memory's document `index`."""
-        return bool(exclude) and (
+        """Whether the memory's document `index` is withheld (`DocumentSource.is_withheld`), or `exclude` contains its id or
+        a content key of it."""
+        return self.memory.is_withheld(index) or bool(exclude) and (
             self.memory.id(index) in exclude
             or any(key in exclude for key in self.memory.content_keys(index))
         )

@@ -39,6 +39,12 @@ class Answer:
         same_above: the least similarity at which they are the same thing.
         unknown_below: a lower score means that the memory has nothing like it; None: not stated.
         originals: with "found", the documents of the thing in the hand, best first.
+        near: the nearest names of the index, with their similarities, best first.
+        respelt: words of the prompt, each with the word that was searched for instead.
+        ignored: style words of the prompt that no document has, and that are left out.
+        missing: words of a style or a set that no document has.
+        apart: style words of the prompt that documents have, but none has all of them.
+        knows_a_word: whether the index has a word of `asked`.
     """
 
     kind: Kind
@@ -48,6 +54,48 @@ class Answer:
     same_above: float
     unknown_below: float | None = None
     originals: tuple[Retrieved, ...] = ()
+    near: tuple[tuple[str, float], ...] = ()
+    respelt: tuple[tuple[str, str], ...] = ()
+    ignored: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    apart: tuple[str, ...] = ()
+    knows_a_word: bool = True
+
+    @property
+    def is_arbitrary(self) -> bool:
+        """Whether a picture for the prompt would be an arbitrary one: no word of it is in the index."""
+        return self.kind == "composed" and not self.knows_a_word
+
+    @property
+    def offers(self) -> tuple[str, ...]:
+        """The names of the index that may be what was meant: none if it has the thing, or nothing like it."""
+        least = -1.0 if self.unknown_below is None else self.unknown_below
+        if self.kind != "composed":
+            return ()
+        return tuple(name for name, score in self.near if score >= least)
+
+    @property
+    def nearest_in_words(self) -> str:
+        """Which names the index has in place of the one that was asked for; "it" is the index."""
+        if self.offers:
+            near = self.near[: len(self.offers)]
+            names = ", ".join(f"{name!r} (similarity {score:.2f})" for name, score in near)
+            return f"it has no {self.asked!r}, did you mean {names}?"
+        means = "" if self.unknown_below is None else f"; below {self.unknown_below:g} it means little"
+        return (
+            f"it has nothing like {self.asked!r}; the nearest is {self.thing!r}, similarity {self.score:.2f}{means}"
+        )
+
+    @property
+    def remarks(self) -> str:
+        """How the prompt was read, where that is not as it was typed; "": as it was typed."""
+        said = [f"{typed!r} is read as {meant!r}" for typed, meant in self.respelt]
+        for words, end in ((self.missing, ""), (self.ignored, ", which is left out")):
+            if words:
+                said.append(f"no style or set is called {' or '.join(map(repr, words))}{end}")
+        if self.apart:
+            said.append(f"no style or set has {' and '.join(map(repr, self.apart))} together")
+        return "; ".join(said)
 
     @property
     def is_unknown(self) -> bool:

@@ -216,12 +216,16 @@ def _note(entry: dict[str, Any]) -> None:
     if entry["kind"] == "composed":
         if "examples" in entry:
             example = entry["examples"][0]
-            text = f"the memory has no {name}; what is drawn, after the set's {thing} and {example!r}, is a guess"
+            text = f"the index has no {name}; what is drawn, after the set's {thing} and {example!r}, is a guess"
+        elif entry.get("remark"):
+            text = f"the index: {entry['remark']}; what is drawn for {name}, after {thing}, is a guess"
         elif entry["thing"]:
-            text = f"the memory has no {name}; the nearest is {thing}: what is drawn is a guess"
+            text = f"the index has no {name}; the nearest is {thing}: what is drawn is a guess"
         else:
-            text = f"the memory has nothing like {name}: what is drawn is a guess"
+            text = f"the index has nothing like {name}: what is drawn is a guess"
         tqdm.write(f"note: {text}", file=sys.stderr)
+    elif entry.get("remark"):
+        tqdm.write(f"note: {entry['remark']}", file=sys.stderr)
     best = next(iter(entry["candidates"]), None)
     if best is not None and best["copy"]:
         text = f"all candidates for {name} are nearly copies of a document"

@@ -220,6 +220,8 @@ class Completing:
             "adapted": adapted,
             "credits": credits_json(list(together(one.credits for one in candidates))),
         }
+        if documents.remark:
+            entry["remark"] = documents.remark
         if documents.without:
             entry["examples"] = list(dict.fromkeys(one.thing for one in documents.hands))
         self.results.add(entry, files)

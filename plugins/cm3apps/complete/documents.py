@@ -53,6 +53,7 @@ class Documents:
         hands: of the set, which show other things; the most alike first. Of one that is composed of the set's own parts,
             examples with the other words of its name, such as "bell off".
         without: for each of such examples what it shows without these words; () for things that are not so composed.
+        remark: how the name was read, and which names the index has in its place; "": as it is.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Documents:
     things: Sequence[Shown]
     hands: Sequence[Shown]
     without: Sequence[Shown] = ()
+    remark: str = ""
 
     def pairs(self, number: int) -> list[tuple[Shown, ...]]:
         """Documents for so many candidates: each with a version of the thing and a drawing in the hand, as different

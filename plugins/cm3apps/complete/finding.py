@@ -71,7 +71,7 @@ class Finder:
         own = self._own
         place = own.index(name)
         banned = frozenset() if place is None else own.source.content_keys(place)
-        things, known = self._things(name, number, banned)
+        things, known, remark = self._things(name, number, banned)
         if not known and (composed := self._of_parts(name, number, banned)) is not None:
             return composed
         hands = self._alike(things)
@@ -84,6 +84,7 @@ class Finder:
             "restyled" if known else "composed",
             things,
             list(self._shown(own.source, others, number)),
+            remark=remark,
         )
 
     def _is_left_out(self, place: int, name: str, banned: frozenset[str]) -> bool:
@@ -144,12 +145,14 @@ class Finder:
         pictures = [picture_of(source.document(index)) for index in indices]
         return indices, embedder.embed_images(pictures)
 
-    def _things(self, name: str, number: int, banned: frozenset[str]) -> tuple[list[Shown], bool]:
-        """Versions of a thing from the memory, and whether they show just that, by the retriever's meanings or else by
-        words."""
+    def _things(
+        self, name: str, number: int, banned: frozenset[str]
+    ) -> tuple[list[Shown], bool, str]:
+        """Versions of a thing from the memory, whether they show just that, by the retriever's meanings or else by
+        words, and `Documents.remark`."""
         retriever = self._retriever
         if retriever is None:
-            return [], False
+            return [], False, ""
         others = banned if self._own.folder is not None else banned | self._own_ids
         query: Document = (Text(name),)
         answer = None
@@ -161,8 +164,10 @@ class Finder:
         texts = [(one.index, text_of(retriever.memory.document(one.index))) for one in found]
         things = list(self._shown(retriever.memory, self._in_order(asked, texts), number))
         if answer is not None:
-            return things, bool(things) and answer.kind != "composed"
-        return things, bool(things) and set(words_of(things[0].thing)) == set(asked)
+            known = bool(things) and answer.kind != "composed"
+            near = answer.nearest_in_words if answer.kind == "composed" else ""
+            return things, known, "; ".join(filter(None, (near, answer.remarks)))
+        return things, bool(things) and set(words_of(things[0].thing)) == set(asked), ""
 
     def _in_order(self, asked: Sequence[str], found: Sequence[tuple[int, str]]) -> list[int]:
         """The versions of the nearest thing, or of those that have exactly the words asked for; nearest in hand first,

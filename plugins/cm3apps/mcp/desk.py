@@ -313,16 +313,22 @@ class Desk:
 
 
 def _told(answer: Answer | None, has_pictures: bool) -> str:
-    """What the memory has, in words."""
+    """What the index has, in words."""
     if answer is None:
-        return "the nearest pictures of the memory" if has_pictures else "the memory has nothing"
+        return "the nearest pictures of the index" if has_pictures else "the index has nothing"
+    remarks = f"; {answer.remarks}" if answer.remarks else ""
     if answer.kind == "found":
-        return f"found: the memory has {answer.thing!r} as asked for; the tool draw returns it, too"
+        return f"found: the index has {answer.thing!r} as asked for; the tool draw returns it, too{remarks}"
     if answer.kind == "restyled":
-        return f"restyled: the memory has {answer.thing!r} in other styles or sets only; the tool draw draws it"
-    near = f"the nearest is {answer.thing!r}, similarity {answer.score:.2f}"
-    means = " (so low that it means little)" if answer.is_unknown else ""
-    return f"composed: the memory has no {answer.asked!r}; {near}{means}; what the tool draw makes is a guess"
+        return (
+            f"restyled: the index has {answer.thing!r} in other styles or sets only; the tool draw draws it{remarks}"
+        )
+    draws = (
+        "the tool draw refuses such a prompt"
+        if answer.is_arbitrary
+        else "what the tool draw makes is a guess"
+    )
+    return f"composed: {draws}{remarks}; the index: {answer.nearest_in_words}"
 
 
 def _thing(entry: dict[str, Any], folder: Path) -> CompletedThing:

@@ -389,6 +389,10 @@ class MixtureSource(DocumentSource):
         source, place = self._place(index)
         return source.group(place)
 
+    def is_withheld(self, index: int) -> bool:
+        source, place = self._place(index)
+        return source.is_withheld(place)
+
     def provenance(self, index: int) -> Provenance:
         source, place = self._place(index)
         return source.provenance(place)

@@ -33,7 +33,7 @@ from cm3core.interfaces.reach import READS, TEXT, Outside
 from cm3core.interfaces.retriever import Retrieved, Retriever, RetrieverConfig
 from cm3plugins.retrievers.memory_vectors import read_texts
 from cm3run.prompting import Answer, AnsweringRetriever, AnsweringRetrieverConfig, Kind
-from cm3run.words import words_of
+from cm3run.words import nearest_word, words_of
 
 if TYPE_CHECKING:
     from cm3plugins.retrievers.text_vectors import TextVectors
@@ -45,6 +45,12 @@ _DIGITS = 6
 _STYLE_IN_SUBJECT = 0.9
 #: Share of `unasked_loss` for a document of exactly the query's subject: less than any other subject is away.
 _SAME_SUBJECT = 0.1
+#: Factor of the score if a style word that no document has is left out beside others that some have ("noto style").
+_WITHOUT_WORD = 0.95
+#: Factor of the score if typing errors are corrected.
+_RESPELT = 0.9
+#: Nearest names that an answer has.
+_NEAR = 3
 #: Least cosine of an unknown word to a style word that it stands for.
 _SAME_STYLE = 0.7
 #: Weight of the style words of a document that the query lacks, so that the usual styles come first.
@@ -54,6 +60,8 @@ SHIPPED = {"bundled:icons": Path(__file__).parents[1] / "icons" / "assets" / "na
 #: An English article before a subject.
 _ARTICLE = re.compile(r"^(?:an?|the) (?=\S)")
 
+#: Documents among which the nearest names are looked for.
+_MANY = 512
 _Scores = npt.NDArray[np.float64]
 
 
@@ -167,7 +175,8 @@ class Compared:
         score_M: the documents' scores, float64.
         thing_M: how similar their subjects are, at most 1, float64; -inf without a text.
         hand_M: how well their styles fit, 0..1, float64.
-        in_hand_M: whether they have all words of style that are asked for.
+        in_hand_M: whether they have all words of style that are asked for; none if there are `Reading.missing` ones.
+        knows_a_word: whether some document's subject has a word of the reading's.
     """
 
     reading: Reading
@@ -175,6 +184,7 @@ class Compared:
     thing_M: _Scores
     hand_M: _Scores
     in_hand_M: npt.NDArray[np.bool_]
+    knows_a_word: bool
 
 
 class HybridRetriever(AnsweringRetriever):
@@ -197,19 +207,24 @@ class HybridRetriever(AnsweringRetriever):
         self._config, self._memory = config, memory
         self._vectors, self._embedder = vectors, embedder
         subjects: dict[str, int] = {}
-        styles: dict[str, int] = {}
+        styles: dict[tuple[str, str], int] = {}
         self._subject_M = np.full(len(memory), -1, np.int64)
         self._style_M = np.zeros(len(memory), np.int64)
         for index, text in enumerate(read_texts(memory)):
-            if text:
+            if text and not memory.is_withheld(index):
                 subject, _, style = text.partition(",")
                 self._subject_M[index] = subjects.setdefault(subject, len(subjects))
-                self._style_M[index] = styles.setdefault(style, len(styles))
+                key = style, memory.collection(index)
+                self._style_M[index] = styles.setdefault(key, len(styles))
         texts, place_of = _distinct([plain(subject) for subject in subjects])
         has_text = self._subject_M >= 0
         self._subject_M[has_text] = np.asarray(place_of)[self._subject_M[has_text]]
         self._words = Overlap(texts)
-        self._styles = Styles([words_of(style) for style in styles], self._style_M[has_text])
+        self._styles = Styles(
+            [words_of(style) for style, _ in styles],
+            self._style_M[has_text],
+            [words_of(name) for _, name in styles],
+        )
         self._vectors_SD = vectors.of_memory(texts)
 
     @property
@@ -309,35 +324,60 @@ class HybridRetriever(AnsweringRetriever):
         score_M, (reading, subject_S) = max(scored, key=lambda one: float(one[0].max()))
         without = self._subject_M < 0
         thing_M = np.where(without, -np.inf, subject_S[self._subject_M])
-        hand_H, whole_H = self._styles.scores(reading.style), self._styles.have(reading.style)
+        style = self._asked_style(reading)
+        hand_H, whole_H = self._styles.scores(style), self._styles.have(style)
         in_hand_M = whole_H[self._style_M] & ~without & (not reading.missing)
-        return Compared(reading, score_M, thing_M, hand_H[self._style_M], in_hand_M)
+        knows = any(map(self._words.has, words_of(reading.subject)))
+        return Compared(reading, score_M, thing_M, hand_H[self._style_M], in_hand_M, knows)
+
+    def _asked_style(self, reading: Reading) -> tuple[str, ...]:
+        """The words of a reading's style, with those of `only_if_asked` that most documents of that style have: "noto"
+        asks for colour."""
+        implied = self._styles.implied(reading.style)
+        more = [one for one in self._config.only_if_asked if one in implied]
+        return tuple(dict.fromkeys((*reading.style, *more)))
 
     def answered(self, compared: Compared, exclude: Collection[str]) -> Answer | None:
         """What the memory has for a compared text, without the documents of `exclude`."""
-        least, nearest = (
-            self._config.same_above,
-            next(self.best(compared.thing_M, 1, exclude), None),
-        )
-        if least is None or nearest is None:
+        least, near = self._config.same_above, self._nearest_names(compared.thing_M, exclude)
+        if least is None or not near:
             return None
+        thing, score = near[0]
         is_found = (compared.thing_M >= least) & compared.in_hand_M
         number = int(is_found.sum())
         originals = tuple(
             replace(one, score=float(compared.thing_M[one.index]))
             for one in self.best(np.where(is_found, compared.score_M, -np.inf), number, exclude)
         )
-        thing = text_of(self._memory.document(nearest.index)).partition(",")[0]
-        kind: Kind = "restyled" if nearest.score >= least else "composed"
+        kind: Kind = "restyled" if score >= least else "composed"
+        reading = compared.reading
         return Answer(
             "found" if originals else kind,
-            compared.reading.subject,
+            reading.subject,
             thing,
-            nearest.score,
+            score,
             least,
             self._config.unknown_below,
             originals,
+            near=near,
+            respelt=reading.respelt,
+            ignored=reading.ignored,
+            missing=reading.missing,
+            apart=() if self._styles.have(reading.style).any() else reading.style,
+            knows_a_word=compared.knows_a_word,
         )
+
+    def _nearest_names(
+        self, thing_M: _Scores, exclude: Collection[str]
+    ) -> tuple[tuple[str, float], ...]:
+        """The different names that are most similar, with their similarities."""
+        names: dict[str, float] = {}
+        for one in self.best(thing_M, _MANY, exclude):
+            name = text_of(self._memory.document(one.index)).partition(",")[0]
+            names.setdefault(name, one.score)
+            if len(names) == _NEAR:
+                break
+        return tuple(names.items())
 
     def _scored(
         self, texts: Mapping[int, str], *, by_name: bool = False
@@ -363,10 +403,29 @@ class HybridRetriever(AnsweringRetriever):
         if by_name and missing and plain(before):
             known = " ".join(word for word in words_of(after) if word not in missing)
             first, *_ = self._styles.readings(f"{before},{known}", nearest)
-            found.append(replace(first, weight=_STYLE_IN_SUBJECT, missing=missing))
+            named = tuple(one for one in missing if one in self._styles.unknown_names(after))
+            beside = tuple(one for one in missing if one not in named)
+            weight = _STYLE_IN_SUBJECT if named else _WITHOUT_WORD
+            found.append(replace(first, weight=weight, missing=named, ignored=beside))
+        if by_name:
+            found += [other for one in found if (other := self._respelt(one)) is not None]
         # An article names nothing, but moves the vector of "a bell" as far from "bell" as "bell off" is.
         bare = [replace(one, subject=_ARTICLE.sub("", one.subject)) for one in found]
         return [*found, *(one for one in bare if one.subject and one not in found)]
+
+    def _respelt(self, reading: Reading) -> Reading | None:
+        """A reading with the typing errors of its subject corrected; None: there are none."""
+        words = words_of(reading.subject)
+        known = self._words.words
+        pairs = tuple(
+            (word, near)
+            for word in dict.fromkeys(words)
+            if word not in known and (near := nearest_word(word, known)) is not None
+        )
+        if not pairs:
+            return None
+        subject = " ".join(dict(pairs).get(word, word) for word in words)
+        return replace(reading, subject=subject, weight=_RESPELT * reading.weight, respelt=pairs)
 
     def _nearest_style(self, word: str) -> str | None:
         cosines = self._style_vectors @ self._vectors.of_queries([word])[0]
@@ -389,8 +448,9 @@ class HybridRetriever(AnsweringRetriever):
         subject_S = (1 - by_words) * cosines_S + by_words * words_S
         if not len(subject_S):
             return np.full(len(self._memory), -np.inf), (one, subject_S)
-        style_H = by_style * self._styles.scores(one.style)
-        lost_H = self._styles.has_one_of({*self._config.only_if_asked} - {*one.style})
+        style = self._asked_style(one)
+        style_H = by_style * self._styles.scores(style)
+        lost_H = self._styles.has_one_of({*self._config.only_if_asked} - {*style})
         same_S = words_S > 1 - 10**-_DIGITS
         loss_S = self._config.unasked_loss * np.where(same_S, _SAME_SUBJECT, 1.0)
         scores_M = (1 - by_style) * subject_S[self._subject_M] + style_H[self._style_M]
@@ -439,13 +499,18 @@ class Reading:
         subject: what it names.
         style: words of its style.
         weight: factor of the scores.
-        missing: words of its style that no document has, and that are not searched for.
+        missing: words of a part of its style of which no document has any, such as another set's name: not searched for,
+            and no document is in such a style.
+        ignored: other words of its style that no document has, such as the last of "noto style": not searched for.
+        respelt: words as they were typed, each with the word in `subject` instead.
     """
 
     subject: str
     style: tuple[str, ...]
     weight: float
     missing: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    respelt: tuple[tuple[str, str], ...] = ()
 
 
 def idf(num_documents: int, frequency: int) -> float:
@@ -474,6 +539,15 @@ class Overlap:
         self._places = {one: np.asarray(own, np.int64) for one, own in places.items()}
         weights = {one: idf(self.num, number) for one, number in self._frequencies.items()}
         self._whole_S = np.asarray([sum(weights[one] for one in own) for own in features])
+
+    @cached_property
+    def words(self) -> frozenset[str]:
+        """All words of the texts."""
+        return frozenset(one for one in self._frequencies if " " not in one)
+
+    def has(self, word: str) -> bool:
+        """Whether a text has this word."""
+        return word in self._frequencies
 
     def of(self, text: str) -> _Scores:
         """Return the overlap of a text with each, float64 [S]."""
@@ -506,24 +580,58 @@ class Styles:
     Args:
         styles: words of each style, [H].
         style_M: the style of each document with a text.
+        collections: words of the name of each style's collection, [H]: a query may name it, too; () for none.
     """
 
-    def __init__(self, styles: Sequence[Sequence[str]], style_M: npt.NDArray[np.int64]) -> None:
+    def __init__(
+        self,
+        styles: Sequence[Sequence[str]],
+        style_M: npt.NDArray[np.int64],
+        collections: Sequence[Sequence[str]] = (),
+    ) -> None:
         self._styles = [frozenset(words) for words in styles]
-        counts = np.bincount(style_M, minlength=len(styles)).tolist()
-        frequencies: Counter[str] = Counter()
-        for words, number in zip(self._styles, counts, strict=True):
-            frequencies.update(dict.fromkeys(words, number))
-        self._weights = {word: idf(len(style_M), n) for word, n in frequencies.items()}
+        names = collections or [()] * len(styles)
+        self._all = [own.union(more) for own, more in zip(self._styles, names, strict=True)]
+        self._counts_H = np.bincount(style_M, minlength=len(styles))
+        own, every = self._frequencies(self._styles), self._frequencies(self._all)
+        self._weights = {word: idf(len(style_M), n) for word, n in own.items()}
+        self._every = {word: idf(len(style_M), n) for word, n in every.items()} | self._weights
+
+    def _frequencies(self, styles: Sequence[frozenset[str]]) -> Counter[str]:
+        """The number of documents with each word."""
+        found: Counter[str] = Counter()
+        for words, number in zip(styles, self._counts_H.tolist(), strict=True):
+            found.update(dict.fromkeys(words, number))
+        return found
 
     @property
     def words(self) -> list[str]:
         """All words of styles."""
         return list(self._weights)
 
+    def implied(self, asked: Collection[str]) -> frozenset[str]:
+        """Return the words of style that more than half of the documents with all these words have."""
+        if not asked:
+            return frozenset()
+        having_H = self.have(asked)
+        number = int(self._counts_H[having_H].sum())
+        chosen = [own for own, has in zip(self._styles, having_H.tolist(), strict=True) if has]
+        counts = self._counts_H[having_H].tolist()
+        found: Counter[str] = Counter()
+        for words, count in zip(chosen, counts, strict=True):
+            found.update(dict.fromkeys(words, count))
+        return frozenset(word for word, count in found.items() if 2 * count > number)
+
     def unknown(self, text: str) -> list[str]:
-        """Return the words after a query's comma that no style has."""
-        return [word for word in words_of(text.partition(",")[2]) if word not in self._weights]
+        """Return the words after a query's comma that no style and no collection has."""
+        return [word for word in words_of(text.partition(",")[2]) if word not in self._every]
+
+    def unknown_names(self, style: str) -> frozenset[str]:
+        """Return the words of those parts of a query's style, between commas, of which no style and no collection has any
+        word."""
+        parts = [words_of(part) for part in style.split(",")]
+        unknown = [own for own in parts if not any(word in self._every for word in own)]
+        return frozenset(word for own in unknown for word in own)
 
     def readings(self, text: str, nearest: Mapping[str, str | None]) -> list[Reading]:
         """Return the ways to read a query. Words after a comma that no style has belong to the subject, so that none is
@@ -551,17 +659,20 @@ class Styles:
 
     def have(self, words: Collection[str]) -> npt.NDArray[np.bool_]:
         """Return whether each style has all of some words, bool [H]."""
-        return np.asarray([own.issuperset(words) for own in self._styles], np.bool_)
+        return np.asarray([own.issuperset(words) for own in self._all], np.bool_)
 
     def scores(self, asked: Collection[str]) -> _Scores:
         """Return how well each style fits words of style, float64 [H], at most 1: the weight of asked words that it
         has, as a share of all asked words; words that were not asked for count little."""
         wanted = frozenset(asked)
-        return np.asarray([self._score(wanted, own) for own in self._styles])
+        both = zip(self._styles, self._all, strict=True)
+        return np.asarray([self._score(wanted, own, every) for own, every in both])
 
-    def _score(self, wanted: frozenset[str], own: frozenset[str]) -> float:
+    def _score(
+        self, wanted: frozenset[str], own: frozenset[str], every: frozenset[str]
+    ) -> float:
         there, absent, unasked = (
-            sum(self._weights[word] for word in sorted(words))
-            for words in (wanted & own, wanted - own, own - wanted)
+            sum(self._every[word] for word in sorted(words))
+            for words in (wanted & every, wanted - every, own - wanted)
         )
         return (1 + there) / (1 + there + absent + _UNASKED * unasked)

@@ -120,6 +120,8 @@ class Drawing(Loaded):
             for text, own in zip(prompts, retrieved, strict=True)
         ]
         for one in answered:
+            if condition is None and not force:
+                _check_known(one.answer, one.prompt)
             if condition is None and not draw:
                 one.find(number, only=num_images is None)
             elif condition is not None:
@@ -485,6 +487,17 @@ def sampler_for(role: Role, recipe: Recipe, registry: Registry) -> str | None:
     ):
         return None
     return next(iter(marked(registry, "sampler", role)), None)
+
+
+def _check_known(answer: Answer | None, prompt: str) -> None:
+    """Raise `GenerationError` for a prompt of which neither the whole nor a word is in the index: the picture would be an
+    arbitrary one."""
+    if answer is not None and answer.is_arbitrary:
+        raise GenerationError(
+            f"prompt {prompt!r}",
+            f"no word of it is in the index: {answer.nearest_in_words}",
+            "use another word for it, or force=True (--force) to draw an arbitrary picture",
+        )
 
 
 def box_below(loaded: Loaded, whole: Picture, keep: int) -> Box:

@@ -70,6 +70,7 @@ def answer_as_json(picture: GeneratedImage) -> dict[str, Any] | None:
         "same_above": answer.same_above,
         "unknown_below": answer.unknown_below,
         "guess": answer.kind == "composed",
+        "near": [{"name": name, "similarity": round(score, 3)} for name, score in answer.near],
         "text": picture.told,
     }
 

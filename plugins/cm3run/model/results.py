@@ -182,8 +182,15 @@ class GeneratedImage:
 
 def told_answer(picture: GeneratedImage) -> str:
     """See `GeneratedImage.told`."""
-    answer, near = picture.answer, picture.nearest
-    assert answer is not None
+    assert picture.answer is not None
+    remarks = picture.answer.remarks
+    told = _told(picture, picture.answer)
+    return f"{told}{' ' if told.endswith('?') else '; '}{remarks}" if remarks else told
+
+
+def _told(picture: GeneratedImage, answer: Answer) -> str:
+    """See `told_answer`, without how the prompt was read."""
+    near = picture.nearest
     if picture.original is not None:
         [credit], [document] = picture.credits, picture.retrieved
         similar = f"similarity {document.score or 0:.2f}"
@@ -193,18 +200,9 @@ def told_answer(picture: GeneratedImage) -> str:
     )
     if answer.kind == "restyled":
         if answer.originals:
-            return f"restyled: the memory has {answer.thing!r} in this style, too: {answer.originals[0].id}{after}"
-        return f"restyled: the memory has {answer.thing!r} in other styles or sets only{after}"
-    near_by = f"{answer.thing!r}, similarity {answer.score:.2f}"
-    if answer.is_unknown:
-        return (
-            f"composed: the memory has no {answer.asked!r}; the nearest is {near_by} (below {answer.unknown_below:g} it "
-            f"means little); this is a guess{after}"
-        )
-    return (
-        f"composed: a guess; the nearest thing in the memory is {near_by} (the same thing: {answer.same_above:g} or more); "
-        f"ask for it by that name if you mean it{after}"
-    )
+            return f"restyled: the index has {answer.thing!r} in this style, too: {answer.originals[0].id}{after}"
+        return f"restyled: the index has {answer.thing!r} in other styles or sets only{after}"
+    return f"composed: a guess{after}; the index: {answer.nearest_in_words}"
 
 
 class GeneratedImages(list[GeneratedImage]):

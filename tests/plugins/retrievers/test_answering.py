@@ -60,6 +60,33 @@ def test_the_thing_in_other_hands_is_restyled(retriever):
     assert originals(retriever, "bell ring, lucide") == ("restyled", [])
     # a set that the memory has nothing of
     assert originals(retriever, "bell, outline, streamline") == ("restyled", [])
+    assert answer(retriever, "bell, outline, streamline")[1].missing == ("streamline",)
+
+
+def test_words_that_name_no_style_are_left_out_beside_others(retriever):
+    """They were read as the name of a set that the memory lacks, so that the thing was in "other styles only"."""
+    assert originals(retriever, "bell, lucide style") == ("found", ["lucide/bell"])
+    _, found = answer(retriever, "bell, lucide style")
+    assert (found.ignored, found.missing, found.apart) == (("style",), (), ())
+    _, found = answer(retriever, "plug, lucide tabler")
+    assert (found.kind, found.apart) == ("restyled", ("lucide", "tabler"))
+
+
+def test_typing_errors_are_corrected_and_told(retriever):
+    _, found = answer(retriever, "bel, lucide")
+    assert (found.kind, found.asked, found.respelt) == ("found", "bell", (("bel", "bell"),))
+    assert found.remarks == "'bel' is read as 'bell'"
+    _, found = answer(retriever, "bell, lucide")
+    assert (found.respelt, found.remarks) == ((), "")
+
+
+def test_near_names_are_offered(retriever):
+    _, found = answer(retriever, "bell ring off, tabler")
+    assert found.near[0][0] == "bell ring"
+    assert found.offers == tuple(name for name, score in found.near if score >= 0.5)
+    assert found.near[0][1] == found.score
+    _, found = answer(retriever, "zebra")
+    assert (found.knows_a_word, found.is_arbitrary, found.offers) == (False, True, ())
 
 
 def test_anything_else_is_composed(retriever):

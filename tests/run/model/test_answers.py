@@ -72,7 +72,7 @@ def test_a_number_is_filled_with_further_originals_then_with_drawings(model):
     assert kinds(pictures) == ["found", "found", "restyled", "restyled"]
     assert [one.number for one in pictures] == [0, 1, 2, 3]
     assert pictures[2].told.startswith(
-        "restyled: the memory has 'bell' in this style, too: tabler/bell"
+        "restyled: the index has 'bell' in this style, too: tabler/bell"
     )
     # the first are the same for any number
     assert ids(model.generate("bell, outline", 1, seed=1)) == ["tabler/bell"]
@@ -103,17 +103,48 @@ def test_drawing_can_be_insisted_on(model):
 def test_restyled_and_composed_pictures_say_after_what(model):
     [one, _] = model.generate("plug, outline, tabler", seed=1)
     assert one.told.startswith(
-        "restyled: the memory has 'plug' in other styles or sets only; drawn after "
+        "restyled: the index has 'plug' in other styles or sets only; drawn after "
     )
     assert one.retrieved[0].text.startswith("plug")
-    [one, _] = model.generate("zebra, lucide", seed=1)
-    assert one.told.startswith("composed: the memory has no 'zebra'; the nearest is ")
-    assert "(below 0.5 it means little); this is a guess" in one.told
+    [one, _] = model.generate("zebra plug crossing, lucide", seed=1)
+    assert one.told.startswith("composed: a guess; drawn after ")
+    assert "; the index: it has nothing like 'zebra plug crossing'; the nearest is " in one.told
+    assert one.told.endswith("; below 0.5 it means little")
     near = finder(unknown_below=0.1)
     [one, _] = near.generate("bell ring off, tabler", seed=1)
-    assert one.told.startswith(
-        "composed: a guess; the nearest thing in the memory is 'bell ring', similarity 0."
+    assert "it has no 'bell ring off', did you mean 'bell ring' (similarity 0." in one.told
+
+
+def test_a_prompt_without_a_known_word_is_refused(model):
+    """Neither alone nor among others; unless it is insisted on, and then it is a guess."""
+    for prompts in ("zebra", ["bell, lucide", "zebra, lucide"]):
+        for draw in (False, True):
+            with pytest.raises(GenerationError) as caught:
+                model.generate(prompts, 1, seed=1, draw=draw)
+            assert tells(
+                caught.value,
+                "prompt 'zebra...': no word of it is in the index: it has nothing like 'zebra'; ... is "
+                "'...', similarity 0....; below 0.5 it means little",
+            )
+            assert "force=True (--force)" in caught.value.next_step
+    [one] = model.generate("zebra", 1, seed=1, force=True)
+    assert kinds([one]) == ["composed"]
+    near = finder(unknown_below=0.01)
+    with pytest.raises(GenerationError, match="it has no 'zebra', did you mean '"):
+        near.generate("zebra", 1, seed=1)
+
+
+def test_typing_errors_and_left_out_words_are_told(model):
+    [one] = model.generate("bel, lucide style", 1, seed=1)
+    assert ids([one]) == ["lucide/bell"]
+    assert one.told.endswith(
+        "; 'bel' is read as 'bell'; no style or set is called 'style', which is left out"
     )
+    [one] = model.generate("bell, lucide tabler", 1, seed=1)
+    assert one.told.endswith("; no style or set has 'lucide' and 'tabler' together")
+    [one] = model.generate("bell, streamline", 1, seed=1)
+    assert kinds([one]) == ["restyled"]
+    assert one.told.endswith("; no style or set is called 'streamline'")
 
 
 def test_the_thing_is_prepended_even_if_its_best_document_cant_be(monkeypatch):
@@ -135,7 +166,7 @@ def test_the_thing_is_prepended_even_if_its_best_document_cant_be(monkeypatch):
 
 
 def test_prompts_of_one_call_have_their_own_answers(model):
-    prompts = ["bell, lucide", "zebra, lucide", "plug, filled"]
+    prompts = ["bell, lucide", "zebra plug crossing, lucide", "plug, filled"]
     pictures = model.generate(prompts, seed=1)
     assert [one.prompt for one in pictures] == [prompts[0], prompts[1], prompts[1], prompts[2]]
     assert kinds(pictures) == ["found", "composed", "composed", "found"]
@@ -146,7 +177,7 @@ def test_prompts_of_one_call_have_their_own_answers(model):
 
 
 def test_candidates_are_counted_in_events(model):
-    events = list(model.events(["bell, lucide", "zebra"], 2, seed=1))
+    events = list(model.events(["bell, lucide", "zebra plug crossing"], 2, seed=1))
     ready = [one for one in events if isinstance(one, ImageReady)]
     assert [one.request for one in ready] == [0, 1, 2, 3]
     assert ids([one.image for one in ready]) == ["lucide/bell", "", "", ""]
@@ -158,7 +189,7 @@ def test_coroutines_find_the_same(model):
             pictures = await loaded.generate("bell, outline", 3, seed=1)
             events = [
                 one.request
-                async for one in loaded.events(["bell, lucide", "zebra"], 2, seed=1, details=False)
+                async for one in loaded.events(["bell, lucide", "zebra plug crossing"], 2, seed=1, details=False)
                 if isinstance(one, ImageReady)
             ]
             return pictures, sorted(events)

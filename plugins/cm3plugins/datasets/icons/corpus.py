@@ -400,6 +400,11 @@ class IconCorpus:
         self._drawings: dict[str, list[str]] = {}
 
     @property
+    def is_bundled(self) -> bool:
+        """Whether it is the package's own, not one that a user built."""
+        return self._assets == ASSETS
+
+    @property
     def data_sha256(self) -> str:
         """Hash of the whole data, from the manifest."""
         return self.manifest.data_sha256

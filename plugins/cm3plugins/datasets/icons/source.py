@@ -23,7 +23,7 @@ from cm3plugins.datasets.icons.corpus import (
     IconPictures,
     set_of,
 )
-from cm3plugins.datasets.icons.splits import unit_hash
+from cm3plugins.datasets.icons.splits import is_logo, unit_hash
 from cm3plugins.datasets.vector.captions import CaptionTemplate
 from cm3plugins.svg import renderer_version
 
@@ -161,6 +161,23 @@ class IconSource(DocumentSource):
     def group(self, index: int) -> str:
         """The object, which is the same in all versions."""
         return self.corpus.entries.words[self._indices[index]]
+
+    def is_withheld(self, index: int) -> bool:
+        """Whether it is a logo of the bundled corpus; a corpus of your own has what you chose."""
+        return self._indices[index] in self._logos
+
+    @cached_property
+    def _logos(self) -> frozenset[int]:
+        """Positions of the corpus' logos."""
+        if not self.corpus.is_bundled:
+            return frozenset()
+        entries = self.corpus.entries
+        both = enumerate(zip(entries.ids, entries.words, strict=True))
+        return frozenset(index for index, own in both if is_logo(*own))
+
+    def collection(self, index: int) -> str:
+        """The set."""
+        return set_of(self.id(index))
 
     def licence(self, index: int) -> str:
         """SPDX name of the licence of a document's drawing."""

@@ -92,6 +92,42 @@ def brands() -> frozenset[tuple[str, ...]]:
     return frozenset(tuple(line.split("-")) for line in lines if line and not line.startswith("#"))
 
 
+#: Most words of a name that are read as one: "ko fi", "tik tok".
+_MOST_JOINED = 3
+
+
+@cache
+def _logos() -> tuple[frozenset[str], frozenset[str]]:
+    """Return names that are only logos', their words joined, and ids of drawings that are logos."""
+    lines = (ASSETS / "logos.txt").read_text(encoding="utf-8").splitlines()
+    named = [line for line in lines if line and not line.startswith("#")]
+    return (
+        frozenset(one for one in named if "/" not in one),
+        frozenset(one for one in named if "/" in one),
+    )
+
+
+def is_logo(icon: str, words: str) -> bool:
+    """Whether a drawing of the bundled corpus is a logo that its set doesn't mark as one, or shows one.
+
+    Args:
+        icon: its id.
+        words: of its name.
+
+    Example:
+        >>> is_logo("hugeicons/new-twitter", "new twitter"), is_logo("mdi/food-apple", "food apple")
+        (True, False)
+    """
+    names, drawings = _logos()
+    own = words.split()
+    joined = (
+        "".join(own[start:end])
+        for start in range(len(own))
+        for end in range(start + 1, min(len(own), start + _MOST_JOINED) + 1)
+    )
+    return own[:1] == ["logo"] or icon in drawings or any(one in names for one in joined)
+
+
 def parts(words: tuple[str, ...]) -> frozenset[str]:
     """Return the words that name something, comparable between sets: without order and plural endings,
     and without numbers, single letters and words that only distinguish variants.

@@ -242,6 +242,11 @@ class WithThings(DocumentSource):
         source, place = self._at(index)
         return source.content_keys(place)
 
+    def is_withheld(self, index: int) -> bool:
+        """As in its data set."""
+        source, place = self._at(index)
+        return source.is_withheld(place)
+
     def provenance(self, index: int) -> Provenance:
         """As in its data set."""
         source, place = self._at(index)
