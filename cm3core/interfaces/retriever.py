@@ -160,9 +160,12 @@ class Retriever(ABC):
     def is_excluded(self, index: int, exclude: Collection[str]) -> bool:
         """Whether the memory's document `index` is withheld (`DocumentSource.is_withheld`), or `exclude` contains its id or
         a content key of it."""
-        return self.memory.is_withheld(index) or bool(exclude) and (
-            self.memory.id(index) in exclude
-            or any(key in exclude for key in self.memory.content_keys(index))
+        return self.memory.is_withheld(index) or (
+            bool(exclude)
+            and (
+                self.memory.id(index) in exclude
+                or any(key in exclude for key in self.memory.content_keys(index))
+            )
         )
 
     def retrieve(

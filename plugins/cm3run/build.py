@@ -28,11 +28,11 @@ from cm3core.vocab import VocabularySizes
 from cm3run.bank import Memory, memory_of
 from cm3run.devices import check_weights_fit
 from cm3run.generation.likelihood import Likelihood
-from cm3run.tasks import title_of
 from cm3run.generation.weights import GenerationWeights, version_of, whole_of
 from cm3run.life import NEEDED
 from cm3run.machine_memory import fitting_memory
 from cm3run.prompting import AsDecoded, AsItStands
+from cm3run.tasks import title_of
 
 if TYPE_CHECKING:
     from cm3core.interfaces import (

@@ -18,8 +18,8 @@ from cm3core.interfaces.component import ComponentConfig, broken, is_array, show
 from cm3core.interfaces.retriever import Retrieved, Retriever, RetrieverConfig
 
 if TYPE_CHECKING:
-    from cm3core.interfaces.embedder import VectorArray
     from cm3core.document import PixelArray
+    from cm3core.interfaces.embedder import VectorArray
 
 
 #: See `Answer`.
@@ -81,10 +81,10 @@ class Answer:
             near = self.near[: len(self.offers)]
             names = ", ".join(f"{name!r} (similarity {score:.2f})" for name, score in near)
             return f"it has no {self.asked!r}, did you mean {names}?"
-        means = "" if self.unknown_below is None else f"; below {self.unknown_below:g} it means little"
-        return (
-            f"it has nothing like {self.asked!r}; the nearest is {self.thing!r}, similarity {self.score:.2f}{means}"
+        means = (
+            "" if self.unknown_below is None else f"; below {self.unknown_below:g} it means little"
         )
+        return f"it has nothing like {self.asked!r}; the nearest is {self.thing!r}, similarity {self.score:.2f}{means}"
 
     @property
     def remarks(self) -> str:

@@ -20,9 +20,9 @@ FORMS = Forms(
 #: What people ask an icon model for, none of which is in its tuning; written before the mechanism was tried on them.
 UNTRAINED = """make it red; make it blue and white; mirror it; flip it upside down; put it in a circle; rotate it by 45 degrees;
 make it bigger; make it half the size; move it to the left; add a shadow; add a banana; add a hat; remove the background; make the
-background black; make it look like a cat; turn it into a dog; make it smile; add two eyes; duplicate it; crop it; make it 3d; make it
-shiny; add a gradient; write hello under it; add the number 3; remove the wheels; open the door; close the lid; make the handle
-longer; make the stars bigger; give it wings; put a ring around it; blur it; sharpen it; make it transparent; make it more modern;
+background black; make it look like a cat; turn it into a dog; make it smile; add two eyes; duplicate it; crop it; make it 3d;
+make it shiny; add a gradient; write hello under it; add the number 3; remove the wheels; open the door; close the lid; make the
+handle longer; make the stars bigger; give it wings; put a ring around it; blur it; sharpen it; make it transparent; make it more modern;
 make it cute; make it isometric; simplify it; add a dot in the corner; remove the dot; replace the bell by a clock; swap the
 colours; make the lines wavy; draw it by hand; make it not red; make it not filled; undo; hello; make it green, please"""
 PARAPHRASES = {
@@ -141,7 +141,7 @@ def test_no_other_instruction_passes_unmarked(model):
     for text in asked:
         try:
             marked[text] = read_as_tuned(model, "edit", text).note
-        except Exception as error:  # noqa: BLE001  # its type is tested elsewhere
+        except Exception as error:  # its type is tested elsewhere
             marked[text] = f"refused: {error}"
     assert [text for text, note in marked.items() if not note] == []
     read = {text: note for text, note in marked.items() if not note.startswith("refused")}

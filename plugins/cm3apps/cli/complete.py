@@ -218,7 +218,9 @@ def _note(entry: dict[str, Any]) -> None:
             example = entry["examples"][0]
             text = f"the index has no {name}; what is drawn, after the set's {thing} and {example!r}, is a guess"
         elif entry.get("remark"):
-            text = f"the index: {entry['remark']}; what is drawn for {name}, after {thing}, is a guess"
+            text = (
+                f"the index: {entry['remark']}; what is drawn for {name}, after {thing}, is a guess"
+            )
         elif entry["thing"]:
             text = f"the index has no {name}; the nearest is {thing}: what is drawn is a guess"
         else:

@@ -320,9 +320,7 @@ def _told(answer: Answer | None, has_pictures: bool) -> str:
     if answer.kind == "found":
         return f"found: the index has {answer.thing!r} as asked for; the tool draw returns it, too{remarks}"
     if answer.kind == "restyled":
-        return (
-            f"restyled: the index has {answer.thing!r} in other styles or sets only; the tool draw draws it{remarks}"
-        )
+        return f"restyled: the index has {answer.thing!r} in other styles or sets only; the tool draw draws it{remarks}"
     draws = (
         "the tool draw refuses such a prompt"
         if answer.is_arbitrary

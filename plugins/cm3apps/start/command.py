@@ -121,6 +121,7 @@ def _write_new(
     codes = measured_codes(survey, registry)
     chosen = Chosen(survey, codes, own_codes(survey, codes, registry), args.minutes)
     _tell_of_codes(codes, sheet)
+    _print([("steps", f"pictures become recognisable from some {FEW_STEPS:,} training steps on")])
     write_text(out, recipe_text(chosen, out.stem, registry))
     recipe = compose(str(out), training_precision(args), registry=registry)
     recipe.check()
@@ -176,6 +177,13 @@ def _survey_lines(folder: Path, survey: Survey, known: str) -> Iterator[tuple[st
     example = printable(survey.captions[len(survey) // 2][:60])
     yield "captions", f"{survey.reader.reason}, such as {example!r}"
     yield "", f"{len(survey.words):,} different words{known}"
+    if survey.unnamed:
+        yield (
+            "",
+            f"{len(survey.unnamed):,} captions have no word, as files and folders are only numbered, such as "
+            f"{printable(survey.unnamed[0])!r}: no prompt finds or draws these pictures. Put them into folders that say "
+            "what they show, or write captions.csv (image,text) or a .txt beside each",
+        )
     yield "scripts", _scripts(survey)
     alike, largest = sum(survey.looks), next(iter(survey.looks), 0)
     yield "copies", f"{survey.num_copies:,} with the bytes of an earlier picture"

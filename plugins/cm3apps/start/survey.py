@@ -18,7 +18,12 @@ from cm3core.errors import DataError
 from cm3core.images import is_blank
 from cm3core.interfaces.dataset import SkippedRecord
 from cm3plugins.datasets.file_source import FileSource, FileSourceConfig, FoundRecord, split_of
-from cm3plugins.datasets.folder import CAPTION_FILES, DrawnSvg, FolderSourceConfig
+from cm3plugins.datasets.folder import (
+    CAPTION_FILES,
+    DrawnSvg,
+    FolderSourceConfig,
+    tells_nothing,
+)
 from cm3plugins.datasets.looks import SIDE
 from cm3plugins.datasets.pictures import SUFFIXES, PictureIndex, index_path
 from cm3plugins.datasets.table import METADATA, TableSourceConfig
@@ -175,6 +180,14 @@ class Survey:
             next(part for part in one.parts if isinstance(part, tuple)) for one in self.records
         )
         return [text[0] for text in texts]
+
+    @cached_property
+    def unnamed(self) -> list[str]:
+        """The pictures whose files and folders only count, so that their captions have no word."""
+        if not getattr(self.reader.config, "names_as_captions", False):
+            return []
+        both = zip(self.records, self.captions, strict=True)
+        return [one.id for one, caption in both if tells_nothing(one.id, caption)]
 
     @cached_property
     def sizes(self) -> list[tuple[int, int]]:

@@ -20,6 +20,7 @@ import hashlib
 import io
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,9 @@ ADD_CAPTIONS = (
 _SVG = ".svg"
 _DRAW_SVG = "set dataset.svg_size to the pixels per side to draw it at, such as 256"
 _WORD = re.compile(r"[^\W\d_]+|\d+")
+#: File names of cameras and phones: at most four capitals, then numbers, as in IMG_0001, DSCF0001, P1000233 (the rule DCF,
+#: JEITA CP-3461: four characters, four digits) and PXL_20240131_120000.
+_CAMERA = re.compile(r"[A-Z_]{0,4}[-_ ]?\d[-_ \d]{3,}")
 _COLUMNS = "dataset.columns='{image: COLUMN, caption: COLUMN}'"
 
 
@@ -216,22 +220,40 @@ class _Reading:
 
 
 def named_by_files(names: Sequence[str]) -> dict[str, str]:
-    """Captions of pictures by the words of their files' names and of the nearest folder whose name has some.
+    """Captions of pictures by the words of their files' names and of the nearest folder whose name has some; a file whose
+    name only counts is named by its folder.
 
     >>> list(named_by_files(["places/64/folder-red.png", "a/cats/001.png", "red_fox_01.jpg"]).values())
     ['folder red, places', 'cats', 'red fox']
+    >>> list(named_by_files(["a/mr_tree/IMG_0001.jpg", "a/mr_tree/mr_tree_2.png", "a/mr_tree/mr_tree_3.png"]).values())
+    ['mr tree', 'mr tree', 'mr tree']
     """
     from cm3plugins.datasets.svg_folder.names import names_of
 
     things = names_of([Path(name).stem for name in names])
+    counted = Counter(
+        (Path(name).parent, _uncounted(one)) for name, one in zip(names, things, strict=True)
+    )
     found = {}
     for name, thing in zip(names, things, strict=True):
         folders = (_worded(folder) for folder in reversed(Path(name).parts[:-1]))
-        place = next((words for words in folders if _letters(words)), "")
-        words = _worded(thing)
-        own = words if _letters(words) or not place else ""
-        found[name] = ", ".join(filter(None, (own, place)))
+        place = next((words for words in folders if has_word(words)), "")
+        only_counts = counted[Path(name).parent, _uncounted(thing)] > 1
+        words = _worded(_uncounted(thing) if only_counts else thing)
+        is_named = has_word(words) and not _CAMERA.fullmatch(Path(name).stem)
+        own = words if is_named or not place else ""
+        found[name] = ", ".join(dict.fromkeys(filter(None, (own, place))))
     return found
+
+
+def tells_nothing(name: str, caption: str) -> bool:
+    """Whether a caption by names has no word, since the picture's file only counts and so do its folders.
+
+    >>> tells_nothing("IMG_0036.JPG", "img"), tells_nothing("fox/IMG_0036.JPG", "fox"), tells_nothing("7/36.png", "36")
+    (True, False, True)
+    """
+    own = _CAMERA.fullmatch(Path(name).stem)
+    return not has_word(caption) or bool(own and caption == _worded(Path(name).stem))
 
 
 def _worded(text: str) -> str:
@@ -242,7 +264,16 @@ def _worded(text: str) -> str:
     return " ".join(words)
 
 
-def _letters(text: str) -> bool:
+def _uncounted(thing: str) -> str:
+    """The words of a name without the number at its end.
+
+    >>> _uncounted("mr tree 36"), _uncounted("36")
+    ('mr tree', '36')
+    """
+    return re.sub(r"\s+\d+$", "", thing)
+
+
+def has_word(text: str) -> bool:
     """Whether a name has a word of two letters, so that it is more than a number or a size."""
     return any(sum(map(str.isalpha, word)) > 1 for word in text.split())
 

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from cm3core.document import Document
 from cm3core.errors import DataError, RecipeError, close_match
-from cm3core.interfaces.component import check_value
+from cm3core.interfaces.component import check_value, chosen_name
 from cm3core.interfaces.dataset import (
     DocumentSource,
     DocumentSourceConfig,
@@ -32,7 +32,6 @@ from cm3core.interfaces.dataset import (
     SkippedRecord,
     TaskSource,
 )
-from cm3core.interfaces.component import chosen_name
 from cm3core.interfaces.reach import TEXT, Outside
 from cm3core.interfaces.task import TaskConfig
 from cm3run.tasks import title_of

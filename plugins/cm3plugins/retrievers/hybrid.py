@@ -668,9 +668,7 @@ class Styles:
         both = zip(self._styles, self._all, strict=True)
         return np.asarray([self._score(wanted, own, every) for own, every in both])
 
-    def _score(
-        self, wanted: frozenset[str], own: frozenset[str], every: frozenset[str]
-    ) -> float:
+    def _score(self, wanted: frozenset[str], own: frozenset[str], every: frozenset[str]) -> float:
         there, absent, unasked = (
             sum(self._every[word] for word in sorted(words))
             for words in (wanted & every, wanted - every, own - wanted)

@@ -126,8 +126,35 @@ def test_the_command(
     out = capsys.readouterr().out
     assert f"{pictures}: 8 pictures (folder)" in out
     assert "next: cm3 train own.yaml" in out
+    assert "steps       pictures become recognisable from some 1,000 training steps on" in out
     assert open_image(tmp_path / "own-codes.png").shape[1] > 8 * 64
     assert main(["recipe", "check", "own.yaml"]) == 0
+
+
+def test_pictures_that_are_only_numbered(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those in a folder with a name have its words; the others are counted, with what to do."""
+    files = {f"mr_tree/IMG_{place:04}.png": picture(place) for place in range(4)}
+    files |= {f"IMG_{place:04}.png": picture(place) for place in range(4, 7)}
+    write(tmp_path / "own", files)
+    out = tmp_path / "mine.yaml"
+    assert main(["start", str(tmp_path / "own"), "--no-trial", "-o", str(out)]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "such as 'mr tree'" in told
+    assert (
+        "3 captions have no word, as files and folders are only numbered, such as 'IMG_0004.png': no prompt"
+        in told
+    )
+    assert (
+        "Put them into folders that say what they show, or write captions.csv (image,text)" in told
+    )
+    write(
+        tmp_path / "own",
+        {"captions.csv": "image,text\n" + "".join(f"{one},a fox\n" for one in files)},
+    )
+    assert main(["start", str(tmp_path / "own"), "--no-trial", "-o", str(out)]) == 0
+    assert "have no word" not in capsys.readouterr().out
 
 
 @pytest.mark.slow

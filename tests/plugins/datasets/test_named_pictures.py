@@ -13,7 +13,7 @@ from cm3core.document import Image, text_of
 from cm3core.errors import DataError
 from cm3core.plugins import load_registry
 from cm3core.recipe import recipe_from_yaml
-from cm3plugins.datasets.folder import named_by_files
+from cm3plugins.datasets.folder import named_by_files, tells_nothing
 from messages import tells
 from picture_files import folder, picture, write
 
@@ -29,12 +29,29 @@ RED = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 2 1"><rect width="2"
         ("animals/birds/red_fox_02.jpg", "red fox, birds"),
         ("boeing 747.png", "boeing 747"),
         ("cats/000123.png", "cats"),
+        ("creatures/mr_tree/IMG_0036.JPG", "mr tree"),
+        ("creatures/mr_tree/PXL_20240131_120000.jpg", "mr tree"),
+        ("mr_tree/mr_tree_36.png", "mr tree 36, mr tree"),
         ("12.png", "12"),
         ("птицы/синяя_сова.png", "синяя сова, птицы"),
     ],
 )
 def test_captions_by_names(name: str, caption: str) -> None:
     assert named_by_files([name]) == {name: caption}
+
+
+def test_numbers_that_tell_files_apart_are_no_words() -> None:
+    names = ["mr_tree/mr_tree_36.png", "mr_tree/mr_tree_37.png", "mr_tree/boeing 747.png"]
+    assert list(named_by_files(names).values()) == ["mr tree", "mr tree", "boeing 747, mr tree"]
+
+
+@given(st.integers(0, 9999), st.sampled_from(["IMG_", "DSC_", "DSCF", "P100", "MVI_", "_MG_", ""]))
+def test_what_a_camera_names_has_no_word(number: int, prefix: str) -> None:
+    """DCF: four characters, four digits."""
+    stem = f"{prefix}{number:04}"
+    [caption] = named_by_files([f"{stem}.JPG"]).values()
+    assert tells_nothing(f"{stem}.JPG", caption)
+    assert named_by_files([f"red fox/{stem}.JPG"]) == {f"red fox/{stem}.JPG": "red fox"}
 
 
 @given(st.lists(st.text("ab0_-/", min_size=1), unique=True))

@@ -123,8 +123,7 @@ def test_a_prompt_without_a_known_word_is_refused(model):
                 model.generate(prompts, 1, seed=1, draw=draw)
             assert tells(
                 caught.value,
-                "prompt 'zebra...': no word of it is in the index: it has nothing like 'zebra'; ... is "
-                "'...', similarity 0....; below 0.5 it means little",
+                "no word of it is in the index: it has nothing like 'zebra'; ... ; below 0.5 it means little",
             )
             assert "force=True (--force)" in caught.value.next_step
     [one] = model.generate("zebra", 1, seed=1, force=True)
@@ -189,7 +188,9 @@ def test_coroutines_find_the_same(model):
             pictures = await loaded.generate("bell, outline", 3, seed=1)
             events = [
                 one.request
-                async for one in loaded.events(["bell, lucide", "zebra plug crossing"], 2, seed=1, details=False)
+                async for one in loaded.events(
+                    ["bell, lucide", "zebra plug crossing"], 2, seed=1, details=False
+                )
                 if isinstance(one, ImageReady)
             ]
             return pictures, sorted(events)
