@@ -123,7 +123,7 @@ def test_a_prompt_without_a_known_word_is_refused(model):
                 model.generate(prompts, 1, seed=1, draw=draw)
             assert tells(
                 caught.value,
-                "no word of it is in the index: it has nothing like 'zebra'; ... ; below 0.5 it means little",
+                "... no word of it is in the index: it has nothing like 'zebra'; ... ; below 0.5 it means little",
             )
             assert "force=True (--force)" in caught.value.next_step
     [one] = model.generate("zebra", 1, seed=1, force=True)
