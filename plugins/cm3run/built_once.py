@@ -26,6 +26,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from cm3core.arguments import checked
 from cm3core.errors import FileError
 from cm3core.files import (
     atomic_path,
@@ -56,6 +57,7 @@ class _Busy(FileError):
     """Another process, or another thread of this one, holds the lock."""
 
 
+@checked(FileError)
 def built_once(
     path: Path,
     what: str,
@@ -103,6 +105,7 @@ def built_once(
             raise error from second  # no room there, either: the user can name the other place
 
 
+@checked(FileError)
 def computed_once(
     path: Path,
     what: str,

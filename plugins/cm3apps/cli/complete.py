@@ -218,9 +218,8 @@ def _note(entry: dict[str, Any]) -> None:
             example = entry["examples"][0]
             text = f"the index has no {name}; what is drawn, after the set's {thing} and {example!r}, is a guess"
         elif entry.get("remark"):
-            text = (
-                f"the index: {entry['remark']}; what is drawn for {name}, after {thing}, is a guess"
-            )
+            after = f", after {thing}," if entry["thing"] else ""
+            text = f"{name} in the index: {entry['remark']}; what is drawn{after} is a guess"
         elif entry["thing"]:
             text = f"the index has no {name}; the nearest is {thing}: what is drawn is a guess"
         else:

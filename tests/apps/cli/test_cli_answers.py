@@ -37,7 +37,7 @@ def test_an_original_is_written_for_what_is_found(run, tmp_path, capsys):
         str(tmp_path / "001.png"),
     ]
     assert lines[4].startswith(
-        "  restyled: the memory has 'plug' in other styles or sets only; drawn after"
+        "  restyled: the index has 'plug' in other styles or sets only; drawn after"
     )
 
 
@@ -62,15 +62,13 @@ def test_a_number_is_filled_by_drawing(run, tmp_path, capsys):
 
 def test_earlier_originals_are_replaced(run, tmp_path):
     assert run("generate", "bell, lucide", "-o", tmp_path) == 0
-    assert run("generate", "zebra", "--n", 1, "-o", tmp_path) == 0
+    assert run("generate", "zebra", "--force", "--n", 1, "-o", tmp_path) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["000.png", "grid.png"]
 
 
 def test_a_zip_tells_originals_from_drawings(run, tmp_path, capsys):
-    assert (
-        run("generate", "bell", "zebra", "--style", "lucide", "--n", 1, "--zip", "-o", tmp_path)
-        == 0
-    )
+    asked = ("generate", "bell", "zebra", "--style", "lucide", "--n", 1, "--zip", "--force")
+    assert run(*asked, "-o", tmp_path) == 0
     with zipfile.ZipFile(tmp_path / "set.zip") as archive:
         assert {"bell.png", "bell.svg", "zebra.png"} <= set(archive.namelist())
         licences = archive.read("LICENSES").decode()
@@ -90,7 +88,7 @@ def test_drawing_can_be_insisted_on(run, tmp_path, capsys, monkeypatch):
     assert run("generate", "bell, lucide", "--draw", "--n", 1, "-o", tmp_path) == 0
     assert not (tmp_path / "000.svg").exists()
     out = capsys.readouterr().out
-    assert "  restyled: the memory has 'bell' in this style, too: lucide/bell" in out
+    assert "  restyled: the index has 'bell' in this style, too: lucide/bell" in out
     own = toy_model()
     monkeypatch.setattr("cm3run.model.model.load", lambda *_, **__: own)
     assert run("generate", "red", "--draw", "--n", 1, "-o", tmp_path / "other") == 0

@@ -60,7 +60,10 @@ def test_an_own_set_is_completed(
     told = capsys.readouterr()
     assert "own icons: " not in told.out
     assert tells(told.out, "... 12 drawings, outline, canvas 0 0 20 20, grid 0.5, lines 1.5")
-    assert tells(told.err, "... note: the memory has ... 'zzyzx bell' ... what is drawn is a guess")
+    assert tells(
+        told.err,
+        "... note: 'zzyzx bell' in the index: it has nothing like 'zzyzx bell' ... what is drawn is a guess",
+    )
     entries = {one["name"]: one for one in report(out)["things"]}
     assert {name: one["kind"] for name, one in entries.items()} == {
         thing: "restyled",

@@ -137,7 +137,7 @@ def test_those_most_like_the_base_with_what_is_added_come_first(
     assert main([*command, "--model", MODEL]) == 0
     told = capsys.readouterr().err
     assert tells(
-        told, "note: the memory has no 'quux zorp'; what is drawn, after the set's 'quux' ..."
+        told, "note: the index has no 'quux zorp'; what is drawn, after the set's 'quux' ..."
     )
     [entry] = json.loads((out / "report.json").read_text())["things"]
     assert (entry["kind"], entry["thing"]) == ("composed", "quux")

@@ -35,6 +35,11 @@ def test_pictures_have_an_answer(server):
         "same_above": 0.9,
         "unknown_below": 0.5,
         "guess": False,
+        "near": [
+            {"name": "bell", "similarity": 1.0},
+            {"name": "plug", "similarity": 0.112},
+            {"name": "bell ring", "similarity": 0.104},
+        ],
         "text": "found: lucide/bell (ISC) is 'bell, outline rounded, lucide', similarity 1.00; this is its original",
     }
     [document] = found["documents"]
@@ -45,8 +50,18 @@ def test_pictures_have_an_answer(server):
     assert facts.texts["original"] == "lucide/bell"
     # only one of the two is drawn
     assert answer["usage"]["output_tokens"] == 16
-    [one] = server.post(prompt="zebra", seed=1).json()["data"]
+    [one] = server.post(prompt="bell ring off", seed=1).json()["data"]
     assert (one["answer"]["kind"], one["answer"]["guess"]) == ("composed", True)
+
+
+def test_what_the_index_has_no_word_of_is_refused(server):
+    for body in ({"prompt": "zebra"}, {"prompt": "zebra", "stream": True, "partial_images": 1}):
+        refused = server.post(**body)
+        assert refused.status_code == 400
+        assert "'zebra': no word of it is in the index" in refused.json()["error"]["message"]
+    refused = server.post(SETS, things=["bell", "zebra"], style="lucide")
+    assert refused.status_code == 400
+    assert "'zebra, lucide': no word" in refused.json()["error"]["message"]
 
 
 def test_the_original_is_sent_and_can_be_fetched(server):
@@ -70,7 +85,7 @@ def test_streams_and_sets_have_them(server):
     streamed = server.post(prompt="bell, lucide", stream=True, partial_images=2).text
     assert '"kind": "found"' in streamed
     assert "partial_image" not in streamed
-    answer = server.post(SETS, things=["bell", "zebra"], style="lucide", seed=1).json()
+    answer = server.post(SETS, things=["bell", "bell ring off"], style="lucide", seed=1).json()
     assert [one["answer"]["kind"] for one in answer["data"]] == ["found", "composed"]
     assert answer["usage"]["output_tokens"] == 16
     with zipfile.ZipFile(io.BytesIO(base64.b64decode(answer["zip"]))) as archive:

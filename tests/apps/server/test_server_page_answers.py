@@ -23,7 +23,7 @@ def test_cards_say_what_they_are_and_offer_the_original(browser):
         says(page, "#draw-status", "2 pictures in")
         cards = page.locator("#draw-cards .card")
         api.expect(cards.nth(0).locator(".told")).to_contain_text("Found: lucide/bell (ISC) is")
-        api.expect(cards.nth(1).locator(".told")).to_contain_text("Restyled: the memory has")
+        api.expect(cards.nth(1).locator(".told")).to_contain_text("Restyled: the index has")
         api.expect(cards.nth(0).locator(".sources")).to_contain_text("Original")
         with page.expect_download() as found:
             cards.nth(0).get_by_role("button", name="Original SVG").click()

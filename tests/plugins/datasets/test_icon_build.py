@@ -113,6 +113,7 @@ def test_the_bundled_corpus_has_these_files() -> None:
     made |= {f"svg-{name}.jsonl.xz" for name in all_sets()}
     assert {path.name for path in ASSETS.iterdir()} - made == {
         "brands.txt",
+        "logos.txt",
         "closed.json.xz",
         "copies.json.xz",
         "licenses",

@@ -423,7 +423,7 @@ def test_loss_sums_of_another_shape_are_refused(
     path.write_text(json.dumps(json.loads(path.read_text()) | {"loss_sums": sums}))
     with pytest.raises(CheckpointError) as caught:
         train(squares(registry, cache, ["train.steps=25"]), out, registry, progress=False)
-    assert tells(caught.value, "checkpoint's state: loss_sums is not 4")
+    assert tells(caught.value, "... checkpoint's state ... loss_sums")
 
 
 def test_without_a_compiler_training_is_slower(

@@ -430,5 +430,5 @@ def test_the_tasks_with_documents_in_front_are_stored(
 
 def test_a_list_of_tasks_with_documents_that_is_none(tmp_path: Path, registry: Registry) -> None:
     (tmp_path / TASKS).write_text('{"plain": true, "tasks": {}, "retrieving": "vqa"}')
-    with pytest.raises(CheckpointError, match="names no tasks under 'retrieving'"):
+    with pytest.raises(CheckpointError, match="retrieving is 'vqa', must be a list"):
         read_tasks(tmp_path, registry)
