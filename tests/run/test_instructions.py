@@ -22,9 +22,9 @@ UNTRAINED = """make it red; make it blue and white; mirror it; flip it upside do
 make it bigger; make it half the size; move it to the left; add a shadow; add a banana; add a hat; remove the background; make the
 background black; make it look like a cat; turn it into a dog; make it smile; add two eyes; duplicate it; crop it; make it 3d;
 make it shiny; add a gradient; write hello under it; add the number 3; remove the wheels; open the door; close the lid; make the
-handle longer; make the stars bigger; give it wings; put a ring around it; blur it; sharpen it; make it transparent; make it more modern;
-make it cute; make it isometric; simplify it; add a dot in the corner; remove the dot; replace the bell by a clock; swap the
-colours; make the lines wavy; draw it by hand; make it not red; make it not filled; undo; hello; make it green, please"""
+handle longer; make the stars bigger; give it wings; put a ring around it; blur it; sharpen it; make it transparent; make it more
+modern; make it cute; make it isometric; simplify it; add a dot in the corner; remove the dot; replace the bell by a clock; swap
+the colours; make the lines wavy; draw it by hand; make it not red; make it not filled; undo; hello; make it green, please"""
 PARAPHRASES = {
     "turn it filled": "make it filled",
     "make filled": "make it filled",
