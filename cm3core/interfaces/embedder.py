@@ -70,6 +70,11 @@ class Embedder(ABC):
     def move_to(self, device: torch.device) -> None:  # noqa: B027 (staying on the CPU is valid)
         """Compute on this device from now on; vectors stay arrays. The default does nothing."""
 
+    def knows_word(self, word: str) -> bool:
+        """Whether a word is whole in the vocabulary of the encoder of texts, so that it is no typing error. By default
+        False: unknown."""
+        return False
+
     def embed_texts(self, texts: Sequence[str]) -> VectorArray:
         """Return unit vectors float32 [N, dimension]. Raises `DataError` on NaN or infinity."""
         return (

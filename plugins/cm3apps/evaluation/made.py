@@ -169,9 +169,9 @@ def _picture_jobs(
     model: Model, task: Task, sample: Sample, seed: int, options: dict[str, Any]
 ) -> Iterator[Any]:
     if task.makes == "pictures":
-        return model.image_jobs([sample.prompt], 1, seed=seed, truncate=True, draw=True, **options)[
-            0
-        ]
+        return model.image_jobs(
+            [sample.prompt], 1, seed=seed, truncate=True, draw=True, force=True, **options
+        )[0]
     assert sample.picture is not None
     return model.edit_jobs(sample.picture(), sample.prompt, 1, seed=seed, truncate=True, **options)[
         0

@@ -84,7 +84,7 @@ def show(model: Model, out: Path, share: float = 1.0) -> dict[str, Any]:
     }
     asked = [one.text for own in prompts.values() for one in own]
     if asked:
-        pictures = model.generate(asked, 1, seed=SEED)
+        pictures = model.generate(asked, 1, seed=SEED, force=True)
         save_png(out / "answers.png", _answer_sheet(model, pictures))
         found["answers"] = [
             {"prompt": one.prompt, "told": one.told, "kind": one.answer and one.answer.kind}

@@ -420,7 +420,9 @@ class HybridRetriever(AnsweringRetriever):
         pairs = tuple(
             (word, near)
             for word in dict.fromkeys(words)
-            if word not in known and (near := nearest_word(word, known)) is not None
+            if word not in known
+            and not self._vectors.knows_word(word)  # "path" is no typing error of "patch"
+            and (near := nearest_word(word, known)) is not None
         )
         if not pairs:
             return None

@@ -73,6 +73,10 @@ class TextVectors:
         self._kept = normalise(dequantise(codes, scales).numpy())
         self._space = mean.float().numpy(), projection.float().numpy()
 
+    def knows_word(self, word: str) -> bool:
+        """See `Embedder.knows_word`."""
+        return self._embedder.knows_word(word)
+
     def of_queries(self, texts: Sequence[str]) -> VectorArray:
         """Return unit vectors float32 [N, D] of queries, which are never read from the file: computed by the same
         weights, they would differ by its rounding only."""

@@ -317,9 +317,10 @@ def test_the_command(
     assert main(write) == 0
 
     (tmp_path / "mine.md").write_text("my own")
+    new = tmp_path / "new.md"
     card.write_text(first.replace(weights, WEIGHTS))
     for wrong, message in (
-        (["-o", str(tmp_path / "mine.md")], "already exists, but is not a card of this command"),
+        (["-o", str(tmp_path / "mine.md")], "is there already, and was not written by cm3leon"),
         (["--check", str(tmp_path / "mine.md")], "is not a card of `cm3 eval card`"),
         (
             ["--check", str(card)],
@@ -328,8 +329,8 @@ def test_the_command(
         (["--check", str(tmp_path / "none.md")], "none.md: there is no such file"),
         ([], "neither -o nor --check is given"),
         (["-o", str(card), "--check", str(card)], "-o and --check are given"),
-        ([str(results), str(results), "-o", str(card)], "have two evaluations by toy-v1"),
-        (["-o", str(card), "--notes", str(tmp_path / "none.md")], "none.md: there is no such file"),
+        ([str(results), str(results), "-o", str(new)], "have two evaluations by toy-v1"),
+        (["-o", str(new), "--notes", str(tmp_path / "none.md")], "none.md: there is no such file"),
     ):
         assert main(["eval", "card", "bundled:emoji64", *wrong]) == 2
         assert message in capsys.readouterr().err

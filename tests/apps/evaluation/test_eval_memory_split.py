@@ -65,7 +65,7 @@ def test_a_split_without_the_references_is_searched_and_recorded(
     capsys.readouterr()
     # another memory is another evaluation
     assert evaluate("comp", "held-out") == 2
-    assert "has an evaluation with another model, protocol or setting" in capsys.readouterr().err
+    assert "is of an evaluation with another model, protocol or setting" in capsys.readouterr().err
 
 
 @pytest.mark.slow

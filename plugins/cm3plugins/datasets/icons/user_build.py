@@ -242,7 +242,11 @@ def check_output(out: Path) -> None:
         step = "choose another folder, or delete this one"
         raise DataError(str(out), cause, step)
     foreign = [name for name in names if name != UNFINISHED and not own.is_own(name)]
-    inside = [path for path in foreign_in(out / UNFINISHED) if path.name != "lock"]
+    inside = [
+        path
+        for path in foreign_in(out / UNFINISHED)
+        if path.name != "lock" and path.suffix != ".lock"
+    ]
     if foreign := [*foreign, *(os.path.relpath(path, out) for path in inside)]:
         cause = f"holds other files, such as {foreign[0]}"
         raise DataError(str(out), cause, "choose a new folder")

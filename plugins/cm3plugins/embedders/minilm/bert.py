@@ -195,6 +195,10 @@ class SentenceEncoder:
         fill(network, used, weights, _NEXT)
         return cls(network, tokenizer)
 
+    def knows_word(self, word: str) -> bool:
+        """Whether a word, in lower case, is in the vocabulary as a whole."""
+        return self._tokenizer.token_to_id(word) is not None
+
     @property
     def width(self) -> int:
         """D."""

@@ -53,6 +53,10 @@ class MiniLM(Embedder):
         pictures.move_to(self._device)
         return pictures
 
+    def knows_word(self, word: str) -> bool:
+        """Whether a word is one of BERT's 30,522 word pieces."""
+        return self._texts.knows_word(word)
+
     @property
     def dimension(self) -> int:
         """Length of a vector."""

@@ -140,7 +140,7 @@ def measured(setup: Setup, batches: Sequence[int]) -> Iterator[list[Result]]:
         for batch in batches:
             groups = []
             for prompt in prompts:
-                jobs, _ = model.image_jobs(prompt, batch, num_candidates=1, draw=True)
+                jobs, _ = model.image_jobs(prompt, batch, num_candidates=1, draw=True, force=True)
                 groups.append([request for job in jobs for request in job.requests])
             yield compared(name, model.engine, groups, WINDOWS)
     model_of_nothing = RandomModel(setup)
