@@ -192,7 +192,7 @@ _STATED: Final = tuple(one.name for one in fields(Provenance))
 
 def provenance_in(values: StatedProvenance) -> Provenance:
     """Read the output of `Provenance.stated` from a stored document that has its form."""
-    return Provenance(**{name: values[name] for name in _STATED if name in values})  # type: ignore[literal-required]
+    return Provenance(**{name: values[name] for name in _STATED if name in values})  # type: ignore[literal-required]  # its keys
 
 
 def content_entry(name: str, document: Document) -> bytes:

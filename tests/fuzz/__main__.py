@@ -11,18 +11,14 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 
-# Read when a library is imported. One thread: the cases are forked from this process.
-os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-for name, value in {"HF_HUB_OFFLINE": "1", "CM3_STRICT_PLUGINS": "1", "MPLBACKEND": "Agg"}.items():
-    os.environ.setdefault(name, value)
-os.environ.pop("TRITON_INTERPRET", None)
 sys.path.insert(0, str(Path(__file__).parents[1] / "fixtures"))
+
+import fuzzing.process  # noqa: F401  # before any library
 
 
 def main() -> int:

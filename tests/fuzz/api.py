@@ -19,12 +19,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-# Read when a library is imported.
-os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-for name, value in {"HF_HUB_OFFLINE": "1", "CM3_STRICT_PLUGINS": "1", "TQDM_DISABLE": "1"}.items():
-    os.environ.setdefault(name, value)
-os.environ.pop("TRITON_INTERPRET", None)
 sys.path.insert(0, str(Path(__file__).parents[1] / "fixtures"))
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+import fuzzing.process  # noqa: F401  # before any library
 
 #: Bytes of address space that the calls may have.
 MEMORY = 12 * 2**30

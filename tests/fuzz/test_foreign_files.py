@@ -106,7 +106,7 @@ def test_a_large_command_leaves_foreign_files(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     if command == "titan":
-        pytest.importorskip("torchtitan")
+        pytest.importorskip("torchtitan", reason="needs pip install torchtitan")
     arguments, names = REFUSED[command]
     for name in names:
         (place := tmp_path / name.replace("/", "-")).mkdir()

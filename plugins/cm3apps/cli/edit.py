@@ -43,7 +43,7 @@ def configure(parser: ArgumentParser) -> None:
     )
     add_drawing_options(parser)
     add_model_options(parser)
-    add_task(parser, "edits")
+    add_task(parser, "edits, or not on such an instruction")
 
 
 def run(args: Namespace) -> int:

@@ -116,7 +116,7 @@ def configure(parser: ArgumentParser) -> None:
         '"bell at (10, 12) -> (40, 44)"; --set condition.KEY=VALUE changes its keys',
     )
     add_model_options(parser)
-    add_task(parser, "pictures of prompts, or of structures")
+    add_task(parser, "pictures of prompts or of structures, or its index has no word of the prompt")
 
 
 def add_drawing_options(parser: ArgumentParser) -> None:

@@ -202,7 +202,9 @@ def _gedit(folder: Path, out: Path, rows: Sequence[Mapping[str, Any]], data: Pat
 def _file_name(text: str) -> str:
     """A text as the beginning of a file's name: its last full stop stays, because scorers read prompts from names."""
     name = re.sub(r"[/\\\0\n]", " ", text).strip().lstrip(".")
-    return name.encode()[:200].decode(errors="ignore") or "sample"
+    return (
+        name.encode()[:200].decode(errors="ignore") or "sample"
+    )  # what remains of a cut character
 
 
 def hub_yaml(scores: Mapping[str, Any]) -> str:

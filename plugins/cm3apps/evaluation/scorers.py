@@ -275,7 +275,7 @@ def _from_geneval2(texts: Sequence[str]) -> list[Imported]:
 
 def _geometric(values: Iterable[float]) -> float:
     """The geometric mean; one impossible answer makes it 0."""
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore"):  # log 0 is meant
         return float(np.exp(np.mean(np.log([*values]))))
 
 

@@ -29,6 +29,7 @@ from cm3apps.mcp.answering import LIMITS, ReadableBodies, ReadableLines, readabl
 from cm3apps.mcp.given import MOST_CHARACTERS, MOST_LETTERS, MOST_NAMES, AllowedFolders
 from cm3apps.mcp.results import Completed, Drawn, Found, Made, Reply
 from cm3apps.server.connections import config_of
+from cm3apps.server.errors import in_one_line
 from cm3apps.server.guard import LOOPBACK, Guard
 from cm3core._version import __version__
 from cm3core.errors import CM3Error
@@ -199,8 +200,7 @@ class Tools:
         try:
             reply = await anyio.to_thread.run_sync(_apart, work, limiter=self._one)
         except CM3Error as error:
-            cause = f"{error.place}: {error.cause}. Next: {error.next_step}"
-            raise ToolError(readable(cause)) from error
+            raise ToolError(readable(in_one_line(error))) from error
         told = readable(asdict(reply.result))
         content: list[ContentBlock] = [
             TextContent(type="text", text=json.dumps(told, ensure_ascii=False))

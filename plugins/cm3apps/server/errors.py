@@ -111,8 +111,11 @@ def in_one_line(error: CM3Error) -> str:
     >>> in_one_line(CM3Error("sampler.tmp", "is no key", "did you mean 'temperature'?"))
     "sampler.tmp: is no key. Next: did you mean 'temperature'?"
     """
-    end = "" if error.next_step.endswith("?") else "."
-    return f"{error.place}: {error.cause}. Next: {error.next_step}{end}"
+    return f"{error.place}: {_ended(error.cause)} Next: {_ended(error.next_step)}"
+
+
+def _ended(sentence: str) -> str:
+    return sentence if sentence.endswith("?") else f"{sentence}."
 
 
 def internal() -> APIError:

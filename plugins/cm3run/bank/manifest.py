@@ -294,7 +294,7 @@ def shard_of(values: ShardForm) -> ShardInfo:
     files = {
         name: StoredFile(file["num_bytes"], file["sha256"])
         for name in FILES
-        for file in [values["files"][name]]  # type: ignore[literal-required]
+        for file in [values["files"][name]]  # type: ignore[literal-required]  # its keys
     }
     return ShardInfo(values["num_documents"], values["num_pictures"], files)
 

@@ -496,7 +496,7 @@ def _check_known(answer: Answer | None, prompt: str) -> None:
         raise GenerationError(
             f"prompt {prompt!r}",
             f"no word of it is in the index: {answer.nearest_in_words}",
-            "use another word for it, or force=True (--force) to draw an arbitrary picture",
+            "use another word for it",
         )
 
 

@@ -146,7 +146,7 @@ def read_as_tuned(
         f"instruction {text!r}",
         "is not among the instructions that the model was tuned on, so what it would draw is meaningless",
         (f"did you mean {nearest!r}? " if nearest else "")
-        + f"It can: {forms.listed()}; `cm3 task list --model {loaded.name}` prints all. force=True (--force) runs it anyway",
+        + f"It can: {forms.listed()}; `cm3 task list --model {loaded.name}` prints all",
     )
 
 

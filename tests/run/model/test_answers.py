@@ -125,7 +125,7 @@ def test_a_prompt_without_a_known_word_is_refused(model):
                 caught.value,
                 "... no word of it is in the index: it has nothing like 'zebra'; ... ; below 0.5 it means little",
             )
-            assert "force=True (--force)" in caught.value.next_step
+            assert caught.value.next_step == "use another word for it"
     [one] = model.generate("zebra", 1, seed=1, force=True)
     assert kinds([one]) == ["composed"]
     near = finder(unknown_below=0.01)

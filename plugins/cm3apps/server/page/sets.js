@@ -30,6 +30,7 @@ async function draw(event, actions) {
   if (!body.things.length) { refuse("Enter things to draw, one per line.", status); $("things").focus(); return; }
   $("set-whole").hidden = true;
   const { things, style, formats: _, ...rest } = body;
+  tellWords($("set-words"), {}, $("things"));  // of the set before
   let isTold = false;
   run({
     path: SETS, body: { ...body, partial_images: 64, ...(state.facts.svg ? { return_svg: true } : {}) }, words: things, actions, kept: EMPTY,

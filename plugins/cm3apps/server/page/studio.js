@@ -137,6 +137,7 @@ async function draw(event, seed = null) {
 }
 
 async function drawWith(path, body, sort, view, kept, words, field) {
+  tellWords(words, {}, field);  // of the picture before
   const own = await given(body);
   let isFirst = true, isTold = false;
   run({
