@@ -11,12 +11,16 @@ import hashlib
 import json
 import os
 import stat
+import time
 from pathlib import Path
 
 from cm3core.files import state_folder
 
 #: Number of records after which those of folders that no longer exist are removed.
 _MOST = 1024
+#: Seconds since its last line after which a record of a folder that is not there may go: a new folder's is written before the
+#: folder takes its name.
+_KEPT_S = 86_400.0
 
 
 def record_path(kind: str, folder: str, suffix: str = ".json") -> Path:
@@ -50,12 +54,14 @@ def is_private(path: Path) -> bool:
 
 
 def remove_old_records(folder: Path) -> None:
-    """Remove the records of folders that no longer exist, once there are many."""
+    """Remove the records of folders that have not existed for some time, once there are many."""
     records = list(folder.glob("*.json*"))
     if len(records) <= _MOST:
         return
     for path in records:
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            if path.stat().st_mtime > time.time() - _KEPT_S:
+                continue
             with path.open(encoding="utf-8") as file:
                 named = json.loads(file.readline())["path"]
             if not Path(named).exists():

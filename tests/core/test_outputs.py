@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -331,12 +332,31 @@ def test_folders_that_are_gone_are_forgotten(
 
     monkeypatch.setattr(user_state, "_MOST", 2)
     OutputFolder(out)
+    records = own_state / "cm3leon" / "written"
     for name in "abcd":
         write_text(out / name / "file", name)
         if name < "c":
             shutil.rmtree(out / name)
-    assert len(list((own_state / "cm3leon" / "written").iterdir())) == 2
+        for record in records.iterdir():
+            os.utime(record, (0, time.time() - 2 * user_state._KEPT_S))
+    assert len(list(records.iterdir())) == 2
     assert is_own(out / "d" / "file")
+
+
+def test_a_folder_that_is_about_to_be_there_is_not_forgotten(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record of a subfolder is begun while those of the folder's files are there, and the folder is not."""
+    from cm3core import user_state
+
+    monkeypatch.setattr(user_state, "_MOST", 0)
+    made = out / f".model.0123abcd{files.SUFFIX}"
+    (made / "sub" / "sub").mkdir(parents=True)
+    for place in ("a", "sub/b", "sub/sub/c"):
+        (made / place).write_text(place)
+    record_folder(made, out / "model")
+    made.rename(out / "model")
+    refuse_foreign_in(out / "model")
 
 
 def _killed_at(out: Path, number: int) -> None:
