@@ -114,6 +114,11 @@ def remove_unfinished(folder: Path) -> None:
         _remove_if_free(folder / name)
 
 
+def is_unfinished(path: Path, folder: Path) -> bool:
+    """Whether a path in `folder` is, or is in, a temporary folder: a killed process's, or one in use."""
+    return any(_NAME.fullmatch(part) for part in path.relative_to(folder).parts)
+
+
 def remove_unfinished_once(folder: Path) -> None:
     """Call `remove_unfinished` the first time that this process names this folder.
 

@@ -32,6 +32,7 @@ from cm3core.errors import CM3Error, FileError
 from cm3core.files import (
     check_writable,
     is_cache,
+    is_unfinished,
     not_written,
     open_regular,
     remove_unfinished,
@@ -354,7 +355,7 @@ def _lexical(path: str | Path) -> str:
 def _found(folder: Path, name: str) -> list[Path]:
     if not glob.has_magic(name):
         return [folder / name] if os.path.lexists(folder / name) else []
-    return sorted(folder.glob(name))
+    return sorted(path for path in folder.glob(name) if not is_unfinished(path, folder))
 
 
 def _foreign(path: Path) -> bool:

@@ -57,6 +57,21 @@ def out(tmp_path: Path) -> Path:
     return folder
 
 
+def test_what_a_killed_process_left_unfinished_is_nobodys(out: Path) -> None:
+    work = out / "work"
+    work.mkdir()
+    with pytest.raises(KeyboardInterrupt), files.atomic_path(work / "plan.txt") as temporary:
+        left = work / temporary.parent.name
+        temporary.write_text("half")
+        shutil.copytree(left, out / left.name)
+        raise KeyboardInterrupt
+    (out / left.name).rename(left)
+    OutputFolder(out, "work/**/*")
+    (work / "notes.txt").write_text(MINE)
+    with pytest.raises(FileError, match="notes.txt"):
+        OutputFolder(out, "work/**/*")
+
+
 def test_own_files_are_replaced_and_others_are_not(out: Path) -> None:
     OutputFolder(out, "report.json")
     write_text(out / "report.json", "1")

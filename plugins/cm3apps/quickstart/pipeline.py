@@ -177,12 +177,14 @@ class Quickstart:
         """What may not be in the folder unless this user's commands wrote it; nothing if it has a run's checkpoint or
         tokenizer, perhaps of another machine."""
         from cm3run.checkpoint import latest_checkpoint
+        from cm3run.training.saving import RESULTS
 
         if latest_checkpoint(self.out / "run") or (self.out / "tokenizer" / "state.pt").is_file():
             return []
         names = [PLAN, "drawn.json", "training.json", "losses.png", "answers.png", "report.md"]
         names += ["captions-*.png", "inpainted-*.png", STORED, COMPONENTS]
-        return [*names, *(f"{name}/**/*" for name in ("run", "model", "evaluation", "tokenizer"))]
+        names += [f"run/{name}" for name in RESULTS]
+        return [*names, *(f"{name}/**/*" for name in ("model", "evaluation", "tokenizer"))]
 
     def _say_what_is_missing(self) -> None:
         """Check now, so that nobody waits for a report without curves."""

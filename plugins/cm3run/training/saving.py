@@ -80,8 +80,9 @@ def _check_seen(out_dir: Path, processes: Processes) -> None:
 
 #: What a run writes before its first step.
 DESCRIPTION = (STORED, COMPONENTS, PROVENANCE, METRICS)
-#: What it writes later, as patterns.
-_LATER = (
+#: What may not be in its folder before it begins, as patterns: these, and what it writes later.
+RESULTS = (
+    *DESCRIPTION,
     "early_stopping.json",
     "samples/step-*.png",
     "checkpoints/step-*",
@@ -92,7 +93,7 @@ _LATER = (
 @contextmanager
 def _held(out_dir: Path) -> Iterator[None]:
     goes_on = latest_checkpoint(out_dir) is not None
-    OutputFolder(out_dir, *(() if goes_on else (*DESCRIPTION, *_LATER)), resumes=True)
+    OutputFolder(out_dir, *(() if goes_on else RESULTS), resumes=True)
     made = [place for place in (out_dir, *out_dir.parents) if not place.exists()]
     make_folder(out_dir)
     busy = CM3Error(
