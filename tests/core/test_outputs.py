@@ -60,16 +60,16 @@ def out(tmp_path: Path) -> Path:
 def test_what_a_killed_process_left_unfinished_is_nobodys(out: Path) -> None:
     work = out / "work"
     work.mkdir()
-    with pytest.raises(KeyboardInterrupt), files.atomic_path(work / "plan.txt") as temporary:
-        left = work / temporary.parent.name
+    with files.atomic_path(work / "plan.txt") as temporary:
         temporary.write_text("half")
-        shutil.copytree(left, out / left.name)
-        raise KeyboardInterrupt
-    (out / left.name).rename(left)
+        shutil.copytree(temporary.parent, left := out / temporary.parent.name)
+    (work / "plan.txt").unlink()
+    left.rename(work / left.name)
     OutputFolder(out, "work/**/*")
     (work / "notes.txt").write_text(MINE)
-    with pytest.raises(FileError, match="notes.txt"):
+    with pytest.raises(FileError) as refused:
         OutputFolder(out, "work/**/*")
+    assert tells(refused.value, ".../out/work/notes.txt: is there already")
 
 
 def test_own_files_are_replaced_and_others_are_not(out: Path) -> None:
