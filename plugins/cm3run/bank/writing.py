@@ -141,6 +141,10 @@ def encoded_documents(
     num_pixels = 0
     for index in places:
         name = id_prefix + source.id(index)
+        if source.is_withheld(index):
+            cause = "is withheld by its data set, so it would never be retrieved, as a logo is not"
+            skipped.append(SkippedRecord(f"document {name}", cause, "nothing to do"))
+            continue
         try:
             document = _read(source.document(index), name)
         except DataError as error:

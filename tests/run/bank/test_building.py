@@ -152,6 +152,19 @@ def test_what_cannot_be_used_is_left_out_and_told(tmp_path):
     assert [bank.document(i) for i in range(5)] == [coded(document) for document in documents(5)]
 
 
+def test_what_is_withheld_is_not_in_a_bank(tmp_path):
+    class WithALogo(ListSource):
+        def is_withheld(self, index):
+            return index == 1
+
+    given = WithALogo(documents(3))
+    report = build_bank(given, tmp_path / "bank", tools(), progress=False)
+    bank = MemoryBank.open(tmp_path / "bank")
+    assert [bank.id(index) for index in range(len(bank))] == ["d0", "d2"]
+    [skipped] = report.skipped
+    assert (skipped.place, "withheld by its data set" in skipped.cause) == ("document d1", True)
+
+
 def test_nothing_usable_is_an_error_and_leaves_no_bank(tmp_path):
     with pytest.raises(DataError) as error:
         build_bank(ListSource([(Text(" "),)]), tmp_path / "bank", tools(), progress=False)
