@@ -178,7 +178,7 @@ def field_row(item: Field[Any]) -> str:
 
 
 def kit_text(kit: type[Contract[Any]]) -> Iterator[str]:
-    """A kit: what an author sets, and its laws."""
+    """A kit: what an author sets, and its laws, without those of every kit."""
     yield prose(kit)
     settings = [row for row in attributes(kit) if kit is Contract or not row.startswith("- `kind:")]
     if settings:
@@ -187,7 +187,8 @@ def kit_text(kit: type[Contract[Any]]) -> Iterator[str]:
         if is_told(name, member) and not name.startswith("law_"):
             yield signature(name, member)
             yield prose(function_of(member))
-    if laws := kit.laws():
+    of_all = {} if kit is Contract else Contract.laws()
+    if laws := [name for name in kit.laws() if name not in of_all]:
         rows = [f"| `{name}` | {cell(getattr(kit, f'law_{name}'))} |" for name in laws]
         yield "\n".join(["| law | requires |", "| --- | --- |", *rows]) + "\n"
 

@@ -87,6 +87,10 @@ class ComponentConfig:
     #: subclass adds to its bases' keys.
     not_in_outputs: ClassVar[tuple[str, ...]] = ()
 
+    #: What a torch module computes otherwise after `train()` than after `eval()`, in words, such as "drops whole blocks";
+    #: "", the default: nothing but dropout (`torch.nn.functional.dropout`), which need not be declared.
+    differs_in_training: ClassVar[str] = ""
+
     #: Keys that came after recipes were hashed: with their defaults they are not written, so hashes stay. A subclass adds
     #: to its bases' keys.
     later_keys: ClassVar[tuple[str, ...]] = ()

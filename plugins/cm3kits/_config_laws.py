@@ -7,10 +7,8 @@ other values of each key and compare.
 
 from __future__ import annotations
 
-import ast
 import copy
 import dataclasses
-import inspect
 import itertools
 import pickle
 import sys
@@ -36,22 +34,23 @@ from cm3core.config.schema import (
 )
 from cm3core.errors import CM3Error, DeviceError, MissingPackageError, RecipeError
 from cm3core.interfaces.component import BrokenLawError, ComponentConfig, keys_not_in_outputs
-from cm3core.interfaces.reach import READS, Outside
+from cm3core.interfaces.reach import READS, Outside, Reach
 from cm3core.plugins.kinds import KINDS
 from cm3kits import _laws, _other_process
 from cm3kits._findings import (
     Difference,
     LawBroken,
     difference,
+    doing,
     holds,
     readable,
     same,
     shown,
 )
 from cm3kits._laws import Contract
+from cm3kits._module_laws import ModuleLaws, Outputs
+from cm3kits._sources import NO_USE, is_mentioned
 
-#: Functions of a config that read keys only to check, copy or print them.
-_NO_USE = {"check", "check_fields", "__repr__", "__eq__", "__init__", "__post_init__", "protocol"}
 #: Files of the framework that read all keys.
 _MACHINERY = {
     "dataclasses.py",
@@ -61,8 +60,6 @@ _MACHINERY = {
     "_config_laws.py",
     "_findings.py",
 }
-#: Maximum number of a plugin's source files to search.
-_MOST_FILES = 60
 
 
 class UnusedKeyWarning(UserWarning):
@@ -79,7 +76,7 @@ def keys_read(config_class: type[Any], found: set[str]) -> Iterator[None]:
     def noting(self: Any, name: str) -> Any:
         if not name.startswith("__"):
             code = sys._getframe(1).f_code
-            if code.co_name not in _NO_USE and Path(code.co_filename).name not in _MACHINERY:
+            if code.co_name not in NO_USE and Path(code.co_filename).name not in _MACHINERY:
                 found.add(name)
         return before(self, name)
 
@@ -93,55 +90,9 @@ def keys_read(config_class: type[Any], found: set[str]) -> Iterator[None]:
             type.__delattr__(config_class, "__getattribute__")
 
 
-def is_mentioned(key: str, *parts: Any) -> bool:
-    """Whether the modules of these classes and objects, of their bases in the same distribution, or their packages,
-    read an attribute with this name, or contain it as a text, outside a config's `check`."""
-    return any(key in _mentions(path) for path in _files(parts))
-
-
-def _files(parts: tuple[Any, ...]) -> list[Path]:
-    found: dict[Path, None] = {}
-    classes = [part if isinstance(part, type) else type(part) for part in parts]
-    for one in (base for own in classes for base in _own_bases(own)):
-        with suppress(TypeError, OSError):
-            path = Path(inspect.getfile(one))
-            found[path] = None
-            if (path.parent / "__init__.py").is_file():
-                found.update(dict.fromkeys(sorted(path.parent.glob("*.py"))[:_MOST_FILES]))
-    return list(found)
-
-
-def _own_bases(cls: type) -> list[type]:
-    """The class and those of its bases that are in the same top-level package."""
-    package = cls.__module__.partition(".")[0]
-    return [base for base in cls.__mro__ if base.__module__.partition(".")[0] == package]
-
-
-def _mentions(path: Path) -> set[str]:
-    """Return the attributes read in a file, and its strings without spaces."""
-    try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-    except (OSError, SyntaxError, ValueError):
-        return set()
-    return set(_names(tree))
-
-
-def _names(node: ast.AST) -> Iterator[str]:
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.FunctionDef) and child.name in _NO_USE:
-            continue
-        if isinstance(child, ast.Attribute) and isinstance(child.ctx, ast.Load):
-            yield child.attr
-        elif isinstance(child, ast.Constant) and isinstance(child.value, str):
-            yield child.value
-        yield from _names(child)
-
-
 T = TypeVar("T")
 #: Seconds for trying values of keys, and the same again for all keys that seem to have no effect.
 _SECONDS = 3.0
-#: Output -> values; see `ConfigLaws.observe`.
-Outputs = dict[str, Any]
 
 
 @dataclass
@@ -156,11 +107,8 @@ class _Trial:
     broken: BrokenLawError | None = None
 
 
-class ConfigLaws(Contract[T]):
+class ConfigLaws(ModuleLaws[T]):
     """Base of the kits of kinds with configs."""
-
-    #: Relative tolerance of output numbers that differ only by rounding.
-    output_tolerance: ClassVar[float] = 1e-3
 
     #: The config, and its values before building anything.
     _keys_before: ClassVar[Any] = (None, None)
@@ -171,6 +119,17 @@ class ConfigLaws(Contract[T]):
         super().__init_subclass__(**kwargs)
         if "config" in cls.__dict__ and cls.config is not None:
             cls._keys_before = (cls.config, copy.deepcopy(to_plain(cls.config)))
+
+    @classmethod
+    def _place(cls, law: str) -> tuple[int, int, str]:
+        """The laws of configs, which look at the component as a whole, come last."""
+        of_configs = getattr(cls, f"law_{law}").__module__ == __name__
+        _, depth, name = super()._place(law)
+        return (2, depth, name) if of_configs else super()._place(law)
+
+    def use(self, component: T) -> None:
+        """Call what `observe` calls."""
+        self.observe(component)
 
     def observe(self, component: T) -> Outputs:
         """Return the component's results for a few fixed inputs: name -> arrays, numbers, texts, lists and dicts
@@ -196,7 +155,75 @@ class ConfigLaws(Contract[T]):
         where they are missing: it raises an error if they are required (`ComponentConfig.requires`, `needs`)."""
         yield from ()
 
+    def results(self, component: T) -> Outputs:
+        """Return what `observe` returns."""
+        return self.observe(component)
+
     # ---- laws
+
+    def declared(self, component: T) -> Iterator[tuple[str, bool, str, Any]]:
+        """Yield (what was looked at, whether it is right, what it must be, what it is) of what the component or its config
+        declares and no other law tries."""
+        yield from ()
+
+    def law_what_it_declares_is_well_formed(self) -> None:
+        """The config's declarations name its keys and give ranges, texts and packages of the stated types; sizes and
+        names that are known before building are those of the built component."""
+        if self.config is not None:
+            self._check_declarations(self.config)
+        for did, good, expected, got in self.declared(self.subject):
+            holds(good, f"looked at {did}", expected, got)
+
+    def _check_declarations(self, config: ComponentConfig) -> None:
+        """Raise unless what a config declares has the stated form."""
+        cls, keys = type(config), set(hints(type(config)))
+        kinds = KINDS.get(config.kind)
+        own = keys | (set(hints(kinds.config)) if kinds is not None else set())
+        named = {
+            "not_in_outputs": cls.not_in_outputs,
+            "later_keys": cls.later_keys,
+            "ranges": tuple(cls.ranges),
+            "earlier": tuple(cls.earlier),
+            "renamed": tuple(cls.renamed.values()),
+            "outside": tuple(cls.outside),
+        }
+        for name, given in named.items():
+            for key in given:
+                did = f"looked at {name} of {cls.__name__}"
+                known = key.partition(".")[0].partition("[")[0] in own
+                holds(known, did, f"keys: {', '.join(sorted(keys))}", key)
+        for key, (least, most) in cls.ranges.items():
+            did = f"looked at ranges[{key!r}] of {cls.__name__}"
+            holds(least <= most, did, "the smallest value, then the largest", (least, most))
+        for name, call in (("in_short", config.in_short), ("needed", config.needed)):
+            with doing(f"called {name}() of {cls.__name__}"):
+                texts = list(call())
+            good = all(isinstance(text, str) and text for text in texts)
+            holds(good, f"called {name}() of {cls.__name__}", "texts", texts)
+        did = f"called reaches() of {cls.__name__}"
+        holds(
+            all(isinstance(one, Reach) for one in config.reaches()),
+            did,
+            "a list of Reach",
+            "others",
+        )
+        for package, install in cls.packages.items():
+            good = package.isidentifier() and bool(install)
+            did = f"looked at packages of {cls.__name__}"
+            holds(
+                good,
+                did,
+                "an import name, and the line that installs it",
+                f"{package!r}: {install!r}",
+            )
+        with suppress(CM3Error), doing(f'called check_machine("cpu") of {cls.__name__}'):
+            config.check_machine("cpu")
+        holds(
+            isinstance(cls.is_default, bool),
+            "looked at is_default",
+            "True or False",
+            cls.is_default,
+        )
 
     def law_what_it_offers_is_true(self) -> None:
         """`offers` of the config, by which recipes are checked before anything is built, states what the built component
@@ -502,6 +529,18 @@ class ConfigLaws(Contract[T]):
                     ):
                         return True
         return False
+
+
+def of_small_batches(contract: ConfigLaws[Any], size: int = 3) -> Any:
+    """Return the component with batches of this size if its config has a key `batch_size`, otherwise as it is."""
+    config = contract.config
+    if config is None or "batch_size" not in hints(type(config)):
+        return contract.subject
+    changed = _with(config, "batch_size", size)
+    if changed is None:
+        return contract.subject
+    with contract.building():
+        return _built(contract, changed)
 
 
 @contextmanager

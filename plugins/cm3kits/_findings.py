@@ -10,15 +10,18 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import numpy as np
 import yaml
+from hypothesis.errors import HypothesisException
 
 from cm3core.config.schema import to_plain
 from cm3core.errors import CM3Error, DeviceError, MissingPackageError
 from cm3core.interfaces.component import ComponentConfig
+from cm3kits._sources import own_line
 
 #: Maximum length of a value in a message.
 _MOST = 200
@@ -37,14 +40,22 @@ class LawBroken(AssertionError):  # what pytest shows an author: a law is broken
         expected, got: expected and actual result.
         where: the first place that differs; "" for a single value.
         next_step: the next step; "": correct the component, or waive the law.
+        law: the law that is broken, if it is not the one being tested.
     """
 
     def __init__(
-        self, did: str, expected: str, got: str, where: str = "", next_step: str = ""
+        self,
+        did: str,
+        expected: str,
+        got: str,
+        where: str = "",
+        next_step: str = "",
+        *,
+        law: str = "",
     ) -> None:
         self.did, self.expected, self.got = did, expected, got
         self.where, self.next_step = where, next_step
-        self.law = self.component = ""
+        self.law, self.component = law, ""
         super().__init__(self.text())
 
     def text(self) -> str:
@@ -299,6 +310,17 @@ def every(values: Any, condition: Any, did: str, expected: str, *, next_step: st
     place = tuple(int(one) for one in np.argwhere(~right)[0])
     where = f"[{', '.join(map(str, place))}] ({int((~right).sum())} of {right.size} values)"
     raise LawBroken(did, expected, _number(values[place].item()), where, next_step)
+
+
+@contextmanager
+def doing(did: str, expected: str = "no error") -> Iterator[None]:
+    """Context that reports an error of a component by what was done; its own refusals (`CM3Error`) are left as they are."""
+    try:
+        yield
+    except (AssertionError, CM3Error, HypothesisException):
+        raise
+    except Exception as error:  # from a component
+        raise LawBroken(did, expected, shown(error), own_line(error)) from error
 
 
 def refuses(

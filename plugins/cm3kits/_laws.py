@@ -26,6 +26,9 @@ calls may agree by accident. `subject` and `make_again` perturb them, so laws wr
 generator's state breaks the law. Building a component may use them: laws then use `with
 self.building():`. They are restored after the law.
 
+Causes come before compounds: a law is marked by `presupposes` with the laws without which its failure says nothing;
+it is tested after these, and skipped if one of them fails.
+
 Laws compare with `same`, `holds` and `refuses` of `cm3kits._findings`, which report what was done, the expected
 and the actual result; a plain `assert` is reported with the law's docstring.
 
@@ -60,12 +63,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.control import current_build_context
-from hypothesis.errors import UnsatisfiedAssumption
+from hypothesis.errors import HypothesisException, UnsatisfiedAssumption
 
 from cm3core.config.schema import default, init_fields
-from cm3core.errors import PluginError, close_match
+from cm3core.errors import CM3Error, PluginError, close_match
 from cm3core.interfaces.component import ComponentConfig
-from cm3kits._findings import LawBroken, readable, recipe_form
+from cm3core.plugins.kinds import KINDS
+from cm3kits._construction import explained, misfits
+from cm3kits._findings import LawBroken, holds, readable, recipe_form
+from cm3kits._sources import mentions, own_line
 
 
 def perturb(number: int) -> None:
@@ -152,7 +158,22 @@ class Shrinking:
             data.conjecture_data.mark_overrun()
 
 
+def presupposes(*laws: str) -> Callable[[F], F]:
+    """Mark a law whose failure says nothing where one of these laws fails: it comes after them, and is then skipped.
+
+    Every law presupposes `it_can_be_built`."""
+
+    def mark(law: F) -> F:
+        law.presupposed = laws  # type: ignore[attr-defined]  # read by `Contract.laws`
+        return law
+
+    return mark
+
+
+F = TypeVar("F", bound=Callable[..., None])
 T = TypeVar("T")
+#: The laws that others fail by: of building, and of the global generators.
+_BUILT, _GENERATORS = "it_can_be_built", "global_generators_are_left_alone"
 #: States of the global generators at the start of a law's examples.
 _STARTS = st.integers(0, 2**31 - 1)
 
@@ -170,6 +191,8 @@ class Contract(Generic[T]):
     #: Config that `make` builds: an instance of the component's config. None: the test defines `make`.
     # a ComponentConfig; Any, so that a test may use its own fields
     config: ClassVar[Any] = None
+    #: Laws that all others of the kit presuppose, see `presupposes`.
+    causes: ClassVar[tuple[str, ...]] = ()
     #: Examples per law; None: the active Hypothesis profile's number.
     max_examples: ClassVar[int | None] = None
     _subject: ClassVar[Any]  # a T, which class variables can't express
@@ -202,7 +225,7 @@ class Contract(Generic[T]):
         cls = type(self)
         if "_subject" not in cls.__dict__:
             with self.building():
-                cls._subject = self.make()
+                cls._subject = self._made()
         subject: T = cls._subject
         self._perturb_generators()
         return subject
@@ -211,7 +234,17 @@ class Contract(Generic[T]):
         """Return another instance, equal to the subject, created with perturbed global generators."""
         self._perturb_generators()
         with self.building():
+            return self._made()
+
+    def _made(self) -> T:
+        """Return a new component; an error of building it says what to write."""
+        try:
             return self.make()
+        except Exception as error:  # from a component
+            if isinstance(error, (CM3Error, AssertionError, HypothesisException)):
+                raise
+            kind = KINDS.get(self.kind)
+            raise explained(error, object if kind is None else kind.interface_class) from error
 
     @contextmanager
     def building(self) -> Iterator[None]:
@@ -247,16 +280,100 @@ class Contract(Generic[T]):
                 f"the state of {' and '.join(used)} was changed",
                 next_step="draw from its own generator, seeded or passed to the call: other "
                 "components, and reproducible runs, share the global ones",
+                law=_GENERATORS,
             )
 
     @classmethod
     def laws(cls) -> dict[str, str]:
-        """Return law (without `law_`, sorted) -> its docstring's first paragraph on one line."""
-        return {
-            name.removeprefix("law_"): _meaning(getattr(cls, name))
-            for name in dir(cls)
-            if name.startswith("law_")
-        }
+        """Return law (without `law_`) -> its docstring's first paragraph on one line.
+
+        Causes come first: a law comes after those that it presupposes, otherwise by its name."""
+        names = [name.removeprefix("law_") for name in dir(cls) if name.startswith("law_")]
+        names.sort(key=cls._place)
+        return {law: _meaning(getattr(cls, f"law_{law}")) for law in names}
+
+    @classmethod
+    def _place(cls, law: str) -> tuple[int, int, str]:
+        """Return what the laws are sorted by: those of every kind come first."""
+        first = f"law_{law}" in vars(Contract)
+        return (
+            0 if first else 1,
+            list(vars(Contract)).index(f"law_{law}") if first else cls._depth(law),
+            law,
+        )
+
+    @classmethod
+    def _presupposed(cls, law: str) -> tuple[str, ...]:
+        """Return the laws that a law presupposes itself, as far as the kit has them."""
+        own = getattr(getattr(cls, f"law_{law}"), "presupposed", ())
+        of_kit = () if law in cls.causes or f"law_{law}" in vars(Contract) else cls.causes
+        every = (*own, *of_kit, _BUILT)
+        return tuple(one for one in every if one != law and hasattr(cls, f"law_{one}"))
+
+    @classmethod
+    def _depth(cls, law: str) -> int:
+        return max((1 + cls._depth(one) for one in cls._presupposed(law)), default=0)
+
+    @classmethod
+    def _causes(cls, law: str) -> set[str]:
+        """Return all laws that a law presupposes, also by others."""
+        found = set(cls._presupposed(law))
+        return found.union(*(cls._causes(one) for one in found))
+
+    @classmethod
+    def _failed(cls) -> set[str]:
+        """Laws of this class that have failed so far."""
+        if "_failures" not in cls.__dict__:
+            cls._failures = set()  # type: ignore[attr-defined]  # as `_subject`
+        found: set[str] = cls._failures  # type: ignore[attr-defined]  # set on each class
+        return found
+
+    # ---- laws of every kind
+
+    def use(self, component: T) -> None:
+        """Call what the component does, for laws that watch it at work."""
+
+    def members(self, component: T) -> Iterator[type[Any]]:
+        """Yield the classes whose members the framework calls."""
+        yield type(component)
+        if self.config is not None:
+            yield type(self.config)
+
+    def law_it_can_be_built(self) -> None:
+        """Building gives an instance of the kind's interface, whose abstract members it all has."""
+        subject = self.subject
+        if (kind := KINDS.get(self.kind)) is not None:
+            holds(
+                isinstance(subject, kind.interface_class),
+                "built the component",
+                f"a {kind.interface_class.__name__}",
+                f"a {type(subject).__name__}",
+                next_step=f"derive {type(subject).__name__} from {kind.interface_class.__name__}",
+            )
+
+    def law_members_fit_the_interface(self) -> None:
+        """Methods take what the interface's callers give, properties are properties, and no name is an interface's with
+        a typing error, which nobody would call."""
+        for cls in self.members(self.subject):
+            for name, cause, advice in misfits(cls, mentions(cls)):  # type: ignore[arg-type]  # classes are hashable
+                raise LawBroken(
+                    f"compared {cls.__name__}.{name} with its interface",
+                    "a member as the interface has it",
+                    f"{name} {cause}",
+                    next_step=advice,
+                )
+
+    def law_global_generators_are_left_alone(self) -> None:
+        """Calls change the state of no global generator of `random`, numpy and torch."""
+        component = self.make_again()
+        for _ in range(2):  # a network may be built on first use
+            try:
+                self.use(component)
+            except LawBroken:
+                raise
+            except Exception:  # other laws report what can't be called
+                pass
+            self._perturb_generators()
 
     @classmethod
     def for_config(
@@ -303,6 +420,8 @@ class Contract(Generic[T]):
             test = (
                 _skip(waivers[law]) if law in waivers else _test_of(getattr(cls, f"law_{law}"), cls)
             )
+            if law not in waivers:
+                test = _after_causes(test, law, cls)
             test.__name__ = f"test_{law}"
             test.__qualname__ = f"{cls.__qualname__}.{test.__name__}"
             test.__doc__ = getattr(cls, f"law_{law}").__doc__
@@ -351,6 +470,29 @@ def _skip(reason: str) -> Callable[..., None]:
         pytest.skip(f"waived: {reason}")
 
     return skipped
+
+
+def _after_causes(
+    test: Callable[..., None], law: str, cls: type[Contract[Any]]
+) -> Callable[..., None]:
+    """Skip the test of a law where one that it presupposes has failed, and note whether this one does."""
+    causes = cls._causes(law)
+
+    @functools.wraps(test)  # keeps the attributes that Hypothesis's pytest plugin reads
+    def run(self: Contract[Any]) -> None:
+        failed = cls._failed()
+        if first := sorted(causes & failed, key=cls._depth):
+            pytest.skip(f"not tested: it presupposes {first[0]!r}, which does not hold")
+        try:
+            test(self)
+        except (Exception, pytest.fail.Exception) as error:
+            found = error.law if isinstance(error, LawBroken) else ""
+            if found.partition(":")[0] == _GENERATORS != law and _GENERATORS in failed:
+                pytest.skip(f"not tested: it presupposes {_GENERATORS!r}, which does not hold")
+            failed.add(law)
+            raise
+
+    return run
 
 
 def _test_of(law: Callable[..., None], cls: type[Contract[Any]]) -> Callable[..., None]:
@@ -411,6 +553,8 @@ def _run(contract: Contract[Any], law: Callable[..., None], *drawn: st.DataObjec
             law(contract, *drawn)
             contract._check_generators()
     except LawBroken as error:
+        if error.law:  # of another law, that every call shows
+            name, meaning = error.law, _meaning(getattr(contract, f"law_{error.law}"))
         raise error.framed(name, meaning, _tested(contract)) from error.__cause__
     except AssertionError as error:
         place = _innermost(error.__traceback__)
@@ -419,6 +563,18 @@ def _run(contract: Contract[Any], law: Callable[..., None], *drawn: st.DataObjec
         got = str(error) or _source(place)
         found = LawBroken(f"tested the law {name!r}", meaning, got, _line(place))
         raise found.framed(name, "", _tested(contract)) from None
+    except (CM3Error, HypothesisException):
+        raise
+    except Exception as error:  # from a component
+        text = f"{type(error).__name__}: {error}".rstrip(": ")
+        found = LawBroken(
+            f"tested the law {name!r}",
+            meaning,
+            f"an error: {text}",
+            own_line(error),
+            "correct the call that raised it",
+        )
+        raise found.framed(name, "", _tested(contract)) from error
 
 
 def _meaning(law: Callable[..., None]) -> str:

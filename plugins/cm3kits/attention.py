@@ -8,16 +8,25 @@ Legend: B rows, T queries, S keys, H query heads, K key heads, D head dimension.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cm3core.interfaces.attention import AttentionBackend
-from cm3kits._config_laws import ConfigLaws, Outputs
-from cm3kits._findings import every, holds, same
+from cm3core.errors import DeviceError
+from cm3core.interfaces.attention import AttentionBackend, AttentionConfig
+from cm3kits._config_laws import ConfigLaws
+from cm3kits._findings import doing, every, holds, same
+from cm3kits._laws import presupposes
+from cm3kits._module_laws import Outputs
+from cm3kits._work import check_growth, work_of
+
+if TYPE_CHECKING:
+    from cm3kits._elsewhere import Moving
 
 
 def dense_attention(
@@ -177,6 +186,66 @@ class AttentionContract(ConfigLaws[AttentionBackend]):
             tolerance=self.tolerance,
         )
 
+    def declared(self, component: AttentionBackend) -> Iterator[tuple[str, bool, str, Any]]:
+        """Bytes, devices, and sizes of heads."""
+        config = self.config
+        if config is None:
+            return
+        few, many = config.kept_bytes(1, 8, 2, 4), config.kept_bytes(2, 16, 2, 4)
+        yield (
+            "kept_bytes of more and longer rows",
+            0 <= few <= many,
+            "0 or more, growing",
+            (few, many),
+        )
+        chosen = config.for_device("cpu")
+        yield (
+            'for_device("cpu")',
+            isinstance(chosen, AttentionConfig),
+            "a config",
+            type(chosen).__name__,
+        )
+        largest = config.largest_head_dim
+        yield (
+            "largest_head_dim",
+            largest is None or largest >= max(self.head_dims),
+            f"None, or {max(self.head_dims)} or more",
+            largest,
+        )
+        with suppress(DeviceError), doing('called check_training("cpu")'):
+            config.check_training("cpu")
+
+    def works_elsewhere(self, device: Moving) -> Iterator[tuple[str, Callable[[], object]]]:
+        """A plain call with starts, and one with a cache, with and without a plan."""
+        backend = self.make_again()
+        q, k, v = (device.moved(one.repeat(2, 2, 1, 1)) for one in self._qkv())
+        starts_BT = device.moved(torch.tensor([[0] * 8, [0, 0, 0, 3, 3, 3, 6, 7]]))
+        offset_B = device.moved(torch.tensor([6, 3]))
+        yield "attended", lambda: backend.attend(q, k, v, kv_start_BT=starts_BT)
+        for planned in (False, True):
+            plan = backend.plan(num_queries=2, num_keys=8, offset_B=offset_B) if planned else None
+            yield (
+                f"attended with a cache, {'with' if planned else 'without'} a plan",
+                lambda plan=plan: backend.attend(q[:, :2], k, v, offset_B=offset_B, plan=plan),  # type: ignore[misc]  # a default
+            )
+
+    @torch.no_grad()
+    def law_a_query_costs_what_it_sees(self) -> None:
+        """The work of one query over n keys is at most proportional to n."""
+        works, D = {}, self.head_dims[0]
+        for size in (128, 256, 512):
+            k = torch.randn(1, size, 2, D, generator=torch.Generator().manual_seed(0)).to(
+                self.dtype
+            )
+            offset_B = torch.tensor([size - 1])
+            works[size] = work_of(
+                lambda k=k, offset_B=offset_B: self.subject.attend(  # type: ignore[misc]  # defaults
+                    k[:, :1], k, k, offset_B=offset_B
+                )
+            )
+        check_growth(works, "keys", "attended one query")
+
+    @presupposes("training_mode_changes_nothing")
     def law_equals_the_oracle(self, data: st.DataObject) -> None:
         """Plain causal and packed rows."""
         case = self.case(data, cached=False)
@@ -184,6 +253,7 @@ class AttentionContract(ConfigLaws[AttentionBackend]):
         holds(out.dtype == self.dtype, "attended", str(self.dtype), str(out.dtype))
         self.assert_close(out, case.expected(), f"attended {case.told()}")
 
+    @presupposes("equals_the_oracle")
     def law_cached_rows_equal_the_oracle(self, data: st.DataObject) -> None:
         """Rows at their own lengths in a longer cache, one query or many."""
         case = self.case(
@@ -192,6 +262,7 @@ class AttentionContract(ConfigLaws[AttentionBackend]):
         out = case.call(self.subject, self.dtype)
         self.assert_close(out, case.expected(), f"attended {case.told()}")
 
+    @presupposes("equals_the_oracle")
     def law_starts_of_32_bits_and_strided_inputs(self, data: st.DataObject) -> None:
         """int32 `kv_start`, and q, k and v as strided views with last stride 1: the same result."""
         case = self.case(data, cached=False)
@@ -230,6 +301,7 @@ class AttentionContract(ConfigLaws[AttentionBackend]):
             now = (inputs | others)[name]
             same(now, old, f"attended {case.told()}, and looked at the {name} given")
 
+    @presupposes("equals_the_oracle")
     def law_a_plan_changes_nothing(self, data: st.DataObject) -> None:
         """`attend` with a plan equals `attend` without."""
         case = self.case(data, cached=data.draw(st.booleans(), label="cached"))
@@ -242,6 +314,7 @@ class AttentionContract(ConfigLaws[AttentionBackend]):
         out = case.call(self.subject, self.dtype, plan=plan)
         self.assert_close(out, case.expected(), f"attended {case.told()} with a plan")
 
+    @presupposes("equals_the_oracle")
     def law_gradients_equal_the_oracles(self, data: st.DataObject) -> None:
         """Of q, k and v, against float64 autograd through the oracle."""
         case = self.case(data, cached=False, max_tokens=7)

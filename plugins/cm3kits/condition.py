@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from cm3core.boxes import text_of_boxes
 from cm3core.errors import DataError
 from cm3core.interfaces.condition import Condition
-from cm3kits._config_laws import ConfigLaws, Outputs
+from cm3kits._config_laws import ConfigLaws
 from cm3kits._findings import holds, refuses, same, shown
+from cm3kits._module_laws import Outputs
 from cm3kits.samples import example_pictures
 from cm3kits.strategies import pictures
 

@@ -11,18 +11,24 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 from hypothesis import strategies as st
 
-from cm3core.document import Codes, Image, Text, content_keys
-from cm3core.errors import CM3Error, DataError
+from cm3core.document import Codes, Image, Text, content_keys, is_conversation
+from cm3core.errors import CM3Error, DataError, TokenizerError
 from cm3core.images import open_image
-from cm3core.interfaces.dataset import DocumentSource
-from cm3kits._config_laws import ConfigLaws, Outputs
-from cm3kits._findings import holds, refuses, same, shown
+from cm3core.interfaces.dataset import FOLDER, DocumentSource, DocumentSourceConfig
+from cm3core.interfaces.task import TaskConfig
+from cm3core.interfaces.text_tokenizer import TextTokenizerConfig
+from cm3kits._config_laws import ConfigLaws
+from cm3kits._findings import every, holds, refuses, same, shown
+from cm3kits._module_laws import Outputs
+from cm3kits._work import check_constant, work_of
 from cm3run.xml_text import parse_xml
 
 #: Maximum number of documents checked by laws that check all.
@@ -75,6 +81,34 @@ class DocumentSourceContract(ConfigLaws[DocumentSource]):
             found["quick_fingerprint"] = (quick, (*held, "texts"))
         return found
 
+    def declared(self, component: DocumentSource) -> Iterator[tuple[str, bool, str, Any]]:
+        """Hashes, instructions, collections, and what the config says of tasks, files and the memory."""
+        name = component.documents_fingerprint
+        yield "documents_fingerprint", isinstance(name, str) and bool(name), "a text", name
+        for title, counts in component.instructions().items():
+            good = counts is None or all(
+                isinstance(words, str) and type(count) is int and count > 0
+                for words, count in counts.items()
+            )
+            wanted = "texts with their numbers of documents, or None"
+            yield f"instructions()[{title!r}]", isinstance(title, str) and good, wanted, counts
+        folder = component.text_tokenizer_folder("none", TextTokenizerConfig())
+        wanted = "None, for a tokenizer that encoded nothing"
+        yield "text_tokenizer_folder", folder is None, wanted, folder
+        if self.config is None:
+            return
+        yield from _declared_by(self.config)
+        some = range(min(len(component), _MOST))
+        turns, stated = (
+            any(is_conversation(component.document(i)) for i in some),
+            self.config.has_turns,
+        )
+        known = (
+            turns or len(component) <= _MOST
+        )  # of a longer one, the part with turns may come later
+        wanted = "True if documents have segments that start a turn, otherwise False"
+        yield "has_turns of the config", stated == turns or not known, wanted, stated
+
     def law_records_have_the_stated_fields(self) -> None:
         """Every record has the fields that the config's `record_fields` names, by which tasks are checked."""
         fields = None if self.config is None else self.config.record_fields()
@@ -82,6 +116,90 @@ class DocumentSourceContract(ConfigLaws[DocumentSource]):
             found = self.subject.record(index)
             lacks = [field for field in fields or () if field not in found]
             holds(not lacks, f"read record {index}", ", ".join(fields or ()), ", ".join(found))
+
+    def law_a_document_costs_what_it_holds(self) -> None:
+        """The work of reading a document does not grow with its index: none before it is read."""
+        count = min(len(self.subject), 64)
+        for index in range(count):
+            self.subject.document(index)  # what is read once may be kept
+        places = range(0, len(self.subject), max(1, len(self.subject) // 64))
+        works = {index: work_of(partial(self.subject.document, index)) for index in places}
+        check_constant(works, "index", "read a document", len(self.subject))
+
+    def law_parts_and_provenances_are_those_of_the_documents(self) -> None:
+        """`part` is an index into `parts`, and 0 without; `provenances` counts the documents of each `provenance`."""
+        source = self.subject
+        few = range(min(len(source), _MOST))
+        most = max(len(source.parts), 1)
+        for index in few:
+            part, did = (
+                source.part(index),
+                f"looked at part({index}), with parts {list(source.parts)}",
+            )
+            holds(0 <= part < most, did, f"a number below {most}", part)
+        if len(source) <= _MOST:
+            counted = Counter(source.provenance(index).shared for index in few)
+            found = dict(source.provenances())
+            told = {str(one): number for one, number in counted.items()}
+            did = "counted the documents of each provenance, and compared provenances()"
+            same({str(one): number for one, number in found.items()}, told, did)
+
+    def law_epochs_name_documents(self, data: st.DataObject) -> None:
+        """`epoch_order` and `stream_order` are None, or arrays int64 of indices of documents, the same for the same
+        arguments; all streams have equally many documents, none twice."""
+        source, seed = self.subject, data.draw(st.integers(0, 9), label="seed")
+        epoch = data.draw(st.integers(0, 3), label="epoch")
+        order, did = source.epoch_order(seed, epoch), f"asked for epoch_order({seed}, {epoch})"
+        if order is not None:
+            good = (order >= 0) & (order < len(source))
+            every(order, good, did, f"indices of the {len(source)} documents")
+            same(source.epoch_order(seed, epoch), order, f"{did} twice")
+        num = data.draw(st.integers(1, 3), label="streams")
+        streams = [source.stream_order(seed, epoch, place, num) for place in range(num)]
+        did = f"asked for stream_order of {num} streams"
+        given = [one for one in streams if one is not None]
+        holds(len(given) in (0, num), did, "an order for each, or for none", f"{len(given)} orders")
+        for one in given:
+            every(
+                one,
+                (one >= 0) & (one < len(source)),
+                did,
+                f"indices of the {len(source)} documents",
+            )
+            same(len(one), len(given[0]), f"{did}, and counted the documents of each")
+        whole = np.concatenate(given) if given else np.zeros(0, np.int64)
+        same(len(set(whole.tolist())), len(whole), f"{did}, and counted different documents")
+
+    def law_what_it_says_of_documents_is_so(self) -> None:
+        """`is_encoded`: all pictures are codes, and other tokenizers are refused; `retrieves` and `is_withheld` are truth
+        values; `query` has segments; `text_alternatives` has one entry for each drawn text; `collection` is a text."""
+        source = self.subject
+        if source.is_encoded:
+            refuses(
+                lambda: source.check_tokenizers("none", "none"),
+                "with is_encoded, called check_tokenizers with fingerprints of other tokenizers",
+                TokenizerError,
+            )
+        holds(isinstance(source.is_far, bool), "looked at is_far", "True or False", source.is_far)
+        for index in range(min(len(source), 24)):
+            answer, did = source.retrieves(index), f"looked at document {index}: "
+            holds(isinstance(answer, bool), f"{did}retrieves", "True or False", answer)
+            withheld, collection = source.is_withheld(index), source.collection(index)
+            holds(isinstance(withheld, bool), f"{did}is_withheld", "True or False", withheld)
+            holds(isinstance(collection, str), f"{did}collection", "a text", collection)
+            holds(len(source.query(index)), f"{did}query", "at least one segment", "none")
+            if source.is_encoded:
+                pictures = [one for one in source.document(index) if isinstance(one, Image)]
+                holds(
+                    not pictures,
+                    f"{did}with is_encoded",
+                    "codes, no pictures",
+                    f"{len(pictures)} pictures",
+                )
+            choices = source.text_alternatives(index)
+            texts = [text for one in choices or () for text in one]
+            good = all(isinstance(text, str) for text in texts) and all(choices or ())
+            holds(good, f"{did}text_alternatives", "texts, at least one each", shown(choices))
 
     def law_ids_are_unique_and_stable(self) -> None:
         """Every document has a unique id, the same in a new source of the same config."""
@@ -302,6 +420,28 @@ class DocumentSourceContract(ConfigLaws[DocumentSource]):
 
     def _draw_index(self, data: st.DataObject) -> int:
         return data.draw(st.integers(0, len(self.subject) - 1))
+
+
+def _declared_by(config: DocumentSourceConfig) -> Iterator[tuple[str, bool, str, Any]]:
+    """Yield what a config declares; see `DatasetContract.declared`."""
+    cls = type(config)
+    good = all(one == FOLDER or re.fullmatch(r"\.[^A-Z/]+", one) for one in cls.reads)
+    yield (
+        "reads",
+        good,
+        f"file extensions in lower case, such as '.jsonl', or {FOLDER!r}",
+        cls.reads,
+    )
+    shards = cls.reads_token_shards
+    yield "reads_token_shards", isinstance(shards, bool), "True or False", shards
+    tasks = config.trained_tasks()
+    good = bool(tasks) and all(one is None or isinstance(one, TaskConfig) for one in tasks)
+    yield "trained_tasks()", good, "at least one task's config, or None for plain documents", tasks
+    some = config.retrieving_tasks()
+    yield "retrieving_tasks()", all(one in tasks for one in some), f"some of {tasks}", some
+    memory = config.memory_config()
+    good = isinstance(memory, DocumentSourceConfig)
+    yield "memory_config()", good, "a data set's config", type(memory).__name__
 
 
 def _draw_rng(data: st.DataObject) -> np.random.Generator | None:

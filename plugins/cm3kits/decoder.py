@@ -10,79 +10,118 @@ another backend. Legend: B rows, T tokens, E model dimension, V ids.
 
 from __future__ import annotations
 
-from math import prod
-from typing import Any, ClassVar
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
 from cm3core.errors import GenerationError
-from cm3core.interfaces.attention import AttentionBackend
-from cm3core.interfaces.decoder import Decoder, InferenceDecoder, KVCache
-from cm3core.vocab import Vocabulary
-from cm3kits._config_laws import ConfigLaws, Outputs
-from cm3kits._findings import differ, holds, refuses, same
-from cm3kits.attention import DenseAttention
-from cm3kits.samples import make_vocabulary
+from cm3core.interfaces.decoder import Decoder, TrainingPass
+from cm3kits._cache_laws import CacheLaws
+from cm3kits._findings import differ, doing, holds, refuses, same
+from cm3kits._laws import presupposes
+from cm3kits._module_laws import Outputs
+from cm3kits._work import check_growth, work_of
+
+if TYPE_CHECKING:
+    from cm3kits._elsewhere import Moving
+
+#: Cached tokens behind which a step's work is counted.
+_CACHED = (128, 256, 512)
 
 
-class DecoderContract(ConfigLaws[Decoder]):
+class DecoderContract(CacheLaws):
     """Laws of `Decoder` and its cache.
 
     The config must describe a tiny decoder with a context of at least 24 tokens.
     """
 
     kind: ClassVar[str] = "decoder"
-    vocabulary: ClassVar[Vocabulary] = make_vocabulary(26, 16, 4, num_unused=6)
-    grid: ClassVar[tuple[int, int]] = (4, 4)
-    attention: ClassVar[AttentionBackend] = DenseAttention()
-    tolerance: ClassVar[float] = 1e-9
-    max_examples: ClassVar[int | None] = 8
-    _trained: ClassVar[bool]
 
-    def build(self, config: Any) -> Decoder:
-        """Build for the kit's vocabulary, attention and grid, from a fixed seed.
+    def members(self, component: Decoder) -> Iterator[type[Any]]:
+        """Also those of its decoder for inference and of its cache."""
+        yield from super().members(component)
+        arranged, cache = self.arranged()
+        yield from (type(arranged), type(cache))
 
-        torch's global generator is not changed.
-        """
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            decoder: Decoder = config.build(self.vocabulary, self.attention, self.grid)
-        return decoder
+    def declared(self, component: Decoder) -> Iterator[tuple[str, bool, str, Any]]:
+        """Pictures that it can predict, and memory of training."""
+        if self.config is not None:
+            with doing("called check_pictures with the pictures that it was built for"):
+                self.config.check_pictures(self.grid, self.vocabulary.num_image)
+            one = TrainingPass(rows=1, length=8, itemsize=4)
+            memory = self.config.training_memory(self.vocabulary, self.grid, one)
+            if memory is not None:
+                total = sum(parameter.numel() for parameter in component.module.parameters())
+                own = memory.matrix_parameters + memory.other_parameters
+                yield "training_memory: parameters", own == total, f"{total} together", own
+                yield (
+                    "training_memory: activations",
+                    memory.activations > 0,
+                    "above 0",
+                    memory.activations,
+                )
 
-    @property
-    def decoder(self) -> Decoder:
-        """The subject in float64 and evaluation mode, with noise added to every parameter.
+    def modules(self, component: Decoder) -> Sequence[Any]:
+        """Return its module."""
+        return [component.module]
 
-        Created once per test class.
-        """
-        subject = self.subject
-        if "_trained" not in type(self).__dict__:
-            module = subject.module
-            module.double().eval()
-            generator = torch.Generator().manual_seed(0)
-            with torch.no_grad():
-                for parameter in module.parameters():
-                    parameter.add_(
-                        0.2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-                    )
-            type(self)._trained = True
-        return subject
+    def results(self, component: Decoder) -> Outputs:
+        """Return states, logits and losses in the module's mode."""
+        tokens_BT = torch.arange(24).view(2, 12) * 5 % self.vocabulary.size
+        states_BTE = component.hidden_states(tokens_BT, cells_BT=self.cells(tokens_BT))
+        ones_N = torch.ones(24)
+        loss, _ = component.loss_sums(
+            states_BTE.flatten(0, 1), tokens_BT.flatten(), ones_N, ones_N.to(torch.int8)
+        )
+        return {"states": states_BTE, "logits": component.logits(states_BTE), "loss": loss}
 
-    def tokens(self, data: st.DataObject, B: int, T: int) -> Tensor:
-        """Draw random ids [B, T]."""
-        generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31), label="tokens"))
-        return torch.randint(0, self.vocabulary.size, (B, T), generator=generator)
+    def works_elsewhere(self, device: Moving) -> Iterator[tuple[str, Callable[[], object]]]:
+        """States, logits, losses, and steps with a cache."""
+        decoder = self.make_again()
+        decoder.module.eval()
+        device.move(decoder.module)
+        tokens_BT = device.moved(torch.arange(10).view(2, 5))
+        cells_BT = device.moved(self.cells(torch.arange(10).view(2, 5)))
+        zeros_BT = torch.zeros_like(tokens_BT)
+        yield (
+            "computed states and logits",
+            lambda: decoder.logits(decoder.hidden_states(tokens_BT, cells_BT=cells_BT)),
+        )
+        yield (
+            "computed states of packed documents",
+            lambda: decoder.hidden_states(
+                tokens_BT, positions_BT=zeros_BT, cells_BT=cells_BT, kv_start_BT=zeros_BT
+            ),
+        )
+        states_NE = decoder.hidden_states(tokens_BT).flatten(0, 1)
+        ones_N = torch.ones(10, device=device.device)
+        yield (
+            "computed losses",
+            lambda: decoder.loss_sums(
+                states_NE, tokens_BT.flatten(), ones_N, ones_N.to(torch.int8)
+            ),
+        )
+        arranged = decoder.for_inference()
+        cache = arranged.allocate_cache(2, 8)
 
-    def cells(self, tokens_BT: Tensor) -> Tensor:
-        """Return a cell for each image code, with a position if the decoder takes any; -1 elsewhere."""
-        code_BT = tokens_BT - self.vocabulary.image.start
-        is_code_BT = (code_BT >= 0) & (code_BT < self.vocabulary.num_image)
-        axes = {} if self.config is None else self.config.position_axes()
-        position_BT = code_BT * 11 % prod(axes.values())
-        number = self.grid[0] * self.grid[1]
-        return torch.where(is_code_BT, (code_BT * 7 + 3) % number + number * position_BT, -1)
+        def steps() -> None:
+            arranged.hidden_states(tokens_BT, cells_BT=cells_BT, cache=cache)
+            cache.advance([5, 4])
+            cache.select([1, 0])
+            cache.reserve([2, 2])
+            states_B1E = arranged.hidden_states(tokens_BT[:, :1], cache=cache)
+            cache.advance([1, 1])
+            arranged.logits(states_B1E, self.vocabulary.image)
+            own = cache.length_B.device
+            holds(own == device.device, "looked at length_B", "on the decoder's device", str(own))
+
+        yield "read tokens with a cache", steps
 
     def observe(self, component: Decoder) -> Outputs:
         """Return states and logits in evaluation and training, a cache, sizes, groups of parameters."""
@@ -114,16 +153,6 @@ class DecoderContract(ConfigLaws[Decoder]):
                 far_BT, positions_BT=torch.arange(last, last + 4).expand_as(far_BT)
             )
         return found
-
-    def assert_close(
-        self, actual: Tensor, expected: Tensor, did: str = "computed states in two ways"
-    ) -> None:
-        """Raise unless they are equal up to the rounding of float64 sums."""
-        same(actual, expected, did, tolerance=self.tolerance)
-
-    def plain(self, tokens_BT: Tensor) -> Tensor:
-        """Compute hidden states without cache or packing."""
-        return self.decoder.hidden_states(tokens_BT, cells_BT=self.cells(tokens_BT))
 
     @torch.no_grad()
     def law_a_later_token_never_changes_an_earlier_state(self, data: st.DataObject) -> None:
@@ -173,19 +202,144 @@ class DecoderContract(ConfigLaws[Decoder]):
             holds(stated in (None, number), did, f"{number}, or None: not known", stated)
 
     @torch.no_grad()
-    def law_a_full_cache_takes_no_more(self) -> None:
-        """Advancing a row beyond its reserved room raises an error."""
+    def law_the_whole_context_is_read(self) -> None:
+        """A row of exactly `context_length` tokens is read at once and with a cache, and one of a token less; padding of a
+        chunk may reach past the end."""
+        length = self.decoder.context_length
+        tokens_BT = torch.arange(length)[None] * 7 % self.vocabulary.size
+        did = f"read a row of context_length, {length} tokens"
+        with doing(did):
+            whole = self.plain(tokens_BT)
+        holds(whole.isfinite().all(), did, "finite states", whole)
+        self.assert_close(
+            self.plain(tokens_BT[:, :-1]), whole[:, :-1], f"{did}, and of one token less"
+        )
         arranged = self.decoder.for_inference()
-        cache = arranged.allocate_cache(2, 4)
-        same(cache.length_B.tolist(), [0, 0], "looked at length_B of a new cache")
-        dtype = cache.length_B.dtype
-        holds(dtype == torch.int64, "looked at the type of length_B", "int64", str(dtype))
-        arranged.hidden_states(torch.arange(8).view(2, 4), cache=cache)
-        cache.advance([4, 3])
-        did = "advanced a row of a cache of 4 tokens by a million"
-        refuses(lambda: cache.advance([1 << 20, 0]), did, GenerationError)
-        same(cache.length_B.tolist(), [4, 3], f"{did}, and looked at length_B")
+        cache = arranged.allocate_cache(1, length)
+        self.read(arranged, cache, tokens_BT[:, :-1])
+        cache.advance([length - 1])
+        padded_BT = torch.cat([tokens_BT[:, -1:], tokens_BT[:, :2]], 1)
+        last = self.read(arranged, cache, padded_BT)[:, :1]
+        cache.advance([1])
+        self.assert_close(
+            last,
+            whole[:, -1:],
+            f"{did} with a cache, the last one in a chunk with padding, and at once",
+        )
 
+    @torch.no_grad()
+    def law_every_id_has_its_own_state(self) -> None:
+        """The first and the last ids of the vocabulary, of texts and of image codes have states of their own, and
+        logits."""
+        size = self.vocabulary.size
+        places = {0, 1, size - 2, size - 1}
+        for own in (self.vocabulary.text, self.vocabulary.image):
+            places |= {own.start, own.stop - 1}
+        ids = sorted(places)
+        tokens_BT = torch.tensor(ids)[:, None]
+        states_BE = self.decoder.hidden_states(tokens_BT)[:, 0]
+        for first, second in itertools.pairwise(range(len(ids))):
+            did = f"read the ids {ids[first]} and {ids[second]} alone, of a vocab_size of {size}"
+            differ(states_BE[first], states_BE[second], did, "two states")
+        logits = self.decoder.logits(states_BE)
+        holds(
+            logits.isfinite().all(),
+            "computed logits of the ids at both ends",
+            "finite numbers",
+            logits,
+        )
+
+    @torch.no_grad()
+    def law_a_step_costs_what_it_reads(self) -> None:
+        """The work of one token behind n cached ones is at most proportional to n, counted up to 512 tokens if the config
+        takes such a context."""
+        if self.config is None:
+            return
+        try:
+            config = dataclasses.replace(self.config, context_length=_CACHED[-1] + 8)
+            config.check()
+            decoder = self.build(config)
+        except Exception:  # rejected by any error
+            return
+        decoder.module.eval()
+        arranged = decoder.for_inference()
+        works = {}
+        for length in _CACHED:
+            tokens_BT = torch.arange(length)[None] % self.vocabulary.size
+            cache = arranged.allocate_cache(1, length + 1)
+            self.read(arranged, cache, tokens_BT)
+            cache.advance([length])
+            one_BT = tokens_BT[:, :1]
+            works[length] = work_of(partial(self.read, arranged, cache, one_BT))
+        check_growth(works, "cached tokens", "read one token")
+
+    @torch.no_grad()
+    def law_what_it_declares_is_so(self) -> None:
+        """`builds_without_weights`: built on the device "meta" it takes the parameters of another one; `sharded_blocks` are
+        its own modules; a codebook can be taken; sizes of the config are numbers; `training_keys` are keys."""
+        decoder = self.make_again()
+        inside = {id(one) for one in decoder.module.modules()}
+        for block in decoder.sharded_blocks():
+            holds(
+                id(block) in inside,
+                "looked at sharded_blocks()",
+                "modules of its own",
+                type(block).__name__,
+            )
+        vectors = torch.randn(
+            self.vocabulary.num_image, 6, generator=torch.Generator().manual_seed(0)
+        )
+        decoder.start_from_codebook(vectors, self.vocabulary)
+        for name, parameter in decoder.module.named_parameters():
+            did = f"called start_from_codebook, and looked at {name}"
+            holds(parameter.isfinite().all(), did, "finite numbers", parameter)
+        if self.config is not None:
+            self._check_config(decoder)
+
+    def _check_config(self, decoder: Decoder) -> None:
+        """Raise unless the config's declarations are those of a built decoder."""
+        config = self.config
+        keys = {one.name for one in dataclasses.fields(config)}
+        for key in config.training_keys:
+            holds(key in keys, "looked at training_keys", f"one of {', '.join(sorted(keys))}", key)
+        holds(
+            config.codes_together >= 1,
+            "looked at codes_together",
+            "1 or more",
+            config.codes_together,
+        )
+        head = config.attention_head_dim()
+        holds(
+            head is None or head > 0, "asked for attention_head_dim()", "None, or more than 0", head
+        )
+        few, many = config.cache_bytes(8, 2), config.cache_bytes(16, 4)
+        good = few is None or (many is not None and 0 < few <= many)
+        holds(
+            good,
+            "asked for cache_bytes of 8 tokens, and of 16 wider ones",
+            "None, or growing numbers",
+            (few, many),
+        )
+        if not config.builds_without_weights:
+            return
+        with torch.device("meta"):
+            empty = self.build(config)
+        did = 'built it on the device "meta", as builds_without_weights says'
+        for name, one in [*empty.module.named_parameters(), *empty.module.named_buffers()]:
+            holds(one.is_meta, f"{did}, and looked at {name}", "no values", str(one.device))
+        empty.module.load_state_dict(decoder.module.state_dict(), assign=True)
+        tokens_BT = torch.arange(6)[None]
+        empty.module.eval()
+        decoder.module.eval()
+        states, wanted = empty.hidden_states(tokens_BT), decoder.hidden_states(tokens_BT)
+        same(
+            states,
+            wanted,
+            f"{did}, gave it the parameters of another one, and compared states",
+            tolerance=1e-5,
+        )
+
+    @presupposes("a_cache_is_read_from_its_first_token", "training_mode_changes_nothing")
     @torch.no_grad()
     def law_inference_equals_training(self, data: st.DataObject) -> None:
         """`for_inference` gives the same states and logits; an unknown precision raises an error."""
@@ -230,52 +384,6 @@ class DecoderContract(ConfigLaws[Decoder]):
         )
 
     @torch.no_grad()
-    def law_token_by_token_equals_at_once(self, data: st.DataObject) -> None:
-        """A cache filled one token at a time gives the states of one forward pass."""
-        tokens_BT = self.tokens(data, 2, 7)
-        cells_BT = self.cells(tokens_BT)
-        arranged = self.decoder.for_inference()
-        cache = arranged.allocate_cache(2, 7)
-        steps = []
-        for t in range(7):
-            steps.append(
-                arranged.hidden_states(
-                    tokens_BT[:, t : t + 1], cells_BT=cells_BT[:, t : t + 1], cache=cache
-                )
-            )
-            cache.advance([1, 1])
-        did = "read 7 tokens one by one with a cache, and at once without"
-        self.assert_close(torch.cat(steps, 1), self.plain(tokens_BT), did)
-
-    @torch.no_grad()
-    def law_ragged_chunks_equal_at_once(self, data: st.DataObject) -> None:
-        """Rows may use different numbers of a chunk's tokens; the rest is padding."""
-        tokens_BT = self.tokens(data, 3, 11)
-        expected = self.plain(tokens_BT)
-        length_B = torch.tensor(
-            data.draw(st.lists(st.integers(1, 11), min_size=3, max_size=3), label="row lengths")
-        )
-        arranged = self.decoder.for_inference()
-        cache = arranged.allocate_cache(3, int(length_B.max()))
-        held_B = torch.zeros(3, dtype=torch.int64)
-        while bool((held_B < length_B).any()):
-            counts = data.draw(st.lists(st.integers(0, 4), min_size=3, max_size=3), label="chunk")
-            count_B = torch.minimum(torch.tensor(counts), length_B - held_B)
-            if not count_B.any():
-                count_B = (held_B < length_B).long()
-            chunk_T = torch.arange(int(count_B.max()))
-            chunk_BT = tokens_BT.gather(1, (held_B[:, None] + chunk_T).clamp(max=10))
-            states = arranged.hidden_states(chunk_BT, cells_BT=self.cells(chunk_BT), cache=cache)
-            for row, (held, count) in enumerate(
-                zip(held_B.tolist(), count_B.tolist(), strict=True)
-            ):
-                did = f"read {count} more tokens of row {row} behind {held}, and all at once"
-                self.assert_close(states[row, :count], expected[row, held : held + count], did)
-            cache.advance(count_B.tolist())
-            held_B = held_B + count_B
-            same(cache.length_B, held_B, f"advanced rows by {count_B.tolist()}: length_B")
-
-    @torch.no_grad()
     def law_documents_packed_into_a_row_are_isolated(self, data: st.DataObject) -> None:
         """With restarting positions and kv_start, packed documents have the same states as alone."""
         lengths = data.draw(st.lists(st.integers(1, 6), min_size=2, max_size=3), label="documents")
@@ -290,78 +398,6 @@ class DecoderContract(ConfigLaws[Decoder]):
         )
         did = f"packed documents of {lengths} tokens into a row, and read each alone"
         self.assert_close(packed, alone, did)
-
-    @torch.no_grad()
-    def law_rows_of_a_cache_are_forked_dropped_and_joined(self, data: st.DataObject) -> None:
-        """After any such operations, each row continues as if read alone from its start."""
-        decoder = self.decoder.for_inference()
-        whole: list[list[int]] = [[], []]
-        cache = self._read(decoder, data, whole)
-        for _ in range(data.draw(st.integers(1, 6), label="events")):
-            event = data.draw(st.sampled_from(["select", "join", "copy", "read"]), label="event")
-            if event == "select":
-                rows = data.draw(
-                    st.lists(st.integers(0, len(whole) - 1), min_size=1, max_size=4), label="rows"
-                )
-                cache.select(rows)
-                whole = [list(whole[row]) for row in rows]
-            elif event == "join" and len(whole) < 5:
-                others: list[list[int]] = [
-                    [] for _ in range(data.draw(st.integers(1, 2), label="joining"))
-                ]
-                cache.join(self._read(decoder, data, others))
-                whole += others
-            elif event == "copy" and cache.can_be_copied:
-                row = data.draw(st.integers(0, len(whole) - 1), label="row")
-                length = data.draw(st.integers(1, len(whole[row])), label="length")
-                kept, own = cache.copy(row, length), [whole[row][:length]]
-                same(kept.length_B.tolist(), [length], "copied a row of a cache: length_B")
-                kept.reserve([1])
-                self._read_more(decoder, kept, data, own, [1])
-            else:
-                counts = data.draw(
-                    st.lists(st.integers(1, 2), min_size=len(whole), max_size=len(whole)),
-                    label="tokens",
-                )
-                counts = [
-                    min(count, 24 - len(row)) for count, row in zip(counts, whole, strict=True)
-                ]
-                if min(counts) > 0:
-                    cache.reserve(counts)
-                    self._read_more(decoder, cache, data, whole, counts)
-            lengths = [len(row) for row in whole]
-            same(cache.length_B.tolist(), lengths, f"did {event!r} with a cache: length_B")
-
-    def _read(
-        self, decoder: InferenceDecoder, data: st.DataObject, rows: list[list[int]]
-    ) -> KVCache:
-        counts = data.draw(
-            st.lists(st.integers(1, 5), min_size=len(rows), max_size=len(rows)),
-            label="first tokens",
-        )
-        cache = decoder.allocate_cache(len(rows), max(counts))
-        self._read_more(decoder, cache, data, rows, counts)
-        return cache
-
-    def _read_more(
-        self,
-        decoder: InferenceDecoder,
-        cache: KVCache,
-        data: st.DataObject,
-        rows: list[list[int]],
-        counts: list[int],
-    ) -> None:
-        """Read `counts` new tokens per row, compare with the whole row, and append them to `rows`."""
-        new_BT = self.tokens(data, len(rows), max(counts))
-        states_BTE = decoder.hidden_states(new_BT, cells_BT=self.cells(new_BT), cache=cache)
-        cache.advance(counts)
-        for place, (row, count) in enumerate(zip(rows, counts, strict=True)):
-            row += new_BT[place, :count].tolist()
-            self.assert_close(
-                states_BTE[place, :count],
-                self.plain(torch.tensor([row]))[0, -count:],
-                f"read {count} more tokens of a cached row of {len(row) - count}, and all at once",
-            )
 
     @torch.no_grad()
     def law_logits_of_a_range_are_a_slice(self, data: st.DataObject) -> None:

@@ -6,17 +6,18 @@ class TestMine(EmbedderContract):
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 from hypothesis import strategies as st
 
 from cm3core.document import Document, Image, PixelArray, Text
-from cm3core.errors import DataError
+from cm3core.errors import CM3Error, DataError
 from cm3core.interfaces.embedder import Embedder, normalise
-from cm3kits._config_laws import ConfigLaws, Outputs
-from cm3kits._findings import difference, every, holds, refuses, same
+from cm3kits._config_laws import ConfigLaws, of_small_batches
+from cm3kits._findings import LawBroken, difference, every, holds, refuses, same
+from cm3kits._module_laws import Outputs
 from cm3kits.samples import SAMPLE_TEXTS, example_pictures
 from cm3kits.strategies import pictures, texts
 
@@ -57,6 +58,32 @@ class EmbedderContract(ConfigLaws[Embedder]):
             "vectors of pictures": component.embed_images(some),
             "looks": component.embed_looks(some[:2]),
         }
+
+    def declared(self, component: Embedder) -> Iterator[tuple[str, bool, str, Any]]:
+        """Words."""
+        for word in ("bell", "zzqxv", "é", "", "\0"):
+            known = component.knows_word(word)
+            yield f"knows_word({word!r})", isinstance(known, bool), "True or False", known
+
+    def law_it_moves_between_devices(self) -> None:
+        """`move_to` takes the device "cpu", and changes no vector and no fingerprint; `looks_fingerprint` is a text."""
+        component = self.make_again()
+        name = component.looks_fingerprint
+        holds(isinstance(name, str) and name, "looked at looks_fingerprint", "a text", name)
+        if type(component).move_to is Embedder.move_to:
+            return  # the default does nothing
+        import torch  # here: embedders need none
+
+        before = component.embed_texts(SAMPLE_TEXTS[:2]), component.fingerprint
+        component.move_to(torch.device("cpu"))
+        did = "moved it to the CPU, and compared "
+        same(
+            component.embed_texts(SAMPLE_TEXTS[:2]),
+            before[0],
+            f"{did}vectors",
+            tolerance=_TOLERANCE,
+        )
+        same(component.fingerprint, before[1], f"{did}fingerprints")
 
     def abilities(self, component: Embedder) -> Mapping[str, bool]:
         """Vectors of texts and pictures."""
@@ -106,6 +133,31 @@ class EmbedderContract(ConfigLaws[Embedder]):
                 f"called {name} with {len(items)} items together, and one by one",
                 tolerance=_TOLERANCE,
             )
+
+    def law_any_number_of_items_is_a_batch(self) -> None:
+        """With a key `batch_size`, one item less than a batch has, a batch, and one more have the vectors that they have
+        alone."""
+        component, size = of_small_batches(self), 3
+        some, pictures = SAMPLE_TEXTS, [*example_pictures(32), *example_pictures(24)]
+        for name, items in (
+            ("embed_texts", some),
+            ("embed_images", pictures),
+            ("embed_looks", pictures),
+        ):
+            embed = getattr(component, name)
+            for count in (size - 1, size, size + 1, 2 * size):
+                did = f"called {name} with {count} items and a batch_size of {size}, and one by one"
+                own = list(items[:count])
+                try:
+                    vectors = embed(own)
+                except CM3Error as error:
+                    raise LawBroken(did, f"{count} vectors", error.cause) from error
+                same(
+                    vectors,
+                    np.concatenate([embed([one]) for one in own]),
+                    did,
+                    tolerance=_TOLERANCE,
+                )
 
     def law_a_document_is_the_mean_of_its_parts(self, data: st.DataObject) -> None:
         """Text and picture vectors are normalised, averaged and normalised; a single one is kept."""

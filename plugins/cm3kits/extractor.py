@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from cm3core.document import PixelArray
 from cm3core.errors import DataError
 from cm3core.interfaces.extractor import Extractor
-from cm3kits._config_laws import ConfigLaws, Outputs
+from cm3kits._config_laws import ConfigLaws, of_small_batches
 from cm3kits._findings import every, holds, refuses, same
+from cm3kits._module_laws import Outputs
 from cm3kits.samples import SAMPLE_TEXTS, example_pictures
 from cm3kits.strategies import pictures
 
@@ -75,6 +76,27 @@ class ExtractorContract(ConfigLaws[Extractor]):
         alone = np.concatenate([self.subject.extract([picture]) for picture in many])
         did = f"extracted features of {len(many)} pictures together, and one by one"
         self._same(self.subject.extract(many), alone, did)
+
+    def law_any_number_of_pictures_is_a_batch(self) -> None:
+        """With a key `batch_size`, one picture less than a batch has, a batch, and one more have the features that they
+        have alone."""
+        component, size = of_small_batches(self), 3
+        pictures = [*example_pictures(32), *example_pictures(24)]
+        for count in (size - 1, size, size + 1, 2 * size):
+            did = f"extracted features of {count} pictures with a batch_size of {size}, and one by one"
+            own = pictures[:count]
+            alone = np.concatenate([component.extract([one]) for one in own])
+            self._same(component.extract(own), alone, did)
+
+    def law_the_embedder_is_named(self) -> None:
+        """`embedder_fingerprint` is a text, or None."""
+        name = self.subject.embedder_fingerprint
+        holds(
+            name is None or (isinstance(name, str) and name),
+            "looked at embedder_fingerprint",
+            "a text, or None",
+            name,
+        )
 
     def law_pictures_are_told_apart(self) -> None:
         """A black and a white picture have different features."""

@@ -7,22 +7,27 @@ class TestMine(ImageTokenizerContract):
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from hypothesis import strategies as st
 
-from cm3core.document import IntArray, PixelArray
+from cm3core.document import Image, IntArray, PixelArray
 from cm3core.errors import TokenizerError
 from cm3core.interfaces.image_tokenizer import ImageTokenizer
 from cm3core.picture_form import MISSING, Filling, PictureForm
-from cm3kits._config_laws import ConfigLaws, Outputs
-from cm3kits._findings import differ, every, holds, refuses, same
+from cm3kits._config_laws import ConfigLaws
+from cm3kits._findings import differ, doing, every, holds, refuses, same
+from cm3kits._module_laws import Outputs
 from cm3kits.samples import example_pictures
 from cm3kits.strategies import images
+from cm3run.xml_text import parse_xml
+
+if TYPE_CHECKING:
+    from cm3kits._elsewhere import Moving
 
 #: Index of a code -> (row, column).
 _Order: TypeAlias = Callable[[int, int, int], tuple[int, int]]
@@ -92,6 +97,7 @@ class ImageTokenizerContract(ConfigLaws[ImageTokenizer]):
     test waives."""
 
     kind: ClassVar[str] = "image_tokenizer"
+    causes = ("the_first_and_the_last_code_decode",)
     max_examples: ClassVar[int | None] = 5
     #: Share of codes that may depend on the batch. Above 0 for a network alone: its sums, and so which of two equally
     #: near codes is chosen, depend in their last digits on how many pictures are computed together.
@@ -114,6 +120,18 @@ class ImageTokenizerContract(ConfigLaws[ImageTokenizer]):
             "codes": component.encode(example_pictures(*component.image_size)),
             "pictures of codes": component.decode(codes),
         }
+
+    def declared(self, component: ImageTokenizer) -> Iterator[tuple[str, bool, str, Any]]:
+        """Codes of a picture by reference."""
+        [pixels, *_] = example_pictures(*component.image_size)
+        wanted = component.encode(pixels[None])[0]
+        codes = component.encode_image(Image("example", lambda: pixels))
+        yield (
+            "encode_image of a picture",
+            bool((codes == wanted).all()),
+            "the codes of encode",
+            codes,
+        )
 
     def abilities(self, component: ImageTokenizer) -> Mapping[str, bool]:
         """Vectors of codes, and a grid of codes."""
@@ -160,6 +178,79 @@ class ImageTokenizerContract(ConfigLaws[ImageTokenizer]):
     def _encoded(self, pictures: PixelArray) -> IntArray:
         """Return codes of pictures without the check in `encode`: the law has its own."""
         return np.asarray(self.subject._encode(np.ascontiguousarray(pictures)), np.int32)
+
+    def works_elsewhere(self, device: Moving) -> Iterator[tuple[str, Callable[[], object]]]:
+        """Codes and pictures after `move_to`."""
+        tokenizer = self.make_again()
+        if type(tokenizer).move_to is ImageTokenizer.move_to:
+            return
+        pixels = example_pictures(*tokenizer.image_size)[:2]
+        codes = tokenizer.encode(pixels)
+        tokenizer.move_to(device.device)
+        yield "moved it and encoded", lambda: tokenizer.encode(pixels)
+        yield "moved it and decoded", lambda: tokenizer.decode(codes)
+
+    def law_it_moves_between_devices(self) -> None:
+        """`move_to` takes the device "cpu", and changes no code, no picture and no fingerprint."""
+        tokenizer = self.make_again()
+        if type(tokenizer).move_to is ImageTokenizer.move_to:
+            return  # the default does nothing
+        import torch  # here: image tokenizers need none
+
+        pixels = example_pictures(*tokenizer.image_size)[:2]
+        codes, fingerprint = tokenizer.encode(pixels), tokenizer.fingerprint
+        decoded = tokenizer.decode(codes)
+        tokenizer.move_to(torch.device("cpu"))
+        did = "moved it to the CPU, and compared "
+        same(tokenizer.encode(pixels), codes, f"{did}codes")
+        same(tokenizer.decode(codes), decoded, f"{did}pictures")
+        same(tokenizer.fingerprint, fingerprint, f"{did}fingerprints")
+
+    def law_the_first_and_the_last_code_decode(self) -> None:
+        """Pictures of the code 0 alone, and of codebook_size-1 alone, decode, where the form has no rules; and no more and
+        no fewer pictures than are asked for."""
+        form, size = self.subject.form, self.subject.codebook_size
+        if form.rules is not None:
+            return
+        number = self.subject.grid[0] * self.subject.grid[1]
+        for code in (0, size - 1):
+            did = f"decoded a picture of the code {code} alone, of a codebook_size of {size}"
+            with doing(did):
+                pixels = self.subject.decode(np.full((1, number), code, np.int32))
+            same(list(pixels.shape), [1, *self.subject.image_size, 3], did)
+
+    def law_drawings_are_read_where_stated(self) -> None:
+        """With `reads_drawings`, `encode_drawing` reads the SVG document of each decoded picture that has one (`svg`), and
+        decodes to the same codes; the config states `reads_drawings`, too."""
+        tokenizer = self.subject
+        if self.config is not None:
+            stated = type(self.config).reads_drawings
+            did = "compared reads_drawings with the config's"
+            same(tokenizer.reads_drawings, stated, did)
+        if not tokenizer.reads_drawings:
+            return
+        holds(
+            type(tokenizer).encode_drawing is not ImageTokenizer.encode_drawing,
+            "looked for encode_drawing, since reads_drawings is set",
+            "an encode_drawing of its own",
+            "none",
+            next_step="define encode_drawing, or leave reads_drawings out",
+        )
+
+    def law_parts_and_drawings_are_of_the_codes(self, data: st.DataObject) -> None:
+        """`svg` gives a well-formed SVG document or None, and `around_parts` codes in range: what is before a part is the
+        picture's own beginning."""
+        size = self.subject.codebook_size
+        for codes in self._codes(data):
+            drawing = self.subject.svg(codes)
+            if drawing is not None:
+                with doing("read the SVG document of codes"):
+                    parse_xml(drawing.encode(), public_type=True)
+            for before, behind in self.subject.around_parts(codes):
+                did = f"asked for what is around the parts of {len(codes)} codes"
+                same(before, codes[: len(before)], f"{did}: before")
+                good = (behind >= 0) & (behind < size)
+                every(behind, good, f"{did}: behind", f"codes in 0..{size - 1}")
 
     def law_a_prefix_decodes(self, data: st.DataObject) -> None:
         """A picture without its last codes decodes after the missing ones are filled in as the form states."""

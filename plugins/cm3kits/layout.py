@@ -23,8 +23,9 @@ from cm3core.sequence.grammar import HoleGrammar, num_new_tokens
 from cm3core.sequence.prompt_writer import Prompt
 from cm3core.sequence.serialize import Serializer
 from cm3core.vocab import VocabularySizes
-from cm3kits._config_laws import ConfigLaws, Outputs
-from cm3kits._findings import every, holds, refuses, same, shown
+from cm3kits._config_laws import ConfigLaws
+from cm3kits._findings import doing, every, holds, refuses, same, shown
+from cm3kits._module_laws import Outputs
 
 #: Number of image codes in the kit.
 NUM_CODES = 6
@@ -87,6 +88,15 @@ class LayoutContract(ConfigLaws[Layout]):
         parts = VocabularyParts(tokenizer, NUM_CODES, self.sizes)
         layout: Layout = config.build(parts, self.grid)
         return layout
+
+    def declared(self, component: Layout) -> Iterator[tuple[str, bool, str, Any]]:
+        """What is added to texts, and pictures that it can write."""
+        prefix, hidden = component.text_prefix, component.hides_all
+        yield "text_prefix", isinstance(prefix, str), "a text", prefix
+        yield "hides_all", isinstance(hidden, bool), "True or False", hidden
+        if self.config is not None:
+            with doing("called check_pictures with the pictures that it was built for"):
+                self.config.check_pictures(self.grid, NUM_CODES)
 
     def abilities(self, component: Layout) -> Mapping[str, bool]:
         """What its sequences allow."""

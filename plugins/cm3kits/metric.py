@@ -18,7 +18,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,8 +27,9 @@ from hypothesis import strategies as st
 from cm3core.document import PixelArray
 from cm3core.errors import DataError
 from cm3core.interfaces.metric import FLOAT_COLUMNS, Metric, MetricBatch, Score
-from cm3kits._config_laws import ConfigLaws, Outputs
+from cm3kits._config_laws import ConfigLaws
 from cm3kits._findings import holds, refuses, same
+from cm3kits._module_laws import Outputs
 
 #: Operations whose results may overflow; `where(a > b, a - b, b - a)` overflows, too, but is right.
 _ARITHMETIC = {"add", "subtract", "multiply", "power", "square", "negative"}
@@ -111,6 +112,7 @@ class MetricContract(ConfigLaws[Metric]):
     """Laws of a metric."""
 
     kind: ClassVar[str] = "metric"
+    causes = ("too_few_samples_are_refused",)
     max_examples: ClassVar[int | None] = 8
     #: Tolerance of a score under other batches, order and shards, relative to it (to 1 if it is smaller).
     tolerance: ClassVar[float] = 1e-6
@@ -148,6 +150,15 @@ class MetricContract(ConfigLaws[Metric]):
             "spreads": {score.name: score.spread for score in scores},
             "scores per sample": {score.name: dict(score.per_sample) for score in scores},
         }
+
+    def declared(self, component: Metric) -> Iterator[tuple[str, bool, str, Any]]:
+        """Samples of a new metric."""
+        bounded = self.config is not None and type(self.config).bounded
+        of_pictures = any("pictures" in group or "features" in group for group in component.needs)
+        wanted = "True only for scores of pictures: those of real pictures are computed, too"
+        yield "bounded of the config", not bounded or of_pictures, wanted, bounded
+        number = self.make_again().num_samples
+        yield "num_samples of a new metric", number == 0, "0", number
 
     def law_batch_size_does_not_matter(self, data: st.DataObject) -> None:
         """Scores of one batch equal those of its samples one by one, or in parts."""

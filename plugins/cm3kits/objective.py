@@ -18,8 +18,9 @@ from cm3core.errors import DocumentError
 from cm3core.interfaces.objective import MaskingObjective
 from cm3core.sequence.infill import TOKENS_PER_SPAN, unmask
 from cm3core.vocab import Vocabulary
-from cm3kits._config_laws import ConfigLaws, Outputs
+from cm3kits._config_laws import ConfigLaws
 from cm3kits._findings import LawBroken, every, holds, refuses, same
+from cm3kits._module_laws import Outputs
 from cm3kits.samples import make_vocabulary
 from cm3kits.strategies import make_sequence, token_sequences
 

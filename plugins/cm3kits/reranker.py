@@ -21,12 +21,15 @@ import numpy as np
 from hypothesis import strategies as st
 
 from cm3core.document import Codes, Document, ImageHole, MaskedText, PixelArray, Text, TextHole
+from cm3core.errors import GenerationError
 from cm3core.interfaces.embedder import Embedder
 from cm3core.interfaces.reranker import Candidate, Likelihood, Reranker
 from cm3core.interfaces.text_tokenizer import TextTokenizer
 from cm3core.sequence.serialize import Serializer
-from cm3kits._config_laws import ConfigLaws, Outputs
-from cm3kits._findings import holds, same
+from cm3kits._config_laws import ConfigLaws
+from cm3kits._findings import holds, same, shown
+from cm3kits._module_laws import Outputs
+from cm3kits._work import check_growth, work_of
 from cm3kits.samples import HashEmbedder, make_vocabulary
 from cm3kits.strategies import codes
 
@@ -197,6 +200,44 @@ class RerankerContract(ConfigLaws[Reranker]):
                 where=f"score {place}",
             )
         same(self.subject.score([]), [], "scored no candidates")
+
+    def law_texts_are_hidden_as_stated(self) -> None:
+        """`hides_texts` of the config: it hides all texts of a document at once, so that two texts need a model that was
+        trained with two masked spans."""
+        if self.config is None:
+            return
+        given = Codes(np.zeros(6, np.int32), GRID)
+        asked: Document = (Text("abe"), Text("fig"), ImageHole())
+        filled: Document = (Text("abe"), Text("fig"), given)
+        some = [Candidate(asked, filled, pixels_of, (), -1.0, 6, 0)]
+        stated, error = self.config.hides_texts, ""
+        with self.building():
+            reranker = self.config.build(
+                embedder=self.embedder, likelihood=self.likelihood(max_spans=1)
+            )
+            try:
+                reranker.score(some)
+            except GenerationError as raised:
+                error = shown(raised)
+        holds(
+            stated == bool(error),
+            f"scored a prompt of two texts under a model of one masked span, with hides_texts {stated}",
+            "an error: both texts are hidden" if stated else "no error",
+            error or "no error",
+            next_step="state in the config's hides_texts whether all texts are hidden at once",
+        )
+
+    def law_scoring_costs_what_it_reads(self) -> None:
+        """The work of scoring is at most proportional to the number of candidates."""
+        given = Codes(np.zeros(6, np.int32), GRID)
+        works = {}
+        for size in (32, 64, 128):
+            answers = [
+                ("abc", Codes(np.full(6, place % 16, np.int32), GRID)) for place in range(size)
+            ]
+            some = make_candidates(self.kinds[0], "abe", (given, given), (), answers)
+            works[size] = work_of(partial(self.subject.score, some))
+        check_growth(works, "candidates", "scored")
 
     def law_a_score_is_the_candidate_s_own(self, data: st.DataObject) -> None:
         """Up to rounding, a score depends neither on other candidates nor on their order."""

@@ -15,18 +15,32 @@ from typing import Any, ClassVar
 from hypothesis import strategies as st
 
 from cm3core.document import Document, Text, text_of
-from cm3core.errors import DataError
+from cm3core.errors import CM3Error, DataError
 from cm3core.interfaces.dataset import DocumentSource
 from cm3core.interfaces.embedder import Embedder
-from cm3core.interfaces.retriever import Retrieved, Retriever
-from cm3kits._config_laws import ConfigLaws, Outputs
-from cm3kits._findings import holds, refuses, same
+from cm3core.interfaces.retriever import Retrieved, Retriever, RetrieverConfig
+from cm3kits._config_laws import ConfigLaws
+from cm3kits._findings import doing, holds, refuses, same
+from cm3kits._module_laws import Outputs
+from cm3kits._work import check_growth, work_of
 from cm3kits.samples import HashEmbedder, ListSource, example_documents, own_cache
 
 __all__ = ["HashEmbedder", "ListSource", "RetrieverContract", "example_documents"]
 
 #: Scores this close are equal: the last bits depend on the order of summation.
 _TIE = 1e-4
+
+
+class _Withholding(ListSource):
+    """A memory that withholds one of its documents."""
+
+    def __init__(self, documents: Sequence[Document], *, withheld: int) -> None:
+        super().__init__(documents)
+        self._withheld = withheld
+
+    def is_withheld(self, index: int) -> bool:
+        """Whether it is that document."""
+        return index == self._withheld
 
 
 class RetrieverContract(ConfigLaws[Retriever]):
@@ -37,6 +51,7 @@ class RetrieverContract(ConfigLaws[Retriever]):
     """
 
     kind: ClassVar[str] = "retriever"
+    causes = ("a_count_may_be_any_number",)
     #: The embedder, for retrievers that need one.
     embedder: ClassVar[Embedder] = HashEmbedder()
 
@@ -100,6 +115,97 @@ class RetrieverContract(ConfigLaws[Retriever]):
             }
         )
         return [data.draw(st.sets(st.sampled_from(known), max_size=6)) for _ in queries]
+
+    def declared(self, component: Retriever) -> Iterator[tuple[str, bool, str, Any]]:
+        """The config's memory, embedder and facets."""
+        if self.config is None:
+            return
+        cls: type[RetrieverConfig] = type(self.config)
+        own, has = cls.own_memory, cls.open_memory is not RetrieverConfig.open_memory
+        yield "own_memory, and for an open_memory", own is has, "both or none", f"{own} and {has}"
+        name = cls.default_embedder
+        yield "default_embedder", isinstance(name, str), 'the name of an embedder, or ""', name
+        most = cls.num_facets
+        yield "num_facets", type(most) is int and most >= 1, "1 or more", most
+
+    def law_facets_are_counted(self) -> None:
+        """Each result's `facet` is below the config's `num_facets`, by which training takes turns."""
+        if self.config is None:
+            return
+        memory, most = self.subject.memory, type(self.config).num_facets
+        queries = [memory.document(index) for index in range(min(len(memory), 8))]
+        for found in self.subject.retrieve(queries, 4):
+            for one in found:
+                did = f"retrieved 4 documents, with a num_facets of {most}"
+                holds(0 <= one.facet < most, did, f"facets below {most}", one.facet)
+
+    def law_what_is_withheld_is_never_found(self) -> None:
+        """A document that the memory withholds (`DocumentSource.is_withheld`), such as a logo, is not found, not even by its
+        own words; the others still are."""
+        plain = self.subject.memory
+        documents = [plain.document(index) for index in range(len(plain))]
+        withheld = _Withholding(documents, withheld=3)
+        with self.building():
+            subject = self.over(withheld)
+        if len(subject.memory) != len(withheld):
+            return  # it has a memory of its own
+        found = subject.retrieve([documents[3]], len(documents))[0]
+        did = "retrieved with the words of a document that the memory withholds"
+        holds("d3" not in _ids(found), did, "other documents", "that document")
+        wanted = self.subject.retrieve([documents[3]], len(documents))[0]
+        if type(self.subject).exact is Retriever.exact:
+            others = sorted(name for name in _ids(wanted) if name != "d3")
+            same(len(found) >= min(1, len(others)), True, f"{did}, and looked for the others")
+
+    def law_a_count_may_be_any_number(self) -> None:
+        """One document less than the memory has, all, one more, and far more: no error, and never more than there are."""
+        memory = self.subject.memory
+        count, query = len(memory), memory.document(0)
+        whole = None
+        for asked in (count + 1, count, count - 1, 1, 1 << 20):
+            did = f"retrieved {asked} documents of a memory of {count}"
+            with doing(did):
+                found = self.subject.retrieve([query], asked)[0]
+            holds(len(found) <= min(asked, count), did, f"at most {min(asked, count)}", len(found))
+            whole = _ids(found) if whole is None else whole
+            if type(self.subject).exact is Retriever.exact:
+                same(_ids(found), whole[:asked], f"{did}, and {count + 1}")
+
+    def law_parts_are_found_as_stated(self) -> None:
+        """With `max_parts` above 0, a query's parts are at most so many, each with a `region`; with 0, none is found."""
+        most = self.subject.max_parts
+        did = f"retrieved the parts of queries, with a max_parts of {most}"
+        holds(type(most) is int and most >= 0, "looked at max_parts", "0 or more", most)
+        memory = self.subject.memory
+        queries = [memory.document(index) for index in range(min(len(memory), 6))]
+        if most:
+            memory_error = self._parts_error(queries)
+            holds(not memory_error, did, "results, each with a region", memory_error)
+        for found in self.subject.retrieve_parts(queries):
+            holds(len(found) <= most, did, f"at most {most}", len(found))
+
+    def _parts_error(self, queries: Sequence[Document]) -> str:
+        try:
+            self.subject.retrieve_parts(queries)
+        except CM3Error as error:
+            return error.cause
+        return ""
+
+    def law_a_search_costs_what_it_reads(self) -> None:
+        """The work of a search is at most proportional to the number of documents in the memory, up to a logarithm."""
+        works = {}
+        for size in (64, 128, 256):
+            documents: list[Document] = [
+                (Text(f"thing {number} of {number % 7}"),) for number in range(size)
+            ]
+            with self.building():
+                try:
+                    own = self.over(ListSource(documents))
+                    own.retrieve([documents[1]], 3)
+                except CM3Error:
+                    return  # its memory is of another sort
+            works[size] = work_of(lambda own=own, query=documents[1]: own.retrieve([query], 3))  # type: ignore[misc]  # defaults
+        check_growth(works, "documents", "retrieved for one query")
 
     def law_results_name_memory_documents_once(self, data: st.DataObject) -> None:
         """Results are at most `num_retrieved` distinct documents, with their ids and finite scores."""

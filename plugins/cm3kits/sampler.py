@@ -14,7 +14,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from hypothesis import strategies as st
@@ -29,12 +29,17 @@ from cm3core.interfaces.sampler import (
     tells_log_probabilities,
 )
 from cm3core.interfaces.sampler_state import DrawState, RequestStart, flat_state, stacked
-from cm3kits._config_laws import Outputs
-from cm3kits._findings import every, holds, same, shown
+from cm3kits._findings import doing, every, holds, same, shown
+from cm3kits._laws import presupposes
+from cm3kits._module_laws import Outputs
+from cm3kits._work import check_growth, work_of
 from cm3kits.sampler_state import FIRST_ID, GRID, NUM_CODES, StateLaws
 from cm3kits.samples import own_cache
 from cm3kits.strategies import logits, shaped
 from cm3kits.tiny import example_parts
+
+if TYPE_CHECKING:
+    from cm3kits._elsewhere import Moving
 
 _MODALITIES = ("text", "image")
 _RAMPS = ("constant", "up", "down")
@@ -135,6 +140,7 @@ class SamplerContract(StateLaws):
             answer = self.subject.draws_with(other)
             holds(answer, f"asked draws_with({name})", "True", answer)
 
+    @presupposes("only_legal_ids_are_drawn")
     def law_neighbours_keep_their_pictures(self, data: st.DataObject) -> None:
         """If the sampler says that it draws with others, it draws for their requests what they would draw.
 
@@ -169,6 +175,82 @@ class SamplerContract(StateLaws):
                 config.check()
                 yield self.build(config)
 
+    def declared(self, component: Sampler) -> Iterator[tuple[str, bool, str, Any]]:
+        """Pictures that it can draw, and what it is made for."""
+        if self.config is not None:
+            with doing("called check_pictures with the pictures that it was built for"):
+                self.config.check_pictures(GRID, NUM_CODES)
+            for name in ("edits", "structures"):
+                value = getattr(self.config, name)
+                yield name, isinstance(value, bool), "True or False", value
+
+    def works_elsewhere(self, device: Moving) -> Iterator[tuple[str, Callable[[], object]]]:
+        """Draws for both modalities, and log-probabilities."""
+        sampler = self.make_again()
+        generator = torch.Generator().manual_seed(0)
+        for modality in _MODALITIES:
+            rows_SR = torch.stack([shaped("power", NUM_CODES, generator) for _ in range(2)])
+            plan, there = sampler.plan(modality), device.moved(rows_SR)
+            yield (
+                f"drew ids of {modality}",
+                lambda plan=plan, there=there, modality=modality: _run(  # type: ignore[misc]  # defaults
+                    sampler, plan, there, modality
+                ),
+            )
+            if tells_log_probabilities(sampler):
+                G = len(plan.streams)
+                weights = device.moved(torch.tensor([_weights(plan)]))
+                yield (
+                    f"asked for log-probabilities of {modality}",
+                    lambda plan=plan, there=there, weights=weights, G=G: (
+                        sampler.draw_log_probabilities(  # type: ignore[misc]  # defaults
+                            there[:1].expand(G, -1),
+                            torch.arange(G, device=device.device)[None],
+                            weights,
+                            (plan,),
+                            first_id=FIRST_ID,
+                            allowed_nR=None,
+                        )
+                    ),
+                )
+
+    def law_a_draw_costs_what_it_reads(self) -> None:
+        """The work of a draw is at most proportional to the number of ids, and to that of requests, up to a logarithm."""
+        sampler, plan = self.subject, self.subject.plan("image")
+        generator = torch.Generator().manual_seed(0)
+        for of, sizes in (("ids", (1024, 2048, 4096)), ("requests", (32, 64, 128))):
+            works = {}
+            for size in sizes:
+                row_R = shaped("power", size if of == "ids" else 64, generator)
+                many = torch.arange(2 if of == "ids" else size)
+                works[size] = work_of(
+                    lambda row_R=row_R, many=many: _drawn(sampler, plan, row_R, many, many)  # type: ignore[misc]  # defaults
+                )
+            check_growth(works, of, "drew")
+
+    @presupposes("only_legal_ids_are_drawn")
+    def law_a_filter_at_its_limit_keeps_what_it_says(self) -> None:
+        """Top-k of one id less than the slice has, of all and of one more, filters that are just on and just off, one id
+        alone, and the last position and seed: draws are those that `Filters` keeps."""
+        generator, num = torch.Generator().manual_seed(0), 7
+        row_R = shaped("power", num, generator)
+        plan, many = self.subject.plan("image"), torch.arange(256)
+        cases: list[tuple[str, float]] = [("top_k", k) for k in (1, num - 1, num, num + 1)]
+        cases += [("top_p", 1e-9), ("top_p", 1.0), ("min_p", 1.0), ("min_p", 0.0)]
+        cases += [("typical_p", 1e-9), ("typical_p", 1.0)]
+        for name, value in cases:
+            only = _only(plan, **{name: value, "temperature": 2.0})
+            did = f"drew 256 times from {num} ids by {name} {value:g}"
+            with doing(did):
+                drawn_k = _drawn(self.subject, only, row_R, many, 0 * many) - _FIRST
+            mixed_R = sum(stream.weight for stream in only.streams) * row_R.double()
+            off = name in ("min_p",) and value == 0
+            kept_R = row_R == row_R if off else kept_ids(name, value, mixed_R / 2.0)
+            every(drawn_k + _FIRST, kept_R[drawn_k], did, f"ids that {name} {value:g} keeps")
+        one_R = row_R[:1]
+        alone = _drawn(self.subject, plan, one_R, many[:1] + 2**62, many[:1] + 2**20)
+        same(alone.tolist(), [_FIRST], "drew from one id alone, with a large seed and position")
+
     def law_only_legal_ids_are_drawn(self, data: st.DataObject) -> None:
         """Each request gets an allowed id of the slice, even with extreme logits."""
         batch = _Batch(self, data)
@@ -182,6 +264,12 @@ class SamplerContract(StateLaws):
         allowed_n = batch.allowed_nR.gather(1, index_n[:, None])[:, 0]
         every(drawn_n, allowed_n, did, "ids that allowed_nR allows")
 
+    @presupposes(
+        "only_legal_ids_are_drawn",
+        "global_generators_are_left_alone",
+        "inputs_are_not_written_to",
+        "equal_draws_are_equal_and_seeds_matter",
+    )
     def law_a_draw_does_not_depend_on_its_place(self, data: st.DataObject) -> None:
         """A request draws the same alone as in a batch, with each of many seeds.
 
@@ -254,6 +342,7 @@ class SamplerContract(StateLaws):
             next_step=f"draw by seed_n and position_n: other {what} draw other ids",
         )
 
+    @presupposes("only_legal_ids_are_drawn")
     def law_without_a_mask_all_ids_are_legal(self, data: st.DataObject) -> None:
         """`allowed_nR=None` is the same as a mask of all True."""
         batch = _Batch(self, data)
@@ -281,6 +370,7 @@ class SamplerContract(StateLaws):
             did = f"drew, and looked at the {name} given"
             same(getattr(batch, name), old, did, next_step="change a copy")
 
+    @presupposes("only_legal_ids_are_drawn")
     def law_temperature_zero_takes_the_largest_of_the_mix(self, data: st.DataObject) -> None:
         """At temperature 0, without plausibility, the id is the legal argmax of the weighted sum.
 
@@ -305,6 +395,7 @@ class SamplerContract(StateLaws):
                 where=f"request {place}",
             )
 
+    @presupposes("only_legal_ids_are_drawn")
     def law_only_plausible_ids_are_drawn(self, data: st.DataObject) -> None:
         """An id outside the reference stream's plausible set is never drawn, whatever the mix."""
         batch = _Batch(self, data)
@@ -320,6 +411,7 @@ class SamplerContract(StateLaws):
                 )
             batch.position_n = batch.position_n + 1
 
+    @presupposes("only_legal_ids_are_drawn")
     def law_log_probabilities_are_those_of_its_draws(self, data: st.DataObject) -> None:
         """Log-probabilities, if the sampler returns them, are a distribution over allowed ids and match the draws.
 
@@ -352,6 +444,7 @@ class SamplerContract(StateLaws):
         often = f"drew {many} times, and subtracted probabilities from how often each id came"
         every(off_nR, off_nR.abs() < rarely, often, f"at most {rarely:.2f}")
 
+    @presupposes("only_legal_ids_are_drawn")
     def law_each_filter_keeps_what_it_says(self, data: st.DataObject) -> None:
         """Top-k, top-p, min-p and typical, one at a time, keep the ids defined by `Filters`."""
         batch = _Batch(self, data)
@@ -548,19 +641,22 @@ def _drawn(
 def _run(sampler: Sampler, plan: SamplingPlan, rows_SR: Tensor, modality: str) -> list[list[int]]:
     """Return the ids of 6 requests in a run of several draws, from their initial state."""
     n, G, T = 6, len(plan.streams), len(rows_SR)
-    seed_n, is_image = torch.arange(n), modality == "image"
+    where = rows_SR.device
+    seed_n, is_image = torch.arange(n, device=where), modality == "image"
     starts = [RequestStart(seed=seed, grid=GRID) for seed in range(n)]
     flat = [
-        flat_state(sampler.initial_state(one)) if isinstance(sampler, StatefulSampler) else {}
+        {name: value.to(where) for name, value in flat_state(sampler.initial_state(one)).items()}
+        if isinstance(sampler, StatefulSampler)
+        else {}
         for one in starts
     ]
     cells = GRID[0] * GRID[1] if is_image else 0
     state = DrawState(
         stacked(flat),
         grid=GRID,
-        cell_n=torch.full((n,), -1),
-        codes_nC=torch.full((n, cells), -1),
-        drawn_nT=torch.full((n, T), -1),
+        cell_n=torch.full((n,), -1, device=where),
+        codes_nC=torch.full((n, cells), -1, device=where),
+        drawn_nT=torch.full((n, T), -1, device=where),
     )
     for step in range(T):
         # streams that see less have other logits
@@ -569,13 +665,13 @@ def _run(sampler: Sampler, plan: SamplingPlan, rows_SR: Tensor, modality: str) -
             state.cell_n.fill_(step)
         drawn_n = sampler.draw_with_state(
             logits_GR,
-            torch.arange(G).expand(n, G),
-            torch.tensor([_weights(plan)] * n),
+            torch.arange(G, device=where).expand(n, G),
+            torch.tensor([_weights(plan)] * n, device=where),
             (plan,) * n,
             first_id=FIRST_ID,
             allowed_nR=None,
             seed_n=seed_n,
-            position_n=torch.full((n,), step),
+            position_n=torch.full((n,), step, device=where),
             state=state,
         )
         state.drawn_nT[:, step] = drawn_n

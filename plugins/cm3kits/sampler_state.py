@@ -28,6 +28,7 @@ from cm3core.interfaces.sampler_state import (
 )
 from cm3kits._config_laws import ConfigLaws
 from cm3kits._findings import same
+from cm3kits._laws import presupposes
 from cm3kits._threads import at_once
 from cm3kits.strategies import shaped
 
@@ -43,9 +44,18 @@ _SHAPES = ("flat", "power", "few", "mixed")
 FIRST_ID = 20
 
 
+#: Laws that draws of every state presuppose.
+_CAUSES = (
+    "only_legal_ids_are_drawn",
+    "global_generators_are_left_alone",
+    "inputs_are_not_written_to",
+)
+
+
 class StateLaws(ConfigLaws[Sampler]):
     """Laws of `draw_with_state` and `initial_state`, over runs of several draws."""
 
+    @presupposes(*_CAUSES)
     def law_a_state_does_not_depend_on_its_place(self, data: st.DataObject) -> None:
         """A request draws the same codes, and has the same state, alone as in a batch."""
         run = _Run(self.subject, data)
@@ -61,6 +71,12 @@ class StateLaws(ConfigLaws[Sampler]):
             wanted = together.values()[name][place]
             same(value[0], wanted, f"{did}: state[{name!r}]", tolerance=1e-5, next_step=_KEEP)
 
+    @presupposes(
+        "a_state_does_not_depend_on_its_place",
+        "only_legal_ids_are_drawn",
+        "global_generators_are_left_alone",
+        "inputs_are_not_written_to",
+    )
     def law_a_forked_request_continues_alike(self, data: st.DataObject) -> None:
         """A copy of a request continues like the request, and does not affect it.
 
@@ -81,6 +97,7 @@ class StateLaws(ConfigLaws[Sampler]):
             if seed is None:
                 same(second, alone, f"{did}: the copy, and the request alone", next_step=_KEEP)
 
+    @presupposes(*_CAUSES)
     def law_a_request_starts_afresh(self, data: st.DataObject) -> None:
         """Equal requests start with equal states and draw the same codes, whatever was drawn before."""
         run = _Run(self.subject, data)
@@ -94,6 +111,12 @@ class StateLaws(ConfigLaws[Sampler]):
         did = f"drew {run.length} codes of {run.n} requests, and those of equal requests after them"
         same(codes, drawn, did, next_step=_KEEP)
 
+    @presupposes(
+        "a_state_does_not_depend_on_its_place",
+        "only_legal_ids_are_drawn",
+        "global_generators_are_left_alone",
+        "inputs_are_not_written_to",
+    )
     def law_threads_do_not_disturb_each_other(self, data: st.DataObject) -> None:
         """Two threads that draw at the same time, each for its own requests, draw what each draws alone, since a
         server has several batches."""

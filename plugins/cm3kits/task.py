@@ -6,6 +6,7 @@ class TestMine(TaskContract):
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,9 +24,11 @@ from cm3core.document import (
     text_of,
 )
 from cm3core.errors import DataError
-from cm3core.interfaces.task import Record, Task
-from cm3kits._config_laws import ConfigLaws, Outputs
+from cm3core.interfaces.task import Record, Task, TaskConfig, check_serves
+from cm3kits._config_laws import ConfigLaws
 from cm3kits._findings import holds, refuses, same, shown
+from cm3kits._module_laws import Outputs
+from cm3run.tasks import SIGNATURES
 
 #: Words for the texts of laws; each field gets different ones.
 _WORDS = ("red", "bell", "is it", "under 3", "café", "don't know", "yes!", "A (b)", "1.")
@@ -73,6 +76,23 @@ class TaskContract(ConfigLaws[Task]):
                 found["documents"].append(shown_segments(component.document(record, rngs[0])))
                 found["prompts"].append(shown_segments(component.prompt(record, rngs[1])))
         return found
+
+    def declared(self, component: Task) -> Iterator[tuple[str, bool, str, Any]]:
+        """Fields that are given."""
+        wanted = tuple(name for name in component.fields if name not in component.responses)
+        yield "given", tuple(component.given) == wanted, str(wanted), component.given
+        if self.config is None:
+            return
+        if method := vars(type(self.config)).get("serves", ""):
+            holds(method in SIGNATURES, "looked at serves", f"one of {list(SIGNATURES)}", method)
+            check_serves(component, method, *SIGNATURES[method])
+        untuned = self.config.for_untuned()
+        good = isinstance(untuned, TaskConfig)
+        yield "for_untuned() of the config", good, "a task's config", type(untuned).__name__
+        fields = dict(self.build(untuned).fields)
+        wanted_fields = dict(component.fields)
+        did = "the fields of the task that for_untuned() of the config builds"
+        yield did, fields == wanted_fields, str(wanted_fields), fields
 
     def law_fields_and_responses_are_named(self) -> None:
         """At least one field is an input and one a response; types are "text" or "image"."""

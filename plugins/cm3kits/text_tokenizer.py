@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,8 +17,10 @@ from hypothesis import strategies as st
 
 from cm3core.errors import TokenizerError
 from cm3core.interfaces.text_tokenizer import TextTokenizer
-from cm3kits._config_laws import ConfigLaws, Outputs
-from cm3kits._findings import difference, holds, refuses, same, shown
+from cm3kits._config_laws import ConfigLaws
+from cm3kits._findings import difference, doing, holds, refuses, same, shown
+from cm3kits._module_laws import Outputs
+from cm3kits._work import check_growth, work_of
 from cm3kits.samples import SAMPLE_TEXTS, SPECIAL_SPELLINGS
 from cm3kits.strategies import texts
 
@@ -49,6 +52,12 @@ class TextTokenizerContract(ConfigLaws[TextTokenizer]):
             "special ids": dict(component.special_ids()),
             "decoded ids": [component.decode([one]) for one in range(min(size, _MOST_IDS))],
         }
+
+    def declared(self, component: TextTokenizer) -> Iterator[tuple[str, bool, str, Any]]:
+        """Number of ids."""
+        size = component.vocab_size
+        if self.config is not None and (most := self.config.max_vocab_size) is not None:
+            yield "max_vocab_size of the config", most >= size, f"vocab_size, {size}, or more", most
 
     def abilities(self, component: TextTokenizer) -> Mapping[str, bool]:
         """Named tokens, and words. A file may have no named tokens, so only those are compared that there are."""
@@ -102,6 +111,28 @@ class TextTokenizerContract(ConfigLaws[TextTokenizer]):
             f"{text!r}, which is not a valid string: a lone surrogate",
             next_step='decode bytes with errors="replace"',
         )
+
+    def law_the_first_and_the_last_id_are_text(self) -> None:
+        """Each of the ids 0, 1, vocab_size-2 and vocab_size-1 decodes, alone and together."""
+        size = self.subject.vocab_size
+        for ids in ([0], [min(1, size - 1)], [max(size - 2, 0)], [size - 1], [size - 1, 0]):
+            did = f"decoded the ids {ids}, of a vocab_size of {size}"
+            with doing(did):
+                text = self.subject.decode(ids)
+            holds(isinstance(text, str), did, "a text", text)
+
+    def law_encoding_costs_what_it_reads(self) -> None:
+        """The work of encoding and decoding a text of words is at most proportional to its length, up to a logarithm."""
+        words = " ".join([*SAMPLE_TEXTS, *OTHER_TEXTS])
+        texts = {size: (words * (size // len(words) + 1))[:size] for size in (500, 1000, 2000)}
+        encode, decode = self.subject.encode, self.subject.decode
+        for text in texts.values():
+            encode(text)  # words may be kept for the next time
+        works = {size: work_of(partial(encode, text)) for size, text in texts.items()}
+        check_growth(works, "letters", "encoded a text")
+        ids = {size: encode(text) for size, text in texts.items()}
+        works = {size: work_of(partial(decode, some)) for size, some in ids.items()}
+        check_growth(works, "letters", "decoded the ids of a text")
 
     def law_special_tokens_cant_be_injected(self, data: st.DataObject) -> None:
         """A spelled-out special token is ordinary text: it becomes several ids and round-trips."""

@@ -34,7 +34,7 @@ class TinyCache(KVCache):
 
     def __init__(self, num_rows: int, max_length: int, like: Tensor) -> None:
         self.held = like.new_zeros(_NUM_LAYERS, 2, num_rows, max_length, _NUM_HEADS, _HEAD_WIDTH)
-        self._length_B = torch.zeros(num_rows, dtype=torch.int64)
+        self._length_B = torch.zeros(num_rows, dtype=torch.int64, device=like.device)
 
     @property
     def length_B(self) -> Tensor:
@@ -62,11 +62,13 @@ class TinyCache(KVCache):
 
     def reserve(self, more_B: Sequence[int]) -> None:
         """Make room."""
-        self.held = _grown(self.held, int((self._length_B + torch.tensor(more_B)).max()))
+        self.held = _grown(
+            self.held, int((self._length_B + self._length_B.new_tensor(more_B)).max())
+        )
 
     def advance(self, count_B: Sequence[int]) -> None:
         """Mark tokens as cached."""
-        length_B = self._length_B + torch.tensor(count_B)
+        length_B = self._length_B + self._length_B.new_tensor(count_B)
         if int(length_B.max()) > self.held.shape[3]:
             raise GenerationError(
                 "cache",
@@ -121,7 +123,9 @@ class TinyDecoder(nn.Module, Decoder):
         B, T = tokens_BT.shape
         offset_B = None if cache is None else cache.length_B
         if positions_BT is None:
-            positions_BT = torch.arange(T)[None] + (0 if offset_B is None else offset_B[:, None])
+            positions_BT = torch.arange(T, device=tokens_BT.device)[None] + (
+                0 if offset_B is None else offset_B[:, None]
+            )
         # padding of a chunk may reach past the context
         positions_BT = positions_BT.clamp(max=self.context_length - 1)
         x_BTE = self.embedding[tokens_BT] + self.position_embedding[positions_BT]

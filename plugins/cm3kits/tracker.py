@@ -51,6 +51,13 @@ class TrackerContract(Contract[Tracker]):
         tracker: Tracker = config.build()
         return tracker
 
+    def use(self, component: Tracker) -> None:
+        """Report a run of three steps."""
+        with _folder() as folder:
+            events = [StepDone(step, 10, 1.5, 0.1) for step in (1, 2, 3)]
+            _tell(component, [_start(folder, 0), *events, RunInterrupted(3)])
+            component.close()
+
     def law_every_order_of_events_is_taken(self, data: st.DataObject) -> None:
         """From a start to an end, an interruption or a failure, whatever is between."""
         with _folder() as folder:

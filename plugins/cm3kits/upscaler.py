@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from cm3core.errors import DataError, RecipeError
 from cm3core.interfaces.upscaler import Upscaler
-from cm3kits._config_laws import ConfigLaws, Outputs
+from cm3kits._config_laws import ConfigLaws
 from cm3kits._findings import every, holds, refuses, same
+from cm3kits._module_laws import Outputs
 from cm3kits.samples import example_pictures
 from cm3kits.strategies import images
 

@@ -48,7 +48,7 @@ class PeekContract(Contract[Callable[[], object]]):
 
 
 @pytest.mark.parametrize("generator", PEEKS)
-@pytest.mark.parametrize("law", PeekContract.laws())
+@pytest.mark.parametrize("law", sorted(set(PeekContract.laws()) - set(Contract.laws())))
 def test_what_reads_a_global_generator_is_found(law: str, generator: str) -> None:
     contract = type("TestPeek", (PeekContract,), {"make": lambda self: PEEKS[generator]})
     with pytest.raises(AssertionError):

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from cm3core.errors import PluginError, RecipeError
 from cm3core.interfaces.component import ComponentConfig
-from cm3kits._laws import Contract
+from cm3kits._findings import LawBroken
+from cm3kits._laws import Contract, presupposes
 from messages import tells
 
 
@@ -101,11 +102,60 @@ def test_a_broken_implementation_fails() -> None:
 
 
 def test_laws_are_listed() -> None:
-    assert NumberContract.laws() == {
-        "is_even": "",
-        "is_positive": "Positive plus positive is positive.",
-    }
-    assert Contract.laws() == {}
+    of_all = ["it_can_be_built", "members_fit_the_interface", "global_generators_are_left_alone"]
+    assert list(NumberContract.laws()) == [*of_all, "is_even", "is_positive"]
+    assert NumberContract.laws()["is_positive"] == "Positive plus positive is positive."
+    assert list(Contract.laws()) == of_all
+
+
+class CausesContract(Contract[int]):
+    """Laws of which one says nothing where another one fails."""
+
+    kind = "causes"
+
+    @presupposes("is_small")
+    def law_a_compound(self) -> None:
+        assert self.subject < 10
+
+    def law_is_small(self) -> None:
+        assert self.subject < 100
+
+
+def test_causes_come_before_compounds() -> None:
+    assert list(CausesContract.laws())[3:] == ["is_small", "a_compound"]
+    test = type("TestCauses", (CausesContract,), {"make": lambda self: 1000})()
+    with pytest.raises(AssertionError, match="is_small"):
+        test.test_is_small()
+    with pytest.raises(pytest.skip.Exception, match="presupposes 'is_small', which does not hold"):
+        test.test_a_compound()
+    alone = type("TestAlone", (CausesContract,), {"make": lambda self: 50})()
+    alone.test_is_small()
+    with pytest.raises(AssertionError, match="a_compound"):
+        alone.test_a_compound()
+
+
+def test_what_cannot_be_built_fails_one_law() -> None:
+    def make(self: object) -> int:
+        raise TypeError("Small.__init__() takes 1 positional argument but 2 were given")
+
+    test = type("TestUnbuilt", (CausesContract,), {"make": make})()
+    with pytest.raises(PluginError, match="takes no value besides self, but gets 1 value"):
+        test.test_it_can_be_built()
+    with pytest.raises(pytest.skip.Exception, match="it_can_be_built"):
+        test.test_is_small()
+
+
+def test_an_error_of_a_component_is_told() -> None:
+    class Raises(CausesContract):
+        def make(self) -> int:
+            return 1
+
+        def law_raises(self) -> None:
+            [][1]
+
+    with pytest.raises(LawBroken, match="IndexError: list index out of range") as found:
+        Raises().test_raises()  # type: ignore[attr-defined]  # made of the law
+    assert isinstance(found.value.__cause__, IndexError)
 
 
 def test_a_test_is_made_for_a_config() -> None:

@@ -48,7 +48,9 @@ class TestPgvector(RetrieverContract):
             other.close()  # each is opened again when it is asked
         config, shared = new_memory(self.server, query="both")
         self.opened.append(shared)
-        add(shared, [self.coded[memory.id(index)] for index in range(len(memory))])
+        places = [index for index in range(len(memory)) if not memory.is_withheld(index)]
+        known = [self.coded.get(memory.id(index)) for index in places]
+        add(shared, known if None not in known else encoded(memory))
         return config.build(shared, HashEmbedder())
 
     def queries(self, data):
