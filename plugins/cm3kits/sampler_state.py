@@ -71,12 +71,7 @@ class StateLaws(ConfigLaws[Sampler]):
             wanted = together.values()[name][place]
             same(value[0], wanted, f"{did}: state[{name!r}]", tolerance=1e-5, next_step=_KEEP)
 
-    @presupposes(
-        "a_state_does_not_depend_on_its_place",
-        "only_legal_ids_are_drawn",
-        "global_generators_are_left_alone",
-        "inputs_are_not_written_to",
-    )
+    @presupposes("a_state_does_not_depend_on_its_place", *_CAUSES)
     def law_a_forked_request_continues_alike(self, data: st.DataObject) -> None:
         """A copy of a request continues like the request, and does not affect it.
 
@@ -111,12 +106,7 @@ class StateLaws(ConfigLaws[Sampler]):
         did = f"drew {run.length} codes of {run.n} requests, and those of equal requests after them"
         same(codes, drawn, did, next_step=_KEEP)
 
-    @presupposes(
-        "a_state_does_not_depend_on_its_place",
-        "only_legal_ids_are_drawn",
-        "global_generators_are_left_alone",
-        "inputs_are_not_written_to",
-    )
+    @presupposes("a_state_does_not_depend_on_its_place", *_CAUSES)
     def law_threads_do_not_disturb_each_other(self, data: st.DataObject) -> None:
         """Two threads that draw at the same time, each for its own requests, draw what each draws alone, since a
         server has several batches."""
