@@ -51,6 +51,7 @@ import linecache
 import random
 import sys
 import time
+from abc import ABC
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, is_dataclass
@@ -566,13 +567,19 @@ def _run(contract: Contract[Any], law: Callable[..., None], *drawn: st.DataObjec
     except (CM3Error, HypothesisException):
         raise
     except Exception as error:  # from a component
-        text = f"{type(error).__name__}: {error}".rstrip(": ")
+        text, step = (
+            f"{type(error).__name__}: {error}".rstrip(": "),
+            "correct the call that raised it",
+        )
+        if isinstance(error, TypeError) and "abstract class" in text:  # a part, such as a cache
+            told = explained(error, ABC)
+            text, step = f"{told.place}: {told.cause}", told.next_step
         found = LawBroken(
             f"tested the law {name!r}",
             meaning,
             f"an error: {text}",
             own_line(error),
-            "correct the call that raised it",
+            step,
         )
         raise found.framed(name, "", _tested(contract)) from error
 
