@@ -208,6 +208,12 @@ class GridPositions(CodePositions):
     def place(self, state: int) -> tuple[int, ...]:
         return tuple(map(int, np.unravel_index(state, tuple(self._sizes.values()))))
 
+    def behind(self, state: Any, codes_m: IntArray) -> tuple[IntArray, Any]:
+        """See the base: no code counts here but by its number, so that all positions are computed at once."""
+        last = state + len(codes_m)
+        places = np.unravel_index(np.arange(state + 1, last + 1), tuple(self._sizes.values()))
+        return np.stack(places, axis=1).astype(np.int32), last
+
 
 @dataclass(frozen=True)
 class PictureForm:
@@ -239,11 +245,17 @@ class PictureForm:
         *,
         positions: CodePositions | None = None,
     ) -> PictureForm:
-        """Return the form of rows * columns places with `depth` codes each; `positions`: for example `GridPositions`.
+        """Return the form of rows * columns places with `depth` codes each.
+
+        Args:
+            rows, columns, depth: sizes.
+            rules: which codes may follow which.
+            positions: where each code stands; None: in its row and column, see `GridPositions`.
 
         Raises:
             TokenizerError: a size below 1, or rules by which no such picture can be.
         """
+        positions = GridPositions(rows, columns, depth) if positions is None else positions
         return PictureForm(rows, columns, depth, None, rules, positions)._checked()
 
     @staticmethod

@@ -18,6 +18,7 @@ from cm3core.errors import TokenizerError
 from cm3core.picture_form import (
     FORBIDDEN,
     MISSING,
+    CodePositions,
     CodeRules,
     Filling,
     GridPositions,
@@ -257,7 +258,7 @@ def test_rules_and_forms_are_equal_by_what_they_allow():
 )
 def test_cells_hold_the_index_and_the_axes_that_are_fed(rows, columns, depth, names, number):
     positions = GridPositions(rows, columns, depth)
-    form = PictureForm.of_grid(rows, columns, depth, positions=positions)
+    form = PictureForm.of_grid(rows, columns, depth)
     axes = {name: positions.axes[name] for name in names[:number]}
     fed, some = form.for_axes(axes), np.zeros(form.num_codes, np.int32)
     cells = fed.cells(some)[0]
@@ -277,8 +278,36 @@ def test_cells_hold_the_index_and_the_axes_that_are_fed(rows, columns, depth, na
     assert form == PictureForm.of_grid(rows, columns, depth, positions=positions)
 
 
+class OneByOne(GridPositions):
+    """As the base computes them: one code after the other."""
+
+    behind = CodePositions.behind
+
+
+@given(st.lists(st.integers(1, 4), min_size=2, max_size=3), st.data())
+def test_places_of_a_grid_at_once_are_those_one_after_the_other(sizes, data):
+    positions, one_by_one = GridPositions(*sizes), OneByOne(*sizes)
+    some = np.full(np.prod(sizes), MISSING, np.int32)
+    cut = data.draw(st.integers(0, len(some)))
+    first, state = positions.behind(positions.start(), some[:cut])
+    assert (first.dtype, first.shape) == (np.int32, (cut, len(positions.axes)))
+    assert state == one_by_one.behind(one_by_one.start(), some[:cut])[1]
+    behind, state = positions.behind(state, some[cut:])
+    assert np.concatenate([first, behind]).tolist() == one_by_one.of(some).tolist()
+    assert state == len(some) - 1
+
+
+def test_codes_of_a_grid_stand_in_rows_and_columns_unless_it_says_otherwise() -> None:
+    form = PictureForm.of_grid(2, 3)
+    assert form.positions == GridPositions(2, 3)
+    assert form.for_axes({"column": 3}).cells(codes(9, 9, 9, 9))[0].tolist() == [0, 7, 14, 3]
+    own = GridPositions(3, 2)
+    assert PictureForm.of_grid(2, 3, positions=own).positions is own
+    assert PictureForm.sequence(5, 4, 5).positions is None
+
+
 def test_positions_that_are_out_of_range() -> None:
-    class Wrong(GridPositions):
+    class Wrong(OneByOne):
         def place(self, state: int) -> tuple[int, ...]:
             return state, 0
 

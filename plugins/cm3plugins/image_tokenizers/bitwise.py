@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from cm3core.document import IntArray, PixelArray
 from cm3core.errors import DataError, RecipeError
-from cm3core.picture_form import CodeRules, GridPositions, PictureForm
+from cm3core.picture_form import CodeRules, PictureForm
 from cm3plugins.image_tokenizers.by_arrays import (
     NUM_SQUARES,
     Arrays,
@@ -85,8 +85,7 @@ class BitwiseTokenizerConfig(PatchArraysConfig):
     def form(self) -> PictureForm:
         """`bits` codes a square, one of each pair."""
         rules = CodeRules.by_slot([2] * self.bits)
-        positions = GridPositions(*self.places, self.bits)
-        return PictureForm.of_grid(*self.places, self.bits, rules, positions=positions)
+        return PictureForm.of_grid(*self.places, self.bits, rules)
 
     @property
     def sizes(self) -> dict[str, int]:

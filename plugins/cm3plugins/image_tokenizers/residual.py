@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from cm3core.document import IntArray, PixelArray
 from cm3core.errors import DataError
-from cm3core.picture_form import CodeRules, GridPositions, PictureForm
+from cm3core.picture_form import CodeRules, PictureForm
 from cm3plugins.image_tokenizers.by_arrays import (
     NUM_SQUARES,
     Arrays,
@@ -75,8 +75,7 @@ class ResidualTokenizerConfig(PatchArraysConfig):
     def form(self) -> PictureForm:
         """`depth` codes a square, one of each stage."""
         rules = CodeRules.by_slot([self.stage_size] * self.depth)
-        positions = GridPositions(*self.places, self.depth)
-        return PictureForm.of_grid(*self.places, self.depth, rules, positions=positions)
+        return PictureForm.of_grid(*self.places, self.depth, rules)
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -115,6 +115,7 @@ class CodeCache:
         cache_dir: where caches are kept; None: `files.cache_directory()`.
         progress: show a bar while encoding.
         shard_size: maximum number of pictures lost when the process is killed.
+        only: documents whose pictures are encoded, the others count as not usable; None: all.
 
     Raises:
         DataError: there are pictures, but none can be read.
@@ -128,14 +129,16 @@ class CodeCache:
         *,
         progress: bool = True,
         shard_size: int = 256,
+        only: Sequence[int] | None = None,
     ) -> None:
+        chosen = range(len(source)) if only is None else only
         self.grid = image_tokenizer.grid
         self._rows: dict[str, int] = {}
         self._reasons: dict[str, dict[str, str]] = {}
         queue: list[Image] = []
         owners: list[int] = []  # the document of each picture segment, and the row of its codes
         owned: list[int] = []
-        for index in () if source.is_encoded else range(len(source)):
+        for index in () if source.is_encoded else chosen:
             for segment in source.document(index):
                 if isinstance(segment, Image):
                     row = self._rows.setdefault(segment.key, len(queue))
@@ -166,8 +169,9 @@ class CodeCache:
         #: Unreadable pictures, with reasons.
         self.skipped = [SkippedRecord(**self._why_unreadable(queue[row].key)) for row in bad]
         self._unreadable = {queue[row].key for row in bad}
-        #: Whether all pictures of each document are readable, bool [N].
-        self.usable_N: BoolArray = np.ones(len(source), bool)
+        #: Whether each document is among those chosen, and all its pictures are readable, bool [N].
+        self.usable_N: BoolArray = np.zeros(len(source), bool)
+        self.usable_N[np.asarray(chosen, np.int64)] = True
         self.usable_N[np.asarray(owners, np.int64)[np.isin(owned, bad)]] = False
         if queue and len(bad) == len(queue):
             first = self.skipped[0]

@@ -102,10 +102,9 @@ class Preparation:
                 file=sys.stderr,
             )
 
-    def _codes(self, source: DocumentSource) -> CodeCache:
-        codes = CodeCache(
-            source, self.components.image_tokenizer, self.cache_dir, progress=self.progress
-        )
+    def _codes(self, source: DocumentSource, only: Sequence[int] | None = None) -> CodeCache:
+        tokenizer = self.components.image_tokenizer
+        codes = CodeCache(source, tokenizer, self.cache_dir, progress=self.progress, only=only)
         self._note_skipped([*source.skipped, *codes.skipped])
         return codes
 
@@ -125,7 +124,13 @@ class Preparation:
         )
 
     def sequences(
-        self, source: DocumentSource, objective: MaskingObjective, *, retrieve: bool, training: bool
+        self,
+        source: DocumentSource,
+        objective: MaskingObjective,
+        *,
+        retrieve: bool,
+        training: bool,
+        only: Sequence[int] | None = None,
     ) -> MaskedSequences:
         """Sequences of a source, masked by `objective`.
 
@@ -136,12 +141,13 @@ class Preparation:
             training: draw captions and retrieved documents at random, as in training; otherwise use
                 canonical captions and the best documents, retrieved with the text alone, as for a
                 prompt.
+            only: the documents of the source that are used, and whose pictures are encoded; None: all.
         """
         recipe, components = self.recipe, self.components
         codes = (
             self._memory_codes
-            if source is self.memory and self._memory_codes is not None
-            else self._codes(source)
+            if source is self.memory and self._memory_codes is not None and only is None
+            else self._codes(source, only)
         )
         return MaskedSequences(
             source,

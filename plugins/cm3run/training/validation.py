@@ -68,7 +68,9 @@ class UnmaskedObjective(MaskingObjective):
 class Validation:
     """The recipe's validation splits, prepared at the first measurement.
 
-    A split that the data set lacks is skipped with a note. Several processes divide the batches.
+    At most `train.validation_documents` of a split are measured, evenly spaced, and only their pictures are encoded; those
+    that can't be read or are too long are left out. A split that the data set lacks is skipped with a note. Several
+    processes divide the batches.
     """
 
     def __init__(
@@ -138,13 +140,14 @@ class Validation:
                         f"note: validation split {split!r} is skipped: {source}", file=sys.stderr
                     )
                 continue
+            measured = spread(len(source), section.validation_documents)
             for suffix, retrieve in (("", False), ("_retrieved", True)):
                 if retrieve and not self.preparation.retrieves:
                     continue
                 data = self.preparation.sequences(
-                    source, UnmaskedObjective(), retrieve=retrieve, training=False
+                    source, UnmaskedObjective(), retrieve=retrieve, training=False, only=measured
                 )
-                sequences = data.fitting(spread(len(data), section.validation_documents))
+                sequences = data.fitting(range(len(data)))
                 if sequences:  # otherwise no document fits the context
                     prepared[f"{split}+{suffix}"] = self.preparation.pack(sequences)
         return prepared

@@ -50,7 +50,7 @@ def test_positions_that_codes_do_not_have_are_refused() -> None:
             "decoder: a decoder takes the axes {'slot': 9, 'z': 34} ... {'slot': 9, 'x': 34, 'y': 34}",
         ),
         ("outlines-tiny", "{x: 33}", "decoder: a decoder takes the axes {'x': 33} ... 'x': 34"),
-        ("tiny", "{row: 16}", "decoder: ... codes here have no positions ... or none"),
+        ("ordered-tiny", "{row: 16}", "decoder: ... codes here have no positions ... or none"),
         ("outlines-tiny", "{x: 0}", "decoder.code_axes.x: has the size 0 ... 1 to 1,048,576"),
         ("outlines-tiny", "{a b: 3}", "decoder.code_axes.a b: has the size 3; names are letters"),
     ):
@@ -60,6 +60,7 @@ def test_positions_that_codes_do_not_have_are_refused() -> None:
         assert tells(info.value, words)
     chosen = [*OUTLINES, "decoder.code_axes={y: 34, slot: 9}"]
     compose("outlines-tiny", chosen, registry=REGISTRY).check()
+    compose("tiny", ["decoder.code_axes={column: 16, row: 16}"], registry=REGISTRY).check()
     with pytest.raises(RecipeError) as info:
         compose("bitwise-tiny", ["decoder.code_axes={slot: 16}"], registry=REGISTRY).check()
     assert tells(info.value, "decoder.code_axes: ... must be empty")

@@ -16,7 +16,7 @@ from torch import nn
 
 from cm3core.document import Codes, ImageHole, Text, TextHole
 from cm3core.errors import DocumentError, GenerationError
-from cm3core.picture_form import CodeRules, GridPositions, PictureForm
+from cm3core.picture_form import CodeRules, PictureForm
 from cm3core.sequence.serialize import Serializer
 from cm3plugins.attention import SDPAAttentionConfig
 from cm3plugins.decoders.cm3leon import CM3LeonConfig
@@ -41,16 +41,16 @@ FORMS = {
     "free sequence": PictureForm.sequence(9, END, 9),
     "several codes": PictureForm.of_grid(2, 2, 3, CodeRules.by_slot([2, 3, 4])),
     "pen": PictureForm.sequence(9, END, 9, PAIRS, positions=Pen()),
-    "slots": PictureForm.of_grid(
-        2, 2, 3, CodeRules.by_slot([2, 3, 4]), positions=GridPositions(2, 2, 3)
-    ),
+    "slots": PictureForm.of_grid(2, 2, 3, CodeRules.by_slot([2, 3, 4])),
 }
+#: Whose decoders are fed all axes.
+PLACED = ("pen", "slots")
 VOCABULARY = CM3LeonVocabulary(num_text=4 + len(LETTERS), num_image=9, num_sentinels=8)
 
 
 def parts(name: str) -> tuple[Engine, Serializer]:
     form = FORMS[name]
-    axes = {} if form.positions is None else dict(form.positions.axes)
+    axes = dict(form.positions.axes) if form.positions and name in PLACED else {}
     serializer = Serializer(VOCABULARY, LetterTokenizer(), form.for_axes(axes))
     torch.manual_seed(3)
     sizes = {"num_layers": 2, "d_model": 32, "num_heads": 2, "context_length": 64}

@@ -39,9 +39,7 @@ PAIRS = CodeRules(
 VOCABULARY = CM3LeonVocabulary(num_text=4 + len(LETTERS), num_image=9, num_sentinels=5)
 FORMS = {
     "pen": PictureForm.sequence(9, END, 9, PAIRS, positions=Pen()).for_axes({"x": 5, "slot": 4}),
-    "grid": PictureForm.of_grid(3, 3, positions=GridPositions(3, 3)).for_axes(
-        {"row": 3, "column": 3}
-    ),
+    "grid": PictureForm.of_grid(3, 3).for_axes({"row": 3, "column": 3}),
     #: A pen that goes over a grid, where any code may stand: what is fed depends on codes, and nothing is forbidden.
     "free": PictureForm.of_grid(3, 3, positions=Pen()).for_axes({"x": 5, "y": 5}),
 }

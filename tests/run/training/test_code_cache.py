@@ -78,6 +78,20 @@ def test_broken_pictures_are_skipped_and_counted(tmp_path: Path) -> None:
     )
 
 
+def test_only_pictures_of_the_chosen_documents_are_encoded(tmp_path: Path) -> None:
+    source, tokenizer = Numbers(10, broken=[3, 7]), Quadrants()
+    cache = CodeCache(source, tokenizer, tmp_path, progress=False, only=[2, 3, 5])
+    assert (tokenizer.encoded, len(cache)) == (2, 3)
+    assert cache.usable_N.nonzero()[0].tolist() == [2, 5]
+    assert [record.place for record in cache.skipped] == ["n3.png"]
+    assert "picture 4" not in cache
+    whole = CodeCache(source, tokenizer, tmp_path, progress=False)
+    assert whole.folder != cache.folder
+    assert whole.codes("picture 5") == cache.codes("picture 5")
+    every = CodeCache(source, tokenizer, tmp_path, progress=False, only=range(10))
+    assert every.folder == whole.folder
+
+
 def test_only_broken_pictures_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         CodeCache(Numbers(2, broken=[0, 1]), Quadrants(), tmp_path, progress=False)

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -62,6 +63,37 @@ def test_learns_a_few_documents_by_heart(
     assert result.metrics["train/image_loss"] < 0.05
     first = read_metrics(tmp_path)[0]
     assert first["train/image_loss"] > 0.5
+
+
+def test_a_decoder_learns_the_rows_and_columns_of_any_grid(
+    registry: Registry, cache: Path, tmp_path: Path
+) -> None:
+    """The image tokenizer says no more than its grid."""
+    overrides = [
+        "image_tokenizer=patches",
+        "image_tokenizer.resolution=32",
+        "decoder=llama",
+        "decoder.num_layers=1",
+        "decoder.d_model=16",
+        "decoder.num_heads=2",
+        "decoder.context_length=128",
+        "decoder.code_axes={row: 8, column: 8}",
+        "train.warmup_steps=0",
+        "train.steps=2",
+        "train.validation_splits=[]",
+    ]
+    recipe = squares(registry, cache, overrides)
+    recipe.check()
+    before: list[torch.Tensor] = []
+
+    def rows_and_columns(state: TrainState) -> None:
+        module: Any = state.components.decoder.module
+        tables = module.embed_axes.parameters()
+        before.append(torch.cat([table.detach().flatten() for table in tables]))
+
+    train(recipe, tmp_path, registry, progress=False, callbacks=[rows_and_columns])
+    assert [table.numel() for table in before] == [(8 + 8) * 16] * 2
+    assert (before[0] != before[1]).all()
 
 
 def test_the_largest_seed_is_trained_with(registry: Registry, cache: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from cm3core.document import IntArray, PixelArray
 from cm3core.errors import DataError, RecipeError
-from cm3core.picture_form import CodeRules, GridPositions, PictureForm
+from cm3core.picture_form import CodeRules, PictureForm
 from cm3plugins.image_tokenizers.by_arrays import (
     NUM_SQUARES,
     Arrays,
@@ -110,9 +110,7 @@ class ProductTokenizerConfig(PatchArraysConfig):
     def form(self) -> PictureForm:
         """The parts of a square in raster order, then its colour."""
         sizes = [self.part_codes] * self.parts**2 + [self.colours] * self.colour
-        positions = GridPositions(*self.places, len(sizes))
-        rules = CodeRules.by_slot(sizes)
-        return PictureForm.of_grid(*self.places, len(sizes), rules, positions=positions)
+        return PictureForm.of_grid(*self.places, len(sizes), CodeRules.by_slot(sizes))
 
     @property
     def sizes(self) -> dict[str, int]:

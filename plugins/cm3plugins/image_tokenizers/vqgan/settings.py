@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
-from cm3core.picture_form import CodeRules, GridPositions, PictureForm
+from cm3core.picture_form import CodeRules, PictureForm
 
 #: The file in the folder of `VQGANTokenizer.save`.
 SAVED = "model.safetensors"
@@ -120,9 +120,7 @@ class VQGANArchitecture:
         if depth == 1:
             return PictureForm.of_grid(side, side)
         rules = CodeRules.by_slot([self.codebook_size // depth] * depth)
-        return PictureForm.of_grid(
-            side, side, depth, rules, positions=GridPositions(side, side, depth)
-        )
+        return PictureForm.of_grid(side, side, depth, rules)
 
 
 @dataclass(kw_only=True)
