@@ -4,6 +4,7 @@ them, training, files, errors."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from cm3plugins.image_tokenizers.patches.tokenizer import (
     save_codebook,
     squares,
 )
+from cm3plugins.image_tokenizers.patches.training import divided
 from messages import tells
 
 SMALL = PatchTokenizerConfig(resolution=4, patch_size=2, codebook_size=3, weights=None)
@@ -93,6 +95,70 @@ def test_nearest_is_brute_force_and_its_own(seed: int, number: int) -> None:
     assert [int(nearest(row[None], codebook)[0]) for row in drawn] == expected, (
         "whatever is encoded together"
     )
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([1, 3, 48, 300, 432]),
+    st.integers(1, 40),
+    st.integers(0, 20),
+    st.sampled_from([(0, 256), (0, 3), (253, 256)]),
+)
+def test_float32_is_as_exact_as_float64(
+    seed: int, numbers: int, codes: int, number: int, between: tuple[int, int]
+) -> None:
+    """Also at black and white, whose sums are the largest; 432 numbers are compared in float64."""
+    rng = np.random.default_rng(seed)
+    codebook = rng.choice([0, 255, int(rng.integers(*between))], (codes, numbers)).astype(np.uint8)
+    drawn = rng.choice([0, 255, int(rng.integers(*between))], (number, numbers)).astype(np.uint8)
+    drawn = np.concatenate([drawn, drawn[::-1]])  # equal squares
+    wide = codebook.astype(np.float64)
+    expected = ((wide**2).sum(1) / 2 - drawn.astype(np.float64) @ wide.T).argmin(1)
+    found = nearest(drawn, codebook)
+    assert found.dtype == np.int32
+    assert found.tolist() == expected.tolist()
+
+
+def test_frequent_squares_by_hand() -> None:
+    """Of 16 squares and 8 codes, what occurs twice is frequent; a quarter of the codes are two."""
+    given_P1 = np.array([[9]] * 6 + [[201]] * 4 + [[100]] * 3 + [[8], [50], [101]], np.uint8)
+    frequent, others = divided(given_P1, 8)
+    assert frequent.tolist() == [[9], [201]], "the most frequent first"
+    assert others.tolist() == [[50], [102]], "8 is 9 and 101 is 100, merged"
+    frequent, others = divided(np.array([[9]] * 3 + [[v] for v in range(20, 98, 4)], np.uint8), 4)
+    assert frequent.tolist() == [], "3 of 23 are less than a quarter"
+    assert len(others) == 21
+
+
+def test_plain_backgrounds_come_back_to_the_bit(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    backgrounds = np.array([[253, 251, 7], [31, 30, 29]], np.uint8)
+    shown = np.broadcast_to(backgrounds[np.arange(8) % 2, None, None], (8, 32, 32, 3)).copy()
+    shown[:, 8:16, 8:16] = rng.integers(0, 256, (8, 8, 8, 3))
+    config = PatchTokenizerConfig(codebook_size=12, weights=None)
+    first, second = (
+        config.train(shown, tmp_path / name, steps=3, show_progress=False) for name in "ab"
+    )
+    tokenizer, other = (replace(config, weights=str(path)).build() for path in (first, second))
+    assert tokenizer.fingerprint == other.fingerprint, "the seed decides"
+    plain = np.broadcast_to(backgrounds[:, None, None], (2, 32, 32, 3))
+    assert np.array_equal(tokenizer.decode(tokenizer.encode(plain)), plain)
+    again = tokenizer.decode(tokenizer.encode(shown))
+    assert np.array_equal(again[:, 16:], shown[:, 16:]), "around a drawing, too"
+    assert json.loads((tmp_path / "a" / "training.json").read_text())["frequent_squares"] == 2
+
+
+def test_the_same_weights_at_two_resolutions(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    rng = np.random.default_rng(0)
+    save_codebook(path, 4, rng.integers(0, 256, (4096, 48), dtype=np.uint8))
+    small, large = (
+        PatchTokenizerConfig(resolution=side, codebook_size=4096, weights=str(path)).build()
+        for side in (32, 64)
+    )
+    picture = rng.integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
+    codes = large.encode(picture).reshape(16, 16)
+    assert np.array_equal(small.encode(picture[:, 32:, :32])[0], codes[8:, :8].ravel())
 
 
 def test_what_looks_the_same_has_the_same_codes() -> None:

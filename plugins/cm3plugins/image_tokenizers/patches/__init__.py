@@ -19,20 +19,26 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class PatchTokenizerConfig(ImageTokenizerConfig):
-    """Encodes each square of pixels as the nearest of `codebook_size` k-means centres.
+    """Encodes each square of pixels as the nearest of `codebook_size` squares.
 
     Vector quantisation without a network. It is blockier than a VQGAN, but a code depends only on its
     square: equal squares have equal codes everywhere, and a decoder can copy them from a retrieved
     document. A VQGAN's normalisation sees the whole picture, so equal backgrounds of two pictures
     rarely share codes.
 
+    Training takes over squares that are at least 1 / `codebook_size` of all squares as they are, for
+    up to a quarter of the codes: plain backgrounds come back to the bit. The other codes are k-means
+    centres of the other squares. The squares of emoji32 are k-means centres alone.
+
     Args:
-        resolution: pixels per side; a multiple of `patch_size`.
+        resolution: pixels per side; a multiple of `patch_size`. The same weights serve every resolution.
         patch_size: pixels per side of one code.
         codebook_size: number of codes.
-        weights: "bundled:emoji32" (1,024 squares of 4 x 4 pixels, from the bundled corpus at 32 x
-            32), the path of a file written by `cm3 tokenizer train-image`, or None if there is none yet. A
-            checkpoint holds a copy of weights that are not bundled.
+        weights: "bundled:NAME" for assets/NAME.safetensors of this package, such as "bundled:emoji32"
+            (1,024 squares of 4 x 4 pixels, from the bundled corpus at 32 x 32); the path of a file
+            written by `cm3 tokenizer train-image`; or None if there is none yet. `patch_size` and
+            `codebook_size` must be those of the file. A checkpoint holds a copy of weights that are
+            not bundled.
         seed: seed of training.
     """
 

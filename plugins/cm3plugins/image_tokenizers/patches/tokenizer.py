@@ -1,7 +1,8 @@
 """The `patches` tokenizer, and its file.
 
 Legend: N pictures of H x W pixels, Y X rows and columns of codes, c = Y * X codes per picture, P =
-N * c squares, y x pixels inside a square, C channels, K codes, d = y * x * C numbers per square.
+N * c squares, U different ones among them, y x pixels inside a square, C channels, K codes, d = y *
+x * C numbers per square.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from cm3plugins.trained.bundled import weights_path
 #: The file in the folder of `PatchTokenizer.save`.
 SAVED = "patches.safetensors"
 _FORMAT = "cm3leon patches 1"
-#: Number of squares compared with all codes at once.
-_CHUNK = 8192
+#: Numbers in a table of distances, which should stay in the processor's cache, and its rows at most.
+_CHUNK, _ROWS = 2**20, 2**13
 
 
 def squares(pixels_NHWC: npt.NDArray[np.uint8], patch_size: int) -> npt.NDArray[np.uint8]:
@@ -57,20 +58,46 @@ def pictures(
     )
 
 
-def nearest(squares_Pd: npt.NDArray[np.uint8], codebook_Kd: npt.NDArray[np.uint8]) -> IntArray:
-    """Return the nearest code of each square, the first on a tie.
+def distinct(
+    squares_Pd: npt.NDArray[np.uint8],
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Return the different squares in ascending order, uint8 [U, d]; the place of each square among
+    them, int [P]; how often each of them occurs, int [U].
 
-    Uses integers in float64, which is exact for any batch size.
+    >>> [found.tolist() for found in distinct(np.array([[7, 0], [2, 9], [7, 0]], np.uint8))]
+    [[[2, 9], [7, 0]], [1, 0, 1], [1, 2]]
     """
-    centres_Kd = codebook_Kd.astype(np.float64)
-    half_K = (centres_Kd**2).sum(1) / 2
-    codes = [
-        np.argmin(
-            half_K - squares_Pd[start : start + _CHUNK].astype(np.float64) @ centres_Kd.T, axis=1
-        )
-        for start in range(0, len(squares_Pd), _CHUNK)
-    ]
-    return np.concatenate(codes).astype(np.int32) if codes else np.zeros(0, np.int32)
+    number = squares_Pd.shape[1]
+    # a square as one value of `number` bytes: 50 times as fast as np.unique(axis=0)
+    values_P = np.ascontiguousarray(squares_Pd).view(np.dtype((np.void, number)))[:, 0]
+    values_U, places_P, times_U = np.unique(values_P, return_inverse=True, return_counts=True)
+    return values_U.view(np.uint8).reshape(-1, number), places_P, times_U
+
+
+def nearest(squares_Pd: npt.NDArray[np.uint8], codebook_Kd: npt.NDArray[np.uint8]) -> IntArray:
+    """Return the nearest code of each square, int32 [P], the first on a tie.
+
+    Exact, so a code depends on nothing but its square and the codebook. A square x is nearest to the
+    centre c of the smallest |c|^2 - 2 c x, both less 128, which changes no distance. These are whole
+    numbers, and no sum of some of their terms exceeds 3 d 128^2: float32 holds all of them exactly,
+    in whatever order they are added, for d up to 341 (10 x 10 pixels), and float64 beyond.
+    """
+    number = codebook_Kd.shape[1]
+    dtype = np.float32 if 3 * number * 128**2 <= 2**24 else np.float64
+    centres_dK = codebook_Kd.T.astype(dtype) - 128
+    table_dK = np.concatenate([-2 * centres_dK, (centres_dK**2).sum(0, keepdims=True)])
+    squares_Ud, places_P, _ = distinct(squares_Pd)
+    size = min(_ROWS, max(1, _CHUNK // len(codebook_Kd)))
+    codes_U = np.empty(len(squares_Ud), np.int32)
+    rows_Rd = np.ones((size, number + 1), dtype)  # ends with 1, the factor of |c|^2
+    distances_RK = np.empty((size, len(codebook_Kd)), dtype)
+    for start in range(0, len(squares_Ud), size):
+        some_Rd = squares_Ud[start : start + size]
+        rows = len(some_Rd)
+        np.subtract(some_Rd, 128, out=rows_Rd[:rows, :number], dtype=dtype)
+        np.matmul(rows_Rd[:rows], table_dK, out=distances_RK[:rows])
+        codes_U[start : start + rows] = distances_RK[:rows].argmin(1)
+    return codes_U[places_P]
 
 
 class PatchTokenizer(ImageTokenizer):
