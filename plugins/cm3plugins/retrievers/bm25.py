@@ -3,6 +3,7 @@
 Pictures are ignored.
 
 Legend: M documents of the memory, C compared documents, V distinct words, N words in total, P (word, document) pairs.
+With `terms: phrases` a phrase counts as one more word.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ from __future__ import annotations
 import math
 import re
 from abc import abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from functools import cache, lru_cache, partial
+from itertools import islice
+from typing import Any, ClassVar, Literal, TypeAlias
+from unicodedata import category
 
 import numpy as np
 import numpy.typing as npt
@@ -27,26 +31,55 @@ from cm3plugins.retrievers.memory_vectors import read_texts
 #: Scores are rounded to this many digits, so that documents with the same words score the same.
 DIGITS = 5
 _WORD = re.compile(r"\w+")
+#: Numbers of adjacent words that are a phrase.
+_PHRASES = (2, 3)
+#: How much a term counts that a document before contains: little, but of two documents of the same thing the one in the
+#: style of the query is better. It is chosen from so many that have most of what is uncovered.
+_COVERED, _NEAR = 0.25, 16
+#: What no term is and no phrase begins or ends with: the stop words of Lucene's EnglishAnalyzer.
+_STOP_WORDS = frozenset(
+    re.findall(
+        "[a-z]+",
+        "a an and are as at be but by for if in into is it no not of on or such that the their then there these they this "
+        "to was will with",
+    )
+)
+#: Documents that are worth comparing at once: fewer take as long.
+_AT_ONCE = 256
+#: What joins two words if it alone stands between them, although it is punctuation: "t-shirt", "artist's".
+_JOINTS = frozenset("-'’")
 #: The documents that contain a word, in order, and the word's contribution to each one's score.
 Postings: TypeAlias = tuple[npt.NDArray[Any], npt.NDArray[Any]]
+#: From candidates and their scores: those that score above 0, with their scores, best first.
+_BestFirst: TypeAlias = Callable[[npt.NDArray[Any], npt.NDArray[Any]], Iterator[tuple[int, float]]]
 
 
 @dataclass(kw_only=True)
 class BM25RetrieverConfig(RetrieverConfig):
     """Retrieves documents that share words with the query (BM25 as in Lucene).
 
-    For ablations and for text-only data. Words are runs of letters and digits, case-insensitive;
-    no stemming, no stop words.
+    Words are runs of letters and digits, case-insensitive.
 
     Args:
         k1: term-frequency saturation; 0 ignores repetitions of a word.
         b: strength of the penalty for long documents, 0..1.
+        terms: what documents share with the query: "words", or "phrases": words in the singular, and runs of two or
+            three adjacent ones without punctuation between them, which tell "police car" from "car"; no words such as
+            "the" and "of".
+        coverage: for queries that name several things: choose documents one by one, each above all for the terms that no
+            document before it contains; the others count a quarter. When nothing is left to cover, the others follow (not
+            `preferred`), ranked and scored by all terms. Equal documents are chosen by their scores for all terms, then by
+            their ids. In training, documents are drawn from `num_ranks` results at random: make it `num_retrieved` to get
+            those that were chosen together.
     """
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"k1": (-1e30, 1e6)}
+    later_keys: ClassVar[tuple[str, ...]] = ("terms", "coverage")
 
     k1: float = 1.5
     b: float = 0.75
+    terms: Literal["words", "phrases"] = "words"
+    coverage: bool = False
 
     def check(self) -> None:
         """Check the ranges of k1 and b."""
@@ -102,44 +135,90 @@ class BM25Retriever(QueryByQuery):
 
     def __init__(self, config: BM25RetrieverConfig, memory: DocumentSource) -> None:
         super().__init__(memory)
-        texts = map(words_of, read_texts(memory))
+        self._terms_of = terms_of if config.terms == "phrases" else words_of
+        texts = map(self._terms_of, read_texts(memory))
         self._word_ids, self._postings = indexed(texts, config)
+        self._ranks_M: npt.NDArray[Any] | None = None
+        if config.coverage:
+            self._ranks_M = np.empty(len(memory), np.int64)
+            self._ranks_M[sorted(range(len(memory)), key=memory.id)] = np.arange(len(memory))
 
     def _found(self, query: Document, number: int, exclude: Collection[str]) -> list[Retrieved]:
-        """Return the exact best documents, reading the postings of as few words as possible.
-
-        A word that occurs in half of the memory adds little to any score. So documents are collected word by
-        word, starting with the word that can add most, until no document with only the remaining words can
-        beat the worst one collected.
-        """
         # a float sum depends on its order, which must not depend on the memory
-        words = sorted(set(words_of(text_of(query))))
+        words = sorted(set(self._terms_of(text_of(query))))
         known = [self._word_ids[word] for word in words if word in self._word_ids]
         postings = [self._postings[word_id] for word_id in known]
-        largest = [float(values.max()) for _, values in postings]
-        order = np.argsort(-np.asarray(largest), kind="stable").tolist()
-        allowed: dict[int, bool] = {}
-        results: list[Retrieved] = []
-        for num_words in range(1, len(order) + 1):
-            left = sum(largest[place] for place in order[num_words:])
-            candidates_C = np.unique(
-                np.concatenate([postings[place][0] for place in order[:num_words]])
-            )
-            scores_C = _scores(candidates_C, postings)
-            certain = left + 2 * 10**-DIGITS
-            if num_words < len(order) and np.count_nonzero(scores_C > certain) < number:
-                continue
-            results = []
-            for index, score in _best_first(candidates_C, scores_C):
-                if len(results) == number:
-                    break
-                if index not in allowed:
-                    allowed[index] = not self.is_excluded(index, exclude)
-                if allowed[index]:
-                    results.append(Retrieved(index, self._memory.id(index), score))
-            if len(results) == number and results[-1].score > certain:
-                break
-        return results
+        covering: dict[int, float] = {}
+
+        # lazily: an exclusion may read the document
+        @cache
+        def is_allowed(index: int) -> bool:
+            return not self.is_excluded(index, exclude)
+
+        def is_free(index: int) -> bool:
+            return index not in covering and is_allowed(index)
+
+        if self._ranks_M is not None:
+            best_first = partial(_covering_first, self._ranks_M, postings)
+            uncovered, least = postings, math.inf
+            while len(covering) < number and (
+                near := _search(uncovered, _NEAR, is_free, best_first)
+            ):
+                indices_C = np.asarray([index for index, _ in near], np.int32)
+                order_C = np.argsort(indices_C)
+                whole_C = np.empty(len(near))
+                whole_C[order_C] = _scores(indices_C[order_C], postings)
+                both_C = np.asarray([score for _, score in near]) + _COVERED * whole_C
+                place = int(both_C.argmax())  # the first of ties
+                index = int(indices_C[place])
+                least = min(least, round(float(both_C[place]), DIGITS))
+                covering[index] = least
+                uncovered = [one for one in uncovered if not _contains(one[0], index)]
+        rest = _search(postings, number - len(covering), is_free, _best_first)
+        return [
+            *(self._result(*one, True) for one in covering.items()),
+            *(self._result(*one, not covering) for one in rest),
+        ]
+
+    def _result(self, index: int, score: float, preferred: bool) -> Retrieved:
+        return Retrieved(index, self._memory.id(index), score, preferred=preferred)
+
+
+def _search(
+    postings: Sequence[Postings],
+    number: int,
+    is_free: Callable[[int], bool],
+    best_first: _BestFirst,
+) -> list[tuple[int, float]]:
+    """Return the exact best free documents and their scores, reading the postings of as few words as possible.
+
+    A word that occurs in half of the memory adds little to any score. So documents are collected word by
+    word, starting with the word that can add most, until no document with only the remaining words can
+    beat the worst one collected.
+    """
+    largest = [float(values.max()) for _, values in postings]
+    order = np.argsort(-np.asarray(largest), kind="stable").tolist()
+    results: list[tuple[int, float]] = []
+    found_M = np.zeros(1 + max((int(one[-1]) for one, _ in postings), default=-1), bool)
+    size, enough = 0, _AT_ONCE
+    for num_words in range(1, len(order) + 1) if number else ():
+        documents, _ = postings[order[num_words - 1]]
+        found_M[documents] = True
+        size += len(documents)
+        if num_words < len(order) and size < enough:
+            continue
+        enough = 2 * size
+        left = sum(largest[place] for place in order[num_words:])
+        candidates_C = np.flatnonzero(found_M).astype(np.int32)
+        scores_C = _scores(candidates_C, postings)
+        certain = left + 2 * 10**-DIGITS
+        if num_words < len(order) and np.count_nonzero(scores_C > certain) < number:
+            continue
+        free = (one for one in best_first(candidates_C, scores_C) if is_free(one[0]))
+        results = list(islice(free, number))
+        if len(results) == number and results[-1][1] > certain:
+            break
+    return results
 
 
 def indexed(
@@ -190,8 +269,15 @@ def _scores(candidates_C: npt.NDArray[Any], postings: Sequence[Postings]) -> npt
     """Return the candidates' scores, float64 [C]: sums over the words in order, rounded."""
     scores_C = np.zeros(len(candidates_C), np.float32)
     for documents, values in postings:
-        places_C = np.minimum(np.searchsorted(documents, candidates_C), len(documents) - 1)
-        scores_C += np.where(documents[places_C] == candidates_C, values[places_C], np.float32(0))
+        # the shorter one is looked up in the longer one
+        if len(documents) < len(candidates_C):
+            places = np.minimum(np.searchsorted(candidates_C, documents), len(candidates_C) - 1)
+            there = candidates_C[places] == documents
+            scores_C[places[there]] += values[there]
+        else:
+            places = np.minimum(np.searchsorted(documents, candidates_C), len(documents) - 1)
+            there = documents[places] == candidates_C
+            scores_C[there] += values[places[there]]
     return np.round(scores_C.astype(np.float64), DIGITS)
 
 
@@ -204,6 +290,32 @@ def _best_first(
             yield int(candidates_C[place]), float(scores_C[place])
 
 
+def _covering_first(
+    ranks_M: npt.NDArray[Any],
+    postings: Sequence[Postings],
+    candidates_C: npt.NDArray[Any],
+    scores_C: npt.NDArray[Any],
+) -> Iterator[tuple[int, float]]:
+    """Like `_best_first`, but ties by their scores for all `postings`, then by their ranks.
+
+    What is chosen next depends on a choice among ties, so it must not depend on the memory's order. Few are wanted of
+    many, so only ties are sorted.
+    """
+    while len(candidates_C) and (score := scores_C.max()) > 0:
+        best = scores_C == score
+        ties = candidates_C[best]
+        if len(ties) > 1:
+            ties = ties[np.lexsort((ranks_M[ties], -_scores(ties, postings)))]
+        for index in ties.tolist():
+            yield index, float(score)
+        candidates_C, scores_C = candidates_C[~best], scores_C[~best]
+
+
+def _contains(documents: npt.NDArray[Any], index: int) -> bool:
+    place = int(np.searchsorted(documents, index))
+    return place < len(documents) and int(documents[place]) == index
+
+
 def words_of(text: str) -> list[str]:
     """Split a text into words, normalised for comparison.
 
@@ -211,3 +323,48 @@ def words_of(text: str) -> list[str]:
     ['red', 'apple', 'noto', 'style']
     """
     return _WORD.findall(text.casefold())
+
+
+def _singular(word: str) -> str:
+    """A word without the ending of a plural, after Harman's S-stemmer ("How effective is suffixing?", JASIS 1991).
+
+    >>> [_singular(one) for one in ("cars", "cherries", "foxes", "glass", "bus", "as")]
+    ['car', 'cherry', 'fox', 'glass', 'bus', 'as']
+    """
+    if len(word) < 4 or not word.endswith("s") or word.endswith(("ss", "us")):
+        return word
+    if word.endswith("ies"):
+        return word[:-3] + "y"
+    return word[:-2] if word.endswith(("ches", "shes", "xes", "sses", "zes")) else word[:-1]
+
+
+def terms_of(text: str) -> list[str]:
+    """Split a text into its words, in the singular, and its phrases: the runs of two and three words within a clause that
+    neither begin nor end with a stop word.
+
+    Clauses end at punctuation, symbols and line ends, except for a hyphen or an apostrophe between two words.
+
+    >>> terms_of("Red t-shirts, noto"), terms_of("the ace of hearts")
+    (['red', 't', 'shirt', 'noto', 'red t', 't shirt', 'red t shirt'], ['ace', 'heart', 'ace of heart'])
+    """
+    folded = text.casefold()
+    clauses: list[list[str]] = [[]]
+    end = 0
+    for match in _WORD.finditer(folded):
+        if _ends_clause(folded[end : match.start()]):
+            clauses.append([])
+        clauses[-1].append(_singular(match[0]))
+        end = match.end()
+    return [
+        " ".join(run)
+        for length in (1, *_PHRASES)
+        for words in clauses
+        for start in range(len(words) - length + 1)
+        if _STOP_WORDS.isdisjoint(((run := words[start : start + length])[0], run[-1]))
+    ]
+
+
+@lru_cache(maxsize=4096)
+def _ends_clause(gap: str) -> bool:
+    """Whether what stands between two words ends a clause; marks, which words of some scripts consist of, do not."""
+    return gap not in _JOINTS and any(one == "\n" or category(one)[0] in "PS" for one in gap)

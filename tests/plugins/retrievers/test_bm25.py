@@ -1,9 +1,11 @@
-"""`bm25`: laws, the formula by hand, parity with it as written down, what has no words."""
+"""`bm25`: laws, the formula by hand, parity with it as written down, what has no words, phrases, coverage."""
 
 from __future__ import annotations
 
 import math
+import random
 from collections import Counter
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -13,15 +15,34 @@ from cm3core.document import Text
 from cm3core.errors import RecipeError
 from cm3kits.retriever import ListSource, RetrieverContract, example_documents
 from cm3plugins.retrievers import BM25RetrieverConfig
+from cm3plugins.retrievers.bm25 import terms_of
 from messages import tells
 
 
 class TestBM25(RetrieverContract):
+    settings: ClassVar[dict[str, Any]] = {}
+
     def over(self, memory):
-        return BM25RetrieverConfig().build(memory, None)
+        return BM25RetrieverConfig(**self.settings).build(memory, None)
 
     def make(self):
         return self.over(ListSource(example_documents()))
+
+
+class TestPhrases(TestBM25):
+    settings: ClassVar[dict[str, Any]] = {"terms": "phrases"}
+
+
+class TestCoverage(TestBM25):
+    settings: ClassVar[dict[str, Any]] = {"coverage": True}
+
+
+class TestCoverageOfPhrases(TestBM25):
+    settings: ClassVar[dict[str, Any]] = {"terms": "phrases", "coverage": True}
+
+
+class TestKeys(RetrieverContract):
+    config = BM25RetrieverConfig(terms="phrases", coverage=True)
 
 
 def texts(*lines):
@@ -115,3 +136,111 @@ def test_bad_settings(settings, message):
     with pytest.raises(RecipeError) as error:
         BM25RetrieverConfig(**settings).check()
     assert tells(error.value, message)
+
+
+def test_phrases_by_hand():
+    words = ["small", "red", "car", "noto", "style"]
+    phrases = ["small red", "red car", "small red car", "noto style"]
+    assert sorted(terms_of("small red car, noto style")) == sorted([*words, *phrases])
+
+
+@pytest.mark.parametrize(
+    ("text", "phrases"),
+    [
+        ("red. car", []),
+        ("red - car", []),
+        ("red\ncar", []),
+        ("red  CAR", ["red car"]),
+        ("red-car", ["red car"]),
+        ("cafe\u0301 bar", ["cafe bar"]),
+        ("", []),
+    ],
+)
+def test_a_phrase_is_within_a_clause(text, phrases):
+    """Spaces, a hyphen between two words, and the accents that decompose a letter do not end a clause."""
+    assert [term for term in terms_of(text) if " " in term] == phrases
+
+
+def test_a_phrase_tells_a_car_from_a_police_car():
+    """By words, all three hold "police" and "car" once in three words, so the memory's order decides."""
+    lines = ["car of police", "police, big car", "big police car"]
+    assert [index for index, _ in found(lines, "police car", 1)] == [0]
+    assert [index for index, _ in found(lines, "police car", 1, terms="phrases")] == [2]
+
+
+#: Forty things whose names contain each other, in five styles: 200 captions.
+THINGS = [
+    *(f"{kind}{thing}" for thing in ("car", "boat", "lamp", "drum", "bird") for kind in
+      ("", "police ", "racing ", "toy ", "old ", "old toy ")),
+    *("lobster", "tulip", "anvil", "violin", "teapot", "cactus", "kite", "lantern", "walnut", "comet"),
+]  # fmt: skip
+CAPTIONS = [
+    f"{thing}, {style} style"
+    for thing in THINGS
+    for style in ("noto", "twemoji", "openmoji", "fluent", "blob")
+]
+
+
+def _share_of_both_named(pairs, **settings):
+    """How often the first two documents are those of the two named things."""
+    retriever = BM25RetrieverConfig(**settings).build(ListSource(texts(*CAPTIONS)), None)
+    queries = texts(*(f"a {one} above a {other}, noto style" for one, other in pairs))
+    right = [
+        {CAPTIONS[result.index].partition(",")[0] for result in results} == set(pair)
+        for results, pair in zip(retriever.retrieve(queries, 2), pairs, strict=True)
+    ]
+    return sum(right) / len(right)
+
+
+def test_two_named_things_are_found():
+    """Plain BM25 takes the rarest thing twice, or names that contain the one that is asked for."""
+    assert len(CAPTIONS) == 200
+    rng = random.Random(0)
+    pairs = [
+        pair for pair in (rng.sample(THINGS, 2) for _ in range(300))
+        if not set(pair[0].split()) & set(pair[1].split())
+    ]  # fmt: skip
+    assert _share_of_both_named(pairs) < 0.5
+    assert _share_of_both_named(pairs, terms="phrases", coverage=True) == 1
+
+
+@given(
+    lines=st.lists(WORDS, min_size=1, max_size=20),
+    query=WORDS,
+    terms=st.sampled_from(["words", "phrases"]),
+    excluded=st.sets(st.integers(0, 5), max_size=3),
+)
+def test_coverage_begins_with_the_best_and_loses_none(lines, query, terms, excluded):
+    """The first is one of the best by plain BM25, the only one if no other is as good. All together are the same
+    documents, of which those that cover nothing new keep their order and scores."""
+    memory = ListSource(texts(*lines))
+    names = {memory.id(index) for index in excluded if index < len(lines)}
+    plain, covering = (
+        BM25RetrieverConfig(terms=terms, coverage=coverage)
+        .build(memory, None)
+        .retrieve(texts(query), len(lines), [names])[0]
+        for coverage in (False, True)
+    )
+    assert sorted(one.index for one in covering) == sorted(one.index for one in plain)
+    if plain:
+        best = {one.index for one in plain if one.score == plain[0].score}
+        assert covering[0].index in best
+    chosen = {one.index for one in covering if one.preferred}
+    rest = [one for one in covering if not one.preferred]
+    assert rest == [one for one in plain if one.index not in chosen]
+
+
+def test_exclusions_are_looked_up_for_few_documents_only():
+    """A hundred documents contain the query's word; those that may be taken next are asked for, not all."""
+
+    class Counting(ListSource):
+        asked: ClassVar[set[int]] = set()
+
+        def content_keys(self, index):
+            self.asked.add(index)
+            return super().content_keys(index)
+
+    memory = Counting(texts(*(f"red thing{number}" for number in range(100))))
+    retriever = BM25RetrieverConfig(coverage=True).build(memory, None)
+    retriever._retrieve(texts("red"), 2, [{"other"}])
+    assert 2 <= len(memory.asked) < 40
