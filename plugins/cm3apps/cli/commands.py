@@ -48,7 +48,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "upscaler": ("cm3apps.cli.upscaler", "train and evaluate upscalers"),
     "data": (
         "cm3apps.cli.data",
-        "inspect a data set, check every record, and encode it into token shards",
+        "inspect a data set, check every record, encode it into token shards, or export it",
     ),
     "icons": ("", "build icon corpora from sets that are not bundled"),
     "memory": (

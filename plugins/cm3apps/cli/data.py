@@ -1,5 +1,5 @@
-"""`cm3 data validate | show | encode`: check every record of a data set, show some records, and write token
-shards."""
+"""`cm3 data validate | show | encode | export`: check every record of a data set, show some records, write token
+shards, and write tars for other trainers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from cm3apps.cli import _data_encode, add_overrides, registry_of, whole_number
+from cm3apps.cli import _data_encode, _data_export, add_overrides, registry_of, whole_number
 from cm3apps.cli._dataset import count_of, data_of, data_source, recipe_of
 from cm3core.errors import DataError
 
@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from cm3core.interfaces.dataset import DocumentSource, SkippedRecord
     from cm3core.recipe import Recipe
 
-HELP = "inspect a data set, check every record, and encode it into token shards"
+HELP = "inspect a data set, check every record, encode it into token shards, or export it"
 EXAMPLE = """  cm3 data validate my/pictures
   cm3 data validate dataset=folder dataset.path=my/pictures
   cm3 data show quickstart dataset.split=unseen -o sheet.png
   cm3 data encode quickstart -o my/shards --processes 2
+  cm3 data export quickstart -o my/tars --num 1000
 The path decides the reader: 'folder' for folders, 'jsonl' for .jsonl, 'table' for .csv and .parquet,
 'webdataset' for .tar (also data-{000..099}.tar)."""
 NUM_SHOWN = 5
@@ -83,12 +84,17 @@ def configure(parser: ArgumentParser) -> None:
     _data_encode.configure(
         add("encode", _data_encode.LINE, _data_encode.DESCRIPTION, _data_encode.EXAMPLE)
     )
+    _data_export.configure(
+        add("export", _data_export.LINE, _data_export.DESCRIPTION, _data_export.EXAMPLE)
+    )
 
 
 def run(args: Namespace) -> int:
     """Run one action."""
     if args.action == "encode":
         return _data_encode.run(args)
+    if args.action == "export":
+        return _data_export.run(args)
     registry = registry_of(args)
     recipe = recipe_of(args.target, args.overrides, registry)
     data = data_of(recipe, registry)

@@ -55,14 +55,15 @@ def write_tar(path: Path, documents: Iterable[tuple[str, bytes, bytes | None]]) 
     number = 0
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for key, text, codes in documents:
-            _add(tar, f"{key}.json", text)
+            add_member(tar, f"{key}.json", text)
             if codes is not None:
-                _add(tar, f"{key}.npy", codes)
+                add_member(tar, f"{key}.npy", codes)
             number += 1
     return number
 
 
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    """Add a file without time or owner."""
     member = tarfile.TarInfo(name)
     member.size, member.mode = len(content), 0o644
     tar.addfile(member, io.BytesIO(content))

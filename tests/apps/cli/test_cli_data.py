@@ -90,13 +90,13 @@ def test_what_is_no_data_at_all(target: str, step: str, capsys: pytest.CaptureFi
     )
 
 
-@pytest.mark.parametrize("action", ["validate", "show", "encode"])
+@pytest.mark.parametrize("action", ["validate", "show", "encode", "export"])
 @pytest.mark.parametrize("name", ["0.png", "x.SVG"])
 def test_a_picture_is_no_data_set(
     action: str, name: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (place / "pictures" / "x.SVG").write_text("<svg/>")
-    rest = ["-o", "shards"] if action == "encode" else []
+    rest = ["-o", "shards"] if action in ("encode", "export") else []
     assert main(["data", action, f"pictures/{name}", *rest]) == 2
     assert tells(capsys.readouterr().err, f"error: pictures/{name}: is a picture, but a data")
 

@@ -32,6 +32,7 @@ NO_NETWORK = {
     "tokenizer train-text",
     "data validate",
     "data show",
+    "data export",
     "icons build",
     "memory remove",
     "memory merge",
