@@ -37,7 +37,6 @@ def cm3_extractors() -> Mapping[str, type[ExtractorConfig]]:
 def cm3_metrics() -> Mapping[str, type[MetricConfig]]:
     from cm3apps.evaluation.copy_metric import CopyConfig, TrainingCopyConfig
     from cm3apps.evaluation.icon_style_metric import HandConfig, IconStyleConfig
-    from cm3apps.evaluation.scene_metric import ScenesConfig
     from cm3apps.evaluation.usable_metric import ThingConfig, UsableConfig
 
     return {
@@ -45,7 +44,6 @@ def cm3_metrics() -> Mapping[str, type[MetricConfig]]:
         "copy_of_training": TrainingCopyConfig,
         "hand": HandConfig,
         "icon_style": IconStyleConfig,
-        "scenes": ScenesConfig,
         "thing": ThingConfig,
         "usable": UsableConfig,
     }

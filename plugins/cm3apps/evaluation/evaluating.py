@@ -261,18 +261,20 @@ class Evaluation:
         return {**values, "extractor": {**extractor, **files}}
 
     def _check_not_the_references(self, made: Made) -> None:
-        """Refuse the reference pictures themselves."""
+        """Refuse the reference pictures themselves; a model may draw them."""
+        if self.pictures is None:
+            return
         rows = [index for index, row in made.rows.items() if "picture" in row][:64]
         same = 0
         for index in rows:
-            reference = made.task.samples[index].picture
+            reference = made.task.samples[index].reference
             if reference is not None and self.protocol.size is not None:
                 same += picture_hash(made.load(index, self.protocol.size)) == picture_hash(
                     reference()
                 )
         if rows and same == len(rows):
             raise DataError(
-                str(self.pictures or self.out),
+                str(self.pictures),
                 "has the reference pictures themselves",
                 "name the folder of the generated pictures",
             )

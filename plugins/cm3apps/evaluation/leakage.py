@@ -4,13 +4,13 @@ and a metric's network that also chose the pictures."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from cm3apps.evaluation.looks import MOST_LOOKED_AT, Looks
 from cm3apps.evaluation.made import num_retrieved
-from cm3apps.evaluation.tasks.base import Task
-from cm3core.document import Codes, Image, content_keys
+from cm3apps.evaluation.tasks.base import Sample, Task
+from cm3core.document import Codes, Image, PixelArray, content_keys
 from cm3core.errors import DataError
 from cm3core.images import fit
 from cm3core.interfaces import DocumentSourceConfig, Extractor
@@ -38,10 +38,10 @@ def check_memory(
     Raises:
         DataError: there are leaks.
     """
-    if task.makes != "pictures" or not num_retrieved(model, options):
+    if task.makes not in ("pictures", "edits") or not num_retrieved(model, options):
         return {"retrieves": False}
     memory = model.components.memory
-    references = {sample.picture_key: sample.key for sample in task.samples if sample.picture}
+    references = {one.picture_key: one.key for one in task.samples if _expected(task, one)}
     if not references:  # prompts of a benchmark whose scorer has no pictures either
         none = {"compared_by_appearance": False, "leaks": []}
         return {"retrieves": True, "documents": len(memory), **none}
@@ -80,7 +80,7 @@ def _leaks(
     """Each document of the memory that has a reference (content key -> key of its sample): its id, the sample's key,
     and the reason."""
     memory = model.components.memory
-    looks = Looks((sample.key, sample.picture()) for sample in task.samples if sample.picture)
+    looks = Looks((one.key, load()) for one in task.samples if (load := _expected(task, one)))
     codes: dict[str, str] = {}
     for index in make_bar(
         range(len(memory)), desc="looking for references in the memory", unit="document"
@@ -97,6 +97,11 @@ def _leaks(
                     like = looks.like(segment.load())
                     if like is not None:
                         yield memory.id(index), like, "looks the same"
+
+
+def _expected(task: Task, sample: Sample) -> Callable[[], PixelArray] | None:
+    """Loads the picture that the model should make; None: it is unknown."""
+    return sample.edited if task.makes == "edits" else sample.picture
 
 
 def _other_memories(model: Model) -> str:
@@ -140,7 +145,7 @@ def _codes(model: Model, task: Task) -> dict[str, str]:
     """Content key of each reference's codes, at the model's size, -> the sample's key."""
     found: dict[str, str] = {}
     for sample in task.samples:
-        if sample.picture is not None:
-            coded = model.encode([fit(sample.picture(), model.image_size)])
+        if (load := _expected(task, sample)) is not None:
+            coded = model.encode([fit(load(), model.image_size)])
             found |= dict.fromkeys(content_keys((coded[0],)), sample.key)
     return found

@@ -173,9 +173,8 @@ def _picture_jobs(
             [sample.prompt], 1, seed=seed, truncate=True, draw=True, force=True, **options
         )[0]
     assert sample.picture is not None
-    return model.edit_jobs(sample.picture(), sample.prompt, 1, seed=seed, truncate=True, **options)[
-        0
-    ]
+    given = {**options, "seed": seed, "task": task.component}
+    return model.edit_jobs(sample.picture(), sample.prompt, 1, truncate=True, **given)[0]
 
 
 def _make_texts(
@@ -215,10 +214,11 @@ def _text_jobs(
     model: Model, task: Task, sample: Sample, seed: int, options: dict[str, Any]
 ) -> list[Any]:
     assert sample.picture is not None
+    given = {**options, "seed": seed, "task": task.component}
     if task.makes == "captions":
-        jobs, _ = model.caption_jobs([sample.picture()], seed=seed, **options)
+        jobs, _ = model.caption_jobs([sample.picture()], **given)
         return jobs
-    job, _ = model.ask_job(sample.picture(), sample.prompt, seed=seed, **options)
+    job, _ = model.ask_job(sample.picture(), sample.prompt, **given)
     return [job]
 
 

@@ -238,7 +238,7 @@ def _update(metrics: Sequence[Metric], places: Sequence[int], given: dict[str, A
 
 
 def _reference(made: Made, index: int) -> Load:
-    picture = made.task.samples[index].picture
+    picture = made.task.samples[index].reference
     assert picture is not None
     return picture
 
@@ -250,8 +250,7 @@ def _value(name: str, made: Made, place: int, size: int | None) -> Any:
         assert size is not None
         return made.load(place, size)
     if name == "reference_pictures":
-        assert sample.picture is not None
-        return sample.picture()
+        return _reference(made, place)()
     values = {
         "prompts": sample.prompt,
         "texts": made.rows.get(place, {}).get("text"),
@@ -382,9 +381,9 @@ def _add(given: dict[str, list[Any]], modality: str, values: Sequence[tuple[floa
 
 
 def _image(sample: Sample) -> Image:
-    assert sample.picture is not None
+    assert sample.reference is not None
     key = sample.picture_key.removeprefix("image:")
-    return Image(key, sample.picture, drawing=sample.drawing)
+    return Image(key, sample.reference, drawing=sample.drawing)
 
 
 REAL, RECONSTRUCTED, COPIED = "real", "reconstructed", "copied"
@@ -418,13 +417,13 @@ def bounding_pictures(made: Made, size: int, model: Model | None) -> Iterator[Bo
     """
     real: list[Load] = []
     for sample in made.task.samples:
-        if sample.picture is None:
+        if sample.reference is None:
             raise DataError(
                 f"sample {sample.key!r}",
                 "has no real picture, which the metric needs",
                 "remove the metric from the protocol",
             )
-        real.append(sample.picture)
+        real.append(sample.reference)
     yield Bound(REAL, real)
     yield from _baselines(made.task.samples)
     if model is None:

@@ -57,7 +57,7 @@ def shortened(protocol: Protocol, num: int) -> Protocol:
     keys = known_keys(
         str(protocol.task["name"]), {k: v for k, v in protocol.task.items() if k != "name"}
     )
-    if "num" not in keys or protocol.task["name"] == "scenes":
+    if "num" not in keys:
         raise DataError("--num", f"{protocol.name} has a fixed set of prompts", "leave it out")
     own = keys["num"]
     if own is not None and num >= own:

@@ -12,6 +12,7 @@ from cm3core.interfaces.reach import READS, TEXT, Outside
 from cm3plugins.metrics.of_texts import (
     BLEUConfig,
     CIDErConfig,
+    ExactMatchConfig,
     METEORConfig,
     ROUGEConfig,
     SPICEConfig,
@@ -303,6 +304,7 @@ METRICS: Mapping[str, type[MetricConfig]] = {
     "cider": CIDErConfig,
     "clip_score": CLIPScoreConfig,
     "codebook": CodebookConfig,
+    "exact_match": ExactMatchConfig,
     "fid": FIDConfig,
     "held_out_loss": HeldOutLossConfig,
     "judge": JudgeConfig,

@@ -159,3 +159,15 @@ class VQAConfig(MetricConfig):
         from cm3plugins.metrics.vqa import VQAMetric
 
         return VQAMetric()
+
+
+@dataclass(kw_only=True)
+class ExactMatchConfig(MetricConfig):
+    """Percentage of texts that equal one of their references, in lower case, without articles and without punctuation at
+    the ends."""
+
+    def build(self) -> Metric:
+        """Return a metric without samples."""
+        from cm3plugins.metrics.matching import ExactMatchMetric
+
+        return ExactMatchMetric()

@@ -220,7 +220,6 @@ def test_the_first_samples_of_a_protocol(capsys: pytest.CaptureFixture[str]) -> 
     assert keys[0] == keys[1][:3]
     for name, num, said in (
         ("coco5k-v1", 5000, "coco5k-v1 has 5,000 samples\n  next: use fewer, or leave it out"),
-        ("scenes-v1", 3, "scenes-v1 has a fixed set of prompts\n  next: leave it out"),
         ("geneval-v1", 3, "geneval-v1 has a fixed set of prompts\n  next: leave it out"),
     ):
         assert main(["eval", "bundled:emoji64", name, "--num", str(num)]) == 2

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cm3apps.cli.main import main
 from cm3apps.evaluation.evaluating import FORMAT
 from cm3apps.evaluation.pairs import compared_scores, paired_table
 from cm3core.errors import DataError
+from cm3core.images import save_png
 from cm3core.plugins import load_registry
 from cm3run.evaluation.protocol import protocol_of
 from messages import tells
@@ -96,14 +98,20 @@ def protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     toy.components.registry = load_registry()
     toy.components.memory = Colours()
     monkeypatch.setattr("cm3run.model.load", lambda *_, **__: toy)
+    save_png(tmp_path / "pictures" / "a.png", np.full((64, 64, 3), (200, 30, 30), np.uint8))
+    (tmp_path / "pictures" / "a.txt").write_text("a brick")
     values = {
         "format": "cm3 protocol 1",
         "name": "toy-v1",
         "title": "a toy",
         "size": 64,
         "seed": 5,
-        "task": {"name": "scenes", "num": 1},
-        "scores": [{"metric": {"name": "scenes"}}],
+        "task": {
+            "name": "documents",
+            "dataset": {"name": "folder", "path": str(tmp_path / "pictures")},
+            "split": "all",
+        },
+        "scores": [{"metric": {"name": "psnr"}}],
     }
     path = tmp_path / "mine.json"
     path.write_text(protocol_of(values, "toy").text())

@@ -473,18 +473,24 @@ def test_the_command_line(
     toy = model()
     toy.components.registry = REGISTRY
     monkeypatch.setattr("cm3run.model.load", lambda *_, **__: toy)
-    values = protocol([{"metric": {"name": "scenes"}}], task={"name": "scenes", "num": 1}, size=64)
+    save_png(tmp_path / "pictures" / "a.png", np.full((64, 64, 3), (200, 30, 30), np.uint8))
+    (tmp_path / "pictures" / "a.txt").write_text("a brick")
+    data = {"name": "folder", "path": str(tmp_path / "pictures")}
+    values = protocol(
+        [{"metric": {"name": "psnr"}}],
+        task={"name": "documents", "dataset": data, "split": "all"},
+        size=64,
+    )
     path = tmp_path / "mine.json"
     path.write_text(values.text())
     a, b = str(tmp_path / "a"), str(tmp_path / "b")
     assert main(["eval", "toy", str(path), "--num-retrieved", "0", "-o", a]) == 0
-    assert "scenes_counting     0  n=1, higher is better  toy-v1#" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert shown.startswith("psnr ")
+    assert "n=1, higher is better  toy-v1#" in shown
     assert main(["eval", "prompts", str(path)]) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[1])["prompt"].split()[0] in (
-        "two",
-        "three",
-        "four",
-    )
+    [line] = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["prompt"] == "a brick"
     assert main(["eval", "run", "--from", f"{a}/pictures", str(path), "--label", "x", "-o", b]) == 0
     assert main(["eval", "compare", a, b]) == 0
     assert "equal" in capsys.readouterr().out

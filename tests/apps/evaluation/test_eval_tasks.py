@@ -268,11 +268,6 @@ def test_shipped_protocols_are_whole(name: str) -> None:
         score_configs(filled, registry, name)
 
 
-def test_shipped_scenes_open() -> None:
-    protocol = find_protocol("scenes-v1")
-    assert len(open_(dict(protocol.task), None, protocol.size).samples) == 60
-
-
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cm3core.errors import CM3Error, DataError
 from cm3core.interfaces.metric import MetricBatch
 from cm3kits.metric import MetricContract
 from cm3plugins import metrics
+from cm3plugins.metrics.matching import bare
 from messages import tells
 
 EYE = np.eye(3, dtype=np.float32)
@@ -147,6 +150,33 @@ class TestVQA(MetricContract):
     def known_answers(self) -> Any:
         sample = batch(texts=["Two", "no"], references=[["2"] * 3 + ["3"] * 7, ["No"] * 10])
         return [([sample], {"vqa_accuracy": 45.0})]  # the second is not normalised: all ten agree
+
+
+class TestExactMatch(MetricContract):
+    config = metrics.ExactMatchConfig()
+
+    def known_answers(self) -> Any:
+        sample = batch(
+            texts=["The red Fox. ", "two", "at the top  left", "?"],
+            references=[["a fox", "red fox"], ["2"], ["At top left!"], ["no"]],
+        )
+        return [([sample], {"exact_match": 50.0})]  # the first and the third
+
+
+@given(st.text(), st.text(alphabet=".,!? \n"), st.sampled_from(["", "a ", "The ", "an  "]))
+def test_what_does_not_count_in_a_match(text: str, end: str, article: str) -> None:
+    """Punctuation around a text, articles and letter case; and what is left has none of them."""
+    word = f"x{text}y"
+    assert bare(f"{end}{article}{word.upper()}{end}") == bare(word.upper())
+    assert bare(bare(word)) == bare(word)
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [("A", "a"), ("the", "the"), ("...", ""), ("", ""), ("the cat's.", "cat's"), ("-3.5!", "3.5")],
+)
+def test_bare_texts_by_hand(text: str, left: str) -> None:
+    assert bare(text) == left
 
 
 class TestChoice(MetricContract):

@@ -26,10 +26,10 @@ VALUES: dict[str, Any] = {
     "format": "cm3 protocol 1",
     "name": "mine-v1",
     "title": "mine",
-    "task": {"name": "scenes", "num": 2},
+    "task": {"name": "documents", "num": 2},
     "size": 64,
     "seed": 7,
-    "scores": [{"metric": {"name": "scenes"}}],
+    "scores": [{"metric": {"name": "psnr"}}],
 }
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),

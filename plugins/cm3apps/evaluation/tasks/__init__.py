@@ -1,12 +1,12 @@
 """Tasks, which provide the samples of a protocol:
 
 documents      any data set: captions to pictures
+records        any data set: edits of its pictures, their captions, answers to its questions
 coco           COCO captions to pictures
 captions       COCO pictures to captions (Karpathy's split)
 vqa            questions about COCO pictures
 prompts        prompts of another benchmark, for its own scorer
 edits, gedit   pictures and instructions of other benchmarks, for their own scorers
-scenes         prompts whose pictures an exact checker can judge
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ def open_task(
     Raises:
         DataError: an unknown task or key, missing files, too few samples.
     """
-    from cm3apps.evaluation.tasks import coco, documents, edits, gedit, prompts
+    from cm3apps.evaluation.tasks import coco, documents, edits, gedit, prompts, records
 
     tasks: dict[str, Callable[..., Task]] = {
         "documents": partial(documents.open_documents, writer=writer),
+        "records": partial(records.open_records, writer=writer),
         "coco": coco.open_pictures,
         "captions": coco.open_captions,
         "vqa": coco.open_vqa,
         "prompts": prompts.open_prompts,
         "edits": edits.open_edits,
         "gedit": gedit.open_gedit,
-        "scenes": prompts.open_scenes,
     }
     name = values["name"]
     if name not in tasks:

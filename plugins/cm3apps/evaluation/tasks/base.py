@@ -29,7 +29,7 @@ class Sample:
         prompt: the prompt, the instruction of an edit, or the question for an answer.
         picture: loads the reference picture, or the picture to edit, to caption or to ask about; None if
             there is none.
-        picture_key: the picture's name: content keys of the reference.
+        picture_key: the name of the reference picture: its content keys.
         references: captions or answers written by people.
         target: the expected content of the picture, in the task's own terms.
         candidates: returns the real pictures of its ranking; None if there are none.
@@ -37,6 +37,7 @@ class Sample:
         choices: texts to rank by likelihood: captions, the right one first; or answers to a
             question, of which the most probable one is the model's.
         drawing: returns the SVG document that the picture is rendered from; None if there is none.
+        edited: loads the picture that an edit should lead to; None if it is unknown, or nothing is edited.
     """
 
     key: str
@@ -49,6 +50,13 @@ class Sample:
     baselines: Callable[[], Baselines] | None = None
     choices: tuple[str, ...] = ()
     drawing: Callable[[], str] | None = None
+    edited: Callable[[], PixelArray] | None = None
+
+    @property
+    def reference(self) -> Callable[[], PixelArray] | None:
+        """Loads the picture that results are compared with: of an edit, the one that it should lead to, if that is
+        known."""
+        return self.edited or self.picture
 
 
 class TrainingPictures(NamedTuple):
@@ -68,6 +76,7 @@ class Task:
         samples: the samples, in the order of their numbers.
         rule: the rule that selects these samples, as JSON values.
         training: returns the training pictures; None if the task knows none.
+        component: the task component that a model is asked by; None: its own for what it makes.
     """
 
     name: str
@@ -75,6 +84,7 @@ class Task:
     samples: Sequence[Sample]
     rule: Mapping[str, Any]
     training: Callable[[], TrainingPictures] | None = None
+    component: str | None = None
 
     @cached_property
     def candidates(self) -> Sequence[Candidates]:
@@ -153,6 +163,21 @@ TASKS: Mapping[str, tuple[str, Mapping[str, TaskKey]]] = {
             ),
         },
     ),
+    "records": (
+        "any data set: edits of its pictures, their captions, answers to its questions",
+        {
+            "dataset": TaskKey(
+                None, "a recipe's section, an object with `name`; null: the model's own"
+            ),
+            "split": TaskKey("valid", "the data set's split"),
+            "num": TaskKey(None, "records, the first ones by a hash of their ids; null: all"),
+            "task": TaskKey(
+                None,
+                "the task component that tells what is asked, such as `edit`, `caption`, `vqa` or `grounding`; null: the "
+                "one with the records' fields",
+            ),
+        },
+    ),
     "coco": (
         "COCO captions to pictures",
         {
@@ -205,10 +230,6 @@ TASKS: Mapping[str, tuple[str, Mapping[str, TaskKey]]] = {
             "language": TaskKey("en", "of the instructions: en or cn"),
             "judge": TaskKey(None, "the judge that its scorer asks; with another, hashes differ"),
         },
-    ),
-    "scenes": (
-        "prompts whose pictures an exact checker can judge",
-        {"num": TaskKey(15, "prompts per category; there are four")},
     ),
 }
 

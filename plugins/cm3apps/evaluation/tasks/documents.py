@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -121,22 +121,15 @@ def open_documents(
     """See `open_task`. `dataset` is a recipe's section, or null for the model's own; `num` is the number of
     documents, or null for all; `one_of_a_group` keeps only the first document of each group; `baselines`: what copying
     would score."""
-    keys = known_keys("documents", values)
-    for key, kind in (("split", str), ("num", int)):
-        if not isinstance(keys[key], kind) and not (key == "num" and keys[key] is None):
-            raise DataError(
-                f"protocol: task.{key}",
-                f"is {keys[key]!r}",
-                f"give a value of the type {kind.__name__}",
-            )
+    keys = dataset_keys("documents", values)
     if size is None:
         raise DataError("protocol: size", "is null, but pictures are compared", "give a number")
-    source, config, rule = _source(keys, data, model, registry, writer)
+    source, config, rule = open_source(keys, data, model, registry, writer)
     find = candidates_of(source, config, size)
     copied = _copied(source, config, size) if keys["baselines"] else None
     chosen: dict[str, int] = {}
-    own = apart(source, _training(source, config)) if keys["apart"] else range(len(source))
-    for index in sorted(own, key=lambda index: order(source.id(index))):
+    own = apart(source, _training(source, config)) if keys["apart"] else None
+    for index in in_order(source, own):
         group = source.group(index) if keys["one_of_a_group"] else ""
         chosen.setdefault(group or source.id(index), index)
         if len(chosen) == keys["num"]:
@@ -245,7 +238,31 @@ def order(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def _source(
+def in_order(source: DocumentSource, among: Iterable[int] | None = None) -> list[int]:
+    """Documents in the fixed order by the hashes of their ids; None: all. None of them is read."""
+    indices = range(len(source)) if among is None else among
+    return sorted(indices, key=lambda index: order(source.id(index)))
+
+
+def dataset_keys(task: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a task over a data set, with their defaults.
+
+    Raises:
+        DataError: see `known_keys`; or `split`, `num` or `task` is of another type.
+    """
+    keys = known_keys(task, values)
+    for key, kind, optional in (("split", str, False), ("num", int, True), ("task", str, True)):
+        value = keys.get(key)
+        if key in keys and not isinstance(value, kind) and not (optional and value is None):
+            raise DataError(
+                f"protocol: task.{key}",
+                f"is {value!r}",
+                f"give a value of the type {kind.__name__}",
+            )
+    return keys
+
+
+def open_source(
     keys: Mapping[str, Any], data: Path | None, model: Any, registry: Any, writer: Writer
 ) -> tuple[DocumentSource, DocumentSourceConfig, dict[str, Any]]:
     """The data set, its config, and its name in the measurement."""
@@ -292,9 +309,9 @@ def _sample(source: DocumentSource, index: int, size: int, find: Find) -> Sample
     )
 
 
-def _target(source: DocumentSource, index: int) -> dict[str, str]:
-    """The object that the picture shows; for an icon also its set, style and id."""
-    target = {"group": source.group(index)}
+def _target(source: DocumentSource, index: int) -> dict[str, Any]:
+    """The object that the picture shows, and what the data set knows of it; for an icon also its set, style and id."""
+    target = {"group": source.group(index), **source.truth(index)}
     if isinstance(source, IconSource):
         entry = source.entry(index)
         target |= {"set": entry.set_name, "style": entry.style, "id": entry.id}

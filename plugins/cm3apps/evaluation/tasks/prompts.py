@@ -1,31 +1,21 @@
-"""Tasks whose samples are prompts without documents: prompts from a benchmark's files, and scenes.
+"""The task `prompts`: prompts from a benchmark's files, for pictures that the benchmark's own scorer judges.
 
-`prompts`: pictures that the benchmark's own scorer judges.
-
-    FILE.jsonl    a line a prompt, {"prompt": ..., anything else}: GenEval's evaluation_metadata.jsonl,
-                  GenEval 2's geneval2_data.jsonl
-    FILE.txt      a line a prompt: T2I-CompBench's examples/dataset/color_val.txt
-    FILE.json     a list of {"prompt_id": 1, "Prompt": ...}: WISE's data_verified/natural_science_verified.json
-    FOLDER        a file NAME.txt a prompt: DPG-Bench's prompts; or such lists, but for NAME_rewrite.json: WISE's
-                  data_verified, or WISE_legacy/data
-
-`scenes`: plain shapes, whose pictures an exact checker can judge (see `cm3apps.evaluation.scene_checker`):
-counting, colour, position, two objects. They are GenEval's questions with a known truth. The prompts are all
-combinations in a fixed random order; their reference pictures are drawn here.
+FILE.jsonl    a line a prompt, {"prompt": ..., anything else}: GenEval's evaluation_metadata.jsonl,
+              GenEval 2's geneval2_data.jsonl
+FILE.txt      a line a prompt: T2I-CompBench's examples/dataset/color_val.txt
+FILE.json     a list of {"prompt_id": 1, "Prompt": ...}: WISE's data_verified/natural_science_verified.json
+FOLDER        a file NAME.txt a prompt: DPG-Bench's prompts; or such lists, but for NAME_rewrite.json: WISE's
+              data_verified, or WISE_legacy/data
 """
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import json
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cm3apps.evaluation.scene_checker import COLOURS, SHAPES, draw_scene
-from cm3apps.evaluation.tasks.base import Sample, Task, enough, known_keys
+from cm3apps.evaluation.tasks.base import Sample, Task, known_keys
 from cm3core.errors import DataError
 
 
@@ -118,62 +108,3 @@ def _text(path: Path) -> str:
         raise DataError(
             str(path), f"can't be read as text ({error})", "replace the file"
         ) from error
-
-
-NUMBERS = {2: "two", 3: "three", 4: "four"}
-#: Position of the first shape relative to the second: columns and rows.
-POSITIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
-_VERSION = 1
-
-
-def open_scenes(
-    values: Mapping[str, Any], *, size: int | None, data: Path | None, model: Any, registry: Any
-) -> Task:
-    """`num` prompts for each of the four categories."""
-    keys = known_keys("scenes", values)
-    if size is None:
-        raise DataError("protocol: size", "is null, but pictures are compared", "give a number")
-    samples = []
-    for category, targets in _targets().items():
-        ordered = sorted(targets, key=lambda one: hashlib.sha256(one[0].encode()).hexdigest())
-        enough(f"category {category!r}", len(ordered), keys["num"])
-        for prompt, target in ordered[: keys["num"]]:
-            target = {"category": category, **target}
-            load = partial(draw_scene, target, size)
-            samples.append(
-                Sample(f"{category}/{prompt}", prompt, load, f"scene:{prompt}", target=target)
-            )
-    return Task("scenes", "pictures", samples, {"version": _VERSION, "size": size})
-
-
-def _targets() -> dict[str, list[tuple[str, dict[str, Any]]]]:
-    """Category -> (prompt, the shapes that it names with their positions)."""
-    things = list(itertools.product(COLOURS, SHAPES))
-    pairs = [(a, b) for a, b in itertools.permutations(things, 2) if a[0] != b[0] and a[1] != b[1]]
-
-    def words(thing: tuple[str, str]) -> str:
-        return f"a {thing[0]} {thing[1]}"
-
-    return {
-        "colour": [(words(one), {"objects": [[*one, 1]]}) for one in things],
-        "counting": [
-            (f"{word} {colour} {shape}s", {"objects": [[colour, shape, number]]})
-            for (colour, shape), (number, word) in itertools.product(things, NUMBERS.items())
-        ],
-        "two objects": [
-            (f"{words(a)} and {words(b)}", {"objects": [[*a, 1], [*b, 1]]}) for a, b in pairs
-        ],
-        "position": [
-            (f"{words(a)} {where} {words(b)}", {"objects": [[*a, 1], [*b, 1]], "position": [*step]})
-            for (a, b), (where, step) in itertools.product(pairs, POSITIONS.items())
-        ],
-    }
-
-
-def all_prompts() -> list[str]:
-    """All prompts, for training data of the same form.
-
-    >>> len(all_prompts()), all_prompts()[0]
-    (660, 'a red circle')
-    """
-    return [prompt for targets in _targets().values() for prompt, _ in targets]
