@@ -249,6 +249,11 @@ class DocumentSource(ABC):
         record: dict[str, object] = {"image": pictures[-1]} if pictures else {}
         return record | ({"caption": text} if (text := text_of(document)) else {})
 
+    def truth(self, index: int) -> Mapping[str, object]:
+        """Return what the document's picture shows, as JSON values in the data set's own terms, for metrics that judge by it
+        (the column `targets`). By default nothing is known."""
+        return {}
+
     @property
     def parts(self) -> tuple[str, ...]:
         """Names of the parts of a mixed data set; empty if it is not a mixture."""
@@ -477,6 +482,9 @@ class TaskSource(DocumentSource):
         prompt = self.task.prompt(record, place=f"record {self.source.id(index)}")
         pictures = tuple(one for one in prompt if isinstance(one, (Image, Codes)))
         return pictures or tuple(one for one in prompt if isinstance(one, Text))
+
+    def truth(self, index: int) -> Mapping[str, object]:
+        return self.source.truth(self._indices[index])
 
     def content_keys(self, index: int) -> frozenset[str]:
         """Includes the record's keys, because it may contain more than its document shows."""

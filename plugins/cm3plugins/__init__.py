@@ -1,7 +1,7 @@
 """The bundled implementations. They register exactly like third-party plugins.
 
-There is a folder for each kind, `icons` for parts that only icon models need, and two folders shared by kinds:
-`trained` and `vision`. The config classes
+There is a folder for each kind, `icons` for parts that only icon models need, `scenes` for the data set of that name and its judges,
+and two folders shared by kinds: `trained` and `vision`. The config classes
 named here are in light modules; `build` imports the implementations.
 """
 
@@ -320,6 +320,7 @@ def cm3_datasets() -> Mapping[str, type[DocumentSourceConfig]]:
     from cm3plugins.datasets.tuxpaint import TuxPaintSourceConfig
     from cm3plugins.datasets.vqa import VQAConfig
     from cm3plugins.datasets.webdataset import WebDatasetSourceConfig
+    from cm3plugins.scenes.config import ScenesConfig
 
     return {
         "coco": COCOConfig,
@@ -332,6 +333,7 @@ def cm3_datasets() -> Mapping[str, type[DocumentSourceConfig]]:
         "icon_tasks": IconTasksConfig,
         "mixture": MixtureConfig,
         "picture_pairs": PicturePairsConfig,
+        "scenes": ScenesConfig,
         "table": TableSourceConfig,
         "tokens": TokensSourceConfig,
         "svg_folder": SvgFolderConfig,
@@ -351,8 +353,9 @@ def cm3_extractors() -> Mapping[str, type[ExtractorConfig]]:
 @hookimpl
 def cm3_metrics() -> Mapping[str, type[MetricConfig]]:
     from cm3plugins.metrics import METRICS
+    from cm3plugins.scenes.judging import METRICS as SCENE_METRICS
 
-    return METRICS
+    return {**METRICS, **SCENE_METRICS}
 
 
 @hookimpl

@@ -113,15 +113,16 @@ def _num_drawn(root: ElementTree.Element) -> int:
     return number_of(root, 0)
 
 
-def render_svg(svg: str, size: int) -> NDArray[np.uint8]:
-    """Draw a square SVG document on white.
+def render_svg(svg: str, size: int, background: str | None = "white") -> NDArray[np.uint8]:
+    """Draw a square SVG document.
 
     Args:
         svg: a document from ``square_svg``.
         size: side of the picture, in pixels, at least 1.
+        background: its colour behind the drawing; None: none, and the picture has alpha.
 
     Returns:
-        uint8 array of shape [size, size, 3], RGB.
+        uint8 array of shape [size, size, 3], RGB; [size, size, 4] with alpha, not multiplied.
 
     Raises:
         ValueError: the renderer can't read the document; a `DataError` if it may not, see `fault`.
@@ -136,7 +137,8 @@ def render_svg(svg: str, size: int) -> NDArray[np.uint8]:
     from PIL import Image
 
     png = resvg_py.svg_to_bytes(
-        svg_string=svg, background="white", width=size, height=size, skip_system_fonts=True
+        svg_string=svg, background=background, width=size, height=size, skip_system_fonts=True
     )
     with Image.open(io.BytesIO(bytes(png))) as picture:
-        return np.asarray(picture.convert("RGB"), dtype=np.uint8)
+        mode = "RGB" if background else "RGBA"
+        return np.asarray(picture.convert(mode), dtype=np.uint8)

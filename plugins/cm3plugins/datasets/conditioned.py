@@ -146,6 +146,9 @@ class ConditionedSource(DocumentSource):
     def group(self, index: int) -> str:
         return self.source.group(index)
 
+    def truth(self, index: int) -> Mapping[str, object]:
+        return self.source.truth(index)
+
     def provenance(self, index: int) -> Provenance:
         return self.source.provenance(index)
 

@@ -392,6 +392,10 @@ class MixtureSource(DocumentSource):
         source, place = self._place(index)
         return source.is_withheld(place)
 
+    def truth(self, index: int) -> Mapping[str, object]:
+        source, place = self._place(index)
+        return source.truth(place)
+
     def provenance(self, index: int) -> Provenance:
         source, place = self._place(index)
         return source.provenance(place)

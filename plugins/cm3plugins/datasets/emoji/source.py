@@ -88,12 +88,12 @@ class EmojiSource(DocumentSource):
     def provenance(self, index: int) -> Provenance:
         """Licence, npm package, author, style, name and package address of a document's picture."""
         style, _, name = self.id(index).partition("/")
-        return replace(_provenance_of(style), title=name)
+        return replace(provenance_of(style), title=name)
 
     def provenances(self) -> Mapping[Provenance, int]:
         """Those of the styles, with the number of pictures of each."""
         styles = Counter(self.corpus.entries[index].style for index in self._indices)
-        return {_provenance_of(style): number for style, number in styles.items()}
+        return {provenance_of(style): number for style, number in styles.items()}
 
     def original(self, index: int) -> Original:
         """The drawing, as an SVG."""
@@ -144,7 +144,7 @@ class EmojiSource(DocumentSource):
 
 
 @cache
-def _provenance_of(style: str) -> Provenance:
+def provenance_of(style: str) -> Provenance:
     """That of a style, without a picture's name."""
     licence, named = LICENCES[style]
     author, address = author_and_address(named)

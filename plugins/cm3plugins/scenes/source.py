@@ -1,0 +1,219 @@
+"""Scenes as documents and records. A scene is a function of the config and its number, so that training resumes anywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property, lru_cache, partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cm3core.boxes import Boxes
+from cm3core.document import Document, Image, PixelArray, Text
+from cm3core.interfaces.dataset import DocumentSource, Provenance, SkippedRecord
+from cm3core.interfaces.task import Record
+from cm3plugins.datasets.emoji.packages import STYLE_PACKAGES
+from cm3plugins.scenes.composing import RASTERS, Item, Scene, box_of, draw, plain
+from cm3plugins.scenes.config import ScenesConfig
+from cm3plugins.scenes.folder import folder_sprites
+from cm3plugins.scenes.held_out import Composer, HeldOut
+from cm3plugins.scenes.keys import SizeName
+from cm3plugins.scenes.sprites import Sprites, emoji_sprites
+from cm3plugins.scenes.wording import Change, Question, Words, change, question
+
+#: Increased whenever a number stands for another scene.
+_VERSION = 1
+#: Scenes that are kept, so that a document's texts and pictures are composed once.
+_KEPT = 4096
+
+
+class SceneSource(DocumentSource):
+    """Documents of one form of the data set `scenes`.
+
+    Args:
+        config: its keys.
+        sprites: the drawings.
+
+    Raises:
+        DataError: the split has too few concepts.
+    """
+
+    def __init__(self, config: ScenesConfig, sprites: Sprites) -> None:
+        self.config, self.sprites = config, sprites
+        self.raster = RASTERS[config.raster]
+        self.unit = config.image_size // self.raster.side
+        self.held_out = HeldOut(sprites)
+        sizes: Sequence[SizeName] = list(self.raster.sizes)
+        self.words = Words(sprites.labels, self.held_out.several_styles, len(sizes) > 1)
+        # plain pictures of `valid` are those of `train`, which its scenes are composed of
+        self._plain = [(index, size) for index in self.held_out.drawings(config.split) for size in sizes]  # fmt: skip
+        self.composer = Composer(self.held_out, config.split, self.raster, config.seed)
+        self.scene = lru_cache(_KEPT)(self._scene)
+        self.change = lru_cache(_KEPT)(partial(change, self.composer, self.words))
+
+    def __len__(self) -> int:
+        return len(self._plain) if self.config.form == "plain" else self.config.num_scenes
+
+    def id(self, index: int) -> str:
+        """Style, concept and size of a plain picture; else the form, split and number."""
+        if self.config.form == "plain":
+            place, size = self._plain[index]
+            sprite = self.sprites.all[place]
+            return f"{sprite.style}/{sprite.concept}/{size}"
+        return f"{self.config.form}/{self.config.split}/{index}"
+
+    def _scene(self, index: int) -> Scene:
+        """The scene of a document; of an edit, the scene that it leads to."""
+        if self.config.form == "plain":
+            place, size = self._plain[index]
+            sprite = self.sprites.all[place]
+            return plain(self.raster, (sprite.concept, sprite.style), size)
+        return (
+            self.change(index).after if self.config.form == "edit" else self.composer.scene(index)
+        )
+
+    def question(self, index: int) -> Question:
+        """The question about a scene."""
+        return question(self.composer, self.words, self.scene(index), index)
+
+    def picture(self, scene: Scene) -> Image:
+        """The picture of a scene, drawn when needed."""
+        shown = [(one.concept, one.style, one.size, one.corners) for one in scene.items]
+        text = json.dumps([self._key, scene.background, sorted(shown)])
+        name = hashlib.sha256(text.encode()).hexdigest()[:32]
+        return Image(f"scene-{name}", partial(self.pixels, scene))
+
+    def pixels(self, scene: Scene) -> PixelArray:
+        """Draw a scene, uint8 [image_size, image_size, 3]."""
+        drawings: dict[tuple[str, str, SizeName], npt.NDArray[np.uint8]] = {}
+        for item in scene.items:
+            own = self.sprites.pixels(self.raster.sizes[item.size] * self.unit)
+            index = self.sprites.by_name[item.concept, item.style]
+            drawings[item.concept, item.style, item.size] = own[index]
+        return draw(scene, self.raster, drawings, self.unit)
+
+    def record(self, index: int, rng: np.random.Generator | None = None) -> Record:
+        """The fields of the form."""
+        form, scene = self.config.form, self.scene(index)
+        if form == "edit":
+            one: Change = self.change(index)
+            before, after = self.picture(one.before), self.picture(one.after)
+            return {"source": before, "instruction": one.instruction, "target": after}
+        picture = self.picture(scene)
+        if form == "plain":
+            return {"image": picture, "caption": self.words.name(scene.items[0])}
+        if form == "question":
+            asked = self.question(index)
+            return {"image": picture, "question": asked.question, "answer": asked.answer}
+        if form == "boxes":
+            things = ", ".join(self.words.thing(item) for item in scene.items)
+            return {"caption": things, "objects": self.boxes(scene.items), "image": picture}
+        if form == "grounding":
+            item = scene.items[
+                int(self.composer.rng(index, "grounding").integers(len(scene.items)))
+            ]
+            label = self.words.labels[item.concept]
+            return {"image": picture, "phrase": label, "objects": self.boxes([item])}
+        return {"image": picture, "caption": self.words.caption(scene, rng)}
+
+    def boxes(self, items: Sequence[Item]) -> Boxes:
+        """The boxes of all objects of some items."""
+        side = self.config.image_size
+        found = [
+            (self.words.labels[item.concept], box_of(self.raster, item.size, corner, self.unit))
+            for item in items
+            for corner in item.corners
+        ]
+        return Boxes(tuple(found), (side, side))
+
+    def truth(self, index: int) -> Mapping[str, Any]:
+        """The scene as JSON values (`Scene.truth`); of an edit also its kind and the scene before, of a question its
+        kind."""
+        found = self.scene(index).truth
+        if self.config.form == "edit":
+            one = self.change(index)
+            found |= {"kind": one.kind, "before": one.before.truth}
+        elif self.config.form == "question":
+            found |= {"kind": self.question(index).kind}
+        return found
+
+    def _document(self, index: int, rng: np.random.Generator | None) -> Document:
+        record = self.record(index, rng)
+        if self.config.form in ("scene", "plain"):  # a text, then its picture
+            return (Text(record["caption"]), record["image"])
+        return tuple(
+            one if isinstance(one, Image) else Text(str(getattr(one, "text", one)))
+            for one in record.values()
+        )
+
+    def group(self, index: int) -> str:
+        """The concept of a plain picture."""
+        return self.scene(index).items[0].concept if self.config.form == "plain" else ""
+
+    def provenance(self, index: int) -> Provenance:
+        """That of a plain picture's drawing; of a scene, those of all drawings that it is composed from, together."""
+        return (
+            self._composed
+            if self.config.form != "plain"
+            else self.sprites.provenance(self._plain[index][0])
+        )
+
+    def provenances(self) -> Mapping[Provenance, int]:
+        """Without composing a scene."""
+        if self.config.form != "plain":
+            return {self._composed: len(self)}
+        return Counter(self.sprites.provenance(index).shared for index, _ in self._plain)
+
+    @cached_property
+    def _composed(self) -> Provenance:
+        return _together([self.sprites.provenance(index).shared for index, _ in self._plain])
+
+    @property
+    def skipped(self) -> list[SkippedRecord]:
+        return list(self.sprites.skipped)
+
+    @cached_property
+    def _key(self) -> str:
+        config = self.config
+        return f"scenes-{_VERSION}-{self.sprites.sha256[:16]}-{config.raster}-{config.image_size}px"
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the keys, the drawings and the version; no scene is composed."""
+        config = self.config
+        keys = [self._key, config.form, config.split, config.seed, len(self)]
+        return hashlib.sha256(json.dumps(keys).encode()).hexdigest()
+
+    @property
+    def content_fingerprint(self) -> str:
+        """Texts are a function of the same."""
+        return self.fingerprint
+
+
+def sprites_of(config: ScenesConfig) -> Sprites:
+    """The drawings that a config names; made once a process for equal keys."""
+    if config.sprites is not None:
+        return folder_sprites(config.sprites, tuple(config.styles), config.cache_dir)
+    styles = tuple(config.styles) or tuple(STYLE_PACKAGES)
+    return emoji_sprites(styles, config.concepts, config.cache_dir)
+
+
+def _together(parts: Sequence[Provenance]) -> Provenance:
+    """One provenance of several."""
+    different = list(dict.fromkeys(parts))
+    if len(different) == 1:
+        return different[0]
+
+    def joined(values: Iterable[str], by: str) -> str:
+        return by.join(dict.fromkeys(value for value in values if value))
+
+    return Provenance(
+        joined((one.licence for one in different), " AND "),
+        joined((one.source for one in different), ", "),
+        joined((one.attribution for one in different), "; "),
+        joined((one.collection for one in different), ", "),
+    )
