@@ -236,7 +236,7 @@ class MixtureConfig(DocumentSourceConfig):
         )
 
     def memory_config(self) -> DocumentSourceConfig:
-        return self if self.memory is None else self.parts[self.memory]
+        return self if self.memory is None else self.parts[self.memory].memory_config()
 
     @property
     def has_turns(self) -> bool:
