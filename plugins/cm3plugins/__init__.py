@@ -1,7 +1,7 @@
 """The bundled implementations. They register exactly like third-party plugins.
 
-There is a folder for each kind, `icons` for parts that only icon models need, `scenes` for the data set of that name and its judges,
-and two folders shared by kinds: `trained` and `vision`. The config classes
+There is a folder for each kind, `icons` for parts that only icon models need, `scenes` for the data set of that name
+and its judges, and two folders shared by kinds: `trained` and `vision`. The config classes
 named here are in light modules; `build` imports the implementations.
 """
 

@@ -33,7 +33,7 @@ class ScenesConfig(DocumentSourceConfig):
             question, answer (what, how many, where, which colour, yes or no); "boxes": fields caption, objects, image;
             "grounding": fields image, phrase, objects.
         sprites: a folder of your own drawings, PNG, WebP, JPEG or SVG files: each is named by its file, and its subfolder
-            is its style; null: the bundled emoji.
+            is its style ("own" without one); a plain background is removed; null: the bundled emoji.
         concepts: of the bundled emoji: as in the data set `emoji`.
         styles: styles to include; an empty list: all.
         raster: "fine": objects of two sizes at nine places, sixteen units a side; "coarse": of one size at four places,
@@ -62,7 +62,7 @@ class ScenesConfig(DocumentSourceConfig):
     concepts: str = "all"
     styles: list[str] = field(default_factory=list)
     raster: RasterName = "fine"
-    num_scenes: int = 100_000
+    num_scenes: int = 20_000
     image_size: int = 64
     seed: int = 0
     cache_dir: str | None = None

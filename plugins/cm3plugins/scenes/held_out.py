@@ -129,9 +129,10 @@ class Composer:
         few = [style for style in sprites.styles if len(self.by_style.get(style, [])) < 4]
         if few:
             raise DataError(
-                "dataset",
-                f"split {split!r} has {len(self.by_style.get(few[0], []))} concepts in style {few[0]!r}; scenes need 4",
-                "give more drawings, or another split",
+                f"dataset, style {few[0]!r}",
+                f"has {len(self.by_style.get(few[0], []))} concepts in split {split!r}; scenes need 4 (a fifth of all "
+                "concepts are those of the split unseen, and drawings that look alike count once)",
+                "give more drawings, name other styles (dataset.styles), or use split all",
             )
         self._known = {style: frozenset(own) for style, own in self.by_style.items()}
         weights = np.array([len(own) for own in self.by_style.values()], np.float64)

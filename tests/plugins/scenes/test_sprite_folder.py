@@ -296,7 +296,7 @@ def test_too_few_concepts(tmp_path: Path) -> None:
     three = dict(list(drawings().items())[:3])
     with pytest.raises(DataError) as error:
         ScenesConfig(sprites=str(write(tmp_path / "own", three)), cache_dir=str(tmp_path)).build()
-    assert tells(error.value, "dataset: split 'train' has ... scenes need 4")
+    assert tells(error.value, "dataset, style 'own': has ... scenes need 4")
 
 
 def test_order_of_the_file_system_is_no_matter(
