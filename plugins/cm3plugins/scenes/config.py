@@ -38,6 +38,7 @@ class ScenesConfig(DocumentSourceConfig):
         styles: styles to include; an empty list: all.
         raster: "fine": objects of two sizes at nine places, sixteen units a side; "coarse": of one size at four places,
             eight units a side.
+        max_concepts: different concepts that a scene has at most.
         num_scenes: number of scenes in the split. More of them continue the same sequence.
         image_size: height and width of the pictures, in pixels; a multiple of the raster's units a side.
         seed: other scenes of the same concepts.
@@ -52,6 +53,7 @@ class ScenesConfig(DocumentSourceConfig):
     }
     splits: ClassVar[tuple[str, ...]] = SPLITS
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "max_concepts": (1, 4),
         "num_scenes": (1, 10_000_000),
         "image_size": (8, 2**14),
         "seed": (0, 2**63 - 1),
@@ -62,6 +64,7 @@ class ScenesConfig(DocumentSourceConfig):
     concepts: str = "all"
     styles: list[str] = field(default_factory=list)
     raster: RasterName = "fine"
+    max_concepts: int = 4
     num_scenes: int = 20_000
     image_size: int = 64
     seed: int = 0

@@ -113,12 +113,16 @@ class Composer:
         split: the split.
         raster: where objects may be.
         seed: other scenes for other seeds.
+        most: concepts of a scene at most.
 
     Raises:
         DataError: the split has fewer than four concepts of one style.
     """
 
-    def __init__(self, held_out: HeldOut, split: str, raster: Raster, seed: int) -> None:
+    def __init__(
+        self, held_out: HeldOut, split: str, raster: Raster, seed: int, most: int = 4
+    ) -> None:
+        self.most = most
         self.held_out, self.split, self.raster, self.seed = held_out, split, raster, seed
         sprites = held_out.sprites
         self.by_style: dict[str, list[str]] = {}
@@ -177,12 +181,14 @@ class Composer:
             ]
             if self.split == "counts" and arrangement in ("single", "places"):
                 arrangement = "count"
+        if self.most < 2 and arrangement in ("places", "relation"):
+            arrangement = "single"
         raster, relation = self.raster, None
         most = len(raster.offsets["large"])
         if arrangement == "single":
             items = at_places(raster, self.named(1, rng), rng)
         elif arrangement == "places":
-            number = (2, 2, 3, 4)[int(rng.integers(4))]
+            number = min((2, 2, 3, 4)[int(rng.integers(4))], self.most)
             items = at_places(raster, self.named(number, rng), rng)
         elif arrangement == "relation":
             relation = RELATIONS[int(rng.integers(len(RELATIONS)))]

@@ -51,7 +51,9 @@ class SceneSource(DocumentSource):
         self.words = Words(sprites.labels, self.held_out.several_styles, len(sizes) > 1)
         # plain pictures of `valid` are those of `train`, which its scenes are composed of
         self._plain = [(index, size) for index in self.held_out.drawings(config.split) for size in sizes]  # fmt: skip
-        self.composer = Composer(self.held_out, config.split, self.raster, config.seed)
+        self.composer = Composer(
+            self.held_out, config.split, self.raster, config.seed, config.max_concepts
+        )
         self.scene = lru_cache(_KEPT)(self._scene)
         self.change = lru_cache(_KEPT)(partial(change, self.composer, self.words))
 
@@ -185,7 +187,7 @@ class SceneSource(DocumentSource):
     def fingerprint(self) -> str:
         """Hash of the keys, the drawings and the version; no scene is composed."""
         config = self.config
-        keys = [self._key, config.form, config.split, config.seed, len(self)]
+        keys = [self._key, config.form, config.split, config.seed, config.max_concepts, len(self)]
         return hashlib.sha256(json.dumps(keys).encode()).hexdigest()
 
     @property

@@ -189,13 +189,11 @@ def change(composer: Composer, words: Words, number: int) -> Change:
     rng = composer.rng(number, "edit")
     kinds: list[Callable[[Composer, Words, Scene, np.random.Generator], Change | None]] = [
         _replace,
-        _remove,
-        _add,
         _move,
         _background,
+        *((_restyle,) if words.several_styles else ()),
+        *((_remove, _add) if composer.most > 1 else ()),
     ]
-    if words.several_styles:
-        kinds.append(_restyle)
     kind = kinds[number % len(kinds)]
     is_apart = composer.split in ("comp", "counts")  # there the picture before is of training
     for _ in range(TRIES):
@@ -257,7 +255,7 @@ def _add(
         for place in raster.places
         if apart(raster, [*there, (item.size, raster.corner(item.size, place))])
     ]
-    if not free or len(before.items) > 3:
+    if not free or len(before.items) >= composer.most:
         return None
     place = free[int(rng.integers(len(free)))]
     corner = raster.corner(item.size, place)

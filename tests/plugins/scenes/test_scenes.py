@@ -237,6 +237,14 @@ def test_every_kind_of_edit_and_question_occurs_and_is_right() -> None:
             )
 
 
+@pytest.mark.parametrize("most", [1, 2])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_scene_has_at_most_so_many_concepts(form: Form, most: int) -> None:
+    source = small(form=form, max_concepts=most)
+    found = {len(source.scene(index).items) for index in range(len(source))}
+    assert found <= set(range(1, most + 1))
+
+
 def test_documents_are_a_text_and_its_picture() -> None:
     text, picture = small().document(0)
     assert isinstance(text, Text)
