@@ -60,10 +60,15 @@ class SceneMetric(ValueMetric):
             )
         scene = scene_in(truth)
         for item in scene.items:
-            if (item.concept, item.style) not in self.sprites.by_name:
+            fits = item.size in self.raster.sizes and (
+                not item.place or item.place == self.raster.place_of(item.size, item.corners[0])
+            )
+            if not fits or (item.concept, item.style) not in self.sprites.by_name:
                 raise DataError(
                     f"the sample's {item.concept!r} in style {item.style!r}",
-                    "is no drawing of the metric",
+                    "is no drawing of the metric"
+                    if fits
+                    else "is at no place of the metric's raster",
                     "give the metric the data set's sprites, concepts, styles and raster",
                 )
         return scene
