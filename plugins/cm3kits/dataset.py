@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -172,7 +173,8 @@ class DocumentSourceContract(ConfigLaws[DocumentSource]):
 
     def law_what_it_says_of_documents_is_so(self) -> None:
         """`is_encoded`: all pictures are codes, and other tokenizers are refused; `retrieves` and `is_withheld` are truth
-        values; `query` has segments; `text_alternatives` has one entry for each drawn text; `collection` is a text."""
+        values; `query` has segments; `text_alternatives` has one entry for each drawn text; `collection` is a text; `truth`
+        has JSON values, the same each time."""
         source = self.subject
         if source.is_encoded:
             refuses(
@@ -187,6 +189,9 @@ class DocumentSourceContract(ConfigLaws[DocumentSource]):
             withheld, collection = source.is_withheld(index), source.collection(index)
             holds(isinstance(withheld, bool), f"{did}is_withheld", "True or False", withheld)
             holds(isinstance(collection, str), f"{did}collection", "a text", collection)
+            truth = source.truth(index)
+            holds(_is_json(truth), f"{did}truth", "an object of JSON values", shown(truth))
+            same(source.truth(index), truth, f"{did}truth twice")
             holds(len(source.query(index)), f"{did}query", "at least one segment", "none")
             if source.is_encoded:
                 pictures = [one for one in source.document(index) if isinstance(one, Image)]
@@ -447,6 +452,14 @@ def _declared_by(config: DocumentSourceConfig) -> Iterator[tuple[str, bool, str,
 def _draw_rng(data: st.DataObject) -> np.random.Generator | None:
     seed = data.draw(st.none() | st.integers(0, 2**32 - 1))
     return None if seed is None else np.random.default_rng(seed)
+
+
+def _is_json(value: object) -> bool:
+    """Whether a mapping comes back from JSON as it was."""
+    try:
+        return isinstance(value, Mapping) and bool(json.loads(json.dumps(value)) == value)
+    except (TypeError, ValueError):
+        return False
 
 
 def _ids(source: DocumentSource) -> list[str]:
