@@ -815,6 +815,36 @@ def _swept_guidance() -> list[str]:
     )
 
 
+def _scene_documents() -> list[str]:
+    """How often bm25 finds both things of a prompt, as `docs/_scenes.py` measured it."""
+    found = stored("scenes.json")
+    own = {raster: found[raster]["retrieval"] for raster in ("fine", "coarse")}
+    names = [name for name in own["fine"] if name != "num"]
+    return _table(
+        f"keys | fine, all styles ({own['fine']['num']}) | coarse, noto ({own['coarse']['num']})",
+        [(name, *(f"{100 * one[name]:.0f}%" for one in own.values())) for name in names],
+    )
+
+
+def _scene_reader() -> list[str]:
+    """What the reader of scenes reads, and what it should not."""
+    found = stored("scenes.json")
+    rows = {
+        "as drawn, `valid`": ("read", "valid"),
+        "as drawn, `unseen`": ("read", "unseen"),
+        "after the tokenizer, `valid`": ("read_after_codes", "valid"),
+        "after the tokenizer, `unseen`": ("read_after_codes", "unseen"),
+        **{f"spoiled: {way}": ("spoiled", way) for way in found["fine"]["spoiled"]},
+    }
+    return _table(
+        "pictures | fine, 64 px | coarse, 32 px",
+        [
+            (title, *(f"{100 * found[raster][key][own]:.1f}%" for raster in ("fine", "coarse")))
+            for title, (key, own) in rows.items()
+        ],
+    )
+
+
 def _quickstart() -> list[str]:
     """What one quickstart drew of held-out icons, as `docs/_quickstart.py` stored it."""
     return _table(
@@ -906,6 +936,7 @@ def tables() -> dict[str, dict[str, list[str]]]:
         "evaluation.md": {"scorers": _scorers(), "torchumm": _torchumm(), "usable": _usable()},
         "own-pictures.md": {"colour-codes": _colour_codes()},
         "quickstart.md": {"quickstart": _quickstart()},
+        "scenes.md": {"documents": _scene_documents(), "reader": _scene_reader()},
         "speedrun.md": {"speedrun": _speedrun()},
         "recipes.md": {"training memory": _training_memory()},
         "tuning.md": {"tasks": _tasks(), "tuned": _tuned(), "ways": _ways()},

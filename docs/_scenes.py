@@ -88,7 +88,7 @@ def of_raster(name: str, num: int) -> dict[str, Any]:
         started = time.perf_counter()
         scenes = [source.scene(index) for index in range(num)]
         pictures = [source.pixels(scene) for scene in scenes]
-        found["scenes_a_second"] = num / (time.perf_counter() - started)
+        found.setdefault("scenes_a_second", num / (time.perf_counter() - started))
         reader = SceneReader(source.sprites, source.raster)
         decoded = [tokenizer.decode(tokenizer.encode(one[None]))[0] for one in pictures]
         for key, shown in (("read", pictures), ("read_after_codes", decoded)):

@@ -28,6 +28,7 @@ OTHER_MEANINGS = {
     ("cli/commands.py", "caption"): "a command",
     ("cli/commands.py", "chat"): "a command",
     ("cli/commands.py", "edit"): "a command",
+    ("cli/_data_export.py", "caption"): "a field of records",
     ("interfaces/dataset.py", "caption"): "a field of records",
     ("interfaces/task.py", "caption"): "a method of a model",
     ("interfaces/task.py", "edit"): "a method of a model",

@@ -61,6 +61,8 @@ def test_every_kind_of_bundled_component_is_independent() -> None:
         if contract["name"] == "kinds are independent of each other"
     ]
     folders = [path.parent for path in (ROOT / "plugins" / "cm3plugins").glob("*/__init__.py")]
-    # `icons` has components of several kinds
-    shared = {f"cm3plugins.{folder}" for folder in ("icons", "indexes", "trained", "vision")}
+    # `icons` and `scenes` have components of several kinds
+    shared = {
+        f"cm3plugins.{folder}" for folder in ("icons", "indexes", "scenes", "trained", "vision")
+    }
     assert {f"cm3plugins.{folder.name}" for folder in folders} - shared == set(listed)

@@ -35,7 +35,7 @@ DESCRIPTION = (
     "Writes each record's pictures (PNG), caption and texts (JSON, with its licence) into WebDataset tars, for other "
     "trainers.\nA recipe's task is not applied. If it is interrupted, the same command resumes."
 )
-EXAMPLE = "cm3 data export tiny dataset=scenes dataset.form=edit --num 5000 -o my/scenes"
+EXAMPLE = "cm3 data export tiny dataset=scenes dataset.form=edit --num 5000 -o my/edits"
 #: Records per shard: the most that an interruption costs.
 SHARD_SIZE = 1000
 INDEX = "export.json"

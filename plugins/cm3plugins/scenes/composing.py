@@ -114,7 +114,12 @@ class Scene:
     def truth(self) -> dict[str, Any]:
         """What a picture of it must show, as JSON values."""
         found: dict[str, Any] = asdict(self)
-        return {**found, "items": [{**one, "corners": [list(c) for c in one["corners"]]} for one in found["items"]]}  # fmt: skip
+        return {
+            **found,
+            "items": [
+                {**one, "corners": [list(c) for c in one["corners"]]} for one in found["items"]
+            ],
+        }
 
 
 def scene_in(truth: Mapping[str, Any]) -> Scene:
@@ -190,7 +195,9 @@ def at_places(raster: Raster, named: Sequence[Named], rng: np.random.Generator) 
             ]
 
 
-def in_row(raster: Raster, number: int, along: str, at: int) -> list[tuple[SizeName, tuple[Corner, ...]]]:  # fmt: skip
+def in_row(
+    raster: Raster, number: int, along: str, at: int
+) -> list[tuple[SizeName, tuple[Corner, ...]]]:
     """The sizes in which so many equal objects have room side by side, with their corners.
 
     Args:
@@ -213,8 +220,12 @@ def in_row(raster: Raster, number: int, along: str, at: int) -> list[tuple[SizeN
 
 
 def related(
-    raster: Raster, named: Sequence[Named], counts: Sequence[int], relation: Relation, rng: np.random.Generator
-) -> list[Item]:  # fmt: skip
+    raster: Raster,
+    named: Sequence[Named],
+    counts: Sequence[int],
+    relation: Relation,
+    rng: np.random.Generator,
+) -> list[Item]:
     """Two items, the first on one side of the second; several equal objects stand side by side along the line between."""
     across = relation in ("left of", "right of")
     last = len(raster.offsets["large"]) - 1

@@ -37,9 +37,12 @@ class SceneMetricConfig(MetricConfig):
     def dataset(self) -> ScenesConfig:
         """The data set with these drawings."""
         return ScenesConfig(
-            sprites=self.sprites, concepts=self.concepts, styles=self.styles, raster=self.raster,
+            sprites=self.sprites,
+            concepts=self.concepts,
+            styles=self.styles,
+            raster=self.raster,
             image_size=1024,
-        )  # fmt: skip
+        )
 
     def check(self) -> None:
         """Raise `RecipeError` for an unknown style."""

@@ -25,8 +25,9 @@ FloatArray = npt.NDArray[np.float32]
 
 #: Largest squared distance from the drawing, as a share of the drawing's own squared distance from the background.
 MOST_OFF = 0.45
-#: Smallest share of the drawing's fine detail (its Laplacian) that the picture has: a blurred picture is not a drawing.
-LEAST_DETAIL = 0.2
+#: How much more of the drawing's fine detail the picture has than the drawing blurred by a pixel: a blurred picture is not a
+#: drawing. Of 1,500 objects 99.8% have as much after the bundled tokenizer, and 2% after a blur.
+LEAST_DETAIL = 1.75
 #: Mean squared distance, summed over the channels, that a faint drawing, or a unit without an object, may have. In 8-bit steps.
 MOST_NOISE = 160.0
 #: A pixel with at most this difference in each channel has the background's colour; a picture has at least this share.
@@ -126,10 +127,9 @@ class SceneReader:
             drawing = int(own.drawing_P[place])
             drawn = own.drawings.differences(slice(drawing, drawing + 1))[0]
             wanted, off = float(own.drawings.squares_K[drawing]), own.off(place)
-            if (
-                off > max(MOST_OFF * wanted, MOST_NOISE * s**2)
-                or detail(crop, drawn) < LEAST_DETAIL
-            ):
+            if off > max(MOST_OFF * wanted, MOST_NOISE * s**2) or detail(
+                crop, drawn
+            ) < LEAST_DETAIL * detail(blurred(drawn), drawn):
                 # nothing that is drawn is near it; an empty place has no gain worth a look
                 is_whole = is_whole and not (energy[inside] > MOST_NOISE).any()
                 own.gain_P[place] = -1
@@ -283,6 +283,17 @@ def detail(crop_HWC: FloatArray, drawn_HWC: FloatArray) -> float:
     """
     own, wanted = _laplacian(crop_HWC), _laplacian(drawn_HWC)
     return float((own * wanted).sum() / max(float((wanted**2).sum()), 1e-6))
+
+
+def blurred(picture_HWC: FloatArray) -> FloatArray:
+    """A picture blurred with a standard deviation of one pixel, by the binomial filter 1 4 6 4 1."""
+    for axis in (0, 1):
+        rows = np.moveaxis(picture_HWC, axis, 0)
+        for _ in range(2):
+            padded = np.pad(rows, ((1, 1), (0, 0), (0, 0)), mode="edge")
+            rows = ((padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4).astype(np.float32)
+        picture_HWC = np.moveaxis(rows, 0, axis)
+    return picture_HWC
 
 
 def _laplacian(picture_HWC: FloatArray) -> FloatArray:

@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache, partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +18,9 @@ from cm3core.interfaces.dataset import DocumentSource, Provenance, SkippedRecord
 from cm3core.interfaces.task import Record
 from cm3plugins.datasets.emoji.packages import STYLE_PACKAGES
 from cm3plugins.scenes.composing import RASTERS, Item, Scene, box_of, draw, plain
-from cm3plugins.scenes.config import ScenesConfig
 from cm3plugins.scenes.folder import folder_sprites
 from cm3plugins.scenes.held_out import Composer, HeldOut
-from cm3plugins.scenes.keys import SizeName
+from cm3plugins.scenes.keys import Form, RasterName, SizeName
 from cm3plugins.scenes.sprites import Sprites, emoji_sprites
 from cm3plugins.scenes.wording import Change, Question, Words, change, question
 
@@ -29,6 +28,22 @@ from cm3plugins.scenes.wording import Change, Question, Words, change, question
 _VERSION = 1
 #: Scenes that are kept, so that a document's texts and pictures are composed once.
 _KEPT = 4096
+
+
+class Settings(Protocol):
+    """The keys of the data set's config."""
+
+    split: str
+    form: Form
+    sprites: str | None
+    concepts: str
+    styles: list[str]
+    raster: RasterName
+    max_concepts: int
+    num_scenes: int
+    image_size: int
+    seed: int
+    cache_dir: str | None
 
 
 class SceneSource(DocumentSource):
@@ -42,7 +57,7 @@ class SceneSource(DocumentSource):
         DataError: the split has too few concepts.
     """
 
-    def __init__(self, config: ScenesConfig, sprites: Sprites) -> None:
+    def __init__(self, config: Settings, sprites: Sprites) -> None:
         self.config, self.sprites = config, sprites
         self.raster = RASTERS[config.raster]
         self.unit = config.image_size // self.raster.side
@@ -50,7 +65,9 @@ class SceneSource(DocumentSource):
         sizes: Sequence[SizeName] = list(self.raster.sizes)
         self.words = Words(sprites.labels, self.held_out.several_styles, len(sizes) > 1)
         # plain pictures of `valid` are those of `train`, which its scenes are composed of
-        self._plain = [(index, size) for index in self.held_out.drawings(config.split) for size in sizes]  # fmt: skip
+        self._plain = [
+            (index, size) for index in self.held_out.drawings(config.split) for size in sizes
+        ]
         self.composer = Composer(
             self.held_out, config.split, self.raster, config.seed, config.max_concepts
         )
@@ -196,7 +213,7 @@ class SceneSource(DocumentSource):
         return self.fingerprint
 
 
-def sprites_of(config: ScenesConfig) -> Sprites:
+def sprites_of(config: Settings) -> Sprites:
     """The drawings that a config names; made once a process for equal keys."""
     if config.sprites is not None:
         return folder_sprites(config.sprites, tuple(config.styles), config.cache_dir)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from einops import reduce
 
 from cm3core.document import PixelArray
 from cm3core.errors import DataError
@@ -24,10 +24,12 @@ from cm3plugins.datasets.emoji.source import provenance_of
 from cm3plugins.datasets.vector.render import Renderings
 from cm3plugins.svg import render_svg
 
-#: Two drawings of a style whose mean squared difference at `TWINS_SIDE` pixels is below this are one to the eye: only the
-#: first is used. In units of squared 8-bit steps.
-TWINS_BELOW = 450.0
+#: Two drawings whose mean squared difference at `TWINS_SIDE` pixels is below this are one to the eye: only the first is used.
+#: In squared 8-bit steps.
+TWINS_BELOW = 700.0
 TWINS_SIDE = 16
+#: Drawings that are compared with all others at once.
+_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Sprite:
 
 
 class Sprites(ABC):
-    """Drawings in a fixed order; no two of a style look the same.
+    """Drawings in a fixed order; no two usable ones look the same.
 
     Args:
         sprites: what they show.
@@ -86,24 +88,23 @@ class Sprites(ABC):
 
     @cached_property
     def usable(self) -> tuple[int, ...]:
-        """The drawings that don't look like an earlier one of their style, in order."""
-        small = self.pixels(TWINS_SIDE)
-        flat = composed(small, (255, 255, 255)).reshape(len(small), -1).astype(np.float32)
-        by_style: defaultdict[str, list[int]] = defaultdict(list)
-        for index, sprite in enumerate(self.all):
-            by_style[sprite.style].append(index)
-        kept: list[int] = []
-        for own in by_style.values():
-            rows = flat[own]
-            norms = (rows**2).sum(1)
-            near = (norms[:, None] + norms - 2 * rows @ rows.T) / rows.shape[1] < TWINS_BELOW
-            # a drawing without a visible pixel looks like the background
-            near[:, 0] |= ((rows - 255) ** 2).mean(1) < TWINS_BELOW
-            first = np.ones(len(own), bool)
-            for place in range(1, len(own)):
-                first[place] = not (near[place, :place] & first[:place]).any()
-            kept += [index for index, is_first in zip(own, first, strict=True) if is_first]
-        return tuple(sorted(kept))
+        """The drawings that don't look like an earlier one, or like nothing, in order."""
+        small = composed(self.pixels(TWINS_SIDE), (255, 255, 255)).astype(np.float32)
+        flat = small.reshape(len(small), -1)
+        # means of 2 x 2 pixels are at most as far apart as the pixels, and leave few pairs to compare
+        means = reduce(small, "N (Y y) (X x) C -> N (Y X C)", "mean", y=2, x=2)
+        norms = (means**2).sum(1)
+        kept = ((flat - 255) ** 2).mean(1) >= TWINS_BELOW
+        for start in range(0, len(flat), _AT_ONCE):
+            own = means[start : start + _AT_ONCE]
+            until = start + len(own)
+            far = norms[start:until, None] + norms[:until] - 2 * own @ means[:until].T
+            near = (far < TWINS_BELOW * means.shape[1]) & kept[:until]
+            for index in range(start, until):
+                others = np.flatnonzero(near[index - start, :index] & kept[:index])
+                apart = ((flat[others] - flat[index]) ** 2).mean(1)
+                kept[index] &= bool((apart >= TWINS_BELOW).all())
+        return tuple(np.flatnonzero(kept).tolist())
 
     @cached_property
     def by_name(self) -> Mapping[tuple[str, str], int]:
@@ -150,8 +151,10 @@ class EmojiSprites(Sprites):
         ]
         if not self._indices:
             raise DataError(
-                "dataset", f"no drawing is in concepts {concepts!r} and styles {styles}", "widen one of them"
-            )  # fmt: skip
+                "dataset",
+                f"no drawing is in concepts {concepts!r} and styles {styles}",
+                "widen one of them",
+            )
         super().__init__(
             [Sprite(entries[i].concept, entries[i].label, entries[i].style) for i in self._indices],
             cache_dir,

@@ -71,13 +71,13 @@ def protocol(*metrics: str, size: int | None = 32) -> Any:
 
 def first(form: str, num: int) -> list[int]:
     """The numbers whose ids, "FORM/valid/NUMBER", have the smallest hashes."""
-    names = [f"{form}/valid/{number}" for number in range(100_000)]
+    names = [f"{form}/valid/{number}" for number in range(20_000)]
     hashes = [hashlib.sha256(name.encode()).digest() for name in names]
     return sorted(range(len(names)), key=hashes.__getitem__)[:num]
 
 
 def test_a_document_states_what_it_shows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The truth of its scene. Of 100,000 scenes only the samples are composed, and no picture is drawn."""
+    """The truth of its scene. Of 20,000 scenes only the samples are composed, and no picture is drawn."""
     composed: list[int] = []
     scene = SceneSource._scene
 

@@ -170,10 +170,24 @@ def test_a_phrase_tells_a_car_from_a_police_car():
 
 #: Forty things whose names contain each other, in five styles: 200 captions.
 THINGS = [
-    *(f"{kind}{thing}" for thing in ("car", "boat", "lamp", "drum", "bird") for kind in
-      ("", "police ", "racing ", "toy ", "old ", "old toy ")),
-    *("lobster", "tulip", "anvil", "violin", "teapot", "cactus", "kite", "lantern", "walnut", "comet"),
-]  # fmt: skip
+    *(
+        f"{kind}{thing}"
+        for thing in ("car", "boat", "lamp", "drum", "bird")
+        for kind in ("", "police ", "racing ", "toy ", "old ", "old toy ")
+    ),
+    *(
+        "lobster",
+        "tulip",
+        "anvil",
+        "violin",
+        "teapot",
+        "cactus",
+        "kite",
+        "lantern",
+        "walnut",
+        "comet",
+    ),
+]
 CAPTIONS = [
     f"{thing}, {style} style"
     for thing in THINGS
@@ -197,9 +211,10 @@ def test_two_named_things_are_found():
     assert len(CAPTIONS) == 200
     rng = random.Random(0)
     pairs = [
-        pair for pair in (rng.sample(THINGS, 2) for _ in range(300))
+        pair
+        for pair in (rng.sample(THINGS, 2) for _ in range(300))
         if not set(pair[0].split()) & set(pair[1].split())
-    ]  # fmt: skip
+    ]
     assert _share_of_both_named(pairs) < 0.5
     assert _share_of_both_named(pairs, terms="phrases", coverage=True) == 1
 

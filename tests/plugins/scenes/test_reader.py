@@ -165,7 +165,10 @@ class Planted:
 
     def free(self, item: Any) -> tuple[slice, slice] | None:
         """A place without a picture where an object of the item's size has room."""
-        every = [self.box(item, self.source.raster.corner(item.size, p)) for p in self.source.raster.places]  # fmt: skip
+        every = [
+            self.box(item, self.source.raster.corner(item.size, p))
+            for p in self.source.raster.places
+        ]
         boxes = [box for box in every if (self.picture[box] == self.colour).all()]
         return boxes[int(self.rng.integers(len(boxes)))] if boxes else None
 
@@ -239,8 +242,13 @@ def _told(scene: Scene) -> bool:
 
 @rasters
 @pytest.mark.parametrize(
-    "wrong", [name for name, one in vars(Planted).items() if name[0] != "_" and name not in ("box", "some", "free")]
-)  # fmt: skip
+    "wrong",
+    [
+        name
+        for name, one in vars(Planted).items()
+        if name[0] != "_" and name not in ("box", "some", "free")
+    ],
+)
 def test_no_wrong_picture_is_judged_right(raster: RasterName, wrong: str) -> None:
     source = scenes(raster)
     told = [one for one in map(source.scene, range(60)) if _told(one)]

@@ -43,7 +43,9 @@ FINE = RASTERS["fine"]
 KEYS: dict[str, Any] = {"raster": "coarse", "concepts": "quickstart", "styles": ["noto"]}
 
 
-def item(concept: str, *corners: Corner, size: SizeName = "large", place: str = "", style: str = "noto") -> Item:  # fmt: skip
+def item(
+    concept: str, *corners: Corner, size: SizeName = "large", place: str = "", style: str = "noto"
+) -> Item:
     return Item(concept, style, size, corners, place)
 
 
@@ -75,23 +77,58 @@ LEFT = Scene((item("fox", (1, 1)), item("owl", (11, 6), size="small")), "white",
         (ONE, read(background="mint"), "colours", "single_object position styles"),
         (ONE, shown(replace(ONE, background="sand")), "single_object position styles", "colours"),
         # twice is no matter of the kind of object, but of its place
-        (ONE, read(FOX, item("fox", (9, 9)), background="mint"), "single_object colours styles", "position"),
-        (ONE, read(replace(FOX, style="fluent"), background="mint"), "single_object position colours", "styles"),
-        (ONE, read(item("fox", (1, 2)), background="mint"), "single_object colours styles", "position"),
+        (
+            ONE,
+            read(FOX, item("fox", (9, 9)), background="mint"),
+            "single_object colours styles",
+            "position",
+        ),
+        (
+            ONE,
+            read(replace(FOX, style="fluent"), background="mint"),
+            "single_object position colours",
+            "styles",
+        ),
+        (
+            ONE,
+            read(item("fox", (1, 2)), background="mint"),
+            "single_object colours styles",
+            "position",
+        ),
         (TWO, shown(TWO), "two_objects position colours styles", ""),
         (TWO, read(FOX), "colours", "two_objects position styles"),
         # the two at each other's place
-        (TWO, read(item("owl", (1, 1), size="small"), item("fox", (9, 5))), "two_objects colours styles", "position"),
+        (
+            TWO,
+            read(item("owl", (1, 1), size="small"), item("fox", (9, 5))),
+            "two_objects colours styles",
+            "position",
+        ),
         (SEVERAL, shown(SEVERAL), "single_object counting colours styles", ""),
         (SEVERAL, read(item("red-car", (1, 1))), "single_object colours styles", "counting"),
-        (SEVERAL, read(item("red-car", (1, 1), (5, 9), (9, 1))), "single_object colours styles", "counting"),
+        (
+            SEVERAL,
+            read(item("red-car", (1, 1), (5, 9), (9, 1))),
+            "single_object colours styles",
+            "counting",
+        ),
         # equal objects may be anywhere
-        (SEVERAL, read(item("red-car", (1, 1), (5, 9))), "single_object counting colours styles", ""),
+        (
+            SEVERAL,
+            read(item("red-car", (1, 1), (5, 9))),
+            "single_object counting colours styles",
+            "",
+        ),
         (LEFT, shown(LEFT), "two_objects position colours styles", ""),
-        (LEFT, read(item("fox", (9, 1)), item("owl", (1, 6))), "two_objects colours styles", "position"),
+        (
+            LEFT,
+            read(item("fox", (9, 1)), item("owl", (1, 6))),
+            "two_objects colours styles",
+            "position",
+        ),
         (LEFT, read(item("owl", (1, 6))), "colours", "two_objects position styles"),
     ],
-)  # fmt: skip
+)
 def test_facts_by_hand(scene: Scene, reading: Reading, right: str, wrong: str) -> None:
     wanted = dict.fromkeys(right.split(), True) | dict.fromkeys(wrong.split(), False)
     assert facts(reading, scene, FINE) == wanted
@@ -242,7 +279,9 @@ def test_captions_by_hand(scene: Scene, text: str, is_true: bool) -> None:
 
 
 def test_captions_name_the_style_where_there_are_several() -> None:
-    assert is_caption("a fox at the top left, in noto style", replace(ONE, background="white"), FINE, STYLED)  # fmt: skip
+    assert is_caption(
+        "a fox at the top left, in noto style", replace(ONE, background="white"), FINE, STYLED
+    )
     for text in ("a fox at the top left", "a fox at the top left, in fluent style"):
         assert not is_caption(text, replace(ONE, background="white"), FINE, STYLED)
 

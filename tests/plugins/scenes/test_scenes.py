@@ -123,12 +123,14 @@ def combinations(scenes: list[Scene]) -> dict[str, set[tuple[str, ...]]]:
         "concepts": {(item.concept,) for _, _, item in items},
         "styles": {(item.concept, item.style) for _, _, item in items},
         "relations": {
-            (item.concept, scene.relation) for scene, place, item in items if scene.relation and not place
+            (item.concept, scene.relation)
+            for scene, place, item in items
+            if scene.relation and not place
         },
         "counts": {
             (item.concept, str(len(item.corners))) for _, _, item in items if len(item.corners) > 1
         },
-    }  # fmt: skip
+    }
 
 
 def test_splits_hold_out_what_they_claim_to() -> None:
