@@ -821,7 +821,7 @@ def _scene_documents() -> list[str]:
     own = {raster: found[raster]["retrieval"] for raster in ("fine", "coarse")}
     names = [name for name in own["fine"] if name != "num"]
     return _table(
-        f"keys | fine, all styles ({own['fine']['num']}) | coarse, noto ({own['coarse']['num']})",
+        f"keys | fine ({own['fine']['num']}) | coarse ({own['coarse']['num']})",
         [(name, *(f"{100 * one[name]:.0f}%" for one in own.values())) for name in names],
     )
 

@@ -35,7 +35,7 @@ FILE = Path(__file__).parent / "figures" / "scenes.json"
 #: Raster -> keys of the data set, and the weights of its image tokenizer.
 RASTERS: Mapping[str, tuple[dict[str, Any], str]] = {
     "fine": ({"raster": "fine", "image_size": 64}, "bundled:scenes64"),
-    "coarse": ({"raster": "coarse", "image_size": 32, "styles": ["noto"]}, "bundled:scenes32"),
+    "coarse": ({"raster": "coarse", "image_size": 32}, "bundled:scenes64"),
 }
 RETRIEVERS: Mapping[str, dict[str, Any]] = {
     "words": {},

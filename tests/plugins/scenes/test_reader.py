@@ -82,7 +82,7 @@ def test_larger_pictures_are_read_too(raster: RasterName) -> None:
 def test_most_scenes_are_read_after_the_bundled_tokenizer(raster: RasterName) -> None:
     source, side = scenes(raster, "all"), SIZES[raster]
     tokenizer = PatchTokenizerConfig(
-        resolution=side, codebook_size=4096, weights=f"bundled:scenes{side}"
+        resolution=side, codebook_size=4096, weights="bundled:scenes64"
     ).build()
     own = [source.scene(number) for number in range(60)]
     pictures = tokenizer.decode(tokenizer.encode(np.stack([source.pixels(one) for one in own])))
