@@ -230,6 +230,7 @@ def test_no_command_writes_pixels_but_with_facts() -> None:
     import cm3apps.cli
 
     allowed = {
+        "_data_export.py",  # of a data set, with what it says of each picture beside it
         "_tracing.py",  # for the tracer
         "data.py",
         "tokenizer.py",

@@ -81,7 +81,9 @@ def test_every_op_is_right_in_every_direction_and_dtype(name: str, *, interprete
     assert {row["status"] for row in rows} <= {"dry run", "not run"}
     right = {row["provider"] for row in rows if row["status"] == "dry run"}
     assert {op.baseline, "torch chain"} & right
-    assert [one for one in right if one.startswith("cm3/")]
+    ours = [row for row in rows if row["provider"].startswith("cm3/")]
+    machine_lacks = all(str(row.get("reason")).startswith("it needs a CPU") for row in ours)
+    assert machine_lacks or [one for one in right if one.startswith("cm3/")]
     assert len({(row["dtype"], row["direction"]) for row in rows}) == len(op.limits) * len(
         op.directions
     )
