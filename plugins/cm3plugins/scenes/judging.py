@@ -55,7 +55,10 @@ class ScenesMetricConfig(SceneMetricConfig):
     """Percentage of pictures that show exactly their scene, read by correlation with every drawing at every place and size:
     all objects in number, size, style and place, the background, and nothing else. Also, of those whose prompt says it, the
     percentages by fact, as in GenEval: single object, two objects, counting, position, colours (of the background), styles.
-    Has the keys of all metrics of scenes."""
+    Has the keys of all metrics of scenes. Beside them stand the same of the true pictures after the image tokenizer, which
+    bound what a model with these codes can reach."""
+
+    bounded: ClassVar[bool] = True
 
     def build(self) -> Metric:
         """Return a metric without samples."""
