@@ -280,11 +280,13 @@ def check_numbers(place: str, values: object, ranges: Mapping[str, tuple[float, 
     for key, value, below in _numbers(values, ""):
         usual = _INT_RANGE if isinstance(value, int) else _FLOAT_RANGE
         least, most = ranges.get(key, usual)
+        if isinstance(value, int):  # there are whole numbers beyond the largest float
+            most = min(most, sys.float_info.max)
         low = value < least
         rule = f"at least {least:,}" if low else f"at most {most:,}"
         bound = least if low else most
-        nearest = str(int(bound) if isinstance(value, int) else bound)
-        if not math.isfinite(value):
+        nearest = str(int(bound) if isinstance(value, int) and abs(bound) < 2**64 else bound)
+        if isinstance(value, float) and not math.isfinite(value):
             rule, nearest = "finite", ""
         check_value(
             f"{place}.{key}{below}", value, least <= value <= most, must_be=rule, instead=nearest

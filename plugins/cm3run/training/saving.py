@@ -13,7 +13,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,21 +105,27 @@ def _held(out_dir: Path) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
-            names = {path.name for path in out_dir.iterdir()}
-            refused = isinstance(error, CM3Error) and not read_metrics(out_dir)
-            if made and names <= ({LOCK, *DESCRIPTION} if refused else {LOCK}):
-                _remove(made, names)
+            if made:
+                _leave(made, refused=isinstance(error, CM3Error))
             raise
 
 
-def _remove(made: Sequence[Path], names: Collection[str]) -> None:
-    """Delete these files, and the folders if they are empty then, innermost first."""
+def _leave(made: Sequence[Path], *, refused: bool) -> None:
+    """Delete the folders that a run made, innermost first, if nothing was done in them.
+
+    Args:
+        made: the run's folder, then its parents.
+        refused: the run ended by an error that names a cause, and what describes it is not needed.
+    """
     try:
-        for name in names:
-            (made[0] / name).unlink()
-        for folder in made:
-            folder.rmdir()
-    except OSError:  # another process uses it
+        names = {path.name for path in made[0].iterdir()}
+        refused = refused and not read_metrics(made[0])
+        if names <= ({LOCK, *DESCRIPTION} if refused else {LOCK}):
+            for name in names:
+                (made[0] / name).unlink()
+            for folder in made:
+                folder.rmdir()
+    except OSError:  # another process uses them
         return
 
 

@@ -310,9 +310,10 @@ def start(
     schedule, processes = Schedule.of(recipe.train), options.processes
     trackers = trackers_of(recipe, registry) if processes.is_first else []
     micro_batches(recipe.train.batch_rows, recipe.train.accumulate, processes.world_size)
-    processes.check_same({**plugin_versions(registry.plugins), "recipe": recipe.hash})
     OutputFolder(out_dir, resumes=True)
     check_links(out_dir)
+    # all have looked at the folder before one can be refused, and remove it
+    processes.check_same({**plugin_versions(registry.plugins), "recipe": recipe.hash})
     origin = Origin.find(
         recipe, out_dir, registry, resume=options.resume, trust_endpoints=options.trust_endpoints
     )

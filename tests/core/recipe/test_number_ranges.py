@@ -137,6 +137,15 @@ def test_defaults_are_in_range() -> None:
     assert TRAIN_RANGES["num_threads"] == (1, MAX_THREADS)
 
 
+def test_a_whole_number_where_any_number_is_allowed() -> None:
+    TrainSection(steps=1, clip_norm=0).check()
+    TrainSection(steps=1, clip_norm=10**30).check()
+    for value, said in ((-1, "is -1, must be at least 0"), (10**400, "must be at most 1.79")):
+        with pytest.raises(RecipeError) as caught:
+            TrainSection(steps=1, clip_norm=value).check()
+        assert said in str(caught.value)
+
+
 def test_a_plugin_that_states_no_range_and_calls_no_base_still_has_the_usual_one() -> None:
     @dataclass(kw_only=True)
     class Careless(ComponentConfig):
