@@ -10,13 +10,15 @@ race and no time, and no number that a GPU would compute: values read back are c
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import traceback
 import weakref
 from collections import Counter, namedtuple
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 from weakref import WeakSet
 
 import torch
@@ -379,3 +381,10 @@ def value_of(dtype: torch.dtype) -> Any:
     if dtype == torch.bool:
         return READ[torch.bool]
     return READ["floating" if dtype.is_floating_point else "integer"]
+
+
+def end(found: object) -> NoReturn:
+    """Print what was found as JSON and end the process without finalising the interpreter: autograd has started threads for
+    the pretended devices, and one that asks for the lock of a finalising interpreter ends the process with SIGABRT."""
+    print(json.dumps(found), flush=True)
+    os._exit(0)
