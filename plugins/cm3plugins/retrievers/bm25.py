@@ -35,7 +35,7 @@ _WORD = re.compile(r"\w+")
 _PHRASES = (2, 3)
 #: How much a term counts that a document before contains: little, but of two documents of the same thing the one in the
 #: style of the query is better. It is chosen from so many that have most of what is uncovered.
-_COVERED, _NEAR = 0.25, 16
+_COVERED, _NEAR = 0.25, 64
 #: What no term is and no phrase begins or ends with: the stop words of Lucene's EnglishAnalyzer.
 _STOP_WORDS = frozenset(
     re.findall(

@@ -256,6 +256,6 @@ def several(raster: Raster, named: Named, number: int, rng: np.random.Generator)
     return Item(*named, size, tuple(sorted(item.corners[0] for item in items)))
 
 
-def plain(raster: Raster, named: Named, size: SizeName) -> Scene:
-    """One object in the middle, on white: a document that shows a drawing."""
-    return Scene((Item(*named, size, (raster.middle[size],)),), "white")
+def plain(raster: Raster, named: Named, size: SizeName, background: str = "white") -> Scene:
+    """One object in the middle: a document that shows a drawing."""
+    return Scene((Item(*named, size, (raster.middle[size],)),), background)

@@ -160,7 +160,7 @@ class Composer:
     def admits(self, scene: Scene, split: str | None = None) -> bool:
         """Whether a scene belongs to a split, by default the composer's. A plain picture, which is a document, never does."""
         middle = self.raster.middle
-        if scene.background == "white" and all(i.corners == (middle[i.size],) for i in scene.items):
+        if all(item.corners == (middle[item.size],) for item in scene.items):
             return False
         return self.held_out.admits(scene, self.split if split is None else split)
 

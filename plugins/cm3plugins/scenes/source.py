@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,12 +21,12 @@ from cm3plugins.datasets.emoji.packages import STYLE_PACKAGES
 from cm3plugins.scenes.composing import RASTERS, Item, Scene, box_of, draw, plain
 from cm3plugins.scenes.folder import folder_sprites
 from cm3plugins.scenes.held_out import Composer, HeldOut
-from cm3plugins.scenes.keys import Form, RasterName, SizeName
+from cm3plugins.scenes.keys import BACKGROUNDS, Form, RasterName, SizeName
 from cm3plugins.scenes.sprites import Sprites, emoji_sprites
 from cm3plugins.scenes.wording import Change, Question, Words, change, question
 
 #: Increased whenever a number stands for another scene.
-_VERSION = 1
+_VERSION = 2
 #: Scenes that are kept, so that a document's texts and pictures are composed once.
 _KEPT = 4096
 
@@ -65,9 +66,8 @@ class SceneSource(DocumentSource):
         sizes: Sequence[SizeName] = list(self.raster.sizes)
         self.words = Words(sprites.labels, self.held_out.several_styles, len(sizes) > 1)
         # plain pictures of `valid` are those of `train`, which its scenes are composed of
-        self._plain = [
-            (index, size) for index in self.held_out.drawings(config.split) for size in sizes
-        ]
+        self._drawings = list(self.held_out.drawings(config.split))
+        self._plain = list(itertools.product(BACKGROUNDS, self._drawings, sizes))
         self.composer = Composer(
             self.held_out, config.split, self.raster, config.seed, config.max_concepts
         )
@@ -78,19 +78,21 @@ class SceneSource(DocumentSource):
         return len(self._plain) if self.config.form == "plain" else self.config.num_scenes
 
     def id(self, index: int) -> str:
-        """Style, concept and size of a plain picture; else the form, split and number."""
+        """Style, concept, size and background of a plain picture; else the form, split and number. White isn't named: of
+        equally good documents the first by its id is retrieved, and a prompt that names no background means white."""
         if self.config.form == "plain":
-            place, size = self._plain[index]
+            background, place, size = self._plain[index]
             sprite = self.sprites.all[place]
-            return f"{sprite.style}/{sprite.concept}/{size}"
+            name = f"{sprite.style}/{sprite.concept}/{size}"
+            return name if background == "white" else f"{name}/{background}"
         return f"{self.config.form}/{self.config.split}/{index}"
 
     def _scene(self, index: int) -> Scene:
         """The scene of a document; of an edit, the scene that it leads to."""
         if self.config.form == "plain":
-            place, size = self._plain[index]
+            background, place, size = self._plain[index]
             sprite = self.sprites.all[place]
-            return plain(self.raster, (sprite.concept, sprite.style), size)
+            return plain(self.raster, (sprite.concept, sprite.style), size, background)
         return (
             self.change(index).after if self.config.form == "edit" else self.composer.scene(index)
         )
@@ -124,7 +126,7 @@ class SceneSource(DocumentSource):
             return {"source": before, "instruction": one.instruction, "target": after}
         picture = self.picture(scene)
         if form == "plain":
-            return {"image": picture, "caption": self.words.name(scene.items[0])}
+            return {"image": picture, "caption": self.words.name(scene.items[0], scene.background)}
         if form == "question":
             asked = self.question(index)
             return {"image": picture, "question": asked.question, "answer": asked.answer}
@@ -178,18 +180,20 @@ class SceneSource(DocumentSource):
         return (
             self._composed
             if self.config.form != "plain"
-            else self.sprites.provenance(self._plain[index][0])
+            else self.sprites.provenance(self._plain[index][1])
         )
 
     def provenances(self) -> Mapping[Provenance, int]:
         """Without composing a scene."""
         if self.config.form != "plain":
             return {self._composed: len(self)}
-        return Counter(self.sprites.provenance(index).shared for index, _ in self._plain)
+        each = len(self) // len(self._drawings)
+        found = Counter(self.sprites.provenance(index).shared for index in self._drawings)
+        return {one: number * each for one, number in found.items()}
 
     @cached_property
     def _composed(self) -> Provenance:
-        return _together([self.sprites.provenance(index).shared for index, _ in self._plain])
+        return _together([self.sprites.provenance(index).shared for index in self._drawings])
 
     @property
     def skipped(self) -> list[SkippedRecord]:

@@ -155,10 +155,10 @@ class Words:
             text += _WITH_STYLE[style].format(style=items[0].style)
         return text
 
-    def name(self, item: Item) -> str:
-        """The caption of a plain picture: "small red car in noto style"."""
-        words = self.bare(item)
-        return f"{words} in {item.style} style" if self.several_styles else words
+    def name(self, item: Item, background: str) -> str:
+        """The caption of a plain picture: "a small red car in noto style, on white". With its article, as in a scene's caption:
+        a name at the beginning of a text has other tokens than one inside, and would not be found by attention."""
+        return f"{self.thing(item, style=self.several_styles)}, on {background}"
 
 
 def in_words(parts: list[str]) -> str:
