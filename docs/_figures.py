@@ -845,13 +845,13 @@ def _scene_reader() -> list[str]:
     )
 
 
-def _quickstart() -> list[str]:
+def _quickstart_icons() -> list[str]:
     """What one quickstart drew of held-out icons, as `docs/_quickstart.py` stored it."""
     return _table(
         " | | usable | thing | first five | hand | copy",
         [
             (f"`{split}`", row, *_verdicts(found))
-            for split, rows in stored("quickstart.json")["splits"].items()
+            for split, rows in stored("quickstart-icons.json")["splits"].items()
             for row, found in rows.items()
         ],
     )
@@ -935,7 +935,7 @@ def tables() -> dict[str, dict[str, list[str]]]:
         "models.md": {"large model": _large_model()},
         "evaluation.md": {"scorers": _scorers(), "torchumm": _torchumm(), "usable": _usable()},
         "own-pictures.md": {"colour-codes": _colour_codes()},
-        "quickstart.md": {"quickstart": _quickstart()},
+        "quickstart.md": {"quickstart icons": _quickstart_icons()},
         "scenes.md": {"documents": _scene_documents(), "reader": _scene_reader()},
         "speedrun.md": {"speedrun": _speedrun()},
         "recipes.md": {"training memory": _training_memory()},

@@ -1,8 +1,9 @@
 """Store what a `cm3 quickstart` drew and measured, for docs/quickstart.md: `python docs/_quickstart.py cm3-quickstart`.
 
-It writes docs/figures/quickstart.json, and pictures: the answers to prompts, and the first cases of sets of which nothing was
-trained, none selected: with verdicts for docs/quickstart.md, with nearness for docs/gallery.md. `python docs/_generate.py` makes
-the page's tables of the file.
+Of scenes it writes docs/figures/quickstart.json, and a picture: the first scenes of unseen objects, none selected, with verdicts.
+Of icons (`--recipe quickstart`) it writes docs/figures/quickstart-icons.json, and pictures: the answers to prompts, and the first
+cases of sets of which nothing was trained, none selected: with verdicts for docs/quickstart.md, with nearness for
+docs/gallery.md. `python docs/_generate.py` makes the page's tables of the files.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from cm3run.nearness import NEARLY_A_COPY, nearness
 from cm3run.sheets import grid
 
 DOCS = Path(__file__).parent
-FILE = DOCS / "figures" / "quickstart.json"
+FIGURES = DOCS / "figures"
 SCORES = ("usable", "thing", "thing_top5", "in_hand", "copied")
 #: Rows of the sheet of cases to show.
 SHEET_ROWS = 6
@@ -39,22 +40,41 @@ def main() -> None:
     training, drawn = (
         json.loads((run / f"{name}.json").read_text("utf-8")) for name in ("training", "drawn")
     )
-    splits = {split: scores_of(found) for split, found in drawn["scores"].items()}
-    picture, near = cases_of(run / "evaluation" / "missing")
-    save(picture, "quickstart-cases")
     figures = {
         "minutes": round(drawn["minutes"], 1),
         "training_minutes": round(training["seconds"] / 60, 1),
         "steps": training["step"],
         "tokens": training["tokens"],
         "gib": round(max(training["peak_memory_bytes"], drawn["peak_memory_bytes"]) / 2**30, 2),
-        "splits": splits,
-        "cases": {"num": len(near), "copies": sum(one >= NEARLY_A_COPY for one in near)},
     }
-    FILE.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    is_of_icons = "restyle" in drawn["scores"]
+    figures |= icons(run, drawn) if is_of_icons else scenes(run, drawn)
+    name = "quickstart-icons" if is_of_icons else "quickstart"
+    text = json.dumps(figures, indent=1) + "\n"
+    (FIGURES / f"{name}.json").write_text(text, encoding="utf-8")
+
+
+def scenes(run: Path, drawn: dict[str, Any]) -> dict[str, Any]:
+    """The rows of the table of scenes, as in the report, and the sheet of unseen objects."""
+    save(Image.open(run / "evaluation" / "unseen" / "verdicts.png"), "quickstart-unseen", 256)
+    kept = ("name", "value", "spread", "num", "beside", "beside_spread")
+    judged = {
+        name: [{key: one[key] for key in kept if key in one} for one in found["scores"]]
+        for name, found in drawn["scores"].items()
+    }
+    return {"judged": judged}
+
+
+def icons(run: Path, drawn: dict[str, Any]) -> dict[str, Any]:
+    """The scores of each split, with the nearness of the gallery's cases; and the pictures."""
+    splits = {split: scores_of(found) for split, found in drawn["scores"].items()}
+    picture, near = cases_of(run / "evaluation" / "missing")
+    save(picture, "quickstart-cases")
     save(Image.open(run / "answers.png"), "quickstart-answers")
     sheet = Image.open(run / "evaluation" / "missing" / "verdicts.png")
     save(sheet.crop((0, 0, sheet.width, SHEET_ROWS * 116)), "quickstart-missing")
+    cases = {"num": len(near), "copies": sum(one >= NEARLY_A_COPY for one in near)}
+    return {"splits": splits, "cases": cases}
 
 
 def scores_of(found: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
@@ -100,12 +120,12 @@ def cell(drawn: PixelArray, beside: Sequence[PixelArray]) -> PixelArray:
     return np.asarray(canvas)
 
 
-def save(picture: Image.Image, name: str) -> None:
+def save(picture: Image.Image, name: str, colours: int = _COLOURS) -> None:
     """Write a picture in few colours, at most 900 pixels wide."""
     width = min(900, picture.width)
     height = round(picture.height * width / picture.width)
     small = picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
-    small.quantize(_COLOURS).save(DOCS / "images" / f"{name}.png", optimize=True)
+    small.quantize(colours).save(DOCS / "images" / f"{name}.png", optimize=True)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Final, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypedDict
 
 from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 
@@ -32,6 +32,36 @@ if TYPE_CHECKING:
 CAPTIONED = ("image", "caption")
 #: Means a folder in `DocumentSourceConfig.reads`, instead of a file extension.
 FOLDER = "/"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Held-out documents that say how good a model trained on a data set is, see `DocumentSourceConfig.judged`.
+
+    Args:
+        name: the name of the results' folder.
+        title: in reports.
+        split: the split of the documents.
+        scores: the scores, as in a protocol; empty: those of any captioned pictures.
+        headings: name of each score that a report shows -> its heading; the first one, a percentage, says whether a result is
+            right, and the others what is. Empty: all scores.
+        makes: what the model is asked for: pictures for the captions, or captions of the pictures.
+        num: documents to judge, unless time is short.
+        memory_split: documents to prepend come from this split; None: from what was trained.
+        num_retrieved: documents to prepend; None: as the recipe says.
+        copies: whether real pictures that could be copied instead are scored, too.
+    """
+
+    name: str
+    title: str
+    split: str
+    scores: Sequence[Mapping[str, Any]] = ()
+    headings: Mapping[str, str] = field(default_factory=dict)
+    makes: Literal["pictures", "captions"] = "pictures"
+    num: int = 48
+    memory_split: str | None = None
+    num_retrieved: int | None = None
+    copies: bool = False
 
 
 @dataclass(kw_only=True)
@@ -80,6 +110,11 @@ class DocumentSourceConfig(ComponentConfig):
         so that a task that asks for others is refused before the data is read. None (the default): known only from the
         data."""
         return None
+
+    def judged(self) -> list[Judged]:
+        """Return by which held-out documents, and by which scores of them, a model trained on it is judged, the most
+        telling first. By default none are named: its held-out splits are then scored as any captioned pictures."""
+        return []
 
     def structures(self) -> list[str]:
         """Return the names of structures in its records (the field `feature` of tasks such

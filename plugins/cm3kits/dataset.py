@@ -265,6 +265,20 @@ class DocumentSourceContract(ConfigLaws[DocumentSource]):
                 continue  # no documents in it
         return found
 
+    def law_what_is_judged_are_its_splits(self) -> None:
+        """Results that are judged have different names, and come from splits of the data set, as their documents do."""
+        judged = self.config.judged() if self.config is not None else []
+        names = [one.name for one in judged]
+        same(sorted(set(names)), sorted(names), "asked for judged(), and looked at the names")
+        for one in judged:
+            for split in {one.split, one.memory_split} - {None}:
+                holds(
+                    split in type(self.config).splits,
+                    f"asked for judged(), and looked at {one.name!r}",
+                    f"one of the splits {', '.join(type(self.config).splits)}",
+                    split,
+                )
+
     def law_fingerprint_is_stable(self) -> None:
         """Sources of the same data have the same, non-empty fingerprint."""
         first = self.subject.fingerprint

@@ -20,21 +20,22 @@ EXAMPLE = """examples:
   cm3 quickstart
   cm3 quickstart --minutes 8 -o small
   cm3 quickstart --tokenizer train -o from-scratch
-  cm3 quickstart --minutes 60 "dataset.sets=[]"
+  cm3 quickstart dataset.sprites=my/drawings -o mine
+  cm3 quickstart --recipe quickstart --minutes 18 -o icons
 The same command resumes an interrupted run. When it is done, open report.md in the folder."""
 
 
 def configure(parser: ArgumentParser) -> None:
     """Add the command's options."""
     parser.description = (
-        "Train a small CM3leon on the bundled icons, with retrieved documents prepended; answer prompts, judge what it "
-        "draws of held-out icons, caption and inpaint; and write a report."
+        "Train a small CM3leon on scenes of bundled drawings, with retrieved documents prepended; judge exactly what it draws "
+        "of objects that it never saw; answer prompts, caption and inpaint; and write a report."
     )
     parser.epilog = EXAMPLE
     parser.add_argument(
         "--minutes",
         type=real_number(0, 10_000_000, above=True),
-        default=18.0,
+        default=25.0,
         help="length of the whole run, on this machine (default: %(default)g)",
     )
     parser.add_argument(
@@ -57,7 +58,9 @@ def configure(parser: ArgumentParser) -> None:
         help="folder of all results (default: %(default)s)",
     )
     parser.add_argument(
-        "--recipe", default="quickstart", help="the recipe to train (default: %(default)s)"
+        "--recipe",
+        default="scenes-small",
+        help="the recipe to train, such as quickstart, for icons (default: %(default)s)",
     )
     add_device(parser, "where the networks are trained and run")
     add_training_precision(parser)
@@ -67,14 +70,14 @@ def configure(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Run the quickstart; return the exit code."""
-    from cm3apps.quickstart.pipeline import Quickstart
+    from cm3apps.quickstart.pipeline import RECIPE, Quickstart
     from cm3run.training import TrainingInterrupted
 
     plugins = "".join(f"--plugin {shlex.quote(str(path))} " for path in args.plugin)
     options = ["--minutes", f"{args.minutes:g}", "-o", str(args.out)]
     if args.tokenizer == "train":
         options += ["--tokenizer", "train", "--tokenizer-minutes", f"{args.tokenizer_minutes:g}"]
-    if args.recipe != "quickstart":
+    if args.recipe != RECIPE:
         options += ["--recipe", args.recipe]
     if args.device is not None:
         options += ["--device", args.device]

@@ -6,7 +6,7 @@ tokenizer/     with `--tokenizer train`: the image tokenizer's run
 plan.json      the remaining minutes for training
 run/           the decoder's run: checkpoints, metrics, and TensorBoard if it is installed
 model/         the trained model, ready for `cm3 generate --model`
-evaluation/    what the judge says of held-out pictures, a folder of `cm3 eval` for each split
+evaluation/    the scores of held-out documents, a folder of `cm3 eval` for each kind
 drawn.json     scores, answers and captions, with their pictures next to it
 report.md      the report
 """
@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 
 #: Share of the total time reserved for judging and for the report; the rest is training.
 SHARE_AFTER_TRAINING = 0.3
-MOST_MINUTES_AFTER_TRAINING = 5.4
+MOST_MINUTES_AFTER_TRAINING = 5.0
+#: The recipe that is trained by default.
+RECIPE = "scenes-small"
 #: Minimum share of the total time for training, even if rendering and encoding the pictures took
 #: long.
 LEAST_SHARE_OF_TRAINING = 0.1
@@ -61,7 +63,7 @@ class Quickstart:
     out: Path
     _: KW_ONLY
     minutes: float
-    recipe_name: str = "quickstart"
+    recipe_name: str = RECIPE
     overrides: Sequence[str] = ()
     tokenizer_minutes: float | None = None
     command: str = "cm3 quickstart"
@@ -72,7 +74,7 @@ class Quickstart:
             raise RecipeError(
                 "--minutes",
                 "must be more than 0",
-                "give the total minutes, such as 18",
+                "give the total minutes, such as 25",
             )
 
     @property
@@ -162,7 +164,7 @@ class Quickstart:
         for_minutes = "" if length is None else f" for {length:.1f} minutes"
         self._say(2, f"training the decoder{for_minutes}")
         training = self._train(recipe)
-        self._say(3, "judging held-out pictures; answers, captions, inpainting")
+        self._say(3, "judging what it draws; answers, captions, inpainting")
         drawn = self._draw(recipe)
         self._say(4, "report")
         from cm3apps.quickstart.report import write_report

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,9 @@ import torch
 
 import cm3core
 from cm3apps.evaluation.evaluating import SHEET
+from cm3apps.evaluation.measured import COPIED, RECONSTRUCTED
 from cm3apps.markdown_text import code, plain
-from cm3apps.quickstart.judged import FOLDER
+from cm3apps.quickstart.judged import FOLDER, judged_of, judged_split
 from cm3apps.quickstart.pictures import write_curves
 from cm3apps.quickstart.showing import num_named
 from cm3core.errors import MissingPackageError
@@ -22,20 +24,23 @@ from cm3core.recipe.recipe import files_of
 from cm3run.training.metrics import read_metrics
 
 if TYPE_CHECKING:
+    from cm3core.interfaces.dataset import DocumentSourceConfig, Judged
     from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
 
-SPLITS = {
-    "train": "what it was trained on (`train`)",
-    "restyle": "things of `train` in hands that lack them there (`restyle`)",
-    "variant": "held-out variants of drawings that `train` has (`variant`)",
-    "missing": "half of the things of sets of which nothing was trained, with the other half in the memory (`missing`)",
-    "compose": "two parts of names of `train`, held out together (`compose`)",
-    "unseen": "things held out in all hands (`unseen`)",
-    "valid": "held-out documents (`valid`)",
+#: First score of a table -> what it means.
+_MEANINGS = {
+    "usable": "Usable: the asked thing, in the asked hand, and no copy of a document or of a drawing of the memory.",
+    "scenes": "Right: all objects in number, size and place, the background, and nothing else. The other columns are percentages "
+    "of the pictures whose prompt says the fact (object: of one kind of object; objects: of several); documents: of the prompts "
+    "whose documents show every named object.",
+    "scene_caption": "True: in any of the data set's wordings.",
 }
-#: Scores that a table shows, by the name in scores.json -> heading; of other metrics, all.
-SCORES = {"usable": "usable %", "thing": "thing %", "in_hand": "hand %", "copied": "copies %"}
+#: What stands beside the scores of what was drawn -> its row.
+_BESIDE = {
+    RECONSTRUCTED: "real, after the image tokenizer: the ceiling",
+    COPIED: "first document, copied",
+}
 
 
 def write_report(
@@ -58,14 +63,18 @@ def write_report(
         )
     for name, text in files_of(recipe, registry).items():
         write_text(out / name, text)
+    config = recipe.dataset
+    assert config is not None
+    pictures = [_answers(out, drawn), _judged(out, drawn, config)]
+    if not any(one["kind"] for one in drawn["answers"]):  # only drawn, as the judged ones are
+        pictures.reverse()
     parts = [
         _head(command),
-        _answers(out, drawn),
-        _judged(out, drawn),
+        *pictures,
         _run(training, drawn),
         _captions(drawn),
         _losses(training, curves),
-        _again(out),
+        _again(out, drawn),
     ]
     path = out / "report.md"
     write_text(path, "\n".join(parts))
@@ -121,46 +130,63 @@ def _answers(out: Path, drawn: dict[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _judged(out: Path, drawn: dict[str, Any]) -> str:
-    lines = [
-        "## Held-out pictures",
-        "",
-        "The first documents of each split by a hash of their ids, one sample of each, none selected; scores with "
-        "standard errors. Usable: the asked",
-        "thing, in the asked hand, and no copy of a document or of a drawing of the memory. "
-        "The rows below the first are of real drawings and of",
-        "copies, for comparison.",
-        "",
-    ]
-    for split, scores in drawn["scores"].items():
-        lines += [f"### {_title(split)[:1].upper()}{_title(split)[1:]}", ""]
-        sheet = f"{FOLDER}/{split}/{SHEET}"
+def _judged(out: Path, drawn: dict[str, Any], config: DocumentSourceConfig) -> str:
+    """What was drawn of held-out documents: of each kind a sheet, then its scores; and the first scores of all."""
+    lines = ["## Held-out documents", ""]
+    judged, meanings = {one.name: one for one in judged_of(config)}, {**_MEANINGS}
+    rows = ["| | cases | | this run | ceiling |", "| --- | --- | --- | --- | --- |"]
+    for name, scores in drawn["scores"].items():
+        own = judged.get(name) or judged_split(config, name)
+        lines += [f"### {own.title[:1].upper()}{own.title[1:]}", ""]
+        sheet = f"{FOLDER}/{name}/{SHEET}"
         if (out / sheet).exists():
-            lines += [f"![{plain(split)}]({sheet})", ""]
-        lines += [*score_rows(scores), "", *_nats(scores), ""]
-    return "\n".join(lines)
+            lines += [f"![{plain(name)}]({sheet})", ""]
+        first = next(iter(own.headings), "")
+        meaning = [meanings.pop(first), ""] if first in meanings else []  # told once
+        lines += [*score_rows(scores, own.headings), "", *meaning, *_nats(scores), ""]
+        rows += _summary(own, scores)
+    how = (
+        "The first documents of each split by a hash of their ids, one sample of each, none selected; scores with standard "
+        "errors. A sheet shows the first cases. The rows below the first are of real pictures and of copies, for comparison."
+    )
+    table = ["### All scores", "", *rows, ""] if len(rows) > 2 else []
+    return "\n".join([*lines, *table, how, ""])
 
 
-def score_rows(scores: dict[str, Any]) -> list[str]:
+def _summary(judged: Judged, scores: dict[str, Any]) -> list[str]:
+    """The row of one kind of documents: the first score, and that of the real pictures after the image tokenizer."""
+    for name, heading in judged.headings.items():
+        for one in scores["scores"]:
+            if one["name"] != name or "value" not in one:
+                continue
+            beside, spread = one.get("beside", {}), one.get("beside_spread", {})
+            ceiling = _score(beside.get(RECONSTRUCTED), spread.get(RECONSTRUCTED))
+            own = _score(one["value"], one["spread"])
+            return [f"| {judged.title} | {one['num']} | {heading} | {own} | {ceiling} |"]
+    return []
+
+
+def score_rows(scores: dict[str, Any], headings: Mapping[str, str]) -> list[str]:
     """The scores of what was drawn, and those of real drawings and copies, as a table in Markdown.
 
     Args:
         scores: the content of scores.json.
+        headings: name of a score to show -> its heading; if there is none of these, all are shown.
     """
     found = {one["name"]: one for one in scores["scores"] if "value" in one}
-    names = [name for name in SCORES if name in found]
+    names = [name for name in headings if name in found]
     names = names or [name for name in found if not name.endswith("_nats")]
     beside = list(dict.fromkeys(row for name in names for row in found[name].get("beside", {})))
-    head = ["pictures", *(SCORES.get(name, name) for name in names)]
+    head = ["", *(headings.get(name, name) for name in names)]
     rows = [head, ["---"] * len(head)]
-    rows.append(["**drawn**", *(_score(found[n]["value"], found[n]["spread"]) for n in names)])
+    rows.append(["**this run**", *(_score(found[n]["value"], found[n]["spread"]) for n in names)])
     for row in beside:
         own = (found[name] for name in names)
         values = [
             _score(one.get("beside", {}).get(row), one.get("beside_spread", {}).get(row))
             for one in own
         ]
-        rows.append([row, *values])
+        rows.append([_BESIDE.get(row, row), *values])
     return [f"| {' | '.join(row)} |" for row in rows]
 
 
@@ -199,15 +225,14 @@ def repair_rows(drawn: dict[str, Any]) -> list[str]:
 
 
 def _title(split: str) -> str:
-    return SPLITS.get(split, plain(split))
+    return "what it was trained on (`train`)" if split == "train" else f"`{plain(split)}`"
 
 
 def _captions(drawn: dict[str, Any]) -> str:
-    lines = ["## Captions", ""]
-    if not drawn["captions"]:
+    if not drawn["captions"] and not drawn["repairs"]:
         why = "No captions and no inpainting: the objective masks nothing, so the model only continues."
-        return "\n".join([*lines, why, ""])
-    lines += [*caption_rows(drawn), ""]
+        return "\n".join(["## Captions", "", why, ""])
+    lines = ["## Captions", "", *caption_rows(drawn), ""] if drawn["captions"] else []
     for split, captions in drawn["captions"].items():
         lines += [
             f"![captions, {plain(split)}](captions-{split}.png)",
@@ -256,8 +281,9 @@ def loss_rows(training: dict[str, Any]) -> list[str]:
     ]
 
 
-def _again(out: Path) -> str:
+def _again(out: Path, drawn: dict[str, Any]) -> str:
     model = shlex.quote(str(out / "model"))
+    prompt = next((one["prompt"] for one in reversed(drawn["answers"])), "")
     run = out / "run"
     watching = [f"tensorboard --logdir {shlex.quote(str(run))}"] * (run / "tensorboard").is_dir()
     return "\n".join(
@@ -265,7 +291,7 @@ def _again(out: Path) -> str:
             "## Next steps",
             "",
             "```bash",
-            f'cm3 generate "bell off, outline rounded" --model {model} --n 4 -o drawn',
+            f"cm3 generate {shlex.quote(prompt)} --model {model} --n 4 -o drawn",
             f"cm3 caption picture.png --model {model}",
             f"cm3 infill picture.png --box 16,16,48,48 --model {model} -o repaired.png",
             *watching,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from cm3apps.evaluation.tasks.documents import order
-from cm3apps.quickstart.judged import are_judged, limited, splits_of
+from cm3apps.quickstart.judged import judged_of, limited, splits_of
 from cm3apps.quickstart.pictures import Row, write_table
 from cm3core.document import Document, Image, PixelArray, text_of
 from cm3core.errors import CM3Error
@@ -69,7 +69,7 @@ def _shown(model: Model, document: Document) -> Shown | None:
 
 
 def show(model: Model, out: Path, share: float = 1.0) -> dict[str, Any]:
-    """Answer prompts, caption and inpaint; write sheets into `out`; return what is told of them.
+    """Answer prompts, caption (unless captions are judged) and inpaint; write sheets into `out`; return what is told of them.
 
     Args:
         model: the trained model.
@@ -92,16 +92,18 @@ def show(model: Model, out: Path, share: float = 1.0) -> dict[str, Any]:
         ]
     if not model.components.serializer.max_spans:  # it was never trained to fill gaps
         return found
+    are_captioned = any(one.makes == "captions" for one in judged_of(config))
     for split in dict.fromkeys([*splits_of(config)[:1], config.split]):
         some = shown_of(model, split, limited(NUM_READ, share))
         if not some:
             continue
-        captions = model.captions([one.pixels for one in some], num_retrieved=0)
-        found["captions"][split] = [
-            {"real": one.text, "written": text.text}
-            for one, text in zip(some, captions, strict=True)
-        ]
-        _caption_table(out / f"captions-{split}.png", some, found["captions"][split])
+        if not are_captioned:
+            captions = model.captions([one.pixels for one in some], num_retrieved=0)
+            found["captions"][split] = [
+                {"real": one.text, "written": text.text}
+                for one, text in zip(some, captions, strict=True)
+            ]
+            _caption_table(out / f"captions-{split}.png", some, found["captions"][split])
         if model.components.serializer.form.is_sequence:  # without places to cut out
             continue
         pictures_of = _inpainted(model, some)
@@ -114,9 +116,8 @@ def _prompted(model: Model) -> tuple[str, ...]:
     """The splits whose captions are prompts: for icons, things of the memory, things of other hands, and neither."""
     config = model.recipe.dataset
     assert config is not None
-    if are_judged(config):
-        return config.split, "restyle", "compose"
-    return config.split, *splits_of(config)[:1]
+    composed = ("compose",) if "compose" in config.splits else ()
+    return tuple(dict.fromkeys([config.split, *splits_of(config)[:1], *composed]))
 
 
 def _answer_sheet(model: Model, pictures: Sequence[GeneratedImage]) -> PixelArray:

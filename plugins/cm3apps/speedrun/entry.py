@@ -12,14 +12,14 @@ import os
 import platform
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from cm3apps.evaluation.results import ResultFolder
-from cm3apps.quickstart.judged import evaluated, protocol_of
+from cm3apps.quickstart.judged import evaluated, judged_split, protocol_of
 from cm3apps.speedrun.rules import JUDGED, Track, Verdict, check_entry, spread, verdict
 from cm3core.errors import CM3Error
 from cm3core.files import write_text
@@ -155,7 +155,7 @@ class Entry:
             "tokens": result.tokens,
             "parameters": sum(one.numel() for one in model.components.decoder.module.parameters()),
             "nats": self._nats(recipe, result.metrics),
-            "scores": self._judged(model, folder / "judged"),
+            "scores": self._judged(model, folder),
         }
 
     def _nats(self, recipe: Recipe, metrics: Mapping[str, float]) -> float:
@@ -164,11 +164,15 @@ class Entry:
         return mean(metrics[f"validation/{split}/image_loss{end}"] for split in self.track.splits)
 
     def _judged(self, model: Model, folder: Path) -> dict[str, float]:
-        split = self.track.splits[0]
-        protocol = protocol_of(model, split, self.track.drawings, nats=False)
+        config, split = model.recipe.dataset, self.track.splits[0]
+        assert config is not None
+        known = judged_split(config, split)
+        scores = [one for one in known.scores if one["metric"]["name"] != "nats"]
+        judged = replace(known, name="judged", scores=scores)
+        protocol = protocol_of(model, judged, self.track.drawings)
         if protocol is None:
             raise CM3Error(f"split {split!r}", "has no icon", "use the data of the speedrun")
-        rows = {row["name"]: row for row in evaluated(model, protocol, folder)["scores"]}
+        rows = {row["name"]: row for row in evaluated(model, protocol, folder, judged)["scores"]}
         return {name: float(rows[name]["value"]) for name in JUDGED}
 
     # ---- the record

@@ -12,13 +12,14 @@ from cm3apps.evaluation.own_folder import num_groups
 from cm3apps.evaluation.shipped import find_protocol, shortened, told
 from cm3apps.evaluation.tasks import open_task
 from cm3apps.evaluation.tasks.documents import apart
-from cm3apps.quickstart.judged import are_judged, drawn_scores, splits_of
+from cm3apps.quickstart.judged import declared, drawn_scores, splits_of
 from cm3apps.sweep.plan import Plan, check_life
 from cm3core.config.schema import to_plain
 from cm3core.errors import DataError
 from cm3run.evaluation.protocol import Protocol, score_configs
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from cm3core.interfaces import DocumentSourceConfig
@@ -106,7 +107,7 @@ def _default(plan: Plan, num: int | None) -> Protocol:
     assert config is not None  # as was checked
     assert recipe.image_tokenizer is not None
     split = _split(recipe, config)
-    held, is_apart = replace(config, split=split).build(), not are_judged(config)
+    held, is_apart = replace(config, split=split).build(), not declared(config)
     own = apart(held, replace(config, split="train").build()) if is_apart else None
     if not (groups := num_groups(held, own)):
         raise DataError(
@@ -115,7 +116,7 @@ def _default(plan: Plan, num: int | None) -> Protocol:
             "hold others out, or name a protocol (--protocol)",
         )
     number = min(groups, NUM if num is None else num)
-    scores: list[dict[str, Any]] = []
+    scores: list[Mapping[str, Any]] = []
     if not plan.only_draws_differently():
         scores.append({"metric": {"name": "held_out_loss"}})
     if plan.shares_weights():

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from cm3core.errors import RecipeError, close_match
 from cm3core.interfaces.component import check_value
-from cm3core.interfaces.dataset import DocumentSourceConfig
+from cm3core.interfaces.dataset import DocumentSourceConfig, Judged
 from cm3core.interfaces.reach import READS, TEXT, WRITES, Outside, Reach
 from cm3plugins.datasets.emoji.packages import STYLE_PACKAGES
-from cm3plugins.scenes.keys import FIELDS, SPLITS, UNITS, Form, RasterName
+from cm3plugins.scenes.keys import FIELDS, HEADINGS, SPLITS, UNITS, Form, RasterName
 
 if TYPE_CHECKING:
     from cm3plugins.scenes.source import SceneSource
@@ -22,13 +22,13 @@ class ScenesConfig(DocumentSourceConfig):
     """Scenes of one to four objects whose content is known exactly, composed of the bundled emoji or of your own sprites.
 
     Every scene is a function of these keys and its number, so any of them is drawn at once. Documents for retrieval are
-    plain pictures, one of each drawing and size (the form "plain").
+    plain pictures, one of each drawing, size and background (the form "plain").
 
     Args:
         split: "train"; "valid" (other scenes of the same concepts); "unseen" (a fifth of the concepts, which no picture or
             document of train or valid has, in any style); "comp" (a known concept in a style, or a concept and a relation,
             never together in train); "counts" (a known concept and a number, never together in train); "all".
-        form: "scene": fields image, caption; "plain": one object in the middle, on white, the same fields; "edit": fields
+        form: "scene": fields image, caption; "plain": one object in the middle, the same fields; "edit": fields
             source, instruction, target (replace, remove, add, move, background, style); "question": fields image,
             question, answer (what, how many, where, which colour, yes or no); "boxes": fields caption, objects, image;
             "grounding": fields image, phrase, objects.
@@ -77,6 +77,40 @@ class ScenesConfig(DocumentSourceConfig):
     def memory_config(self) -> DocumentSourceConfig:
         """Plain pictures of the split's concepts; of `comp` and `counts`, those of the known concepts."""
         return self if self.form == "plain" else replace(self, form="plain")
+
+    def judged(self) -> list[Judged]:
+        """Of scenes: unseen objects with and without documents that show them, known ones, and captions, all by their
+        truth. What is retrieved is plain pictures of all concepts, as a scene of unseen ones needs."""
+        if self.form != "scene":
+            return []
+
+        def scores(*names: str) -> list[dict[str, Any]]:
+            keys = {"sprites": self.sprites, "concepts": self.concepts, "styles": [*self.styles]}
+            return [{"metric": {"name": one, **keys, "raster": self.raster}} for one in names]
+
+        drawn = {name: text for name, text in HEADINGS.items() if name.startswith("scenes")}
+        found = drawn | {"scene_documents": HEADINGS["scene_documents"]}
+        beside = scores("scenes", "scene_documents")
+        number = 100
+        return [
+            Judged(
+                "unseen", "unseen objects, with documents", "unseen", beside, found,
+                num=number, memory_split="all",
+            ),
+            Judged(
+                "unseen-alone", "unseen objects, without documents", "unseen", scores("scenes"), drawn,
+                num=number, num_retrieved=0,
+            ),
+            Judged(
+                "known", "known objects, with documents", "valid", beside, found,
+                num=number, memory_split="all",
+            ),
+            Judged(
+                "captions", "captions of known objects", "valid", scores("scene_caption"),
+                {"scene_caption": HEADINGS["scene_caption"]},
+                makes="captions", num=number, num_retrieved=0,
+            ),
+        ]  # fmt: skip  # a title and its scores a line are easier to compare
 
     def reaches(self) -> list[Reach]:
         """Declare a user's list of concepts."""

@@ -49,3 +49,16 @@ FIELDS: Mapping[Form, tuple[str, ...]] = {
 
 #: Units a side of each raster.
 UNITS: Mapping[RasterName, int] = {"fine": 16, "coarse": 8}
+
+#: Score -> its heading in reports.
+HEADINGS: Mapping[str, str] = {
+    "scenes": "right",
+    "scenes_single_object": "object",
+    "scenes_two_objects": "objects",
+    "scenes_counting": "number",
+    "scenes_position": "place",
+    "scenes_colours": "background",
+    "scenes_styles": "style",
+    "scene_documents": "documents",
+    "scene_caption": "true",
+}

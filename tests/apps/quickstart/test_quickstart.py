@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,8 +21,11 @@ from cm3apps.quickstart.pictures import TILE, write_table
 from cm3apps.quickstart.pipeline import Quickstart
 from cm3core.errors import RecipeError
 from cm3core.images import save_png
+from cm3core.interfaces.dataset import Judged
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
+from cm3plugins.datasets import icons
+from cm3plugins.scenes.keys import HEADINGS
 from cm3run.build import build
 from cm3run.model import Model
 from messages import tells
@@ -36,14 +40,14 @@ SMALL = [
     "train.validation_documents=2",
 ]
 ICONS = ["dataset.sets=[heroicons,basil]", "dataset.things_share=0.15"]
+SCENES = ["dataset.num_scenes=60"]
 
 
 @pytest.fixture
 def overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A quickstart of a few icons, with its own cache folder."""
     monkeypatch.setenv("CM3_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(judged, "NUM_JUDGED", 2)
-    monkeypatch.setattr(judged, "ICON_SPLITS", ("restyle", "variant"))
+    monkeypatch.setattr(icons, "JUDGED_SPLITS", {"restyle": "restyled", "variant": "variants"})
     monkeypatch.setattr(showing, "NUM_ANSWERS", 2)
     monkeypatch.setattr(showing, "NUM_READ", 2)
     return [*SMALL, *ICONS]
@@ -52,7 +56,9 @@ def overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def untrained(out: Path, overrides: list[str]) -> Model:
     """The model of a quickstart before its first step."""
     registry = load_registry()
-    recipe = Quickstart(registry, out, minutes=1, overrides=overrides).recipe()
+    recipe = Quickstart(
+        registry, out, minutes=1, recipe_name="quickstart", overrides=overrides
+    ).recipe()
     return Model(recipe, build(recipe, registry, stage="train"))
 
 
@@ -72,7 +78,8 @@ def test_all_stages_and_again(
     pytest.importorskip("matplotlib", reason="needs pip install 'cm3leon[plots]'")
     monkeypatch.setenv("CM3_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "out"
-    arguments = ["quickstart", "-o", str(out), *make_folder(tmp_path / "data", 13)]
+    arguments = ["quickstart", "-o", str(out), "--recipe", "quickstart"]
+    arguments += make_folder(tmp_path / "data", 13)
     with monkeypatch.context() as missing:
         missing.setitem(sys.modules, "matplotlib", None)
         missing.setitem(sys.modules, "torch.utils.tensorboard", None)
@@ -105,13 +112,71 @@ def test_all_stages_and_again(
     assert f"done: open {out / 'report.md'}" in capsys.readouterr().out
 
 
+def test_scenes_are_judged_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default recipe on few scenes; a model of three steps draws none of them, and the true pictures are right."""
+    pytest.importorskip("matplotlib", reason="needs pip install 'cm3leon[plots]'")
+    out = tmp_path / "out"
+    monkeypatch.setattr(showing, "NUM_ANSWERS", 1)
+    arguments = ["quickstart", "--minutes", "0.1", "-o", str(out), *SMALL, *SCENES]
+    assert main(arguments) == 0
+    drawn = json.loads((out / "drawn.json").read_text())
+    assert list(drawn["scores"]) == ["unseen", "unseen-alone", "known", "captions"]
+    for name, scores in drawn["scores"].items():
+        found = {one["name"]: one for one in scores["scores"]}
+        first = found["scene_caption" if name == "captions" else "scenes"]
+        assert (first["value"], first["num"]) == (0, 2)
+        assert (out / "evaluation" / name / "verdicts.png").is_file()
+        if name != "captions":
+            assert first["beside"]["real"] == 100
+            assert "reconstructed" in first["beside"], "the reader's ceiling, of the same cases"
+        assert ("scene_documents" in found) == (name in ("unseen", "known"))
+        rows = (out / "evaluation" / name / "made.jsonl").read_text().splitlines()
+        prepended = [json.loads(row)["documents"] for row in rows]
+        assert any(prepended) == (name in ("unseen", "known"))
+    assert drawn["captions"] == {}, "they are judged"
+    written = (out / "report.md").read_text()
+    places = ["evaluation/unseen/verdicts.png", "the ceiling |", "answers.png", "losses.png"]
+    assert [written.index(one) for one in places] == sorted(written.index(one) for one in places)
+    assert "| unseen objects, with documents | 2 | right | 0 ± 0 |" in written
+    before = (out / "evaluation" / "unseen" / "scores.json").stat().st_mtime_ns
+    assert main(arguments) == 0, "the same command again only writes the report"
+    assert before == (out / "evaluation" / "unseen" / "scores.json").stat().st_mtime_ns
+
+
+def test_what_a_model_cannot_do_is_not_judged() -> None:
+    """Without retrieval, unseen objects have no documents; an objective that masks nothing writes no captions."""
+
+    def judged_by(*overrides: str) -> list[str]:
+        recipe = compose("scenes-small", [*overrides], registry=load_registry())
+        assert recipe.dataset is not None
+        serializer = SimpleNamespace(max_spans=int(recipe.component_names["objective"] == "cm3"))
+        components = SimpleNamespace(serializer=serializer)
+        model: Any = SimpleNamespace(recipe=recipe, components=components)
+        return [one.name for one in judged.possible(model, judged.judged_of(recipe.dataset))]
+
+    assert judged_by() == ["unseen", "unseen-alone", "known", "captions"]
+    assert judged_by("retriever=none") == ["unseen-alone", "known", "captions"]
+    assert judged_by("objective=causal") == ["unseen", "unseen-alone", "known"]
+    assert judged_by("dataset.split=all") == [], "that would judge what was trained"
+    assert judged_by("dataset.form=edit") == ["valid", "unseen", "comp", "counts"]
+
+
+def test_a_verdict_in_words_by_hand() -> None:
+    scores = {"scenes": 0.0, "scenes_two_objects": 100.0, "scenes_position": 0.0, "other": 0.0}
+    assert judged.verdict_of(scores, HEADINGS) == "wrong: place"
+    assert judged.verdict_of(scores | {"scenes_position": 100.0}, HEADINGS) == "wrong"
+    assert judged.verdict_of({"scenes": 100.0, "scene_documents": 0.0}, HEADINGS) == "right"
+    assert judged.verdict_of({"judge_r1": 0.0}, {}) == "", "nothing says what is right"
+
+
 @pytest.mark.slow
 def test_icons_are_judged_beside_copies_and_prompts_are_answered(
     overrides: list[str], tmp_path: Path
 ) -> None:
     """With 20 drawings of two sets; a model of three steps draws nothing usable, and real drawings are no copies."""
     out = tmp_path / "out"
-    assert main(["quickstart", "-o", str(out), *overrides]) == 0
+    few = ["--minutes", "0.1", "--recipe", "quickstart"]
+    assert main(["quickstart", *few, "-o", str(out), *overrides]) == 0
     drawn = json.loads((out / "drawn.json").read_text())
     assert list(drawn["scores"]) == ["restyle", "variant"]
     for split, scores in drawn["scores"].items():
@@ -136,11 +201,11 @@ def test_few_pictures_are_not_ranked(tmp_path: Path) -> None:
     for number, metrics in ((10, beside), (13, [*beside, "judge"])):
         folder = tmp_path / f"{number}"
         model = untrained(tmp_path, make_folder(folder, number))
-        protocol = judged.protocol_of(model, "all", 6)
+        protocol = judged.protocol_of(model, Judged("all", "all", "all"), 6)
         assert protocol is not None
         assert [one["metric"]["name"] for one in protocol.scores] == metrics
         assert protocol.task["num"] == 6
-        assert judged.protocol_of(model, "test", 48) is None, "without documents"
+        assert judged.protocol_of(model, Judged("test", "test", "test"), 48) is None, "none there"
 
 
 def test_icons_are_judged_where_the_judge_knows_them() -> None:
@@ -149,8 +214,8 @@ def test_icons_are_judged_where_the_judge_knows_them() -> None:
         assert config is not None
         return judged.splits_of(config)
 
-    assert splits() == judged.ICON_SPLITS
-    assert splits("dataset.styles=[]") != judged.ICON_SPLITS, "colour is not judged"
+    assert splits() == tuple(icons.JUDGED_SPLITS)
+    assert splits("dataset.styles=[]") != splits(), "colour is not judged"
     assert splits("dataset.held_out=by_name") == ("comp", "compose", "unseen")
     assert splits("dataset=emoji") == ("comp", "unseen")
     assert splits("dataset=folder", "dataset.path=x") == ("valid",)
@@ -159,14 +224,14 @@ def test_icons_are_judged_where_the_judge_knows_them() -> None:
 
 def test_training_takes_most_of_the_time() -> None:
     registry = load_registry()
-    assert Quickstart(registry, Path("x"), minutes=18).training_minutes == pytest.approx(12.6)
-    assert Quickstart(registry, Path("x"), minutes=40).training_minutes == 34.6
+    assert Quickstart(registry, Path("x"), minutes=10).training_minutes == pytest.approx(7)
+    assert Quickstart(registry, Path("x"), minutes=25).training_minutes == 20
 
 
 def test_no_minutes_are_refused() -> None:
     with pytest.raises(RecipeError) as caught:
         Quickstart(load_registry(), Path("x"), minutes=0)
-    assert tells(caught.value, "--minutes: must be more than 0 ... as 18")
+    assert tells(caught.value, "--minutes: must be more than 0 ... as 25")
 
 
 def test_a_wrong_override_is_found_before_anything_is_done(
@@ -221,17 +286,18 @@ def test_tables_by_hand() -> None:
             {"name": "fid", "skipped": "no weights"},
         ]
     }
-    assert report.score_rows(scores) == [
-        "| pictures | usable % | copies % |",
+    headings = {"usable": "usable %", "thing": "thing %", "copied": "copies %"}
+    assert report.score_rows(scores, headings) == [
+        "|  | usable % | copies % |",
         "| --- | --- | --- |",
-        "| **drawn** | 12.5 ± 1.5 | 0 ± 1.5 |",
+        "| **this run** | 12.5 ± 1.5 | 0 ± 1.5 |",
         "| real | 50 ± 0.25 | 2 ± 0.25 |",
-        "| copied | 0 ± 0.25 |  |",
+        "| first document, copied | 0 ± 0.25 |  |",
     ]
     other = {"scores": [{"name": "r1-pixels", "value": 25.0, "spread": None, "num": 4}]}
-    assert report.score_rows(other)[-1] == "| **drawn** | 25 |"
+    assert report.score_rows(other, headings)[-1] == "| **this run** | 25 |"
     repairs = {"x": {"num": 2, "inpainted": 0.25, "white": 0.5}}
-    assert report.repair_rows({"repairs": repairs})[-1] == "| x | 2 | 0.250 | 0.500 |"
+    assert report.repair_rows({"repairs": repairs})[-1] == "| `x` | 2 | 0.250 | 0.500 |"
 
 
 def test_the_error_of_a_box_by_hand() -> None:
@@ -267,7 +333,8 @@ def test_drawing_and_encoding_count_as_minutes(
         def __init__(self, components: object) -> None:
             clock[0] += 90
 
-    quickstart = Quickstart(load_registry(), tmp_path / "out", minutes=5, overrides=own)
+    run_of = partial(Quickstart, load_registry(), recipe_name="quickstart")
+    quickstart = run_of(tmp_path / "out", minutes=5, overrides=own)
     before = quickstart.recipe()
     assert before.train.minutes == pytest.approx(3.5)
     with monkeypatch.context() as patch:
@@ -275,13 +342,13 @@ def test_drawing_and_encoding_count_as_minutes(
         patch.setattr("time.monotonic", lambda: clock[0])
         planned = quickstart._plan(before, 100.0)
         assert planned.train.minutes == pytest.approx(3.5 - 1.5)
-        again = Quickstart(load_registry(), tmp_path / "out", minutes=5, overrides=own)
+        again = run_of(tmp_path / "out", minutes=5, overrides=own)
         assert again.recipe().hash == planned.hash
         assert again._plan(again.recipe(), 0.0).hash == planned.hash
         clock[0] = 100.0
-        short = Quickstart(load_registry(), tmp_path / "short", minutes=0.3, overrides=own)
+        short = run_of(tmp_path / "short", minutes=0.3, overrides=own)
         assert short._plan(short.recipe(), 100.0).train.minutes == pytest.approx(0.03)
-    longer = Quickstart(load_registry(), tmp_path / "out", minutes=10, overrides=own)
+    longer = run_of(tmp_path / "out", minutes=10, overrides=own)
     assert longer.training_minutes == pytest.approx(7.0)
 
 
@@ -290,9 +357,14 @@ def test_what_a_set_lacks_is_drawn_with_the_rest_of_it_in_the_memory() -> None:
         return SimpleNamespace(split=split)
 
     remembering: Any = judged.remembering  # of any model
+    config = compose("quickstart", [], registry=load_registry()).dataset
+    assert config is not None
+    recipe = SimpleNamespace(retriever=SimpleNamespace(retrieves=True))
     for split in (None, "all"):  # what generation retrieves from, by the recipe
         components = SimpleNamespace(memory_split=split)
-        model: Any = SimpleNamespace(split="train", with_memory=with_memory, components=components)
-        memory = {split: remembering(model, split).split for split in judged.ICON_SPLITS}
+        model: Any = SimpleNamespace(
+            split="train", with_memory=with_memory, components=components, recipe=recipe
+        )
+        memory = {one.name: remembering(model, one).split for one in judged.judged_of(config)}
         assert memory.pop("missing") == "available"
         assert set(memory.values()) == {"train"}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cm3core.document import Codes, Document, Image, PixelArray, Text
-from cm3core.interfaces.dataset import Original, SkippedRecord
+from cm3core.interfaces.dataset import Judged, Original, SkippedRecord
 from cm3kits.dataset import DocumentSourceContract
 from cm3kits.samples import ListSource, example_documents
 from kit_mutants import assert_covers, assert_law_fails, cases
@@ -211,6 +211,22 @@ class StatesAnotherField(ThingsConfig):
         return ("image", "title")
 
 
+@dataclass(kw_only=True)
+class JudgesAnotherSplit(ThingsConfig):
+    """Is judged by a split that it does not have."""
+
+    def judged(self) -> list[Judged]:
+        return [Judged("unseen", "unseen things", "unseen")]
+
+
+@dataclass(kw_only=True)
+class JudgesTwice(ThingsConfig):
+    """Has two results of one name."""
+
+    def judged(self) -> list[Judged]:
+        return [Judged("held-out", "held-out things", split) for split in ("valid", "all")]
+
+
 MUTANTS: dict[str, list[Any]] = {
     "records_have_the_stated_fields": [StatesAnotherField],
     "a_generator_decides_the_document": [ItsOwnGenerator, TurnsPictures],
@@ -235,6 +251,7 @@ MUTANTS: dict[str, list[Any]] = {
     "skipped_records_say_why": [SkipsWithoutReason],
     "texts_hold_every_canonical_text": [KeepsTexts],
     "the_original_is_a_picture_file": [OriginalsAsText],
+    "what_is_judged_are_its_splits": [JudgesAnotherSplit, JudgesTwice],
     "without_a_generator_it_is_canonical": [RemembersTheGenerator],
 }
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from cm3core.errors import RecipeError, close_match
-from cm3core.interfaces.dataset import CAPTIONED, DocumentSourceConfig
+from cm3core.interfaces.dataset import CAPTIONED, DocumentSourceConfig, Judged
 from cm3core.interfaces.reach import READS, TEXT, WRITES, Outside
 from cm3plugins.datasets.icons.captions import DEFAULT_TEMPLATES, FIELDS
 from cm3plugins.datasets.icons.sets import EMOJI_TITLES, STYLE_WORDS, all_sets
@@ -24,6 +24,21 @@ HeldOut: TypeAlias = Literal["closed", "by_name"]
 SPLITS_OF: Mapping[str, tuple[str, ...]] = {
     "closed": ("train", "unseen", "compose", "restyle", "variant", "strangers", "near", "all"),
     "by_name": ("train", "comp", "compose", "unseen", "all"),
+}
+
+#: Splits by which a model is judged, the most telling first -> titles.
+JUDGED_SPLITS: Mapping[str, str] = {
+    "restyle": "things of `train` in hands that lack them there (`restyle`)",
+    "variant": "held-out variants of drawings that `train` has (`variant`)",
+    "missing": "half of the things of sets of which nothing was trained, with the other half in the memory (`missing`)",
+    "unseen": "things held out in all hands (`unseen`)",
+}
+#: Score -> its heading in reports.
+HEADINGS: Mapping[str, str] = {
+    "usable": "usable %",
+    "thing": "thing %",
+    "in_hand": "hand %",
+    "copied": "copies %",
 }
 
 #: What a designer's held-out set lacks, and what is in the designer's memory; both overlap with the closed splits.
@@ -113,6 +128,23 @@ class IconSourceConfig(DocumentSourceConfig):
     def record_fields(self) -> tuple[str, ...]:
         """A picture and its caption."""
         return CAPTIONED
+
+    def judged(self) -> list[Judged]:
+        """Whether drawings are usable, for icons without colour that closed splits hold out; nothing else is known to the
+        judge of icons."""
+        if self.held_out != "closed" or "-colour" not in self.styles:
+            return []
+        scores: list[dict[str, Any]] = [
+            {"metric": {"name": "usable", "sets": [*self.sets]}},
+            {"metric": {"name": "nats", "modality": "image"}},
+        ]
+        memory = {"missing": "available"}
+        return [
+            Judged(
+                split, title, split, scores, HEADINGS, memory_split=memory.get(split), copies=True
+            )
+            for split, title in JUDGED_SPLITS.items()
+        ]
 
     @property
     def splits(self) -> tuple[str, ...]:  # type: ignore[override]  # of the way of holding out

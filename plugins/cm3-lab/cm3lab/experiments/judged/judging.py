@@ -10,7 +10,7 @@ from typing import Any
 
 from cm3apps.evaluation.evaluating import Evaluation
 from cm3apps.evaluation.tasks import open_task
-from cm3apps.quickstart.judged import are_judged, protocol_of, remembering
+from cm3apps.quickstart.judged import declared, judged_split, protocol_of, remembering
 from cm3core.errors import CM3Error
 from cm3lab.experiments.judged import JudgedSettings
 from cm3run.model import Model
@@ -30,7 +30,8 @@ BESIDE = ("real", "thing copied", "hand copied")
 def check_judged(model: Model, place: str) -> None:
     """Raise `CM3Error` if the judge does not know the model's data set."""
     config = model.recipe.dataset
-    if config is None or not are_judged(config):
+    scores = [] if config is None else [score for one in declared(config) for score in one.scores]
+    if not any(one["metric"]["name"] == "usable" for one in scores):
         raise CM3Error(
             place,
             "the model's data set is not icons without colour, held out by closed splits, which the judge knows",
@@ -50,15 +51,18 @@ def judged(
         out: gets a folder of `cm3 eval` for each split.
     """
     found = {}
+    config = model.recipe.dataset
+    assert config is not None
     for split in settings.splits:
-        protocol = protocol_of(model, split, settings.num)
+        known = judged_split(config, split)
+        protocol = protocol_of(model, known, settings.num)
         if protocol is None:
             raise CM3Error(
                 f"split {split!r}", "has no icon in this model's data set", "leave it out"
             )
         only = [one for one in protocol.scores if one["metric"]["name"] == "usable"]
         protocol = replace(protocol, name=f"judged-{split}", scores=only, seed=settings.seed)
-        asked, registry = remembering(model, split), model.components.registry
+        asked, registry = remembering(model, known), model.components.registry
         task = open_task(
             protocol.task, size=protocol.size, data=None, model=asked, registry=registry
         )
