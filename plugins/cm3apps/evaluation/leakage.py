@@ -9,7 +9,7 @@ from typing import Any
 
 from cm3apps.evaluation.looks import MOST_LOOKED_AT, Looks
 from cm3apps.evaluation.made import num_retrieved
-from cm3apps.evaluation.tasks.base import Sample, Task
+from cm3apps.evaluation.tasks.base import OF_PICTURES, Sample, Task
 from cm3core.document import Codes, Image, PixelArray, content_keys
 from cm3core.errors import DataError
 from cm3core.images import fit
@@ -38,7 +38,7 @@ def check_memory(
     Raises:
         DataError: there are leaks.
     """
-    if task.makes not in ("pictures", "edits") or not num_retrieved(model, options):
+    if task.makes not in OF_PICTURES or not num_retrieved(model, options):
         return {"retrieves": False}
     memory = model.components.memory
     references = {one.picture_key: one.key for one in task.samples if _expected(task, one)}
@@ -101,7 +101,7 @@ def _leaks(
 
 def _expected(task: Task, sample: Sample) -> Callable[[], PixelArray] | None:
     """Loads the picture that the model should make; None: it is unknown."""
-    return sample.edited if task.makes == "edits" else sample.picture
+    return sample.picture if task.makes == "pictures" else sample.edited
 
 
 def _other_memories(model: Model) -> str:

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cm3apps.evaluation.tasks.base import Sample, Task
+from cm3apps.evaluation.tasks.base import OF_PICTURES, Sample, Task
 from cm3core.config.schema import to_plain
 from cm3core.document import PixelArray
 from cm3core.errors import DataError
@@ -132,7 +132,7 @@ def make(model: Model, made: Made, seed: int, options: dict[str, Any]) -> None:
         options: keyword arguments of the model's methods.
     """
     missing = made.missing()
-    if made.task.makes in ("pictures", "edits"):
+    if made.task.makes in OF_PICTURES:
         _make_pictures(model, made, missing, seed, options)
     else:
         _make_texts(model, made, missing, seed, options)
@@ -173,6 +173,9 @@ def _picture_jobs(
             [sample.prompt], 1, seed=seed, truncate=True, draw=True, force=True, **options
         )[0]
     assert sample.picture is not None
+    if task.makes == "fillings":
+        own = {**options, "seed": seed, "truncate": True}
+        return iter(model.infill_job(sample.picture(), sample.hidden, sample.prompt, **own)[:1])
     given = {**options, "seed": seed, "task": task.component}
     return model.edit_jobs(sample.picture(), sample.prompt, 1, truncate=True, **given)[0]
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cm3core.boxes import Boxes
 from cm3core.document import PixelArray
 from cm3plugins.scenes.keys import BACKGROUNDS, UNITS, RasterName, Relation, SizeName
 from cm3plugins.scenes.sprites import composed
@@ -139,6 +140,25 @@ def box_of(raster: Raster, size: SizeName, corner: Corner, unit: int) -> tuple[i
     """
     (left, top), units = corner, raster.sizes[size]
     return left * unit, top * unit, (left + units) * unit, (top + units) * unit
+
+
+def boxes_of(
+    raster: Raster, items: Sequence[Item], labels: Mapping[str, str], unit: int = 1
+) -> Boxes:
+    """The boxes of all objects of some items, in a picture of so many pixels a unit.
+
+    Args:
+        raster: where objects may be.
+        items: the items.
+        labels: concept -> its name.
+        unit: pixels a unit.
+    """
+    found = [
+        (labels[item.concept], box_of(raster, item.size, corner, unit))
+        for item in items
+        for corner in item.corners
+    ]
+    return Boxes(tuple(found), (raster.side * unit, raster.side * unit))
 
 
 def draw(

@@ -31,7 +31,7 @@ class ScenesConfig(DocumentSourceConfig):
         form: "scene": fields image, caption; "plain": one object in the middle, the same fields; "edit": fields
             source, instruction, target (replace, remove, add, move, background, style); "question": fields image,
             question, answer (what, how many, where, which colour, yes or no); "boxes": fields caption, objects, image;
-            "grounding": fields image, phrase, objects.
+            "grounding": fields image, phrase, objects; "part": fields image, caption, part (the box of one object).
         sprites: a folder of your own drawings, PNG, WebP, JPEG or SVG files: each is named by its file, and its subfolder
             is its style ("own" without one); a plain background is removed; null: the bundled emoji.
         concepts: of the bundled emoji: as in the data set `emoji`.

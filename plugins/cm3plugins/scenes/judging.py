@@ -85,7 +85,8 @@ class SceneDocumentsConfig(SceneMetricConfig):
 @dataclass(kw_only=True)
 class SceneEditConfig(SceneMetricConfig):
     """Percentage of edits that do what was asked and keep the rest, of those that do what was asked
-    (`scene_edit_changed`), and of those that keep every other object and the background (`scene_edit_kept`)."""
+    (`scene_edit_changed`), and of those that keep every other object and the background (`scene_edit_kept`). Of filled
+    parts: that show the object that was hidden, where it was."""
 
     def build(self) -> Metric:
         """Return a metric without samples."""
@@ -107,10 +108,25 @@ class SceneCaptionConfig(SceneMetricConfig):
         return SceneCaptionMetric(self.dataset())
 
 
+@dataclass(kw_only=True)
+class SceneBoxesConfig(SceneMetricConfig):
+    """How well an answer's boxes are those of the phrase: mean overlap (intersection over union) in percent, of true and
+    answered boxes matched one to one; a missing box, one too many and what is no box count 0. `scene_boxes_found`: percentage
+    of answers with all boxes, each with an overlap of a half or more, and nothing else."""
+
+    def build(self) -> Metric:
+        """Return a metric without samples."""
+        from cm3plugins.scenes.metrics import SceneBoxesMetric
+
+        self.check()
+        return SceneBoxesMetric(self.dataset())
+
+
 #: Name in recipes and protocols -> config.
 METRICS: Mapping[str, type[MetricConfig]] = {
     "scenes": ScenesMetricConfig,
     "scene_documents": SceneDocumentsConfig,
     "scene_edit": SceneEditConfig,
     "scene_caption": SceneCaptionConfig,
+    "scene_boxes": SceneBoxesConfig,
 }

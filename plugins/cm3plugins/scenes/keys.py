@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias, get_args
 SizeName: TypeAlias = Literal["large", "small"]
 Relation: TypeAlias = Literal["left of", "right of", "above", "below"]
 RasterName: TypeAlias = Literal["fine", "coarse"]
-Form: TypeAlias = Literal["scene", "plain", "edit", "question", "boxes", "grounding"]
+Form: TypeAlias = Literal["scene", "plain", "edit", "question", "boxes", "grounding", "part"]
 Arrangement: TypeAlias = Literal["single", "places", "relation", "count"]
 
 RELATIONS: tuple[Relation, ...] = get_args(Relation)
@@ -45,6 +45,7 @@ FIELDS: Mapping[Form, tuple[str, ...]] = {
     "question": ("image", "question", "answer"),
     "boxes": ("caption", "objects", "image"),
     "grounding": ("image", "phrase", "objects"),
+    "part": ("image", "caption", "part"),
 }
 
 #: Units a side of each raster.

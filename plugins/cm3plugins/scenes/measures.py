@@ -10,13 +10,18 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
+from cm3core.boxes import boxes_in, text_of_boxes
 from cm3plugins.scenes.composing import Item, Raster, Scene
 from cm3plugins.scenes.keys import RELATIONS, STEPS
 from cm3plugins.scenes.reader import Found, Reading
 from cm3plugins.scenes.wording import Words
 
+#: (x0, y0, x1, y1), half open.
+Box: TypeAlias = tuple[int, int, int, int]
+#: Least overlap of a box that is found, as in PASCAL VOC.
+LEAST_OVERLAP = 0.5
 #: Names of the facts, in the order in which they are reported.
 FACTS = ("single_object", "two_objects", "counting", "position", "colours", "styles")
 
@@ -143,3 +148,65 @@ def is_caption(text: str, scene: Scene, raster: Raster, words: Words) -> bool:
         for described in descriptions(scene, raster)
         for one in words.captions(described)
     )
+
+
+def located(text: str, wanted: Sequence[tuple[str, Box]]) -> tuple[float, bool]:
+    """How well an answer's boxes are the true ones.
+
+    Args:
+        text: as `cm3core.boxes.text_of_boxes` writes them, possibly malformed.
+        wanted: (label, box) of each true one, at least one.
+
+    Returns:
+        the mean overlap, 0..1, of boxes of the same label, matched one to one for the greatest sum; a missing box, one too
+        many and what is no box count 0. And whether all are found, each with `LEAST_OVERLAP`, and there is nothing else.
+
+    >>> fox = ("fox", (0, 0, 10, 10))
+    >>> located("fox at (0, 0) -> (10, 5)", [fox])
+    (0.5, True)
+    >>> located("fox at (0, 0) -> (10, 10), fox at (90", [fox])
+    (0.5, False)
+    """
+    told = " ".join(text.casefold().rstrip(". ").split())
+    try:
+        found = boxes_in(told)
+    except ValueError:  # a number of thousands of digits
+        found = []
+    number = len(found) + (text_of_boxes(found) != told)
+    overlaps = [
+        [_overlap(box, own) if name == label.casefold() else 0.0 for label, own in wanted]
+        for name, box in found
+    ]
+    total = _most(overlaps) / max(len(wanted), number)
+    near = _most([[float(one >= LEAST_OVERLAP) for one in row] for row in overlaps])
+    return total, near == len(wanted) == number
+
+
+def _overlap(a: Box, b: Box) -> float:
+    """Intersection over union of two boxes.
+
+    >>> _overlap((0, 0, 4, 4), (2, 0, 6, 4)), _overlap((0, 0, 4, 4), (3, 3, 1, 1))
+    (0.3333333333333333, 0.0)
+    """
+    width, height = (min(a[end], b[end]) - max(a[end - 2], b[end - 2]) for end in (2, 3))
+    if width <= 0 or height <= 0:
+        return 0.0
+    both = width * height
+    areas = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (a, b)]
+    return both / (sum(areas) - both)
+
+
+def _most(gains: Sequence[Sequence[float]]) -> float:
+    """The greatest sum of gains with at most one of each row and of each of the few columns.
+
+    >>> _most([[0.75, 0.5], [0.5, 0.0]])
+    1.0
+    """
+    best = {0: 0.0}  # bits of the columns in use -> sum
+    for row in gains:
+        for used, total in list(best.items()):
+            for column, gain in enumerate(row):
+                if not used & 1 << column:
+                    after = used | 1 << column
+                    best[after] = max(best.get(after, 0.0), total + gain)
+    return max(best.values())

@@ -11,7 +11,7 @@ from cm3core.errors import DataError
 from cm3core.interfaces.metric import Group, Score
 from cm3plugins.metrics.collecting import ValueMetric, mean_score
 from cm3plugins.scenes import measures
-from cm3plugins.scenes.composing import RASTERS, Scene, scene_in
+from cm3plugins.scenes.composing import RASTERS, Scene, boxes_of, scene_in
 from cm3plugins.scenes.config import ScenesConfig
 from cm3plugins.scenes.held_out import HeldOut
 from cm3plugins.scenes.reader import Reading, SceneReader
@@ -159,3 +159,23 @@ class SceneCaptionMetric(SceneMetric):
             self.sprites.labels, HeldOut(self.sprites).several_styles, len(self.raster.sizes) > 1
         )
         return {"right": float(measures.is_caption(sample["texts"], scene, self.raster, words))}
+
+
+class SceneBoxesMetric(SceneMetric):
+    """Answered boxes against those of a phrase's objects."""
+
+    needs: ClassVar[tuple[Group, ...]] = (("texts", "targets"),)
+    scores: ClassVar[Mapping[str, str]] = {"overlap": "scene_boxes", "found": "scene_boxes_found"}
+
+    def _value(self, sample: Mapping[str, Any]) -> dict[str, float]:
+        target = sample["targets"]
+        items = [one for one in self.scene(target).items if one.concept == target.get("phrase")]
+        if not items:
+            raise DataError(
+                "the sample's target",
+                "has no phrase of its scene",
+                "evaluate on the form grounding (task.dataset)",
+            )
+        wanted = boxes_of(self.raster, items, self.sprites.labels).seen()
+        overlap, found = measures.located(sample["texts"], wanted)
+        return {"overlap": overlap, "found": float(found)}

@@ -7,18 +7,18 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from cm3core.boxes import Boxes
 from cm3core.document import Document, Image, PixelArray, Text
 from cm3core.interfaces.dataset import DocumentSource, Provenance, SkippedRecord
 from cm3core.interfaces.task import Record
 from cm3plugins.datasets.emoji.packages import STYLE_PACKAGES
-from cm3plugins.scenes.composing import RASTERS, Item, Scene, box_of, draw, plain
+from cm3plugins.scenes.composing import RASTERS, Item, Scene, boxes_of, draw, plain
 from cm3plugins.scenes.folder import folder_sprites
 from cm3plugins.scenes.held_out import Composer, HeldOut
 from cm3plugins.scenes.keys import BACKGROUNDS, Form, RasterName, SizeName
@@ -101,6 +101,22 @@ class SceneSource(DocumentSource):
         """The question about a scene."""
         return question(self.composer, self.words, self.scene(index), index)
 
+    def asked(self, index: int) -> Item:
+        """The item that a record of the form "grounding" asks for."""
+        items = self.scene(index).items
+        return items[int(self.composer.rng(index, "grounding").integers(len(items)))]
+
+    def hidden(self, index: int) -> tuple[Item, Scene]:
+        """The object that a record of the form "part" has the box of, and the scene without it."""
+        scene = self.scene(index)
+        places = [(number, c) for number, item in enumerate(scene.items) for c in item.corners]
+        number, corner = places[int(self.composer.rng(index, "part").integers(len(places)))]
+        item = scene.items[number]
+        left = replace(item, corners=tuple(one for one in item.corners if one != corner))
+        items = (*scene.items[:number], left, *scene.items[number + 1 :])
+        rest = replace(scene, items=tuple(one for one in items if one.corners), relation=None)
+        return replace(item, corners=(corner,)), rest
+
     def picture(self, scene: Scene) -> Image:
         """The picture of a scene, drawn when needed."""
         shown = [(one.concept, one.style, one.size, one.corners) for one in scene.items]
@@ -130,36 +146,32 @@ class SceneSource(DocumentSource):
         if form == "question":
             asked = self.question(index)
             return {"image": picture, "question": asked.question, "answer": asked.answer}
+        boxes = partial(boxes_of, self.raster, labels=self.words.labels, unit=self.unit)
         if form == "boxes":
             things = ", ".join(self.words.thing(item) for item in scene.items)
-            return {"caption": things, "objects": self.boxes(scene.items), "image": picture}
+            return {"caption": things, "objects": boxes(scene.items), "image": picture}
         if form == "grounding":
-            item = scene.items[
-                int(self.composer.rng(index, "grounding").integers(len(scene.items)))
-            ]
+            item = self.asked(index)
             label = self.words.labels[item.concept]
-            return {"image": picture, "phrase": label, "objects": self.boxes([item])}
-        return {"image": picture, "caption": self.words.caption(scene, rng)}
-
-    def boxes(self, items: Sequence[Item]) -> Boxes:
-        """The boxes of all objects of some items."""
-        side = self.config.image_size
-        found = [
-            (self.words.labels[item.concept], box_of(self.raster, item.size, corner, self.unit))
-            for item in items
-            for corner in item.corners
-        ]
-        return Boxes(tuple(found), (side, side))
+            return {"image": picture, "phrase": label, "objects": boxes([item])}
+        caption = self.words.caption(scene, rng)
+        if form == "part":
+            return {"image": picture, "caption": caption, "part": boxes([self.hidden(index)[0]])}
+        return {"image": picture, "caption": caption}
 
     def truth(self, index: int) -> Mapping[str, Any]:
-        """The scene as JSON values (`Scene.truth`); of an edit also its kind and the scene before, of a question its
-        kind."""
+        """The scene as JSON values (`Scene.truth`); of an edit also its kind and the scene before, of a question its kind,
+        of a phrase its concept, of a part the scene before it was there."""
         found = self.scene(index).truth
         if self.config.form == "edit":
             one = self.change(index)
             found |= {"kind": one.kind, "before": one.before.truth}
         elif self.config.form == "question":
             found |= {"kind": self.question(index).kind}
+        elif self.config.form == "grounding":
+            found |= {"phrase": self.asked(index).concept}
+        elif self.config.form == "part":
+            found |= {"before": self.hidden(index)[1].truth}
         return found
 
     def _document(self, index: int, rng: np.random.Generator | None) -> Document:

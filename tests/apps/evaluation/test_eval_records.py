@@ -1,4 +1,4 @@
-"""Truths of documents, and the task `records`: edits, captions and answers of any data set."""
+"""Truths of documents, and the task `records`: edits, captions, answers and filled parts of any data set."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from cm3apps.evaluation.evaluating import Evaluation
 from cm3apps.evaluation.leakage import check_memory
 from cm3apps.evaluation.tasks import open_task
-from cm3apps.evaluation.tasks.base import Sample, Task
+from cm3apps.evaluation.tasks.base import OF_PICTURES, Sample, Task
 from cm3core.boxes import Boxes
 from cm3core.document import Codes, Image, Text
 from cm3core.errors import DataError, PluginError
@@ -210,6 +210,13 @@ def test_records_of_the_models_own_data() -> None:
         ({"num": 0}, "protocol: task.num: is 0\n  next: use 1 or more"),
         ({"task": "vqa"}, "record ... has no field 'question'"),
         ({"task": "edit"}, "record ... has no field 'source'"),
+        ({"hides": 3}, "protocol: task.hides: is 3\n  next: give a value of the type str"),
+        ({"hides": "caption"}, "record ... has no box in the field 'caption' ... task.hides"),
+        ({"hides": "boxes"}, "record ... has no box in the field 'boxes' ... task.hides"),
+        (
+            {"hides": "boxes", "task": "edit"},
+            "protocol: task.task: is 'edit', which doesn't draw from captions ... t2i",
+        ),
         ({"tsak": "vqa"}, "protocol: task.tsak: the task 'records' has no such key"),
     ],
 )
@@ -231,6 +238,21 @@ def test_records_that_fit_no_task() -> None:
         ({"image": codes, "caption": "x"}, {}, "record d0: has a field 'image' that is codes"),
         ({"image": grey(1), "caption": " "}, {}, "record d0: has an empty field 'caption'"),
         ({"image": grey(1), "caption": 3}, {}, "record d0: has a field 'caption' that is int"),
+        (
+            {"image": grey(1), "part": "x"},
+            {"hides": "part"},
+            "protocol: task.task: is null, and no task of drawing from captions has ... image, part",
+        ),
+        (
+            {"image": codes, "caption": "x", "part": Boxes((("a", (0, 0, 1, 1)),), (8, 8))},
+            {"hides": "part"},
+            "record d0: has a field 'image' that is codes",
+        ),
+        (
+            {"image": grey(1), "caption": "x", "part": Boxes((("a", (0, 0, 1, 8)),), (8, 16))},
+            {"hides": "part"},
+            "record d0: has no box in the field 'part'",  # it is outside of what the model sees
+        ),
     ):
         with pytest.raises(DataError) as caught:
             of_model(record, **keys)
@@ -251,7 +273,7 @@ def tuned(*names: str) -> Any:
 
 
 def evaluate(out: Path, task: Task, model: Any, *metrics: str, **more: Any) -> dict[str, Any]:
-    own = protocol(*metrics, size=32 if task.makes == "edits" else None)
+    own = protocol(*metrics, size=32 if task.makes in OF_PICTURES else None)
     return Evaluation(own, task, REGISTRY, out, model=model, **more).run()
 
 
@@ -276,6 +298,67 @@ def test_edits_are_those_of_the_python_api(tmp_path: Path) -> None:
     assert evaluate(tmp_path / "out", task, tuned("edit"), "psnr")["scores"] == scores["scores"]
     with pytest.raises(DataError, match="was not tuned for edits"):
         evaluate(tmp_path / "untuned", task, toy_model(), "psnr")
+
+
+def test_what_is_hidden_is_covered() -> None:
+    """The model sees all but the box, which codes around it can't tell either."""
+    task, source = of_scenes("part", hides="part"), scenes("part")
+    assert (task.makes, task.component) == ("fillings", None)
+    assert {"task": "t2i", "hides": "part", "size": 32}.items() <= task.measurement.items()
+    for number, sample in zip(first("part", 3), task.samples, strict=True):
+        record = source.record(number)
+        [(_, (x0, y0, x1, y1))] = record["part"].objects
+        assert sample.hidden == ((x0, y0, x1, y1),)
+        assert (sample.prompt, sample.references) == (record["caption"], ())
+        assert sample.target == source.truth(number)
+        assert sample.picture is not None
+        assert sample.edited is not None
+        assert sample.reference is sample.edited
+        whole, covered = record["image"].load(), sample.picture()
+        assert np.array_equal(sample.edited(), whole)
+        assert np.unique(covered[y0:y1, x0:x1]).tolist() == [127]
+        covered[y0:y1, x0:x1] = whole[y0:y1, x0:x1]
+        assert np.array_equal(covered, whole)
+    # twice as large
+    [double] = of_scenes("part", 64, 1, hides="part").samples
+    assert double.hidden == (tuple(2 * one for one in task.samples[0].hidden[0]),)
+    assert of_scenes("part").makes == "captions", "without `hides`"
+    with pytest.raises(DataError) as caught:
+        of_scenes("part", None, hides="part")
+    assert tells(caught.value, "protocol: size: is null, but pictures are filled ...")
+
+
+def test_boxes_of_any_picture_are_within_it() -> None:
+    """Cropped to the middle square, and at least a pixel."""
+    boxes = Boxes((("a", (0, 0, 12, 4)), ("b", (11.9, 7.9, 12, 8))), (8, 16))
+    record = {"image": grey(9), "caption": "x", "part": boxes}
+    [sample] = of_model(record, hides="part").samples
+    assert sample.hidden == ((0, 0, 8, 4), (7, 7, 8, 8))
+
+
+def test_fillings_are_those_of_the_python_api(tmp_path: Path) -> None:
+    """The rest is as it was, and the result is scored against the whole picture."""
+    task, model, out = of_scenes("part", num=2, hides="part"), toy_model(), tmp_path / "out"
+    keys = {"raster": "coarse", "concepts": "quickstart", "styles": ["noto"]}
+    values = [{"metric": {"name": name, **keys}} for name in ("scenes", "scene_edit")]
+    values.append({"metric": {"name": "psnr"}})
+    own = replace(protocol(size=32), scores=values)
+    scores = Evaluation(own, task, REGISTRY, out, model=model, options={"num_retrieved": 0}).run()
+    found = {row["name"]: row["value"] for row in scores["scores"]}
+    assert (found["scene_edit_kept"], found["scene_edit"]) == (100, 0), "an untrained model"
+    for place, sample in enumerate(task.samples):
+        assert sample.picture is not None
+        assert sample.edited is not None
+        covered = sample.picture()
+        filled = model.infill(
+            covered, sample.hidden, sample.prompt, seed=5 + place, num_retrieved=0, truncate=True
+        )
+        shown = open_image(out / "pictures" / f"00000{place}.png")
+        assert np.array_equal(shown, filled.pixels)
+        ((x0, y0, x1, y1),) = sample.hidden
+        assert (shown[y0:y1, x0:x1] != 127).any()
+        shown[y0:y1, x0:x1] = sample.edited()[y0:y1, x0:x1]
+        assert np.array_equal(shown, sample.edited())
 
 
 def test_perfect_edits_made_elsewhere(tmp_path: Path) -> None:
@@ -337,12 +420,12 @@ def test_expected_pictures_in_the_memory() -> None:
     samples = [Sample("x", "make it so", given.load, "image:green", edited=result.load)]
     model = toy_model()
     model.components.memory = Colours()
-    task = Task("records", "edits", samples, {})
-    with pytest.raises(DataError) as caught:
-        check_memory(model, task, {"num_retrieved": 1}, allowed=False)
-    assert tells(
-        caught.value, "the model's memory: has 1 of the 1 reference pictures: green and x ..."
-    )
+    for task in (Task("records", "fillings", samples, {}), Task("records", "edits", samples, {})):
+        with pytest.raises(DataError) as caught:
+            check_memory(model, task, {"num_retrieved": 1}, allowed=False)
+        assert tells(
+            caught.value, "the model's memory: has 1 of the 1 reference pictures: green and x ..."
+        )
     assert check_memory(model, task, {"num_retrieved": 0}, allowed=False) == {"retrieves": False}
     unknown = Task("edits", "edits", [replace(samples[0], edited=None)], {})
     checks = check_memory(model, unknown, {"num_retrieved": 1}, allowed=False)

@@ -1,4 +1,4 @@
-"""Metrics of scenes: facts, edits and captions by hand, and the kit."""
+"""Metrics of scenes: facts, edits, captions and boxes by hand, and the kit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from cm3core.boxes import text_of_boxes
 from cm3core.errors import DataError
 from cm3core.interfaces.metric import MetricBatch
 from cm3kits.metric import MetricContract
@@ -17,6 +20,7 @@ from cm3plugins.scenes.composing import RASTERS, Corner, Item, Scene, plain
 from cm3plugins.scenes.config import ScenesConfig
 from cm3plugins.scenes.judging import (
     METRICS,
+    SceneBoxesConfig,
     SceneCaptionConfig,
     SceneDocumentsConfig,
     SceneEditConfig,
@@ -25,12 +29,14 @@ from cm3plugins.scenes.judging import (
 )
 from cm3plugins.scenes.keys import Form, Relation, SizeName
 from cm3plugins.scenes.measures import (
+    Box,
     descriptions,
     edited,
     facts,
     is_caption,
     is_right,
     kept,
+    located,
     objects,
     pasted,
 )
@@ -295,6 +301,93 @@ def test_descriptions_are_true_of_the_scene() -> None:
             assert objects(one) == objects(scene)
 
 
+# ---- boxes
+
+LEFT_BOX, RIGHT_BOX = "fox at (0, 0) -> (10, 10)", "fox at (20, 0) -> (30, 10)"
+FOXES: list[tuple[str, Box]] = [("fox", (0, 0, 10, 10)), ("fox", (20, 0, 30, 10))]
+
+
+@pytest.mark.parametrize(
+    ("text", "overlap", "found"),
+    [
+        (f"{LEFT_BOX}, {RIGHT_BOX}", 1, True),
+        (f" FOX{RIGHT_BOX[3:]},  {LEFT_BOX}.", 1, True),
+        (f"fox at (0, 0) -> (10, 5), {RIGHT_BOX}", 3 / 4, True),  # 50 of 100, and all
+        (f"fox at (5, 0) -> (15, 10), {RIGHT_BOX}", 2 / 3, False),  # 50 of 150, and all
+        (LEFT_BOX, 1 / 2, False),
+        (f"{LEFT_BOX}, {RIGHT_BOX}, {LEFT_BOX}", 2 / 3, False),
+        (f"{LEFT_BOX}, {LEFT_BOX}", 1 / 2, False),
+        (f"{LEFT_BOX}, owl{RIGHT_BOX[3:]}", 1 / 2, False),
+        # the first lies a third over both; the second may only be the left one
+        (f"fox at (0, 0) -> (30, 10), {LEFT_BOX}", (1 / 3 + 1) / 2, False),
+        (f"{LEFT_BOX}, fox at (20, 0) -> (30", 1 / 2, False),  # what is no box is one too many
+        (f"{LEFT_BOX}, {RIGHT_BOX}, and a", 2 / 3, False),
+    ],
+)
+def test_boxes_by_hand(text: str, overlap: float, found: bool) -> None:
+    share, is_found = located(text, FOXES)
+    assert share == pytest.approx(overlap)
+    assert is_found == found
+
+
+def test_all_are_found_though_others_overlap_more() -> None:
+    """A box over half of each of two, and one that is the first."""
+    wanted: list[tuple[str, Box]] = [("fox", (0, 0, 10, 10)), ("fox", (10, 0, 20, 10))]
+    for text in (
+        f"fox at (0, 0) -> (20, 10), {LEFT_BOX}",
+        f"{LEFT_BOX}, fox at (0, 0) -> (20, 10)",
+    ):
+        assert located(text, wanted) == (0.75, True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        ".",
+        "fox",
+        "at (0, 0) -> (10, 10)",
+        "fox at (0, 0) -> (10",
+        "fox at 0, 0, 10, 10",
+        "fox at (10, 10) -> (0, 0)",
+        "fox at (-10, 0) -> (-5, 10)",
+        f"fox at (0, 0) -> ({'9' * 5000}, 10)",
+        "in the middle\n\0",
+    ],
+)
+def test_texts_that_are_no_boxes_score_nothing(text: str) -> None:
+    assert located(text, FOXES[:1]) == (0, False)
+
+
+def box() -> st.SearchStrategy[Box]:
+    ends = st.tuples(st.integers(0, 127), st.integers(1, 128))
+    return st.builds(lambda x, y: (x[0], y[0], x[0] + x[1], y[0] + y[1]), ends, ends)
+
+
+@given(st.lists(box(), min_size=1, max_size=4), st.lists(box(), max_size=6), st.randoms())
+def test_the_order_of_boxes_does_not_matter(
+    wanted: list[Box], answered: list[Box], rng: Any
+) -> None:
+    """Perfect boxes have all; any others, from none to all."""
+    true: list[tuple[str, Box]] = [("red car", one) for one in wanted]
+    mixed = rng.sample(true, len(true))
+    assert located(text_of_boxes(mixed), true) == (1, True)
+    own: list[tuple[str, Box]] = [("red car", one) for one in answered]
+    overlap, found = located(text_of_boxes(own), true)
+    assert 0 <= overlap <= 1
+    assert not found or overlap >= 0.5
+    again, is_found = located(text_of_boxes(rng.sample(own, len(own))), mixed)
+    assert again == pytest.approx(overlap)
+    assert is_found == found
+    assert located(f"{text_of_boxes([*own, *true])}", true)[0] <= len(true) / len([*own, *true])
+
+
+@given(st.text())
+def test_any_text_has_a_score(text: str) -> None:
+    assert located(text, FOXES) == (0, False)
+    assert 0 <= located(f"{LEFT_BOX}, {text}", FOXES)[0] <= 1 / 2
+
+
 # ---- the metrics
 
 
@@ -431,6 +524,29 @@ class TestSceneCaption(SceneContract):
         return [([batch(scenes, texts=texts)], {"scene_caption": 50.0})]
 
 
+class TestSceneBoxes(SceneContract):
+    config = SceneBoxesConfig(**KEYS)
+    form: Form = "grounding"
+
+    def column(self, name: str, num: int, rng: np.random.Generator) -> Sequence[Any]:
+        """Of every three answers, one is another picture's."""
+        if name != "texts":
+            return super().column(name, num, rng)
+        records = [source_of(self.form).record(place - place % 3 // 2) for place in range(num)]
+        return [one["objects"].text for one in records]
+
+    def known_answers(self) -> Any:
+        truth = {**Scene((BEARS, SKULL), "white").truth, "phrase": "bear"}
+        first, second = "(0, 0) -> (128, 128)", "(128, 0) -> (255, 128)"
+        texts = [
+            f"bear at {second}, bear at {first}",
+            "bear at (0, 0) -> (128, 64)",  # half of one of two
+            f"skull at {first}",
+        ]
+        wanted = {"scene_boxes": 125 / 3, "scene_boxes_found": 100 / 3}
+        return [([MetricBatch(range(3), {"targets": [truth] * 3, "texts": texts})], wanted)]
+
+
 def _sample(**columns: Any) -> Callable[[SceneMetricConfig], None]:
     return lambda config: config.build().update(
         MetricBatch([0], {name: [one] for name, one in columns.items()})
@@ -472,3 +588,27 @@ def test_an_edit_needs_the_scene_before() -> None:
     with pytest.raises(DataError) as caught:
         give(SceneEditConfig(**KEYS))
     assert tells(caught.value, "the sample's target ... has no scene")
+
+
+@pytest.mark.parametrize("more", [{}, {"phrase": "ghost"}])
+def test_boxes_need_the_phrase(more: dict[str, str]) -> None:
+    give = _sample(targets={**Scene((SKULL,), "white").truth, **more}, texts="skull at ...")
+    with pytest.raises(DataError) as caught:
+        give(SceneBoxesConfig(**KEYS))
+    assert tells(
+        caught.value, "the sample's target: has no phrase of its scene ... form grounding ..."
+    )
+
+
+@pytest.mark.parametrize("raster", sorted(RASTERS))
+def test_the_records_own_boxes_are_all(raster: str) -> None:
+    keys: dict[str, Any] = {**KEYS, "raster": raster}
+    source = ScenesConfig(form="grounding", num_scenes=12, image_size=48, **keys).build()
+    rows = range(len(source))
+    columns = {
+        "targets": [source.truth(row) for row in rows],
+        "texts": [source.record(row)["objects"].text for row in rows],
+    }
+    metric = SceneBoxesConfig(**keys).build()
+    metric.update(MetricBatch(rows, columns))
+    assert [one.value for one in metric.result()] == [100, 100]

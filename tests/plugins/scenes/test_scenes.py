@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cm3core.boxes import Boxes
 from cm3core.document import Image, Text
 from cm3core.errors import DataError, RecipeError
 from cm3core.interfaces.dataset import DocumentSource
@@ -18,6 +19,7 @@ from cm3plugins.scenes.composing import RASTERS, Item, Scene, apart, box_of, dra
 from cm3plugins.scenes.config import ScenesConfig
 from cm3plugins.scenes.held_out import HeldOut
 from cm3plugins.scenes.keys import BACKGROUNDS, FORMS, STEPS, Form
+from cm3plugins.scenes.measures import objects
 from cm3plugins.scenes.source import SceneSource
 from cm3plugins.scenes.wording import Words
 from messages import tells
@@ -245,6 +247,35 @@ def test_a_scene_has_at_most_so_many_concepts(form: Form, most: int) -> None:
     source = small(form=form, max_concepts=most)
     found = {len(source.scene(index).items) for index in range(len(source))}
     assert found <= set(range(1, most + 1))
+
+
+def test_a_part_is_an_object_of_its_scene() -> None:
+    """Without it, the rest is the scene before; of several equal objects, one is left out."""
+    source, several = small(form="part"), 0
+    for index in range(40):
+        scene, (item, rest) = source.scene(index), source.hidden(index)
+        truth = dict(source.truth(index))
+        assert scene_in(truth.pop("before")) == rest
+        assert truth == scene.truth
+        assert objects(rest) + objects(Scene((item,), "")) == objects(scene)
+        assert (rest.background, rest.relation) == (scene.background, None)
+        several += len(rest.items) == len(scene.items)
+        [corner] = item.corners
+        label = source.words.labels[item.concept]
+        own = (label, box_of(source.raster, item.size, corner, source.unit))
+        assert source.record(index)["part"] == Boxes((own,), (32, 32))
+    assert 0 < several < 40
+
+
+def test_a_phrase_is_in_the_truth() -> None:
+    source = small(form="grounding")
+    for index in range(20):
+        truth, record = dict(source.truth(index)), source.record(index)
+        concept = truth.pop("phrase")
+        assert record["phrase"] == source.words.labels[concept]
+        [item] = [one for one in source.scene(index).items if one.concept == concept]
+        assert len(record["objects"].objects) == len(item.corners)
+        assert truth == source.scene(index).truth
 
 
 def test_documents_are_a_text_and_its_picture() -> None:

@@ -1,7 +1,7 @@
 """Tasks, which provide the samples of a protocol:
 
 documents      any data set: captions to pictures
-records        any data set: edits of its pictures, their captions, answers to its questions
+records        any data set: edits of its pictures, their captions, answers to its questions, hidden parts filled
 coco           COCO captions to pictures
 captions       COCO pictures to captions (Karpathy's split)
 vqa            questions about COCO pictures

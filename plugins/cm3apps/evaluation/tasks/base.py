@@ -11,8 +11,11 @@ from cm3core.document import PixelArray
 from cm3core.errors import DataError, close_match
 from cm3run.evaluation.protocol import sha256_of
 
-#: The model's result: a picture for a prompt, a caption of a picture, an answer to a question.
-Makes = Literal["pictures", "edits", "captions", "answers"]
+#: The model's result: a picture for a prompt, an edited picture, one with its hidden parts filled, a caption of a picture,
+#: an answer to a question.
+Makes = Literal["pictures", "edits", "fillings", "captions", "answers"]
+#: Those of them that are pictures.
+OF_PICTURES: tuple[Makes, ...] = ("pictures", "edits", "fillings")
 #: The real pictures of a ranking, the right one first: the name of each, and a function that loads
 #: it.
 Candidates: TypeAlias = Sequence[tuple[str, Callable[[], PixelArray]]]
@@ -26,8 +29,8 @@ class Sample:
 
     Args:
         key: its name, the same in every run.
-        prompt: the prompt, the instruction of an edit, or the question for an answer.
-        picture: loads the reference picture, or the picture to edit, to caption or to ask about; None if
+        prompt: the prompt, the instruction of an edit, the caption of a picture to fill, or the question for an answer.
+        picture: loads the reference picture, or the picture to edit, to fill, to caption or to ask about; None if
             there is none.
         picture_key: the name of the reference picture: its content keys.
         references: captions or answers written by people.
@@ -37,7 +40,8 @@ class Sample:
         choices: texts to rank by likelihood: captions, the right one first; or answers to a
             question, of which the most probable one is the model's.
         drawing: returns the SVG document that the picture is rendered from; None if there is none.
-        edited: loads the picture that an edit should lead to; None if it is unknown, or nothing is edited.
+        edited: loads the picture that an edit or a filling should lead to; None if it is unknown, or the result is none.
+        hidden: the boxes to fill, (x0, y0, x1, y1) in pixels of `picture`, half open.
     """
 
     key: str
@@ -51,11 +55,12 @@ class Sample:
     choices: tuple[str, ...] = ()
     drawing: Callable[[], str] | None = None
     edited: Callable[[], PixelArray] | None = None
+    hidden: tuple[tuple[int, int, int, int], ...] = ()
 
     @property
     def reference(self) -> Callable[[], PixelArray] | None:
-        """Loads the picture that results are compared with: of an edit, the one that it should lead to, if that is
-        known."""
+        """Loads the picture that results are compared with: of an edit or a filling, the one that it should lead to, if
+        that is known."""
         return self.edited or self.picture
 
 
@@ -164,7 +169,7 @@ TASKS: Mapping[str, tuple[str, Mapping[str, TaskKey]]] = {
         },
     ),
     "records": (
-        "any data set: edits of its pictures, their captions, answers to its questions",
+        "any data set: edits of its pictures, their captions, answers to its questions, hidden parts filled",
         {
             "dataset": TaskKey(
                 None, "a recipe's section, an object with `name`; null: the model's own"
@@ -175,6 +180,10 @@ TASKS: Mapping[str, tuple[str, Mapping[str, TaskKey]]] = {
                 None,
                 "the task component that tells what is asked, such as `edit`, `caption`, `vqa` or `grounding`; null: the "
                 "one with the records' fields",
+            ),
+            "hides": TaskKey(
+                None,
+                "a field of boxes: what is in them is hidden, and the model fills it, given the caption; null: nothing",
             ),
         },
     ),

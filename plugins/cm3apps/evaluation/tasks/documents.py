@@ -248,10 +248,11 @@ def dataset_keys(task: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a task over a data set, with their defaults.
 
     Raises:
-        DataError: see `known_keys`; or `split`, `num` or `task` is of another type.
+        DataError: see `known_keys`; or `split`, `num`, `task` or `hides` is of another type.
     """
     keys = known_keys(task, values)
-    for key, kind, optional in (("split", str, False), ("num", int, True), ("task", str, True)):
+    kinds = {"split": (str, False), "num": (int, True), "task": (str, True), "hides": (str, True)}
+    for key, (kind, optional) in kinds.items():
         value = keys.get(key)
         if key in keys and not isinstance(value, kind) and not (optional and value is None):
             raise DataError(
