@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cm3core import _moved
 from cm3core._engine import engine
 from cm3core._version import CM3_API, OLDEST_CM3_API, __version__
 
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from cm3run.model.model import Model, load
 
 __all__ = ["CM3_API", "OLDEST_CM3_API", "Model", "__version__", "load"]
-
-_moved.serve(_moved.MOVED)
 
 
 def __getattr__(name: str) -> Any:

@@ -14,9 +14,11 @@ DISTRIBUTION = "cm3leon"
 #: Distributions made and released together with it -> their folders in the checkout. A component may move from one to
 #: another.
 BESIDE = {
+    "cm3icons": "plugins/cm3-icons",
     "cm3lab": "plugins/cm3-lab",
     "cm3postgres": "plugins/cm3-postgres",
     "cm3published": "plugins/cm3-published",
+    "cm3serve": "plugins/cm3-serve",
     "cm3titan": "plugins/cm3-titan",
 }
 

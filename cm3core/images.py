@@ -375,9 +375,3 @@ def read_png_metadata(path: str | Path) -> dict[str, str]:
             raise DataError(str(path), f"is a {image.format} file", "give a PNG")
         image.load()
         return {key: str(value) for key, value in image.text.items()}
-
-
-def __getattr__(name: str) -> object:  # PEP 562
-    from cm3core._moved import forwarded
-
-    return forwarded(__name__, name)

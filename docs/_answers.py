@@ -27,8 +27,8 @@ from typing import Any
 from _words import everyday
 
 from cm3core.document import text_of
-from cm3plugins.datasets.icons import IconSourceConfig
-from cm3plugins.datasets.icons.splits import unit_hash
+from cm3icons.data import IconSourceConfig
+from cm3icons.data.splits import unit_hash
 from cm3plugins.embedders import MiniLMConfig
 from cm3plugins.retrievers import HybridRetrieverConfig
 

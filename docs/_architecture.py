@@ -13,14 +13,13 @@ HERE = Path(__file__).parent
 PICTURE = HERE / "images" / "architecture.svg"
 #: Package -> its description, and the colour of its box.
 WHAT = {
-    "cm3lab": (
-        "separate distribution: benchmarks, experiments, training of judge and embedders",
-        "tools",
-    ),
-    "cm3published": ("separate distribution: published models", "beside"),
-    "cm3postgres": ("separate distribution: memories in PostgreSQL", "beside"),
-    "cm3titan": ("separate distribution: training with torchtitan", "beside"),
-    "cm3apps": ("the command cm3, server, quickstart, evaluation", "tools"),
+    "cm3lab": ("separate distribution: benchmarks", "tools"),
+    "cm3published": ("distribution: published models", "beside"),
+    "cm3postgres": ("distribution: PostgreSQL", "beside"),
+    "cm3serve": ("distribution: server, agents", "beside"),
+    "cm3titan": ("distribution: torchtitan", "beside"),
+    "cm3icons": ("distribution: icons, their models, recipes and judges", "beside"),
+    "cm3apps": ("the command cm3, quickstart, evaluation", "tools"),
     "cm3plugins": ("the bundled components, one folder per kind", "beside"),
     "cm3kits": ("the laws of components, for plugin authors", "beside"),
     "cm3run": ("the engine: models, generation, training, checkpoints", "work"),
@@ -66,12 +65,14 @@ def drawn(contracts: list[dict[str, Any]]) -> str:
     for row in [*(layer.split(" | ") for layer in packages), ["cm3kernels"]]:
         width = (928 - 12 * (len(row) - 1)) // len(row)
         height = max(44 + 24 * len(floors(contracts, package)) for package in row)
+        right, down = (134, 26) if len(row) < 3 else (14, 45)  # beside the name, or below it
+        height += down - 26
         for column, package in enumerate(row):
             x, (what, colour) = 16 + column * (width + 12), WHAT[package]
             parts += [
                 f'  <rect class="{colour}" x="{x}" y="{y}" width="{width}" height="{height}" rx="6"/>',
                 f'  <text class="title" x="{x + 14}" y="{y + 26}">{package}</text>',
-                f'  <text class="what" x="{x + 134}" y="{y + 26}">{what}</text>',
+                f'  <text class="what" x="{x + right}" y="{y + down}">{what}</text>',
             ]
             for number, floor in enumerate(floors(contracts, package)):
                 top = y + 38 + 24 * number

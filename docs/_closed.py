@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from cm3apps.evaluation.icons.drawing import order
-from cm3apps.evaluation.icons.ranking import Judge, RealPictures, blurred
-from cm3plugins.datasets.icons.captions import caption
-from cm3plugins.datasets.icons.closed import JUDGED
-from cm3plugins.datasets.icons.closed_build import looks_of
-from cm3plugins.datasets.icons.corpus import IconCorpus
+from cm3icons.data.captions import caption
+from cm3icons.data.closed import JUDGED
+from cm3icons.data.copies_build import looks_of
+from cm3icons.data.corpus import IconCorpus
+from cm3icons.evaluation.ranking import RealPictures, blurred, order
 from cm3plugins.embedders.light_encoder import LightEncoderConfig
+from cm3plugins.metrics.ranking import chance_among_first, distances
 from cm3run.nearness import NEARLY_A_COPY, nearness
 
 FILE = Path(__file__).parent / "figures" / "closed.json"
@@ -44,9 +44,18 @@ def copied(corpus: IconCorpus, split: str) -> dict[str, Any]:
     real = RealPictures(corpus, SIZE, (SIZE, SIZE), None)
     pictures = [real[index] for index in found]
     near = [nearness(picture, real[index]) for picture, index in zip(pictures, asked, strict=True)]
-    chances = Judge(blurred, False, real).chances(
-        pictures, [entries[index] for index in asked], (1, 5)
-    )
+    away = [
+        distances(
+            blurred(picture[None])[0],
+            blurred(np.stack([real[other] for other in real.candidates(entries[index])])),
+            centred=False,
+        )
+        for picture, index in zip(pictures, asked, strict=True)
+    ]
+    chances = {
+        k: float(np.mean([chance_among_first(distances_N, k) for distances_N in away]))
+        for k in (1, 5)
+    }
     return {
         "num": len(asked),
         "r1": chances[1],

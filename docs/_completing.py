@@ -21,15 +21,15 @@ import numpy as np
 from PIL import Image
 
 from cm3apps.cli.main import main as cm3
-from cm3apps.complete.documents import picture_of
-from cm3apps.complete.judging import told
-from cm3apps.complete.sets import open_set
-from cm3apps.evaluation.icons.usable import Asked, icon_judge
 from cm3core.errors import DataError
 from cm3core.files import write_text
-from cm3plugins.datasets.icons import IconSourceConfig
-from cm3plugins.datasets.icons.corpus import IconEntry
-from cm3run import COMPLETING_MODEL
+from cm3icons import COMPLETING_MODEL
+from cm3icons.complete.documents import picture_of
+from cm3icons.complete.judging import told
+from cm3icons.complete.sets import open_set
+from cm3icons.data import IconSourceConfig
+from cm3icons.data.corpus import IconEntry
+from cm3icons.evaluation.usable import Asked, icon_judge
 
 FILE = Path(__file__).parent / "figures" / "completing.json"
 PICTURE = Path(__file__).parent / "images" / "complete.png"

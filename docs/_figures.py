@@ -1,8 +1,8 @@
 """The pages' tables of measured figures, made from what is stored. `python docs/_generate.py` writes them.
 
 Stored are the cards beside the weights (`cm3 eval card` wrote them from evaluations); docs/figures: the
-`figures.json` of `cm3 experiment icons`, `cm3 embedder eval --out`, and what the scripts of this folder measure; and
-the benchmarks of kernels/bench/results, whose README names their commands.
+what the scripts of this folder measure, and what the experiments of commit `45423e62` measured; and the
+benchmarks of kernels/bench/results, whose README names their commands.
 
 A sentence or a table that is written by hand names where its figures are stored, in a comment above it:
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from statistics import mean, stdev
@@ -26,7 +26,10 @@ from typing import Any
 DOCS = Path(__file__).parent
 FIGURES = DOCS / "figures"
 BENCHMARKS = DOCS.parent / "kernels/bench/results"
-MODELS = DOCS.parent / "plugins/cm3plugins/assets/models"
+MODELS = [
+    DOCS.parent / folder
+    for folder in ("plugins/cm3plugins/assets/models", "plugins/cm3-icons/cm3icons/models")
+]
 MARKER = re.compile(r"<!-- figures: (.*?) -->\n", re.DOTALL)
 SPLITS = ("comp", "compose", "unseen", "train")
 #: Tables under one heading: rows of cells by the name of their column.
@@ -44,7 +47,8 @@ def stored(source: str) -> Any:
         return json.loads((folder / source).read_text(encoding="utf-8"))
     tables: dict[str, Rows] = {}
     heading, columns = "", []
-    for line in (MODELS / source).read_text(encoding="utf-8").splitlines():
+    card = next(folder / source for folder in MODELS if (folder / source).is_file())
+    for line in card.read_text(encoding="utf-8").splitlines():
         if line.startswith("#"):
             heading, columns = line.lstrip("# "), []
         elif line.startswith("|"):
@@ -101,7 +105,7 @@ def markers(text: str) -> list[tuple[str, str, str, str]]:
 
 
 def _of_icons() -> list[str]:
-    """Nats and R@k of `cm3 experiment icons`, from the card of the tuned model."""
+    """Nats and R@k of icons, from the card of the tuned model."""
     card = "icons64-tuned/CARD.md"
     nats = [
         ("loss, nothing prepended", "nothing"),
@@ -227,7 +231,7 @@ _TASKS: list[tuple[str, str, str, str, str, list[tuple[str, str]]]] = [
 
 
 def _tasks() -> list[str]:
-    """The figures of `cm3 experiment tasks`."""
+    """The figures of tasks, from the card of the tuned model."""
 
     def cells(heading: str, label: str, column: str) -> list[str]:
         found = []
@@ -659,11 +663,8 @@ def _usable() -> list[str]:
 
 
 def _settings(split: str, file: str = "settings.json") -> list[str]:
-    """Settings of generation, as `cm3 experiment settings` judged them."""
-    from cm3lab.experiments.judged import DRAWINGS
-
-    titles = {name: arm.title for name, arm in DRAWINGS.items()}
-    return _judged(stored(file)["runs"], titles, split)
+    """Settings of generation, as they were judged."""
+    return _judged(stored(file)["runs"], split)
 
 
 def _verdicts(found: dict[str, list[float]]) -> list[str]:
@@ -704,25 +705,84 @@ def _vectors() -> list[str]:
 
 
 def _scaling(split: str) -> list[str]:
-    """Sizes and tokens of training, as `cm3 experiment scaling` judged them."""
-    from cm3lab.experiments.judged.scaling import TITLES
-
-    return _judged(stored("scaling.json")["runs"], TITLES, split)
+    """Sizes and tokens of training, as they were judged."""
+    return _judged(stored("scaling.json")["runs"], split)
 
 
-def _judged(runs: list[dict[str, Any]], titles: Mapping[str, str], split: str) -> list[str]:
-    from cm3lab.experiments.judged.report import judged_tables
+#: Arm of a stored comparison of trainings or of settings -> its title.
+_ARMS = {
+    "1m": "1M parameters",
+    "3m": "3M parameters",
+    "10m": "10M parameters",
+    "1m-quarter": "1M, a quarter of the tokens",
+    "3m-quarter": "3M, a quarter of the tokens",
+    "10m-quarter": "10M, a quarter of the tokens",
+    "documents-0": "no documents",
+    "documents-1": "1 document",
+    "documents-2": "2 documents",
+    "documents-3": "3 documents",
+    "recipe": "the recipe's settings",
+    "unguided": "no guidance",
+    "cfg-1.5": "guidance, scale 1.5",
+    "cfg-2": "guidance, scale 2",
+    "cfg-3": "guidance, scale 3",
+    "cfg-5": "guidance, scale 5",
+    "cd-k": "contrastive, CD-K",
+    "cfg-of-4": "guidance, best of 4",
+    "cfg-3-of-4": "guidance, scale 3, best of 4",
+    "cd-k-of-4": "CD-K, best of 4",
+    "both-3-of-4": "half guidance of scale 3, half CD-K, best of 4",
+}
 
-    own = [run | {"judged": {split: run["judged"][split]}} for run in runs]
-    return [line for line in judged_tables(own, titles) if line.startswith("|")]
+
+def _by_arm(runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Title of each arm -> its runs, one of each seed."""
+    arms = dict.fromkeys(run["arm"] for run in runs)
+    return {_ARMS[arm]: [run for run in runs if run["arm"] == arm] for arm in arms}
+
+
+def _over_seeds(values: Sequence[float], digits: int = 0, error: float = 0.0) -> str:
+    """Mean and standard deviation; of one value its own error."""
+    spread = stdev(values) if len(values) > 1 else error
+    return f"{mean(values):.{digits}f} ± {spread:.{digits}f}"
+
+
+def _judged(runs: list[dict[str, Any]], split: str) -> list[str]:
+    """Percent of icons, by arm, then what they are compared with."""
+    names = ("usable", "thing", "thing_top5", "in_hand", "copied")
+    rows = []
+    for title, own in _by_arm(runs).items():
+        scores = [run["judged"][split]["scores"] for run in own]
+        cells = [
+            _over_seeds([one[name][0] for one in scores], error=scores[0][name][1])
+            for name in names
+        ]
+        rows.append((title, *cells))
+    beside = runs[0]["judged"][split]["beside"]
+    rows += [
+        (f"*{row}*", *_verdicts(beside[row])) for row in ("real", "thing copied", "hand copied")
+    ]
+    return _table("| usable | thing | first five | hand | copy", rows)
 
 
 def _scaled_losses() -> list[str]:
-    """Losses by size and tokens, as `cm3 experiment scaling` measured them."""
-    from cm3lab.experiments.judged.report import losses
-    from cm3lab.experiments.judged.scaling import TITLES
-
-    return [line for line in losses(stored("scaling.json")["runs"], TITLES) if line.startswith("|")]
+    """Losses by size and tokens."""
+    splits = ("restyle", "unseen")
+    names = [
+        f"validation/{split}/image_loss{end}" for end in ("", "_retrieved") for split in splits
+    ]
+    rows = []
+    for title, own in _by_arm(stored("scaling.json")["runs"]).items():
+        ends = [run["curve"][-1] for run in own]
+        cells = [
+            _over_seeds([end[name] for end in ends], 3) if name in ends[0] else "–"
+            for name in names
+        ]
+        minutes = _over_seeds([run["seconds"] / 60 for run in own])
+        size, tokens = own[0]["parameters"] / 1e6, own[0]["tokens"] / 1e6
+        rows.append((title, f"{size:.1f}M", f"{tokens:.2f}", minutes, *cells))
+    titles = " | ".join([*splits, *(f"{split}, documents" for split in splits)])
+    return _table(f"trained | parameters | million tokens | minutes | {titles}", rows)
 
 
 #: Claims of which counts are stored: what is compared, the figure, the split, and the two arms; the second should be better.
@@ -742,7 +802,6 @@ def _counts(source: str, split: str, arm: str) -> tuple[int, int]:
 def _claim_tests() -> list[str]:
     """What stored counts say of McNemar's exact test over the same icons, corrected for the number of rows."""
     from cm3apps.sweep.comparison import LEVEL, exact_p_of_counts, holm
-    from cm3lab.experiments.judged.drawing import TITLES
 
     found = [
         ("guidance.json", "restyle", "cfg-2", "cfg-3"),
@@ -765,7 +824,7 @@ def _claim_tests() -> list[str]:
     ):
         # both arms of guidance, too, have two documents
         names = [
-            "2 documents" if arm == "cfg-2" and first == "documents-0" else TITLES[arm]
+            "2 documents" if arm == "cfg-2" and first == "documents-0" else _ARMS[arm]
             for arm in (first, other)
         ]
         shown_as = "better" if more > hits else "worse"
@@ -857,37 +916,6 @@ def _quickstart_icons() -> list[str]:
     )
 
 
-def _speedrun() -> list[str]:
-    """The entries of the speedrun, the best first, as `cm3 speedrun` recorded them."""
-    lines = [
-        "| entry | core minutes | minutes | million tokens | parameters | nats | first five | hand | copies | machine |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for entry in sorted(stored("speedrun.json"), key=lambda one: float(one["core_minutes"])):
-        runs = entry["runs"]
-
-        def of(name: str, digits: int, runs: list[dict[str, Any]] = runs) -> str:
-            return f"{mean(run[name] for run in runs):.{digits}f}"
-
-        def score(name: str, runs: list[dict[str, Any]] = runs) -> str:
-            return f"{mean(run['scores'][name] for run in runs):.0f}"
-
-        cells = [
-            f"`{entry['command']}`",
-            of("core_minutes", 1),
-            of("minutes", 1),
-            f"{mean(run['tokens'] for run in runs) / 1e6:.2f}",
-            f"{runs[0]['parameters'] / 1e6:.2f}M",
-            of("nats", 3),
-            score("thing_top5"),
-            score("in_hand"),
-            score("copied"),
-            entry["machine"],
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
-
-
 def tables() -> dict[str, dict[str, list[str]]]:
     """The tables of the pages, by name."""
     return {
@@ -937,7 +965,6 @@ def tables() -> dict[str, dict[str, list[str]]]:
         "own-pictures.md": {"colour-codes": _colour_codes()},
         "quickstart.md": {"quickstart icons": _quickstart_icons()},
         "scenes.md": {"documents": _scene_documents(), "reader": _scene_reader()},
-        "speedrun.md": {"speedrun": _speedrun()},
         "recipes.md": {"training memory": _training_memory()},
         "tuning.md": {"tasks": _tasks(), "tuned": _tuned(), "ways": _ways()},
     }

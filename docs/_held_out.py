@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cm3plugins.datasets.icons.comparison import NEAR, shrink
-from cm3plugins.datasets.icons.corpus import IconCorpus, IconEntry
-from cm3plugins.datasets.icons.splits import parts, thing_of
+from cm3icons.data.comparison import NEAR, shrink
+from cm3icons.data.corpus import IconCorpus, IconEntry
+from cm3icons.data.splits import parts, thing_of
 from cm3run.nearness import _placed, ink_of
 
 FILE = Path(__file__).parent / "figures" / "held-out.json"

@@ -10,11 +10,11 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from cm3core.images import PixelArray, save_png
-from cm3plugins.datasets.icons.captions import caption
-from cm3plugins.datasets.icons.closed import CLOSED_SPLITS
-from cm3plugins.datasets.icons.corpus import IconCorpus
-from cm3plugins.datasets.icons.sets import STYLE_WORDS
-from cm3plugins.datasets.icons.splits import SPLITS
+from cm3icons.data.captions import caption
+from cm3icons.data.closed import CLOSED_SPLITS
+from cm3icons.data.corpus import IconCorpus
+from cm3icons.data.sets import STYLE_WORDS
+from cm3icons.data.splits import SPLITS
 from cm3run.sheets import grid
 
 COMMAND = "python docs/_icons.py"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cm3plugins.datasets.icons.corpus import IconCorpus, IconEntry
-from cm3plugins.icons.ink import without_colour
+from cm3icons.data.corpus import IconCorpus, IconEntry
+from cm3icons.ink import without_colour
 from cm3run.model import load
 from cm3run.nearness import NEARLY_A_COPY, nearness
 

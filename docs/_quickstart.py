@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from cm3core.document import PixelArray
-from cm3plugins.datasets.icons import IconSourceConfig
+from cm3icons.data import IconSourceConfig
 from cm3run.nearness import NEARLY_A_COPY, nearness
 from cm3run.sheets import grid
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 import cm3core
-from cm3apps.judge.judge import Judge
 from cm3core.document import ImageHole, Text
 from cm3core.interfaces import Candidate
+from cm3icons.judge.judge import Judge
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus, select_concepts
 
 FILE = Path(__file__).parent / "figures" / "rerankers.json"

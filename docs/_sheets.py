@@ -12,8 +12,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cm3apps.evaluation.icons.experiment import nearness_figures
+import numpy as np
+
 from cm3run.attribution import facts_in, nearest
+from cm3run.nearness import NEARLY_A_COPY
 
 FILE = Path(__file__).parent / "figures" / "sheets.json"
 
@@ -23,12 +25,19 @@ def drawn(folder: Path) -> dict[str, Any]:
     pictures = []
     for path in sorted(folder.glob("[0-9][0-9][0-9].png")):
         facts = facts_in(path.read_bytes(), str(path))
-        near = nearest(facts.credits)
-        assert near is not None
-        assert near.nearness is not None
+        found = nearest(facts.credits)
+        assert found is not None
+        assert found.nearness is not None
         prompt = facts.texts["prompt"]
-        pictures.append({"prompt": prompt, "retrieved": near.id, "nearness": near.nearness})
-    return {**nearness_figures([one["nearness"] for one in pictures]), "pictures": pictures}
+        pictures.append({"prompt": prompt, "retrieved": found.id, "nearness": found.nearness})
+    near = [one["nearness"] for one in pictures]
+    copies = sum(value >= NEARLY_A_COPY for value in near)
+    return {
+        "num": len(near),
+        "median": float(np.median(near)),
+        "copies": copies,
+        "pictures": pictures,
+    }
 
 
 if __name__ == "__main__":

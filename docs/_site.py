@@ -89,7 +89,7 @@ def recipes_page() -> str:
         "recipes compose.\n",
     ]
     own = sorted((ROOT / "recipes").rglob("*.yaml"), key=lambda path: (len(path.parts), path.name))
-    for path in (*own, *sorted(ROOT.glob("plugins/*/*/recipes/*.yaml"))):
+    for path in (*own, *sorted(ROOT.glob("plugins/*/*/recipes/**/*.yaml"))):
         text = path.read_text(encoding="utf-8")
         comment = re.match(r"(?:#.*\n)+", text)
         lines = (

@@ -18,11 +18,11 @@ import numpy as np
 from cm3apps.evaluation.shipped import find_protocol
 from cm3apps.evaluation.tasks import open_task
 from cm3apps.evaluation.tasks.base import Sample
-from cm3apps.evaluation.usable_metric import UsableConfig
 from cm3core.document import PixelArray
 from cm3core.interfaces.metric import Metric, MetricBatch
 from cm3core.plugins import load_registry
-from cm3plugins.datasets.icons.closed import JUDGED
+from cm3icons.data.closed import JUDGED
+from cm3icons.evaluation.usable_metric import UsableConfig
 from cm3plugins.extractors.simple import PixelsExtractor
 from cm3plugins.metrics.ranking import chance_among_first, distances
 

@@ -18,7 +18,7 @@ from typing import Any
 from cm3core.document import Document, Text, text_of
 from cm3core.interfaces.dataset import DocumentSource
 from cm3core.interfaces.retriever import Retrieved, Retriever
-from cm3plugins.datasets.icons import IconSourceConfig
+from cm3icons.data import IconSourceConfig
 from cm3plugins.embedders import MiniLMConfig
 from cm3plugins.retrievers import HybridRetrieverConfig
 from cm3run.words import words_of

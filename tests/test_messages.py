@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 import messages
-from messages import TESTS, tells
+from messages import CHECKOUT, tells
 
-TABLES = sorted(TESTS.rglob(messages.NAME))
 SOURCES = ("cm3core", "plugins", "kernels", "examples")
 #: What a library said: behind these words, or in parentheses.
 REPORTED = re.compile(r"(refuses|is not JSON): .*?(?=\\n|$)|\([^)]*\)")
@@ -25,7 +24,9 @@ def texts_of_the_code() -> str:
     """All texts of the sources, f-strings cut where a value is."""
     found = []
     for source in SOURCES:
-        for path in (TESTS.parent / source).rglob("*.py"):
+        for path in (CHECKOUT / source).rglob("*.py"):
+            if "tests" in path.parts:
+                continue
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Constant) and isinstance(node.value, str):
                     found.append(node.value)
@@ -44,7 +45,9 @@ def is_in_the_code(sentence: str) -> bool:
     return len(runs) < 6 or any(run in texts_of_the_code() for run in runs)
 
 
-@pytest.mark.parametrize("table", TABLES, ids=lambda table: str(table.parent.relative_to(TESTS)))
+@pytest.mark.parametrize(
+    "table", messages.tables(), ids=lambda table: str(table.parent.relative_to(CHECKOUT))
+)
 def test_the_sentences_are_in_the_code(table: Path) -> None:
     rows = messages.rows(table)
     assert rows == sorted(set(rows))
@@ -131,10 +134,16 @@ def test_values_are_left_out(message: str, sentence: str) -> None:
 def test_a_table_a_package() -> None:
     assert (
         messages.table_of("tests/apps/cli/test_a.py::test_b (call)")
-        == TESTS / "apps/cli" / messages.NAME
+        == CHECKOUT / "tests/apps/cli" / messages.NAME
     )
     assert (
         messages.table_of("tests/plugins/retrievers/pgvector/test_a.py::T::b")
-        == TESTS / "plugins/retrievers" / messages.NAME
+        == CHECKOUT / "tests/plugins/retrievers" / messages.NAME
     )
-    assert messages.table_of("tests/core/test_a.py::test_b") == TESTS / "core" / messages.NAME
+    assert (
+        messages.table_of("tests/core/test_a.py::test_b") == CHECKOUT / "tests/core" / messages.NAME
+    )
+    assert (
+        messages.table_of("plugins/cm3-serve/tests/test_a.py::test_b")
+        == CHECKOUT / "plugins/cm3-serve/tests" / messages.NAME
+    )

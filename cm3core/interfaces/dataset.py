@@ -7,7 +7,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypedDict
 
 from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 
-from cm3core.document import Codes, Document, Image, Text, content_keys, text_of
+from cm3core.document import Codes, Document, Image, PixelArray, Text, content_keys, text_of
 from cm3core.errors import DataError
 from cm3core.interfaces.component import ComponentConfig
 from cm3core.interfaces.reach import TEXT, Outside
@@ -288,6 +288,26 @@ class DocumentSource(ABC):
         """Return what the document's picture shows, as JSON values in the data set's own terms, for metrics that judge by it
         (the column `targets`). By default nothing is known."""
         return {}
+
+    def alternatives(
+        self, index: int, size: int, num: int
+    ) -> Sequence[tuple[str, Callable[[], PixelArray]]] | None:
+        """Return the real pictures among which a drawing of the document is to be found: (name, what loads it), that of the
+        document first.
+
+        Args:
+            index: the document.
+            size: side of the pictures, in pixels.
+            num: how many, at most.
+
+        None, the default: any of the data set's training documents of other groups.
+        """
+        return None
+
+    def copies(self, index: int, size: int) -> Mapping[str, Callable[[], PixelArray]] | None:
+        """Return the real pictures that could be copied instead of drawing the document, by what is copied; see
+        `alternatives`. None, the default: the training document with the nearest caption, and any."""
+        return None
 
     @property
     def parts(self) -> tuple[str, ...]:

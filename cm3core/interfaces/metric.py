@@ -16,6 +16,7 @@ from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
+from cm3core.document import PixelArray
 from cm3core.errors import DataError, close_match
 from cm3core.interfaces.component import ComponentConfig, broken, shown
 
@@ -126,8 +127,28 @@ class MetricConfig(ComponentConfig):
         }
 
 
+@dataclass(frozen=True)
+class Case:
+    """A sample as a sheet shows it.
+
+    Args:
+        prompt: its prompt.
+        drawn: the result.
+        documents: pictures of the documents before the prompt.
+        real: the reference picture.
+    """
+
+    prompt: str
+    drawn: PixelArray
+    documents: Sequence[PixelArray]
+    real: PixelArray
+
+
 class Metric(ABC):
     """Collects samples and gives scores."""
+
+    #: Whether `sheet` draws the samples.
+    draws_sheet: ClassVar[bool] = False
 
     #: The columns it needs, in groups: an `update` uses each group whose columns are all in the batch. Pictures
     #: and reference pictures that may differ in number are two groups.
@@ -204,6 +225,10 @@ class Metric(ABC):
         for group in self.needs:
             self._seen[group] |= other._seen[group]
         self._merge(other)
+
+    def sheet(self, cases: Sequence[Case]) -> PixelArray:
+        """Return a picture of all samples with what the metric says of each, uint8 [H, W, 3]; only if `draws_sheet`."""
+        raise NotImplementedError
 
     def result(self) -> tuple[Score, ...]:
         """Return the scores of all samples so far.

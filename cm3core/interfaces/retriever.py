@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 import numpy as np
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: A part of a query's picture, (x0, y0, x1, y1) in the coordinates of `cm3core.boxes`.
 Region: TypeAlias = tuple[int, int, int, int]
+#: Orders in which documents are prepended.
+DocumentOrder: TypeAlias = Literal["rank", "mention"]
 
 
 @dataclass(kw_only=True)
@@ -33,6 +35,9 @@ class RetrieverConfig(ComponentConfig):
             without documents work. For a picture with n parts, draw 0..n, where any number but 0 means all parts.
         num_ranks: in training, documents are drawn from this many best results, so that a query is
             seen in several contexts.
+        order: of the documents before a query: "rank": the best first, in training at random; "mention": in the order in
+            which the query's text mentions them, by the longest run of words that no other of them has: the first thing
+            of a caption then belongs to the first document. Those that it doesn't mention are the last.
         bank: folder of a memory bank (`cm3 memory build`) to retrieve from. None: the training
             documents.
         query_dropout: in training, probability of dropping each word of a query's text, so that a
@@ -61,7 +66,7 @@ class RetrieverConfig(ComponentConfig):
     default_embedder: ClassVar[str] = ""
     #: How many facets take turns in results.
     num_facets: ClassVar[int] = 1
-    later_keys: ClassVar[tuple[str, ...]] = ("own_share", "full_share")
+    later_keys: ClassVar[tuple[str, ...]] = ("own_share", "full_share", "order")
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
         "num_retrieved": (0, 2**16),
         "num_ranks": (1, 2**20),
@@ -72,6 +77,7 @@ class RetrieverConfig(ComponentConfig):
     num_retrieved: int = 1
     random_num_retrieved: bool = True
     num_ranks: int = 8
+    order: DocumentOrder = "rank"
     bank: str | None = None
     query_dropout: float = 0.0
     own_share: float = 0.0

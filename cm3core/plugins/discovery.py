@@ -237,8 +237,8 @@ def _open(
     plugin = loader.load()
     describe.check_api(info.name, plugin)
     info.beside = dict(getattr(plugin, "CM3_BESIDE", {}))
-    info.moved_keys = dict(getattr(plugin, "CM3_MOVED_KEYS", {}))
     info.gone = dict(getattr(plugin, "CM3_GONE", {}))
+    info.default_models = dict(getattr(plugin, "CM3_DEFAULT_MODELS", {}))
     for one in others:
         if one.plugin is plugin:
             raise PluginError(

@@ -45,8 +45,10 @@ class PluginInfo:
             unknown, it may provide anything.
         reason: one line that says why it is broken or disabled, otherwise "".
         traceback: of the error that broke it, otherwise "".
-        beside: "KIND/NAME", "recipe/NAME" or "model/NAME" that it had earlier -> the distribution that has it: its `CM3_BESIDE`.
-        moved_keys: an earlier "SECTION.KEY" -> "SECTION/COMPONENT/KEY" of a component of it: its `CM3_MOVED_KEYS`.
+        beside: "KIND/NAME", "recipe/NAME", "model/NAME", "protocol/NAME" or "weights/NAME" that it had earlier ->
+            the distribution that has it: its `CM3_BESIDE`.
+        default_models: name of a model that it ships -> its rank among the models that are opened if none is named; the highest
+            is: its `CM3_DEFAULT_MODELS`.
         gone: "KIND/NAME" of a component that it no longer has -> what to do instead: its `CM3_GONE`.
     """
 
@@ -65,8 +67,8 @@ class PluginInfo:
     distribution: str = ""
     kinds: list[str] = field(default_factory=list)
     beside: dict[str, str] = field(default_factory=dict)
-    moved_keys: dict[str, str] = field(default_factory=dict)
     gone: dict[str, str] = field(default_factory=dict)
+    default_models: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

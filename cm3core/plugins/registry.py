@@ -274,13 +274,6 @@ class Registry:
                 {name: target for owner, name, target in other._benchmarks if owner == info.name},
             )
 
-    @property
-    def moved_keys(self) -> dict[str, tuple[str, str, str]]:
-        """Old "SECTION.KEY" -> its current (section, component, key), from the `CM3_MOVED_KEYS` of the plugins in
-        use."""
-        moved = {old: new for info in self.plugins for old, new in info.moved_keys.items()}
-        return {old: (*new.split("/"),) for old, new in moved.items()}  # type: ignore[misc]  # three parts
-
     @checked(PluginError)
     def names(self, kind: str) -> list[str]:
         """Return the names of a kind's components, sorted, without duplicates."""

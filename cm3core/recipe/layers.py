@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import shlex
 import sys
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,20 +225,29 @@ class Layer:
     writer: Writer = ANYONE
 
 
-def file_layers(path: Path) -> list[Layer]:
+def file_layers(path: Path, moved: Callable[[str], str] = lambda name: "") -> list[Layer]:
     """Return the layers of a recipe file: the recipes that it extends, then the file itself.
 
     They are ordered left to right; each file appears once, at its first place.
+
+    Args:
+        path: the file.
+        moved: name of a recipe -> the distribution that has it, "" if unknown; for the error.
 
     Raises:
         RecipeError: a file is missing or not a recipe, or recipes extend each other in a circle.
     """
     layers: dict[Path, Layer] = {}
-    _collect(path, (), layers)
+    _collect(path, (), layers, moved)
     return list(layers.values())
 
 
-def _collect(path: Path, chain: tuple[tuple[Path, str], ...], layers: dict[Path, Layer]) -> None:
+def _collect(
+    path: Path,
+    chain: tuple[tuple[Path, str], ...],
+    layers: dict[Path, Layer],
+    moved: Callable[[str], str],
+) -> None:
     """Add `path`'s layers to `layers`; `chain` has the files (and their labels) that led here."""
     resolved, label = path.resolve(), library.label(path)
     through = [link for link, _ in chain]
@@ -254,9 +263,15 @@ def _collect(path: Path, chain: tuple[tuple[Path, str], ...], layers: dict[Path,
     values = parse(read(path), label)
     for name in _extends(values.pop("extends", []), label):
         _collect(
-            library.find(name, relative_to=path.parent, place=f"{label}: extends"),
+            library.find(
+                name,
+                relative_to=path.parent,
+                place=f"{label}: extends",
+                distribution=moved(name),
+            ),
             (*chain, (resolved, label)),
             layers,
+            moved,
         )
     layers[resolved] = Layer(label, values, _writer(path))
 

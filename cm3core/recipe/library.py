@@ -1,23 +1,16 @@
 """The shipped recipes: their location, their descriptions, and how a name or path becomes a file.
 
-Besides our own, other installed distributions can provide recipes by naming their folder as a module:
-
-    [project.entry-points."cm3core.recipes"]
-    my_plugin = "my_package.recipes"
-
-Imports nothing heavy."""
+Besides our own, other installed distributions can bring recipes (`cm3core.plugins.folders`). Imports nothing heavy."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from cm3core._version import DISTRIBUTION, how_to_install
 from cm3core.errors import RecipeError, close_match
 from cm3core.files import user_path
+from cm3core.plugins.folders import folders_of
 
 SUFFIX = ".yaml"
 #: The path that means the standard input, its name in messages, and the default name of a recipe that is read there.
@@ -26,8 +19,6 @@ STANDARD_INPUT_LABEL = "standard input"
 STANDARD_INPUT_NAME = "stdin"
 #: Subfolder of recipes that are swept; their names begin with it.
 CLAIMS = "claims"
-#: Group of the entry points that name folders of recipes.
-GROUP = "cm3core.recipes"
 
 
 @dataclass(frozen=True)
@@ -47,41 +38,8 @@ def recipes_directory() -> Path:
 
 
 def brought() -> dict[Path, str]:
-    """Return the recipe folders of installed distributions -> the distribution's name.
-
-    Entry points are read as text files: importing importlib.metadata takes longer than listing the recipes."""
-    found: dict[Path, str] = {}
-    for points in _entry_points():
-        text = points.read_text(encoding="utf-8", errors="replace")
-        if f"[{GROUP}]" not in text:
-            continue
-        for line in text.partition(f"[{GROUP}]")[2].partition("\n[")[0].splitlines():
-            package, *rest = line.partition("=")[2].strip().split(".")
-            for place in _folders(package):
-                found.setdefault(place.joinpath(*rest), points.parent.name.partition("-")[0])
-    return found
-
-
-def _entry_points() -> Iterator[Path]:
-    """The entry-point files of installed distributions; if one is in several folders, the first counts."""
-    seen: set[str] = set()
-    for folder in sys.path:
-        for pattern in ("*.dist-info", "*.egg-info"):
-            for info in sorted(Path(folder or ".").glob(f"{pattern}/entry_points.txt")):
-                name = info.parent.name.partition("-")[0]
-                if name not in seen:
-                    seen.add(name)
-                    yield info
-
-
-def _folders(package: str) -> list[Path]:
-    """The folders of a package, found without importing it; empty if there are none."""
-    try:
-        spec = importlib.util.find_spec(package)
-    except (ImportError, ValueError):
-        return []
-    places = None if spec is None else spec.submodule_search_locations
-    return [Path(place) for place in places or ()]
+    """Return the recipe folders of installed distributions -> the distribution's name."""
+    return folders_of("recipes")
 
 
 def list_recipes() -> list[RecipeFile]:
@@ -93,8 +51,8 @@ def list_recipes() -> list[RecipeFile]:
     for folder in (recipes_directory(), *brought()):
         for path in folder.glob(f"*{SUFFIX}"):
             found.setdefault(path.stem, path)
-    for path in (recipes_directory() / CLAIMS).glob(f"*{SUFFIX}"):
-        found[f"{CLAIMS}/{path.stem}"] = path
+        for path in (folder / CLAIMS).glob(f"*{SUFFIX}"):
+            found.setdefault(f"{CLAIMS}/{path.stem}", path)
     return [RecipeFile(name, description(path), path) for name, path in sorted(found.items())]
 
 
@@ -135,9 +93,22 @@ def find(
     """
     if name_or_path == str(STANDARD_INPUT) and relative_to is None:
         return STANDARD_INPUT
-    claim = recipes_directory() / (name_or_path + SUFFIX)
-    if Path(name_or_path).parent == Path(CLAIMS) and _is_file(claim):
-        return claim
+    is_claim = Path(name_or_path).parent == Path(CLAIMS)
+    folders = [
+        recipes_directory(),
+        *([] if is_claim else [recipes_directory() / "base"]),
+        *brought(),
+    ]
+    if is_claim or not (name_or_path.endswith((SUFFIX, ".yml")) or "/" in name_or_path):
+        for folder in folders:
+            if _is_file(path := folder / (name_or_path + SUFFIX)):
+                return path
+        if distribution:
+            raise RecipeError(
+                f"recipe {name_or_path!r}" if place is None else f"{place} {name_or_path}",
+                f"the distribution {distribution} has it, but is not installed",
+                how_to_install(distribution),
+            )
     if name_or_path.endswith((SUFFIX, ".yml")) or "/" in name_or_path:
         path = Path(relative_to or ".") / user_path(name_or_path, place)
         if not _is_file(path):
@@ -147,18 +118,6 @@ def find(
                 "correct the path, or name a shipped recipe (cm3 recipe list)",
             )
         return path
-    for folder in (recipes_directory(), recipes_directory() / "base"):
-        if _is_file(path := folder / (name_or_path + SUFFIX)):
-            return path
-    for folder in brought():
-        if _is_file(path := folder / (name_or_path + SUFFIX)):
-            return path
-    if distribution:
-        raise RecipeError(
-            place or f"recipe {name_or_path!r}",
-            f"the distribution {distribution} has it, but is not installed",
-            how_to_install(distribution),
-        )
     known = [recipe.name for recipe in list_recipes()]
     raise RecipeError(
         place or f"recipe {name_or_path[:200]!r}",
@@ -192,4 +151,5 @@ def distribution_of(path: Path) -> str:
     folder = recipes_directory()
     if path.parent in (folder, folder / "base", folder / CLAIMS):
         return DISTRIBUTION
-    return brought().get(path.parent, "")
+    place = path.parent.parent if path.parent.name == CLAIMS else path.parent
+    return brought().get(place, "")

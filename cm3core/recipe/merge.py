@@ -9,6 +9,7 @@ import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,6 @@ from cm3core.recipe.values import (
     Section,
     chosen,
     not_a_component,
-    with_moved_keys,
     wrong_type,
 )
 
@@ -258,10 +258,9 @@ def compose(
         PluginError: a component is unknown, or several plugins provide it.
         CM3Error: a trained part is not where the recipe says.
     """
-    path = library.find(
-        name_or_path, distribution=moved_to(registry.plugins, "recipe", name_or_path)
-    )
-    layers = file_layers(path)
+    moved = partial(moved_to, registry.plugins, "recipe")
+    path = library.find(name_or_path, distribution=moved(name_or_path))
+    layers = file_layers(path, moved)
     name = library.STANDARD_INPUT_NAME if path == library.STANDARD_INPUT else path.stem
     if layers[-1].values.get("name") is None:
         _check_name(
@@ -402,7 +401,7 @@ def _compose(
     sections = {key: Section(config_class) for key, config_class in FIXED_SECTIONS.items()}
     choices: dict[str, list[Choice]] = {}
     missing: dict[str, MissingComponent] = {}
-    for layer in with_moved_keys(layers, registry):
+    for layer in layers:
         values = {key: value for key, value in layer.values.items() if key != "name"}
         if layer.label != COMMAND_LINE:
             values.pop(SWEEP, None)

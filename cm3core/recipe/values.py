@@ -226,15 +226,8 @@ def _merge_component(
 
 
 def _with_new_names(place: Place, given: dict[str, Any], config_class: type[Any]) -> dict[str, Any]:
-    """Return a layer's keys with renamed ones under their current names, and without unused ones that inner
-    components had earlier; warn about each."""
+    """Return a layer's keys with renamed ones under their current names; warn about each."""
     renamed: Mapping[str, str] = getattr(config_class, "renamed", {})
-    known, kind = keys_of(config_class), getattr(config_class, "kind", "")
-    for old in [key for key in given if key not in known and len(place.path) > 1]:
-        if f"{kind}.{old}" in place.registry.moved_keys:
-            if given[old]:
-                logger.warning("%s: is not used here; remove it", place.below(old))
-            given = {key: value for key, value in given.items() if key != old}
     for old in [key for key in given if key in renamed]:
         where, new = str(place.below(old)), renamed[old]
         if new in given:
@@ -400,57 +393,3 @@ def chosen(choices: Sequence[Choice], registry: Registry) -> Section:
     if section.error is not None:
         raise section.error
     return section
-
-
-def with_moved_keys(layers: Sequence[Layer], registry: Registry) -> list[Layer]:
-    """Return the layers with keys of earlier versions moved to their current sections (`Registry.moved_keys`); warn
-    about each layer that has any.
-
-    A key without a value, such as [] or false, is dropped if no layer has the section, because it changes nothing.
-    """
-    moved = registry.moved_keys
-    there: set[str] = set()  # sections that layers so far have
-    result = []
-    for layer in layers:
-        values = {
-            section: dict(own) if isinstance(own, dict) else own
-            for section, own in layer.values.items()
-        }
-        there.update(values)
-        told = []
-        for old, (section, name, key) in moved.items():
-            above, _, old_key = old.partition(".")
-            given = values.get(above)
-            if not isinstance(given, dict) or old_key not in given:
-                continue
-            value = given.pop(old_key)
-            if not given:
-                del values[above]
-            if value or section in there:
-                _put_key(layer, values, old, (section, name, key), value)
-                there.add(section)
-                told.append(f"{old} is {section}.{key}")
-        if told:
-            logger.warning(
-                "%s: keys have moved to the plugin that reads them: %s; use these, the old keys will be removed",
-                layer.label,
-                ", ".join(told),
-            )
-        result.append(replace(layer, values=values))
-    return result
-
-
-def _put_key(
-    layer: Layer, values: dict[str, Any], old: str, new: tuple[str, str, str], value: object
-) -> None:
-    """Put a moved key's value into its section, which may name another component."""
-    section, name, key = new
-    own = values.get(section) or {}
-    own = {"name": own} if isinstance(own, str) else own
-    if key in own:
-        raise RecipeError(
-            f"{layer.label}: {old}",
-            f"is the old name of '{section}.{key}', which is given too",
-            "remove it",
-        )
-    values[section] = {"name": name, **own, key: value}

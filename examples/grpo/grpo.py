@@ -36,12 +36,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import cm3core
-from cm3apps.evaluation.icons.ranking import blurred
 from cm3core.document import Codes, Document, Image, ImageHole, PixelArray, Text, text_of
 from cm3core.errors import CM3Error, DataError, RecipeError
 from cm3core.files import atomic_path, make_folder, write_text
 from cm3core.images import fit, save_png
 from cm3core.plugins import load_registry
+from cm3icons.evaluation.ranking import blurred
 from cm3run.checkpoint import export_model, find_model
 from cm3run.generation import Rollout, recorded
 from cm3run.sheets import grid
@@ -79,7 +79,7 @@ Reward: TypeAlias = Callable[
 
 def likeness(pictures: Sequence[PixelArray], asked: Sequence[Asked]) -> Floats:
     """Minus the distance to the real picture, both blurred and 32 x 32: the distance by which the
-    experiments' judge ranks."""
+    metric `judge` ranks."""
     real_BD = blurred(np.stack([one.picture for one in asked]))
     return -np.sqrt(((blurred(np.stack(pictures)) - real_BD) ** 2).sum(1))
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cm3apps.evaluation.icons.usable import NUM_NAMES, IconJudge, icon_judge
-from cm3apps.evaluation.icons.usable import Asked as AskedIcon
+from cm3icons.evaluation.usable import NUM_NAMES, IconJudge, icon_judge
+from cm3icons.evaluation.usable import Asked as AskedIcon
 from cm3run.nearness import NEARLY_A_COPY, nearness
 
 if TYPE_CHECKING:

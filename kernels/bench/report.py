@@ -1,4 +1,4 @@
-"""Print what `on_gpu` measured so far beside what was expected, and the fastest attention of a training step.
+"""Print what `on_gpu` measured so far beside what was expected, and attention of a training step by provider.
 
     python kernels/bench/report.py OUT
 
@@ -15,10 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-#: A faster attention is proposed if it takes less than this fraction of the present one's time.
-WORTH = 0.97
-#: Implementations of attention that `cm3kernels.dispatch.MEASURED` may name, beside the present one.
-CANDIDATES = ("triton_tma", "flex", "flex_flash", "cudnn")
 PRESENT = "cm3/triton"
 #: File -> what the expectations of its figures are for: its key, and the value.
 OF = {"training": ("recipe", "cm3leon-350m"), "decode": ("size", "7b")}
@@ -180,8 +176,7 @@ def ratio(value: float, figure: Figure) -> float:
 
 
 def attention_lines(out: Path) -> list[str]:
-    """Providers of training attention, fastest first, those that did not run with their reason, and what to enter in
-    the table by device."""
+    """Providers of training attention, fastest first, and those that did not run with their reason."""
     found = contents(out / "full-attention.json") or contents(out / "quick.json")
     rows = [
         row
@@ -209,29 +204,9 @@ def attention_lines(out: Path) -> list[str]:
         made.append(
             f"  {name:<24} {parts[name]:>5.2f}{f'  ({missing} cases less)' if missing else ''}"
         )
-    made += [
+    return made + [
         f"  {name:<24}     -  {reason}" for name, reason in reasons.items() if name not in parts
     ]
-    return [
-        *made,
-        proposal(out, parts, {name for name in parts if len(times[name]) == len(present)}),
-    ]
-
-
-def proposal(out: Path, parts: Mapping[str, float], complete: set[str]) -> str:
-    """What `cm3kernels.dispatch.MEASURED` should have for this device."""
-    if PRESENT not in parts:
-        return f"no proposal: {PRESENT} was not timed"
-    training = contents(out / "training.json") or {}
-    capability = training.get("capability")
-    key = f"({', '.join(map(str, capability))})" if capability else "(major, minor)"
-    able = [
-        name for name in CANDIDATES if f"cm3/{name}" in complete and parts[f"cm3/{name}"] < WORTH
-    ]
-    if not able:
-        return f"cm3kernels.dispatch.MEASURED needs no entry for {key}: nothing is faster"
-    best = min(able, key=lambda name: parts[f"cm3/{name}"])
-    return f'enter in cm3kernels.dispatch.MEASURED:  {key}: "{best}"'
 
 
 def main() -> None:

@@ -188,7 +188,6 @@ def measure(recipe: Recipe, device: torch.device) -> dict[str, Any]:
         "product_flops_per_second": throughput,
         "of_products": flops / median / throughput,
         "compiled": recipe.train.compile,
-        "capability": list(torch.cuda.get_device_capability(device)) if on_cuda else None,
         "launches": kernels_in(step, device),
         "peak_gb": torch.cuda.max_memory_allocated(device) / 1e9 if on_cuda else None,
         "profile": profile(step, device),

@@ -43,8 +43,6 @@ def choose(
     implementation: str,
     available: Mapping[str, Implementation],
     tensor: Tensor,
-    *,
-    first: str | None = None,
 ) -> Callable[..., Any]:
     """Return the implementation of that name; "auto" is the first of `available` that supports the tensor, and
     logs its choice once (logger "cm3kernels", level info; a warning if a faster one is intended for this device
@@ -55,7 +53,6 @@ def choose(
         implementation: "auto" or a key of `available`.
         available: implementations, fastest first.
         tensor: one of the arguments; its device and dtype decide.
-        first: the one that "auto" tries before all others.
 
     Raises:
         ValueError: there is no such implementation (lists those available), or it can't run here (states the
@@ -63,10 +60,9 @@ def choose(
     """
     if implementation == "auto":
         passed_over: list[str] = []
-        ahead = {} if first is None else {first: available[first]}
-        for name, candidate in (ahead | dict(available)).items():
+        for name, candidate in available.items():
             on = candidate.automatic_on
-            if name == first or on is None or tensor.device.type in on:
+            if on is None or tensor.device.type in on:
                 if (reason := candidate.refusal(tensor)) is None:
                     _say(op, name, tensor, passed_over)
                     return candidate.load()
@@ -142,12 +138,6 @@ def _attention_triton() -> Callable[..., Any]:
     return attention_triton
 
 
-def _attention_described() -> Callable[..., Any]:
-    from cm3kernels.attention.triton import attention_described
-
-    return attention_described
-
-
 def _attention_sdpa() -> Callable[..., Any]:
     from cm3kernels.attention.sdpa import attention_sdpa
 
@@ -176,61 +166,6 @@ def _attention_triton_refusal(q: Tensor) -> str | None:
     return None
 
 
-def _attention_flex() -> Callable[..., Any]:
-    from cm3kernels.attention.flex import attention_flex
-
-    return attention_flex
-
-
-def _attention_flex_flash() -> Callable[..., Any]:
-    from cm3kernels.attention.flex import attention_flex_flash
-
-    return attention_flex_flash
-
-
-def _attention_cudnn() -> Callable[..., Any]:
-    from cm3kernels.attention.sdpa import attention_cudnn
-
-    return attention_cudnn
-
-
-def _cuda_refusal(q: Tensor) -> str | None:
-    if q.device.type != "cuda":
-        return (
-            f"the tensor is on {q.device}; next: move it to a CUDA device, or implementation='sdpa'"
-        )
-    return None
-
-
-def _flex_flash_refusal(q: Tensor) -> str | None:
-    """As torch's own check."""
-    if (reason := _cuda_refusal(q)) is not None:
-        return reason
-    try:
-        found = importlib.util.find_spec("flash_attn.cute") is not None
-    except ImportError:  # of flash_attn
-        found = False
-    if not found:
-        return (
-            "the package flash_attn.cute is not installed; next: pip install flash-attn-4, or "
-            "implementation='flex'"
-        )
-    return None
-
-
-def _attention_described_refusal(q: Tensor) -> str | None:
-    if (reason := _attention_triton_refusal(q)) is not None:
-        return reason
-    if q.device.type == "cuda" and (
-        torch.version.hip is not None or torch.cuda.get_device_capability(q.device) < (9, 0)
-    ):
-        return (
-            f"{torch.cuda.get_device_name(q.device)} has no tensor memory accelerator, which sm_90 and newer have; "
-            "next: implementation='triton'"
-        )
-    return None
-
-
 def _no_lse(q: Tensor) -> str:
     return (
         "torch's function returns no lse; next: implementation='reference', "
@@ -240,13 +175,6 @@ def _no_lse(q: Tensor) -> str:
 
 ATTENTION = {
     "triton": triton_implementation(_attention_triton, _attention_triton_refusal),
-    # Those with automatic_on=() are chosen by name, or because `MEASURED` names them for a device.
-    "triton_tma": Implementation(
-        _attention_described, _attention_described_refusal, automatic_on=()
-    ),
-    "flex": Implementation(_attention_flex, _cuda_refusal, automatic_on=()),
-    "flex_flash": Implementation(_attention_flex_flash, _flex_flash_refusal, automatic_on=()),
-    "cudnn": Implementation(_attention_cudnn, _cuda_refusal, automatic_on=()),
     "sdpa": Implementation(_attention_sdpa),
     "reference": Implementation(_attention_reference),
 }
@@ -254,19 +182,7 @@ ATTENTION = {
 ATTENTION_WITH_LSE = {
     name: Implementation(_attention_sdpa, _no_lse) if name == "sdpa" else implementation
     for name, implementation in ATTENTION.items()
-    if name not in ("flex", "flex_flash", "cudnn")
 }
-#: (major, minor) compute capability of a card -> the implementation that "auto" tries first in training, because
-#: `kernels/bench/on_gpu` found it the fastest there: its report says what to enter. Empty: none has been measured.
-MEASURED: dict[tuple[int, int], str] = {}
-
-
-def measured_attention(q: Tensor, *, trains: bool) -> str | None:
-    """Return the name in `MEASURED` for this device. None: the first of `ATTENTION` that can; so it is for what was not
-    measured, caches, float32 and the softmax's denominator."""
-    if not MEASURED or not trains or q.device.type != "cuda" or q.element_size() != 2:
-        return None
-    return MEASURED.get(torch.cuda.get_device_capability(q.device))
 
 
 def _segment_decode_triton() -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""Programs built on the framework: the command `cm3`, the server and its page, the quickstart, evaluation, the judge.
+"""Programs built on the framework: the command `cm3`, the quickstart, evaluation, the judge.
 
 No other package imports them. `plugin` registers them; this module is light because every command
 imports it.

@@ -198,7 +198,7 @@ class _Writer:
             "description": summary(docstring(config_class)),
             "type": "object",
             # refuses a mapping; the definition of the kind checks the name
-            "properties": {"name": {"type": "string"}, **keys, **self._moved(kind)},
+            "properties": {"name": {"type": "string"}, **keys},
             "additionalProperties": False,
         }
 
@@ -206,16 +206,8 @@ class _Writer:
         return {
             "description": summary(docstring(config_class)),
             "type": "object",
-            "properties": self._properties(config_class, config_class.ranges) | self._moved(name),
+            "properties": self._properties(config_class, config_class.ranges),
             "additionalProperties": False,
-        }
-
-    def _moved(self, section: str) -> Schema:
-        """The keys of earlier versions in a section."""
-        return {
-            old.partition(".")[2]: {**_OLD, "description": f"now {new}.{key} of {component}"}
-            for old, (new, component, key) in self.registry.moved_keys.items()
-            if old.partition(".")[0] == section and component in self.registry.names(new)
         }
 
     def _properties(

@@ -383,6 +383,23 @@ class DocumentSourceContract(ConfigLaws[DocumentSource]):
             again = picture.load()
             same(again, kept, f"{did}, wrote to its pixels, and loaded it again", next_step=_COPY)
 
+    def law_real_pictures_to_compare_with_load(self) -> None:
+        """`alternatives` and `copies` are None, or name pictures that load as uint8 [size, size, 3]; alternatives are at most
+        as many as asked for, under different names."""
+        size, num = 16, 3
+        for index in range(min(len(self.subject), 4)):
+            among = self.subject.alternatives(index, size, num)
+            copied = self.subject.copies(index, size)
+            names = [name for name, _ in among or ()]
+            did = f"looked at alternatives({index}, {size}, {num})"
+            good = among is None or (0 < len(names) <= num and len({*names}) == len(names))
+            holds(good, did, f"None, or 1 to {num} different names", shown(names))
+            for what, named in (("alternatives", among), ("copies", (copied or {}).items())):
+                for name, load in named or ():
+                    pixels, did = load(), f"loaded {name!r} of {what} of document {index}"
+                    good = pixels.dtype == np.uint8 and pixels.shape == (size, size, 3)
+                    holds(good, did, f"uint8 [{size}, {size}, 3]", pixels)
+
     def law_equal_keys_are_equal_pictures(self) -> None:
         """Two pictures share a key only if they share all pixels."""
         first: dict[str, Image] = {}

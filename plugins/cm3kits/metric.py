@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from cm3core.document import PixelArray
 from cm3core.errors import DataError
-from cm3core.interfaces.metric import FLOAT_COLUMNS, Metric, MetricBatch, Score
+from cm3core.interfaces.metric import FLOAT_COLUMNS, Case, Metric, MetricBatch, Score
 from cm3kits._config_laws import ConfigLaws
 from cm3kits._findings import holds, refuses, same
 from cm3kits._module_laws import Outputs
@@ -276,6 +276,26 @@ class MetricContract(ConfigLaws[Metric]):
             metric.update(_take(batch, range(least, len(batch.indices))))
         did = "scored samples at once, and with a result() in between"
         self._same(_named(metric), self._scores(samples), did)
+
+    def law_a_sheet_is_a_picture(self, data: st.DataObject) -> None:
+        """With `draws_sheet`, `sheet` returns uint8 [H, W, 3], and changes no score."""
+        if not self.subject.draws_sheet:
+            return
+        samples, rng = self._samples(data)
+        samples = [MetricBatch(list(range(len(one.indices))), one.columns) for one in samples]
+        metric = self.make_again()
+        for batch in samples:
+            metric.update(batch)
+        before = _named(metric)
+        pictures = _column("pictures", 2 * len(samples[0].indices), rng)
+        cases = [
+            Case("a dog", drawn, [], real)
+            for drawn, real in zip(pictures[::2], pictures[1::2], strict=True)
+        ]
+        sheet, did = metric.sheet(cases), f"called sheet() with {len(cases)} cases"
+        good = sheet.dtype == np.uint8 and sheet.ndim == 3 and sheet.shape[2] == 3 and sheet.size
+        holds(good, did, "uint8 [height, width, 3]", sheet)
+        self._same(_named(metric), before, f"{did}, and compared scores before and after")
 
     def law_scores_are_named_and_counted(self, data: st.DataObject) -> None:
         """Scores always have the same valid names, count the samples, are finite, and equal the mean of their values per

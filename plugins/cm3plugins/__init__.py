@@ -1,8 +1,7 @@
 """The bundled implementations. They register exactly like third-party plugins.
 
-There is a folder for each kind, `icons` for parts that only icon models need, `scenes` for the data set of that name
-and its judges, and two folders shared by kinds: `trained` and `vision`. The config classes
-named here are in light modules; `build` imports the implementations.
+There is a folder for each kind, `scenes` for the data set of that name and its judges, and two folders shared by kinds:
+`trained` and `vision`. The config classes named here are in light modules; `build` imports the implementations.
 """
 
 from __future__ import annotations
@@ -11,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cm3core import _moved
 from cm3core.hookspecs import hookimpl
 from cm3core.interfaces.component import Kind
+from cm3plugins.beside import CM3_BESIDE as CM3_BESIDE
 
 if TYPE_CHECKING:
     from cm3core.interfaces.attention import AttentionConfig
@@ -33,64 +32,16 @@ if TYPE_CHECKING:
     from cm3core.interfaces.text_tokenizer import TextTokenizerConfig
     from cm3core.interfaces.tracker import TrackerConfig
     from cm3core.interfaces.upscaler import UpscalerConfig
-    from cm3run.prompting import FinisherConfig
 
 CM3_API = 1
 
-_moved.serve(
-    {
-        "cm3run.grey": "cm3plugins.icons.ink",
-        "cm3plugins.benchmarks": "cm3lab.benchmarks",
-        "cm3plugins.benchmarks.registry": "cm3run.benchmarks",
-        "cm3plugins.embedders.bi_encoder": "cm3lab.bi_encoder",
-        "cm3plugins.image_tokenizers.public": "cm3published.image_tokenizers",
-        "cm3plugins.layouts.chameleon": "cm3published.layouts.chameleon",
-        "cm3plugins.retrievers.pgvector": "cm3postgres",
-    }
-)
-
-#: Components and models that moved from here to other distributions.
-CM3_BESIDE = {
-    "decoder/glm_image": "cm3published",
-    "embedder/bi_encoder": "cm3lab",
-    "model/icons64": "cm3lab",
-    "retriever/pgvector": "cm3postgres",
-    **{
-        f"image_tokenizer/{name}": "cm3published"
-        for name in (
-            *("chameleon", "dall_e", "emu3", "glm_image", "ibq", "ldm", "llamagen", "movq"),
-            "taming",
-        )
-    },
-    **{
-        f"layout/{name}": "cm3published"
-        for name in ("chameleon", "emu3", "emu3_5", "glm_image", "janus", "llamagen", "lumina")
-    },
-    **{f"recipe/chameleon-{name}": "cm3published" for name in ("head", "lora")},
-    "sampler/chameleon": "cm3published",
-    **{
-        f"task/{name}": "cm3published"
-        for name in (
-            *("emu3_5_draw", "emu3_5_edit", "emu3_caption", "emu3_question"),
-            "lumina_draw",
-        )
-    },
-}
-
-#: Keys that moved from the core's sections to components of this plugin.
-CM3_MOVED_KEYS = {
-    "retriever.query_leaves_out": "prompt_rewriter/word_lists/leaves_out",
-    "retriever.query_replaces": "prompt_rewriter/word_lists/replaces",
-    "retriever.query_singular": "prompt_rewriter/word_lists/singular",
-    "retriever.thing_ends_at": "prompt_rewriter/word_lists/subject_ends_at",
-    "retriever.search_for_words": "prompt_rewriter/word_lists/search_depth",
-    "retriever.unless_asked_for": "prompt_rewriter/word_lists/unless_asked_for",
-    "retriever.same_thing_margin": "prompt_rewriter/word_lists/same_subject_margin",
-    "generate.colour_words": "finisher/icon/colour_words",
-}
+#: The model that is opened if none is named, and no other plugin offers one of a higher rank.
+CM3_DEFAULT_MODELS = {"emoji64": 0}
 
 #: Components that were removed: what to do instead.
 CM3_GONE = {
+    "embedder/bi_encoder": "use embedder=light_encoder, which finds names and pictures; or minilm, which finds texts by "
+    "meaning",
     "prompt_rewriter/word_lists": "remove the section 'prompt_rewriter'; the retriever hybrid finds things that are "
     "worded otherwise (retriever: {name: hybrid, encoder: minilm})",
 }
@@ -121,36 +72,20 @@ def cm3_kinds() -> Sequence[Kind]:
 
 
 @hookimpl
-def cm3_finishers() -> Mapping[str, type[FinisherConfig]]:
-    from cm3plugins.icons.config import IconFinisherConfig
-
-    return {"icon": IconFinisherConfig}
-
-
-@hookimpl
-def cm3_commands() -> Mapping[str, str]:
-    return {"icons": "cm3plugins.datasets.icons.command:configure"}
-
-
-@hookimpl
 def cm3_image_tokenizers() -> Mapping[str, type[ImageTokenizerConfig]]:
     from cm3plugins.image_tokenizers.bitwise import BitwiseTokenizerConfig
     from cm3plugins.image_tokenizers.ordered import OrderedTokenizerConfig
-    from cm3plugins.image_tokenizers.outlines import OutlinesConfig
     from cm3plugins.image_tokenizers.patches import PatchTokenizerConfig
     from cm3plugins.image_tokenizers.product import ProductTokenizerConfig
     from cm3plugins.image_tokenizers.residual import ResidualTokenizerConfig
-    from cm3plugins.image_tokenizers.svg import SvgConfig
     from cm3plugins.image_tokenizers.vqgan import VQGANConfig
 
     return {
         "bitwise": BitwiseTokenizerConfig,
         "product": ProductTokenizerConfig,
         "ordered": OrderedTokenizerConfig,
-        "outlines": OutlinesConfig,
         "patches": PatchTokenizerConfig,
         "residual": ResidualTokenizerConfig,
-        "svg": SvgConfig,
         "vqgan": VQGANConfig,
     }
 
@@ -201,7 +136,6 @@ def cm3_retrievers() -> Mapping[str, type[RetrieverConfig]]:
     return {
         "bm25": retrievers.BM25RetrieverConfig,
         "dense": retrievers.DenseRetrieverConfig,
-        "facets": retrievers.FacetsRetrieverConfig,
         "hybrid": retrievers.HybridRetrieverConfig,
         "none": retrievers.NoRetrieverConfig,
         "random": retrievers.RandomRetrieverConfig,
@@ -291,13 +225,11 @@ def cm3_rerankers() -> Mapping[str, type[RerankerConfig]]:
 
 @hookimpl
 def cm3_upscalers() -> Mapping[str, type[UpscalerConfig]]:
-    from cm3plugins.icons.config import InkUpscalerConfig
     from cm3plugins.upscalers import EDSRConfig, ExternalUpscalerConfig, LanczosUpscalerConfig
 
     return {
         "edsr": EDSRConfig,
         "external": ExternalUpscalerConfig,
-        "ink": InkUpscalerConfig,
         "lanczos": LanczosUpscalerConfig,
     }
 
@@ -309,8 +241,6 @@ def cm3_datasets() -> Mapping[str, type[DocumentSourceConfig]]:
     from cm3plugins.datasets.conversations import ConversationsConfig
     from cm3plugins.datasets.emoji import EmojiSourceConfig
     from cm3plugins.datasets.folder import FolderSourceConfig
-    from cm3plugins.datasets.icon_tasks import IconTasksConfig
-    from cm3plugins.datasets.icons import IconSourceConfig
     from cm3plugins.datasets.jsonl import JSONLSourceConfig
     from cm3plugins.datasets.mixture import MixtureConfig
     from cm3plugins.datasets.picture_pairs import PicturePairsConfig
@@ -327,10 +257,8 @@ def cm3_datasets() -> Mapping[str, type[DocumentSourceConfig]]:
         "conditioned": ConditionedConfig,
         "conversations": ConversationsConfig,
         "emoji": EmojiSourceConfig,
-        "icons": IconSourceConfig,
         "folder": FolderSourceConfig,
         "jsonl": JSONLSourceConfig,
-        "icon_tasks": IconTasksConfig,
         "mixture": MixtureConfig,
         "picture_pairs": PicturePairsConfig,
         "scenes": ScenesConfig,

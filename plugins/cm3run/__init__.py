@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Final
 
-#: The default model: "PLUGIN:NAME" of a model that a plugin ships.
-DEFAULT_MODEL: Final = "bundled:icons64-tuned"
-#: The default model of `cm3 complete`.
-COMPLETING_MODEL: Final = "bundled:icons64-hands"
+#: The model that is opened if none is named: the one that a plugin in use offers with the highest rank (its
+#: `CM3_DEFAULT_MODELS`).
+DEFAULT_MODEL: Final = "bundled:default"

@@ -12,15 +12,18 @@ beginning."""
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cm3core.boxes import quarter_of
 from cm3core.document import Document, Text, text_of
 
 if TYPE_CHECKING:
-    from cm3core.interfaces.retriever import Region
+    from cm3core.interfaces.retriever import DocumentOrder, Region
 
-_PART = re.compile(r"at \((\d+), (\d+)\) -> \((\d+), (\d+)\), \w+ \w+: (.*)", re.DOTALL)
+_WORD = re.compile(r"\w+")
+#: Words of the longest run that is compared.
+_LONGEST_RUN = 8
 
 
 def prepended(document: Document, region: Region | None) -> Document:
@@ -36,13 +39,52 @@ def prepended(document: Document, region: Region | None) -> Document:
     return (Text(f"{place}: {text_of(document)}"),)
 
 
-def part_in(text: str) -> tuple[Region, str] | None:
-    """The region and the document's text in a text made by `prepended` for a region; None for other texts.
+def in_order(order: DocumentOrder, query: Document, documents: list[Document]) -> list[Document]:
+    """Documents, best first, in the order in which they stand before a query, see `RetrieverConfig`."""
+    if order == "rank" or len(documents) < 2:
+        return documents
+    return [documents[place] for place in mentioned(text_of(query), list(map(text_of, documents)))]
 
-    >>> part_in("at (10, 12) -> (40, 44), upper left: bell, outline")
-    ((10, 12, 40, 44), 'bell, outline')
+
+def mentioned(query: str, texts: Sequence[str]) -> list[int]:
+    """Places of texts in the order in which a query mentions them: where the longest run of words begins that it shares with
+    this text alone. For a name within another's, such as "car" beside "police car": where the first word that they share
+    stands outside the other's run. What it doesn't mention keeps its order, at the end.
+
+    >>> mentioned("a lobster above two red cars, on mint", ["a red car, on mint", "a flag", "a lobster, on mint"])
+    [2, 0, 1]
+    >>> mentioned("two cars right of a police car", ["a police car", "a car"])
+    [1, 0]
     """
-    if (found := _PART.fullmatch(text)) is None:
-        return None
-    x0, y0, x1, y1 = map(int, found.groups()[:4])
-    return (x0, y0, x1, y1), found[5]
+    words = _stems(query)
+    asked = _runs(words)
+    shared = [_runs(_stems(text)).keys() & asked.keys() for text in texts]
+    longest: list[range | None] = []
+    for place, own in enumerate(shared):
+        alone = own.difference(*(runs for other, runs in enumerate(shared) if other != place))
+        run = min(alone, key=lambda run: (-len(run), asked[run]), default=None)
+        longest.append(None if run is None else range(asked[run], asked[run] + len(run)))
+    taken = {word for run in longest if run is not None for word in run}
+    firsts = [
+        run.start
+        if run is not None
+        else next(
+            (at for at, word in enumerate(words) if at not in taken and (word,) in own), len(words)
+        )
+        for run, own in zip(longest, shared, strict=True)
+    ]
+    return sorted(range(len(texts)), key=firsts.__getitem__)
+
+
+def _stems(text: str) -> list[str]:
+    """A text's words, a singular as its plural without the last letters."""
+    return [re.sub("y$", "i", word.rstrip("es")) or word for word in _WORD.findall(text.casefold())]
+
+
+def _runs(words: Sequence[str]) -> dict[tuple[str, ...], int]:
+    """Runs of words -> where the first begins."""
+    found: dict[tuple[str, ...], int] = {}
+    for start in range(len(words)):
+        for end in range(start + 1, min(start + _LONGEST_RUN, len(words)) + 1):
+            found.setdefault(tuple(words[start:end]), start)
+    return found

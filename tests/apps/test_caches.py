@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from cm3core.document import Text
+from cm3icons.data import user_build
 from cm3kits.samples import HashEmbedder, ListSource
-from cm3plugins.datasets.icons import user_build
 from cm3plugins.datasets.vector.render import Renderings
 from cm3plugins.decoders import packed
 from cm3plugins.extractors.simple import PixelsExtractor

@@ -17,7 +17,7 @@ import cm3core.config
 import cm3core.interfaces
 import cm3core.plugins
 import cm3core.recipe
-from source_packages import PACKAGES
+from source_packages import BESIDE, PACKAGES
 
 ROOT = Path(__file__).parents[2]
 #: Packages without a module that is heavy.
@@ -106,7 +106,9 @@ def test_a_command_that_describes_nothing_imports_no_more_than_python(
         run(script, *command.split())
     imported = run(script, *command.split()).splitlines()[-1].split()
     assert [
-        name for name in imported if not name.startswith(("cm3core", "cm3run", "cm3apps"))
+        name
+        for name in imported
+        if not name.startswith(("cm3core", "cm3run", "cm3apps", "cm3icons", "cm3serve"))
     ] == []
     assert [name for name in imported if name.startswith(DESCRIBING)] == []
 
@@ -138,8 +140,8 @@ def test_xml_is_parsed_in_one_place() -> None:
     assert set(found) == {"xml_text.py"}
 
 
-#: The table of earlier names; the types of the door `cm3core.load`.
-EXEMPT = {PACKAGES["cm3core"] / "_moved.py", PACKAGES["cm3core"] / "__init__.py"}
+#: The types of the door `cm3core.load`.
+EXEMPT = {PACKAGES["cm3core"] / "__init__.py"}
 
 
 @pytest.mark.parametrize(
@@ -170,9 +172,9 @@ def test_no_package_names_what_it_may_not_know(package: str, unwanted: tuple[str
 OUTSIDE_KERNELS = ("cm3core", "plugins", "examples", "docs", "recipes", "tests")
 
 
-def private_kernel_imports(source: str) -> list[str]:
-    """Private modules and names of cm3kernels that a module imports or names in a text."""
-    if "cm3kernels" not in source:
+def private_imports(source: str, package: str) -> list[str]:
+    """Private modules and names of a package that a module imports or names in a text."""
+    if package not in source:
         return []
     names: list[str] = []
     for node in ast.walk(ast.parse(source)):
@@ -185,7 +187,8 @@ def private_kernel_imports(source: str) -> list[str]:
     return [
         name
         for name in names
-        if name.startswith("cm3kernels.") and any(part.startswith("_") for part in name.split("."))
+        if name.startswith(f"{package}.")
+        and any(part.startswith("_") and part != "__version__" for part in name.split("."))
     ]
 
 
@@ -199,10 +202,19 @@ def test_nothing_private_of_the_kernels_is_imported_outside_them() -> None:
     found = {
         path.relative_to(ROOT).as_posix(): names
         for path in files
-        if (names := private_kernel_imports(path.read_text(encoding="utf-8")))
+        if (names := private_imports(path.read_text(encoding="utf-8"), "cm3kernels"))
     }
     assert len(files) > 100
     assert found == {}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("own", ["cm3icons", "cm3serve"])
+def test_distributions_use_nothing_private_of_other_packages(own: str, package: str) -> None:
+    sources = {path: path.read_text(encoding="utf-8") for path in BESIDE[own].rglob("*.py")}
+    found = {path.name: private_imports(source, package) for path, source in sources.items()}
+    assert len(found) > 20
+    assert {name: names for name, names in found.items() if names} == {}
 
 
 @pytest.mark.parametrize(
@@ -216,5 +228,5 @@ def test_nothing_private_of_the_kernels_is_imported_outside_them() -> None:
         ("from cm3kernels import attention\nfrom cm3kernels.attention.plan import segments", []),
     ],
 )
-def test_private_imports_of_the_kernels_are_found(source: str, found: list[str]) -> None:
-    assert private_kernel_imports(source) == found
+def test_private_imports_are_found(source: str, found: list[str]) -> None:
+    assert private_imports(source, "cm3kernels") == found

@@ -20,6 +20,7 @@ PLACES = (
     "kernels",
     "recipes",
     "tests",
+    "conftest.py",
     "docs",
     "examples",
     "README.md",
@@ -61,8 +62,9 @@ def test_folders_that_are_no_packages(folder: str) -> None:
 
 
 def test_test_files_have_unique_names_and_folders_are_no_packages() -> None:
-    assert list((ROOT / "tests").rglob("__init__.py")) == []
-    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    folders = [ROOT / "tests", *ROOT.glob("plugins/cm3-*/tests")]
+    assert [path for folder in folders for path in folder.rglob("__init__.py")] == []
+    names = [path.name for folder in folders for path in folder.rglob("test_*.py")]
     assert sorted({name for name in names if names.count(name) > 1}) == []
 
 

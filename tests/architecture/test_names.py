@@ -19,7 +19,7 @@ OTHER_MEANINGS = {
     ("_version.py", "cm3leon"): "the distribution",
     ("boxes.py", "boxes"): "what a text holds",
     ("attribution.py", "svg"): "a format of files",
-    ("cli/_tracing.py", "svg"): "a format of files",
+    ("model/tracing.py", "svg"): "a format of files",
     ("cli/ask.py", "template"): "an option",
     ("cli/chat.py", "chat"): "the command",
     ("cli/chat.py", "conversations"): "what a model is tuned for",
@@ -35,6 +35,7 @@ OTHER_MEANINGS = {
     ("interfaces/task.py", "structure"): "a method of a model",
     ("model/drawing.py", "edit"): "a method of a model",
     ("model/drawing.py", "structure"): "a method of a model",
+    ("model/facts.py", "thing"): "a field of an answer",
     ("model/tasks.py", "structure"): "a method of a model",
     ("model/tasks.py", "template"): "an argument",
     ("tasks.py", "caption"): "a method of a model",
@@ -84,13 +85,13 @@ def named(source: str, names: frozenset[str]) -> set[str]:
 
 
 def bundled() -> frozenset[str]:
-    """Names of all components that come with cm3leon."""
+    """Names of all components that come with cm3leon, and of those of icons, which it had."""
     registry = load_registry()
     return frozenset(
         name
         for kind in KINDS
         for name in registry.names(kind)
-        if "bundled" in registry.owners(kind, name)
+        if {"bundled", "icons"} & {*registry.owners(kind, name)}
     )
 
 

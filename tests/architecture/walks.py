@@ -25,7 +25,17 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
-PACKAGES = ("cm3core", "cm3run", "cm3kits", "cm3plugins", "cm3apps", "cm3kernels", "cm3lab")
+PACKAGES = (
+    "cm3core",
+    "cm3run",
+    "cm3kits",
+    "cm3plugins",
+    "cm3apps",
+    "cm3icons",
+    "cm3serve",
+    "cm3kernels",
+    "cm3lab",
+)
 MODEL = "bundled:emoji64"
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 

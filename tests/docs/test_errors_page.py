@@ -137,10 +137,6 @@ RECIPES: dict[str, tuple[str, list[str]]] = {
         changed("    size: int", "    renamed = {'length': 'size'}\n    size: int"),
         ["text_tokenizer=letters", "text_tokenizer.size=3", "text_tokenizer.length=3"],
     ),
-    "both places": (
-        GOOD + "\nCM3_MOVED_KEYS = {'train.letters': 'text_tokenizer/letters/size'}\n",
-        ["text_tokenizer=letters", "text_tokenizer.size=3", "train.letters=3"],
-    ),
     "no value": (changed("size: int = 3", "size: int"), ["text_tokenizer=letters"]),
     "no values": (
         GOOD.replace("size: int = 3", "size: int\n    width: int"),

@@ -9,7 +9,7 @@ import _figures
 import _held_out
 import pytest
 
-from cm3plugins.datasets.icons.corpus import IconCorpus
+from cm3icons.data.corpus import IconCorpus
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = (DOCS.parent / "README.md", *sorted(DOCS.glob("*.md")))

@@ -19,7 +19,7 @@ from cm3core.recipe.sections import FIXED_SECTIONS
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
-NO_VARIABLE = {"CM3_API", "CM3_BESIDE", "CM3_GONE", "CM3_MOVED_KEYS"}
+NO_VARIABLE = {"CM3_API", "CM3_BESIDE", "CM3_DEFAULT_MODELS", "CM3_GONE"}
 
 
 def row(first_cell: str, page: str = PAGE) -> str:

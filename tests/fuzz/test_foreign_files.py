@@ -8,18 +8,13 @@ one is walked, too. `plant.py` is the same by hand. Commands that can't run here
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cm3apps.cli.main import main
-from cm3apps.evaluation.results import ResultFolder
-from cm3core.errors import CM3Error
-from cm3core.files import write_text
 from fuzzing.planting import FOREIGN, contents
 from fuzzing.prepared import Done, Prepared, alone
 from fuzzing.writers import QUICK, REST, SLOW, TESTED_ELSEWHERE
@@ -66,7 +61,6 @@ def test_each_foreign_file_alone(tmp_path: Path) -> None:
 #: opens the model, the tarball, the data or the database that it is given.
 REFUSED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "recipe schema": (("-o", "out.json"), ("out.json",)),
-    "speedrun": (("--seeds", "1", "-o", "out"), ("out/record.json", "out/record.md")),
     "sweep": (
         ("quickstart", "train.learning_rate=0.001,0.002", "-o", "out"),
         ("out/results.jsonl", "out/table.md", "out/sweep.json"),
@@ -84,14 +78,9 @@ REFUSED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "eval export": (("geneval", "results", "-o", "out"), ("out",)),
     "convert": (("nowhere", "-o", "out"), ("out/recipe.yaml",)),
     "titan": (("tiny", "-o", "out"), ("out/recipe.yaml", "out/metrics.jsonl")),
-    "experiment patch-knn": (("--model", "nowhere", "-o", "out.json"), ("out.json",)),
 }
-#: Commands that know only after they have opened a model whether the folder's results are of the same measurement: all
-#: use `ResultFolder`. And commands that write no file here, or only a folder that must be new.
-OTHERS = {
-    *(f"experiment {name}" for name in ("icons", "tasks", "tuning", "scaling", "settings")),
-    *(f"postgres {name}" for name in ("init", "index", "push", "pull", "remove")),
-}
+#: Commands that write no file here, or only a folder that must be new.
+OTHERS = {f"postgres {name}" for name in ("init", "index", "push", "pull", "remove")}
 
 
 def test_no_command_is_forgotten() -> None:
@@ -117,30 +106,3 @@ def test_a_large_command_leaves_foreign_files(
         said = capsys.readouterr().err
         assert contents(place) == {name: FOREIGN}, said
         assert Path(name).name in said or "exists" in said, said
-
-
-@pytest.mark.parametrize("name", ["results.json", "settings.json", "report.md", "parts/a.json"])
-def test_a_folder_of_results_leaves_foreign_files(name: str, tmp_path: Path) -> None:
-    (tmp_path / name).parent.mkdir(exist_ok=True)
-    (tmp_path / name).write_bytes(FOREIGN)
-    with pytest.raises(CM3Error) as refused:
-        ResultFolder(tmp_path, {"model": "a"}, Settings())
-    assert str(tmp_path) in refused.value.place
-    assert contents(tmp_path) == {name: FOREIGN}
-
-
-def test_results_of_another_machine_are_resumed(tmp_path: Path) -> None:
-    """What this machine did not write is kept under another name."""
-    ResultFolder(tmp_path / "a", {"model": "a"}, Settings()).figures("one", lambda: 1)
-    write_text(tmp_path / "a" / "report.md", "first")
-    shutil.copytree(tmp_path / "a", tmp_path / "b")
-    results = ResultFolder(tmp_path / "b", {"model": "a"}, Settings())
-    assert results.figures("one", lambda: 2) == 1
-    write_text(tmp_path / "b" / "report.md", "second")
-    assert (tmp_path / "b" / "report-1.md").read_text() == "first"
-    assert (tmp_path / "b" / "report.md").read_text() == "second"
-
-
-@dataclass
-class Settings:
-    number: int = 1

@@ -20,7 +20,9 @@ from golden.requests import COVERED, REQUESTS, drawn
 HERE = Path(__file__).parent
 QUICK = [name for name, request in REQUESTS.items() if request.quick]
 #: Components that need what a test can't make, and why.
-OUTSIDE = {"retriever/pgvector": "a PostgreSQL server: tests/postgres compares it with `dense`"}
+OUTSIDE = {
+    "retriever/pgvector": "a PostgreSQL server: plugins/cm3-postgres/tests compares it with `dense`"
+}
 
 
 def program(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -52,6 +54,7 @@ def test_two_processes_agree(own: dict[str, net.Answer], tmp_path: Path) -> None
     assert net.compare(own, other) == ""
 
 
+@pytest.mark.slow
 def test_a_change_is_told_by_name(
     models: Models, own: dict[str, net.Answer], monkeypatch: pytest.MonkeyPatch
 ) -> None:

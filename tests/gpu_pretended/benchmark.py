@@ -20,7 +20,7 @@ from cm3lab.benchmarks.kernels.ops import add
 from cm3run.benchmarks import BenchmarkRegistry, Case, Op, Provider, Where, directed
 
 #: These are torch's compiler's, or wait for values that are not there.
-LEFT_OUT = ("compiled", "cm3/flex", "cm3/flex_flash", "huggingface")
+LEFT_OUT = ("compiled", "huggingface")
 WHERE = Where(FIRST, "cuda", "quick")
 
 

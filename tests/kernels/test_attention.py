@@ -369,9 +369,7 @@ REFUSALS: dict[str, dict[str, Any]] = {
     "implementation='reference', or "
     "'triton' on a CUDA device": {"implementation": "sdpa", "return_lse": True},
     "attention: implementation 'magic' is not available\n"
-    "  next: use 'auto' or one of: triton, triton_tma, flex, flex_flash, cudnn, sdpa, reference": {
-        "implementation": "magic"
-    },
+    "  next: use 'auto' or one of: triton, sdpa, reference": {"implementation": "magic"},
 }
 
 

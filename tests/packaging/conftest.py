@@ -4,6 +4,7 @@ installed."""
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -80,16 +81,20 @@ def install() -> Callable[..., None]:
 def clean(
     wheel: Path, install: Callable[..., None], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The folder of commands of an environment with only the wheel. It also sees this environment's packages, through
-    a line of a .pth file (.pth files of editable installs are not read)."""
+    """The folder of commands of an environment with only the wheel. It also sees this environment's packages, but for ours:
+    a line of a .pth file names a folder of links to them."""
     folder = tmp_path_factory.mktemp("clean")
     venv.create(folder / "venv", symlinks=True)
     commands = folder / "venv" / ("Scripts" if os.name == "nt" else "bin")
     install(commands, wheel)
     (packages,) = (folder / "venv").glob("lib/python*/site-packages")
-    (packages / "dependencies.pth").write_text(
-        "".join(f"{path}\n" for path in sys.path if path.endswith("-packages"))
-    )
+    others = folder / "others"
+    others.mkdir()
+    for path in (Path(one) for one in sys.path if one.endswith("-packages")):
+        for one in path.iterdir():
+            if not re.match(r"_?cm3", one.name) and not (others / one.name).exists():
+                (others / one.name).symlink_to(one)
+    (packages / "dependencies.pth").write_text(f"{others}\n")
     return commands
 
 

@@ -224,11 +224,10 @@ def test_what_their_readmes_show_works(
     environment: Path,
     run: Callable[..., str],
     tmp_path: Path,
-    fixtures: Path,
     compiled: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One process for all commands: each alone would import torch. The default model's memory has few icons."""
+    """One process for all commands: each alone would import torch."""
     monkeypatch.setenv("CM3_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "compiled").symlink_to(compiled)
@@ -239,15 +238,13 @@ def test_what_their_readmes_show_works(
     ]
     assert len(commands) >= 2 * len(FOLDERS)
     script = (
-        "import json, shlex, sys\nsys.path.append(sys.argv[2])\n"
-        "from cm3apps.cli.main import main\nfrom few_icons import few_icons_in_memory\n"
-        "with few_icons_in_memory():\n"
-        "    for command in json.loads(sys.argv[1]):\n        print('$', command)\n"
-        "        if main(shlex.split(command)[1:]):\n            sys.exit(1)\n"
+        "import json, shlex, sys\nfrom cm3apps.cli.main import main\n"
+        "for command in json.loads(sys.argv[1]):\n    print('$', command)\n"
+        "    if main(shlex.split(command)[1:]):\n        sys.exit(1)\n"
     )
-    arguments = ("-c", script, json.dumps(commands), str(fixtures))
+    arguments = ("-c", script, json.dumps(commands))
     shown = run(environment, "python", *arguments, cwd=tmp_path)
-    assert "quickstart: valid" in shown
+    assert "scenes-small: valid" in shown
     assert "tiny: valid" in shown
     assert "verdict: exact" in shown
     assert "retrieved 1: " in shown

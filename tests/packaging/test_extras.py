@@ -18,7 +18,7 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["option
 #: Of work on cm3leon itself, which needs the checkout.
 OF_THE_CHECKOUT = {"test", "dev", "docs"}
 #: The distributions beside this one, which pip finds in the checkout alone.
-BESIDE = {"lab", "postgres", "published", "titan"}
+BESIDE = {"icons", "lab", "mcp", "postgres", "published", "ray", "serve", "titan"}
 #: What `all` leaves out besides: a CUDA build of PyTorch brings the one, and the other needs such a build.
 OF_A_GPU = {"triton", "xformers"}
 #: Installs cm3leon itself, with the curves of the quickstart's report.

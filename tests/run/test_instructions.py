@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cm3core.errors import GenerationError
-from cm3plugins.datasets.icon_tasks.source import BADGES, pairs_of, style_change
-from cm3plugins.datasets.icons import IconSourceConfig
+from cm3icons.data import IconSourceConfig
+from cm3icons.tasks.source import BADGES, pairs_of, style_change
 from cm3run import DEFAULT_MODEL
 from cm3run.instructions import LEAST_RECORDS, MOST_FORMS, SLOT, Forms, Reading
 from cm3run.model import load

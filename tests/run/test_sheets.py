@@ -82,12 +82,3 @@ def test_the_cost_of_a_long_word_is_in_its_length() -> None:
     lines = sheets._wrap("x" * letters, cast(Any, font), 80)
     assert {len(line) for line in lines} == {80}
     assert font.measured < 20 * letters
-
-
-def test_the_earlier_name_is_the_same_function_and_warns() -> None:
-    from cm3core import images
-
-    with pytest.warns(FutureWarning, match=r"cm3core.images.grid is now cm3run.sheets.grid"):
-        assert images.grid is grid
-    with pytest.raises(AttributeError):
-        images.no_such_name  # noqa: B018  # the access itself

@@ -19,7 +19,6 @@ TELLING = {
         "HMMA": r"\bHMMA\b",
         "UTCHMMA": r"\bUTCHMMA\b",
         "LDGSTS": r"\bLDGSTS\b",
-        "UTMALDG": r"\bUTMALDG\b",
         "LDG.E.128": r"\bLDG\.E(?:\.\w+)*\.128\b",
         "LDG.E.64": r"\bLDG\.E(?:\.\w+)*\.64\b",
         "STG.E.128": r"\bSTG\.E(?:\.\w+)*\.128\b",

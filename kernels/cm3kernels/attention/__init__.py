@@ -12,7 +12,7 @@ from torch import Tensor
 from cm3kernels.attention.plan import AttentionPlan
 from cm3kernels.dispatch import ATTENTION as IMPLEMENTATIONS
 from cm3kernels.dispatch import ATTENTION_WITH_LSE as IMPLEMENTATIONS_WITH_LSE
-from cm3kernels.dispatch import choose, measured_attention
+from cm3kernels.dispatch import choose
 
 __all__ = ["IMPLEMENTATIONS", "AttentionPlan", "attention", "cast_by_autocast"]
 
@@ -101,13 +101,8 @@ def attention(
         or plan.offset is not offset
     ):
         raise _wrong("plan was made for other lengths, or for other tensors kv_start and offset")
-    run = choose(
-        OP,
-        implementation,
-        IMPLEMENTATIONS_WITH_LSE if return_lse else IMPLEMENTATIONS,
-        q,
-        first=measured_attention(q, trains=offset is None and not return_lse),
-    )
+    available = IMPLEMENTATIONS_WITH_LSE if return_lse else IMPLEMENTATIONS
+    run = choose(OP, implementation, available, q)
     with torch.autocast(q.device.type, enabled=False):
         out, lse = run(
             q,

@@ -7,17 +7,10 @@ from collections.abc import Iterator
 
 from cm3kernels.aot import ARCHS, AotEntry
 from cm3kernels.attention._backward import delta_kernel
-from cm3kernels.attention._described import described_kernel
 from cm3kernels.attention._forward import forward_kernel
 from cm3kernels.attention._grad_keys import grad_keys_kernel
 from cm3kernels.attention._grad_queries import grad_queries_kernel
-from cm3kernels.attention.configs import (
-    DELTA,
-    DESCRIBED,
-    Launch,
-    block_d,
-    table,
-)
+from cm3kernels.attention.configs import DELTA, Launch, block_d, table
 
 #: Kernel -> its function, and the number of products in its code (each loop occurs twice, with and
 #: without a mask).
@@ -48,7 +41,6 @@ def aot_entries() -> list[AotEntry]:
     constants = {"HEAD_DIM": 128, "BLOCK_D": 128, "BLOCK_Q": DELTA.block_q, "WIDE": False}
     return [
         *entries,
-        *_described_entries(),
         *(
             AotEntry(
                 f"attention.delta.bf16.d128{'.lse' if with_lse else ''}",
@@ -144,50 +136,3 @@ def _entry(
         archs,
         multiply_adds,
     )
-
-
-def _described_entries() -> Iterator[AotEntry]:
-    kernel = described_kernel
-    pointers = {
-        name: {"lse_ptr": "*fp32", "start_ptr": "*i32", "offset_ptr": "*i32"}.get(name, "*bf16")
-        for name in kernel.arg_names
-        if name.endswith("_ptr")
-    }
-    numbers = dict.fromkeys(("q_row", "q_token", "q_head", "T", "S"), "i32")
-    products = {90: "HGMMA", 100: "UTCHMMA", 120: "HMMA"}
-    for head_dim in (64, 96, 128):
-        padded = block_d(head_dim)
-        archs_of: dict[Launch, list[int]] = {}
-        for arch, launches in DESCRIBED.items():
-            archs_of.setdefault(launches[padded], []).append(arch)
-        for shape, archs in archs_of.items():
-            tile = f"tensordesc<bf16[1, {shape.block_k}, 1, {padded}]>"
-            for packed in (True, False):
-                label = f"d{head_dim}{'' if packed else '.causal'}"
-                yield AotEntry(
-                    f"attention.described.bf16.{label}{'' if 90 in archs else f'.sm{archs[0]}'}",
-                    kernel,
-                    {
-                        **pointers,
-                        **numbers,
-                        "k_descriptor": tile,
-                        "v_descriptor": tile,
-                        "scale": "fp32",
-                    },
-                    {
-                        "GROUP": 1,
-                        "HEAD_DIM": head_dim,
-                        "BLOCK_D": padded,
-                        "BLOCK_Q": shape.block_q,
-                        "BLOCK_K": shape.block_k,
-                        "HAS_START": packed,
-                        "HAS_OFFSET": False,
-                        "PRECISION": shape.precision,
-                    },
-                    (*pointers, "q_row", "q_token", "q_head"),
-                    shape.num_warps,
-                    shape.num_stages,
-                    {arch: (products[arch], "UTMALDG") for arch in archs},
-                    tuple(archs),
-                    4 * shape.block_q * shape.block_k * padded,
-                )

@@ -77,13 +77,6 @@ SM100: dict[str, dict[int, dict[int, Launch]]] = {
 SM120: dict[str, dict[int, dict[int, Launch]]] = {
     "grad_queries": {4: {128: Launch(16, 32, 8, 1, "ieee")}}
 }
-#: Instruction set of sm_90 and newer -> padded head dimension -> launch of the forward pass by tensor descriptors, for
-#: 2 bytes per element. What isn't here runs by pointers.
-DESCRIBED: dict[int, dict[int, Launch]] = {
-    90: {64: Launch(128, 128, 8, 2), 128: Launch(128, 64, 8, 3)},
-    100: {64: Launch(128, 128, 8, 2), 128: Launch(128, 64, 8, 3)},
-    120: {64: Launch(128, 64, 8, 3), 128: Launch(128, 32, 8, 3)},
-}
 #: The launch of `delta_kernel`, which has no keys.
 DELTA = Launch(128, 0, 4, 1)
 #: In the interpreter a tile's cost does not depend on its size; small ones cover more of the kernels'
@@ -109,15 +102,6 @@ def table(kernel: str, num_bytes: int, padded: int, *, capability: int) -> Launc
         special = [SM100] if capability < 120 else [SM120, SM80]
     found = (of.get(kernel, {}).get(num_bytes, {}).get(padded) for of in special)
     return next(filter(None, found), SM90[kernel][num_bytes][padded])
-
-
-def described_launch(q: Tensor) -> Launch | None:
-    """Return the launch of the forward pass by tensor descriptors for queries [B, T, H, D]; None: there is none."""
-    if q.device.type == "cpu" and interprets():
-        return INTERPRETED
-    major, minor = torch.cuda.get_device_capability(q.device)
-    of = max((arch for arch in DESCRIBED if arch <= 10 * major + minor), default=0)
-    return DESCRIBED.get(of, {}).get(block_d(q.shape[3])) if q.element_size() == 2 else None
 
 
 def launch(kernel: str, q: Tensor) -> Launch:

@@ -6,9 +6,6 @@ Legend: B rows, T queries, S keys, M tiles of queries, N tiles of keys.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -45,13 +42,6 @@ class AttentionPlan:
         self._looked_for_segments = False
         self._narrow: dict[str, Tensor] = {}
         self._query_tiles: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-        self._once: dict[str, Any] = {}
-
-    def once(self, name: str, make: Callable[[], Any]) -> Any:
-        """What `make` returned in the first call with this name."""
-        if name not in self._once:
-            self._once[name] = make()
-        return self._once[name]
 
     @property
     def plain(self) -> bool:

@@ -18,12 +18,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cm3kernels.attention.plan import AttentionPlan
-
-#: The backend of `attention_cudnn`.
-CUDNN = SDPBackend.CUDNN_ATTENTION
 
 #: Longest document whose scores are computed as plain products in bfloat16 on a CPU: they take 1.2 MB per head. Of
 #: longer ones torch's function is as fast.
@@ -50,32 +46,6 @@ def attention_sdpa(
     """See `cm3kernels.attention`."""
     assert not return_lse, "rejected by the dispatch"
     return _attend_plan(q_BTHD, k_BSKD, v_BSKD, plan, scale), None
-
-
-def attention_cudnn(
-    q_BTHD: Tensor,
-    k_BSKD: Tensor,
-    v_BSKD: Tensor,
-    *,
-    plan: AttentionPlan,
-    scale: float,
-    return_lse: bool,
-) -> tuple[Tensor, None]:
-    """`attention_sdpa` with cuDNN's kernels, in one call; a query that sees nothing has zeros and no gradient,
-    whatever they do with a row that is masked as a whole."""
-    assert not return_lse, "rejected by the dispatch"
-    mask_B1TS, empty_BT11 = plan.once("filled", lambda: _filled(plan.mask()))
-    with sdpa_kernel(CUDNN):
-        out_BTHD = _attend(q_BTHD, k_BSKD, v_BSKD, mask_B1TS, scale)
-    return (out_BTHD if empty_BT11 is None else out_BTHD.masked_fill(empty_BT11, 0.0)), None
-
-
-def _filled(mask_B1TS: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """A mask in which queries that saw nothing see everything; and which they are."""
-    if mask_B1TS is None:
-        return None, None
-    empty_B1T1 = ~mask_B1TS.any(-1, keepdim=True)
-    return mask_B1TS | empty_B1T1, empty_B1T1.transpose(1, 2)
 
 
 def _attend_plan(

@@ -11,23 +11,14 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from cm3kernels._host import device_of, require
 from cm3kernels.attention._aot import aot_entries
 from cm3kernels.attention._backward import delta_kernel
-from cm3kernels.attention._described import described_kernel
 from cm3kernels.attention._forward import forward_kernel
 from cm3kernels.attention._grad_keys import grad_keys_kernel
 from cm3kernels.attention._grad_queries import grad_queries_kernel
-from cm3kernels.attention.configs import (
-    DELTA,
-    MOST_DECODED,
-    Launch,
-    block_d,
-    described_launch,
-    launch,
-)
+from cm3kernels.attention.configs import DELTA, MOST_DECODED, Launch, block_d, launch
 from cm3kernels.attention.plan import AttentionPlan, query_tiles
 
 OP = "attention"
@@ -38,13 +29,7 @@ LARGEST_GRID = 65_535
 #: Positions and their sums with an offset are 32-bit.
 MOST_TOKENS = 2**29
 
-__all__ = [
-    "aot_entries",
-    "attention_backward_op",
-    "attention_described",
-    "attention_op",
-    "attention_triton",
-]
+__all__ = ["aot_entries", "attention_backward_op", "attention_op", "attention_triton"]
 
 
 def attention_triton(
@@ -55,10 +40,8 @@ def attention_triton(
     plan: AttentionPlan,
     scale: float,
     return_lse: bool,
-    described: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """See `cm3kernels.attention`; always returns lse, since it costs nothing. `described`: the forward pass loads keys
-    and values by tensor descriptors, if `descriptors_can` and there is a launch for it."""
+    """See `cm3kernels.attention`; always returns lse, since it costs nothing."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         require(
             max(x.stride(1), 0) < LARGEST_TOKEN_STRIDE,
@@ -78,16 +61,9 @@ def attention_triton(
         shape = launch("grad_keys", q)
         tiles, counts = plan.query_tiles(shape.block_q, shape.block_k) or (None, None)
     out, lse = torch.ops.cm3.attention(
-        q, k, v, plan.narrow_start(), plan.narrow_offset(), tiles, counts, scale, described
+        q, k, v, plan.narrow_start(), plan.narrow_offset(), tiles, counts, scale
     )
     return out, lse
-
-
-def attention_described(
-    q: Tensor, k: Tensor, v: Tensor, *, plan: AttentionPlan, scale: float, return_lse: bool
-) -> tuple[Tensor, Tensor]:
-    """`attention_triton` with `described`."""
-    return attention_triton(q, k, v, plan=plan, scale=scale, return_lse=return_lse, described=True)
 
 
 @torch.library.custom_op("cm3::attention", mutates_args=())
@@ -100,7 +76,6 @@ def attention_op(
     tiles: Tensor | None,
     counts: Tensor | None,
     scale: float,
-    described: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """out [B, T, H, D] and lse [B, H, T] of the forward kernel; `tiles` and `counts` are
     `query_tiles`, for the backward."""
@@ -108,11 +83,6 @@ def attention_op(
     B, T, H, _ = q.shape
     if out.numel() == 0:
         return out, lse
-    if described and T > MOST_DECODED and descriptors_can(k) and descriptors_can(v):
-        shape = described_launch(q)
-        if shape is not None:
-            _launch_described(q, k, v, start, offset, out, lse, scale, shape)
-            return out, lse
     shape = launch("decode" if T <= MOST_DECODED else "forward", q)
     with device_of(q):
         forward_kernel[triton.cdiv(T, shape.block_q), H, B](
@@ -141,69 +111,6 @@ def attention_op(
     return out, lse
 
 
-def descriptors_can(x: Tensor) -> bool:
-    """Whether a tensor descriptor can describe keys or values [B, S, K, D]: floats of at most 32 bits, an address and
-    strides that are multiples of 16 bytes, no dimension repeated by a stride of 0."""
-    return (
-        x.itemsize <= 4
-        and x.numel() > 0
-        and x.data_ptr() % 16 == 0
-        and all(
-            x.shape[dim] == 1 or (x.stride(dim) > 0 and x.stride(dim) * x.itemsize % 16 == 0)
-            for dim in range(3)
-        )
-    )
-
-
-def _descriptor(x: Tensor, shape: Launch) -> TensorDescriptor:
-    """The descriptor of tiles of keys of one row and head. The stride of a dimension of size 1 is never used, and may
-    be anything: here, 16 elements."""
-    strides = [
-        16 if size == 1 else stride for size, stride in zip(x.shape, x.stride(), strict=True)
-    ]
-    return TensorDescriptor(
-        x, list(x.shape), [*strides[:3], 1], [1, shape.block_k, 1, block_d(x.shape[3])]
-    )
-
-
-def _launch_described(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    start: Tensor | None,
-    offset: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    scale: float,
-    shape: Launch,
-) -> None:
-    B, T, H, D = q.shape
-    with device_of(q):
-        described_kernel[triton.cdiv(T, shape.block_q), H, B](
-            q,
-            _descriptor(k, shape),
-            _descriptor(v, shape),
-            q if start is None else start,
-            q if offset is None else offset,
-            out,
-            lse,
-            *q.stride()[:3],
-            T,
-            k.shape[1],
-            scale,
-            GROUP=H // k.shape[2],
-            HEAD_DIM=D,
-            BLOCK_D=block_d(D),
-            BLOCK_Q=shape.block_q,
-            BLOCK_K=shape.block_k,
-            HAS_START=start is not None,
-            HAS_OFFSET=offset is not None,
-            PRECISION=shape.precision,
-            num_warps=shape.num_warps,
-            num_stages=shape.num_stages,
-        )
-
-
 @attention_op.register_fake
 def _fake_attention(
     q: Tensor,
@@ -214,7 +121,6 @@ def _fake_attention(
     tiles: Tensor | None,
     counts: Tensor | None,
     scale: float,
-    described: bool = False,
 ) -> tuple[Tensor, Tensor]:
     B, T, H, _ = q.shape
     return q.new_empty(q.shape), q.new_empty(
@@ -369,7 +275,7 @@ def _fake_attention_backward(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, start, offset, tiles, counts, ctx.scale, _ = inputs
+    q, k, v, start, offset, tiles, counts, ctx.scale = inputs
     ctx.save_for_backward(q, k, v, *output, start, tiles, counts)
     ctx.cached = offset is not None
     ctx.set_materialize_grads(False)
@@ -388,7 +294,7 @@ def _backward(ctx: Any, grad: Tensor | None, grad_lse: Tensor | None) -> tuple[T
         grads = torch.ops.cm3.attention_backward(
             grad, grad_lse, q, k, v, out, lse, start, tiles, counts, ctx.scale
         )
-    return (*grads, None, None, None, None, None, None)
+    return (*grads, None, None, None, None, None)
 
 
 attention_op.register_autograd(_backward, setup_context=_setup_context)

@@ -13,7 +13,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cm3apps.cli._model import printable, settings_of, show_note
+from cm3apps.cli._model import printable, show_note
+from cm3apps.cli.opening import settings_of
 from cm3core.errors import CM3Error, FileError, close_match
 from cm3core.files import check_not_input, user_path, write_bytes
 from cm3core.outputs import claim_file

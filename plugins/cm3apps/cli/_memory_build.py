@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from cm3apps.cli import add_device, add_overrides, add_trust, registry_of, whole_number
 from cm3apps.cli._dataset import count_of, data_source, limit_threads, recipe_of
+from cm3apps.cli.opening import MODEL_TOLD
 from cm3run import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def configure(build: ArgumentParser) -> None:
         "--model",
         metavar="MODEL",
         help=f"use the image tokenizer and embedder of the model that will retrieve from the "
-        f"bank (default if the recipe has none: {DEFAULT_MODEL})",
+        f"bank (default if the recipe has none: {MODEL_TOLD})",
     )
 
     build.add_argument(
@@ -138,7 +139,8 @@ def run(args: Namespace) -> int:
         print(f"part {args.part[0]} of {args.part[1]}; merge all in order: cm3 memory merge")
     else:
         reader = "--model MODEL " if model is None else f"--model {shlex.quote(model)} "
-        reader, bank = "" if model == DEFAULT_MODEL else reader, shlex.quote(str(args.out))
+        is_default = args.model is None and model is not None
+        reader, bank = "" if is_default else reader, shlex.quote(str(args.out))
         command = f'cm3 generate "..." {reader}--bank {bank} --show-retrieved'
         who = ", by a model with this embedder and image tokenizer" if model is None else ""
         print(f"retrieve from it{who}: {command}")
@@ -184,6 +186,7 @@ def _tools(recipe: Recipe, registry: Registry, args: Namespace) -> tuple[Tools, 
     the default model.
     """
     from cm3run.bank_tools import tools_of
+    from cm3run.checkpoint import model_name
 
     named = {override.partition("=")[0] for override in args.overrides}
     named |= {
@@ -196,7 +199,7 @@ def _tools(recipe: Recipe, registry: Registry, args: Namespace) -> tuple[Tools, 
         for kind in PARTS
         if kind not in named and (args.model is not None or getattr(recipe, kind) is None)
     ]
-    folder, model = None, args.model or DEFAULT_MODEL
+    folder, model = None, model_name(args.model or DEFAULT_MODEL, registry)
     if wanted:
         from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
         from cm3run.checkpoint import find_checkpoint, find_model, read_recipe

@@ -1,5 +1,5 @@
-"""Shared by commands that use a model: its options, sampler, retrieval, progress and metadata, and the retrieved documents
-as text and as a picture (`--show-retrieved`).
+"""Shared by commands that use a model: options of its tasks, progress and metadata, and the retrieved documents as text and as
+a picture (`--show-retrieved`).
 """
 
 from __future__ import annotations
@@ -7,38 +7,25 @@ from __future__ import annotations
 import json
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cm3apps.cli import (
-    DEVICE,
-    MAX_SEED,
-    MAX_THREADS,
     MODEL,
-    RESULTS,
-    RETRIEVAL,
-    SAMPLING,
-    add_device,
-    add_parallel,
-    add_precision,
-    add_trust,
     grouped,
     registry_of,
-    whole_number,
 )
+from cm3apps.cli.opening import settings_of
 from cm3core.errors import GenerationError
 from cm3core.files import write_bytes
 from cm3core.outputs import claim_file
-from cm3run import DEFAULT_MODEL
 from cm3run.printing import printable as printable
 
 if TYPE_CHECKING:
     from cm3core.document import PixelArray
     from cm3run.attribution import PictureFacts
-    from cm3run.generation.engine import Progress
     from cm3run.model.model import Model
     from cm3run.model.results import (
         Choice,
@@ -49,160 +36,10 @@ if TYPE_CHECKING:
     )
 
 
-def add_model_options(parser: ArgumentParser) -> None:
-    """Add the options of every command that uses a model."""
-    add_loading_options(parser)
-    grouped(parser, RETRIEVAL).add_argument(
-        "--num-retrieved",
-        type=whole_number(0, 2**20),
-        metavar="K",
-        help="documents to retrieve and prepend; 0: none (default: the model's recipe)",
-    )
-    add_memory_options(parser)
-    grouped(parser, RETRIEVAL).add_argument(
-        "--context",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("FILE", "TEXT"),
-        help="prepend this picture and its text; may be given several times",
-    )
-    grouped(parser, RESULTS).add_argument(
-        "--candidates",
-        type=whole_number(1, 2**20),
-        dest="num_candidates",
-        metavar="K",
-        help="generate K candidates per result and keep the best (default: the model's recipe; the paper: 8)",
-    )
-    grouped(parser, RESULTS).add_argument(
-        "--rerank",
-        metavar="NAME",
-        help="reranker that chooses the best: clip, likelihood, pmi or a plugin's "
-        "(default: the recipe's)",
-    )
-    grouped(parser, RETRIEVAL).add_argument(
-        "--show-retrieved",
-        action="store_true",
-        help="list the prepended documents, and show them in retrieved.png",
-    )
-
-
-def add_memory_options(parser: ArgumentParser) -> None:
-    """Add the options that choose the retriever and its documents."""
-    grouped(parser, RETRIEVAL).add_argument(
-        "--bank",
-        metavar="FOLDER",
-        help="retrieve from this memory bank (cm3 memory build) instead of the model's training data",
-    )
-    grouped(parser, RETRIEVAL).add_argument(
-        "--retriever",
-        metavar="NAME",
-        help="use another retriever (cm3 kinds retriever), e.g. bm25, or none; counts and bank keep the recipe's values",
-    )
-
-
-def add_loading_options(parser: ArgumentParser, model: str = DEFAULT_MODEL) -> None:
-    """Add the options that need neither a memory nor candidates; `model` is the default one."""
-    grouped(parser, MODEL).add_argument(
-        "--model",
-        default=model,
-        metavar="MODEL",
-        help="a run's folder, a checkpoint, PLUGIN:NAME of a model shipped by a plugin, or hf://USER/NAME[@REVISION] of one on "
-        "the Hugging Face Hub (default: %(default)s)",
-    )
-    grouped(parser, SAMPLING).add_argument(
-        "--seed",
-        type=whole_number(0, MAX_SEED),
-        default=0,
-        help="same seed, same result (default: %(default)s)",
-    )
-    grouped(parser, SAMPLING).add_argument(
-        "--sampler",
-        metavar="NAME",
-        help="use another sampler, e.g. cd_k; temperature and filters keep the recipe's values",
-    )
-    grouped(parser, SAMPLING).add_argument(
-        "--set",
-        action="append",
-        default=[],
-        dest="settings",
-        metavar="SECTION.KEY=VALUE",
-        help="change a key of the recipe's sampler, retriever or embedder, or of --condition, e.g. "
-        "sampler.guidance_scale=1.5, retriever.min_similarity=0.3, retriever.parts.words=bm25; may be given "
-        "several times",
-    )
-    add_device(parser, "where the decoder and the image tokenizer run")
-    grouped(parser, DEVICE).add_argument(
-        "--threads",
-        type=whole_number(1, MAX_THREADS),
-        metavar="N",
-        help="CPU threads for the decoder (default: 1 for a small one, else the number of cores)",
-    )
-    add_precision(parser)
-    add_parallel(parser)
-    add_trust(parser)
-
-
-def open_model(args: Namespace, num_candidates: int | None = None) -> Model:
-    """The model named by the options.
-
-    Args:
-        args: the options.
-        num_candidates: the command's default number of candidates; None: the model's recipe decides.
-
-    Raises:
-        GenerationError: one option makes another useless.
-    """
-    _check_retrieves(args)
-    if settings_of(args.settings, "condition") and not getattr(args, "condition", None):
-        raise GenerationError(
-            "--set condition", "changes a condition, but none is given", "give --condition, too"
-        )
-    from cm3run.model.model import load
-
-    model = load(
-        args.model,
-        registry=registry_of(args),
-        device=args.device,
-        num_threads=args.threads,
-        precision=args.precision,
-        parallel=args.parallel,
-        trust_plugins=args.trust_plugins,
-        trust_endpoints=args.trust_endpoints,
-    )
-    model.told = lambda line: print(f"note: {line}", file=sys.stderr)
-    if getattr(args, "rerank", None) is not None:
-        number = args.num_candidates or num_candidates
-        if (number or model.components.recipe.generate.num_candidates) == 1:
-            model.told("--rerank has one candidate to choose from: give --candidates 2 or more")
-    settings = settings_of(args.settings, "retriever")
-    embedder = settings_of(args.settings, "embedder") or None
-    if args.bank is None and args.retriever is None and not settings and embedder is None:
-        return model
-    return model.with_memory(args.bank, args.retriever, embedder=embedder, **settings)
-
-
-def _check_retrieves(args: Namespace) -> None:
-    """Refuse options for retrieval if nothing is to be retrieved."""
-    if getattr(args, "num_retrieved", None) != 0:
-        return
-    for option, is_given in (
-        ("--bank", args.bank is not None),
-        ("--retriever", args.retriever is not None),
-        ("--set retriever", bool(settings_of(args.settings, "retriever"))),
-    ):
-        if is_given:
-            raise GenerationError(
-                option,
-                "chooses how to retrieve, but --num-retrieved 0 retrieves nothing",
-                "leave one of the two out",
-            )
-
-
 def report_unknown_words(model: Model, texts: Sequence[str | None]) -> None:
     """Print which words of the texts are not in the training captions, unless the retriever knows words by their
     meaning."""
-    if knows_meanings(model):
+    if model.knows_meanings:
         return
     unknown = {
         word: near for text in texts if text for word, near in model.unknown_words(text).items()
@@ -237,10 +74,6 @@ def task_options(args: Namespace) -> dict[str, Any]:
     )
 
 
-#: Sections that `--set` changes; the last belongs to `cm3 generate --condition`.
-SECTIONS = ("sampler", "retriever", "embedder", "condition")
-
-
 def add_task(parser: ArgumentParser, what: str) -> None:
     """Add `--task` and `--force` to a command that runs a task; `what` names the task's result."""
     grouped(parser, MODEL).add_argument(
@@ -267,67 +100,6 @@ def refuse_untuned(args: Namespace, command: str, what: str) -> None:
             f"model {str(args.model)!r} was not tuned for {what}; its results would be meaningless",
             "tune one (docs/tuning.md), or give --force to run it on any model",
         )
-
-
-def settings_of(settings: Sequence[str], wanted: str) -> dict[str, Any]:
-    """Keys of one section from `SECTION.KEY=VALUE`; values are parsed as YAML.
-
-    >>> settings_of(["sampler.temperature=0.5", "sampler.null_prompt=mask", "retriever.max_similarity=0.9"], "sampler")
-    {'temperature': 0.5, 'null_prompt': 'mask'}
-    """
-    from cm3core.config.schema import check_interpolations
-    from cm3core.recipe.layers import check_numbers, value_of
-
-    result: dict[str, Any] = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        section, _, name = key.strip().partition(".")
-        if not equals or section not in SECTIONS or not all(map(str.isidentifier, name.split("."))):
-            raise GenerationError(
-                f"--set {setting}",
-                f"is not {', '.join(f'{one}.KEY=VALUE' for one in SECTIONS[:-1])} or {SECTIONS[-1]}.KEY=VALUE",
-                "write e.g. --set sampler.guidance_scale=1.5",
-            )
-        parsed = value_of(f"value={value}", f"--set {setting}")["value"]
-        check_numbers(parsed, f"--set {key.strip()}")
-        check_interpolations(f"--set {key.strip()}", parsed)
-        if section == wanted:
-            result[name] = parsed
-    return result
-
-
-@contextmanager
-def progress_bar(what: str, *, may_end_early: bool = False) -> Iterator[Progress]:
-    """A progress bar of tokens on the terminal, shown from the first token on.
-
-    Args:
-        what: what is done.
-        may_end_early: the total is only the greatest number, as of texts; no time left is shown then.
-    """
-    from cm3run.progress import make_bar
-
-    bars: list[Any] = []
-
-    def show(done: int, total: int) -> None:
-        if not bars:
-            bars.append(
-                make_bar(
-                    desc=what,
-                    total=None if may_end_early else total,
-                    postfix=f"at most {total:,}" if may_end_early else None,
-                    unit="token",
-                    file=sys.stderr,
-                    leave=False,
-                    dynamic_ncols=True,
-                )
-            )
-        bars[0].update(done - bars[0].n)
-
-    try:
-        yield show
-    finally:
-        for bar in bars:
-            bar.close()
 
 
 def written_facts(
@@ -423,7 +195,7 @@ def report_unlike(model: Model, picture: GeneratedImage) -> None:
 
     if picture.answer is not None:
         return
-    if knows_meanings(model):
+    if model.knows_meanings:
         report_found(model, picture)
         return
     query = next((one.looked_for for one in picture.retrieved if one.looked_for), picture.prompt)
@@ -438,11 +210,6 @@ def report_unlike(model: Model, picture: GeneratedImage) -> None:
             "it may not be drawn, try fewer or other words",
             file=sys.stderr,
         )
-
-
-def knows_meanings(model: Model) -> bool:
-    """Whether the model's retriever finds things by other words than their names."""
-    return model.answers or hasattr(model.recipe.retriever, "unknown_below")
 
 
 def report_found(model: Model, picture: GeneratedImage) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from einops import rearrange
 
-from cm3apps.cli._model import settings_of
+from cm3apps.cli.opening import settings_of
 from cm3apps.sweep.grid import split_values
 from cm3core.errors import GenerationError
 

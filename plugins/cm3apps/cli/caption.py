@@ -8,12 +8,9 @@ from pathlib import Path
 from cm3apps.cli import INPUT, RESULTS, grouped, whole_number
 from cm3apps.cli._model import (
     Retrieval,
-    add_model_options,
     add_task,
     claim_retrieved,
-    open_model,
     printable,
-    progress_bar,
     report_unlike_picture,
     seen,
     show_choice,
@@ -21,6 +18,7 @@ from cm3apps.cli._model import (
     task_options,
     write_retrieved,
 )
+from cm3apps.cli.opening import add_model_options, open_model, progress_bar
 
 HELP = "caption a picture"
 EXAMPLE = """  cm3 caption picture.png

@@ -9,12 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cm3apps.cli import INPUT, MODEL, OUTPUT, RESULTS, grouped, whole_number
-from cm3apps.cli._model import (
-    add_loading_options,
-    open_model,
-    refuse_untuned,
-    settings_of,
-)
+from cm3apps.cli._model import refuse_untuned
+from cm3apps.cli.opening import add_loading_options, open_model, settings_of
 from cm3core.errors import CM3Error
 from cm3core.files import check_not_input, held_folder
 from cm3core.outputs import OutputFolder, claim_file

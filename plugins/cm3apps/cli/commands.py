@@ -14,7 +14,6 @@ from cm3core.errors import CM3Error
 #: listed here because `cm3 --help` loads no plugin, which would take seconds.
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("", "train a small model on real pictures and write a report, in minutes"),
-    "speedrun": ("", "train icons to a stated loss in the fewest minutes, by rules that all share"),
     "start": ("", "look at a folder of your own pictures, and write a recipe to train on them"),
     "train": ("cm3apps.cli.train", "train a decoder from a recipe, or resume a run"),
     "tune": (
@@ -28,10 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "write a run's model as a folder to share: its weights, without the optimiser",
     ),
     "generate": ("cm3apps.cli.generate", "generate pictures for a prompt"),
-    "complete": (
-        "cm3apps.cli.complete",
-        "draw the icons that a set lacks, in its own hand, as SVG files",
-    ),
+    "complete": ("", "draw the icons that a set lacks, in its own hand, as SVG files"),
     "caption": ("cm3apps.cli.caption", "caption a picture"),
     "infill": ("cm3apps.cli.infill", "inpaint part of a picture"),
     "edit": ("cm3apps.cli.edit", "edit a picture by an instruction"),
@@ -80,9 +76,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "convert": ("", "convert models between this framework, Hugging Face's and Meta's formats"),
     "eval": ("", "evaluate a model by a protocol, score pictures, compare scores"),
-    "embedder": ("", "train a bundled embedder, and evaluate any embedder"),
     "bench": ("", "measure kernels, decoding, precision and retrieval"),
-    "experiment": ("", "run experiments about the method, such as the gain from retrieval"),
 }
 
 
@@ -147,9 +141,11 @@ class CommandParser(argparse.ArgumentParser):
 #: Command -> its distribution, if that is not cm3leon.
 BESIDE = {
     "bench": "cm3lab",
+    "complete": "cm3icons",
     "convert": "cm3published",
-    "embedder": "cm3lab",
-    "experiment": "cm3lab",
+    "icons": "cm3icons",
+    "mcp": "cm3serve",
     "postgres": "cm3postgres",
+    "serve": "cm3serve",
     "titan": "cm3titan",
 }

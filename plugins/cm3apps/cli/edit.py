@@ -8,10 +8,7 @@ from typing import Any
 
 from cm3apps.cli import INPUT, grouped
 from cm3apps.cli._model import (
-    add_model_options,
     add_task,
-    open_model,
-    progress_bar,
     refuse_untuned,
     report_unknown_words,
     seen,
@@ -25,6 +22,7 @@ from cm3apps.cli.generate import (
     pictures_folder,
     write_pictures,
 )
+from cm3apps.cli.opening import add_model_options, open_model, progress_bar
 
 HELP = "edit a picture by an instruction"
 EXAMPLE = """  cm3 edit apple.png "make it green" --n 4 --model runs/tuned --force -o out/

@@ -15,16 +15,12 @@ from cm3apps.cli import INPUT, OUTPUT, RESULTS, grouped, whole_number
 from cm3apps.cli._model import (
     FILE,
     Retrieval,
-    add_model_options,
     add_task,
-    open_model,
     printable,
-    progress_bar,
     refuse_untuned,
     report_copy,
     report_unknown_words,
     report_unlike,
-    settings_of,
     show_answer,
     show_choice,
     show_query,
@@ -33,20 +29,13 @@ from cm3apps.cli._model import (
     write_retrieved,
     written_facts,
 )
-from cm3apps.cli._picture_files import (
-    LICENCES,
-    digits_of,
-    file_names,
-    refuse_foreign_pictures,
-    remove_earlier_pictures,
-    sheet,
-    styled,
-    write_zip,
-)
-from cm3apps.cli._tracing import check_tracer, svg_of_image
+from cm3apps.cli._picture_files import digits_of, refuse_foreign_pictures, remove_earlier_pictures
+from cm3apps.cli.opening import add_model_options, open_model, progress_bar, settings_of
 from cm3core.errors import CM3Error, FileError, GenerationError
 from cm3core.files import atomic_path, held_folder, write_bytes
 from cm3core.outputs import OutputFolder
+from cm3run.model.tracing import check_tracer, svg_of_image
+from cm3run.picture_files import LICENCES, file_names, sheet, styled, write_zip
 
 if TYPE_CHECKING:
     from cm3apps.cli._vary import Varied

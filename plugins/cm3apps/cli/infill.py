@@ -10,11 +10,8 @@ from typing import TYPE_CHECKING
 from cm3apps.cli import INPUT, OUTPUT, grouped, whole_number
 from cm3apps.cli._model import (
     Retrieval,
-    add_model_options,
     claim_retrieved,
-    open_model,
     printable,
-    progress_bar,
     report_copy,
     report_unknown_words,
     seen,
@@ -24,6 +21,7 @@ from cm3apps.cli._model import (
     write_retrieved,
     written_facts,
 )
+from cm3apps.cli.opening import add_model_options, open_model, progress_bar
 from cm3core.errors import GenerationError
 from cm3core.files import check_not_input, write_bytes
 from cm3core.outputs import claim_file

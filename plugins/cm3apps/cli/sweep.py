@@ -25,6 +25,7 @@ from cm3core.errors import CM3Error, MissingPackageError
 
 if TYPE_CHECKING:
     from cm3apps.sweep.block import SweepBlock
+    from cm3core.plugins.registry import Registry
 
 HELP = "train and evaluate every cell of a grid of recipes, and compare them by paired tests"
 EXAMPLE = """  cm3 sweep tiny retriever=none,bm25 train.steps=200 --seeds 3
@@ -140,7 +141,8 @@ def run(args: Namespace) -> int:
     from cm3apps.sweep.running import Machine, Running, check_done, check_memory
     from cm3core.files import held_folder
 
-    registry, block = registry_of(args), _block(args)
+    registry = registry_of(args)
+    block = _block(args, registry)
     grid = Grid.of([*_not_overridden(block, args.overrides), *args.overrides], block.cells)
     trained = args.model is not None or names_a_model(args.recipe)
     seeds = args.seeds or (1 if trained else block.seeds)
@@ -174,17 +176,18 @@ def run(args: Namespace) -> int:
     return 0
 
 
-def _block(args: Namespace) -> SweepBlock:
+def _block(args: Namespace, registry: Registry) -> SweepBlock:
     """The block of the recipe's file; a file that it names is relative to the recipe's."""
     from dataclasses import replace
 
     from cm3apps.sweep.block import SweepBlock, block_of
     from cm3apps.sweep.plan import names_a_model
+    from cm3core.plugins.registry import moved_to
     from cm3core.recipe import library
 
     if names_a_model(args.recipe):
         return SweepBlock()
-    path = library.find(args.recipe)
+    path = library.find(args.recipe, distribution=moved_to(registry.plugins, "recipe", args.recipe))
     block = block_of(path)
     if block.protocol is not None and block.protocol.endswith(".json"):
         block = replace(block, protocol=str(path.parent / block.protocol))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from cm3apps.cli import MAX_SEED, add_trust, registry_of, whole_number
+from cm3apps.cli.opening import MODEL_TOLD
 from cm3core.errors import DataError, FileError
 from cm3run import DEFAULT_MODEL
 from cm3run.instructions import SLOT
@@ -72,7 +73,7 @@ def configure(parser: ArgumentParser) -> None:
     showing.add_argument(
         "--model",
         metavar="MODEL",
-        help=f"take tokenizers, loss weights and the task from this model (default: {DEFAULT_MODEL}, "
+        help=f"take tokenizers, loss weights and the task from this model (default: {MODEL_TOLD}, "
         "without its tasks)",
     )
     for action in (listing, showing):

@@ -116,7 +116,7 @@ def _by_upscaler(args: Namespace) -> Enlarged:
 
 def _by_model(args: Namespace) -> Enlarged:
     """The picture redrawn by the model, at the model's size."""
-    from cm3apps.cli._model import progress_bar
+    from cm3apps.cli.opening import progress_bar
     from cm3core import images
     from cm3run.model import load
     from cm3run.model.tasks import serving_task, task_for

@@ -13,7 +13,7 @@ from cm3core.errors import CM3Error, DataError
 from cm3core.outputs import claim_file
 
 if TYPE_CHECKING:
-    from cm3apps.evaluation.card_text import Evaluated, Measured
+    from cm3apps.evaluation.card_text import Evaluated
 
 _COLUMNS = 8
 _MOST_PICTURES = 256
@@ -30,7 +30,7 @@ def configure(parser: ArgumentParser) -> None:
         nargs="*",
         type=Path,
         metavar="RESULTS",
-        help="folders of `cm3 eval run`, `cm3 experiment icons` and `tasks` for this model; nothing is measured again",
+        help="folders of `cm3 eval run` for this model; nothing is measured again",
     )
     add(
         "-o",
@@ -109,12 +109,12 @@ def check_card(text: str, place: str, model: Any) -> None:
 
 def write_card(args: Namespace, model: Any, registry: Any, notes: str) -> None:
     """Write the card and its sheets; the card comes last, so that an existing card is complete."""
-    from cm3apps.evaluation.card_text import Evaluated, Stated, card_text, facts_of, read_result
+    from cm3apps.evaluation.card_text import Stated, card_text, facts_of, read_result
     from cm3core.files import write_text
 
     facts = facts_of(args.model, model, registry)
     results = [read_result(folder, facts.weights_sha256) for folder in args.results]
-    names = [one.protocol for one in results if isinstance(one, Evaluated)]
+    names = [one.protocol for one in results]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise DataError(
@@ -122,7 +122,7 @@ def write_card(args: Namespace, model: Any, registry: Any, notes: str) -> None:
             f"have two evaluations by {twice}",
             "name only the one that the card should show",
         )
-    shown = [one for one in results if isinstance(one, Evaluated) and args.pictures]
+    shown = results if args.pictures else []
     claim_file(args.out, *(_sheet_of(args.out, one) for one in shown))
     sheets = _write_sheets(args.out, results, args.pictures)
     stated = Stated(
@@ -137,15 +137,14 @@ def write_card(args: Namespace, model: Any, registry: Any, notes: str) -> None:
     print(args.out)
 
 
-def _write_sheets(out: Path, results: list[Evaluated | Measured], num: int) -> dict[str, str]:
+def _write_sheets(out: Path, results: list[Evaluated], num: int) -> dict[str, str]:
     """Protocol -> file with the first pictures of its evaluation, if it has any."""
-    from cm3apps.evaluation.card_text import Evaluated
     from cm3core.images import save_png
     from cm3run.sheets import grid
 
     sheets: dict[str, str] = {}
     for one in results:
-        if isinstance(one, Evaluated) and num and (shown := one.pictures(num)):
+        if num and (shown := one.pictures(num)):
             rows = [shown[start : start + _COLUMNS] for start in range(0, len(shown), _COLUMNS)]
             scale = max(1, 96 // max(shown[0][1].shape[:2]))
             sheet = grid(

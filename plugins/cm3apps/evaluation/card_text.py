@@ -1,5 +1,5 @@
-"""A model's card in Markdown: facts about the model, stored results (folders of `cm3 eval` and of `cm3 experiment icons` and
-`tasks`) with the commands that made them, and the metadata for the Hugging Face Hub at its head.
+"""A model's card in Markdown: facts about the model, stored results (folders of `cm3 eval`) with the commands that made
+them, and the metadata for the Hugging Face Hub at its head.
 """
 
 from __future__ import annotations
@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import quote
 
-from cm3apps.evaluation.icons.report import figure_lines
 from cm3apps.evaluation.made import weights_sha256
 from cm3apps.evaluation.reading import read_scores
 from cm3apps.evaluation.run_options import run_options
-from cm3apps.evaluation.task_report import figure_lines as task_lines
 from cm3apps.markdown_text import code, plain
 from cm3core.errors import DataError
 from cm3core.images import open_image
@@ -159,7 +157,7 @@ def _written(option: str, value: Any) -> list[str]:
     return [word for one in values for word in (option, str(one))]
 
 
-SCORES, FIGURES, SAMPLES = "scores.json", "figures.json", "samples.jsonl"
+SCORES, SAMPLES = "scores.json", "samples.jsonl"
 ENVIRONMENT = "environment.json"
 
 
@@ -192,44 +190,18 @@ class Evaluated:
         ]
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A measurement of icons or of tasks.
-
-    Args:
-        folder: its folder.
-        figures: the content of its figures.json.
-    """
-
-    folder: Path
-    figures: dict[str, Any]
-
-    @property
-    def experiment(self) -> str:
-        """Name of the experiment."""
-        return "tasks" if "found" in self.figures else "icons"
-
-
-def read_result(folder: Path, weights_sha256: str) -> Evaluated | Measured:
-    """The result in a folder.
+def read_result(folder: Path, weights_sha256: str) -> Evaluated:
+    """The evaluation in a folder.
 
     Raises:
-        DataError: the result is missing, damaged, or of other weights.
+        DataError: it is missing, damaged, or of other weights.
     """
-    found: Evaluated | Measured
-    if (folder / SCORES).is_file():
-        scores = read_scores(folder)
-        found = Evaluated(folder, scores, _samples(folder), _arguments(folder))
-        model = scores.get("model")
-    elif (folder / FIGURES).is_file():
-        found = Measured(folder, _stored_figures(folder / FIGURES))
-        model = found.figures["model"]
-    else:
+    if not (folder / SCORES).is_file():
         raise DataError(
-            str(folder),
-            f"holds neither {SCORES} nor {FIGURES}",
-            "name the folder of a finished `cm3 eval`, `cm3 experiment icons` or `tasks`",
+            str(folder), f"holds no {SCORES}", "name the folder of a finished `cm3 eval`"
         )
+    scores = read_scores(folder)
+    model = scores.get("model")
     stated = model.get("weights_sha256") if isinstance(model, dict) else None
     if stated != weights_sha256:
         told = f"the weights {stated[:12]}..." if isinstance(stated, str) else "no model's weights"
@@ -238,7 +210,7 @@ def read_result(folder: Path, weights_sha256: str) -> Evaluated | Measured:
             f"is of {told}, the model has {weights_sha256[:12]}...",
             "measure this model, and name that folder",
         )
-    return found
+    return Evaluated(folder, scores, _samples(folder), _arguments(folder))
 
 
 def _samples(folder: Path) -> list[dict[str, Any]]:
@@ -265,36 +237,6 @@ def _arguments(folder: Path) -> list[str]:
 def _is_inside(name: object) -> bool:
     """Whether a picture's name is inside the folder of its evaluation."""
     return isinstance(name, str) and not Path(name).is_absolute() and ".." not in Path(name).parts
-
-
-def _stored_figures(path: Path) -> dict[str, Any]:
-    try:
-        figures = json.loads(path.read_text(encoding="utf-8"))
-        assert isinstance(figures["model"], dict)
-        if "found" in figures:
-            assert all(
-                isinstance(one["figures"], dict)
-                for splits in figures["found"].values()
-                for one in splits.values()
-            )
-        else:
-            assert all(isinstance(one["pictures"], dict) for one in figures["splits"].values())
-            assert figures["splits"]
-            assert figures["style_classifier"]
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        AssertionError,
-        RecursionError,
-    ) as error:
-        raise DataError(
-            str(path), "was not written by `cm3 experiment icons` or `tasks`", "measure again"
-        ) from error
-    found: dict[str, Any] = figures
-    return found
 
 
 #: Kinds whose component a card names.
@@ -335,7 +277,7 @@ class Stated:
 
 def card_text(
     facts: ModelFacts,
-    results: Sequence[Evaluated | Measured],
+    results: Sequence[Evaluated],
     sheets: Mapping[str, str],
     stated: Stated,
 ) -> str:
@@ -360,7 +302,7 @@ def card_text(
         "",
         *_model(facts, licence),
         *_figures(facts, results),
-        *_pictures(results, sheets),
+        *_pictures(sheets),
         *_data(facts),
         *_training(facts, stated.machine),
         *_limits(facts, stated.notes),
@@ -399,25 +341,11 @@ def _model(facts: ModelFacts, licence: str | None) -> list[str]:
     return [*_table(("", ""), rows), ""]
 
 
-def _figures(facts: ModelFacts, results: Sequence[Evaluated | Measured]) -> list[str]:
+def _figures(facts: ModelFacts, results: Sequence[Evaluated]) -> list[str]:
     lines = ["## Figures", ""]
     if not results:
         return [*lines, "None were given to the command that wrote this card.", ""]
-    for result in results:
-        if isinstance(result, Evaluated):
-            lines += _scores(facts, result)
-        else:
-            tasks = result.experiment == "tasks"
-            own = task_lines(result.figures) if tasks else figure_lines(result.figures)
-            lines += [
-                f"### `cm3 experiment {result.experiment}`",
-                "",
-                f"{result.figures['num']} {'records' if tasks else 'pictures'} of a split at most, the same ones for "
-                "every model.",
-                "",
-                *(f"###{line[2:]}" if line.startswith("## ") else line for line in own),
-            ]
-    return lines
+    return [*lines, *(line for result in results for line in _scores(facts, result))]
 
 
 def _scores(facts: ModelFacts, result: Evaluated) -> list[str]:
@@ -487,7 +415,7 @@ def _how(model: Mapping[str, Any]) -> str:
     return ", ".join(words)
 
 
-def _pictures(results: Sequence[Evaluated | Measured], sheets: Mapping[str, str]) -> list[str]:
+def _pictures(sheets: Mapping[str, str]) -> list[str]:
     if not sheets:
         return []
     lines = [

@@ -325,14 +325,15 @@ class Evaluation:
 
     def _show(self, scored: list[Scored], made: Made) -> None:
         """Write a sheet of all cases with their verdicts, if they are judged."""
-        from cm3apps.evaluation.usable_metric import UsableMetric
-
         for one in scored:
-            if isinstance(one.built, UsableMetric) and not one.skipped and self.protocol.size:
-                from cm3apps.evaluation.icons.verdict_sheet import verdict_sheet
-
-                shown = measured.shown_with(made, self.protocol.size, self.model)
-                save_png(self.out / SHEET, verdict_sheet(shown, one.built.verdicts))
+            if (
+                one.built is not None
+                and one.built.draws_sheet
+                and not one.skipped
+                and self.protocol.size
+            ):
+                cases = measured.shown_with(made, self.protocol.size, self.model)
+                save_png(self.out / SHEET, one.built.sheet(cases))
 
     def _write(
         self,

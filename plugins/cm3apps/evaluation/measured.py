@@ -19,6 +19,7 @@ from cm3core.document import Codes, Document, Image, ImageHole, PixelArray, Text
 from cm3core.errors import DataError
 from cm3core.images import fit
 from cm3core.interfaces import Extractor, Metric, MetricBatch
+from cm3core.interfaces.metric import Case
 from cm3run.evaluation.features import CHUNK, Load, features_in_chunks
 from cm3run.generation.engine import Request
 from cm3run.model import Model
@@ -468,31 +469,14 @@ def _copied(made: Made, size: int, model: Model) -> list[Load]:
     )
 
 
-@dataclass(frozen=True)
-class Shown:
-    """A case for a sheet.
-
-    Args:
-        prompt: its prompt.
-        drawn: the result.
-        documents: those before the prompt.
-        real: the reference picture.
-    """
-
-    prompt: str
-    drawn: PixelArray
-    documents: Sequence[PixelArray]
-    real: PixelArray
-
-
-def shown_with(made: Made, size: int, model: Model | None) -> list[Shown]:
+def shown_with(made: Made, size: int, model: Model | None) -> list[Case]:
     """All cases, with the pictures at one size."""
     before = None if model is None else _Prepended(made, size, model)
     found = []
     for place, sample in enumerate(made.task.samples):
         documents = [] if before is None else before.of(place)
         real = _reference(made, place)()
-        found.append(Shown(sample.prompt, made.load(place, size), documents, real))
+        found.append(Case(sample.prompt, made.load(place, size), documents, real))
     return found
 
 

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cm3apps.evaluation.tasks.base import known_keys
+from cm3core._version import DISTRIBUTION, how_to_install
 from cm3core.config.schema import default, init_fields, to_plain
 from cm3core.errors import DataError, close_match
-from cm3core.plugins.registry import OURS, find
+from cm3core.plugins.folders import folders_of
+from cm3core.plugins.registry import Writer, find
+from cm3plugins.beside import CM3_BESIDE
 from cm3run.evaluation.protocol import Protocol, measured_name, read_protocol, score_configs
 
 if TYPE_CHECKING:
@@ -21,26 +24,42 @@ FOLDER = Path(__file__).parent / "protocols"
 
 
 def shipped() -> dict[str, Path]:
-    """Name -> file."""
-    return {path.stem: path for path in sorted(FOLDER.glob("*.json"))}
+    """Name -> file: ours, and those of other distributions whose names are not used by ours."""
+    found: dict[str, Path] = {}
+    for folder in (FOLDER, *folders_of("protocols")):
+        for path in folder.glob("*.json"):
+            found.setdefault(path.stem, path)
+    return dict(sorted(found.items()))
+
+
+def _writer(path: Path) -> Writer:
+    """Who wrote a shipped protocol, which resolves its bare names."""
+    return Writer(distribution=folders_of("protocols").get(path.parent, DISTRIBUTION))
 
 
 def find_protocol(name: str) -> Protocol:
     """A shipped protocol, or the protocol in a file.
 
-    In a shipped protocol, or in an unchanged copy of it, bare names refer to cm3leon's own components.
+    In a shipped protocol, or in an unchanged copy of it, bare names refer to its distribution's own components.
 
     Raises:
         DataError: the name is unknown, or the file is not a protocol.
     """
-    if name in shipped():
-        return replace(read_protocol(shipped()[name]), writer=OURS)
+    if (known := shipped().get(name)) is not None:
+        return replace(read_protocol(known), writer=_writer(known))
     path = Path(name)
     if path.suffix == ".json" or path.exists():
         read = read_protocol(path)
         own = shipped().get(read.name)
-        copied = own is not None and read_protocol(own) == read
-        return replace(read, writer=OURS) if copied else read
+        if own is not None and read_protocol(own) == read:
+            return replace(read, writer=_writer(own))
+        return read
+    if distribution := CM3_BESIDE.get(f"protocol/{name}"):
+        raise DataError(
+            f"protocol {name!r}",
+            f"the distribution {distribution} has it, but is not installed",
+            how_to_install(distribution),
+        )
     raise DataError(
         f"protocol {name!r}",
         "is neither a shipped protocol nor a file",

@@ -1,7 +1,7 @@
 """Choose a recipe for a folder of pictures, with a reason behind each choice, and try it.
 
-The recipe extends `quickstart`: a small model that retrieves. What is chosen for the pictures are their image codes, the
-lengths of captions, and what `quickstart` has for icons alone. Times and memory are those of a few steps on this machine.
+The recipe extends `small`: a small model that retrieves. What is chosen for the pictures are their image codes and the
+lengths of captions. Times and memory are those of a few steps on this machine.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from cm3core.config.schema import to_plain
 from cm3core.document import Image, PixelArray
 from cm3core.interfaces.image_tokenizer import ImageTokenizerConfig
-from cm3core.recipe import compose
+from cm3core.recipe import compose, list_recipes
 from cm3plugins.image_tokenizers.by_arrays import squares_of
 from cm3run.devices import choose_device, choose_precision
 from cm3run.evaluation.kept import Kept, kept_by_codes
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
 
-#: The recipe that is extended; those whose image tokenizers come trained, those of fewer codes first; and the one whose
-#: image tokenizer is trained where these don't show the pictures.
-BASE = "quickstart"
-TRAINED = (BASE, "tiny")
+#: The recipe that is extended; those whose image tokenizers come trained, as far as they are installed, those of fewer codes
+#: first; and the one whose image tokenizer is trained where these don't show the pictures.
+BASE = "small"
+TRAINED = ("quickstart", "tiny")
 OWN = "tokenizer-colour64"
 #: Pictures that codes are measured on, and those of them on the sheet.
 NUM_MEASURED, NUM_SHOWN = 64, 12
@@ -105,7 +105,10 @@ def measured_on(survey: Survey, config: ImageTokenizerConfig, model: str = "") -
 
 def measured_codes(survey: Survey, registry: Registry) -> list[Codes]:
     """Measure the codes that come trained."""
-    configs = [compose(name, registry=registry).image_tokenizer for name in TRAINED]
+    installed = {recipe.name for recipe in list_recipes()}
+    configs = [
+        compose(name, registry=registry).image_tokenizer for name in TRAINED if name in installed
+    ]
     return [measured_on(survey, config) for config in configs if config is not None]
 
 
@@ -221,9 +224,6 @@ def recipe_text(chosen: Chosen, name: str, registry: Registry) -> str:
         "",
         "image_tokenizer:",
         *_codes_lines(chosen, registry),
-        "",
-        *recipe_lines({"embedder": None, "reranker": None}, "the bundled ones know icons", indent=0),
-        *recipe_lines({"upscaler": None, "finisher": None}, "made for icons", indent=0),
         "",
         "retriever:",
         *recipe_lines({"num_retrieved": num_retrieved, "num_ranks": num_retrieved}, "your pictures are the memory"),

@@ -221,10 +221,10 @@ def _reasons(records: Iterable[SkippedRecord]) -> list[str]:
 def _known_words(survey: Survey, registry: Registry, tuned: str | None) -> str:
     """How many of the words the model knows that is tuned, or could be: what tuning can build on."""
     from cm3run import DEFAULT_MODEL
-    from cm3run.checkpoint import find_checkpoint, find_model
+    from cm3run.checkpoint import find_checkpoint, find_model, model_name
     from cm3run.checkpoint.words import TrainingWords
 
-    model = tuned or DEFAULT_MODEL
+    model = model_name(tuned or DEFAULT_MODEL, registry)
     known = TrainingWords.read(find_checkpoint(find_model(model, registry)))
     if known is None or not survey.words:
         return ""

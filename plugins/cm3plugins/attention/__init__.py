@@ -56,8 +56,7 @@ class SDPAAttentionConfig(AttentionConfig):
 
 @dataclass(kw_only=True)
 class ByDeviceAttentionConfig(AttentionConfig):
-    """Chooses by device at each call: on CUDA this project's kernels, or in training what was measured to be faster on
-    that card (`cm3kernels.dispatch.MEASURED`); `sdpa` elsewhere.
+    """Chooses by device at each call: this project's kernels on CUDA, `sdpa` elsewhere.
 
     On CUDA it falls back to `sdpa`, with a warning, for head dimensions that the kernels don't support
     (above 128) and when Triton is missing.

@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from cm3core.interfaces.attention import AttentionBackend
 from cm3kernels.attention import cast_by_autocast
-from cm3kernels.attention.flex import block_mask, compiled
 from cm3plugins.attention.refusals import no_backward
 
 
@@ -80,7 +79,7 @@ class FlexAttention(AttentionBackend):
 def _function(device: str) -> Callable[..., Any]:
     """FlexAttention, compiled on CUDA; uncompiled on the CPU, without its warning about that."""
     if device != "cpu":
-        return compiled()
+        return torch.compile(flex_attention, dynamic=False)
 
     def uncompiled(*args: Any, **options: Any) -> Any:
         with warnings.catch_warnings():
@@ -93,3 +92,27 @@ def _function(device: str) -> Callable[..., Any]:
 @cache
 def _causal_mask(num_tokens: int, device: torch.device) -> BlockMask:
     return block_mask(num_tokens, num_tokens, None, None, device)
+
+
+def block_mask(
+    num_queries: int,
+    num_keys: int,
+    kv_start_BT: Tensor | None,
+    offset_B: Tensor | None,
+    device: torch.device,
+) -> BlockMask:
+    """Block mask of the visibility rule for T queries and S keys; one row if all rows are the same."""
+    tensor = kv_start_BT if offset_B is None else offset_B
+
+    def visible(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        seen = key <= (query if offset_B is None else query + offset_B[row])
+        return seen if kv_start_BT is None else seen & (key >= kv_start_BT[row, query])
+
+    return create_block_mask(
+        visible,
+        None if tensor is None else len(tensor),
+        None,
+        num_queries,
+        num_keys,
+        device=str(device),
+    )

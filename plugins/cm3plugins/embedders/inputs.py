@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,9 +25,7 @@ def in_batches(
     return np.asarray(torch.cat(rows).cpu().numpy(), dtype=np.float32)
 
 
-def square(
-    image: PixelArray, side: int, mode: Literal["bilinear", "bicubic"] = "bilinear"
-) -> Tensor:
+def square(image: PixelArray, side: int) -> Tensor:
     """Return the central square of a picture, scaled with antialiasing: float [1, 3, side, side], 0..1."""
     height, width = image.shape[:2]
     short = min(height, width)
@@ -38,5 +36,5 @@ def square(
     if short == side:
         return pixels
     return F.interpolate(
-        pixels, size=(side, side), mode=mode, antialias=True, align_corners=False
+        pixels, size=(side, side), mode="bilinear", antialias=True, align_corners=False
     ).clamp(0, 1)

@@ -5,36 +5,20 @@ safetensors in fp16, with format and sizes as JSON in the header's entry `cm3leo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cm3core.errors import CheckpointError, DataError
-from cm3core.files import atomic_path
-from cm3plugins.trained.weights_file import check_before_saving, check_finite
+from cm3plugins.trained.weights_file import check_finite
 from cm3run.json_text import parse_json
 
 
-def save_weights(path: Path, network: nn.Module, form: str, header: Mapping[str, Any]) -> None:
-    """Write a network's state as fp16, atomically; `form` and `header` go into the header."""
-    tensors = {
-        name: value.half().contiguous() if value.is_floating_point() else value.contiguous()
-        for name, value in network.state_dict().items()
-    }
-    check_before_saving(tensors, path)
-    with atomic_path(path) as temporary:
-        # A single entry: safetensors writes several in arbitrary order, and equal weights should
-        # give equal files.
-        save_file(tensors, temporary, {"cm3leon": json.dumps({"format": form, **header})})
-
-
 def read_weights(path: Path, form: str, next_step: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read header and tensors (floating ones as float32) of a file written by `save_weights`.
+    """Read header and tensors (floating ones as float32) of a file.
 
     Raises:
         CheckpointError: the file is missing, damaged, of another format, or holds NaN or infinity;

@@ -11,6 +11,7 @@ from cm3core.files import user_path
 from cm3core.interfaces.embedder import EmbedderConfig
 from cm3core.interfaces.extractor import Extractor, ExtractorConfig
 from cm3core.interfaces.reach import READS, TEXT, Outside
+from cm3plugins.extractors.lite1 import Lite1Config
 
 _BATCH = {"batch_size": (1, 2**16)}
 
@@ -113,5 +114,6 @@ class PixelsConfig(ExtractorConfig):
 EXTRACTORS: Mapping[str, type[ExtractorConfig]] = {
     "by_embedder": EmbedderExtractorConfig,
     "inception": InceptionConfig,
+    "lite1": Lite1Config,
     "pixels": PixelsConfig,
 }

@@ -118,7 +118,11 @@ class ArrayTokenizerConfig(ImageTokenizerConfig):
         self.check()
         place = {"section": "image_tokenizer", "component": "tokenizer"}
         path = weights_path(
-            self.weights, self.bundled, trainer="cm3 tokenizer train-image", **place
+            self.weights,
+            self.bundled,
+            owner=self.label,
+            trainer="cm3 tokenizer train-image",
+            **place,
         )
         return self.of_arrays(read_arrays(path, self.label, self.sizes, self.shapes))
 

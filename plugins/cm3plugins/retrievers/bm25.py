@@ -67,10 +67,11 @@ class BM25RetrieverConfig(RetrieverConfig):
             three adjacent ones without punctuation between them, which tell "police car" from "car"; no words such as
             "the" and "of".
         coverage: for queries that name several things: choose documents one by one, each above all for the terms that no
-            document before it contains; the others count a quarter. When nothing is left to cover, the others follow (not
-            `preferred`), ranked and scored by all terms. Equal documents are chosen by their scores for all terms, then by
-            their ids. In training, documents are drawn from `num_ranks` results at random: make it `num_retrieved` to get
-            those that were chosen together.
+            document before it contains; the others count a quarter. The sum is multiplied by the share of the document's own
+            terms that the query contains, so that "a pen at the left" finds a pen rather than a left arrow. When nothing is
+            left to cover, the others follow (not `preferred`), by all terms. Equal documents are chosen by
+            their scores for all terms, then by their ids. In training, documents are drawn from `num_ranks` results at
+            random: make it `num_retrieved` to get those that were chosen together.
     """
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"k1": (-1e30, 1e6)}
@@ -142,6 +143,11 @@ class BM25Retriever(QueryByQuery):
         if config.coverage:
             self._ranks_M = np.empty(len(memory), np.int64)
             self._ranks_M[sorted(range(len(memory)), key=memory.id)] = np.arange(len(memory))
+            #: The score of each document for a query that is the document itself.
+            self._own_M = np.zeros(len(memory))
+            for _, word_id in sorted(self._word_ids.items()):
+                documents, values = self._postings[word_id]
+                self._own_M[documents] += values
 
     def _found(self, query: Document, number: int, exclude: Collection[str]) -> list[Retrieved]:
         # a float sum depends on its order, which must not depend on the memory
@@ -158,27 +164,47 @@ class BM25Retriever(QueryByQuery):
         def is_free(index: int) -> bool:
             return index not in covering and is_allowed(index)
 
+        score = partial(self._score, postings, postings)
         if self._ranks_M is not None:
             best_first = partial(_covering_first, self._ranks_M, postings)
             uncovered, least = postings, math.inf
             while len(covering) < number and (
-                near := _search(uncovered, _NEAR, is_free, best_first)
+                near := _search(
+                    uncovered,
+                    _NEAR,
+                    is_free,
+                    best_first,
+                    partial(self._score, postings, uncovered),
+                )
             ):
                 indices_C = np.asarray([index for index, _ in near], np.int32)
                 order_C = np.argsort(indices_C)
-                whole_C = np.empty(len(near))
-                whole_C[order_C] = _scores(indices_C[order_C], postings)
-                both_C = np.asarray([score for _, score in near]) + _COVERED * whole_C
+                both_C = np.asarray([one for _, one in near])
+                both_C[order_C] += _COVERED * score(indices_C[order_C])
                 place = int(both_C.argmax())  # the first of ties
                 index = int(indices_C[place])
                 least = min(least, round(float(both_C[place]), DIGITS))
                 covering[index] = least
                 uncovered = [one for one in uncovered if not _contains(one[0], index)]
-        rest = _search(postings, number - len(covering), is_free, _best_first)
+        rest = _search(postings, number - len(covering), is_free, _best_first, score)
         return [
             *(self._result(*one, True) for one in covering.items()),
             *(self._result(*one, not covering) for one in rest),
         ]
+
+    def _score(
+        self,
+        postings: Sequence[Postings],
+        asked: Sequence[Postings],
+        candidates_C: npt.NDArray[Any],
+    ) -> npt.NDArray[Any]:
+        """The scores for the words `asked`; with coverage, times the share of a document's own words among `postings`."""
+        scores_C = _scores(candidates_C, asked)
+        if self._ranks_M is None:
+            return scores_C
+        whole_C = scores_C if asked is postings else _scores(candidates_C, postings)
+        shares_C = np.round(whole_C / self._own_M[candidates_C], DIGITS)
+        return np.asarray(scores_C * shares_C.clip(10**-DIGITS, 1.0))
 
     def _result(self, index: int, score: float, preferred: bool) -> Retrieved:
         return Retrieved(index, self._memory.id(index), score, preferred=preferred)
@@ -189,12 +215,13 @@ def _search(
     number: int,
     is_free: Callable[[int], bool],
     best_first: _BestFirst,
+    score: Callable[[npt.NDArray[Any]], npt.NDArray[Any]],
 ) -> list[tuple[int, float]]:
     """Return the exact best free documents and their scores, reading the postings of as few words as possible.
 
     A word that occurs in half of the memory adds little to any score. So documents are collected word by
     word, starting with the word that can add most, until no document with only the remaining words can
-    beat the worst one collected.
+    beat the worst one collected. `score`: of candidates, at most the sum over the words.
     """
     largest = [float(values.max()) for _, values in postings]
     order = np.argsort(-np.asarray(largest), kind="stable").tolist()
@@ -210,7 +237,7 @@ def _search(
         enough = 2 * size
         left = sum(largest[place] for place in order[num_words:])
         candidates_C = np.flatnonzero(found_M).astype(np.int32)
-        scores_C = _scores(candidates_C, postings)
+        scores_C = score(candidates_C)
         certain = left + 2 * 10**-DIGITS
         if num_words < len(order) and np.count_nonzero(scores_C > certain) < number:
             continue

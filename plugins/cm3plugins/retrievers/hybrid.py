@@ -32,6 +32,7 @@ from cm3core.interfaces.embedder import Embedder, EmbedderConfig, VectorArray
 from cm3core.interfaces.reach import READS, TEXT, Outside
 from cm3core.interfaces.retriever import Retrieved, Retriever, RetrieverConfig
 from cm3plugins.retrievers.memory_vectors import read_texts
+from cm3plugins.trained.bundled import bundled_file, is_bundled
 from cm3run.prompting import Answer, AnsweringRetriever, AnsweringRetrieverConfig, Kind
 from cm3run.words import nearest_word, words_of
 
@@ -55,8 +56,6 @@ _NEAR = 3
 _SAME_STYLE = 0.7
 #: Weight of the style words of a document that the query lacks, so that the usual styles come first.
 _UNASKED = 0.05
-#: Files of text vectors shipped with cm3leon.
-SHIPPED = {"bundled:icons": Path(__file__).parents[1] / "icons" / "assets" / "names.safetensors"}
 #: An English article before a subject.
 _ARTICLE = re.compile(r"^(?:an?|the) (?=\S)")
 
@@ -74,8 +73,8 @@ class HybridRetrieverConfig(AnsweringRetrieverConfig):
 
     Args:
         encoder: embedder of subjects, such as `minilm`; None: the recipe's.
-        vectors: file of the vectors of texts, computed in advance by that embedder; "bundled:icons": those of the icon
-            corpus' names by `minilm`. Texts that are not in it are embedded. None: all are.
+        vectors: file of the vectors of texts, computed in advance by that embedder; "bundled:NAME": one that a distribution
+            brings. Texts that are not in it are embedded. None: all are.
         words_share: weight of shared words in a subject's score, 0..1. The rest is the cosine of the encoder.
         style_share: weight of the style in a document's score, 0..1.
         only_if_asked: style words whose documents lose `unasked_loss` of their score unless the prompt asks for them,
@@ -135,13 +134,26 @@ class HybridRetrieverConfig(AnsweringRetrieverConfig):
     def check(self) -> None:
         """Reject unknown shipped files."""
         super().check()
-        named = self.vectors or ""
-        if named.startswith("bundled:") and named not in SHIPPED:
-            raise RecipeError(
-                "retriever.vectors",
-                f"is {named!r}, which is not shipped",
-                f"use {', '.join(SHIPPED)}, or the path of a file",
-            )
+        _ = self.vectors_file
+
+    @property
+    def vectors_file(self) -> Path | None:
+        """The file of vectors; None: there is none.
+
+        Raises:
+            CheckpointError: no distribution brings it.
+        """
+        if self.vectors is None:
+            return None
+        if not is_bundled(self.vectors):
+            return user_path(self.vectors, "retriever.vectors")
+        return bundled_file(
+            self.vectors,
+            {},
+            "hybrid",
+            place="retriever.vectors",
+            cause=f"is {self.vectors!r}, which is not shipped",
+        )
 
     def build(self, memory: DocumentSource, embedder: Embedder | None) -> HybridRetriever:
         """Index the texts of the memory.
@@ -160,10 +172,7 @@ class HybridRetrieverConfig(AnsweringRetrieverConfig):
                 "is not set, and the recipe has no embedder",
                 "add retriever.encoder=minilm",
             )
-        path = None
-        if self.vectors is not None:
-            path = SHIPPED.get(self.vectors) or user_path(self.vectors, "retriever.vectors")
-        return HybridRetriever(self, memory, TextVectors(encoder, path), embedder)
+        return HybridRetriever(self, memory, TextVectors(encoder, self.vectors_file), embedder)
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,7 +30,7 @@ from cm3run.npy import load_array, save_array
 from cm3run.progress import estimated_bar
 
 _FORMAT = "cm3leon text vectors 1"
-_NEXT = "reinstall cm3leon, or build the file again: python -m cm3plugins.icons.names"
+_NEXT = "reinstall what brings it, or build it again with this embedder"
 #: Texts embedded together; with more than `_TOLD` to embed, a progress bar is shown and they are cached.
 _AT_ONCE, _TOLD = 256, 2000
 

@@ -1,14 +1,17 @@
-"""The recipe key `weights`: a file, or weights bundled with this package. Light: no torch."""
+"""The recipe key `weights`: a file, or weights bundled with this package or another distribution. Light: no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
+from cm3core._version import how_to_install
 from cm3core.errors import CheckpointError
 from cm3core.files import user_path
+from cm3core.plugins.folders import folders_of
+from cm3plugins.beside import CM3_BESIDE
 
-#: Prefix of `weights` that names a file of this package, such as "bundled:emoji64".
+#: Prefix of `weights` that names a file of a package, such as "bundled:emoji64".
 BUNDLED = "bundled:"
 
 
@@ -16,6 +19,7 @@ def weights_path(
     weights: str | None,
     bundled: Mapping[str, Path],
     *,
+    owner: str,
     section: str,
     component: str,
     trainer: str,
@@ -26,8 +30,9 @@ def weights_path(
     Args:
         weights: the recipe's value.
         bundled: files of this package, by name.
+        owner: name of the component in recipes, see `bundled_file`.
         section: section of the recipe, for errors.
-        component: name of the component, for errors.
+        component: what it is, for errors.
         trainer: command that writes such files, for errors.
         content: content of the files, for errors.
 
@@ -49,14 +54,46 @@ def weights_path(
                 f"write {section}={weights}, which takes the {component} with its weights from there",
             )
         return path
-    name = weights.removeprefix(BUNDLED)
-    if name not in bundled:
+    return bundled_file(
+        weights,
+        bundled,
+        owner,
+        place=f"{section}.weights={weights}",
+        cause=f"no such bundled {component}",
+    )
+
+
+def bundled_file(
+    named: str, own: Mapping[str, Path], owner: str, *, place: str, cause: str
+) -> Path:
+    """Return the file that "bundled:NAME" names.
+
+    Args:
+        named: that name.
+        own: files of this package, by name.
+        owner: the component that they belong to: other distributions bring more, as OWNER/NAME.safetensors in a folder
+            of weights (`cm3core.plugins.folders`).
+        place, cause: of the error.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    name = named.removeprefix(BUNDLED)
+    brought = {
+        path.stem: path
+        for folder in folders_of("weights")
+        for path in folder.glob(f"{owner}/*.safetensors")
+    }
+    if (found := own.get(name) or brought.get(name)) is not None:
+        return found
+    if distribution := CM3_BESIDE.get(f"weights/{name}"):
         raise CheckpointError(
-            f"{section}.weights={weights}",
-            f"no such bundled {component}",
-            f"use one of {', '.join(sorted(bundled)) or 'none'}, or a path",
+            place,
+            f"the distribution {distribution} has it, but is not installed",
+            how_to_install(distribution),
         )
-    return bundled[name]
+    known = ", ".join(BUNDLED + one for one in sorted({*own, *brought})) or "none"
+    raise CheckpointError(place, cause, f"use one of {known}, or a path")
 
 
 def is_bundled(weights: str | None) -> bool:

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
         latest_checkpoint,
         read_state,
     )
-    from cm3run.checkpoint.naming import bundled_models, find_model, lasting_name
+    from cm3run.checkpoint.naming import bundled_models, find_model, lasting_name, model_name
     from cm3run.checkpoint.opening import (
         CHANGEABLE_KEYS,
         OpenedCheckpoint,
@@ -110,6 +110,7 @@ __all__ = [
     "latest_checkpoint",
     "load_weights",
     "merge_adapter",
+    "model_name",
     "open_checkpoint",
     "open_for_generation",
     "read_divided_state",
@@ -153,6 +154,7 @@ __getattr__ = exporter(
         "find_model": "naming",
         "generating_as": "opening",
         "lasting_name": "naming",
+        "model_name": "naming",
         "latest_checkpoint": "layout",
         "load_weights": "tensors",
         "merge_adapter": "exporting",

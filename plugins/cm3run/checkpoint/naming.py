@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cm3core.errors import CheckpointError, close_match
+from cm3run import DEFAULT_MODEL
 from cm3run.hub import is_address, repo_of
 
 if TYPE_CHECKING:
@@ -23,6 +24,23 @@ def bundled_models(registry: Registry | None = None) -> dict[str, Path]:
     return registry.models()
 
 
+def model_name(model: str | Path, registry: Registry) -> str:
+    """A model's name as it was given; that of the default model, which depends on the installed plugins, in full."""
+    if model != DEFAULT_MODEL:
+        return str(model)
+    offered = [
+        (rank, f"{info.name}:{name}")
+        for info in registry.plugins
+        if info.status == "loaded"
+        for name, rank in info.default_models.items()
+    ]
+    if not offered:
+        raise CheckpointError(
+            "--model", "is needed: no plugin in use offers a default one", "name a model"
+        )
+    return max(offered)[1]
+
+
 def find_model(model: str | Path, registry: Registry) -> Path:
     """The folder of a model: a path (a run, a checkpoint, an exported model), "PLUGIN:NAME" for a model that a plugin
     ships, or "hf://USER/NAME[@REVISION]" for one on the Hugging Face Hub, which is downloaded first.
@@ -34,6 +52,7 @@ def find_model(model: str | Path, registry: Registry) -> Path:
         from cm3run.checkpoint.hub_models import download_model  # imports torch
 
         return download_model(model)
+    model = model_name(model, registry)
     shipped = bundled_models(registry)
     if (name := _present_name(str(model), registry)) in shipped:
         return shipped[name]
@@ -50,7 +69,7 @@ def find_model(model: str | Path, registry: Registry) -> Path:
 def lasting_name(model: str | Path, registry: Registry) -> str:
     """The name of a model that means the same from every folder and later: "PLUGIN:NAME", a repository of the Hub with
     its commit, or an absolute path."""
-    if (name := _present_name(str(model), registry)) in registry.models():
+    if (name := _present_name(model_name(model, registry), registry)) in registry.models():
         return name
     if is_address(model):
         return str(repo_of(model, kind="model").at(find_model(model, registry)))

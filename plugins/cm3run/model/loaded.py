@@ -136,6 +136,11 @@ class Loaded:
         config = self.recipe.retriever
         return isinstance(config, AnsweringRetrieverConfig) and config.answers
 
+    @property
+    def knows_meanings(self) -> bool:
+        """Whether the retriever finds things by other words than their names."""
+        return self.answers or hasattr(self.recipe.retriever, "unknown_below")
+
     @cached_property
     def recipe_hash(self) -> str:
         """`Recipe.hash` of the model's recipe, computed at the first call (30 ms) and cached for every picture's

@@ -21,7 +21,14 @@ from cm3core.document import BoolArray, Codes, Document, PixelArray, Text
 from cm3core.errors import GenerationError
 from cm3core.plugins.discovery import load_registry
 from cm3run import DEFAULT_MODEL
-from cm3run.checkpoint import TunedTasks, find_model, lasting_name, open_for_generation, read_tasks
+from cm3run.checkpoint import (
+    TunedTasks,
+    find_model,
+    lasting_name,
+    model_name,
+    open_for_generation,
+    read_tasks,
+)
 from cm3run.generation.engine import Completion, EngineOptions, Event, Progress, Request
 from cm3run.generation.policy import Policy
 from cm3run.hub import is_address
@@ -76,7 +83,8 @@ def load(
 
     Args:
         model: a run's folder, a checkpoint, an exported model, "PLUGIN:NAME" for a bundled one, or
-            "hf://USER/NAME[@REVISION]" for one on the Hugging Face Hub.
+            "hf://USER/NAME[@REVISION]" for one on the Hugging Face Hub. By default the model that the installed plugins
+            offer: cm3icons' `icons64-tuned`, or else `bundled:emoji64`.
         bank, retriever: a memory bank to retrieve from instead of the recipe's memory, and the name of a retriever to use
             instead of the recipe's ("none": draw without documents), see `Model.with_memory`.
         registry: the components that recipes may name. None: those of the installed plugins.
@@ -111,7 +119,7 @@ def load(
     loaded = Model(
         opened.recipe,
         opened.components,
-        name=lasting_name(model, registry) if is_address(model) else str(model),
+        name=lasting_name(model, registry) if is_address(model) else model_name(model, registry),
         step=opened.step,
         num_threads=num_threads,
         precision=precision,

@@ -21,7 +21,7 @@ from cm3run.generation.engine import Request
 from cm3run.model.loaded import Loaded, known_by_codes
 from cm3run.model.results import RetrievedDocument
 from cm3run.model.searching import Prepended, ReadDocuments, searched
-from cm3run.prepending import prepended
+from cm3run.prepending import mentioned, prepended
 from cm3run.prompting import Answer, Asked, Found
 
 if TYPE_CHECKING:
@@ -174,6 +174,11 @@ class Retrieval:
                 chosen.pop()
                 left_out = min(len(found), number) - rank
                 break
+        # those of parts and the caller's keep their places
+        if self.recipe.retriever is not None and self.recipe.retriever.order == "mention":
+            own = chosen[len(by_hand) :]
+            places = mentioned(text_of(request.document), [shown.text for _, shown in own])
+            chosen[len(by_hand) :] = [own[place] for place in places]
         return Augmented(
             replace(request, retrieved=[document for document, _ in chosen]),
             tuple(shown for _, shown in chosen),

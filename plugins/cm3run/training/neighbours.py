@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from cm3core.interfaces.retriever import Region, Retriever, RetrieverConfig
 
 #: Part of the folders' names; increased when the same settings find other neighbours.
-_VERSION = 5
+_VERSION = 6
 #: Numbers stored for a document found for a part: its index, and the part's box.
 _PART = 5
 #: Keys of a retriever that don't affect its results: the number of results used, and the source of the
@@ -38,6 +38,7 @@ _NOT_RESULTS = (
     "num_retrieved",
     "random_num_retrieved",
     "num_ranks",
+    "order",
     "own_share",
     "full_share",
     "bank",

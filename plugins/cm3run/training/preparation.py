@@ -18,6 +18,7 @@ from cm3core.interfaces import DocumentSource, MaskingObjective
 from cm3core.interfaces.dataset import SkippedRecord
 from cm3run.bank import MemoryBank
 from cm3run.build import Components
+from cm3run.prepending import in_order
 from cm3run.processes import Processes
 from cm3run.training.code_cache import CodeCache
 from cm3run.training.neighbours import (
@@ -191,6 +192,7 @@ class Preparation:
             config.own_share,
             config.full_share,
             config.num_facets,
+            config.order,
         )
 
     @cached_property
@@ -216,11 +218,11 @@ class Preparation:
         found = retriever.retrieve([query], config.num_retrieved, [exclude])[0]
         documents = [self.memory.document(result.index) for result in found]
         codes = self._memory_codes
-        return (
-            documents
-            if codes is None
-            else [codes.encoded(document) for document in documents if codes.usable(document)]
-        )
+        if codes is not None:
+            documents = [
+                codes.encoded(document) for document in documents if codes.usable(document)
+            ]
+        return in_order(config.order, query, documents)
 
     def loader(
         self, processes: Processes | None = None, num_streams: int | None = None

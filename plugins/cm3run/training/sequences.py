@@ -22,14 +22,14 @@ from cm3core.interfaces.layout import Boundary
 from cm3core.sequence.infill import TOKENS_PER_SPAN
 from cm3core.sequence.segments import modality_of
 from cm3run.checkpoint.words import knows_words
-from cm3run.prepending import prepended
+from cm3run.prepending import in_order, prepended
 from cm3run.words import words_of
 
 if TYPE_CHECKING:
     from cm3core.interfaces.dataset import DocumentSource
     from cm3core.interfaces.layout import Layout
     from cm3core.interfaces.objective import MaskingObjective
-    from cm3core.interfaces.retriever import Region
+    from cm3core.interfaces.retriever import DocumentOrder, Region
     from cm3core.interfaces.text_tokenizer import TextTokenizer
     from cm3core.sequence.serialize import Serializer
     from cm3run.training.code_cache import CodeCache
@@ -58,6 +58,7 @@ class RetrievedDocuments:
         own_share: in training, probability that one of the documents is the query itself.
         full_share: in training, probability that there are all `num_retrieved`, of each facet in turn.
         num_facets: that take turns in `neighbours`.
+        order: see `RetrieverConfig`.
     """
 
     neighbours: Neighbours
@@ -68,6 +69,7 @@ class RetrievedDocuments:
     own_share: float = 0.0
     full_share: float = 0.0
     num_facets: int = 1
+    order: DocumentOrder = "rank"
 
     def draw(
         self, index: int, rng: np.random.Generator, query: Document | None = None
@@ -94,15 +96,16 @@ class RetrievedDocuments:
         documents = [self._document(place, rng) for place in chosen]
         if query is not None and documents and self.own_share and rng.random() < self.own_share:
             documents[int(rng.integers(len(documents)))] = query
-        return documents
+        return documents if query is None else in_order(self.order, query, documents)
 
-    def best(self, index: int) -> list[Document]:
-        """The best `num_retrieved`, best first, with canonical captions."""
+    def best(self, index: int, query: Document = ()) -> list[Document]:
+        """The best `num_retrieved` in their `order`, with canonical captions."""
         if self.num_retrieved == 0:
             return []
         if parts := self.neighbours.parts(index):
             return [self._part(*part, None) for part in parts]
-        return [self._document(place, None) for place in self._usable(index)[: self.num_retrieved]]
+        best = [self._document(place, None) for place in self._usable(index)[: self.num_retrieved]]
+        return in_order(self.order, query, best)
 
     def _usable(self, index: int) -> list[int]:
         """Neighbours with readable pictures, best first."""
@@ -331,7 +334,7 @@ class MaskedSequences:
             return []
         if self.training:
             return self.retrieved.draw(place, rng, query)
-        return self.retrieved.best(place)
+        return self.retrieved.best(place, query)
 
     def _fitting(self, query: Document, retrieved: list[Document]) -> TokenSequence:
         """The query with as many of the first documents as leave room for a few spans."""

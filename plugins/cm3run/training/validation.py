@@ -32,14 +32,14 @@ from cm3core.document import (
     text_of,
 )
 from cm3core.errors import CM3Error
-from cm3core.interfaces import Decoder, MaskingObjective
+from cm3core.interfaces import MaskingObjective
 from cm3core.sequence import only_responses
 from cm3run import sheets
 from cm3run.build import Components, section, split_or_reason
 from cm3run.generation.engine import Engine, EngineOptions, Request
 from cm3run.processes import Processes
 from cm3run.progress import make_bar
-from cm3run.training.metrics import batch_loss_sums, modality_metrics, part_metrics
+from cm3run.training.metrics import modality_metrics, part_metrics
 from cm3run.training.neighbours import own_names
 
 if TYPE_CHECKING:
@@ -162,26 +162,6 @@ def spread(total: int, number: int) -> list[int]:
     return sorted(
         {round(place) for place in np.linspace(0, total - 1, min(total, number)).tolist()}
     )
-
-
-def measured_loss(decoder: Decoder, batches: Iterable[TrainingBatch]) -> dict[str, float]:
-    """Losses of batches by modality, see `modality_metrics`.
-
-    Computed on the decoder's device, in the weights' precision.
-    """
-    device = decoder.head_weight().device
-
-    def forward(batch: TrainingBatch) -> Tensor:
-        batch = batch.to(device)
-        hidden_BTE = decoder.hidden_states(
-            batch.tokens_BT,
-            positions_BT=batch.positions_BT,
-            cells_BT=batch.cells_BT,
-            kv_start_BT=batch.kv_start_BT,
-        )
-        return batch_loss_sums(decoder, hidden_BTE, batch)[1]
-
-    return modality_metrics(_total(forward, batches))
 
 
 def _total(forward: Callable[[TrainingBatch], Tensor], batches: Iterable[TrainingBatch]) -> Tensor:

@@ -231,7 +231,6 @@ def test_no_command_writes_pixels_but_with_facts() -> None:
 
     allowed = {
         "_data_export.py",  # of a data set, with what it says of each picture beside it
-        "_tracing.py",  # for the tracer
         "data.py",
         "tokenizer.py",
         "upscale.py",  # of a picture that says nothing of itself

@@ -144,7 +144,12 @@ def test_a_command_whose_plugin_is_not_in_use(
 
 @pytest.mark.parametrize(
     ("command", "plugin", "distribution"),
-    [("bench", "lab", "cm3lab"), ("convert", "published", "cm3published")],
+    [
+        ("bench", "lab", "cm3lab"),
+        ("convert", "published", "cm3published"),
+        ("mcp", "serve", "cm3serve"),
+        ("serve", "serve", "cm3serve"),
+    ],
 )
 def test_a_command_of_a_distribution_beside(
     command: str,

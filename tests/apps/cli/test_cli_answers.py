@@ -9,7 +9,7 @@ import zipfile
 import pytest
 
 from cm3apps.cli import main as cli
-from cm3apps.cli._model import progress_bar
+from cm3apps.cli.opening import progress_bar
 from cm3run.attribution import facts_in
 from toy_finder import finder
 from toy_model import toy_model

@@ -222,14 +222,14 @@ def test_a_model_that_was_not_tuned_is_forced(tmp_path: Path, capsys: Any) -> No
     out = tmp_path / "out"
     words = (
         "--message",
-        "bell off, outline",
+        "red apple, noto",
         "--force",
         "-o",
         str(out),
         "--max-tokens",
         "3",
         "--model",
-        "bundled:icons64",
+        "bundled:emoji64",
     )
     assert main(["chat", *words, "--save", str(tmp_path / "talk.json")]) == 0
     assert (out / "chat-000.png").is_file()

@@ -73,7 +73,7 @@ NO_NETWORK = {
     "bench retrieval",
 }
 #: Networks of metrics run on the CPU, and what measures its time.
-ON_THE_CPU = {"speedrun", "eval score", "bench metrics", "bench first-picture"}
+ON_THE_CPU = {"eval score", "bench metrics", "bench first-picture"}
 #: These run networks whose precision is their own, or measure all of them.
 OWN_PRECISION = {
     "tokenizer eval",
@@ -83,8 +83,6 @@ OWN_PRECISION = {
     "memory build",
     "memory add",
     "memory recall",
-    "embedder train",
-    "embedder eval",
     "bench kernels",
     "bench precision",
     "sweep",
@@ -140,9 +138,7 @@ def test_the_device_of_a_command_is_that_of_all_it_does(monkeypatch):
 def test_a_device_that_is_not_there(capsys):
     for command in (
         ["tokenizer", "eval", "quickstart", "--num", "1"],
-        ["embedder", "eval", "light_encoder"],
         ["bench", "precision"],
-        ["experiment", "patch-knn"],
     ):
         assert main([*command, "--device", "cuda:7"]) == 2
         assert "error: device 'cuda:7': can't be used here (" in capsys.readouterr().err

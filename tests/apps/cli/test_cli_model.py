@@ -13,17 +13,18 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cm3apps.cli import _picture_files
-from cm3apps.cli._model import printable, settings_of
-from cm3apps.cli._picture_files import file_names
+from cm3apps.cli._model import printable
 from cm3apps.cli.infill import parse_box
+from cm3apps.cli.opening import settings_of
 from cm3core import images
 from cm3core.errors import GenerationError
 from cm3plugins.upscalers.lanczos import LanczosUpscaler
+from cm3run import picture_files
 from cm3run.checkpoint.words import TrainingWords
 from cm3run.generation.engine import Engine
 from cm3run.model import Model
 from cm3run.model.loaded import Loaded
+from cm3run.picture_files import file_names
 from messages import tells
 from toy_model import FirstRetriever, picture
 
@@ -159,7 +160,7 @@ def test_names_of_files_are_safe_and_different(texts):
 
 
 def test_examples_of_sets():
-    assert doctest.testmod(_picture_files).failed == 0
+    assert doctest.testmod(picture_files).failed == 0
 
 
 def test_ctrl_c_keeps_what_was_drawn(cm3, model, tmp_path, capsys, monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 from cm3core import images
 from cm3core.document import Codes
 from cm3core.errors import DataError, GenerationError
-from cm3plugins.image_tokenizers.svg import SvgConfig
+from cm3icons.svg_codes import SvgConfig
 from cm3run.model.loaded import codes_of, seen
 from messages import tells
 from toy_model import toy_model

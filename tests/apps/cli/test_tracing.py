@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from cm3apps.cli import _tracing
-from cm3apps.cli._tracing import check_tracer, svg_of_image
 from cm3core.document import Codes
 from cm3core.errors import MissingPackageError
 from cm3core.images import open_image
-from cm3plugins.icons.config import IconFinisherConfig
-from cm3plugins.image_tokenizers.svg import SvgConfig
+from cm3icons.config import IconFinisherConfig
+from cm3icons.svg_codes import SvgConfig
+from cm3run.model import tracing
 from cm3run.model.results import GeneratedImage
+from cm3run.model.tracing import check_tracer, svg_of_image
 from messages import tells
 
 #: Of a model of icons.
@@ -24,7 +24,7 @@ INK = IconFinisherConfig().build()
 
 
 def svg_of(pixels: np.ndarray) -> str:
-    return _tracing.svg_of(pixels, finisher=INK)
+    return tracing.svg_of(pixels, finisher=INK)
 
 
 def square() -> np.ndarray:
@@ -69,7 +69,7 @@ def ring(inside: int = 255) -> np.ndarray:
 def test_without_a_finisher_a_drawing_in_ink_is_traced_like_any_other():
     pytest.importorskip("vtracer", reason="the package vtracer is not installed")
     assert "currentColor" in svg_of(ring())
-    assert "currentColor" not in _tracing.svg_of(ring())
+    assert "currentColor" not in tracing.svg_of(ring())
 
 
 @pytest.mark.parametrize(

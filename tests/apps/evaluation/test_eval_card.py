@@ -18,7 +18,6 @@ from cm3apps.cli.main import main
 from cm3apps.evaluation.card import check_card
 from cm3apps.evaluation.card_text import (
     Evaluated,
-    Measured,
     ModelFacts,
     Stated,
     card_text,
@@ -101,29 +100,7 @@ def evaluation(folder: Path, weights: str = WEIGHTS, **changed: Any) -> Path:
     return folder
 
 
-def measurement(folder: Path, weights: str = WEIGHTS) -> Path:
-    """Figures of icons, as `cm3 experiment icons` writes them."""
-    drawn = {"pixels": {"r1": 0.25, "r5": 0.5}, "set_and_style": 0.5, "style": 0.6, "finish": 0.7}
-    mean = {"mean": 1.7, "error": 0.02}
-    comp = {
-        "num": 48,
-        "nats": {"none": mean},
-        "gain": {},
-        "found": {"none": {"same_thing": 0.0}},
-        "pictures": {"real": drawn, "drawn-none": drawn},
-    }
-    figures = {
-        "model": {"weights_sha256": weights, "step": 10},
-        "num": 48,
-        "splits": {"comp": comp},
-        "style_classifier": {"set_and_style": 0.8, "style": 0.9, "finish": 0.95},
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "figures.json").write_text(json.dumps(figures))
-    return folder
-
-
-def text_of(*results: Evaluated | Measured, **changed: Any) -> str:
+def text_of(*results: Evaluated, **changed: Any) -> str:
     given: dict[str, Any] = {
         "licence": "MIT",
         "machine": "a laptop",
@@ -136,11 +113,7 @@ def text_of(*results: Evaluated | Measured, **changed: Any) -> str:
 
 
 def test_what_a_card_says(tmp_path: Path) -> None:
-    results = [
-        read_result(evaluation(tmp_path / "a"), WEIGHTS),
-        read_result(measurement(tmp_path / "b"), WEIGHTS),
-    ]
-    text = text_of(*results)
+    text = text_of(read_result(evaluation(tmp_path / "a"), WEIGHTS))
     head = yaml.safe_load(text.split("---")[1])
     assert head == {"license": "mit", "library_name": "cm3leon", "pipeline_tag": "text-to-image"}
     assert marked_weights(text) == WEIGHTS
@@ -151,7 +124,6 @@ def test_what_a_card_says(tmp_path: Path) -> None:
         "sampler `cfg`, temperature 0.5, 1 document prepended.",
         "| 7 | MIT | npm &#60;b&#62; | me &#124; you |",
         "10 steps, 5,000 tokens, 2.0 hours on a laptop; about 3.0e+07 floating-point",
-        "| comp | drawn, nothing prepended | 0.25 / 0.50 | 0.50 | 0.60 | 0.70 |",
         "![the first pictures of toy-v1](CARD%20toy.png)",
         "It retrieves from the same documents.",
         "- It was not tuned: it draws, captions and inpaints, and neither edits by instruction nor answers questions.",
@@ -198,26 +170,6 @@ def test_a_damaged_environment_spoils_no_card(tmp_path: Path, damaged: str) -> N
     assert "`cm3 eval run runs/mine toy-v1 " in text_of(read_result(folder, WEIGHTS))
 
 
-def test_a_card_of_tasks(tmp_path: Path) -> None:
-    rows = {"copied": {"R@5": 0.5}, "drawn": {"R@5": 0.75, "finish": 0.9}}
-    figures = {
-        "model": {"weights_sha256": WEIGHTS, "step": 10},
-        "num": 24,
-        "tasks": ["edit"],
-        "found": {"edit": {"unseen": {"num": 24, "figures": rows}}},
-    }
-    (tmp_path / "figures.json").write_text(json.dumps(figures))
-    lines = text_of(read_result(tmp_path, WEIGHTS)).splitlines()
-    for line in (
-        "### `cm3 experiment tasks`",
-        "24 records of a split at most, the same ones for every model.",
-        "### Edits",
-        "| unseen | 24 | copies of what was given | 0.50 |  |",
-        "| unseen | 24 | **drawn** | 0.75 | 0.90 |",
-    ):
-        assert line in lines, line
-
-
 def test_what_is_not_known_is_said() -> None:
     text = text_of(licence=None, machine=None, retrieves_from=[], tasks=("edit",))
     assert "license" not in text.split("---")[1]
@@ -238,7 +190,7 @@ def test_many_sources_are_summed_up() -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f: (f / "scores.json").unlink(), "holds neither scores.json nor figures.json"),
+        (lambda f: (f / "scores.json").unlink(), "holds no scores.json"),
         (lambda f: (f / "scores.json").write_text("{"), "is not of the format 'cm3 scores 1'"),
         (lambda f: (f / "samples.jsonl").write_text("[]"), "samples.jsonl: is missing or damaged"),
         (
@@ -258,16 +210,6 @@ def test_results_that_can_not_be_used(tmp_path: Path, damage: Any, message: str)
     with pytest.raises(DataError) as caught:
         read_result(folder, WEIGHTS)
     assert tells(caught.value, f"... {message}")
-
-
-def test_damaged_figures(tmp_path: Path) -> None:
-    folder = measurement(tmp_path / "a")
-    (folder / "figures.json").write_text('{"model": {}, "splits": []}')
-    with pytest.raises(DataError, match="was not written by `cm3 experiment icons` or `tasks`"):
-        read_result(folder, WEIGHTS)
-    (folder / "figures.json").write_text('{"model": {}, "found": {"edit": {"unseen": {}}}}')
-    with pytest.raises(DataError, match="was not written by `cm3 experiment icons` or `tasks`"):
-        read_result(folder, WEIGHTS)
 
 
 @pytest.mark.slow

@@ -10,12 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cm3apps.evaluation import icon_style_metric, usable_metric
 from cm3apps.evaluation.copy_metric import CopyConfig, TrainingCopyConfig
 from cm3apps.evaluation.evaluating import Evaluation
-from cm3apps.evaluation.icon_style_metric import HandConfig, IconStyleConfig
-from cm3apps.evaluation.icons import style_classifier
-from cm3apps.evaluation.icons.usable import Verdict
 from cm3apps.evaluation.made import Made
 from cm3apps.evaluation.measured import bounding_pictures
 from cm3apps.evaluation.reading import lines
@@ -26,6 +22,9 @@ from cm3core.errors import DataError
 from cm3core.interfaces.metric import MetricBatch
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
+from cm3icons.evaluation import icon_style_metric, style_classifier, usable_metric
+from cm3icons.evaluation.icon_style_metric import HandConfig, IconStyleConfig
+from cm3icons.evaluation.usable import Verdict
 from cm3kits.metric import MetricContract
 from cm3run.build import build
 from cm3run.evaluation.protocol import protocol_of

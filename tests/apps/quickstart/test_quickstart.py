@@ -24,7 +24,7 @@ from cm3core.images import save_png
 from cm3core.interfaces.dataset import Judged
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
-from cm3plugins.datasets import icons
+from cm3icons import data as icons
 from cm3plugins.scenes.keys import HEADINGS
 from cm3run.build import build
 from cm3run.model import Model

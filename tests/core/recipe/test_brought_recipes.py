@@ -36,8 +36,8 @@ def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "cm3_theirs"
     (package / "recipes").mkdir(parents=True)
     (package / "__init__.py").write_text(RIVAL, encoding="utf-8")
-    text = "extends: tiny\nsampler: {name: cfg, guidance_scale: 2.5}\n"
-    for name in ("theirs", "quickstart"):
+    text = "extends: scenes-small\nsampler: {name: cfg, guidance_scale: 2.5}\n"
+    for name in ("theirs", "tiny"):
         (package / "recipes" / f"{name}.yaml").write_text(f"# {name}: a trial\n{text}", "utf-8")
     info = tmp_path / "cm3_theirs-1.0.dist-info"
     info.mkdir()
@@ -54,7 +54,7 @@ def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_they_are_listed_and_composed_by_name(theirs: None) -> None:
     listed = {recipe.name: recipe for recipe in list_recipes()}
     assert listed["theirs"].description == "a trial"
-    assert listed["quickstart"].description != "a trial"  # ours has the name
+    assert listed["tiny"].description != "a trial"  # ours has the name
     recipe = compose("theirs", registry=load_registry())
     assert recipe.flat()["sampler.guidance_scale"] == 2.5
     assert recipe.origins["sampler.guidance_scale"] == "theirs.yaml"

@@ -79,8 +79,9 @@ def test_shipped_recipes_mean_the_bundled_components(name: str, clash: Registry)
     then = compose(name, registry=load_registry(environ={"CM3_DISABLE_PLUGINS": "a-rival"}))
     now = compose(name, registry=clash)
     assert now.hash == then.hash
-    # recipes of cm3published also name its own
+    # recipes of other distributions also name their own
     assert {plugin_of(config) for _, config in now.components.values()} <= {
+        "cm3icons",
         "cm3plugins",
         "cm3published",
     }

@@ -58,6 +58,21 @@ class TurnsPictures(Right):
         return document if rng is None else document[::-1]
 
 
+class ComparesWithGrey(Right):
+    def alternatives(self, index: int, size: int, num: int) -> Any:
+        return [("one", lambda: np.zeros((size, size), np.uint8))]
+
+
+class ComparesWithTooMany(Right):
+    def alternatives(self, index: int, size: int, num: int) -> Any:
+        return [(str(place), lambda: np.zeros((size, size, 3), np.uint8)) for place in range(9)]
+
+
+class CopiesAtItsOwnSize(Right):
+    def copies(self, index: int, size: int) -> Any:
+        return {"nearest": lambda: np.zeros((24, 24, 3), np.uint8)}
+
+
 class GoesRound(Right):
     def document(self, index: int, rng: np.random.Generator | None = None) -> Document:
         return self._document(index % len(self), rng)
@@ -247,6 +262,11 @@ MUTANTS: dict[str, list[Any]] = {
         planted(ThingsConfig, "ids with the split"),
     ],
     "ids_are_unique_and_stable": [IdsTwice, IdsOfItsOwn],
+    "real_pictures_to_compare_with_load": [
+        ComparesWithGrey,
+        ComparesWithTooMany,
+        CopiesAtItsOwnSize,
+    ],
     "pictures_load": [OneArrayForAll, FloatPictures, GreyPictures],
     "skipped_records_say_why": [SkipsWithoutReason],
     "texts_hold_every_canonical_text": [KeepsTexts],

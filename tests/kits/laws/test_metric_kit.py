@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cm3core.errors import DataError
-from cm3core.interfaces.metric import Group, Metric, MetricBatch, MetricConfig, Score
+from cm3core.interfaces.metric import Case, Group, Metric, MetricBatch, MetricConfig, Score
 from cm3kits.metric import MetricContract
 from kit_mutants import assert_covers, assert_law_fails, cases
 from planted_mistakes import ErrorConfig, TopicConfig, planted
@@ -70,6 +70,21 @@ class MeanOfBatches(Length):
 class FirstMatters(Length):
     def _result(self) -> Sequence[Score]:
         return [Score("words", next(iter(self.own.values())), len(self.own), False)]
+
+
+class DrawsInFloats(Length):
+    draws_sheet: ClassVar[bool] = True
+
+    def sheet(self, cases: Sequence[Case]) -> Any:
+        return np.concatenate([case.drawn for case in cases]) / 255
+
+
+class ForgetsWhatItDrew(Length):
+    draws_sheet: ClassVar[bool] = True
+
+    def sheet(self, cases: Sequence[Case]) -> Any:
+        self.own = {0: 1.0}
+        return np.concatenate([case.drawn for case in cases])
 
 
 class Clears(Length):
@@ -145,6 +160,7 @@ MUTANTS: dict[str, list[Any]] = {
     "a_result_changes_nothing": [Ends],
     "a_sample_counts_once": [CountsTwice],
     "batch_size_does_not_matter": [MeanOfBatches],
+    "a_sheet_is_a_picture": [DrawsInFloats, ForgetsWhatItDrew],
     "known_answers_are_given": [Wrong],
     "merged_shards_equal_the_whole": [ForgetsOthers, EatsOthers],
     "order_does_not_matter": [FirstMatters, Clears],

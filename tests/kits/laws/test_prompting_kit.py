@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from cm3core.document import Text
+from cm3icons.config import IconFinisherConfig
 from cm3kits.prompting import FinisherContract, PromptRewriterContract
-from cm3plugins.icons.config import IconFinisherConfig
 from cm3run.prompting import AsDecoded, AsItStands, Finisher, Found, PromptRewriter
 from kit_mutants import assert_covers, assert_law_fails, cases
 from toy_model import OtherWords

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from cm3core.document import Image, text_of
 from cm3core.errors import DataError, RecipeError
 from cm3core.interfaces.dataset import DocumentSource
+from cm3icons.data import IconSourceConfig
 from cm3kits.dataset import DocumentSourceContract
-from cm3plugins.datasets.icons import IconSourceConfig
 from cm3plugins.datasets.svg_folder import SvgFolderConfig
 from cm3plugins.datasets.svg_folder.names import names_of
 from cm3plugins.datasets.svg_folder.reading import parsed

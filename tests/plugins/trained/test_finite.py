@@ -10,12 +10,11 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from cm3apps.cli.main import main
 from cm3core import images
-from cm3core.errors import CheckpointError, CM3Error
-from cm3plugins.embedders.weights import read_weights, save_weights
+from cm3core.errors import CheckpointError
+from cm3plugins.embedders.weights import read_weights
 from cm3plugins.image_tokenizers import vqgan
 from cm3plugins.image_tokenizers.vqgan import VQGANConfig
 from cm3plugins.image_tokenizers.vqgan.tokenizer import load_weights
@@ -33,16 +32,8 @@ def test_the_first_tensor_that_is_not_finite_is_named() -> None:
         assert first_not_finite(tensors) == "b"
 
 
-def test_embedders_write_and_read_finite_weights_only(tmp_path: Path) -> None:
-    path, network = tmp_path / "weights.safetensors", nn.Linear(2, 2)
-    save_weights(path, network, "test", {})
-    before = path.read_bytes()
-    with torch.no_grad():
-        network.bias[0] = 1e6  # finite, but not in the file's fp16
-    with pytest.raises(CM3Error) as caught:
-        save_weights(path, network, "test", {})
-    assert tells(caught.value, f"{path}: training has ... NaN")
-    assert path.read_bytes() == before
+def test_embedders_read_finite_weights_only(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
     save_file(
         {"weight": torch.full((2, 2), NAN)}, path, {"cm3leon": json.dumps({"format": "test"})}
     )

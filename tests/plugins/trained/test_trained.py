@@ -22,7 +22,12 @@ from cm3plugins.trained.training_run import RunOptions, TrainingRun, differences
 from cm3plugins.trained.weights_file import WeightsFormat, check_architecture, filled
 from messages import tells
 
-WORDS = {"section": "painter", "component": "painter", "trainer": "cm3 painter train"}
+WORDS = {
+    "owner": "painter",
+    "section": "painter",
+    "component": "painter",
+    "trainer": "cm3 painter train",
+}
 
 
 def test_weights_are_a_path_or_a_bundled_name() -> None:

@@ -205,3 +205,17 @@ def test_another_retriever_searches_the_same_memory(model, monkeypatch):
         with pytest.raises(CM3Error) as error:
             model.with_memory(retriever=name)
         assert tells(error.value, message)
+
+
+def test_documents_stand_in_the_order_in_which_the_prompt_mentions_them(model):
+    prompt = "green, red"
+    by_rank = model.generate(prompt, 1, num_retrieved=3)[0]
+    assert [one.id for one in by_rank.retrieved][:2] == ["red", "green"]
+    model.recipe.retriever.order = "mention"
+    mentioned = model.generate(prompt, 1, num_retrieved=3)[0]
+    assert [one.id for one in mentioned.retrieved][:2] == ["green", "red"]
+    assert {one.id for one in mentioned.retrieved} == {one.id for one in by_rank.retrieved}
+    assert mentioned.codes != by_rank.codes
+    # the caller's documents stay in front
+    [one] = model.generate(prompt, 1, num_retrieved=2, context=[(picture(), "by hand")])
+    assert [document.id for document in one.retrieved] == ["context 0", "green", "red"]

@@ -15,11 +15,11 @@ from cm3core.document import Text
 from cm3core.errors import DataError
 from cm3core.images import read_png_metadata, save_png
 from cm3core.interfaces.dataset import Provenance
+from cm3icons.data import IconSourceConfig
+from cm3icons.data.sets import EMOJI_LICENCES
 from cm3kits.samples import ListSource
 from cm3plugins.datasets.emoji import EmojiSourceConfig
 from cm3plugins.datasets.emoji.packages import LICENCES, STYLE_PACKAGES
-from cm3plugins.datasets.icons import IconSourceConfig
-from cm3plugins.datasets.icons.sets import EMOJI_LICENCES
 from cm3plugins.datasets.jsonl import JSONLSourceConfig
 from cm3run.checkpoint import export_model
 from cm3run.training.data_notes import check_licences, counted, of_documents, write_provenance

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 import warnings
 from collections import Counter
@@ -313,6 +314,43 @@ def test_queries_that_do_not_fit_are_left_out_of_a_list(tmp_path: Path) -> None:
     with pytest.raises(DocumentError, match="document n11: 16 tokens"):
         data.fitting([11, 10])
     assert data.fitting([]) == []
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_documents_stand_in_the_order_in_which_the_drawn_text_mentions_them(
+    tmp_path: Path, training: bool
+) -> None:
+    """Of the caption that was drawn, not of the canonical one that found them."""
+
+    class Backwards(Numbers):
+        def _document(self, index: int, rng: np.random.Generator | None) -> Document:
+            others = [(index + step) % self.size for step in (1, 2, 3)]
+            drawn = [] if rng is None else rng.permutation(others).tolist()
+            own = f"number {index}"
+            text = f"{own} before {drawn}" if drawn and index == 0 else own
+            return Text(text), Image(f"picture {index}", lambda: self.pixels(index))
+
+    options = {"num_retrieved": 3, "context_length": 300, "random_num_retrieved": False}
+    found = {}
+    for order in ("rank", "mention"):
+        data = make_data(
+            tmp_path,
+            source=Backwards(4),
+            training=training,
+            max_text_tokens=None,
+            order=order,
+            **options,
+        )
+        found[order] = [
+            [document[0] for document in SERIALIZER.documents(data.sequence(epoch, 0).tokens)]
+            for epoch in range(12)
+        ]
+    for *documents, query in found["mention"]:
+        asked = re.findall(r"\d", query.text)[1:] or list("123")
+        assert [document.text.split()[-1] for document in documents] == asked
+    # without it, training draws the order, and the best come first otherwise
+    drawn = {tuple(document.text for document in documents) for *documents, _ in found["rank"]}
+    assert (len(drawn) > 3) is training
 
 
 def test_a_memory_of_its_own(tmp_path: Path) -> None:

@@ -300,10 +300,6 @@ ATTACKED: dict[str, tuple[str, ...]] = {
     "eval run": ("icons-unseen-v1", "--model", "{model}", "-o", "scores"),
     "eval card": ("{model}", "--results", "."),
     "bench precision": ("--model", "{model}", "--num", "1"),
-    "experiment icons": ("{model}", "-o", "figures", "--num", "1"),
-    "experiment patch-knn": ("--model", "{model}", "--documents", "1"),
-    "experiment settings": ("{model}", "-o", "figures", "--num", "1"),
-    "experiment tasks": ("{model}", "-o", "figures", "--num", "1"),
 }
 
 
@@ -344,7 +340,7 @@ def test_every_command_that_opens_what_others_made_has_the_option() -> None:
         if "MODEL" in str(action.metavar).split("|") or action.dest == "model"
     }
     # of models that plugins ship
-    assert models - has == {"bench first-picture", "experiment tuning"}
+    assert models - has == {"bench first-picture"}
 
 
 @pytest.mark.parametrize("command", ATTACKED)
@@ -359,10 +355,10 @@ def test_no_command_reaches_what_a_model_names(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     if command == "serve":
-        monkeypatch.setattr("cm3apps.server.running.serve", _draw_with_each)
+        monkeypatch.setattr("cm3serve.running.serve", _draw_with_each)
     if command == "mcp":
         pytest.importorskip("mcp", reason="the extra mcp is missing")
-        monkeypatch.setattr("cm3apps.mcp.serving.serve_stdio", _draw_for_an_agent)
+        monkeypatch.setattr("cm3serve.mcp.serving.serve_stdio", _draw_for_an_agent)
     monkeypatch.chdir(tmp_path)
     _inputs(tmp_path)
     home = str(watch.home / "pictures")
@@ -414,10 +410,10 @@ def test_no_command_reaches_what_a_model_of_the_hub_names(
     watch.found.clear()
     assert find_model(address, REGISTRY) == folder
     if command == "serve":
-        monkeypatch.setattr("cm3apps.server.running.serve", _draw_with_each)
+        monkeypatch.setattr("cm3serve.running.serve", _draw_with_each)
     if command == "mcp":
         pytest.importorskip("mcp", reason="the extra mcp is missing")
-        monkeypatch.setattr("cm3apps.mcp.serving.serve_stdio", _draw_for_an_agent)
+        monkeypatch.setattr("cm3serve.mcp.serving.serve_stdio", _draw_for_an_agent)
     monkeypatch.chdir(tmp_path)
     _inputs(tmp_path)
     bank = _bank(tmp_path, home)

@@ -158,7 +158,7 @@ TASKS: Mapping[str, tuple[str, Mapping[str, TaskKey]]] = {
             "split": TaskKey("valid", "the data set's split"),
             "num": TaskKey(None, "documents, the first ones by a hash of their ids; null: all"),
             "one_of_a_group": TaskKey(
-                True, "only the first document of each group (versions of one icon)"
+                True, "only the first document of each group (versions of one thing)"
             ),
             "apart": TaskKey(
                 False, "leave out documents whose picture is, or looks like, one of the split train"

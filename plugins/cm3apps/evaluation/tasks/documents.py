@@ -1,11 +1,10 @@
 """Task `documents`: the captions of a data set's documents, whose pictures are the references.
 
-The samples are the first documents by a hash of their ids, at most one per group (the versions of an icon
+The samples are the first documents by a hash of their ids, at most one per group (the versions of a thing
 form a group), so they are the same for every model.
 
-For the metric `judge`, the picture of a document is ranked among the same real pictures for every model:
-for icons, 99 other objects of the same set and style; for other data, documents of the data set's `train` with other
-objects, one per group.
+For the metric `judge`, the picture of a document is ranked among the same real pictures for every model: those that its data
+set names (`DocumentSource.alternatives`), or else documents of its `train` with other objects, one per group.
 """
 
 from __future__ import annotations
@@ -18,9 +17,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from cm3apps.evaluation.icons.copied import Copied
-from cm3apps.evaluation.icons.ranking import NUM_CANDIDATES, RealPictures
-from cm3apps.evaluation.judging import first_picture, order_of_groups
 from cm3apps.evaluation.looks import MOST_LOOKED_AT, Looks
 from cm3apps.evaluation.tasks.base import (
     Baselines,
@@ -38,11 +34,11 @@ from cm3core.interfaces.dataset import DocumentSource, DocumentSourceConfig
 from cm3core.interfaces.retriever import Retriever
 from cm3core.plugins.registry import ANYONE, Writer
 from cm3core.recipe.merge import stored_recipe
-from cm3plugins.datasets.icons import IconSourceConfig
-from cm3plugins.datasets.icons.source import IconSource
 from cm3run.progress import make_bar
 
-#: Names of the training pictures that could be copied, for data that are no icons.
+#: Pictures among which a drawing is ranked.
+NUM_CANDIDATES = 100
+#: Names of the training pictures that could be copied, for data that name none themselves.
 NEAREST, RANDOM = "nearest caption copied", "random copied"
 #: The first of so many nearest captions that has a picture.
 _MOST_NEAREST = 8
@@ -58,24 +54,13 @@ def candidates_of(source: DocumentSource, config: DocumentSourceConfig, size: in
         config: its config; its training data are opened on first use.
         size: side of the pictures, in pixels.
     """
-    if isinstance(source, IconSource) and isinstance(config, IconSourceConfig):
-        real = _real_icons(source, config, size)
-        return partial(_of_icon, source, real)
-    return partial(_of_document, source, _others(source, config, size), size)
+    others = _others(source, config, size)
 
+    def find(index: int) -> Candidates:
+        own = source.alternatives(index, size, NUM_CANDIDATES)
+        return _of_document(source, others, size, index) if own is None else own
 
-def _real_icons(
-    source: IconSource, config: IconSourceConfig, size: int
-) -> Callable[[], RealPictures]:
-    return cache(
-        lambda: RealPictures(source.corpus, config.image_size, (size, size), config.cache_dir)
-    )
-
-
-def _of_icon(source: IconSource, real: Callable[[], RealPictures], index: int) -> Candidates:
-    pictures, entries = real(), source.corpus.entries
-    found = pictures.candidates(source.entry(index))
-    return [(entries[place].id, partial(pictures.__getitem__, place)) for place in found]
+    return find
 
 
 def _others(
@@ -163,13 +148,11 @@ def _copied(
     source: DocumentSource, config: DocumentSourceConfig, size: int
 ) -> Callable[[int], Baselines]:
     """Document -> the real pictures that could be copied instead of drawing it."""
-    if not isinstance(source, IconSource) or not isinstance(config, IconSourceConfig):
-        return _copied_documents(source, config, size)
-    real, copied = _real_icons(source, config, size), Copied(source.corpus)
+    found = _copied_documents(source, config, size)
 
     def find(index: int) -> Baselines:
-        found = copied.of(source.entry(index))
-        return {name: partial(real().__getitem__, place) for name, place in found.items()}
+        own = source.copies(index, size)
+        return found(index) if own is None else own
 
     return find
 
@@ -181,18 +164,21 @@ def _copied_documents(
     training document. No model takes part, so every model is compared with the same pictures."""
     from cm3plugins.retrievers.bm25 import BM25RetrieverConfig
 
-    train = _training(source, config)
+    @cache
+    def training() -> DocumentSource:
+        return _training(source, config)
 
     @cache
     def usable() -> list[int]:  # opens every document, so only once
+        train = training()
         return [index for index in range(len(train)) if _has_picture(train.document(index))]
 
     @cache
     def nearest() -> Retriever:
-        return BM25RetrieverConfig().build(train, None)
+        return BM25RetrieverConfig().build(training(), None)
 
     def find(index: int) -> Baselines:
-        key = source.id(index)
+        train, key = training(), source.id(index)
         random = min(usable(), key=lambda one: order(f"random {key} {train.id(one)}"))
         asked = (Text(text_of(source.document(index))),)
         found = [one.index for one in nearest().retrieve([asked], _MOST_NEAREST)[0]]
@@ -242,6 +228,19 @@ def in_order(source: DocumentSource, among: Iterable[int] | None = None) -> list
     """Documents in the fixed order by the hashes of their ids; None: all. None of them is read."""
     indices = range(len(source)) if among is None else among
     return sorted(indices, key=lambda index: order(source.id(index)))
+
+
+def order_of_groups(source: DocumentSource) -> list[tuple[str, int]]:
+    """(group, position) of one document of each group, in a fixed random order."""
+    found: dict[str, int] = {}
+    for index in in_order(source):
+        found.setdefault(source.group(index) or source.id(index), index)
+    return list(found.items())
+
+
+def first_picture(document: Document) -> Image:
+    """The first picture of a document that has one."""
+    return next(segment for segment in document if isinstance(segment, Image))
 
 
 def dataset_keys(task: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -311,12 +310,8 @@ def _sample(source: DocumentSource, index: int, size: int, find: Find) -> Sample
 
 
 def _target(source: DocumentSource, index: int) -> dict[str, Any]:
-    """The object that the picture shows, and what the data set knows of it; for an icon also its set, style and id."""
-    target = {"group": source.group(index), **source.truth(index)}
-    if isinstance(source, IconSource):
-        entry = source.entry(index)
-        target |= {"set": entry.set_name, "style": entry.style, "id": entry.id}
-    return target
+    """The object that the picture shows, and what the data set knows of it."""
+    return {"group": source.group(index), **source.truth(index)}
 
 
 def _load(picture: Image, size: int) -> PixelArray:

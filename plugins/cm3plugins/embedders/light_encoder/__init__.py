@@ -35,12 +35,11 @@ class LightEncoderConfig(EmbedderConfig):
     """A small text tower and a small picture tower.
 
     Args:
-        path: weights written by `cm3 embedder train light_encoder`; None: the weights shipped with
-            cm3leon; recipes of earlier versions name these "bundled:styled". "bundled:emoji" are the
-            weights of earlier versions, trained on emoji alone, which distinguish pictures of emoji far
-            better.
-        looks: weights for comparing pictures with pictures (`retriever.compare: same`), written by
-            `cm3 embedder train looks`; None: the weights shipped with cm3leon.
+        path: file of weights of the shipped form; None: the weights shipped with cm3leon; recipes of
+            earlier versions name these "bundled:styled". "bundled:emoji" are the weights of earlier
+            versions, trained on emoji alone, which distinguish pictures of emoji far better.
+        looks: file of weights for comparing pictures with pictures (`retriever.compare: same`); None: the
+            weights shipped with cm3leon.
         batch_size: pictures or texts per forward pass.
     """
 

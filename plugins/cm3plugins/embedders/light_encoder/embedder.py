@@ -15,7 +15,7 @@ import re
 import unicodedata
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from cm3core.files import sha256_file
 from cm3core.interfaces.embedder import Embedder, VectorArray
 from cm3plugins.embedders.inputs import in_batches, square
 from cm3plugins.embedders.light_encoder.looks import RESOLUTION, Looks, load_looks
-from cm3plugins.embedders.weights import fill, read_weights, save_weights
+from cm3plugins.embedders.weights import fill, read_weights
 
 #: Part of the embedder's fingerprint: raise it when features of the same text change.
 TEXT_FEATURES_VERSION = 1
@@ -199,7 +199,7 @@ class Towers(nn.Module):
 
 
 _FORMAT = "cm3leon light_encoder 1"
-_NEXT = "use a file written by `cm3 embedder train light_encoder`"
+_NEXT = "leave out embedder.path for the shipped weights"
 
 
 class LightEncoder(Embedder):
@@ -232,7 +232,7 @@ class LightEncoder(Embedder):
 
     @classmethod
     def load(cls, path: Path, batch_size: int = 256, looks: Path | None = None) -> LightEncoder:
-        """Read weights written by `save_towers` and `save_looks`; raises `CheckpointError` if they can't be used."""
+        """Read weights; raises `CheckpointError` if they can't be used."""
         header, tensors = read_weights(path, _FORMAT, _NEXT)
         try:
             sizes: dict[str, Any] = header["sizes"]
@@ -301,8 +301,3 @@ class LightEncoder(Embedder):
     def _pixels(self, batch: Sequence[PixelArray], side: int) -> Tensor:
         """Return pictures as float [N, 3, side, side], 0..1."""
         return torch.cat([square(image, side) for image in batch]).to(self._device)
-
-
-def save_towers(towers: Towers, path: Path) -> None:
-    """Write the weights as fp16 safetensors, atomically."""
-    save_weights(path, towers, _FORMAT, {"sizes": asdict(towers.sizes)})

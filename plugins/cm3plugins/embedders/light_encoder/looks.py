@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cm3core.files import sha256_file
-from cm3plugins.embedders.weights import fill, read_weights, save_weights
+from cm3plugins.embedders.weights import fill, read_weights
 
 RESOLUTION = 64
 """R."""
@@ -39,7 +39,7 @@ NUM_FEATURES = 2 * ((_SIDE // 2) ** 2 + _BINS * (_SIDE // _CELL) ** 2)
 """F: 1,536."""
 
 _FORMAT = "cm3leon looks 1"
-_NEXT = "use a file written by `cm3 embedder train looks`"
+_NEXT = "leave out embedder.looks for the shipped weights"
 
 
 class Looks(nn.Module):
@@ -62,11 +62,6 @@ class Looks(nn.Module):
         """Return vectors [N, E] of pictures, float 0..1."""
         vectors_NE: Tensor = (features(pixels_N3RR) - self.mean_F) @ self.projection_FE
         return vectors_NE
-
-
-def save_looks(looks: Looks, path: Path) -> None:
-    """Write the map as fp16 safetensors, atomically."""
-    save_weights(path, looks, _FORMAT, {})
 
 
 def load_looks(path: Path) -> tuple[Looks, str]:

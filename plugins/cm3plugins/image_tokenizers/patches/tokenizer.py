@@ -230,6 +230,7 @@ def weights_file(weights: str | None) -> Path:
     return weights_path(
         weights,
         {path.stem: path for path in assets.glob("*.safetensors")},
+        owner="patches",
         section="image_tokenizer",
         component="tokenizer",
         trainer="cm3 tokenizer train-image",

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -35,8 +34,6 @@ from cm3plugins.image_tokenizers.by_arrays import (
 if TYPE_CHECKING:
     import torch
 
-#: Weights that come with the package.
-BUNDLED = {"icons64-ink": Path(__file__).parent / "assets" / "icons64-ink.safetensors"}
 #: Red, green and blue in the brightness, of 256.
 _WEIGHTS = 77, 150, 29
 #: The colour code of a square without colour.
@@ -77,7 +74,6 @@ class ProductTokenizerConfig(PatchArraysConfig):
         "seed": (0, 2**63 - 1),
     }
     label: ClassVar[str] = "product"
-    bundled: ClassVar[Mapping[str, Path]] = BUNDLED
 
     resolution: int = 64
     patch_size: int = 8

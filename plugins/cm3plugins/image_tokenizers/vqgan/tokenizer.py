@@ -154,6 +154,7 @@ def weights_file(weights: str | None) -> Path:
     return weights_path(
         weights,
         {path.parent.name: path for path in assets.glob("*/model.safetensors")},
+        owner="vqgan",
         section="image_tokenizer",
         component="tokenizer",
         trainer="cm3 tokenizer train-image",

@@ -194,6 +194,7 @@ def weights_file(weights: str | None) -> Path:
     return weights_path(
         weights,
         {path.parent.name: path for path in assets.glob("*/model.safetensors")},
+        owner="edsr",
         section="upscaler",
         component="upscaler",
         trainer="cm3 upscaler train",

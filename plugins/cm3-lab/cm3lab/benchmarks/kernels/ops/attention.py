@@ -6,8 +6,6 @@ allows.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -76,11 +74,11 @@ class AttentionOp(Op):
             SDPAProvider(name, backend)
             for name, backend in (
                 ("flash", SDPBackend.FLASH_ATTENTION),
+                ("cudnn", SDPBackend.CUDNN_ATTENTION),
                 ("efficient", SDPBackend.EFFICIENT_ATTENTION),
                 ("math", SDPBackend.MATH),
             )
         ]
-        self.providers.append(FA3Provider())
 
     def shapes(self, where: Where) -> list[Shape]:
         return [
@@ -113,7 +111,6 @@ class AttentionOp(Op):
             for name in ("q", "k", "v", "grad")
         }
         lengths = document_lengths(T, case.parameters["documents"])
-        made["lengths"] = lengths
         first = torch.tensor(
             [sum(lengths[:place]) for place in range(len(lengths))], dtype=torch.int32
         )
@@ -206,7 +203,10 @@ class SDPAProvider(Provider):
         self.name, self._backend = f"sdpa {name}", backend
 
     def enabled(self, case: Case, where: Where) -> str | None:
-        if where.device.type == "cpu" and self._backend == SDPBackend.EFFICIENT_ATTENTION:
+        if where.device.type == "cpu" and self._backend in (
+            SDPBackend.CUDNN_ATTENTION,
+            SDPBackend.EFFICIENT_ATTENTION,
+        ):
             return "needs CUDA"
         masked = case.parameters["documents"] > 1
         if masked and where.device.type == "cuda" and self._backend == SDPBackend.FLASH_ATTENTION:
@@ -222,35 +222,5 @@ class SDPAProvider(Provider):
                 return scaled_dot_product_attention(
                     q, k, v, attn_mask=mask, is_causal=mask is None
                 ).transpose(1, 2)
-
-        return forward
-
-
-class FA3Provider(Provider):
-    """FlashAttention 3 (the module `flash_attn_interface`), for packed documents, whose lengths it needs on the host. It
-    can't be an implementation of the op, which reads only tensors on the device."""
-
-    name = "flash-attn 3"
-
-    def enabled(self, case: Case, where: Where) -> str | None:
-        if where.device.type == "cpu":
-            return "needs CUDA"
-        if importlib.util.find_spec("flash_attn_interface") is None:
-            return "flash_attn_interface is not installed"
-        if torch.cuda.get_device_capability(where.device)[0] != 9:
-            return "is for sm_90"
-        return None
-
-    def prepare(self, case: Case, inputs: Inputs) -> Callable[[], Any]:
-        run = importlib.import_module("flash_attn_interface").flash_attn_varlen_func
-        lengths = torch.tensor([0, *inputs["lengths"] * case.parameters["B"]], dtype=torch.int32)
-        begins = lengths.cumsum(0, dtype=torch.int32).to(inputs["q"].device)
-        longest = max(inputs["lengths"])
-
-        def forward() -> Tensor:
-            q, k, v = (inputs[name].flatten(0, 1) for name in "qkv")
-            out = run(q, k, v, begins, begins, longest, longest, causal=True)
-            out = out[0] if isinstance(out, tuple) else out  # older versions also return the lse
-            return out.view(inputs["q"].shape)  # type: ignore[no-any-return]  # not typed
 
         return forward

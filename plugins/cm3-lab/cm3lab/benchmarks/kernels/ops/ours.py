@@ -38,7 +38,7 @@ class OurImplementation(Provider):
     def enabled(self, case: Case, where: Where) -> str | None:
         if (reason := self._refuses(self._probe(case, where))) is not None:
             return reason.partition("; next:")[0]
-        interpreted = self.implementation.startswith("triton") and where.device.type == "cpu"
+        interpreted = self.implementation == "triton" and where.device.type == "cpu"
         if interpreted and not where.dry:
             return "Triton's interpreter is only for tests and not timed"
         if interpreted and case.dtype == torch.bfloat16:

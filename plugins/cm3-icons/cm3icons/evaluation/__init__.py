@@ -1,0 +1,1 @@
+"""How icons are judged: usable ones, copies, hands, and ranks among real ones."""

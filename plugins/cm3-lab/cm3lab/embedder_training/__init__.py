@@ -1,1 +1,0 @@
-"""`cm3 embedder train | eval`: train the bundled embedders, and evaluate any embedder."""

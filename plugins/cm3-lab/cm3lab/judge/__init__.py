@@ -1,1 +1,0 @@
-"""Training of the judge, and measuring how well image tokenizers preserve its scores."""
