@@ -65,6 +65,24 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return WorkStealingScheduling(config, log)
 
 
+#: Laws that build a component for each of its keys, in another process, or for many sizes. Of bundled components they are
+#: slow tests; that the laws find mistakes is tested by tests/kits.
+SLOW_LAWS = {
+    "test_another_process_agrees",
+    "test_every_key_counts",
+    "test_scoring_costs_what_it_reads",
+    "test_the_fingerprint_covers_every_key",
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the slow laws of bundled components, before tests are chosen by their marks."""
+    for item in items:
+        if item.name in SLOW_LAWS and "kits" not in item.path.parts:
+            item.add_marker("slow")
+
+
 def pytest_collection_finish() -> None:
     """From now on, collect garbage only among the objects of tests, and not after every 700 objects, which took a
     tenth of the time of many tests."""

@@ -203,6 +203,7 @@ def numbers() -> list[tuple[str, str, str, float, float, type]]:
     return found
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(40))
 @given(st.sampled_from(numbers()), st.integers(1, 1000), st.booleans())
 def test_a_number_out_of_range_is_refused_by_both(

@@ -400,6 +400,7 @@ def _killed_at(out: Path, number: int) -> None:
         os._exit(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", ["", "old"])
 def test_a_kill_at_any_moment_leaves_an_own_file(out: Path, before: str) -> None:
     """The old one or the new one, or none; the next call goes on."""

@@ -120,6 +120,7 @@ def test_the_blocks_are_parts_of_the_example(house: House) -> None:
     assert shown == 4
 
 
+@pytest.mark.slow
 def test_the_kind_and_its_component_are_described(house: House) -> None:
     kinds, kind, component, listed = house.shown(*KINDS)
     assert (
@@ -136,6 +137,7 @@ def test_the_kind_and_its_component_are_described(house: House) -> None:
     assert "\n  watermark: corner\n  kinds: watermark\n" in listed
 
 
+@pytest.mark.slow
 def test_recipes_have_the_section(house: House) -> None:
     plain, marked, more, other, gone, difference, inside = house.shown(*RECIPES)
     assert "watermark" not in plain + gone
@@ -155,6 +157,7 @@ def test_mistakes_are_answered_as_the_page_shows(house: House) -> None:
     assert re.fullmatch(expected, "".join(text for text, _ in done)), done
 
 
+@pytest.mark.slow
 def test_python_reaches_it(house: House) -> None:
     assert house.python(
         "import copy, pickle\n"

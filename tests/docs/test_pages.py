@@ -43,6 +43,7 @@ WITH_ITS_MEMORY = [Path("docs/tuning.md")]
 #: Pages whose blocks take long: they train, draw many pictures or build banks.
 LONG = {
     Path("README.md"),
+    Path("plugins/cm3plugins/assets/models/scenes32/README.md"),
     *(
         Path("docs", name)
         for name in (
@@ -54,6 +55,9 @@ LONG = {
             "scale.md",
             "paper.md",
             "kernels.md",
+            "icons.md",
+            "scenes.md",
+            "rl.md",
         )
     ),
 }

@@ -65,6 +65,7 @@ def block_with(command: str, blocks: list[Any]) -> Any:
     return block
 
 
+@pytest.mark.slow
 def test_the_package_is_a_plugin(package: Path, read_blocks: Callable[[Path], list[Any]]) -> None:
     block = block_with("cm3 plugin list", read_blocks(PAGE))
     listing, check = (
@@ -75,12 +76,14 @@ def test_the_package_is_a_plugin(package: Path, read_blocks: Callable[[Path], li
     assert check.startswith("tiny: valid")
 
 
+@pytest.mark.slow
 def test_the_kit_passes(package: Path) -> None:
     shown = run(package, "-m", "pytest", "-q", "-p", "no:cacheprovider", "cm3-nibble")
     assert "failed" not in shown
     assert " passed" in shown
 
 
+@pytest.mark.slow
 def test_the_kit_finds_a_tokenizer_that_loses_text(
     package: Path, read_blocks: Callable[[Path], list[Any]]
 ) -> None:
@@ -109,6 +112,7 @@ def test_the_kit_finds_a_tokenizer_that_loses_text(
         assert not ast.literal_eval(found["text"]).strip()
 
 
+@pytest.mark.slow
 def test_the_check_prints_what_the_page_says(
     package: Path, read_blocks: Callable[[Path], list[Any]]
 ) -> None:

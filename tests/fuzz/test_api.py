@@ -12,6 +12,7 @@ from fuzzing.prepared import Prepared, alone
 HERE = Path(__file__).parent
 
 
+@pytest.mark.slow
 def test_wrong_arguments_are_refused_with_place_cause_and_next_step(
     prepared: Prepared, tmp_path: Path
 ) -> None:

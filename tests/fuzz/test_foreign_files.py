@@ -38,6 +38,7 @@ def plant(
     assert [one["command"] for one in found if not one["written"]] == []
 
 
+@pytest.mark.slow
 def test_foreign_files_stay(prepared: Prepared, tmp_path: Path) -> None:
     plant(prepared.run, tmp_path, QUICK)
 
@@ -47,7 +48,7 @@ def test_foreign_files_stay_under_other_commands(tmp_path: Path) -> None:
     plant(alone, tmp_path, REST)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_foreign_files_stay_under_long_commands(prepared: Prepared, tmp_path: Path) -> None:
     plant(prepared.run, tmp_path, SLOW)
 

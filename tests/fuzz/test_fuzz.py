@@ -24,6 +24,7 @@ def fuzz(run: Callable[..., Done], tmp_path: Path, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_no_case_breaks_a_law(prepared: Prepared, tmp_path: Path) -> None:
     shown = fuzz(prepared.run, tmp_path, "--seed", str(SEED), "--cases", "2", "--minutes", "10")
     counts = dict(re.findall(r"^(\w+) +(\d+) cases, 0 failures", shown, re.M))

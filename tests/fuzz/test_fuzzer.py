@@ -67,6 +67,7 @@ for name in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_every_law_is_checked(prepared: Prepared, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(

@@ -51,6 +51,7 @@ def test_every_command_that_writes_is_killed() -> None:
             )
 
 
+@pytest.mark.slow
 def test_kills_lose_nothing(prepared: Prepared, tmp_path: Path) -> None:
     check(kill(prepared.run, tmp_path, 1, 2, QUICK), QUICK)
 
@@ -60,7 +61,7 @@ def test_kills_of_other_commands_lose_nothing(tmp_path: Path) -> None:
     check(kill(alone, tmp_path, 2, 2, REST), REST)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_kills_of_long_commands_lose_nothing(prepared: Prepared, tmp_path: Path) -> None:
     check(kill(prepared.run, tmp_path, 3, 1, SLOW), SLOW)
 
@@ -120,6 +121,7 @@ print(json.dumps(result))
 """
 
 
+@pytest.mark.slow
 def test_what_a_kill_damages_is_found(prepared: Prepared, tmp_path: Path) -> None:
     """A command that writes in place, one that can't be repeated, and one that ends otherwise."""
     program = tmp_path / "program.py"

@@ -66,6 +66,7 @@ def test_opcheck(device: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_compiles_as_one_graph(device: str) -> None:
     case = Case.random(1, 20, (2, 1), 16, start_of("packed", 20), device)
 

@@ -152,6 +152,7 @@ def test_gradients_are_those_of_the_function() -> None:
     assert torch.autograd.gradcheck(both, (q, k, v), fast_mode=True, check_undefined_grad=False)
 
 
+@pytest.mark.slow
 @settings(
     max_examples=6,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],

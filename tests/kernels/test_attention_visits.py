@@ -143,6 +143,7 @@ def test_the_same_bits_every_time(device: str) -> None:
         )
 
 
+@pytest.mark.slow
 def test_nothing_outside_the_tensors_is_touched(
     run_guarded: Callable[[str], subprocess.CompletedProcess[str]],
 ) -> None:

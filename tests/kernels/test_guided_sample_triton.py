@@ -233,6 +233,7 @@ print("inside")
 """
 
 
+@pytest.mark.slow
 def test_kernels_stay_inside_their_tensors(run_guarded: RunGuarded) -> None:
     done = run_guarded(GUARDED)
     assert done.stdout.strip() == "inside", f"{done.returncode}\n{done.stderr[-2000:]}"

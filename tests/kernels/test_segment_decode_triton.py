@@ -199,6 +199,7 @@ def test_refusals(device: str, options: dict[str, Any], message: str) -> None:
         make_case([4], [4], [[0]], device=device, **options).run("triton")
 
 
+@pytest.mark.slow
 def test_no_access_outside_the_tensors(run_guarded: RunGuarded) -> None:
     """A guard page after, then before, every input; the last segment ends with the pool, the head
     dimension is padded."""

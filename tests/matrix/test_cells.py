@@ -190,6 +190,7 @@ def test_a_refused_recipe_trains_nothing(kitchen: Kitchen) -> None:
     assert [(one.command, one.state) for one in told.outcomes] == [("train", "refused")]
 
 
+@pytest.mark.slow
 def test_a_false_table_is_found(kitchen: Kitchen, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if check said that a model which only continues documents fills holes."""
 

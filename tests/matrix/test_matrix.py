@@ -26,6 +26,7 @@ SEED = int(
 )
 
 
+@pytest.mark.slow
 def test_some_combinations(kitchen: Kitchen, try_cells: Try) -> None:
     try_cells(islice(pairs(kitchen), FEW))
 
@@ -36,7 +37,7 @@ def test_each_component_alone(kitchen: Kitchen, try_cells: Try, part: int) -> No
     try_cells(islice(alone(kitchen), part, None, PARTS))
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize("part", range(PARTS))
 def test_more_combinations(kitchen: Kitchen, try_cells: Try, part: int) -> None:
     try_cells(islice(pairs(kitchen, seed=part + 1), SOME))

@@ -339,6 +339,7 @@ def mypy_says(clean: Path, project: Path, mypy: list[str]) -> Callable[[str], li
     ]
 
 
+@pytest.mark.slow
 def test_the_wheel_says_that_it_is_typed(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         assert {f"{package}/py.typed" for package in PACKAGES} <= set(archive.namelist())

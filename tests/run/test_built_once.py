@@ -287,6 +287,7 @@ def test_a_lock_that_a_dead_process_left(tmp_path: Path, stale: bytes) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["one"]
 
 
+@pytest.mark.slow
 def test_a_waiter_shows_the_builders_progress(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

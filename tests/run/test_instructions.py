@@ -109,6 +109,7 @@ def test_every_template_with_any_filler_is_used_as_it_is(frames, fillers, data):
         assert found is None or found == Reading(text)
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_every_trained_kind_of_edit_is_used_as_it_is(model, data):
     """Templates of the icon data with random fillers: changes between any two styles of a drawing, and all badges."""
@@ -134,6 +135,7 @@ def test_the_record_is_what_the_data_have(model):
     assert counted == set(model.tasks.instructions["edit"].forms)
 
 
+@pytest.mark.slow
 def test_no_other_instruction_passes_unmarked(model):
     asked = [" ".join(one.split()) for one in UNTRAINED.split(";")]
     assert len(asked) >= 40

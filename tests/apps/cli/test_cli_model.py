@@ -98,6 +98,7 @@ def test_drawings_are_cut_out_and_traced(cm3, model, tmp_path, capsys):
     assert (out / "000.svg").read_text(encoding="utf-8").count('width="8" height="8"') == 1
 
 
+@pytest.mark.slow
 def test_a_set_is_named_for_its_things_and_zipped(cm3, model, tmp_path, capsys):
     pytest.importorskip("vtracer", reason="the package vtracer is not installed")
     out, again = tmp_path / "out", tmp_path / "again"

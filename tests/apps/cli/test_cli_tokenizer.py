@@ -258,6 +258,7 @@ def test_tokenizers_that_cannot_be_trained(place: Path, capsys: pytest.CaptureFi
     assert tells(capsys.readouterr().err, "... error: image_tokenizer: Fixed can't be trained here")
 
 
+@pytest.mark.slow
 def test_drawings_are_measured_from_their_documents(tmp_path, monkeypatch, capsys):
     """And what codes can't say is told, not measured."""
     monkeypatch.chdir(tmp_path)

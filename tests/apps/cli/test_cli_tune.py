@@ -171,6 +171,7 @@ def test_what_is_tuned_is_said_and_the_command_that_resumes(
     assert out.rstrip().endswith("step-00000002")
 
 
+@pytest.mark.slow
 def test_an_adapter_from_pairs_to_a_whole_model(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -40,8 +40,8 @@ def ended(program: str, code: int, processes: str | None) -> subprocess.Complete
     )
 
 
-@pytest.mark.parametrize("code", [0, 2, 130])
-@pytest.mark.parametrize("processes", [None, "1", "2"])
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "code"), [(None, 0), ("1", 2), ("2", 130), ("2", 0)])
 def test_one_of_several_ends_without_finalizing_python(processes: str | None, code: int) -> None:
     done = ended(PROGRAM, code, processes)
     assert (done.returncode, done.stderr) == (code, "")
@@ -49,6 +49,7 @@ def test_one_of_several_ends_without_finalizing_python(processes: str | None, co
     assert done.stdout.split() == ["handled", *(["finalized"] if processes != "2" else [])]
 
 
+@pytest.mark.slow
 def test_an_exit_code_survives_a_closed_stream() -> None:
     program = PROGRAM.replace("return int", "sys.stderr.close()\n    return int")
     done = ended(program, 0, "2")

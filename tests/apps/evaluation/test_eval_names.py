@@ -178,6 +178,7 @@ def test_scores_of_folders_name_the_plugin(
     assert "write bundled/kid or counting/kid" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", shipped())
 def test_every_shipped_protocol_is_shown(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """And printed as the file that it is."""

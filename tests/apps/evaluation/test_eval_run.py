@@ -130,6 +130,7 @@ class Stop(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "after", [5, *(pytest.param(number, marks=pytest.mark.slow) for number in (1, 11))]
 )

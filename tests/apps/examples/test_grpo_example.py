@@ -136,6 +136,7 @@ def tiny_run(folder: Path, *overrides: str) -> Path:
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_the_script_runs_on_a_tiny_model(grpo, tiny, tmp_path):
     out = tmp_path / "out"
     arguments = ["--model", str(tiny), "--out", str(out), "--steps", "1", "--prompts", "1"]
@@ -204,6 +205,7 @@ def test_a_stopped_run_ends_like_one_in_one_go(grpo, tiny, tmp_path, capsys, mon
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_a_run_is_not_resumed_with_other_options(grpo, tiny, tmp_path):
     arguments = ["--model", str(tiny), "--out", str(tmp_path / "out"), "--steps", "1", *SMALL]
     grpo.run(grpo.parse(arguments))
@@ -212,6 +214,7 @@ def test_a_run_is_not_resumed_with_other_options(grpo, tiny, tmp_path):
     assert tells(error.value, "...out: is a run with other options ... (--out)")
 
 
+@pytest.mark.slow
 def test_documents_are_no_other_versions_of_what_is_asked_for(grpo, retrieving, monkeypatch):
     """With pictures of the same group and collection left out; the documents are coded, and their pictures told."""
     model = cm3core.load(retrieving)
@@ -283,7 +286,7 @@ def test_curves_are_drawn(tmp_path):
     assert Image.open(tmp_path / "curves.png").size[0] > 300
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_real_drawings_of_icons_are_rewarded(monkeypatch):
     """Real ones in their own hand, more than the same in another one's place, and copies not at all."""
     monkeypatch.syspath_prepend(SCRIPT.parent)

@@ -67,6 +67,7 @@ def test_what_others_print_and_break_is_not_the_plugins(
     assert [verdict for verdict in verdicts(mine) if verdict.check != "import"] == before
 
 
+@pytest.mark.slow
 def test_names_of_others_are_still_found(
     mine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,6 +94,7 @@ def test_another_plugin_that_ends_the_process_is_no_failure_of_this_one(
     assert not any(verdict.status == "fail" for verdict in found)
 
 
+@pytest.mark.slow
 def test_what_the_plugin_prints_is_its_own(mine: str, tmp_path: Path) -> None:
     loud = LOUD.replace('warnings.warn("warned")\n', "")
     (tmp_path / "mine.py").write_text(loud + GOOD, encoding="utf-8")

@@ -254,6 +254,7 @@ def test_keys_that_must_be_given_come_from_the_command_line(write: WriteFile) ->
     )
 
 
+@pytest.mark.slow
 def test_values_that_check_refuses(write: WriteFile) -> None:
     (report,) = check(
         write(UPSCALERS), Options(overrides=["hot.heat=11"], quick=True, only=["hot"])
@@ -321,6 +322,7 @@ def test_wrong_usage(
     assert capsys.readouterr().err == f"error: {expected}\n"
 
 
+@pytest.mark.slow
 def test_the_bundled_plugin_is_in_order(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plugin", "check", "bundled", "--quick", "--json"]) == 0
     answer: Any = json.loads(capsys.readouterr().out)

@@ -27,6 +27,7 @@ mine = "cm3_mine"
 """
 
 
+@pytest.mark.slow
 def test_a_source_folder(write: WriteFile, tmp_path: Path) -> None:
     write(PROJECT, "project/pyproject.toml")
     write(GOOD, "project/src/cm3_mine/__init__.py")

@@ -71,6 +71,7 @@ def make_folder(folder: Path, number: int) -> list[str]:
     return [*SMALL, "dataset=folder", f"dataset.path={folder}", "dataset.split=all"]
 
 
+@pytest.mark.slow
 def test_all_stages_and_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,6 +113,7 @@ def test_all_stages_and_again(
     assert f"done: open {out / 'report.md'}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_scenes_are_judged_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The default recipe on few scenes; a model of three steps draws none of them, and the true pictures are right."""
     pytest.importorskip("matplotlib", reason="needs pip install 'cm3leon[plots]'")

@@ -131,6 +131,7 @@ def test_the_command(
     assert main(["recipe", "check", "own.yaml"]) == 0
 
 
+@pytest.mark.slow
 def test_pictures_that_are_only_numbered(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -131,6 +131,7 @@ def test_there_are_claims() -> None:
     assert CLAIMS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLAIMS)
 def test_every_cell_of_a_shipped_claim_is_valid(name: str) -> None:
     from cm3apps.sweep.plan import plan_of

@@ -117,6 +117,7 @@ def test_a_protocol_that_can_not_tell_cells_apart(tmp_path: Path) -> None:
     assert protocol_for(planned("train.steps=1,2"), str(path), None, REGISTRY) == own
 
 
+@pytest.mark.slow
 def test_the_default_measures_what_can_differ() -> None:
     def metrics(plan: Plan) -> list[str]:
         found = protocol_for(plan, None, 4, REGISTRY)

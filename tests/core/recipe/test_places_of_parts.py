@@ -182,6 +182,7 @@ def test_a_composed_recipe_holds_no_place(place: Path) -> None:
     assert (again, again.hash) == (recipe, recipe.hash)
 
 
+@pytest.mark.slow
 @given(note=st.text(max_size=20), side=st.integers(1, 9))
 def test_a_place_means_what_its_keys_mean(
     tmp_path_factory: pytest.TempPathFactory, note: str, side: int

@@ -44,6 +44,7 @@ def kit(kind: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("one", PROMISES, ids=lambda one: f"{one.kind}-{one.mistake}")
 def test_a_broken_promise_is_found_by_its_law(one: Promise) -> None:
     """The first law that fails is the one that names the cause, and says what is wrong."""

@@ -307,6 +307,7 @@ def metrics(folder) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_losses_and_counts_of_the_parts(run) -> None:
     lines = [line for line in metrics(run[0] / "run") if "train/loss" in line]
     last = lines[-1]
@@ -366,6 +367,7 @@ def test_a_record_that_comes_again_is_drawn_anew() -> None:
     assert Counter((order % 20 >= 15).tolist()) == {False: 10, True: 10}
 
 
+@pytest.mark.slow
 def test_a_model_knows_what_it_was_tuned_for(run) -> None:
     folder, registry = run
     tuned = read_tasks(find_checkpoint(folder / "run"), registry)

@@ -108,6 +108,7 @@ def test_the_documents_of_a_store_are_those_of_a_folder(
     assert fetched == {shard.sha256 for shard in here.shards}
 
 
+@pytest.mark.slow
 def test_training_from_a_store(bucket: str, shards: Path, tmp_path: Path) -> None:
     registry = load_registry([PARTS / "train_parts.py"])
     loaders = []

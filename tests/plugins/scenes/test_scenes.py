@@ -135,6 +135,7 @@ def combinations(scenes: list[Scene]) -> dict[str, set[tuple[str, ...]]]:
     }
 
 
+@pytest.mark.slow
 def test_splits_hold_out_what_they_claim_to() -> None:
     """Nothing that a split asks for is in any picture or document of training."""
     trained = combinations(

@@ -305,6 +305,7 @@ def test_a_crop_that_is_larger_than_the_picture(tmp_path: Path) -> None:
     assert tells(caught.value, "upscaler.training.crop_size: is 20, but ... are 16 x 16")
 
 
+@pytest.mark.slow
 def test_minutes_end_the_run(tmp_path: Path) -> None:
     config().train(
         tiles(), tmp_path, image_tokenizer=Posteriser(), minutes=0.02, show_progress=False

@@ -195,6 +195,7 @@ def test_tiles_of_a_blur(
 # --- the bundled weights
 
 
+@pytest.mark.slow
 def test_bundled_weights_beat_lanczos_on_pictures_never_seen() -> None:
     """Eight pictures of held-out concepts, shrunk, and redrawn by the bundled tokenizer."""
     from cm3plugins.datasets.emoji.corpus import EmojiCorpus

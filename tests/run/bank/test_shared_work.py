@@ -87,6 +87,7 @@ def test_parts_that_are_none(tmp_path, part, message):
     assert tells(error.value, message)
 
 
+@pytest.mark.slow
 def test_helpers_make_the_same_bank(tmp_path, capsys):
     """One helper works, one is gone at once: what it leaves is made by the first process."""
     whole = built(tmp_path / "whole", 10, shard_size=2)

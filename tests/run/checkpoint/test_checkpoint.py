@@ -129,6 +129,7 @@ def test_open_run_checkpoint_and_model(registry: Registry, trained: Path, tmp_pa
         torch.testing.assert_close(parameter, exact[name].half().float(), atol=0, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_moved_model_takes_its_image_tokenizer_along(
     registry: Registry, trained: Path, tmp_path: Path
 ) -> None:

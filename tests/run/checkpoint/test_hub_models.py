@@ -420,6 +420,7 @@ def test_a_base_on_the_hub_is_fetched_for_those_alone_who_trust_it(
 # ---- commands
 
 
+@pytest.mark.slow
 def test_a_run_that_starts_from_the_hub_names_the_commit(
     hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -456,6 +457,7 @@ def test_an_adapter_finds_its_base_on_the_hub(
     assert load(copy, registry=REGISTRY, trust_endpoints=[f"{NAME}@{commit}"])
 
 
+@pytest.mark.slow
 def test_the_command_in_a_process_of_its_own(hub: FakeHub, tmp_path: Path) -> None:
     """The package reads its variables itself; a picture names the commit."""
     arguments = [

@@ -88,6 +88,7 @@ def test_invalid_requests_are_reported_and_the_others_completed(decoder):
     assert {event.request for event in events if isinstance(event, Finished)} == {0, 3}
 
 
+@pytest.mark.slow
 def test_many_mixed_requests_leave_nothing_behind(decoder):
     """A long-running session holds no more memory, rows or objects than at its start."""
     session = make_engine(decoder, WARM, max_rows=12).open()

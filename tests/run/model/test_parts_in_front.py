@@ -34,6 +34,7 @@ def scene(model: Model, *places: tuple[int, int, int]) -> tuple[PixelArray, list
     return pixels, names
 
 
+@pytest.mark.slow
 def test_each_thing_is_looked_up_and_told_with_its_box(model: Model) -> None:
     source = model.components.memory
     first, second = len(source) // 3, 2 * len(source) // 3

@@ -192,6 +192,7 @@ def test_other_data_is_refused(
     assert tells(error.value.next_step, "start in another ... train.start_from")
 
 
+@pytest.mark.slow
 def test_another_memory_bank_is_refused(registry: Registry, cache: Path, tmp_path: Path) -> None:
     """A bank that has grown since is refused; with its bytes restored, the run resumes."""
     bank, out = tmp_path / "bank", tmp_path / "run"

@@ -45,6 +45,7 @@ def only_codes(run: Path) -> None:
             path.unlink()
 
 
+@pytest.mark.slow
 def test_codes_come_first_and_the_run_keeps_them(
     tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -68,6 +69,7 @@ def test_codes_come_first_and_the_run_keeps_them(
     assert done.keys() == {"settings"}
 
 
+@pytest.mark.slow
 def test_codes_that_are_done_are_taken_and_others_are_refused(
     tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -32,6 +32,9 @@ from cm3run.training.metrics import read_metrics
 from cm3run.tuning import ADAPTER
 from messages import tells
 
+# Each starts processes of its own that train together.
+pytestmark = pytest.mark.slow
+
 PROGRAM = Path(__file__).parents[2] / "fixtures" / "train" / "ranks.py"
 SHARED = ["--shard", "2"]
 MUON = ["train.optimizer=muon"]
@@ -244,7 +247,6 @@ def test_processes_that_do_not_fit_together(quick: tuple[Path, dict[str, Report]
     assert not (folder / "streams" / "checkpoints").exists()
 
 
-@pytest.mark.slow
 def test_machines_that_differ(more: tuple[Path, dict[str, Report]]) -> None:
     """Each would wait for what the others don't do, or compute otherwise without a word."""
     _, reports = more
@@ -259,7 +261,6 @@ def test_machines_that_differ(more: tuple[Path, dict[str, Report]]) -> None:
         assert re.match(rf"error: process 1 of 2.*: (has|is) {cause}", shown), shown
 
 
-@pytest.mark.slow
 def test_processes_tune_in_part_with_a_decoder_each(more: tuple[Path, dict[str, Report]]) -> None:
     """Adapters, and rows of a table, on a model whose weights lie in parts."""
     folder, reports = more
@@ -272,7 +273,6 @@ def test_processes_tune_in_part_with_a_decoder_each(more: tuple[Path, dict[str, 
     assert any(bool(tensor.any()) for name, tensor in adapter.items() if "lora_B" in name)
 
 
-@pytest.mark.slow
 def test_a_decoder_that_is_tuned_in_part_is_not_shared(
     more: tuple[Path, dict[str, Report]],
 ) -> None:
@@ -286,7 +286,6 @@ def test_a_decoder_that_is_tuned_in_part_is_not_shared(
     ]
 
 
-@pytest.mark.slow
 def test_any_number_of_processes_and_replicas(tmp_path: Path) -> None:
     streams = ["data.num_streams=8"]
     small = ["train.batch_rows=1", "train.accumulate=8"]
@@ -321,7 +320,6 @@ def test_any_number_of_processes_and_replicas(tmp_path: Path) -> None:
     assert_same_run(tmp_path / "streams", tmp_path / "streams of four")
 
 
-@pytest.mark.slow
 def test_a_process_that_is_killed_ends_the_others_and_loses_nothing(tmp_path: Path) -> None:
     """Ten times, one of four, of two, or of one; each time another number of processes resumes."""
     often = ["train.checkpoint_every_steps=2"]
@@ -362,7 +360,6 @@ def test_a_process_that_is_killed_ends_the_others_and_loses_nothing(tmp_path: Pa
     assert not list((tmp_path / "killed" / "checkpoints").glob(".*")), "leftovers are cleared away"
 
 
-@pytest.mark.slow
 def test_several_save_while_they_go_on(tmp_path: Path) -> None:
     """A decoder that is shared, or one each; a kill while a checkpoint is written; another number resumes."""
     behind = ["train.save_in_background=true", "train.checkpoint_every_steps=4"]
@@ -395,7 +392,6 @@ def test_several_save_while_they_go_on(tmp_path: Path) -> None:
     assert not list((tmp_path / "killed" / "checkpoints").glob(".*")), "leftovers are cleared away"
 
 
-@pytest.mark.slow
 def test_a_stop_signal_to_any_process_saves_and_ends_all(tmp_path: Path) -> None:
     reports = run(tmp_path, [case(tmp_path / "out", 2, *SHARED, steps=4000, signal=[1, 2])])
     assert reports["out"]["codes"] == [130, 130]
@@ -408,7 +404,6 @@ def test_a_stop_signal_to_any_process_saves_and_ends_all(tmp_path: Path) -> None
     assert second == ""
 
 
-@pytest.mark.slow
 def test_a_disk_that_is_full_for_one_process(tmp_path: Path) -> None:
     out = tmp_path / "out"
     reports = run(

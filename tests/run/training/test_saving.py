@@ -70,6 +70,7 @@ def held(until: Callable[[], bool], reached: threading.Event) -> Callable[..., P
     return save
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_training_goes_on_while_a_checkpoint_is_written(
     optimizer: str,
@@ -106,6 +107,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(
         assert states[0] == states[1]
 
 
+@pytest.mark.slow
 def test_one_is_waited_for_before_the_next_is_begun(
     registry: Registry, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

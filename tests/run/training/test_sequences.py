@@ -46,6 +46,7 @@ def test_a_sequence_is_a_function_of_seed_epoch_and_index(tmp_path: Path) -> Non
     assert len({data.sequence(epoch, 4).tokens.tobytes() for epoch in range(40)}) > 10
 
 
+@pytest.mark.slow
 def test_number_and_choice_of_prepended_documents(tmp_path: Path) -> None:
     """All choices are equally likely, and the query itself never occurs.
 

@@ -153,6 +153,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_exactly(
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.slow
 def test_metrics_after_going_on_are_those_of_a_whole_run(
     whole: TrainResult, registry: Registry, cache: Path, tmp_path: Path
 ) -> None:
@@ -182,6 +183,7 @@ def test_metrics_after_going_on_are_those_of_a_whole_run(
     assert list((tmp_path / "tensorboard").iterdir())
 
 
+@pytest.mark.slow
 def test_by_the_clock(registry: Registry, cache: Path, tmp_path: Path) -> None:
     """The clock resumes where it stopped; checkpoints keep it."""
     recipe = squares(
@@ -395,6 +397,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
     monkeypatch.setattr(Validation, "measure", measure)
 
 
+@pytest.mark.slow
 def test_a_run_that_no_longer_learns_ends_with_its_best_checkpoint(
     registry: Registry,
     cache: Path,

@@ -143,6 +143,7 @@ def test_a_recipe_for_a_larger_machine_is_valid(
     assert fits.err == ""
 
 
+@pytest.mark.slow
 def test_memory_refused_in_the_middle_of_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
